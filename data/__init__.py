@@ -1,0 +1,1 @@
+"""Real and synthetic spatiotemporal fields as windows of tensors."""

@@ -1,0 +1,40 @@
+"""Fluctuation scale: how far each node strays from its regular part."""
+
+import torch
+from torch import Tensor
+
+from .scaling import Scaler
+
+STATISTICS = ("std", "variance")
+FLOOR = 1e-4  # of a constant node; standardized units
+
+
+def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, statistic: str = "std",
+                      nodes_at_once: int = 256) -> Tensor:
+    """Spread of the weak spectral components of each node's training series.
+
+        amplitude   = |FFT(series)|
+        fluctuation = inverse FFT of the components with amplitude < threshold * largest amplitude of the node
+        scale       = std (or variance) of the fluctuation over time, at least FLOOR
+
+    Shapes: training (time, node) in physical units -> (node,). Units: standardized (std) or their square.
+    The largest amplitude is usually that of the zero frequency: the node's mean level, standardized.
+    By Parseval's theorem the spread is read off the spectrum; no inverse transform is needed.
+    Source: CoST Eq. 8-10 (arXiv:2502.11013); differs from the paper: the default is the standard deviation, which
+    has the residual's units and is what the authors' release computes; Eq. 10 prints the variance.
+    """
+    if statistic not in STATISTICS:
+        raise ValueError(f"--scale_statistic {statistic}: choose one of {', '.join(STATISTICS)}")
+    time = len(training)
+    parts = []
+    for block in training.split(nodes_at_once, dim=1):
+        amplitude = torch.fft.rfft(scaler.standardize(block).double(), dim=0).abs()
+        power = amplitude.square() * (amplitude < threshold * amplitude.amax(0))
+        twice = torch.full((len(power), 1), 2.0, dtype=power.dtype)  # a real series: every other line has a mirror
+        twice[0] = 0  # the zero frequency moves the mean, not the spread
+        if time % 2 == 0:
+            twice[-1] = 1
+        parts.append((power * twice).sum(0) / time**2)
+    variance = torch.cat(parts)
+    scale = variance if statistic == "variance" else variance.sqrt()
+    return scale.clamp_min(FLOOR).float()

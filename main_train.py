@@ -1,0 +1,158 @@
+"""Stage 2: freeze the mean model, fit the diffusion model of the residual, draw ensembles and score them.
+
+    python main_train.py --data_name SST --device auto --batch_size 8 --history_len 12 --predict_len 12
+"""
+
+import time
+from pathlib import Path
+
+import torch
+
+from data.fluctuation import STATISTICS
+from data.registry import DATASETS
+from data.windows import Batch
+from main_pretrain import build_mean_model, open_windows
+from models import DENOISERS, ResidualForecaster
+from models.diffusion import NOISE_SCHEDULES, SAMPLERS
+from utils import checkpoint
+from utils.config import TrainConfig, parse_config, run_main
+from utils.device import autocast, choose_device
+from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
+from utils.plots import draw_forecast
+from utils.reproducibility import MemberNoise, key, keyed_normal, seed_step
+from utils.runlog import describe_run, print_scores
+from utils.training import fit
+
+CHOICES = {"data_name": DATASETS, "eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
+           "scale_statistic": STATISTICS}
+
+
+def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
+    """The stage-1 model that a stage-2 run builds on: model, its settings, its folder.
+
+    Raises: ValueError when there is none, or one for other data or lengths: what differs, and the command to run.
+    """
+    folder = Path(config.mean_run or checkpoint.run_folder(config.save_dir, "mean", config))
+    command = f"python main_pretrain.py --data_name {config.data_name} --history_len {config.history_len} " \
+              f"--predict_len {config.predict_len}"
+    for name in ("data_dir", "save_dir", "run_name", "oracle_nodes", "oracle_steps"):
+        if getattr(config, name) != getattr(TrainConfig, name):
+            command += f" --{name} {getattr(config, name)}"
+    path = folder / checkpoint.CHECKPOINT
+    if not path.exists():
+        raise ValueError(f"{path}: there is no stage-1 model; run first: {command}")
+    content = checkpoint.load_checkpoint(path)
+    if content.get("stage") != "mean":
+        raise ValueError(f"--mean_run {folder}: a stage-{2 if content.get('stage') else '?'} run; run first: {command}")
+    wanted = {**data.facts(), **{name: getattr(config, name) for name in ("data_name", "history_len", "predict_len")}}
+    found = {**content["data"], **content["config"]}
+    differing = [f"{name} {found.get(name)} (wanted {value})" for name, value in wanted.items()
+                 if found.get(name) != value]
+    if differing:
+        raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
+    model = build_mean_model(content["config"], data.num_nodes, data.calendar_sizes)
+    model.load_state_dict(content["weights"])
+    return model, content["config"], folder
+
+
+def build_forecaster(settings: dict, mean_model: torch.nn.Module, num_nodes: int, calendar_sizes: tuple[int, ...],
+                     fluctuation_scale: torch.Tensor) -> ResidualForecaster:
+    """The forecaster of a stage-2 configuration (as a dict: also that of a checkpoint)."""
+    denoiser = DENOISERS[settings["eps_model"]](
+        num_nodes, settings["history_len"], settings["predict_len"], calendar_sizes, channels=settings["channels"],
+        layers=settings["layers"], embedding=settings["embedding"], dropout=settings["dropout"],
+    )
+    beta = NOISE_SCHEDULES[settings["noise_schedule"]](
+        settings["diffusion_steps"], settings["beta_first"], settings["beta_last"]
+    )
+    return ResidualForecaster(mean_model, denoiser, beta, fluctuation_scale)
+
+
+def load_forecaster(folder: Path | str) -> tuple[ResidualForecaster, dict]:
+    """A trained forecaster from its run folder, in eval mode on the CPU, and the whole checkpoint."""
+    content = checkpoint.load_checkpoint(Path(folder) / checkpoint.CHECKPOINT)
+    facts = content["data"]
+    nodes, cycles = facts["num_nodes"], tuple(facts["calendar_sizes"])
+    model = build_forecaster(content["config"], build_mean_model(content["mean_config"], nodes, cycles), nodes, cycles,
+                             content["weights"]["fluctuation_scale"])
+    model.load_state_dict(content["weights"])
+    return model.eval(), content
+
+
+def ensemble_drawer(model: ResidualForecaster, settings: dict, device: torch.device):
+    """The function batch -> members (batch, member, F, node) of a configuration: what every score and picture uses."""
+    shape = settings["predict_len"], len(model.fluctuation_scale)
+    chunk = rows_at_once(shape[1], device, settings["sample_batch"])
+
+    def draw(batch: Batch) -> torch.Tensor:
+        noise = MemberNoise(settings["seed"], batch.start, settings["nsample"], shape)
+        with autocast(device, settings["sample_precision"] == "bfloat16"):
+            return model.sample(batch.history, batch.calendar, noise, settings["nsample"], settings["sampler"],
+                                settings["sample_steps"], chunk)
+
+    return draw
+
+
+def validation_loss(model: ResidualForecaster, data, config) -> torch.Tensor:
+    """Noise-prediction loss on validation windows, each with a step and noise of its own that never change.
+
+    It costs one network call per window, where a sampled score costs members x steps of them.
+    """
+    def loss(batch):
+        keys = key(config.seed, batch.start)
+        noise = keyed_normal(keys, (2, *batch.future.shape[1:])).transpose(0, 1)
+        step = (keys & 0xFFFFFFFF) % len(model.schedule)
+        return model.loss(batch.history, batch.future, batch.calendar, step, noise)
+
+    return mean_over_windows(loss, data.batches("validation", config.val_batch_size, limit=config.val_windows))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    config = parse_config(TrainConfig, CHOICES, arguments)
+    device = choose_device(config.device)
+    data = open_windows(config, device)
+    settings = checkpoint.settings(config)
+    mean_model, mean_config, mean_folder = load_mean_model(config, data)
+    seed_step(config.seed)
+    scale = data.fluctuation_scale(config.scale_threshold, config.scale_statistic)
+    model = build_forecaster(settings, mean_model, data.num_nodes, data.calendar_sizes, scale).to(device)
+    folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
+    describe_run(config, data, model, folder, device)
+    if config.dry_run or not checkpoint.open_run(folder, config):
+        return 0
+
+    if config.compile:
+        model.denoiser.compile()
+
+    def keep(weights, epoch, score):
+        checkpoint.save_checkpoint(folder / checkpoint.CHECKPOINT, {
+            "stage": "diffusion", "config": settings, "mean_config": mean_config, "mean_run": str(mean_folder),
+            "data": data.facts(), "weights": weights, "epoch": epoch, "score": score,
+        })
+
+    result = fit(model, lambda batch: model.loss(batch.history, batch.future, batch.calendar),
+                 lambda generator: data.batches("train", config.batch_size, generator),
+                 lambda scored: validation_loss(scored, data, config), config, keep,
+                 lambda line: checkpoint.append_line(folder / checkpoint.LOG, line))
+    start = time.perf_counter()
+    draw, physical = ensemble_drawer(model, settings, device), data.scaler.physical
+    windows_at_once = max(1, rows_at_once(data.num_nodes, device, config.sample_batch) // config.nsample)
+    scores = evaluate_ensemble(draw, data.batches("test", windows_at_once, limit=config.test_windows), physical,
+                               (config.nsample, config.predict_len, data.num_nodes))
+    metrics = {
+        **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed", "sampler")},
+        "split": "test", "method": "cost", "steps": config.sample_steps, "precision": config.sample_precision,
+        **scores, "best_epoch": result.best_epoch, "epochs": result.epochs, "seconds_train": result.seconds,
+        "seconds_sample": time.perf_counter() - start,
+    }
+    if config.cross_check:
+        chosen = data.batches("test", 1, torch.Generator().manual_seed(config.seed), limit=config.cross_check)
+        metrics["cross_check"] = cross_check(draw, chosen, physical)
+    draw_forecast(draw, data, folder / "forecast.png")
+    checkpoint.write_json(folder / checkpoint.METRICS, metrics)
+    print_scores(metrics, data.field.spec.unit, folder)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,44 @@
+"""Denoiser: the noise in a noisy residual, given everything known about its window."""
+
+import torch
+from torch import Tensor, nn
+
+from .layers import IdentityEmbedding, ResidualBlock, StepEmbedding
+
+
+class MLPDenoiser(nn.Module):
+    """Residual MLP in the manner of STID on [history, noisy residual, endpoint, node, calendar] plus the step.
+
+    What does not change along a sampling path is computed once: `encode` for a window (history, node, calendar),
+    `condition` for a member of it (endpoint). `forward` then costs the residual blocks and little else.
+    The first linear layer is the sum of its three parts, so this is the same network as one fed with
+    everything at every step.
+
+    Shapes: history, noisy, endpoint (batch, H or F, node); calendar (batch, cycle) of the last history step;
+    step (batch,) integers, or (1,) for all; result (batch, F, node). Units: standardized.
+    Source: CoST section 4.4 and its published settings (8 layers, 128 channels, embeddings of 32).
+    """
+
+    def __init__(self, num_nodes: int, history_len: int, predict_len: int, calendar_sizes: tuple[int, ...],
+                 channels: int = 128, layers: int = 8, embedding: int = 32, dropout: float = 0.15):
+        super().__init__()
+        self.identity = IdentityEmbedding(num_nodes, calendar_sizes, embedding)
+        width = channels + self.identity.width
+        self.embed_history = nn.Linear(history_len, channels)
+        self.embed_endpoint = nn.Linear(predict_len, width, bias=False)
+        self.embed_noisy = nn.Linear(predict_len, width, bias=False)
+        self.embed_step = StepEmbedding(width)
+        self.blocks = nn.Sequential(*(ResidualBlock(width, dropout) for _ in range(layers)))
+        self.project = nn.Linear(width, predict_len)
+
+    def encode(self, history: Tensor, calendar: Tensor) -> Tensor:
+        """Context of a window: (batch, node, width)."""
+        return torch.cat([self.embed_history(history.transpose(1, 2)), self.identity(calendar)], dim=-1)
+
+    def condition(self, context: Tensor, endpoint: Tensor) -> Tensor:
+        """Context of a member: that of its window plus its endpoint. Batch may be 1 in `context`."""
+        return context + self.embed_endpoint(endpoint.transpose(1, 2))
+
+    def forward(self, noisy: Tensor, step: Tensor, context: Tensor) -> Tensor:
+        hidden = context + self.embed_noisy(noisy.transpose(1, 2)) + self.embed_step(step).unsqueeze(1)
+        return self.project(self.blocks(hidden)).transpose(1, 2)

@@ -1,0 +1,65 @@
+"""Pieces that both networks are made of. Inside a network the layout is (batch, node, feature), contiguous."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """Two linear layers around a ReLU, added to their input.
+
+    Shapes: (..., width) -> (..., width).
+    Source: the residual MLP of STID (Shao et al. 2022, arXiv:2208.05233), Eq. 4.
+    """
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.expand = nn.Linear(width, width)
+        self.contract = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.contract(self.dropout(self.expand(hidden).relu_()))
+
+
+class IdentityEmbedding(nn.Module):
+    """Who and when: a learned vector per node, and one per slot of each calendar cycle.
+
+    `calendar_sizes` are the numbers of slots of the cycles, e.g. (24, 7) for hourly data: hour of day, day of week.
+    Shapes: calendar (batch, cycle) of integer slots -> (batch, node, width), width = size * (1 + cycles).
+    Source: STID (arXiv:2208.05233), Eq. 2-3.
+    """
+
+    def __init__(self, num_nodes: int, calendar_sizes: tuple[int, ...], size: int):
+        super().__init__()
+        self.node = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_nodes, size)))
+        self.slots = nn.ModuleList(nn.Embedding(slots, size) for slots in calendar_sizes)
+        for table in self.slots:
+            nn.init.xavier_uniform_(table.weight)
+        self.width = size * (1 + len(calendar_sizes))
+
+    def forward(self, calendar: Tensor) -> Tensor:
+        batch, nodes = len(calendar), len(self.node)
+        parts = [self.node.expand(batch, -1, -1)]
+        for cycle, table in enumerate(self.slots):
+            parts.append(table(calendar[:, cycle]).unsqueeze(1).expand(-1, nodes, -1))
+        return torch.cat(parts, dim=-1)
+
+
+class StepEmbedding(nn.Module):
+    """Diffusion step as sines and cosines of many wavelengths, then a small MLP.
+
+    Shapes: step (batch,) of integers -> (batch, width).
+    Source: Ho et al. 2020 (arXiv:2006.11239), appendix B, after Vaswani et al. 2017, section 3.5.
+    """
+
+    def __init__(self, width: int, size: int = 64):
+        super().__init__()
+        wavelengths = torch.exp(torch.arange(size // 2) * (-math.log(1e4) / (size // 2 - 1)))
+        self.register_buffer("wavelengths", wavelengths, persistent=False)
+        self.project = nn.Sequential(nn.Linear(size, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, step: Tensor) -> Tensor:
+        angle = step.unsqueeze(-1) * self.wavelengths
+        return self.project(torch.cat([angle.sin(), angle.cos()], dim=-1))

@@ -1,0 +1,286 @@
+"""Data arrives whole and checked, or not at all, and every refusal is one clear line."""
+
+import io
+import os
+import ssl
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.registry import DATASETS, DEFAULT_DATA_DIR, sha256_of
+from scripts import build_nycflights, get_data
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("COST_SHARED") or ROOT.parent / "shared") / "datasets"
+
+
+def array_bytes(array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+CROWD = array_bytes(np.ones((30, 403, 1), np.float32))
+
+
+def put(folder: Path, file: str, content: bytes = CROWD) -> Path:
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def refusal(capsys, *argv) -> str:
+    """The one line that the command says before it leaves with status 2."""
+    with pytest.raises(SystemExit) as caught:
+        get_data.main(list(map(str, argv)))
+    said = capsys.readouterr().err.strip()
+    assert caught.value.code == 2 and "\n" not in said and "Traceback" not in said
+    return said
+
+
+@pytest.fixture
+def source(tmp_path):
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "target"
+
+
+# The table
+
+def test_the_table_says_what_is_there(target, capsys):
+    put(target, "Urban/CrowdBM.npy")
+    put(target, "Urban/BikeDC.npy")
+    get_data.main(["--data_dir", str(target)])
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert DATASETS.keys() <= rows.keys()
+    for name, state in dict(NYCFlights="embedded", Oracle="generated", SST="missing", SolarPower="private",
+                            CrowdBM="present", BikeDC="differs").items():
+        assert state in rows[name]
+
+
+# Import
+
+def test_the_shared_datasets_are_imported_and_a_second_time_changes_nothing(target, capsys):
+    if not SHARED.is_dir():
+        pytest.skip(f"no published arrays at {SHARED}")
+    get_data.main(["--from", str(SHARED), "--data_dir", str(target)])
+    arrived = {path: path.stat().st_mtime_ns for path in target.rglob("*") if path.is_file()}
+    assert {target / "Climate/SST.npy", target / "Urban/Los_Speed_adj.csv"} <= arrived.keys()
+    get_data.main(["--from", str(SHARED), "--data_dir", str(target)])
+    assert arrived == {path: path.stat().st_mtime_ns for path in target.rglob("*") if path.is_file()}
+    assert capsys.readouterr().out.count("already there") == len(arrived)
+
+
+def test_a_file_is_found_by_its_path_before_its_bare_name(source, target):
+    put(source, "CrowdBM.npy", b"another file")
+    put(source, "deep/down/Urban/CrowdBM.npy")
+    get_data.main(["--from", str(source), "--data_dir", str(target)])
+    assert (target / "Urban/CrowdBM.npy").read_bytes() == CROWD
+
+
+def test_a_file_is_found_by_its_bare_name_below_a_path_with_spaces(tmp_path, target):
+    put(tmp_path / "ein Übungs ordner", "CrowdBM.npy").chmod(0o444)
+    get_data.main(["--from", str(tmp_path / "ein Übungs ordner"), "--data_dir", str(target)])
+    assert (target / "Urban/CrowdBM.npy").read_bytes() == CROWD
+
+
+def test_a_tampered_file_is_refused(source, target, capsys):
+    path = put(source, "Urban/BikeDC.npy", array_bytes(np.zeros((1440, 20, 20), np.int32)))
+    said = refusal(capsys, "--from", source, "--data_dir", target)
+    assert sha256_of(path) in said and DATASETS["BikeDC"].sha256["Urban/BikeDC.npy"] in said
+    assert not target.exists()
+
+
+def test_a_tampered_graph_is_refused_and_the_good_file_beside_it_arrives(source, target, capsys):
+    put(source, "Urban/CrowdBM.npy")
+    put(source, "Urban/Los_Speed_adj.csv", b"1,0\n0,1\n")
+    assert "Los_Speed_adj.csv is refused" in refusal(capsys, "--from", source, "--data_dir", target)
+    assert [path.name for path in target.rglob("*.*")] == ["CrowdBM.npy"]
+
+
+class Payload:
+    def __reduce__(self):
+        return pytest.fail, ("the payload ran",)
+
+
+@pytest.mark.parametrize("content", [
+    b"", CROWD[:-1], b"time,node\n1,2\n",
+    array_bytes(np.array(["a"])), array_bytes(np.array([Payload()], object)),
+    array_bytes(np.ones(30)), array_bytes(np.ones((30, 402))), array_bytes(np.ones((30, 403), complex)),
+], ids=["empty", "truncated", "text", "words", "pickle", "1-D", "wrong node count", "complex"])
+def test_a_file_that_is_no_field_of_numbers_is_refused(content, source, target, capsys):
+    put(source, "Urban/CrowdBM.npy", content)
+    said = refusal(capsys, "--from", source, "--data_dir", target)
+    assert "Urban/CrowdBM.npy is refused" in said and "allow_pickle" not in said and not target.exists()
+
+
+def test_a_differing_file_in_the_data_folder_is_never_overwritten(source, target, capsys):
+    put(source, "Urban/CrowdBM.npy")
+    mine = put(target, "Urban/CrowdBM.npy", array_bytes(np.zeros((5, 403))))
+    before = mine.read_bytes()
+    assert "move it away first" in refusal(capsys, "--from", source, "--data_dir", target)
+    assert mine.read_bytes() == before
+
+
+def test_an_import_from_nowhere_or_from_a_folder_without_data_is_refused(source, target, capsys):
+    assert "no such folder" in refusal(capsys, "--from", source, "--data_dir", target)
+    source.mkdir()
+    assert "none of the known files" in refusal(capsys, "--from", source, "--data_dir", target)
+
+
+def test_the_environment_names_the_data_folder(source, target, monkeypatch):
+    monkeypatch.setenv("COST_DATA_DIR", str(target))
+    put(source, "CrowdBM.npy")
+    get_data.main(["--from", str(source)])
+    assert (target / "Urban/CrowdBM.npy").is_file()
+
+
+def test_a_failed_arrival_leaves_no_trace(target):
+    with pytest.raises(KeyboardInterrupt), get_data.arriving(target / "a/b/file.npy") as part:
+        part.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert not target.exists()
+
+
+# Download
+
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        if self.path.startswith("/to_http/"):
+            self.send_response(302)
+            self.send_header("Location", "http://127.0.0.1:9/Urban/CrowdBM.npy")
+            self.end_headers()
+        elif self.path.startswith("/cut/"):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            self.wfile.write(CROWD)
+        else:
+            super().do_GET()
+
+
+@pytest.fixture
+def served(source, tmp_path, monkeypatch):
+    """The address of a local https server, of a certificate that is trusted, over the folder `source`."""
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    source.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=source))
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"https://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_download_arrives_and_its_unverified_digest_is_told(served, source, target, capsys):
+    path = put(source, "Urban/CrowdBM.npy")
+    get_data.main(["--download", "CrowdBM", "--base_url", served, "--data_dir", str(target)])
+    said = capsys.readouterr().out
+    assert sha256_of(path) in said and "could not be verified" in said
+    assert [path for path in target.rglob("*") if path.is_file()] == [target / "Urban/CrowdBM.npy"]
+    assert (target / "Urban/CrowdBM.npy").read_bytes() == CROWD
+
+
+def test_a_verified_download_says_so_and_is_not_repeated(served, source, target, capsys, monkeypatch):
+    path = put(source, "Urban/CrowdBM.npy")
+    spec = replace(DATASETS["CrowdBM"], sha256={"Urban/CrowdBM.npy": sha256_of(path)})
+    monkeypatch.setitem(DATASETS, "CrowdBM", spec)
+    get_data.main(["--download", "CrowdBM", "--base_url", served + "/", "--data_dir", str(target)])
+    assert "SHA-256 as expected" in capsys.readouterr().out
+    path.unlink()
+    get_data.main(["--download", "CrowdBM", "--base_url", served, "--data_dir", str(target)])
+    assert "already there" in capsys.readouterr().out
+
+
+def test_a_download_with_another_digest_is_refused(served, source, target, capsys):
+    path = put(source, "Urban/BikeDC.npy", array_bytes(np.zeros((1440, 20, 20), np.int32)))
+    said = refusal(capsys, "--download", "BikeDC", "--base_url", served, "--data_dir", target)
+    assert sha256_of(path) in said and DATASETS["BikeDC"].sha256["Urban/BikeDC.npy"] in said
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("folder, reason", [
+    ("", "404"), ("/cut", "the connection ended after"), ("/to_http", "only https"),
+])
+def test_a_download_that_goes_wrong_leaves_nothing(served, folder, reason, target, capsys):
+    said = refusal(capsys, "--download", "CrowdBM", "--base_url", served + folder, "--data_dir", target)
+    assert reason in said and "Urban/CrowdBM.npy" in said and not target.exists()
+
+
+def test_a_page_in_place_of_an_array_is_refused(served, source, target, capsys):
+    put(source, "Urban/CrowdBM.npy", b"version https://git-lfs.github.com/spec/v1\n")
+    said = refusal(capsys, "--download", "CrowdBM", "--base_url", served, "--data_dir", target)
+    assert "not a whole numpy file" in said and not target.exists()
+
+
+def test_a_server_that_is_not_trusted_is_refused(served, source, target, capsys, monkeypatch):
+    put(source, "Urban/CrowdBM.npy")
+    monkeypatch.delenv("SSL_CERT_FILE")
+    said = refusal(capsys, "--download", "CrowdBM", "--base_url", served, "--data_dir", target)
+    assert "CERTIFICATE_VERIFY_FAILED" in said and not target.exists()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "file:///etc", "ftp://127.0.0.1:9", "nowhere"])
+def test_an_address_that_is_not_https_is_refused(url, target, capsys):
+    assert "only https" in refusal(capsys, "--download", "CrowdBM", "--base_url", url, "--data_dir", target)
+
+
+@pytest.mark.parametrize("name, reason", [
+    ("SolarPower", "not public"), ("Oracle", "generated"), ("NYCFlights", "comes with the project"),
+    ("taxibj", "did you mean TaxiBJ"),
+])
+def test_what_cannot_be_downloaded_is_said_to_be_so(name, reason, target, capsys):
+    assert reason in refusal(capsys, "--download", name, "--data_dir", target)
+
+
+# The commands themselves
+
+def test_a_mistake_at_the_command_line_is_one_line_without_traceback(tmp_path):
+    command = [sys.executable, "-m", "scripts.get_data", "--from", str(tmp_path / "none")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"get_data: --from {tmp_path / 'none'}: no such folder\n"
+
+
+def test_the_embedded_dataset_is_built_from_flights_that_departed(tmp_path):
+    row = "2013,{month},{day},{departed},{hour},{dest}\n"
+    flights = "".join(row.format(month=1, day=1, departed=517, hour=5, dest="SJU") for _ in range(365))
+    flights += row.format(month=12, day=31, departed=2359, hour=23, dest="SJU")
+    flights += row.format(month=1, day=1, departed="NA", hour=5, dest="SJU")
+    flights += "".join(row.format(month=1, day=1, departed=517, hour=5, dest="BOS") for _ in range(364))
+    (tmp_path / "flights.csv").write_text(f"year,month,day,dep_time,hour,dest\n{flights}")
+    (tmp_path / "airports.csv").write_text("faa,name,lat,lon\nBOS,Boston,42.4,-71.0\n")
+    built = [tmp_path / "one.npz", tmp_path / "two.npz"]
+    for path in built:
+        build_nycflights.main(["--source", str(tmp_path), "--output", str(path)])
+    assert sha256_of(built[0]) == sha256_of(built[1])
+    with np.load(built[0], allow_pickle=False) as file:
+        assert list(file["node_names"]) == ["SJU"] and file["values"].shape == (8760, 1)
+        assert file["values"][[5, -1], 0].tolist() == [365, 1] and file["values"].sum() == 366
+
+
+def test_the_embedded_dataset_can_be_imported(target):
+    get_data.main(["--from", str(DEFAULT_DATA_DIR), "--data_dir", str(target)])
+    assert sha256_of(target / "NYCFlights.npz") == DATASETS["NYCFlights"].sha256["NYCFlights.npz"]

@@ -1,0 +1,424 @@
+"""Scores against closed forms, against two other libraries, and against their definitions as loops."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import scoringrules
+import torch
+from scipy.stats import norm
+
+from utils import metrics
+from utils.metrics import EnsembleScores
+
+KEYS = {
+    "CRPS", "CRPS_fair", "CRPS_fair_physical", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "MAE_median",
+    "RMSE", "energy_score", "variogram_score", "spread_skill", "QICE_floor", "coverage90_floor", "windows",
+    "members", "per_horizon",
+}
+KEYS_PER_HORIZON = {
+    "CRPS", "CRPS_fair", "QICE", "IS", "coverage90", "MAE", "MAE_median", "RMSE", "spread_skill",
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(7)
+
+
+def forecast(batch=6, members=9, horizon=3, node=5, dtype=torch.float64):
+    """A correlated, biased, too narrow ensemble with a different level in each node."""
+    level = 4 + 3 * torch.arange(node, dtype=dtype) + torch.randn(batch, horizon, node, dtype=dtype)
+    shared = torch.randn(batch, members, horizon, 1, dtype=dtype)
+    own = torch.randn(batch, members, horizon, node, dtype=dtype)
+    truth = level + 1.2 * torch.randn(batch, horizon, node, dtype=dtype)
+    return level.unsqueeze(1) + 0.3 + shared + 0.5 * own, truth
+
+
+def score(members, truth, chunk=None):
+    scores = EnsembleScores(horizon=truth.shape[1], node=truth.shape[2], members=members.shape[1])
+    for x, y in zip(members.split(chunk or len(truth)), truth.split(chunk or len(truth)), strict=True):
+        scores.update(x, y)
+    return scores.compute()
+
+
+def flat(report):
+    per_horizon = {f"{name}@horizon": value for name, value in report["per_horizon"].items()}
+    return {name: value for name, value in report.items() if name != "per_horizon"} | per_horizon
+
+
+def assert_same(one, other, rel):
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name] == pytest.approx(other[name], rel=rel, abs=1e-12), name
+
+
+# --- CRPS ---------------------------------------------------------------------------------------------------
+
+def test_gaussian_crps_is_the_limit_of_a_large_ensemble():
+    truth = torch.tensor([[-1.0, 0.4, 2.5, 9.0]], dtype=torch.float64)
+    mean, std = torch.full_like(truth, 0.5), torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
+    probability = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    ordered = torch.from_numpy(norm.ppf(probability))[None, :, None] * std + mean.unsqueeze(1)
+    exact = metrics.crps_gaussian(mean, std, truth)
+    torch.testing.assert_close(metrics.crps_ensemble(ordered, truth), exact, rtol=1e-4, atol=0)
+    np.testing.assert_allclose(exact, scoringrules.crps_normal(truth.numpy(), mean.numpy(), std.numpy()))
+
+
+def test_gaussian_crps_without_spread_is_the_absolute_error():
+    truth = torch.tensor([1.0, 3.0, -300.0])
+    score = metrics.crps_gaussian(torch.ones(3), torch.zeros(3), truth)
+    torch.testing.assert_close(score, torch.tensor([0.0, 2.0, 301.0]))
+
+
+def test_crps_of_a_uniform_ensemble_is_its_closed_form():
+    truth = torch.tensor([[0.0, 0.25, 0.5, 1.0]], dtype=torch.float64)
+    ordered = ((torch.arange(4000, dtype=torch.float64) + 0.5) / 4000)[None, :, None].expand(1, 4000, 4)
+    exact = truth**2 - truth + 1 / 3
+    torch.testing.assert_close(metrics.crps_ensemble(ordered, truth), exact, rtol=0, atol=1e-6)
+    quantile = metrics.crps_quantile(metrics.member_quantiles(ordered), truth)
+    torch.testing.assert_close(quantile, exact, rtol=0, atol=0.02)  # 19 levels are a coarse integral
+
+
+@pytest.mark.parametrize("members", [2, 5, 20])
+def test_fair_crps_has_no_bias_whatever_the_number_of_members(members):
+    draws = torch.randn(200_000, members + 1, dtype=torch.float64)
+    ordered, truth = draws[:, 1:].sort(dim=1).values, draws[:, 0]
+    perfect = 1 / math.sqrt(math.pi)
+    assert metrics.crps_ensemble(ordered, truth, fair=True).mean().item() == pytest.approx(perfect, abs=0.005)
+    empirical = perfect * (1 + 1 / members)
+    assert metrics.crps_ensemble(ordered, truth).mean().item() == pytest.approx(empirical, abs=0.005)
+
+
+def test_crps_agrees_with_properscoring():
+    members, truth = forecast(members=50)
+    check = metrics.crps_cross_check(members, truth)
+    assert check["largest_difference"] < 1e-12
+    assert check["ours"] == pytest.approx(check["properscoring"], rel=1e-12)
+
+
+def test_the_cross_check_does_not_depend_on_its_chunks(monkeypatch):
+    members, truth = forecast()
+    whole = metrics.crps_cross_check(members, truth)
+    monkeypatch.setattr(metrics, "_CHUNK_ELEMENTS", 600)
+    assert metrics.crps_cross_check(members, truth) == whole
+
+
+@pytest.mark.parametrize("fair", [False, True])
+def test_crps_agrees_with_scoringrules(fair):
+    members, truth = forecast()
+    estimator = "fair" if fair else "nrg"
+    theirs = scoringrules.crps_ensemble(truth.numpy(), members.numpy(), m_axis=1, estimator=estimator)
+    np.testing.assert_allclose(metrics.crps_ensemble(members.sort(dim=1).values, truth, fair=fair), theirs)
+
+
+@pytest.mark.parametrize("members", [1, 2, 11, 21, 50])
+def test_quantiles_are_numpys(members):
+    ordered = torch.randn(3, members, 4, dtype=torch.float64).sort(dim=1).values
+    theirs = np.moveaxis(np.quantile(ordered.numpy(), metrics.LEVELS, axis=1), 0, 1)
+    np.testing.assert_allclose(metrics.member_quantiles(ordered), theirs, atol=1e-14)
+
+
+def test_a_quantile_that_falls_on_a_member_is_that_member():
+    ordered = torch.randn(1, 101, 400, dtype=torch.float64).sort(dim=1).values
+    assert torch.equal(metrics.member_quantiles(ordered), ordered[:, 5:100:5])
+
+
+# --- intervals and calibration ------------------------------------------------------------------------------
+
+def test_interval_score_agrees_with_scoringrules():
+    lower, truth = torch.randn(2, 100, dtype=torch.float64)
+    upper = lower + 0.7
+    theirs = scoringrules.interval_score(truth.numpy(), lower.numpy(), upper.numpy(), 0.1)
+    np.testing.assert_allclose(metrics.interval_score(lower, upper, truth), theirs)
+
+
+def bin_of(members, truth):
+    quantiles = metrics.member_quantiles(torch.tensor(members).view(1, -1, 1, 1))
+    counts = metrics.qice_counts(quantiles[:, metrics.DECILES], torch.tensor(truth).view(1, 1, 1))[0].tolist()
+    assert sum(counts) == 1
+    return counts.index(1)
+
+
+def test_an_observation_outside_the_ensemble_counts_in_an_end_bin():
+    members = [float(k) for k in range(11)]
+    assert [bin_of(members, truth) for truth in (-5.0, 0.0, 10.0, 99.0)] == [0, 0, 9, 9]
+
+
+def test_an_observation_on_an_edge_counts_in_the_lower_bin():
+    members = [float(k) for k in range(11)]
+    assert [bin_of(members, float(k)) for k in range(1, 11)] == list(range(10))
+    assert bin_of(members, 3.5) == 3
+
+
+def test_equal_members_put_the_observation_at_an_end():
+    assert (bin_of([2.0] * 7, 1.9), bin_of([2.0] * 7, 2.0), bin_of([2.0] * 7, 2.1)) == (0, 0, 9)
+    half_zero = [0.0] * 6 + [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert (bin_of(half_zero, 0.0), bin_of(half_zero, 0.5)) == (0, 5)
+
+
+@pytest.mark.parametrize("members", [10, 50])
+def test_the_floors_are_what_a_perfect_ensemble_scores(members):
+    draws = torch.rand(400_000, members + 1)
+    quantiles = metrics.member_quantiles(draws[:, 1:].sort(dim=1).values[..., None, None])
+    truth = draws[:, :1, None]
+    qice = metrics.qice(metrics.qice_counts(quantiles[:, metrics.DECILES], truth)).item()
+    coverage = metrics.covered(quantiles[:, 0], quantiles[:, -1], truth).double().mean().item()
+    assert qice == pytest.approx(metrics.perfect_qice(members), abs=4e-4)
+    assert coverage == pytest.approx(metrics.perfect_coverage(members), abs=2e-3)
+
+
+def test_the_floors_of_fifty_members_are_the_published_ones():
+    assert round(metrics.perfect_qice(50), 4) == 0.0063
+    assert round(metrics.perfect_coverage(50), 4) == 0.8647
+
+
+def test_spread_skill_of_a_perfect_ensemble_is_one():
+    draws = torch.randn(4000, 9, 2, 5)
+    report = score(draws[:, 1:] + 3, draws[:, 0] + 3)
+    assert report["spread_skill"] == pytest.approx(1, abs=0.02)
+
+
+# --- joint scores -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("fair", [False, True])
+def test_energy_score_agrees_with_scoringrules(fair):
+    members, truth = forecast()
+    estimator = "fair" if fair else "nrg"
+    theirs = scoringrules.es_ensemble(truth.numpy(), members.numpy(), m_axis=1, estimator=estimator)
+    np.testing.assert_allclose(metrics.energy_score(members, truth, fair=fair), theirs)
+
+
+def test_energy_score_of_one_node_is_the_crps():
+    members, truth = forecast(node=1)
+    crps = metrics.crps_ensemble(members.sort(dim=1).values, truth)[..., 0]
+    torch.testing.assert_close(metrics.energy_score(members, truth), crps, rtol=0, atol=1e-7)
+
+
+def test_energy_score_survives_float32_far_from_zero():
+    members, truth = forecast(node=40)
+    members, truth = members.float() + 1000, truth.float() + 1000
+    exact = metrics.energy_score(members.double(), truth.double())
+    torch.testing.assert_close(metrics.energy_score(members, truth), exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0])
+def test_variogram_score_agrees_with_scoringrules(p):
+    members, truth = forecast()
+    node = truth.shape[-1]
+    theirs = scoringrules.vs_ensemble(truth.numpy(), members.numpy(), m_axis=1, v_axis=-1, p=p)
+    np.testing.assert_allclose(metrics.variogram_score(members, truth, p=p), theirs / (node * (node - 1)))
+
+
+def test_variogram_pairs_are_all_pairs_of_a_small_field():
+    assert {tuple(pair) for pair in metrics.variogram_pairs(4).T.tolist()} == {
+        (0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)
+    }
+    assert metrics.variogram_pairs(63).shape == (2, 63 * 62 // 2)
+
+
+def test_variogram_pairs_of_a_large_field_are_always_the_same_distinct_ones():
+    pairs = metrics.variogram_pairs(10_000)
+    state = torch.get_rng_state()
+    assert torch.equal(pairs, metrics.variogram_pairs(10_000))
+    assert torch.equal(state, torch.get_rng_state())
+    assert len({tuple(pair) for pair in pairs.T.tolist()}) == metrics.MAX_VARIOGRAM_PAIRS
+    assert pairs.min() >= 0 and pairs.max() < 10_000 and (pairs[0] < pairs[1]).all()
+
+
+def test_variogram_score_does_not_depend_on_its_chunks(monkeypatch):
+    members, truth = forecast()
+    whole = metrics.variogram_score(members, truth)
+    monkeypatch.setattr(metrics, "_CHUNK_ELEMENTS", 3 * members[..., 0].numel())
+    torch.testing.assert_close(metrics.variogram_score(members, truth), whole)
+
+
+def test_joint_scores_punish_a_forecast_whose_nodes_were_shuffled():
+    node = 12
+    root = torch.linalg.cholesky(0.9 ** (torch.arange(node)[:, None] - torch.arange(node)).abs())
+    draws = torch.randn(300, 31, 1, node) @ root.T + 10
+    truth, joint = draws[:, 0], draws[:, 1:]
+    shuffled = joint.gather(1, torch.rand(joint.shape).argsort(dim=1))
+    joint, shuffled = score(joint, truth), score(shuffled, truth)
+    for name in ("energy_score", "variogram_score", "CRPS_sum"):
+        assert shuffled[name] > 1.02 * joint[name], name
+    for name in ("CRPS", "CRPS_fair", "QICE", "IS", "MAE", "MAE_median", "RMSE"):
+        assert shuffled[name] == pytest.approx(joint[name], rel=1e-4), name
+
+
+# --- the accumulator ----------------------------------------------------------------------------------------
+
+def literal_scores(members, truth):
+    """method.md, section 5, word by word."""
+    def crps(x, y):
+        per_level = []
+        for q in np.arange(1, 20) / 20:
+            forecast = np.quantile(x, q, axis=1)
+            per_level.append(np.sum(2 * np.abs((forecast - y) * ((y <= forecast) - q))) / np.sum(np.abs(y)))
+        return np.mean(per_level)
+
+    batch, count, horizon, node = members.shape
+    bins, interval, inside, error, error_median = np.zeros(10), [], [], [], []
+    fair, variance = 0.0, []
+    for b in range(batch):
+        for h in range(horizon):
+            for v in range(node):
+                x, y = members[b, :, h, v], truth[b, h, v]
+                bins[sum(edge < y for edge in np.quantile(x, np.arange(1, 10) / 10))] += 1
+                low, high = np.quantile(x, [0.05, 0.95])
+                fine = 20 * (low - y) * (y < low) + 20 * (y - high) * (y > high)
+                interval.append(high - low + fine)
+                inside.append(low <= y <= high)
+                error.append(x.mean() - y)
+                error_median.append(np.median(x) - y)
+                gaps = sum(abs(a - c) for a in x for c in x)
+                fair += np.abs(x - y).mean() - gaps / (2 * count * (count - 1))
+                variance.append(x.var(ddof=1))
+    rmse = np.sqrt(np.mean(np.square(error)))
+    return {
+        "CRPS": crps(members, truth),
+        "CRPS_sum": crps(members.sum(-1), truth.sum(-1)),
+        "CRPS_fair": fair / np.abs(truth).sum(),
+        "CRPS_fair_physical": fair / truth.size,
+        "QICE": np.mean(np.abs(bins / bins.sum() - 0.1)),
+        "IS": np.mean(interval),
+        "coverage90": np.mean(inside),
+        "MAE": np.mean(np.abs(error)),
+        "MAE_median": np.mean(np.abs(error_median)),
+        "RMSE": rmse,
+        "spread_skill": np.sqrt((count + 1) / count * np.mean(variance)) / rmse,
+    }
+
+
+@pytest.mark.parametrize("counts", [False, True], ids=["continuous", "counts with ties"])
+def test_scores_are_their_written_definitions(counts):
+    members, truth = forecast()
+    if counts:
+        members, truth = ((x - 8).clamp_min(0).round() for x in (members, truth))
+    report = score(members, truth)
+    for name, value in literal_scores(members.numpy(), truth.numpy()).items():
+        assert report[name] == pytest.approx(value, rel=1e-9), name
+    for h in range(truth.shape[1]):
+        literal = literal_scores(members[:, :, [h]].numpy(), truth[:, [h]].numpy())
+        for name in KEYS_PER_HORIZON:
+            assert report["per_horizon"][name][h] == pytest.approx(literal[name], rel=1e-9), name
+
+
+def test_a_report_has_exactly_its_keys_and_is_json():
+    report = score(*forecast(dtype=torch.float32))
+    assert report.keys() == KEYS
+    assert report["per_horizon"].keys() == KEYS_PER_HORIZON
+    assert all(len(values) == 3 for values in report["per_horizon"].values())
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert (report["windows"], report["members"]) == (6, 9)
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_streamed_chunks_score_as_one_piece(chunk):
+    members, truth = forecast(batch=7, members=50, node=70, dtype=torch.float32)
+    assert_same(score(members, truth, chunk), score(members, truth), rel=1e-6)
+
+
+def test_the_sums_of_two_accumulators_add_up():
+    members, truth = forecast()
+    whole, left, right = (EnsembleScores(3, 5, 9) for _ in range(3))
+    whole.update(members, truth)
+    left.update(members[:2], truth[:2])
+    right.update(members[2:], truth[2:])
+    left.sums = {name: left.sums[name] + right.sums[name] for name in left.sums}
+    assert_same(left.compute(), whole.compute(), rel=1e-12)
+
+
+def test_the_order_of_members_changes_nothing():
+    members, truth = forecast()
+    assert_same(score(members[:, torch.randperm(9)], truth), score(members, truth), rel=1e-9)
+
+
+def test_horizons_average_to_the_totals():
+    members, truth = forecast()
+    report = score(members, truth)
+    per_horizon = report["per_horizon"]
+    mean = {name: np.mean(values) for name, values in per_horizon.items()}
+    for name in ("MAE", "MAE_median", "IS", "coverage90"):
+        assert report[name] == pytest.approx(mean[name], rel=1e-12), name
+    assert report["RMSE"] == pytest.approx(np.sqrt(np.mean(np.square(per_horizon["RMSE"]))), rel=1e-12)
+    weight = truth.abs().sum((0, 2)).numpy()
+    for name in ("CRPS", "CRPS_fair"):
+        assert report[name] == pytest.approx(np.average(per_horizon[name], weights=weight), rel=1e-12)
+    assert report["QICE"] <= mean["QICE"]
+
+
+def test_one_window_of_one_node_is_scored():
+    report = score(*forecast(batch=1, horizon=1, node=1))
+    assert report["variogram_score"] == 0
+    assert report["CRPS_sum"] == pytest.approx(report["CRPS"])
+
+
+def test_updating_leaves_the_forecast_alone():
+    members, truth = forecast(dtype=torch.float32)
+    copies = members.clone(), truth.clone()
+    score(members, truth)
+    assert torch.equal(members, copies[0]) and torch.equal(truth, copies[1])
+
+
+def test_half_precision_members_are_scored_in_float32():
+    members, truth = forecast(dtype=torch.float32)
+    assert_same(score(members.bfloat16(), truth), score(members.bfloat16().float(), truth), rel=1e-12)
+
+
+def test_members_that_are_not_finite_are_refused_and_counted():
+    members, truth = forecast()
+    members[0, 1, 2, 3], members[5, 0, 0, 0] = math.nan, math.inf
+    scores = EnsembleScores(3, 5, 9)
+    with pytest.raises(ValueError, match=r"2 of 810 member values and 0 of 90 true values"):
+        scores.update(members, truth)
+    assert not scores.sums
+
+
+def test_a_truth_that_is_not_finite_is_refused():
+    members, truth = forecast()
+    truth[0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="1 of 90 true values"):
+        score(members, truth)
+
+
+def test_the_wrong_number_of_members_is_refused():
+    members, truth = forecast()
+    with pytest.raises(ValueError, match="found 9 members, expected --nsample 10"):
+        EnsembleScores(3, 5, 10).update(members, truth)
+
+
+def test_shapes_that_do_not_match_are_refused():
+    members, truth = forecast()
+    for pair in ((members[..., :4], truth), (members, truth[:5]), (members[0], truth), (members, truth[0])):
+        with pytest.raises(ValueError, match="cannot score members"):
+            EnsembleScores(3, 5, 9).update(*pair)
+
+
+def test_one_member_is_no_ensemble():
+    with pytest.raises(ValueError, match="--nsample 1"):
+        EnsembleScores(3, 5, 1)
+    for fair_score in (metrics.crps_ensemble, metrics.energy_score):
+        with pytest.raises(ValueError, match="at least 2 members"):
+            fair_score(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 2), fair=True)
+
+
+def test_an_all_zero_truth_has_no_normalised_crps():
+    members, truth = forecast()
+    with pytest.raises(ValueError, match="the truth is zero"):
+        score(members, torch.zeros_like(truth))
+
+
+def test_no_windows_have_no_scores():
+    with pytest.raises(ValueError, match="not one window"):
+        EnsembleScores(3, 5, 9).compute()
+
+
+def test_a_ratio_that_does_not_exist_is_none():
+    members, truth = forecast()
+    members[:, :, 0], truth[:, 0] = 0, 0
+    report = score(members, truth)
+    assert report["per_horizon"]["CRPS"][0] is None and report["per_horizon"]["spread_skill"][0] is None
+    assert report["per_horizon"]["CRPS"][1] > 0 and report["CRPS"] > 0

@@ -1,0 +1,1 @@
+"""Everything around the models: configuration, training, scores, files; imports neither models nor data."""

@@ -1,0 +1,92 @@
+"""Run folders: whole files or none, and checkpoints that hold numbers, never code."""
+
+import dataclasses
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+FORMAT_VERSION = 1
+CHECKPOINT, CONFIG, LOG, METRICS = "model.pt", "config.json", "log.jsonl", "metrics.json"
+
+
+def run_folder(save_dir: str, stage: str, config) -> Path:
+    """Folder of a run: save/<stage>/<data>_<H>_<F>, with `--run_name` as a suffix."""
+    name = f"{config.data_name}_{config.history_len}_{config.predict_len}"
+    return Path(save_dir) / stage / (f"{name}_{config.run_name}" if config.run_name else name)
+
+
+def open_run(folder: Path, config) -> bool:
+    """Make the run folder ready; False when it holds a finished run of these settings, which is then left alone.
+
+    An unfinished run's files are replaced. `--overwrite` runs again in any case.
+    Raises: ValueError when the finished run had other settings, naming them; OSError when it cannot be written.
+    """
+    if (folder / METRICS).exists() and not config.overwrite:
+        finished = json.loads((folder / CONFIG).read_text())["config"]
+        differing = [f"--{name} {finished.get(name)} (now {value})" for name, value in settings(config).items()
+                     if finished.get(name) != value]
+        if differing:
+            raise ValueError(f"{folder} holds a finished run with {', '.join(differing)}; choose --run_name NAME to "
+                             "keep both, or --overwrite to replace it")
+        print(f"{folder} holds a finished run of these settings: nothing to do (--overwrite runs it again)")
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (METRICS, CHECKPOINT, LOG):
+        (folder / name).unlink(missing_ok=True)
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    write_json(folder / CONFIG, {"config": dataclasses.asdict(config), "versions": versions})
+    return True
+
+
+def settings(config) -> dict:
+    """The flags that decide what a run computes, without those that only say where and whether."""
+    aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run")
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
+
+
+def write_atomically(path: Path, write) -> None:
+    """Let `write(file)` fill a temporary file beside `path`, then rename it: the old file or the new, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+
+
+def append_line(path: Path, content: dict) -> None:
+    """Add one line of JSON in a single write, so that a log never ends in half a line."""
+    with path.open("ab", buffering=0) as file:
+        file.write((json.dumps(content) + "\n").encode())
+
+
+def save_checkpoint(path: Path, content: dict) -> None:
+    write_atomically(path, lambda file: torch.save({"format": FORMAT_VERSION, **content}, file))
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint on the CPU; no code in it is ever run.
+
+    Raises: ValueError for a damaged file or a newer format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file makes torch raise many kinds
+        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); train it again") from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise ValueError(f"{path}: not a checkpoint of this project")
+    if content["format"] > FORMAT_VERSION:
+        raise ValueError(f"{path}: format version {content['format']}; this program reads up to {FORMAT_VERSION}")
+    return content

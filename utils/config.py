@@ -1,0 +1,209 @@
+"""Settings: one frozen dataclass per stage, presets per dataset, the only command line parser.
+
+A field of a dataclass is a flag. Order: command line > preset of the dataset > default.
+To add a flag, add a field; to add a dataset's choices, add a line to PRESETS.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import sys
+from dataclasses import dataclass, field
+
+DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN = (
+    "data", "network", "training", "diffusion", "sampling and scores", "run"
+)
+
+
+def flag(default, group: str, text: str, minimum=None, above=None, maximum=None, choices=None):
+    """A dataclass field that is a flag: default, `--help` group and text, and the values it accepts."""
+    metadata = dict(group=group, help=text, minimum=minimum, above=above, maximum=maximum, choices=choices)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class CommonConfig:
+    """Flags of both stages."""
+
+    data_name: str = flag("NYCFlights", DATA, "dataset of the registry; `python -m scripts.get_data` lists them")
+    data_dir: str = flag("", DATA, "folder of the arrays (else COST_DATA_DIR, else data/dataset)")
+    history_len: int = flag(12, DATA, "past steps that a forecast sees", minimum=1)
+    predict_len: int = flag(12, DATA, "future steps that it covers", minimum=1)
+    oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
+    oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
+    dropout: float = flag(0.15, NETWORK, "share of hidden values dropped in training", minimum=0, maximum=0.9)
+    batch_size: int = flag(8, TRAINING, "windows per training step", minimum=1)
+    val_batch_size: int = flag(32, TRAINING, "windows per validation step", minimum=1)
+    epochs: int = flag(50, TRAINING, "most passes over the training windows", minimum=1)
+    patience: int = flag(5, TRAINING, "stop after so many epochs without a better validation score", minimum=1)
+    lr: float = flag(1e-3, TRAINING, "learning rate of Adam", above=0)
+    lr_decay: float = flag(0.4, TRAINING, "factor on the learning rate after 40 %% of the epochs", above=0, maximum=1)
+    weight_decay: float = flag(1e-5, TRAINING, "weight decay of Adam", minimum=0)
+    ema: float = flag(0.0, TRAINING, "decay of averaged weights, which are then scored and kept, e.g. 0.99; 0: off",
+                      minimum=0, maximum=0.99999)
+    amp: bool = flag(False, TRAINING, "train in bfloat16 where that is safe (autocast)")
+    compile: bool = flag(False, TRAINING, "compile the network with torch.compile (slow start, faster steps)")
+    device: str = flag("auto", RUN, "auto, cpu, or cuda:N")
+    seed: int = flag(0, RUN, "seed of weights, order, noise and members", minimum=0)
+    save_dir: str = flag("save", RUN, "folder of the run folders")
+    run_name: str = flag("", RUN, "suffix of the run folder, to keep variants apart")
+    overwrite: bool = flag(False, RUN, "run again although the run folder holds a finished run")
+    dry_run: bool = flag(False, RUN, "print the resolved settings and the sizes, then stop")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(CommonConfig):
+    """Flags of stage 1, the mean model."""
+
+    mean_model: str = flag("stid", NETWORK, "mean model", choices="mean_model")
+    channels: int = flag(32, NETWORK, "width of each embedding of the mean model", minimum=1)
+    layers: int = flag(4, NETWORK, "residual blocks of the mean model", minimum=0)
+
+
+@dataclass(frozen=True)
+class TrainConfig(CommonConfig):
+    """Flags of stage 2, the diffusion model of the residual."""
+
+    mean_run: str = flag("", DATA, "folder of the stage-1 run (else the one of the same dataset, lengths and run name)")
+    eps_model: str = flag("mlp", NETWORK, "denoiser", choices="eps_model")
+    channels: int = flag(128, NETWORK, "width of the history embedding of the denoiser", minimum=1)
+    layers: int = flag(8, NETWORK, "residual blocks of the denoiser", minimum=0)
+    embedding: int = flag(32, NETWORK, "width of the node and calendar embeddings of the denoiser", minimum=1)
+    val_windows: int = flag(0, TRAINING, "validation windows scored after each epoch, evenly spread; 0: all", minimum=0)
+    diffusion_steps: int = flag(50, DIFFUSION, "steps N of the forward process", minimum=1)
+    noise_schedule: str = flag("quadratic", DIFFUSION, "growth of beta over the steps", choices="noise_schedule")
+    beta_first: float = flag(1e-4, DIFFUSION, "noise variance of the first step", above=0, maximum=0.999)
+    beta_last: float = flag(0.5, DIFFUSION, "noise variance of the last step", above=0, maximum=0.999)
+    scale_threshold: float = flag(0.1, DIFFUSION, "spectral amplitude, as a share of a node's largest, under which "
+                                  "a component counts as fluctuation", above=0)
+    scale_statistic: str = flag("std", DIFFUSION, "spread of the fluctuation", choices="scale_statistic")
+    nsample: int = flag(50, SAMPLING, "members of the ensemble", minimum=2)
+    sampler: str = flag("dpm2m", SAMPLING, "sampler", choices="sampler")
+    sample_steps: int = flag(20, SAMPLING, "network calls per member, 1 to --diffusion_steps", minimum=1)
+    sample_batch: int = flag(0, SAMPLING, "members sampled at a time, which bounds memory; 0: chosen from the "
+                             "number of nodes. The result does not depend on it", minimum=0)
+    sample_precision: str = flag("float32", SAMPLING, "arithmetic of the network in sampling",
+                                 choices=("float32", "bfloat16"))
+    test_windows: int = flag(0, SAMPLING, "test windows to score, evenly spread; 0: all", minimum=0)
+    cross_check: int = flag(0, SAMPLING, "recompute CRPS of so many test windows with properscoring and report the "
+                            "difference", minimum=0)
+
+
+STAGE_2_ONLY = {"eps_model": str, "nsample": int}
+"""Flags of the release that only stage 2 reads; `main_pretrain.py` accepts them, so that one line serves both."""
+
+PRESETS = {
+    "SST": {PretrainConfig: dict(batch_size=32, channels=64, layers=8), TrainConfig: dict(batch_size=32)},
+    "BikeDC": {CommonConfig: dict(batch_size=24)},
+    "TaxiBJ": {CommonConfig: dict(batch_size=24)},
+    "Los_Speed": {CommonConfig: dict(batch_size=24)},
+    "NYCFlights": {CommonConfig: dict(batch_size=64), TrainConfig: dict(channels=64, layers=4)},
+    "Oracle": {CommonConfig: dict(batch_size=64), TrainConfig: dict(channels=64, layers=4)},
+}
+"""Choices per dataset that differ from the defaults; batch sizes and SST's width are the authors' release's."""
+
+
+def parse_config(config_class, choices: dict, arguments: list[str] | None = None):
+    """Read the command line into a `config_class`.
+
+    choices: accepted values of the flags whose names are open lists, e.g. {"sampler": SAMPLERS}; `data_name` may
+    be among them. A mistake ends the program with one line and exit status 2.
+    """
+    parser = _parser(config_class, choices)
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=3)
+        parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    given = vars(given)
+    if config_class is PretrainConfig:
+        unused = [f"--{name}" for name in STAGE_2_ONLY if given.pop(name, None) is not None]
+        if unused:
+            print(f"note: {', '.join(unused)}: read by main_train.py, no effect on stage 1", file=sys.stderr)
+    name = given.get("data_name", CommonConfig.data_name)
+    config = dataclasses.replace(config_class(), **{**preset(name, config_class), **given})
+    check_config(config, parser)
+    return config
+
+
+def preset(data_name: str, config_class) -> dict:
+    """The preset of a dataset for a stage: what holds for both, then what holds for this one."""
+    settings = PRESETS.get(data_name, {})
+    return {**settings.get(CommonConfig, {}), **settings.get(config_class, {})}
+
+
+def check_config(config, parser: argparse.ArgumentParser) -> None:
+    """Refuse combinations that no single flag can refuse."""
+    if isinstance(config, TrainConfig):
+        if config.sample_steps > config.diffusion_steps:
+            parser.error(f"--sample_steps {config.sample_steps}: choose 1 to {config.diffusion_steps}, "
+                         "the number of --diffusion_steps")
+        if config.beta_first > config.beta_last:
+            parser.error(f"--beta_first {config.beta_first}: choose at most --beta_last {config.beta_last}")
+
+
+def _parser(config_class, choices: dict) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=config_class.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    groups = {}
+    for item in dataclasses.fields(config_class):
+        facts = item.metadata
+        group = groups.setdefault(facts["group"], None) or parser.add_argument_group(facts["group"])
+        groups[facts["group"]] = group
+        text = f"{facts['help']} (default: {item.default if item.default != '' else 'none'})"
+        if item.type is bool:
+            group.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, help=text)
+            continue
+        allowed = facts["choices"]
+        allowed = tuple(choices[allowed]) if isinstance(allowed, str) else allowed
+        if allowed:
+            text = f"{text}; one of {', '.join(allowed)}"
+        group.add_argument(f"--{item.name}", type=_reader(item, allowed), metavar=item.type.__name__.upper(), help=text)
+    if config_class is PretrainConfig:
+        for name, kind in STAGE_2_ONLY.items():
+            parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+    return parser
+
+
+def _reader(item: dataclasses.Field, allowed):
+    """Turn a flag's text into its value, or say what would be accepted."""
+    facts = item.metadata
+
+    def read(text: str):
+        try:
+            value = item.type(text)
+        except ValueError:
+            kind = {int: "a whole number", float: "a number"}[item.type]
+            raise argparse.ArgumentTypeError(f"{text!r} is not {kind}") from None
+        if allowed and value not in allowed:
+            near = difflib.get_close_matches(text, allowed, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is unknown{hint} Choose one of {', '.join(allowed)}")
+        if value != value:
+            raise argparse.ArgumentTypeError("nan is not a number")
+        for bound, holds, words in (
+            (facts["minimum"], lambda limit: value >= limit, "at least"),
+            (facts["above"], lambda limit: value > limit, "above"),
+            (facts["maximum"], lambda limit: value <= limit, "at most"),
+        ):
+            if bound is not None and not holds(bound):
+                raise argparse.ArgumentTypeError(f"{text} is out of range; choose a value {words} {bound}")
+        return value
+
+    return read
+
+
+def run_main(main) -> None:
+    """Run a program: a user's mistake is one line on stderr and exit status 2, not a traceback.
+
+    COST_TRACEBACK=1 shows where the error came from.
+    """
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        if os.environ.get("COST_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

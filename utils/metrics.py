@@ -1,0 +1,365 @@
+"""Scores of ensemble forecasts: pure functions, and one accumulator that streams windows through them.
+
+Axes: members (batch, member, horizon, node), truth (batch, horizon, node). Units: physical.
+`ordered` are members sorted along the member axis: sort once, share among the scores.
+"""
+
+import math
+import random
+
+import torch
+
+LEVELS = tuple(k / 20 for k in range(1, 20))  # 0.05 .. 0.95; the 90 % interval is first and last
+MEDIAN, DECILES = 9, slice(1, None, 2)  # where they stand in LEVELS
+COVERAGE = 0.9
+MAX_VARIOGRAM_PAIRS = 2000
+_CHUNK_ELEMENTS = 2**22  # largest temporary of the variogram score and of the cross-check
+
+
+# --- one value per target -----------------------------------------------------------------------------------
+
+def member_quantiles(ordered, levels=LEVELS):
+    """Quantiles of an ensemble by linear interpolation between sorted members (numpy's default).
+
+        position = level * (M - 1),    quantile = lerp(ordered[floor(position)], ordered[floor(position) + 1])
+
+    Not torch.quantile, which sorts anew and stops at 16 million elements.
+    Shapes: ordered (batch, M, ...) -> (batch, level, ...). Source: Hyndman and Fan 1996, definition 7.
+    """
+    last = ordered.shape[1] - 1
+    positions = [round(level * last, 9) for level in levels]  # 0.55 * 100 is 55, not 55.00000000000001
+    lower = [math.floor(position) for position in positions]
+    below = ordered[:, lower]
+    above = ordered[:, [min(k + 1, last) for k in lower]]
+    weight = ordered.new_tensor([position - k for position, k in zip(positions, lower, strict=True)])
+    return torch.lerp(below, above, weight.view(-1, *[1] * (ordered.dim() - 2)))
+
+
+def crps_quantile(quantiles, truth, levels=LEVELS):
+    """CRPS approximated by quantiles: twice the pinball loss, averaged over the levels.
+
+        mean over q of 2 * |(quantile_q - truth) * (1[truth <= quantile_q] - q)|
+
+    Summed over all targets and divided by the sum of |truth| this is the `CRPS` of the papers' tables.
+    Shapes: quantiles (batch, level, ...), truth (batch, ...) -> (batch, ...).
+    Source: Laio and Tamea 2007 (CRPS by pinball losses); levels and norm: CSDI (arXiv:2107.03502).
+    """
+    level = quantiles.new_tensor(levels).view(-1, *[1] * (truth.dim() - 1))
+    excess = truth.unsqueeze(1) - quantiles
+    return 2 * torch.maximum(level * excess, (level - 1) * excess).mean(1)
+
+
+def crps_ensemble(ordered, truth, fair=False):
+    """CRPS of an ensemble, from sorted members in O(M) after the sort.
+
+        mean_m |x_m - truth| - sum_{m,k} |x_m - x_k| / (2 pairs),    pairs = M^2, or M (M - 1) if fair
+        sum_{m,k} |x_m - x_k| / 2 = sum_i (2 i - M - 1) x_(i)
+
+    The empirical estimator is biased upward by the finite M; the fair one is not, and needs M >= 2.
+    Shapes: ordered (batch, M, ...), truth (batch, ...) -> (batch, ...).
+    Source: Gneiting and Raftery 2007, Eq. 20-21; fair: Ferro 2014.
+    """
+    count = ordered.shape[1]
+    if fair and count < 2:
+        raise ValueError("the fair CRPS needs at least 2 members (--nsample), found 1")
+    deviation = ordered - truth.unsqueeze(1)  # the spread term does not see the shift, and rounds less
+    rank_weight = torch.arange(1 - count, count, 2, device=ordered.device, dtype=ordered.dtype)
+    spread = torch.tensordot(rank_weight, deviation, dims=([0], [1]))
+    return deviation.abs().mean(1) - spread / (count * (count - 1) if fair else count**2)
+
+
+def crps_gaussian(mean, std, truth):
+    """CRPS of a normal forecast in closed form; |truth - mean| where std is 0.
+
+        z = (truth - mean) / std,    std * (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi))
+
+    Shapes: any that broadcast. Source: Gneiting et al. 2005, Eq. 5.
+    """
+    error = truth - mean
+    z = error / std.clamp_min(torch.finfo(std.dtype).tiny)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    return error * torch.erf(z / math.sqrt(2)) + std * (2 * density - 1 / math.sqrt(math.pi))
+
+
+def interval_score(lower, upper, truth, coverage=COVERAGE):
+    """Interval score of a central interval: its width, and a fine for each miss.
+
+        (upper - lower) + 2 / (1 - coverage) * (max(lower - truth, 0) + max(truth - upper, 0))
+
+    Shapes: all alike. Source: Gneiting and Raftery 2007, Eq. 43.
+    """
+    miss = (lower - truth).clamp_min(0) + (truth - upper).clamp_min(0)
+    return upper - lower + 2 / (1 - coverage) * miss
+
+
+def covered(lower, upper, truth):
+    """Whether the closed interval holds the truth. Shapes: all alike."""
+    return (lower <= truth) & (truth <= upper)
+
+
+# --- calibration --------------------------------------------------------------------------------------------
+
+def qice_counts(deciles, truth):
+    """How many observations of each horizon fall in each of the ten bins between the members' deciles.
+
+        bin = number of the nine interior edges strictly below truth
+
+    So a tie goes to the lower bin, equal members are no special case, and an observation outside the ensemble
+    counts in an end bin.
+    Shapes: deciles (batch, 9, horizon, node), truth (batch, horizon, node) -> (horizon, 10).
+    Source: CARD (arXiv:2206.07275), where QICE comes from.
+    """
+    beyond = (deciles < truth.unsqueeze(1)).sum((0, 3)).T  # observations in a bin above each edge
+    everything = beyond.new_full((len(beyond), 1), truth.shape[0] * truth.shape[2])
+    return torch.cat([everything, beyond], 1) - torch.nn.functional.pad(beyond, (0, 1))
+
+
+def qice(counts):
+    """Quantile interval calibration error: mean over bins of |share - 0.1|. Shapes: (..., 10) -> (...)."""
+    return (counts / counts.sum(-1, keepdim=True) - 0.1).abs().mean(-1)
+
+
+def spread_skill(variance, squared_error, members):
+    """Spread-skill ratio; 1 when calibrated, below 1 when the ensemble is too narrow.
+
+        sqrt((M + 1) / M * mean unbiased member variance) / RMSE of the member mean
+
+    Shapes: variance, squared_error alike, already averaged over the targets. Source: Fortin et al. 2014.
+    """
+    return ((members + 1) / members * variance / squared_error).sqrt()
+
+
+def perfect_qice(members):
+    """QICE of a perfect ensemble of M members and endless observations: 0.32 / (M + 1), 0.0063 for 50.
+
+    Truth and members are exchangeable, so every one of the M + 1 gaps is as likely to hold the truth:
+
+        P(truth <= quantile_q) = (1 + q (M - 1)) / (M + 1)
+
+    An inner bin's share is 0.2 / (M + 1) below 0.1, an end bin's 0.8 / (M + 1) above. Exact for uniform
+    margins, where interpolating inside a gap is; close for others. Not a lower bound: an ensemble slightly
+    too wide scores less, and few observations score more.
+    """
+    return 0.32 / (members + 1)
+
+
+def perfect_coverage(members, coverage=COVERAGE):
+    """Share of truths inside a perfect ensemble's interval: coverage * (M - 1) / (M + 1), 0.8647 for M = 50.
+
+    From the same gaps as `perfect_qice`, and as exact.
+    """
+    return coverage * (members - 1) / (members + 1)
+
+
+# --- joint scores: one value per window and horizon ---------------------------------------------------------
+
+def energy_score(members, truth, fair=False):
+    """Energy score over the nodes: the CRPS with Euclidean distances between fields.
+
+        mean_m ||x_m - truth|| - sum_{m,k} ||x_m - x_k|| / (2 pairs),    pairs = M^2, or M (M - 1) if fair
+
+    All distances come from one Gram matrix of x - truth, in float64 where its cancellation does no harm.
+    Shapes: members (batch, M, horizon, node), truth (batch, horizon, node) -> (batch, horizon), float64.
+    Source: Gneiting and Raftery 2007, Eq. 22; fair: Ferro 2014.
+    """
+    count = members.shape[1]
+    if fair and count < 2:
+        raise ValueError("the fair energy score needs at least 2 members (--nsample), found 1")
+    deviation = (members - truth.unsqueeze(1)).transpose(1, 2).double()
+    gram = deviation @ deviation.mT
+    squared_norm = gram.diagonal(dim1=-2, dim2=-1)
+    squared_distance = squared_norm.unsqueeze(-1) + squared_norm.unsqueeze(-2) - 2 * gram
+    spread = squared_distance.clamp_min(0).sqrt().sum((-2, -1)) / 2
+    return squared_norm.sqrt().mean(-1) - spread / (count * (count - 1) if fair else count**2)
+
+
+def variogram_pairs(num_nodes):
+    """Node pairs i < j of the variogram score: all, or MAX_VARIOGRAM_PAIRS of them drawn once and for all.
+
+    The draw depends on the number of nodes alone, not on the global random state. Shapes: -> (2, pair).
+    """
+    total = num_nodes * (num_nodes - 1) // 2
+    chosen = range(total)
+    if total > MAX_VARIOGRAM_PAIRS:
+        chosen = sorted(random.Random(num_nodes).sample(chosen, MAX_VARIOGRAM_PAIRS))
+    second = [(1 + math.isqrt(1 + 8 * k)) // 2 for k in chosen]  # pair k = j (j - 1) / 2 + i
+    first = [k - j * (j - 1) // 2 for k, j in zip(chosen, second, strict=True)]
+    return torch.tensor([first, second], dtype=torch.long)
+
+
+def variogram_score(members, truth, p=0.5, pairs=None):
+    """Variogram score over node pairs: does the ensemble know how much nodes differ from each other?
+
+        mean over pairs (i, j) of (|truth_i - truth_j|^p - mean_m |x_mi - x_mj|^p)^2
+
+    A single node has no pairs and scores 0. Pairs are taken in chunks, so memory is bounded.
+    Shapes: members (batch, M, horizon, node), truth (batch, horizon, node), pairs (2, pair)
+    -> (batch, horizon), float64. Source: Scheuerer and Hamill 2015, equal weights; a mean where they sum.
+    """
+    pairs = (variogram_pairs(truth.shape[-1]) if pairs is None else pairs).to(members.device)
+
+    def variogram(field, first, second):
+        return (field[..., first] - field[..., second]).abs_().pow_(p)
+
+    score = truth.new_zeros(truth.shape[:2], dtype=torch.float64)
+    size = max(1, _CHUNK_ELEMENTS // max(1, members[..., 0].numel()))
+    for first, second in pairs.split(size, dim=1):
+        gap = variogram(truth, first, second) - variogram(members, first, second).mean(1)
+        score += gap.square().sum(-1, dtype=torch.float64)
+    return score / max(1, pairs.shape[1])
+
+
+# --- all of them, streamed ----------------------------------------------------------------------------------
+
+class EnsembleScores:
+    """All scores of an ensemble forecast, accumulated over chunks of windows.
+
+        scores = EnsembleScores(horizon=12, node=560, members=50)
+        for members, truth in chunks: scores.update(members, truth)
+        report = scores.compute()
+
+    `sums` holds all that was seen, in float64 on the members' device; sums of several processes may be added.
+    """
+
+    def __init__(self, horizon, node, members):
+        if members < 2:
+            raise ValueError(f"--nsample {members} is too few: ensemble scores need at least 2 members")
+        self.horizon, self.node, self.members = horizon, node, members
+        self.pairs = variogram_pairs(node)
+        self.sums = {}
+
+    @torch.no_grad()
+    def update(self, members, truth):
+        """Add a chunk of windows.
+
+        Shapes: members (batch, member, horizon, node), truth (batch, horizon, node). Units: physical.
+        Raises: ValueError for another shape or number of members, and for values that are not finite.
+        """
+        self._check(members, truth)
+        members, truth = (x if x.dtype == torch.float64 else x.float() for x in (members, truth))
+        self.pairs = self.pairs.to(members.device)
+
+        ordered = members.sort(dim=1).values
+        quantiles = member_quantiles(ordered)
+        lower, upper = quantiles[:, 0], quantiles[:, -1]
+        mean = members.mean(1)
+        variance = (members - mean.unsqueeze(1)).square_().sum(1) / (self.members - 1)
+        by_target = {
+            "abs_truth": truth.abs(),
+            "crps": crps_quantile(quantiles, truth),
+            "crps_fair": crps_ensemble(ordered, truth, fair=True),
+            "interval_score": interval_score(lower, upper, truth),
+            "covered": covered(lower, upper, truth),
+            "error_mean": (mean - truth).abs(),
+            "error_median": (quantiles[:, MEDIAN] - truth).abs(),
+            "squared_error": (mean - truth).square(),
+            "variance": variance,
+        }
+        node_sum = truth.sum(-1, dtype=torch.float64)
+        node_sum_members = members.sum(-1, dtype=torch.float64).sort(dim=1).values
+        by_window = {
+            "abs_truth_sum": node_sum.abs(),
+            "crps_sum": crps_quantile(member_quantiles(node_sum_members), node_sum),
+            "energy_score": energy_score(members, truth),
+            "variogram_score": variogram_score(members, truth, pairs=self.pairs),
+            "windows": torch.ones_like(node_sum),
+        }
+        chunk = {name: value.sum((0, 2), dtype=torch.float64) for name, value in by_target.items()}
+        chunk |= {name: value.sum(0) for name, value in by_window.items()}
+        chunk["bins"] = qice_counts(quantiles[:, DECILES], truth).double()
+        self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
+
+    def compute(self):
+        """All scores of the windows seen, as plain numbers; `per_horizon` holds lists.
+
+        CRPS and CRPS_fair are divided by the sum of |truth|, CRPS_sum by that of |truth summed over nodes|;
+        CRPS_fair_physical is the mean per target. The energy score is the empirical one. A ratio that does
+        not exist (CRPS of a horizon whose truth is all zero, spread over an error of zero) is None.
+        Raises: ValueError when no window was seen or the truth is all zero.
+        """
+        if not self.sums:
+            raise ValueError("no scores: not one window was forecast")
+        per_horizon = {name: value.cpu() for name, value in self.sums.items()}
+        total = {name: value.sum(0) for name, value in per_horizon.items()}
+        for name, what in (("abs_truth", "the truth"), ("abs_truth_sum", "the truth summed over nodes")):
+            if total[name] == 0:
+                raise ValueError(f"the normalised CRPS is undefined: {what} is zero in all windows")
+        joint = {
+            "CRPS_sum": total["crps_sum"] / total["abs_truth_sum"],
+            "CRPS_fair_physical": total["crps_fair"] / (total["windows"] * self.node),
+            "energy_score": total["energy_score"] / total["windows"],
+            "variogram_score": total["variogram_score"] / total["windows"],
+        }
+        return {
+            **_plain(self._marginal(total) | joint),
+            "QICE_floor": perfect_qice(self.members),
+            "coverage90_floor": perfect_coverage(self.members),
+            "windows": round(per_horizon["windows"][0].item()),
+            "members": self.members,
+            "per_horizon": _plain(self._marginal(per_horizon)),
+        }
+
+    def _marginal(self, sums):
+        """The scores that exist for each horizon as for all: from sums of either."""
+        targets = sums["windows"] * self.node
+        squared_error, variance = sums["squared_error"] / targets, sums["variance"] / targets
+        return {
+            "CRPS": sums["crps"] / sums["abs_truth"],
+            "CRPS_fair": sums["crps_fair"] / sums["abs_truth"],
+            "QICE": qice(sums["bins"]),
+            "IS": sums["interval_score"] / targets,
+            "coverage90": sums["covered"] / targets,
+            "MAE": sums["error_mean"] / targets,
+            "MAE_median": sums["error_median"] / targets,
+            "RMSE": squared_error.sqrt(),
+            "spread_skill": spread_skill(variance, squared_error, self.members),
+        }
+
+    def _check(self, members, truth):
+        if members.dim() == 4 and members.shape[1] != self.members:
+            raise ValueError(f"found {members.shape[1]} members, expected --nsample {self.members}")
+        target = (self.horizon, self.node)
+        if truth.shape != (len(truth), *target) or members.shape != (len(truth), self.members, *target):
+            raise ValueError(
+                f"cannot score members {tuple(members.shape)} against truth {tuple(truth.shape)}: "
+                f"expected (batch, member, horizon, node) with {self.members} members, horizon {self.horizon}, "
+                f"{self.node} nodes, and the same without members"
+            )
+        not_finite = torch.stack([(~x.isfinite()).sum() for x in (members, truth)])
+        bad_members, bad_truth = not_finite.tolist()  # the only wait for the device
+        if bad_members or bad_truth:
+            raise ValueError(
+                f"cannot score: {bad_members} of {members.numel()} member values and "
+                f"{bad_truth} of {truth.numel()} true values are NaN or infinite"
+            )
+
+
+def _plain(scores):
+    """Tensors as Python numbers or lists; None for what is not finite, which JSON cannot hold."""
+    def plain(value):
+        if isinstance(value, list):
+            return [plain(each) for each in value]
+        return value if math.isfinite(value) else None
+
+    return {name: plain(value.tolist()) for name, value in scores.items()}
+
+
+def crps_cross_check(members, truth):
+    """Mean empirical CRPS by `crps_ensemble` and by the package properscoring, and their largest difference.
+
+    In float64 and in chunks: without numba, properscoring takes memory quadratic in the members, and 29 s for
+    120,000 targets of 50. Shapes: members (batch, member, ...), truth (batch, ...).
+    """
+    import properscoring  # only this check needs it
+
+    ordered = members.detach().movedim(1, -1).flatten(0, -2).double().cpu().sort(dim=1).values
+    truth = truth.detach().flatten().double().cpu()
+    ours, theirs = crps_ensemble(ordered, truth), torch.empty_like(truth)
+    size = max(1, _CHUNK_ELEMENTS // ordered.shape[1] ** 2)
+    for x, y, out in zip(*(each.split(size) for each in (ordered, truth, theirs)), strict=True):
+        out.copy_(torch.from_numpy(properscoring.crps_ensemble(y.numpy(), x.numpy())))
+    return {
+        "ours": ours.mean().item(),
+        "properscoring": theirs.mean().item(),
+        "largest_difference": (ours - theirs).abs().max().item(),
+    }

@@ -1,0 +1,59 @@
+"""Pictures of forecasts; every axis has a name and a unit."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: E402
+
+INK, BLUE, ORANGE = "#222222", "#2166ac", "#d95f02"  # told apart by the colour-blind and in grey print
+
+
+def fan_chart(axes, times: np.ndarray, history: np.ndarray, truth: np.ndarray, members: np.ndarray) -> None:
+    """Draw one node: history, what came, and the ensemble as median, 50 % and 90 % bands.
+
+    Shapes: times (H + F,), history (H,), truth (F,), members (member, F). Units: physical.
+    """
+    past, future = times[:len(history)], times[len(history):]
+    low, quarter, median, upper, high = np.quantile(members, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+    axes.fill_between(future, low, high, color=BLUE, alpha=0.2, linewidth=0, label="90 % of members")
+    axes.fill_between(future, quarter, upper, color=BLUE, alpha=0.35, linewidth=0, label="50 % of members")
+    axes.plot(future, median, color=BLUE, label="median")
+    axes.plot(past, history, color=INK, label="history")
+    axes.plot(np.concatenate([past[-1:], future]), np.concatenate([history[-1:], truth]), color=ORANGE,
+              linestyle="--", label="observed")
+    locator = AutoDateLocator(maxticks=6)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def draw_forecast(draw, data, path: Path, nodes: int = 4) -> None:
+    """Draw the ensemble of the middle test window at the busiest nodes (highest training mean) as fan charts.
+
+    draw(batch) -> members (batch, member, horizon, node), standardized.
+    """
+    middle = data.starts["test"][len(data.starts["test"]) // 2]
+    batch = data.batch(middle.reshape(1))
+    physical = data.scaler.physical
+    members, history, future = (physical(values)[0].float().cpu().numpy()
+                                for values in (draw(batch), batch.history, batch.future))
+    busiest = torch.as_tensor(history.mean(0)).argsort(descending=True)[:nodes].tolist()
+    times = data.times(int(middle))
+    columns = min(2, len(busiest))
+    rows = -(-len(busiest) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(5 * columns, 2.8 * rows), squeeze=False, layout="constrained")
+    for axes, node in zip(grid.flat, busiest, strict=False):
+        fan_chart(axes, times, history[:, node], future[:, node], members[:, :, node])
+        axes.set_title(data.field.node_names[node], fontsize=10)
+    for axes in grid.flat[len(busiest):]:
+        axes.set_visible(False)
+    figure.supylabel(data.field.spec.unit, fontsize=10)
+    figure.supxlabel("time", fontsize=10)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,46 @@
+"""What a run says about itself: its settings and sizes before, its scores after."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from .checkpoint import settings
+
+
+def describe_run(config, data, model: torch.nn.Module, folder: Path, device: torch.device) -> None:
+    """Print where, on what and with what a run works; the whole configuration with `--dry_run`."""
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    windows = ", ".join(f"{len(starts)} {split}" for split, starts in data.starts.items())
+    values = data.field.values
+    times = data.field.calendar.times
+    print(f"{config.data_name}: {len(values)} steps from {times[0]} to {times[-1]}, {data.num_nodes} nodes, "
+          f"unit: {data.field.spec.unit}; windows: {windows}")
+    print(f"{trained:,} trained weights on {device}; run folder {folder}", flush=True)
+    if config.dry_run:
+        print(json.dumps(settings(config), indent=1))
+        width = max((weight.shape[-1] for weight in model.parameters()), default=1)
+        batch = config.batch_size * data.num_nodes * width * 4
+        print(f"memory: field {values.numel() * values.element_size() / 2**20:.1f} MiB; weights, gradients and Adam "
+              f"{trained * 16 / 2**20:.1f} MiB; one hidden layer of a training batch {batch / 2**20:.1f} MiB")
+
+
+def print_scores(metrics: dict, unit: str, folder: Path) -> None:
+    """Print the scores of a run, one a line, with the floors of a perfect ensemble of as many members."""
+    floors = {"QICE": "QICE_floor", "coverage90": "coverage90_floor"}
+    in_unit = ("IS", "MAE", "MAE_median", "RMSE", "energy_score", "CRPS_fair_physical")
+    shown = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "MAE_median", "RMSE", "energy_score",
+             "variogram_score", "spread_skill")
+    members = f", {metrics['members']} members" if "members" in metrics else ""
+    print(f"test split: {metrics['windows']} windows{members}")
+    for name in shown:
+        if metrics.get(name) is not None:
+            note = f"  (a perfect ensemble: {metrics[floors[name]]:.4f})" if name in floors else ""
+            note = f"  {unit}" if name in in_unit else note
+            print(f"  {name:16}{metrics[name]:9.4f}{note}")
+    if "cross_check" in metrics:
+        check = metrics["cross_check"]
+        print(f"  CRPS of {check['windows']} windows: {check['ours']:.6f}, by properscoring "
+              f"{check['properscoring']:.6f}; largest difference {check['largest_difference']:.1e}")
+    print(f"seconds: {metrics['seconds_train']:.0f} training, {metrics['seconds_sample']:.0f} forecasting; "
+          f"all of it in {folder}", flush=True)
