@@ -16,7 +16,7 @@ from models import DENOISERS, ResidualForecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from utils import checkpoint
 from utils.config import TrainConfig, parse_config, run_main
-from utils.device import autocast, choose_device
+from utils.device import choose_device
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
 from utils.plots import draw_forecast
 from utils.reproducibility import MemberNoise, key, keyed_normal, seed_step
@@ -83,12 +83,12 @@ def ensemble_drawer(model: ResidualForecaster, settings: dict, device: torch.dev
     """The function batch -> members (batch, member, F, node) of a configuration: what every score and picture uses."""
     shape = settings["predict_len"], len(model.fluctuation_scale)
     chunk = rows_at_once(shape[1], device, settings["sample_batch"])
+    model.denoiser.round_to(getattr(torch, settings["sample_precision"]))
 
     def draw(batch: Batch) -> torch.Tensor:
         noise = MemberNoise(settings["seed"], batch.start, settings["nsample"], shape)
-        with autocast(device, settings["sample_precision"] == "bfloat16"):
-            return model.sample(batch.history, batch.calendar, noise, settings["nsample"], settings["sampler"],
-                                settings["sample_steps"], chunk)
+        return model.sample(batch.history, batch.calendar, noise, settings["nsample"], settings["sampler"],
+                            settings["sample_steps"], chunk)
 
     return draw
 

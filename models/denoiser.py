@@ -41,4 +41,12 @@ class MLPDenoiser(nn.Module):
 
     def forward(self, noisy: Tensor, step: Tensor, context: Tensor) -> Tensor:
         hidden = context + self.embed_noisy(noisy.transpose(1, 2)) + self.embed_step(step).unsqueeze(1)
-        return self.project(self.blocks(hidden)).transpose(1, 2)
+        return self.project(self.blocks(hidden.to(self.project.weight.dtype))).transpose(1, 2)
+
+    def round_to(self, dtype: torch.dtype) -> None:
+        """Round the weights of the residual blocks, nearly all of the arithmetic, to `dtype`, for sampling only.
+
+        The blocks then run in it throughout; embeddings and everything outside the network stay in float32.
+        """
+        self.blocks.to(dtype)
+        self.project.to(dtype)

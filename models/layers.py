@@ -6,6 +6,27 @@ import torch
 from torch import Tensor, nn
 
 
+class Dropout(nn.Module):
+    """Set a share of the values to zero in training, scale the others so that the expectation stays.
+
+    As torch.nn.Dropout, but one 64-bit random number decides about four values: on a CPU, where random numbers
+    are drawn one after another, that made a training step of the denoiser a third faster. The share is
+    rounded to a multiple of 1/65536.
+    """
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.dropped = round(share * 65536)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or self.dropped == 0:
+            return values
+        bits = torch.empty((values.numel() + 3) // 4, dtype=torch.int64, device=values.device)
+        bits = bits.random_(-(2**63), None).view(torch.int16)[:values.numel()].view(values.shape)
+        keep = (bits >= self.dropped - 32768).to(values.dtype)
+        return values * keep.mul_(65536 / (65536 - self.dropped))
+
+
 class ResidualBlock(nn.Module):
     """Two linear layers around a ReLU, added to their input.
 
@@ -17,7 +38,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.expand = nn.Linear(width, width)
         self.contract = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden + self.contract(self.dropout(self.expand(hidden).relu_()))

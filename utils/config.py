@@ -59,6 +59,7 @@ class PretrainConfig(CommonConfig):
     mean_model: str = flag("stid", NETWORK, "mean model", choices="mean_model")
     channels: int = flag(32, NETWORK, "width of each embedding of the mean model", minimum=1)
     layers: int = flag(4, NETWORK, "residual blocks of the mean model", minimum=0)
+    patience: int = flag(15, TRAINING, "stop after so many epochs without a better validation score", minimum=1)
 
 
 @dataclass(frozen=True)

@@ -322,8 +322,8 @@ class EnsembleScores:
         if truth.shape != (len(truth), *target) or members.shape != (len(truth), self.members, *target):
             raise ValueError(
                 f"cannot score members {tuple(members.shape)} against truth {tuple(truth.shape)}: "
-                f"expected (batch, member, horizon, node) with {self.members} members, horizon {self.horizon}, "
-                f"{self.node} nodes, and the same without members"
+                f"expected (batch, member, horizon, node) of {self.members} members, horizon {self.horizon}, "
+                f"{self.node} nodes, and the same without the member axis"
             )
         not_finite = torch.stack([(~x.isfinite()).sum() for x in (members, truth)])
         bad_members, bad_truth = not_finite.tolist()  # the only wait for the device

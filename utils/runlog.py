@@ -25,14 +25,14 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
               f"{trained * 16 / 2**20:.1f} MiB; one hidden layer of a training batch {batch / 2**20:.1f} MiB")
 
 
-def print_scores(metrics: dict, unit: str, folder: Path) -> None:
+def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
     """Print the scores of a run, one a line, with the floors of a perfect ensemble of as many members."""
     floors = {"QICE": "QICE_floor", "coverage90": "coverage90_floor"}
     in_unit = ("IS", "MAE", "MAE_median", "RMSE", "energy_score", "CRPS_fair_physical")
     shown = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "MAE_median", "RMSE", "energy_score",
              "variogram_score", "spread_skill")
     members = f", {metrics['members']} members" if "members" in metrics else ""
-    print(f"test split: {metrics['windows']} windows{members}")
+    print(f"{metrics['split']} split: {metrics['windows']} windows{members}")
     for name in shown:
         if metrics.get(name) is not None:
             note = f"  (a perfect ensemble: {metrics[floors[name]]:.4f})" if name in floors else ""
@@ -42,5 +42,7 @@ def print_scores(metrics: dict, unit: str, folder: Path) -> None:
         check = metrics["cross_check"]
         print(f"  CRPS of {check['windows']} windows: {check['ours']:.6f}, by properscoring "
               f"{check['properscoring']:.6f}; largest difference {check['largest_difference']:.1e}")
-    print(f"seconds: {metrics['seconds_train']:.0f} training, {metrics['seconds_sample']:.0f} forecasting; "
-          f"all of it in {folder}", flush=True)
+    seconds = {"training": metrics.get("seconds_train"), "forecasting": metrics["seconds_sample"]}
+    print("seconds: " + ", ".join(f"{value:.0f} {what}" for what, value in seconds.items() if value is not None))
+    if folder:
+        print(f"all of it in {folder}", flush=True)
