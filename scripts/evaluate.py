@@ -6,7 +6,6 @@ Choices belong on `--split validation` (the default); the run folder is not chan
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 

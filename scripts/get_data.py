@@ -218,6 +218,7 @@ def main(argv=None):
     action.add_argument("--from", dest="folder", type=Path, metavar="DIR",
                         help="import every known file found below DIR, by its path or its bare name")
     action.add_argument("--download", nargs="+", metavar="NAME", help="fetch these datasets from the release")
+    action.add_argument("--available", action="store_true", help="print only the names of the datasets that are there")
     parser.add_argument("--base_url", default=RELEASE_URL,
                         help="https address that holds Climate/, Urban/, ... (default: %(default)s)")
     parser.add_argument("--data_dir", help="data folder (default: COST_DATA_DIR, else data/dataset)")
@@ -232,6 +233,8 @@ def main(argv=None):
                 get_spec(name)  # an unknown name is told before anything is fetched
             for name in args.download:
                 download(name, args.base_url, data_dir)
+        elif args.available:
+            print("\n".join(name for name in DATASETS if state_of(name, data_dir)[0] not in ("missing", "private")))
         else:
             print(f"{table(data_dir)}\n\nData folder: {data_dir}. To get what is missing: --from DIR or "
                   f"--download NAME (see --help).")

@@ -91,9 +91,6 @@ class TrainConfig(CommonConfig):
                             "difference", minimum=0)
 
 
-STAGE_2_ONLY = {"eps_model": str, "nsample": int}
-"""Flags of the release that only stage 2 reads; `main_pretrain.py` accepts them, so that one line serves both."""
-
 PRESETS = {
     "SST": {PretrainConfig: dict(batch_size=32, channels=64, layers=8), TrainConfig: dict(batch_size=32)},
     "BikeDC": {CommonConfig: dict(batch_size=24)},
@@ -118,10 +115,9 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
         near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=3)
         parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
     given = vars(given)
-    if config_class is PretrainConfig:
-        unused = [f"--{name}" for name in STAGE_2_ONLY if given.pop(name, None) is not None]
-        if unused:
-            print(f"note: {', '.join(unused)}: read by main_train.py, no effect on stage 1", file=sys.stderr)
+    unused = [name for name in _fields_of_other_stage(config_class) if given.pop(name, None) is not None]
+    if unused:
+        print(f"note: --{', --'.join(unused)}: no effect on this stage, read by the other one", file=sys.stderr)
     name = given.get("data_name", CommonConfig.data_name)
     config = dataclasses.replace(config_class(), **{**preset(name, config_class), **given})
     check_config(config, parser)
@@ -162,10 +158,16 @@ def _parser(config_class, choices: dict) -> argparse.ArgumentParser:
         if allowed:
             text = f"{text}; one of {', '.join(allowed)}"
         group.add_argument(f"--{item.name}", type=_reader(item, allowed), metavar=item.type.__name__.upper(), help=text)
-    if config_class is PretrainConfig:
-        for name, kind in STAGE_2_ONLY.items():
-            parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+    for name in _fields_of_other_stage(config_class):
+        parser.add_argument(f"--{name}", nargs="?", const="", help=argparse.SUPPRESS)
     return parser
+
+
+def _fields_of_other_stage(config_class) -> list[str]:
+    """Flags that only the other stage reads; accepted and named, so that one line of flags serves both scripts."""
+    other = TrainConfig if config_class is PretrainConfig else PretrainConfig
+    own = {item.name for item in dataclasses.fields(config_class)}
+    return [item.name for item in dataclasses.fields(other) if item.name not in own]
 
 
 def _reader(item: dataclasses.Field, allowed):

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Stage 2 (the diffusion model, then scores) on every dataset whose files are present; extra flags go to each run.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+for name in $(python -m scripts.get_data --available); do
+    python main_train.py --data_name "$name" "$@"
+done
