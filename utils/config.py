@@ -140,8 +140,15 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
             parser.error(f"--beta_first {config.beta_first}: choose at most --beta_last {config.beta_last}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the list of all flags before it."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} ({self.prog} --help lists all flags)\n")
+
+
 def _parser(config_class, choices: dict) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=config_class.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     groups = {}
@@ -182,7 +189,7 @@ def _reader(item: dataclasses.Field, allowed):
             raise argparse.ArgumentTypeError(f"{text!r} is not {kind}") from None
         if allowed and value not in allowed:
             near = difflib.get_close_matches(text, allowed, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else "."
             raise argparse.ArgumentTypeError(f"{text!r} is unknown{hint} Choose one of {', '.join(allowed)}")
         if value != value:
             raise argparse.ArgumentTypeError("nan is not a number")
