@@ -93,6 +93,22 @@ def ensemble_drawer(model: ResidualForecaster, settings: dict, device: torch.dev
     return draw
 
 
+def score_ensemble(model: ResidualForecaster, settings: dict, data, split: str, device: torch.device) -> dict:
+    """Forecast the windows of a split and score them: what `metrics.json` says of an ensemble."""
+    start = time.perf_counter()
+    windows_at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
+    scores = evaluate_ensemble(
+        ensemble_drawer(model, settings, device),
+        data.batches(split, windows_at_once, limit=settings["test_windows"]), data.scaler.physical,
+        (settings["nsample"], data.predict_len, data.num_nodes),
+    )
+    return {
+        **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed", "sampler")},
+        "split": split, "method": "cost", "steps": settings["sample_steps"],
+        "precision": settings["sample_precision"], **scores, "seconds_sample": time.perf_counter() - start,
+    }
+
+
 def validation_loss(model: ResidualForecaster, data, config) -> torch.Tensor:
     """Noise-prediction loss on validation windows, each with a step and noise of its own that never change.
 
@@ -134,20 +150,14 @@ def main(arguments: list[str] | None = None) -> int:
                  lambda generator: data.batches("train", config.batch_size, generator),
                  lambda scored: validation_loss(scored, data, config), config, keep,
                  lambda line: checkpoint.append_line(folder / checkpoint.LOG, line))
-    start = time.perf_counter()
-    draw, physical = ensemble_drawer(model, settings, device), data.scaler.physical
-    windows_at_once = max(1, rows_at_once(data.num_nodes, device, config.sample_batch) // config.nsample)
-    scores = evaluate_ensemble(draw, data.batches("test", windows_at_once, limit=config.test_windows), physical,
-                               (config.nsample, config.predict_len, data.num_nodes))
     metrics = {
-        **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed", "sampler")},
-        "split": "test", "method": "cost", "steps": config.sample_steps, "precision": config.sample_precision,
-        **scores, "best_epoch": result.best_epoch, "epochs": result.epochs, "seconds_train": result.seconds,
-        "seconds_sample": time.perf_counter() - start,
+        **score_ensemble(model, settings, data, "test", device), "mean_run": str(mean_folder),
+        "best_epoch": result.best_epoch, "epochs": result.epochs, "seconds_train": result.seconds,
     }
+    draw = ensemble_drawer(model, settings, device)
     if config.cross_check:
         chosen = data.batches("test", 1, torch.Generator().manual_seed(config.seed), limit=config.cross_check)
-        metrics["cross_check"] = cross_check(draw, chosen, physical)
+        metrics["cross_check"] = cross_check(draw, chosen, data.scaler.physical)
     draw_forecast(draw, data, folder / "forecast.png")
     checkpoint.write_json(folder / checkpoint.METRICS, metrics)
     print_scores(metrics, data.field.spec.unit, folder)

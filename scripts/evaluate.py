@@ -6,20 +6,17 @@ Choices belong on `--split validation` (the default); the run folder is not chan
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import torch
 
 from data.registry import data_dir_from
 from data.windows import SPLITS, WindowedField, open_data
-from main_train import ensemble_drawer, load_forecaster
-from models import ResidualForecaster
+from main_train import load_forecaster, score_ensemble
 from models.diffusion import SAMPLERS
 from utils.checkpoint import write_json
 from utils.config import run_main
 from utils.device import choose_device
-from utils.evaluation import evaluate_ensemble, rows_at_once
 from utils.runlog import print_scores
 
 
@@ -28,20 +25,6 @@ def open_run_data(content: dict, data_dir: str, device: torch.device) -> Windowe
     config = content["config"]
     return open_data(config["data_name"], data_dir_from(data_dir), config["history_len"], config["predict_len"], device,
                      config["oracle_nodes"], config["oracle_steps"])
-
-
-def score_run(model: ResidualForecaster, settings: dict, data: WindowedField, split: str, device: torch.device,
-              windows: int = 0) -> dict:
-    """Scores of an ensemble drawn with `settings`, a stage-2 configuration, on so many windows of a split (0: all)."""
-    start = time.perf_counter()
-    at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
-    scores = evaluate_ensemble(ensemble_drawer(model, settings, device), data.batches(split, at_once, limit=windows),
-                               data.scaler.physical, (settings["nsample"], data.predict_len, data.num_nodes))
-    return {
-        **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed", "sampler")},
-        "split": split, "method": "cost", "steps": settings["sample_steps"],
-        "precision": settings["sample_precision"], **scores, "seconds_sample": time.perf_counter() - start,
-    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     changed = {name: value for name, value in vars(given).items()
                if name in ("sampler", "sample_steps", "sample_precision", "nsample", "seed") and value is not None}
     data = open_run_data(content, given.data_dir, device)
-    scores = score_run(model.to(device), {**content["config"], **changed}, data, given.split, device, given.windows)
+    settings = {**content["config"], **changed, "test_windows": given.windows}
+    scores = score_ensemble(model.to(device), settings, data, given.split, device)
     print_scores(scores, data.field.spec.unit)
     if given.json:
         write_json(given.json, scores)

@@ -1,7 +1,6 @@
 """Data arrives whole and checked, or not at all, and every refusal is one clear line."""
 
 import io
-import os
 import ssl
 import subprocess
 import sys
@@ -13,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, SHARED
 
 from data.registry import DATASETS, DEFAULT_DATA_DIR, sha256_of
 from scripts import build_nycflights, get_data
-
-ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("COST_SHARED") or ROOT.parent / "shared") / "datasets"
 
 
 def array_bytes(array) -> bytes:

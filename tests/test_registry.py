@@ -1,16 +1,15 @@
 """The cards of the datasets are whole, and the files behind them are found or missed in clear words."""
 
-import os
 from datetime import date
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SHARED
 
 from data.registry import DATASETS, DEFAULT_DATA_DIR, data_dir_from, get_spec, locate, sha256_of
 
-SHARED = Path(os.environ.get("COST_SHARED") or Path(__file__).parents[2] / "shared") / "datasets"
 PUBLISHED = [(name, file, index) for name, spec in DATASETS.items() if not (spec.embedded or spec.synthetic)
              for index, file in enumerate(spec.files)]
 

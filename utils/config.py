@@ -7,6 +7,7 @@ To add a flag, add a field; to add a dataset's choices, add a line to PRESETS.
 import argparse
 import dataclasses
 import difflib
+import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class CommonConfig:
     amp: bool = flag(False, TRAINING, "train in bfloat16 where that is safe (autocast)")
     compile: bool = flag(False, TRAINING, "compile the network with torch.compile (slow start, faster steps)")
     device: str = flag("auto", RUN, "auto, cpu, or cuda:N")
-    seed: int = flag(0, RUN, "seed of weights, order, noise and members", minimum=0)
+    seed: int = flag(0, RUN, "seed of weights, order, noise and members", minimum=0, maximum=2**63 - 1)
     save_dir: str = flag("save", RUN, "folder of the run folders")
     run_name: str = flag("", RUN, "suffix of the run folder, to keep variants apart")
     overwrite: bool = flag(False, RUN, "run again although the run folder holds a finished run")
@@ -191,8 +192,8 @@ def _reader(item: dataclasses.Field, allowed):
             near = difflib.get_close_matches(text, allowed, n=1)
             hint = f"; did you mean {near[0]}?" if near else "."
             raise argparse.ArgumentTypeError(f"{text!r} is unknown{hint} Choose one of {', '.join(allowed)}")
-        if value != value:
-            raise argparse.ArgumentTypeError("nan is not a number")
+        if item.type is float and not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number")
         for bound, holds, words in (
             (facts["minimum"], lambda limit: value >= limit, "at least"),
             (facts["above"], lambda limit: value > limit, "above"),
@@ -212,7 +213,7 @@ def run_main(main) -> None:
     """
     try:
         sys.exit(main())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("COST_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -32,7 +32,7 @@ def fan_chart(axes, times: np.ndarray, history: np.ndarray, truth: np.ndarray, m
 
 
 def draw_forecast(draw, data, path: Path, nodes: int = 4) -> None:
-    """Draw the ensemble of the middle test window at the busiest nodes (highest training mean) as fan charts.
+    """Draw the ensemble of the middle test window at the busiest nodes (highest mean of its history) as fan charts.
 
     draw(batch) -> members (batch, member, horizon, node), standardized.
     """

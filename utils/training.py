@@ -65,7 +65,6 @@ def fit(model, loss, batches, validate, config, keep, log) -> FitResult:
                 averaged.update_parameters(model)
             total += value.detach()
             bar.update()
-        schedule.step()
         train_loss = float(total) / len(epoch_batches)
         if train_loss - train_loss != 0:
             raise FloatingPointError(f"the training loss of epoch {epoch} is {train_loss}; try a smaller --lr")
@@ -80,6 +79,7 @@ def fit(model, loss, batches, validate, config, keep, log) -> FitResult:
         now = time.perf_counter()
         log(dict(epoch=epoch, loss=train_loss, score=score, lr=optimizer.param_groups[0]["lr"],
                  seconds_train=round(train_end - epoch_start, 3), seconds_validation=round(now - train_end, 3)))
+        schedule.step()
         note = f"epoch {epoch}/{config.epochs}  loss {train_loss:.4f}  score {score:.4f}  best {best_score:.4f}"
         if bar.disable:
             left = (now - start) / epoch * (config.epochs - epoch)

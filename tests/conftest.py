@@ -1,0 +1,68 @@
+"""What the tests share: threads, the published arrays, small fields whose every value is known."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.calendar import make_calendar
+from data.fields import Field
+from data.registry import DATASETS, get_spec
+from data.windows import WindowedField
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("COST_SHARED") or ROOT.parent / "shared") / "datasets"
+"""The published arrays, which are not ours to commit: COST_SHARED, else beside the repository."""
+
+needs_real_data = pytest.mark.skipif(
+    not SHARED.is_dir(), reason=f"the published arrays are not at hand: {SHARED} (set COST_SHARED)"
+)
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+
+
+def random_values(steps: int, nodes: int, seed: int = 0) -> np.ndarray:
+    """Values (time, node) around 20, in float32."""
+    return np.random.default_rng(seed).normal(20, 5, (steps, nodes)).astype(np.float32)
+
+
+def make_field(values, interval=(1, "hour"), start="2020-01-06", pair=None) -> Field:
+    """A field of these values; `pair` = (steps of the training field, validation steps) makes it one of two."""
+    values = torch.as_tensor(values)
+    spec = dataclasses.replace(
+        get_spec("Oracle"), interval=interval, num_nodes=values.shape[1], validation_steps=pair and pair[1]
+    )
+    segments = ((0, pair[0]), (pair[0], len(values))) if pair else ((0, len(values)),)
+    names = tuple(f"node {node}" for node in range(values.shape[1]))
+    return Field("Tiny", spec, values, make_calendar(start, interval, len(values)), segments, names)
+
+
+@pytest.fixture
+def field() -> Field:
+    """120 hours of 5 nodes."""
+    return make_field(random_values(120, 5))
+
+
+@pytest.fixture
+def data(field) -> WindowedField:
+    """Windows of 6 + 4 steps: 111 of them, 67 / 22 / 22."""
+    return WindowedField(field, 6, 4)
+
+
+@pytest.fixture
+def registered(tmp_path, monkeypatch):
+    """Register values as the dataset `Tiny` of a data folder of their own: registered(values) -> that folder."""
+    def register(values, name="Tiny", **facts):
+        folder = tmp_path / f"{name}_data"
+        folder.mkdir(exist_ok=True)
+        np.save(folder / "values.npy", values)
+        monkeypatch.setitem(DATASETS, name, dataclasses.replace(
+            get_spec("Oracle"), **{"synthetic": False, "files": ("values.npy",), "shape": (values.shape,),
+                                   "num_nodes": int(np.prod(values.shape[1:])), **facts}
+        ))
+        return folder
+
+    return register

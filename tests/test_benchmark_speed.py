@@ -1,0 +1,90 @@
+"""Facts of the speed benchmark: its keys, its arithmetic, and that it needs no data."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scripts.benchmark_speed import FORECASTS, benchmark, count_gflop, main, open_or_generate, table, training_step
+from utils.config import PretrainConfig, TrainConfig
+
+CPU = torch.device("cpu")
+TINY = replace(TrainConfig(), data_name="Oracle", oracle_nodes=5, oracle_steps=300, batch_size=4, channels=16,
+               layers=2, embedding=8, nsample=3)
+FORECAST_KEYS = {f"{sampler}-{steps}/{name}" for sampler, steps in FORECASTS for name in ("fp32", "bf16")}
+
+
+@pytest.fixture(scope="module")
+def result():
+    return benchmark(TINY, CPU, budget=0.1)
+
+
+def forecast_gflop(config, steps, nodes=5, cycles=2, step_size=64):
+    """By hand: mean model and history once, endpoint once a member, the rest at every step."""
+    history, horizon, members = config.history_len, config.predict_len, config.nsample
+    width = config.channels + config.embedding * (1 + cycles)
+    mean = PretrainConfig()
+    mean_width = mean.channels * (2 + cycles)
+    window = nodes * (history * mean.channels + 2 * mean.layers * mean_width**2 + mean_width * horizon
+                      + history * config.channels)
+    member = nodes * horizon * width
+    step = nodes * members * (2 * horizon * width + 2 * config.layers * width**2) + (step_size + width) * width
+    return 2e-9 * (window + members * member + steps * step)
+
+
+def test_forecast_arithmetic_is_that_of_the_formula(result):
+    for key, gflop in result["gflop_per_forecast"].items():
+        assert gflop == pytest.approx(forecast_gflop(TINY, int(key.split("/")[0].split("-")[1])), rel=1e-9)
+
+
+def test_linear_layers_are_counted_forward_and_backward():
+    layer = torch.nn.Linear(8, 16)
+    values = torch.randn(4, 8, requires_grad=True)
+    assert count_gflop(lambda: layer(values).sum().backward()) == pytest.approx(3 * 2e-9 * 4 * 8 * 16)
+
+
+def test_every_time_has_its_share_of_the_peak(result):
+    assert set(result["gemm_gflops"]) == {"fp32", "bf16"}
+    for name in ("forecast_s", "gflop_per_forecast", "forecast_share_of_peak"):
+        assert set(result[name]) == FORECAST_KEYS
+    shares = [result["train_share_of_peak"], result["train_bf16_share_of_peak"],
+              *result["forecast_share_of_peak"].values()]
+    assert all(0 < share < 1.2 for share in shares)
+    times = [result[name] for name in ("train_step_s", "train_step_bf16_s", "mean_train_step_s", "peak_rss_mb")]
+    assert all(value > 0 for value in [*times, *result["forecast_s"].values()])
+    assert "forecast, dpm2m-10/bf16" in table(result)
+
+
+def test_a_training_step_is_the_median_of_several_timed_epochs():
+    data, values = open_or_generate(TINY, CPU)
+    assert values == "dataset"
+    model = torch.nn.Linear(12, 12)
+    calls = []
+
+    def loss(batch):
+        calls.append(len(batch.start))
+        return model(batch.history.transpose(1, 2)).square().mean()
+
+    assert training_step(model, loss, data, TINY, budget=0.0) > 0
+    assert calls == [TINY.batch_size] * 8  # an epoch of four steps to warm up, one that is timed
+
+
+def test_an_absent_array_is_replaced_by_values_of_its_shape(tmp_path):
+    for name, shape in (("MobileNJ", (504, 560)), ("SST", (1980 + 1022, 500))):
+        data, values = open_or_generate(replace(TrainConfig(), data_name=name, data_dir=str(tmp_path)), CPU)
+        assert values == "generated" and data.field.values.shape == shape
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_program_writes_its_numbers_and_says_that_values_are_generated(tmp_path, monkeypatch, capsys):
+    def quick(config, device):
+        return benchmark(replace(config, channels=8, layers=1, nsample=2, batch_size=2), device, budget=0.01)
+
+    monkeypatch.setattr("scripts.benchmark_speed.benchmark", quick)
+    path = tmp_path / "speed.json"
+    assert main(["--data_name", "SolarPower", "--data_dir", str(tmp_path), "--device", "cpu", "--json", str(path)]) == 0
+    written = json.loads(path.read_text())
+    assert {"train_step_s", "forecast_s", "gflop_per_forecast", "gemm_gflops", "peak_rss_mb"} <= set(written)
+    assert written["values"] == "generated" and written["nodes"] == 11
+    assert "generated values" in capsys.readouterr().out

@@ -1,0 +1,329 @@
+"""Flags: who wins, what is refused and how it is said, and that each of them is read by somebody."""
+
+import ast
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import main_pretrain
+import main_train
+from data.registry import DATASETS
+from models import MEAN_MODELS
+from utils.config import PRESETS, CommonConfig, PretrainConfig, TrainConfig, parse_config, preset, run_main
+from utils.device import autocast, choose_device
+
+STAGES = {PretrainConfig: {"data_name": DATASETS, "mean_model": MEAN_MODELS}, TrainConfig: main_train.CHOICES}
+both_stages = pytest.mark.parametrize("stage", STAGES, ids=["stage 1", "stage 2"])
+SEED_LINE = "--data_name SST --device cuda:4 --batch_size 8 --history_len 12 --predict_len 12"
+RELEASE_LINE = (f"{SEED_LINE} --val_batch_size 16 --epochs 3 --patience 2 --lr 0.01 --weight_decay 1e-6 --seed 7 "
+                "--nsample 10 --channels 16 --eps_model mlp")
+
+
+def parse(stage, line=""):
+    return parse_config(stage, STAGES[stage], line.split())
+
+
+def refusal(capsys, stage, line) -> str:
+    """The one line with which a mistake ends the program, with status 2."""
+    with pytest.raises(SystemExit) as caught:
+        parse(stage, line)
+    said = capsys.readouterr().err.strip()
+    assert caught.value.code == 2 and "\n" not in said and said.startswith("error: ")
+    return said
+
+
+# Order
+
+@both_stages
+def test_the_command_line_beats_the_preset_which_beats_the_default(stage, monkeypatch):
+    monkeypatch.setitem(PRESETS, "TaxiBJ", {CommonConfig: dict(batch_size=24, dropout=0.5), stage: dict(dropout=0.25)})
+    default, by_preset = parse(stage, "--data_name MobileNJ"), parse(stage, "--data_name TaxiBJ")
+    assert (default.batch_size, default.dropout) == (8, 0.15)
+    assert (by_preset.batch_size, by_preset.dropout) == (24, 0.25)
+    given = parse(stage, "--dropout 0 --data_name TaxiBJ --batch_size 8")
+    assert (given.batch_size, given.dropout) == (8, 0)
+
+
+@both_stages
+def test_a_flag_given_its_default_value_still_beats_the_preset(stage):
+    assert parse(stage, "--data_name SST").batch_size == 32
+    assert parse(stage, "--data_name SST --batch_size 8").batch_size == 8
+
+
+def test_the_published_settings_are_the_defaults_and_presets():
+    mean, diffusion = parse(PretrainConfig, "--data_name MobileNJ"), parse(TrainConfig, "--data_name MobileNJ")
+    for config in (mean, diffusion):
+        assert (config.epochs, config.lr, config.lr_decay, config.weight_decay) == (50, 1e-3, 0.4, 1e-5)
+        assert (config.batch_size, config.dropout, config.history_len, config.predict_len) == (8, 0.15, 12, 12)
+    assert (mean.channels, mean.layers) == (32, 4)
+    assert (diffusion.channels, diffusion.layers, diffusion.embedding) == (128, 8, 32)
+    assert (diffusion.diffusion_steps, diffusion.beta_first, diffusion.beta_last) == (50, 1e-4, 0.5)
+    assert (diffusion.nsample, diffusion.patience, diffusion.noise_schedule) == (50, 5, "quadratic")
+    sst = parse(PretrainConfig, "--data_name SST")
+    assert (sst.channels, sst.layers, sst.batch_size) == (64, 8, 32)
+    for name in ("BikeDC", "TaxiBJ", "Los_Speed"):
+        assert parse(TrainConfig, f"--data_name {name}").batch_size == 24
+
+
+def test_presets_name_only_datasets_and_flags_that_exist_and_values_that_are_accepted():
+    for name, by_stage in PRESETS.items():
+        assert name in DATASETS
+        for stage, values in by_stage.items():
+            assert stage in (CommonConfig, *STAGES)
+            assert set(values) <= {item.name for item in dataclasses.fields(stage)}
+        for stage in STAGES:
+            chosen = preset(name, stage)
+            line = " ".join(f"--{flag} {value}" for flag, value in chosen.items())
+            parsed = parse(stage, f"--data_name {name} {line}")
+            assert parsed == parse(stage, f"--data_name {name}")
+            assert chosen.items() <= dataclasses.asdict(parsed).items()
+
+
+@both_stages
+def test_settings_cannot_be_changed_later(stage):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parse(stage).lr = 1
+
+
+# The release's command line
+
+@both_stages
+def test_the_command_line_of_the_release_is_understood(stage):
+    config = parse(stage, SEED_LINE)
+    assert (config.data_name, config.device) == ("SST", "cuda:4")
+    assert (config.batch_size, config.history_len, config.predict_len) == (8, 12, 12)
+
+
+@both_stages
+def test_every_flag_of_the_release_is_accepted_by_both_programs(stage, capsys):
+    config = parse(stage, RELEASE_LINE)
+    assert (config.val_batch_size, config.epochs, config.patience, config.lr) == (16, 3, 2, 0.01)
+    assert (config.weight_decay, config.seed, config.channels) == (1e-6, 7, 16)
+    note = capsys.readouterr().err
+    if stage is TrainConfig:
+        assert (config.nsample, config.eps_model) == (10, "mlp") and note == ""
+    else:
+        assert note.startswith("note: ") and "--nsample" in note and "--eps_model" in note
+
+
+# Every flag works
+
+@both_stages
+def test_every_flag_of_the_program_takes_a_value_and_hands_it_on(stage):
+    for item in dataclasses.fields(stage):
+        facts, allowed = item.metadata, item.metadata["choices"]
+        if item.type is bool:
+            for line, value in ((f"--{item.name}", True), (f"--no-{item.name}", False)):
+                assert getattr(parse(stage, line), item.name) is value
+            continue
+        if allowed:
+            values = list(STAGES[stage][allowed] if isinstance(allowed, str) else allowed)
+        elif item.type is str:
+            values = ["Oracle" if item.name == "data_name" else "some/where"]
+        else:
+            low = facts["minimum"] if facts["minimum"] is not None else facts["above"]
+            values = [item.type(low) + (0.25 if item.type is float else 1)]
+        for value in values:
+            line = f"--{item.name} {value}" + (" --sample_steps 1" if item.name == "diffusion_steps" else "")
+            found = getattr(parse(stage, line), item.name)
+            assert found == value and type(found) is item.type, item.name
+
+
+@both_stages
+def test_help_shows_every_flag_with_its_default_under_its_group(stage, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(stage, "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert caught.value.code == 0
+    for item in dataclasses.fields(stage):
+        words = item.metadata["help"].replace("%%", "%")
+        default = "none" if item.default == "" else item.default
+        assert f"--{item.name}" in text and f"{words} (default: {default})" in text
+        assert f" {item.metadata['group']}: --" in text
+    hidden = {item.name for other in STAGES for item in dataclasses.fields(other)} - {
+        item.name for item in dataclasses.fields(stage)}
+    assert not [name for name in hidden if f"--{name} " in text]
+
+
+# Every flag is read
+
+SHARED_CODE = [file for file in sorted((ROOT / "utils").glob("*.py")) if file.name != "config.py"]
+READERS = {
+    PretrainConfig: [ROOT / "main_pretrain.py", *SHARED_CODE],
+    TrainConfig: [ROOT / "main_train.py", ROOT / "main_pretrain.py", *SHARED_CODE],
+}
+
+
+def flags_read(source: str, holders=("config", "settings", "self.config")) -> set[str]:
+    """Names read as `config.name`, `settings["name"]` or `settings.get("name")`."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in holders:
+            found.add(node.attr)
+        elif isinstance(node, ast.Subscript) and ast.unparse(node.value) in holders:
+            found |= {part.value for part in ast.walk(node.slice) if isinstance(part, ast.Constant)}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in [f"{holder}.get" for holder in holders]:
+            found |= {part.value for part in node.args if isinstance(part, ast.Constant)}
+    return found
+
+
+@both_stages
+def test_every_flag_is_read_by_the_code_of_its_stage(stage):
+    read = set().union(*(flags_read(file.read_text()) for file in READERS[stage]))
+    assert {item.name for item in dataclasses.fields(stage)} <= read
+
+
+def test_the_search_for_flags_that_nothing_reads_finds_one():
+    assert flags_read("x = config.lr + settings['seed'] + settings.get('ema')") == {"lr", "seed", "ema", "get"}
+    assert flags_read("lr = 1\nargs.lr\nprint('epochs')\n# config.patience") == set()
+    source = (ROOT / "utils/training.py").read_text()
+    assert "weight_decay" in flags_read(source)
+    assert "weight_decay" not in flags_read(source.replace("config.weight_decay", "1e-5"))
+
+
+def test_only_flags_that_exist_are_read():
+    existing = {item.name for stage in STAGES for item in dataclasses.fields(stage)}
+    for file in [*ROOT.glob("*.py"), *SHARED_CODE]:
+        assert flags_read(file.read_text(), ("config",)) <= existing, file
+
+
+# What is refused
+
+@pytest.mark.parametrize("stage, line, near", [
+    (PretrainConfig, "--epoch 3", "--epochs"), (PretrainConfig, "--batchsize 3", "--batch_size"),
+    (TrainConfig, "--batch-size 3", "--batch_size"), (TrainConfig, "--num_sample=3", "--nsample"),
+    (TrainConfig, "--sample_step 3", "--sample_steps"),
+])
+def test_an_unknown_flag_is_answered_with_near_ones(capsys, stage, line, near):
+    said = refusal(capsys, stage, line)
+    assert "unknown argument --" in said and near in said.split("did you mean")[1]
+
+
+@both_stages
+def test_an_unknown_flag_far_from_all_and_a_stray_word_are_named(capsys, stage):
+    for word in ("--zzzzqqqq", "stray"):
+        said = refusal(capsys, stage, word)
+        assert f"unknown argument {word}" in said and "did you mean" not in said
+
+
+@pytest.mark.parametrize("stage, line, words", [
+    (TrainConfig, "--sampler zzzz", "'zzzz' is unknown. Choose one of ancestral"),
+    (TrainConfig, "--sampler dim", "did you mean ddim?"), (TrainConfig, "--eps_model unet", "Choose one of mlp"),
+    (TrainConfig, "--noise_schedule cosin", "did you mean cosine?"),
+    (TrainConfig, "--scale_statistic var", "Choose one of std, variance"),
+    (TrainConfig, "--sample_precision float16", "Choose one of float32, bfloat16"),
+    (PretrainConfig, "--mean_model sti", "did you mean stid?"),
+])
+def test_an_unknown_choice_is_answered_with_the_choices(capsys, stage, line, words):
+    said = refusal(capsys, stage, line)
+    assert words in said and line.split()[0] in said
+
+
+@pytest.mark.parametrize("main", [main_pretrain.main, main_train.main], ids=["stage 1", "stage 2"])
+def test_an_unknown_dataset_is_answered_with_near_ones_and_the_list(capsys, main, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        run_main(lambda: main(["--data_name", "SSTT", "--device", "cpu", "--save_dir", str(tmp_path)]))
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and "did you mean SST? The names are NYCFlights" in said and said.count("\n") == 1
+
+
+@both_stages
+@pytest.mark.parametrize("line, words", [
+    ("--epochs 0", "at least 1"), ("--epochs -3", "at least 1"), ("--epochs 2.5", "not a whole number"),
+    ("--epochs 1e3", "not a whole number"), ("--lr 0", "above 0"), ("--lr -0.1", "above 0"), ("--lr nan", "finite"),
+    ("--lr inf", "finite"), ("--lr fast", "not a number"), ("--batch_size 0", "at least 1"),
+    ("--val_batch_size 0", "at least 1"), ("--history_len 0", "at least 1"), ("--predict_len -1", "at least 1"),
+    ("--patience 0", "at least 1"), ("--dropout 1", "at most 0.9"), ("--dropout -0.1", "at least 0"),
+    ("--weight_decay -1", "at least 0"), ("--ema 1", "at most"), ("--seed -1", "at least 0"),
+    (f"--seed {2**64}", "at most"), ("--channels 0", "at least 1"), ("--layers -1", "at least 0"),
+    ("--oracle_nodes 0", "at least 1"), ("--oracle_steps 0", "at least 1"), ("--lr_decay 2", "at most 1"),
+    ("--lr", "expected one argument"), ("--amp=maybe", "ignored explicit argument"),
+])
+def test_a_value_out_of_range_is_refused_with_the_range(capsys, stage, line, words):
+    said = refusal(capsys, stage, line)
+    assert line.split("=")[0].split()[0] in said and words in said
+
+
+@pytest.mark.parametrize("line, words", [
+    ("--nsample 1", "at least 2"), ("--sample_steps 0", "at least 1"), ("--diffusion_steps 0", "at least 1"),
+    ("--sample_steps 51", "choose 1 to 50"), ("--diffusion_steps 10", "--sample_steps 20: choose 1 to 10"),
+    ("--beta_first 0.6", "choose at most --beta_last 0.5"), ("--beta_last 1", "at most 0.999"),
+    ("--beta_first 0", "above 0"), ("--scale_threshold 0", "above 0"), ("--test_windows -1", "at least 0"),
+    ("--sample_batch -1", "at least 0"), ("--cross_check -1", "at least 0"), ("--val_windows -1", "at least 0"),
+])
+def test_a_value_out_of_range_of_stage_2_is_refused_with_the_range(capsys, line, words):
+    assert words in refusal(capsys, TrainConfig, line)
+
+
+def test_the_ends_of_a_range_are_accepted():
+    assert parse(TrainConfig, "--sample_steps 50").sample_steps == 50
+    assert parse(TrainConfig, "--diffusion_steps 1 --sample_steps 1").diffusion_steps == 1
+    config = parse(TrainConfig, f"--dropout 0 --weight_decay 0 --layers 0 --nsample 2 --seed {2**63 - 1}")
+    assert (config.dropout, config.layers, config.seed) == (0, 0, 2**63 - 1)
+
+
+# Device and programs
+
+def test_a_gpu_that_is_not_there_is_refused_with_what_torch_sees(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="--device cuda:4: torch sees no GPU; use --device auto or --device cpu"):
+        choose_device("cuda:4")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"torch sees 2 GPUs \(cuda:0 to cuda:1\)"):
+        choose_device("cuda:4")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("there, chosen", [(True, "cuda:0"), (False, "cpu")])
+def test_auto_takes_the_first_gpu_when_there_is_one(monkeypatch, there, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert choose_device("auto") == torch.device(chosen)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "mps", "meta", ""])
+def test_a_device_that_is_none_is_refused_with_the_accepted_ones(name):
+    with pytest.raises(ValueError, match="use auto, cpu or cuda:N"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("enabled, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_amp_computes_linear_layers_in_bfloat16(enabled, dtype):
+    with autocast(torch.device("cpu"), enabled):
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize("error", [ValueError("a"), FileNotFoundError("a"), PermissionError("a"),
+                                   FloatingPointError("a")])
+def test_a_mistake_ends_a_program_with_one_line_and_status_2(capsys, monkeypatch, error):
+    def main():
+        raise error
+
+    monkeypatch.delenv("COST_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        run_main(main)
+    assert caught.value.code == 2 and capsys.readouterr().err == "error: a\n"
+    monkeypatch.setenv("COST_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        run_main(main)
+
+
+def test_a_slip_of_ours_keeps_its_traceback():
+    def main():
+        raise AssertionError("ours")
+
+    with pytest.raises(AssertionError):
+        run_main(main)
+
+
+@pytest.mark.parametrize("program", ["main_pretrain.py", "main_train.py"])
+def test_the_seed_command_line_on_a_machine_without_that_gpu_is_one_line_and_status_2(program, tmp_path):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, program, *SEED_LINE.split(), "--save_dir", str(tmp_path)], cwd=ROOT,
+                          env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and list(tmp_path.iterdir()) == []
+    assert done.stderr == ("error: --device cuda:4: torch sees no GPU; use --device auto or --device cpu\n")

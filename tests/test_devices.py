@@ -1,0 +1,143 @@
+"""Nothing is made on, or taken from, another device than that of the networks and the data.
+
+Everything runs on torch's `meta` device, which needs no GPU, while every single operation is watched: one that mixes
+a tensor of the CPU into those of `meta` fails, as it would with a GPU. So does one that reads a value, where a GPU
+would make the program wait. Scalars may come from the CPU: torch passes them along without a transfer.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from data.windows import Batch
+from main_train import ensemble_drawer, validation_loss
+from models import DENOISERS, MEAN_MODELS, ResidualForecaster
+from models.diffusion import NOISE_SCHEDULES, SAMPLERS
+from utils.reproducibility import MemberNoise, key, keyed_normal
+
+HISTORY, HORIZON, NODES, SIZES, BATCH = 5, 3, 4, (24, 7), 2
+META = torch.device("meta")
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuse every operation on tensors of two devices; scalars of the CPU aside."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tensors = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)]
+        devices = {tensor.device.type for tensor in tensors if tensor.dim() or tensor.is_meta}
+        if len(devices) > 1:
+            raise RuntimeError(f"{function} mixes tensors of {' and '.join(sorted(devices))}")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def one_device():
+    with OneDevice():
+        yield
+
+
+def make_forecaster(network=DENOISERS["mlp"]):
+    mean = MEAN_MODELS["stid"](NODES, HISTORY, HORIZON, SIZES, channels=8, layers=1)
+    denoiser = network(NODES, HISTORY, HORIZON, SIZES, channels=8, layers=1, embedding=4)
+    return ResidualForecaster(mean, denoiser, NOISE_SCHEDULES["quadratic"](50), torch.ones(NODES)).to(META)
+
+
+def make_batch():
+    return Batch(torch.randn(BATCH, HISTORY, NODES, device=META), torch.randn(BATCH, HORIZON, NODES, device=META),
+                 torch.zeros(BATCH, len(SIZES), dtype=torch.int64, device=META), torch.arange(BATCH, device=META))
+
+
+def loss_of(model, batch):
+    return model.loss(batch.history, batch.future, batch.calendar)
+
+
+def draw_with(model, sampler):
+    settings = dict(predict_len=HORIZON, sample_batch=4, sample_precision="float32", seed=1, nsample=3, sampler=sampler,
+                    sample_steps=4)
+    return ensemble_drawer(model.eval(), settings, META)(make_batch())
+
+
+def test_loss_and_its_gradients_stay_on_the_device():
+    model, batch = make_forecaster().train(), make_batch()
+    value = loss_of(model, batch)
+    value.backward()
+    assert value.is_meta and value.shape == ()
+    assert all(parameter.grad.is_meta for parameter in model.denoiser.parameters())
+
+
+def test_validation_stays_on_the_device():
+    data = SimpleNamespace(batches=lambda *args, **kwargs: [make_batch(), make_batch()])
+    config = SimpleNamespace(seed=1, val_batch_size=BATCH, val_windows=0)
+    assert validation_loss(make_forecaster().eval(), data, config).is_meta
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_every_sampler_stays_on_the_device(sampler, precision):
+    model = make_forecaster()
+    model.denoiser.round_to(precision)
+    noise = MemberNoise(1, torch.arange(BATCH, device=META), 3, (HORIZON, NODES))
+    batch = make_batch()
+    members = model.eval().sample(batch.history, batch.calendar, noise, 3, sampler, 4, chunk=4)
+    assert members.is_meta and members.shape == (BATCH, 3, HORIZON, NODES)
+    assert draw_with(make_forecaster(), sampler).is_meta
+
+
+def test_keyed_noise_is_made_where_its_keys_are():
+    windows = torch.arange(BATCH, device=META)
+    keys = key(1, windows.unsqueeze(1), torch.arange(3, device=META), 7)
+    assert keys.is_meta and keys.shape == (BATCH, 3)
+    assert keyed_normal(keys, (HORIZON, NODES)).is_meta
+    noise = MemberNoise(1, windows, 3, (HORIZON, NODES))(2, 1, 5)
+    assert noise.is_meta and noise.shape == (4, HORIZON, NODES)
+    assert key(1, 2).device.type == "cpu"
+
+
+# The watch itself
+
+def add_zeros(noisy, step):
+    return noisy + torch.zeros(noisy.shape)
+
+
+def multiply_by_a_matrix(noisy, step):
+    return noisy @ torch.eye(NODES)
+
+
+def look_up_the_step(noisy, step):
+    return noisy + torch.arange(50.0)[step].view(-1, 1, 1)
+
+
+def shuffle_nodes(noisy, step):
+    return noisy[..., torch.arange(NODES).flip(0)]
+
+
+def read_a_value(noisy, step):
+    return noisy if step[0] > 3 else -noisy
+
+
+@pytest.mark.parametrize("mistake", [add_zeros, multiply_by_a_matrix, look_up_the_step, shuffle_nodes, read_a_value])
+def test_a_denoiser_that_leaves_the_device_is_caught(mistake):
+    class Careless(DENOISERS["mlp"]):
+        def forward(self, noisy, step, context):
+            return super().forward(mistake(noisy, step), step, context)
+
+    model = make_forecaster(Careless)
+    for run in (lambda: loss_of(model, make_batch()), lambda: draw_with(model, "ddim")):
+        with pytest.raises((RuntimeError, NotImplementedError), match="mixes tensors of cpu and meta|meta tensor"):
+            run()
+
+
+def test_a_table_that_does_not_move_with_the_model_is_caught():
+    class Stays(DENOISERS["mlp"]):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            self.weight = [torch.ones(NODES)]
+
+        def encode(self, history, calendar):
+            return super().encode(history * self.weight[0], calendar)
+
+    with pytest.raises(RuntimeError, match="mixes tensors of cpu and meta"):
+        loss_of(make_forecaster(Stays), make_batch())

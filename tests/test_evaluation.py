@@ -1,0 +1,120 @@
+"""Streamed scores are those of the whole, count each window once, and agree with plain numpy."""
+
+import numpy as np
+import properscoring
+import pytest
+import torch
+from conftest import make_field, random_values
+
+from data.windows import WindowedField
+from utils import evaluation
+from utils.evaluation import cross_check, evaluate_ensemble, evaluate_mean, mean_over_windows, rows_at_once
+from utils.reproducibility import MemberNoise
+
+MEMBERS = 6
+
+
+def draw(batch):
+    """An ensemble around the last history value, keyed by window."""
+    shape = batch.future.shape[1:]
+    noise = MemberNoise(0, batch.start, MEMBERS, shape)(0, 0, len(batch.start) * MEMBERS)
+    return batch.history[:, None, -1:] + noise.reshape(-1, MEMBERS, *shape)
+
+
+def predict(batch):
+    return batch.history[:, -1:].expand_as(batch.future)
+
+
+def flat(scores, name=""):
+    """All numbers of nested scores, with their names."""
+    if isinstance(scores, dict):
+        return {inner: value for key in scores for inner, value in flat(scores[key], f"{name}/{key}").items()}
+    if isinstance(scores, list):
+        return {f"{name}/{place}": value for place, value in enumerate(scores)}
+    return {name: scores}
+
+
+def arrays(data, split="test"):
+    """Members and truth of a split in physical units, in one piece, with numpy."""
+    batch = next(iter(data.batches(split, 10_000)))
+    physical = data.scaler.physical
+    return physical(draw(batch)).double().numpy(), physical(batch.future).double().numpy()
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 21])
+def test_batches_of_any_size_give_the_scores_of_one_piece(data, size):
+    shape = (MEMBERS, 4, 5)
+    whole, pieces = (flat(evaluate_ensemble(draw, data.batches("test", each), data.scaler.physical, shape))
+                     for each in (22, size))
+    assert whole.keys() == pieces.keys() and whole["/windows"] == 22 and len(whole) > 40
+    for name, value in whole.items():
+        assert pieces[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
+
+
+def test_an_ensemble_is_scored_in_physical_units(data):
+    scores = evaluate_ensemble(draw, data.batches("test", 5), data.scaler.physical, (MEMBERS, 4, 5))
+    members, truth = arrays(data)
+    error = members.mean(1) - truth
+    assert scores["MAE"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
+    assert scores["RMSE"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+    assert scores["per_horizon"]["RMSE"] == pytest.approx(np.sqrt((error**2).mean((0, 2))).tolist(), rel=1e-5)
+    assert scores["members"] == MEMBERS
+
+
+def test_a_sample_that_is_not_finite_is_not_scored(data):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        evaluate_ensemble(lambda batch: draw(batch) / 0, data.batches("test", 5), data.scaler.physical, (MEMBERS, 4, 5))
+
+
+@pytest.mark.parametrize("size", [1, 7, 22])
+def test_the_scores_of_a_mean_are_those_of_numpy(data, size):
+    scores = evaluate_mean(predict, data.batches("test", size), data.scaler.physical)
+    values = data.field.values.double().numpy()
+    error = np.stack([values[start + 5] - values[start + 6:start + 10] for start in range(89, 111)])
+    assert scores["windows"] == 22
+    assert scores["MAE"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
+    assert scores["RMSE"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+    assert scores["per_horizon"]["MAE"] == pytest.approx(np.abs(error).mean((0, 2)).tolist(), rel=1e-5)
+    assert scores["per_horizon"]["RMSE"] == pytest.approx(np.sqrt((error**2).mean((0, 2))).tolist(), rel=1e-5)
+
+
+def test_a_mean_over_windows_weighs_a_small_last_batch_by_its_windows(data):
+    means = [float(mean_over_windows(lambda batch: batch.start.double().mean(), data.batches("test", size)))
+             for size in (22, 21, 5)]
+    assert means == pytest.approx([99.5] * 3)
+
+
+def test_evaluation_keeps_no_gradients(data):
+    weight = torch.ones((), requires_grad=True)
+    value = mean_over_windows(lambda batch: (batch.future * weight).mean(), data.batches("test", 22))
+    assert not value.requires_grad
+    evaluate_mean(lambda batch: predict(batch) * weight, data.batches("test", 22), data.scaler.physical)
+
+
+def test_the_cross_check_reports_both_estimators_and_their_difference(data, monkeypatch):
+    batches = data.batches("test", 1, torch.Generator().manual_seed(0), limit=3)
+    check = cross_check(draw, batches, data.scaler.physical)
+    members, truth = arrays(data)
+    chosen = [int(batch.start) - 89 for batch in batches]
+    truths = properscoring.crps_ensemble(truth[chosen], np.moveaxis(members[chosen], 1, -1)).mean()
+    assert check["windows"] == 3 and check["properscoring"] == pytest.approx(truths, rel=1e-5)
+    assert check["ours"] == pytest.approx(truths, rel=1e-5) and check["largest_difference"] < 1e-5
+
+    differences = iter([0.1, 0.7, 0.2])
+    monkeypatch.setattr(evaluation, "crps_cross_check", lambda members, truth: {
+        "ours": 1.0, "properscoring": 2.0, "largest_difference": next(differences)})
+    assert cross_check(draw, batches, data.scaler.physical) == {
+        "windows": 3, "ours": 1.0, "properscoring": 2.0, "largest_difference": 0.7}
+
+
+@pytest.mark.parametrize("nodes, device, chosen, rows", [
+    (75, "cpu", 0, 133), (20_000, "cpu", 0, 1), (75, "cuda", 0, 13_333), (75, "cpu", 9, 9),
+])
+def test_the_rows_at_a_time_shrink_with_the_nodes_unless_chosen(nodes, device, chosen, rows):
+    assert rows_at_once(nodes, torch.device(device), chosen) == rows
+
+
+def test_one_node_and_one_step_ahead_can_be_scored():
+    data = WindowedField(make_field(random_values(40, 1)), 3, 1)
+    scores = evaluate_ensemble(draw, data.batches("test", 4), data.scaler.physical, (MEMBERS, 1, 1))
+    assert np.isfinite(scores["CRPS"]) and scores["windows"] == len(data.starts["test"])

@@ -1,0 +1,95 @@
+"""The fluctuation scale is the spread of the weak spectral components, node by node."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_values
+
+from data.fluctuation import FLOOR, fluctuation_scale
+from data.scaling import Scaler
+
+
+def training(steps, nodes=7):
+    """A daily wave and a level of its own for each node, plus noise."""
+    hour = np.arange(steps)[:, None]
+    level = np.linspace(5, 60, nodes)
+    wave = level * np.sin(2 * math.pi * hour / 24)
+    return torch.from_numpy((level + wave + random_values(steps, nodes)).astype(np.float32))
+
+
+def explicit(values, threshold):
+    """Eq. 8-10 as printed: transform, keep the weak components, transform back, take the spread over time."""
+    scaler = Scaler.fit(values)
+    spectrum = np.fft.rfft((values.double().numpy() - scaler.mean) / scaler.std, axis=0)
+    amplitude = np.abs(spectrum)
+    spectrum[amplitude >= threshold * amplitude.max(0)] = 0
+    return np.fft.irfft(spectrum, n=len(values), axis=0).std(0)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 50, 51, 240, 337])
+@pytest.mark.parametrize("threshold", [0.02, 0.1, 0.5, 1.0])
+def test_the_spread_read_off_the_spectrum_is_that_of_the_inverse_transform(steps, threshold):
+    values = training(steps)
+    scale = fluctuation_scale(values, Scaler.fit(values), threshold)
+    assert scale.shape == (7,) and scale.dtype == torch.float32
+    np.testing.assert_allclose(scale, np.maximum(explicit(values, threshold), FLOOR), rtol=1e-4)
+
+
+def test_with_every_component_kept_it_is_the_standard_deviation_of_the_node():
+    values = training(123)
+    scaler = Scaler.fit(values)
+    expected = scaler.standardize(values).std(0, correction=0)
+    assert torch.allclose(fluctuation_scale(values, scaler, threshold=10), expected, rtol=1e-4)
+
+
+def test_the_variance_is_the_square_of_the_std():
+    values = training(200)
+    scaler = Scaler.fit(values)
+    std, variance = (fluctuation_scale(values, scaler, statistic=name) for name in ("std", "variance"))
+    assert torch.allclose(variance, std.square(), rtol=1e-5) and not torch.allclose(variance, std)
+
+
+def test_only_waves_weaker_than_the_threshold_count():
+    time = torch.arange(400, dtype=torch.float64)[:, None]
+    strong, weak = torch.cos(2 * math.pi * time / 20), 0.3 * torch.cos(2 * math.pi * time / 8)
+    values = strong + weak
+    scaler = Scaler(0.0, 1.0)
+    assert float(fluctuation_scale(values, scaler, threshold=0.29)) == pytest.approx(FLOOR)
+    assert float(fluctuation_scale(values, scaler, threshold=0.31)) == pytest.approx(0.3 / math.sqrt(2), rel=1e-5)
+    assert float(fluctuation_scale(values, scaler, threshold=1.01)) == pytest.approx(
+        math.sqrt((1 + 0.09) / 2), rel=1e-5
+    )
+
+
+def test_each_node_has_the_threshold_of_its_own_largest_component():
+    time = torch.arange(400, dtype=torch.float64)[:, None]
+    weak = 0.3 * torch.cos(2 * math.pi * time / 8)
+    values = torch.cat([weak, weak + 100 * torch.cos(2 * math.pi * time / 20)], dim=1)
+    alone, beside = fluctuation_scale(values, Scaler(0.0, 1.0), threshold=0.1).tolist()
+    assert alone == pytest.approx(FLOOR) and beside == pytest.approx(0.3 / math.sqrt(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("statistic", ["std", "variance"])
+def test_a_constant_node_gets_the_floor(statistic):
+    values = training(100)
+    values[:, 3] = 12.5
+    scale = fluctuation_scale(values, Scaler.fit(values), statistic=statistic)
+    assert float(scale[3]) == pytest.approx(FLOOR) and (scale > 0).all()
+    constant = torch.full((50, 2), 4.0)
+    assert fluctuation_scale(constant, Scaler.fit(constant)).tolist() == pytest.approx([FLOOR, FLOOR])
+
+
+@pytest.mark.parametrize("nodes_at_once", [1, 3, 7])
+def test_nodes_may_be_taken_in_any_chunks(nodes_at_once):
+    values = training(150)
+    scaler = Scaler.fit(values)
+    chunked = fluctuation_scale(values, scaler, nodes_at_once=nodes_at_once)
+    assert torch.allclose(chunked, fluctuation_scale(values, scaler), rtol=1e-6, atol=0)
+
+
+def test_an_unknown_statistic_is_refused_with_the_choices():
+    values = training(20)
+    with pytest.raises(ValueError, match="--scale_statistic mad: choose one of std, variance"):
+        fluctuation_scale(values, Scaler.fit(values), statistic="mad")

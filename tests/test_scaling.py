@@ -1,0 +1,59 @@
+"""One mean and one standard deviation, those of the training values, without overflow or cancellation."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_values
+
+from data import scaling
+from data.scaling import Scaler
+
+
+@pytest.mark.parametrize("steps", [1, 2, scaling.BLOCK - 1, scaling.BLOCK, scaling.BLOCK + 1, 3000])
+def test_mean_and_std_are_those_of_all_values_whatever_the_blocks(steps):
+    values = random_values(steps, 3)
+    scaler = Scaler.fit(torch.from_numpy(values))
+    assert scaler.mean == pytest.approx(values.astype(np.float64).mean(), rel=1e-12)
+    assert scaler.std == pytest.approx(values.astype(np.float64).std(), rel=1e-12)
+
+
+def test_standardized_values_have_mean_zero_and_spread_one_and_come_back():
+    values = torch.from_numpy(random_values(500, 4))
+    scaler = Scaler.fit(values)
+    standardized = scaler.standardize(values)
+    assert standardized.dtype == torch.float32
+    assert float(standardized.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(standardized.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(scaler.physical(standardized), values, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.0, 7.3, -1e9, 1e30])
+def test_a_constant_field_has_std_1_and_standardizes_to_zero(level):
+    values = torch.full((2000, 3), level)
+    scaler = Scaler.fit(values)
+    assert scaler.std == 1.0
+    assert torch.equal(scaler.standardize(values), torch.zeros(2000, 3))
+
+
+def test_a_tiny_spread_is_a_spread_and_not_a_constant():
+    values = torch.from_numpy(random_values(100, 3)) * 1e-20
+    assert Scaler.fit(values).std == pytest.approx(float(values.double().std(correction=0)))
+
+
+def test_a_small_spread_on_a_large_level_is_not_cancelled():
+    values = 1e6 + torch.tensor([[-0.5, 0.5]]).repeat(4000, 1)
+    assert Scaler.fit(values).std == pytest.approx(0.5, rel=1e-6)
+
+
+def test_small_integers_do_not_overflow():
+    values = torch.full((5000, 4), 250, dtype=torch.uint8)
+    values[::2] = 240
+    assert Scaler.fit(values) == Scaler(245.0, 5.0)
+    assert Scaler(245.0, 5.0).standardize(values).unique().tolist() == [-1.0, 1.0]
+
+
+def test_a_node_a_billion_times_larger_stays_finite():
+    values = torch.from_numpy(random_values(300, 5))
+    values[:, 2] *= 1e9
+    scaler = Scaler.fit(values)
+    assert np.isfinite(scaler.std) and scaler.standardize(values).isfinite().all()

@@ -1,0 +1,115 @@
+"""The house stays as it is meant: who imports whom, nothing that runs strangers' code, nothing loose at the top."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGES = ("data", "models", "scripts", "utils")
+CODE = sorted([*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))])
+TESTS = sorted((ROOT / "tests").glob("*.py"))
+TOP_LEVEL = {
+    ".ci", ".gitattributes", ".github", ".gitignore", "CITATION.cff", "LICENSE", "README.md", "data", "docs",
+    "main_pretrain.py", "main_train.py", "models", "pyproject.toml", "requirements-dev-lock.txt",
+    "requirements-dev.txt", "requirements-lock.txt", "requirements.txt", "save", "scripts", "tests", "utils",
+}
+FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+FORBIDDEN_CALLS = {"eval", "exec", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load",
+                   "pandas.read_pickle", "pd.read_pickle", "torch.hub.load"}
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Modules that a file imports by absolute name."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module)
+    return found
+
+
+def top_imports(file) -> set[str]:
+    return {name.split(".")[0] for name in imports(ast.parse(file.read_text()))}
+
+
+def dangers(source: str) -> list[str]:
+    """What in a source could run code that came with data or from a user's string."""
+    tree, found = ast.parse(source), []
+    found += [f"import {name}" for name in sorted(imports(tree)) if name.split(".")[0] in FORBIDDEN_MODULES]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+        if name in FORBIDDEN_CALLS:
+            found.append(name)
+        if name == "torch.load" and options.get("weights_only") != "True":
+            found.append("torch.load without weights_only=True")
+        if options.get("shell", "False") != "False":
+            found.append("shell")
+        if options.get("allow_pickle", "False") != "False":
+            found.append("allow_pickle")
+    return found
+
+
+def test_there_is_code_to_look_at():
+    assert {"main_pretrain.py", "windows.py", "checkpoint.py", "samplers.py"} <= {file.name for file in CODE}
+    assert len(TESTS) > 5
+
+
+@pytest.mark.parametrize("package", ["models", "data", "utils"])
+def test_models_data_and_utils_do_not_import_each_other_nor_the_programs(package):
+    forbidden = {*PACKAGES, "main_pretrain", "main_train", "tests"} - {package}
+    for file in (ROOT / package).rglob("*.py"):
+        assert not top_imports(file) & forbidden, file
+
+
+def test_the_mathematics_of_the_diffusion_imports_torch_and_the_standard_library_only():
+    for file in (ROOT / "models/diffusion").rglob("*.py"):
+        assert top_imports(file) <= {"torch"} | sys.stdlib_module_names, file
+        for node in ast.walk(ast.parse(file.read_text())):  # nor does it reach out of its folder
+            assert not (isinstance(node, ast.ImportFrom) and node.level > 1), file
+
+
+def test_no_relative_import_leaves_its_package():
+    for file in CODE:
+        depth = len(file.relative_to(ROOT).parts) - 1
+        for node in ast.walk(ast.parse(file.read_text())):
+            assert not (isinstance(node, ast.ImportFrom) and node.level > depth), file
+
+
+@pytest.mark.parametrize("file", CODE, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_file_can_run_code_that_came_with_data(file):
+    assert dangers(file.read_text()) == []
+
+
+@pytest.mark.parametrize("source", [
+    "import pickle", "from pickle import loads", "import dill as d", "eval(text)", "exec(text)", "os.system(line)",
+    "yaml.load(file)", "subprocess.run(line, shell=True)", "np.load(path, allow_pickle=True)",
+    "np.load(path, allow_pickle=flag)", "torch.load(path)", "torch.load(path, weights_only=False)",
+    "def f():\n    import joblib",
+])
+def test_the_search_for_such_code_finds_it(source):
+    assert len(dangers(source)) == 1
+
+
+def test_the_search_leaves_harmless_code_alone():
+    assert dangers("model.eval()\nnp.load(path, allow_pickle=False)\ntorch.load(path, weights_only=True)\n"
+                   "subprocess.run(['ls'])\nnet.compile()") == []
+
+
+def test_nothing_is_committed_at_the_top_that_has_no_place_there():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout: no list of committed files")
+    top = {path.split("/")[0] for path in listed.stdout.split("\0") if path}
+    assert {"main_pretrain.py", "main_train.py", "data", "models", "utils", "tests"} <= top <= TOP_LEVEL
+
+
+def test_every_module_says_what_it_is_for():
+    silent = [file.relative_to(ROOT) for file in [*CODE, *TESTS]
+              if file.stat().st_size and not ast.get_docstring(ast.parse(file.read_text()))]
+    assert not silent

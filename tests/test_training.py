@@ -1,0 +1,273 @@
+"""The loop finds the solution, keeps the best weights, stops in time, and repeats itself to the bit."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import random_values
+
+import main_pretrain
+from utils.checkpoint import load_checkpoint
+from utils.config import CommonConfig
+from utils.training import fit
+
+INPUTS = torch.randn(256, 3, generator=torch.Generator().manual_seed(3))
+TRUTH = torch.tensor([1.5, -2.0, 0.5])
+TARGETS = INPUTS @ TRUTH + 4
+CONFIG = CommonConfig(epochs=5, lr=0.05, patience=5, weight_decay=0.0)
+
+
+def batches(generator):
+    return TensorBatches(torch.randperm(256, generator=generator).split(32))
+
+
+class TensorBatches(list):
+    """Batches of indices as a list: iterable, with a length."""
+
+    def __init__(self, parts):
+        super().__init__((INPUTS[part], TARGETS[part]) for part in parts)
+
+
+class Run:
+    """A fit of a linear model, with all that it kept and logged. `scores` replace the validation score."""
+
+    def __init__(self, scores=None, dropout=0.0, loss=None, **settings):
+        torch.manual_seed(0)
+        self.model = torch.nn.Sequential(torch.nn.Dropout(dropout), torch.nn.Linear(3, 1))
+        self.kept, self.lines, self.modes, self.scored = [], [], [], []
+        scores = scores and iter(scores)
+
+        def squared(batch):
+            self.modes.append(("train", self.model.training, torch.is_grad_enabled()))
+            return (self.model(batch[0]).squeeze(1) - batch[1]).square().mean()
+
+        def validate(scored):
+            self.modes.append(("validate", scored.training, torch.is_grad_enabled()))
+            self.scored.append(weights(scored))
+            error = (scored(INPUTS).squeeze(1) - TARGETS).square().mean()
+            return next(scores) if scores else error
+
+        def keep(state, epoch, score):
+            self.kept.append((epoch, score, {name: value.clone() for name, value in state.items()}))
+
+        self.result = fit(self.model, loss or squared, batches, validate, dataclasses.replace(CONFIG, **settings),
+                          keep, self.lines.append)
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# The solution and the best weights
+
+def test_a_linear_regression_is_solved():
+    run = Run(epochs=60, patience=60)
+    linear = run.model[1]
+    assert torch.allclose(linear.weight[0], TRUTH, atol=1e-3) and linear.bias.item() == pytest.approx(4, abs=1e-3)
+    assert run.result.best_score < 1e-5 and run.lines[0]["loss"] > 1
+    assert run.result.epochs == 60 and run.result.seconds > 0
+
+
+def test_the_weights_of_the_best_epoch_stand_in_the_model_at_the_end():
+    run = Run(scores=[3.0, 1.0, 2.0, 1.5, 1.2])
+    assert (run.result.best_epoch, run.result.best_score, run.result.epochs) == (2, 1.0, 5)
+    assert [(epoch, score) for epoch, score, _ in run.kept] == [(1, 3.0), (2, 1.0)]
+    assert same(weights(run.model), run.kept[-1][2]) and same(weights(run.model), run.scored[1])
+    assert not same(weights(run.model), run.scored[-1])
+    assert not run.model.training
+
+
+def test_what_was_kept_does_not_change_with_later_training():
+    kept, scores = [], itertools.count(1)
+    model = torch.nn.Linear(3, 1)
+    fit(model, lambda batch: (model(batch[0]).squeeze(1) - batch[1]).square().mean(), batches,
+        lambda scored: float(next(scores)), CONFIG,
+        lambda state, epoch, score: kept.append((state, {name: value.clone() for name, value in state.items()})),
+        lambda line: None)
+    assert len(kept) == 1 and same(*kept[0]) and same(weights(model), kept[0][1])
+
+
+def test_an_equal_score_is_no_better_one():
+    assert Run(scores=[1.0] * 5).result.best_epoch == 1
+
+
+# Stopping
+
+@pytest.mark.parametrize("scores, patience, epochs, best", [
+    ([5, 4, 3, 2, 1], 1, 5, 5), ([1, 2, 3, 4, 5], 1, 2, 1), ([1, 2, 3, 4, 5], 3, 4, 1), ([3, 4, 2, 4, 4], 2, 5, 3),
+    ([3, 4, 4, 1, 1], 2, 3, 1), ([2, math.nan, math.nan, 1, 1], 2, 3, 1), ([math.nan, 2, 3, 4, 5], 2, 4, 2),
+])
+def test_training_stops_after_as_many_epochs_without_a_better_score_as_patience_says(scores, patience, epochs, best):
+    run = Run(scores=[float(score) for score in scores], patience=patience)
+    assert (run.result.epochs, run.result.best_epoch, len(run.lines)) == (epochs, best, epochs)
+
+
+def test_scores_that_are_never_finite_end_the_run_with_an_error_and_keep_nothing():
+    kept = []
+    model = torch.nn.Linear(3, 1)
+    with pytest.raises(FloatingPointError, match="no validation score was finite; try a smaller --lr"):
+        fit(model, lambda batch: model(batch[0]).square().mean(), batches, lambda scored: math.nan, CONFIG,
+            lambda *best: kept.append(best), lambda line: None)
+    assert not kept
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_weights_stay(bad):
+    steps = itertools.count()
+    kept = []
+    model = torch.nn.Linear(3, 1)
+
+    def loss(batch):
+        value = model(batch[0]).square().mean()
+        return value * bad if next(steps) == 8 + 3 else value  # 8 steps an epoch: in the second
+
+    with pytest.raises(FloatingPointError, match="loss of epoch 2 is (nan|inf)"):
+        fit(model, loss, batches, lambda scored: 1.0, CONFIG, lambda *best: kept.append(best), lambda line: None)
+    assert [epoch for _, epoch, _ in kept] == [1]
+    assert all(value.isfinite().all() for value in kept[0][0].values())
+
+
+# Modes, learning rate, log
+
+def test_training_runs_with_dropout_and_gradients_and_validation_without():
+    run = Run(epochs=2, dropout=0.5)
+    assert set(run.modes) == {("train", True, True), ("validate", False, False)}
+    assert [mode for mode, *_ in run.modes] == (["train"] * 8 + ["validate"]) * 2
+
+
+@pytest.mark.parametrize("epochs, full", [(1, 1), (2, 1), (5, 2), (10, 4), (12, 5)])
+def test_the_learning_rate_falls_once_after_40_percent_of_the_epochs(epochs, full):
+    run = Run(epochs=epochs, patience=99, lr=0.01, lr_decay=0.25)
+    assert [line["lr"] for line in run.lines] == pytest.approx([0.01] * full + [0.0025] * (epochs - full))
+
+
+def test_the_logged_learning_rate_is_the_one_that_the_epoch_was_trained_with():
+    """With a decay to almost nothing, the weights stand still in exactly the epochs that log the low rate."""
+    run = Run(epochs=5, patience=99, lr=0.01, lr_decay=1e-9)
+    moved = [float((now["1.weight"] - before["1.weight"]).abs().max()) > 1e-5
+             for before, now in itertools.pairwise(run.scored)]
+    assert moved == [line["lr"] > 1e-5 for line in run.lines[1:]] == [True, False, False, False]
+
+
+def test_weight_decay_pulls_the_weights_to_zero():
+    free, pulled = (Run(epochs=30, patience=99, weight_decay=decay).model[1].weight.norm() for decay in (0.0, 10.0))
+    assert pulled < 0.5 * free
+
+
+def test_a_line_is_logged_for_each_epoch_with_loss_score_rate_and_seconds(capsys):
+    run = Run(epochs=3, patience=99)
+    assert [line["epoch"] for line in run.lines] == [1, 2, 3]
+    for line in run.lines:
+        assert set(line) == {"epoch", "loss", "score", "lr", "seconds_train", "seconds_validation"}
+        assert all(isinstance(value, (int, float)) for value in line.values())
+    assert run.lines[-1]["loss"] < run.lines[0]["loss"]
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 3 and printed[0].startswith("epoch 1/3  loss ")
+
+
+# Averaged weights
+
+def test_the_averaged_weights_are_the_ones_scored_and_kept():
+    """Against the recursion, averaged = ema * averaged + (1 - ema) * weights, over the weights after each step."""
+    steps = []
+
+    def validate(scored):
+        return -float(len(steps))
+
+    def loss(batch):
+        steps.append(model.weight.detach().clone())
+        return (model(batch[0]).squeeze(1) - batch[1]).square().mean()
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    kept = []
+    fit(model, loss, batches, validate, dataclasses.replace(CONFIG, epochs=1), lambda *best: None, lambda line: None)
+    steps = [*steps[1:], model.weight.detach().clone()]
+    expected = steps[0]
+    for step in steps[1:]:
+        expected = 0.9 * expected + 0.1 * step
+    assert len(steps) == 8 and not torch.allclose(expected, steps[-1], atol=1e-3)
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    scored_weights = []
+    fit(model, loss, batches, lambda scored: scored_weights.append(weights(scored)) or 1.0,
+        dataclasses.replace(CONFIG, epochs=1, ema=0.9), lambda state, *best: kept.append(state), lambda line: None)
+    assert torch.allclose(model.weight, expected, atol=1e-6)
+    assert same(weights(model), kept[0]) and same(weights(model), scored_weights[0])
+
+
+# Repeatability
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_seed_others():
+    one, again, other = Run(dropout=0.3, seed=1), Run(dropout=0.3, seed=1), Run(dropout=0.3, seed=2)
+    assert same(weights(one.model), weights(again.model)) and one.result.best_score == again.result.best_score
+    assert not same(weights(one.model), weights(other.model))
+
+
+def test_what_validation_draws_does_not_change_training():
+    quiet = Run(dropout=0.3, scores=[5.0, 4.0, 3.0, 2.0, 1.0])
+
+    def noisy():
+        for score in (5.0, 4.0, 3.0, 2.0, 1.0):
+            torch.rand(17)
+            yield score
+
+    assert same(weights(quiet.model), weights(Run(dropout=0.3, scores=noisy()).model))
+
+
+def test_each_epoch_has_an_order_of_its_own_that_holds_every_batch():
+    orders = []
+
+    def recorded(generator):
+        order = torch.randperm(256, generator=generator)
+        orders.append(order.tolist())
+        return TensorBatches(order.split(32))
+
+    model = torch.nn.Linear(3, 1)
+    fit(model, lambda batch: model(batch[0]).square().mean(), recorded, lambda scored: 1.0, CONFIG, lambda *a: None,
+        lambda line: None)
+    assert len(orders) == 5 and len({tuple(order) for order in orders}) == 5
+    assert all(sorted(order) == list(range(256)) for order in orders)
+
+
+def test_frozen_parameters_are_not_trained():
+    model = torch.nn.Linear(3, 1)
+    model.bias.requires_grad_(False)
+    before = weights(model)
+    fit(model, lambda batch: (model(batch[0]).squeeze(1) - batch[1]).square().mean(), batches, lambda scored: 1.0,
+        CONFIG, lambda *a: None, lambda line: None)
+    assert torch.equal(model.bias, before["bias"]) and not torch.equal(model.weight, before["weight"])
+
+
+# Leakage
+
+def test_stage_1_weights_see_nothing_after_the_training_part(registered, tmp_path, monkeypatch, capsys):
+    """With a validation score that does not look at the data, all that training leaves is bitwise the same."""
+    values = random_values(120, 4)
+    end = 66 + 6 + 4  # 111 windows, 67 of them for training: the last begins at step 66
+    after, inside = values.copy(), values.copy()
+    after[end:] += 1000
+    inside[end - 1] += 1
+    trained = {}
+    for name, variant in (("Plain", values), ("After", after), ("Inside", inside)):
+        falling = itertools.count()
+        monkeypatch.setattr(main_pretrain, "mean_over_windows", lambda *a, falling=falling: -float(next(falling)))
+        folder = registered(variant, name)
+        assert main_pretrain.main([
+            "--data_name", name, "--data_dir", str(folder), "--save_dir", str(tmp_path / "runs"), "--device", "cpu",
+            "--history_len", "6", "--predict_len", "4", "--epochs", "3", "--channels", "4", "--layers", "1",
+        ]) == 0
+        content = load_checkpoint(tmp_path / f"runs/mean/{name}_6_4/model.pt")
+        assert content["epoch"] == 3
+        trained[name] = content
+    assert same(trained["Plain"]["weights"], trained["After"]["weights"])
+    assert trained["Plain"]["data"] == trained["After"]["data"]
+    assert not same(trained["Plain"]["weights"], trained["Inside"]["weights"])
+    assert trained["Plain"]["data"] != trained["Inside"]["data"]

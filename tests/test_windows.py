@@ -1,0 +1,212 @@
+"""Windows are exact slices, split in time, each seen once, and the future never leaks into the past."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, make_field, needs_real_data, random_values
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data.fields
+import data.windows
+from data.windows import SPLITS, WindowedField, open_data, split_windows
+
+
+def lengths(starts: dict) -> tuple:
+    return tuple(len(starts[split]) for split in SPLITS)
+
+
+# The split
+
+def test_481_windows_of_504_steps_are_split_289_96_96():
+    starts, training_steps = split_windows(make_field(np.zeros((504, 1))), 12, 12)
+    assert lengths(starts) == (289, 96, 96)
+    assert training_steps == 288 + 24
+
+
+@needs_real_data
+def test_mobilenj_gives_the_published_split_at_its_published_calendar():
+    data = open_data("MobileNJ", SHARED, 12, 12)
+    assert lengths(data.starts) == (289, 96, 96) and data.num_nodes == 560 and data.calendar_sizes == (24, 7)
+    batch = data.batch(data.starts["test"][-1:])
+    raw = np.load(SHARED / "CommTraffic/MobileNJ.npy").reshape(504, 560)
+    np.testing.assert_allclose(data.scaler.physical(batch.future)[0], raw[-12:], rtol=1e-4, atol=1e-4 * raw.std())
+    assert batch.calendar.tolist() == [[11, 0]]  # 21 days from a Tuesday: the last day is a Monday
+
+
+@needs_real_data
+def test_sst_trains_on_the_first_file_and_is_evaluated_on_the_second():
+    data = open_data("SST", SHARED, 12, 12)
+    assert lengths(data.starts) == (1980 - 23, 360 - 23, 1022 - 360 - 23)
+    assert len(data.training) == 1980 and data.calendar_sizes == (12,)
+    era5 = np.load(SHARED / "Climate/SST_ERA5.npy").reshape(1022, 500)
+    for split, first in (("validation", 0), ("test", 360)):
+        start = data.starts[split][:1]
+        assert str(data.times(int(start))[0])[:7] == ("1940-01" if first == 0 else "1970-01")
+        window = data.scaler.physical(data.batch(start).history)[0]
+        np.testing.assert_allclose(window, era5[first:first + 12], rtol=1e-5)
+
+
+def test_no_window_of_a_pair_crosses_from_one_part_to_the_next():
+    data = WindowedField(make_field(random_values(190, 2), pair=(100, 40)), 5, 3)
+    parts = {"train": (0, 100), "validation": (100, 140), "test": (140, 190)}
+    for split, (first, last) in parts.items():
+        assert data.starts[split].tolist() == list(range(first, last - 8 + 1))
+    assert len(data.training) == 100
+
+
+@given(steps=st.integers(1, 200), history=st.integers(1, 30), horizon=st.integers(1, 30))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_the_splits_hold_every_window_once_in_time_order_near_6_2_2(steps, history, horizon):
+    windows = steps - history - horizon + 1
+    field = make_field(np.zeros((steps, 1)))
+    if windows < 4:
+        with pytest.raises(ValueError, match="no (train|validation|test) window"):
+            split_windows(field, history, horizon)
+        return
+    starts, training_steps = split_windows(field, history, horizon)
+    assert torch.cat([starts[split] for split in SPLITS]).tolist() == list(range(windows))
+    for split, share in zip(SPLITS, (0.6, 0.2, 0.2), strict=True):
+        assert abs(len(starts[split]) - share * windows) <= 1
+    assert training_steps == len(starts["train"]) - 1 + history + horizon
+
+
+@pytest.mark.parametrize("steps, pair, split", [
+    (23, None, "train"), (26, None, "test"), (130, (10, 60), "train"), (130, (60, 20), "validation"),
+    (130, (60, 60), "test"), (90, (60, 60), "test"),
+])
+def test_a_series_too_short_is_refused_with_the_arithmetic(steps, pair, split):
+    with pytest.raises(ValueError) as caught:
+        split_windows(make_field(np.zeros((steps, 1)), pair=pair), 12, 12)
+    message = str(caught.value)
+    assert f"no {split} window: {steps} steps" in message
+    assert "--history_len 12 + --predict_len 12 = 24" in message
+
+
+def test_four_windows_are_enough_for_one_test_window():
+    data = WindowedField(make_field(random_values(27, 2)), 12, 12)
+    assert lengths(data.starts) == (2, 1, 1)
+    only, = data.batches("test", 32)
+    assert only.start.tolist() == [3] and only.future.shape == (1, 12, 2)
+
+
+# Batches
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("size", [1, 7, 21, 22, 1000])
+def test_a_batch_is_exactly_the_slices_it_names_and_each_window_comes_once(data, split, size):
+    values = data.field.values.numpy()
+    training = values[:66 + 10].astype(np.float64)
+    standardized = (values - training.mean()) / training.std()
+    slots = data.field.calendar.slots
+    seen = []
+    for batch in data.batches(split, size):
+        assert 1 <= len(batch.start) <= size
+        for row, start in enumerate(batch.start.tolist()):
+            np.testing.assert_allclose(batch.history[row], standardized[start:start + 6], atol=1e-6)
+            np.testing.assert_allclose(batch.future[row], standardized[start + 6:start + 10], atol=1e-6)
+            assert batch.calendar[row].tolist() == slots[start + 5].tolist()
+            seen.append(start)
+    first, last = {"train": (0, 67), "validation": (67, 89), "test": (89, 111)}[split]
+    assert seen == list(range(first, last))
+    assert len(data.batches(split, size)) == -(-len(seen) // size)
+
+
+def test_the_last_batch_may_hold_one_window(data):
+    assert [len(batch.start) for batch in data.batches("test", 7)] == [7, 7, 7, 1]
+
+
+def test_shuffled_batches_hold_each_window_once_in_an_order_that_follows_the_generator(data):
+    def order(seed, **limit):
+        batches = data.batches("train", 8, torch.Generator().manual_seed(seed), **limit)
+        return torch.cat([batch.start for batch in batches]).tolist()
+
+    assert sorted(order(1)) == list(range(67)) and order(1) != list(range(67))
+    assert order(1) == order(1) != order(2)
+    assert order(1, limit=5) == order(1)[:5] and order(1, limit=500) == order(1)
+
+
+@pytest.mark.parametrize("limit, expected", [
+    (1, [89]), (2, [89, 110]), (4, [89, 96, 103, 110]), (22, list(range(89, 111))), (23, list(range(89, 111))),
+    (0, list(range(89, 111))),
+])
+def test_a_limit_spreads_the_windows_evenly_from_the_first_to_the_last(data, limit, expected):
+    assert torch.cat([batch.start for batch in data.batches("test", 3, limit=limit)]).tolist() == expected
+
+
+def test_batches_can_be_read_again(data):
+    batches = data.batches("test", 9)
+    assert [batch.start.tolist() for batch in batches] == [batch.start.tolist() for batch in batches]
+
+
+def test_writing_into_a_batch_leaves_the_data_alone(data):
+    before = data.field.values.clone()
+    batch = data.batch(torch.tensor([3, 4]))
+    batch.history.zero_()
+    batch.future.zero_()
+    assert torch.equal(data.field.values, before)
+
+
+def test_the_times_of_a_window_are_those_of_its_steps(data):
+    times = data.times(30)
+    assert len(times) == 10 and str(times[0]) == "2020-01-07T06:00" and str(times[-1]) == "2020-01-07T15:00"
+
+
+# Leakage
+
+def test_nothing_after_the_training_part_reaches_scaler_or_fluctuation_scale():
+    values = random_values(120, 5)
+    end = 66 + 6 + 4  # the last training window begins at step 66
+    altered = values.copy()
+    altered[end:] = 1e6
+    plain, probe = (WindowedField(make_field(each), 6, 4) for each in (values, altered))
+    assert plain.scaler == probe.scaler and len(plain.training) == end
+    assert torch.equal(plain.fluctuation_scale(), probe.fluctuation_scale())
+    for one, other in zip(plain.batches("train", 16), probe.batches("train", 16), strict=True):
+        assert torch.equal(one.history, other.history) and torch.equal(one.future, other.future)
+
+    altered[end - 1] = 1e6  # the last step that training sees
+    inside = WindowedField(make_field(altered), 6, 4)
+    assert plain.scaler != inside.scaler
+    assert not torch.equal(plain.fluctuation_scale(), inside.fluctuation_scale())
+
+
+# Layouts, memory maps, facts
+
+def test_the_three_layouts_of_space_give_the_same_windows(registered):
+    values = random_values(60, 6)
+    opened = []
+    for name, shape in (("Flat", (60, 6)), ("Grid", (60, 2, 3)), ("Feature", (60, 6, 1))):
+        opened.append(open_data_of(registered, values.reshape(shape), name))
+    for other in opened[1:]:
+        assert opened[0].facts() == other.facts() and torch.equal(opened[0].field.values, other.field.values)
+    assert opened[1].field.values[7, 1 * 3 + 2] == values.reshape(60, 2, 3)[7, 1, 2]
+
+
+def open_data_of(registered, values, name="Tiny"):
+    return open_data(name, registered(values, name), 6, 4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "int64", "uint16"])
+def test_a_memory_mapped_field_gives_what_a_field_in_memory_gives(registered, monkeypatch, dtype):
+    folder = registered(random_values(90, 6).astype(dtype))
+    inside = open_data("Tiny", folder, 6, 4)
+    for module in (data.fields, data.windows):
+        monkeypatch.setattr(module, "MEMORY_LIMIT", 90 * 6 * 4 - 1)
+    mapped = open_data("Tiny", folder, 6, 4)
+    assert inside.field.values.dtype == torch.float32 and str(mapped.field.values.dtype) == f"torch.{dtype}"
+    assert mapped.facts() == inside.facts()
+    assert torch.equal(mapped.fluctuation_scale(), inside.fluctuation_scale())
+    for one, other in zip(inside.batches("test", 5), mapped.batches("test", 5), strict=True):
+        for item in dataclasses.fields(one):
+            assert torch.equal(getattr(one, item.name), getattr(other, item.name))
+
+
+def test_facts_name_what_a_model_of_the_data_depends_on(data):
+    training = data.field.values[:76].double()
+    assert data.facts() == {
+        "num_nodes": 5, "calendar_sizes": [24, 7], "scaler_mean": pytest.approx(float(training.mean())),
+        "scaler_std": pytest.approx(float(training.std(correction=0))),
+    }
