@@ -62,9 +62,8 @@ def build_forecaster(settings: dict, mean_model: torch.nn.Module, num_nodes: int
         num_nodes, settings["history_len"], settings["predict_len"], calendar_sizes, channels=settings["channels"],
         layers=settings["layers"], embedding=settings["embedding"], dropout=settings["dropout"],
     )
-    beta = NOISE_SCHEDULES[settings["noise_schedule"]](
-        settings["diffusion_steps"], settings["beta_first"], settings["beta_last"]
-    )
+    bounds = {name: settings[f"beta_{name}"] for name in ("first", "last") if settings[f"beta_{name}"]}
+    beta = NOISE_SCHEDULES[settings["noise_schedule"]](settings["diffusion_steps"], **bounds)
     return ResidualForecaster(mean_model, denoiser, beta, fluctuation_scale)
 
 

@@ -66,7 +66,7 @@ DATASETS: dict[str, DatasetSpec] = {
         sha256={"NYCFlights.npz": "05ebe14e5d386dd5748b91311535811c1aafb212e7efb47149633a4452f25d3b"},
     ),
     "Oracle": DatasetSpec(
-        domain="synthetic", place="nowhere", unit="none", num_nodes=32,
+        domain="synthetic", place="nowhere", unit="arbitrary units", num_nodes=32,
         interval=(1, "hour"), start=("2020-01-06",), synthetic=True,
         source="data/synthetic.py: a process whose exact forecast is known", licence="that of the project",
     ),

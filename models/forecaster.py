@@ -31,7 +31,9 @@ class ResidualForecaster(nn.Module):
 
     @torch.no_grad()
     def mean(self, history: Tensor, calendar: Tensor) -> Tensor:
-        return self.mean_model(history, calendar)
+        """The frozen mean, in full precision also where training is not: it is the same at every use."""
+        with torch.autocast(history.device.type, enabled=False):
+            return self.mean_model(history, calendar)
 
     def loss(self, history: Tensor, future: Tensor, calendar: Tensor, step: Tensor | None = None,
              noise: Tensor | None = None) -> Tensor:
@@ -51,8 +53,8 @@ class ResidualForecaster(nn.Module):
         return F.mse_loss(self.denoiser(noisy, step, context).float(), noise[0])
 
     @torch.no_grad()
-    def sample(self, history: Tensor, calendar: Tensor, noise, members: int, sampler: str = "ddim",
-               steps: int = 20, chunk: int = 64) -> Tensor:
+    def sample(self, history: Tensor, calendar: Tensor, noise, members: int, sampler: str, steps: int,
+               chunk: int) -> Tensor:
         """Draw members of the joint forecast: (batch, member, F, node).
 
         `noise(draw, first, last)` gives standard normal values (last - first, F, node) for the rows
@@ -60,6 +62,7 @@ class ResidualForecaster(nn.Module):
         start, draws 2, 3, ... are for the sampler. At most `chunk` rows pass through the network at a time:
         memory is bounded by it and the result does not depend on it.
         """
+        assert not self.training, "members are drawn in eval mode"
         mean = self.mean(history, calendar)
         context = self.denoiser.encode(history, calendar)
         rows = len(history) * members

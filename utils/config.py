@@ -41,8 +41,8 @@ class CommonConfig:
     lr: float = flag(1e-3, TRAINING, "learning rate of Adam", above=0)
     lr_decay: float = flag(0.4, TRAINING, "factor on the learning rate after 40 %% of the epochs", above=0, maximum=1)
     weight_decay: float = flag(1e-5, TRAINING, "weight decay of Adam", minimum=0)
-    ema: float = flag(0.0, TRAINING, "decay of averaged weights, which are then scored and kept, e.g. 0.99; 0: off",
-                      minimum=0, maximum=0.99999)
+    ema: float = flag(0.0, TRAINING, "decay of averaged weights, which are then scored and kept; 0: off", minimum=0,
+                      maximum=0.99999)
     amp: bool = flag(False, TRAINING, "train in bfloat16 where that is safe (autocast)")
     compile: bool = flag(False, TRAINING, "compile the network with torch.compile (slow start, faster steps)")
     device: str = flag("auto", RUN, "auto, cpu, or cuda:N")
@@ -72,17 +72,21 @@ class TrainConfig(CommonConfig):
     channels: int = flag(128, NETWORK, "width of the history embedding of the denoiser", minimum=1)
     layers: int = flag(8, NETWORK, "residual blocks of the denoiser", minimum=0)
     embedding: int = flag(32, NETWORK, "width of the node and calendar embeddings of the denoiser", minimum=1)
+    ema: float = flag(0.99, TRAINING, "decay of averaged weights, which are then scored and kept; 0: off", minimum=0,
+                      maximum=0.99999)
     val_windows: int = flag(0, TRAINING, "validation windows scored after each epoch, evenly spread; 0: all", minimum=0)
     diffusion_steps: int = flag(50, DIFFUSION, "steps N of the forward process", minimum=1)
     noise_schedule: str = flag("quadratic", DIFFUSION, "growth of beta over the steps", choices="noise_schedule")
-    beta_first: float = flag(1e-4, DIFFUSION, "noise variance of the first step", above=0, maximum=0.999)
-    beta_last: float = flag(0.5, DIFFUSION, "noise variance of the last step", above=0, maximum=0.999)
+    beta_first: float = flag(0.0, DIFFUSION, "first noise variance; 0: the schedule's own, 0.0001", minimum=0,
+                             maximum=0.999)
+    beta_last: float = flag(0.0, DIFFUSION, "last noise variance; 0: the schedule's own, 0.5 (cosine: "
+                            "at most 0.999)", minimum=0, maximum=0.999)
     scale_threshold: float = flag(0.1, DIFFUSION, "spectral amplitude, as a share of a node's largest, under which "
                                   "a component counts as fluctuation", above=0)
     scale_statistic: str = flag("std", DIFFUSION, "spread of the fluctuation", choices="scale_statistic")
     nsample: int = flag(50, SAMPLING, "members of the ensemble", minimum=2)
     sampler: str = flag("dpm2m", SAMPLING, "sampler", choices="sampler")
-    sample_steps: int = flag(20, SAMPLING, "network calls per member, 1 to --diffusion_steps", minimum=1)
+    sample_steps: int = flag(10, SAMPLING, "network calls per member, 1 to --diffusion_steps", minimum=1)
     sample_batch: int = flag(0, SAMPLING, "members sampled at a time, which bounds memory; 0: chosen from the "
                              "number of nodes. The result does not depend on it", minimum=0)
     sample_precision: str = flag("float32", SAMPLING, "arithmetic of the network in sampling",
@@ -137,7 +141,7 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
         if config.sample_steps > config.diffusion_steps:
             parser.error(f"--sample_steps {config.sample_steps}: choose 1 to {config.diffusion_steps}, "
                          "the number of --diffusion_steps")
-        if config.beta_first > config.beta_last:
+        if config.beta_last and config.beta_first > config.beta_last:
             parser.error(f"--beta_first {config.beta_first}: choose at most --beta_last {config.beta_last}")
 
 

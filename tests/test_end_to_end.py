@@ -1,0 +1,188 @@
+"""Both stages through their command lines, on small data."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, SHARED, needs_real_data
+
+import main_pretrain
+import main_train
+from main_train import load_forecaster, score_ensemble
+from scripts import evaluate, score_oracle
+from scripts.evaluate import open_run_data
+from utils.checkpoint import load_checkpoint
+
+TINY = ["--data_name", "Oracle", "--oracle_nodes", "6", "--oracle_steps", "300", "--epochs", "2", "--channels", "8",
+        "--layers", "1", "--nsample", "8", "--sample_steps", "4", "--test_windows", "12"]
+METRICS = {
+    "data_name", "history_len", "predict_len", "split", "seed", "method", "sampler", "steps", "members", "windows",
+    "CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "RMSE", "energy_score", "variogram_score",
+    "spread_skill", "seconds_train", "seconds_sample", "per_horizon",
+}
+
+
+def run(stage, folder, *extra):
+    return stage.main([*TINY, "--save_dir", str(folder), *extra])
+
+
+def bytes_below(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A finished pair of runs; tests must not write into it."""
+    folder = tmp_path_factory.mktemp("save")
+    assert run(main_pretrain, folder) == 0 and run(main_train, folder, "--cross_check", "2") == 0
+    return folder
+
+
+def test_a_run_leaves_settings_log_weights_scores_and_a_picture(runs):
+    folder = runs / "diffusion" / "Oracle_12_12"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "log.jsonl", "model.pt", "metrics.json", "forecast.png"
+    }
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert METRICS <= set(metrics)
+    assert (metrics["windows"], metrics["members"], metrics["steps"]) == (12, 8, 4)
+    assert all(len(values) == 12 for values in metrics["per_horizon"].values())
+    assert metrics["cross_check"]["largest_difference"] < 1e-9
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+
+
+def test_stage_1_leaves_its_errors_in_physical_units(runs):
+    metrics = json.loads((runs / "mean" / "Oracle_12_12" / "metrics.json").read_text())
+    assert metrics["windows"] == 277 - 166 - 55 and 1 < metrics["MAE"] < metrics["RMSE"] < 20
+
+
+def test_a_second_run_on_a_finished_folder_changes_nothing(runs, capsys):
+    before = bytes_below(runs)
+    assert run(main_pretrain, runs) == 0 and run(main_train, runs, "--cross_check", "2") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert bytes_below(runs) == before
+
+
+def test_a_finished_folder_of_other_settings_is_refused(runs):
+    before = bytes_below(runs)
+    with pytest.raises(ValueError, match="--seed 0 .now 3.*--run_name"):
+        run(main_train, runs, "--cross_check", "2", "--seed", "3")
+    assert bytes_below(runs) == before
+
+
+def test_the_same_seed_gives_the_same_run_and_overwrite_runs_it_again(runs, tmp_path):
+    def weights(folder):
+        return load_checkpoint(folder / "diffusion" / "Oracle_12_12" / "model.pt")["weights"]
+
+    def scores(folder):
+        metrics = json.loads((folder / "diffusion" / "Oracle_12_12" / "metrics.json").read_text())
+        return {name: value for name, value in metrics.items() if "seconds" not in name and name != "mean_run"}
+
+    for _ in range(2):
+        run(main_pretrain, tmp_path, "--overwrite")
+        run(main_train, tmp_path, "--cross_check", "2", "--overwrite")
+    assert all(torch.equal(value, weights(runs)[name]) for name, value in weights(tmp_path).items())
+    assert scores(tmp_path) == scores(runs)
+
+
+def test_stage_2_without_stage_1_names_the_command(tmp_path):
+    with pytest.raises(ValueError, match="python main_pretrain.py --data_name Oracle --history_len 12"):
+        run(main_train, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other, named", [
+    (["--predict_len", "6"], "predict_len 12 .wanted 6"),
+    (["--oracle_nodes", "5"], "num_nodes 6 .wanted 5"),
+    (["--oracle_steps", "320"], "scaler_mean"),
+    (["--data_name", "NYCFlights"], "data_name Oracle .wanted NYCFlights"),
+])
+def test_stage_2_refuses_a_stage_1_of_other_data_naming_what_differs(runs, tmp_path, other, named):
+    with pytest.raises(ValueError, match=named):
+        run(main_train, tmp_path, *other, "--mean_run", str(runs / "mean" / "Oracle_12_12"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_stage_2_refuses_a_stage_2_run_as_its_mean(runs, tmp_path):
+    with pytest.raises(ValueError, match="a stage-2 run; run first: python main_pretrain.py"):
+        run(main_train, tmp_path, "--mean_run", str(runs / "diffusion" / "Oracle_12_12"))
+
+
+def test_a_dry_run_prints_settings_and_sizes_and_writes_nothing(tmp_path, capsys):
+    run(main_pretrain, tmp_path, "--dry_run")
+    out = capsys.readouterr().out
+    assert '"batch_size": 64' in out and "166 train, 55 validation, 56 test" in out and "MiB" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loaded_forecaster_repeats_the_scores_of_its_run_whatever_the_chunk(runs):
+    model, content = load_forecaster(runs / "diffusion" / "Oracle_12_12")
+    data = open_run_data(content, "", "cpu")
+    stored = json.loads((runs / "diffusion" / "Oracle_12_12" / "metrics.json").read_text())
+    for sample_batch in (0, 3, 16):
+        scores = score_ensemble(model, {**content["config"], "sample_batch": sample_batch}, data, "test",
+                                torch.device("cpu"))
+        for name in ("CRPS", "CRPS_sum", "QICE", "IS", "RMSE", "energy_score", "variogram_score"):
+            assert scores[name] == pytest.approx(stored[name], rel=1e-5), name
+
+
+def test_bfloat16_sampling_scores_within_one_per_cent_of_float32(runs):
+    model, content = load_forecaster(runs / "diffusion" / "Oracle_12_12")
+    data = open_run_data(content, "", "cpu")
+    single = score_ensemble(model, content["config"], data, "test", torch.device("cpu"))
+    half = score_ensemble(model, {**content["config"], "sample_precision": "bfloat16"}, data, "test",
+                          torch.device("cpu"))
+    assert half["CRPS"] != single["CRPS"]
+    assert half["CRPS"] == pytest.approx(single["CRPS"], rel=0.01)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm2m"])
+def test_a_run_can_be_scored_again_with_another_sampler(runs, tmp_path, sampler):
+    before = bytes_below(runs)
+    evaluate.main([str(runs / "diffusion" / "Oracle_12_12"), "--sampler", sampler, "--sample_steps", "5", "--nsample",
+                   "4", "--windows", "3", "--json", str(tmp_path / "scores.json")])
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (scores["split"], scores["sampler"], scores["members"], scores["windows"]) == ("validation", sampler, 4, 3)
+    assert bytes_below(runs) == before
+
+
+def test_the_exact_forecaster_is_calibrated_under_our_scores_and_beats_a_tiny_run(runs, tmp_path):
+    score_oracle.main([str(runs / "diffusion" / "Oracle_12_12"), "--json", str(tmp_path / "ratio.json")])
+    assert json.loads((tmp_path / "ratio.json").read_text())["ratio"]["CRPS"] > 1
+    data = score_oracle.open_data("Oracle", ROOT, 12, 12, "cpu", 8, 6000)
+    exact = score_oracle.score_exact(data, members=50)
+    assert exact["QICE"] == pytest.approx(exact["QICE_floor"], abs=0.003)
+    assert exact["coverage90"] == pytest.approx(exact["coverage90_floor"], abs=0.01)
+    assert exact["spread_skill"] == pytest.approx(1, abs=0.02)
+
+
+def test_averaged_weights_half_precision_and_float32_training_all_run(tmp_path):
+    run(main_pretrain, tmp_path, "--amp", "--ema", "0.9")
+    run(main_train, tmp_path, "--amp", "--ema", "0.9", "--sample_precision", "bfloat16", "--val_windows", "10")
+    metrics = json.loads((tmp_path / "diffusion" / "Oracle_12_12" / "metrics.json").read_text())
+    assert metrics["precision"] == "bfloat16" and metrics["CRPS"] > 0
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["main_train.py", "--data_name", "SSTT"], "did you mean SST"),
+    (["main_train.py", "--data_name", "TaxiBJ"], "get_data --download TaxiBJ"),
+    (["main_pretrain.py", "--device", "cuda:99"], "--device cuda:99: torch sees"),
+    (["main_pretrain.py", "--history_len", "9000"], "no train window: 8760 steps in all"),
+])
+def test_a_users_mistake_is_one_line_and_exit_status_2(arguments, message, tmp_path):
+    done = subprocess.run([sys.executable, *arguments, "--save_dir", str(tmp_path)], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and message in done.stderr
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+@needs_real_data
+@pytest.mark.parametrize("name", ["SST", "MobileNJ", "BikeDC", "Los_Speed"])
+def test_the_published_datasets_open_with_sensible_sizes(name, tmp_path, capsys):
+    main_pretrain.main(["--data_name", name, "--data_dir", str(SHARED), "--save_dir", str(tmp_path), "--dry_run"])
+    counts = {"SST": "1957 train, 337 validation, 639 test", "MobileNJ": "289 train, 96 validation, 96 test",
+              "BikeDC": "850 train, 283 validation, 284 test", "Los_Speed": "1196 train, 399 validation, 398 test"}
+    assert counts[name] in capsys.readouterr().out
