@@ -8,7 +8,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from data.registry import DATASETS, data_dir_from, get_spec
+from data.registry import data_dir_from
 from data.windows import WindowedField, open_data
 from models import MEAN_MODELS
 from utils import checkpoint
@@ -22,7 +22,6 @@ from utils.training import fit
 
 def open_windows(config, device: torch.device) -> WindowedField:
     """The dataset of a configuration, as windows on the device."""
-    get_spec(config.data_name)
     return open_data(config.data_name, data_dir_from(config.data_dir), config.history_len, config.predict_len,
                      device, config.oracle_nodes, config.oracle_steps)
 
@@ -36,7 +35,7 @@ def build_mean_model(settings: dict, num_nodes: int, calendar_sizes: tuple[int, 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = parse_config(PretrainConfig, {"data_name": DATASETS, "mean_model": MEAN_MODELS}, arguments)
+    config = parse_config(PretrainConfig, {"mean_model": MEAN_MODELS}, arguments)
     device = choose_device(config.device)
     data = open_windows(config, device)
     seed_step(config.seed)

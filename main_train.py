@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from data.fluctuation import STATISTICS
-from data.registry import DATASETS
 from data.windows import Batch
 from main_pretrain import build_mean_model, open_windows
 from models import DENOISERS, ResidualForecaster
@@ -23,7 +22,7 @@ from utils.reproducibility import MemberNoise, key, keyed_normal, seed_step
 from utils.runlog import describe_run, print_scores
 from utils.training import fit
 
-CHOICES = {"data_name": DATASETS, "eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
+CHOICES = {"eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
            "scale_statistic": STATISTICS}
 
 
@@ -64,12 +63,16 @@ def build_forecaster(settings: dict, mean_model: torch.nn.Module, num_nodes: int
     )
     bounds = {name: settings[f"beta_{name}"] for name in ("first", "last") if settings[f"beta_{name}"]}
     beta = NOISE_SCHEDULES[settings["noise_schedule"]](settings["diffusion_steps"], **bounds)
+    if (beta.diff() < 0).any():
+        raise ValueError(f"--beta_first {settings['beta_first']}: choose less than the last variance, {beta[-1]:g}")
     return ResidualForecaster(mean_model, denoiser, beta, fluctuation_scale)
 
 
 def load_forecaster(folder: Path | str) -> tuple[ResidualForecaster, dict]:
     """A trained forecaster from its run folder, in eval mode on the CPU, and the whole checkpoint."""
     content = checkpoint.load_checkpoint(Path(folder) / checkpoint.CHECKPOINT)
+    if content.get("stage") != "diffusion":
+        raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
     facts = content["data"]
     nodes, cycles = facts["num_nodes"], tuple(facts["calendar_sizes"])
     model = build_forecaster(content["config"], build_mean_model(content["mean_config"], nodes, cycles), nodes, cycles,

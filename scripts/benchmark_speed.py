@@ -6,7 +6,6 @@ The networks are untrained, which costs the same. Where the dataset's array is a
 generated. Everything is measured in one run, because a time means little without the peak of the same machine.
 """
 
-import argparse
 import contextlib
 import io
 import os
@@ -28,7 +27,7 @@ from data.windows import WindowedField
 from main_pretrain import build_mean_model, open_windows
 from main_train import build_forecaster, ensemble_drawer
 from utils import checkpoint
-from utils.config import PretrainConfig, TrainConfig, preset, run_main
+from utils.config import FlagParser, PretrainConfig, TrainConfig, preset, run_main
 from utils.device import choose_device
 from utils.evaluation import rows_at_once
 from utils.reproducibility import seed_step
@@ -204,18 +203,17 @@ def table(result: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = FlagParser(__doc__.splitlines()[0])
+    parser.add_flags(TrainConfig, {}, ("data_dir", "device"))
     parser.add_argument("--data_name", default="MobileNJ", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--data_dir", default="", help="folder of the arrays (else COST_DATA_DIR, else data/dataset)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, or cuda:N")
-    parser.add_argument("--json", type=Path, help="write the numbers there")
-    given = parser.parse_args(arguments)
-    config = replace(TrainConfig(), data_name=given.data_name, data_dir=given.data_dir,
-                     **preset(given.data_name, TrainConfig))
-    result = benchmark(config, choose_device(given.device))
+    parser.add_argument("--json", type=Path, default=None, help="write the numbers there")
+    given = {"data_dir": "", "device": "auto", **vars(parser.parse_args(arguments))}
+    config = replace(TrainConfig(), data_name=given["data_name"], data_dir=given["data_dir"],
+                     **preset(given["data_name"], TrainConfig))
+    result = benchmark(config, choose_device(given["device"]))
     print(table(result))
-    if given.json:
-        checkpoint.write_json(given.json, result)
+    if given["json"]:
+        checkpoint.write_json(given["json"], result)
     return 0
 
 

@@ -7,14 +7,13 @@ row) and the table between the `results` marks of README.md. No number in them i
 come from docs/results/published_12_12.csv.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import pandas as pd
 
 from utils.checkpoint import CONFIG, METRICS, write_atomically
-from utils.config import run_main
+from utils.config import FlagParser, run_main
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -99,7 +98,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--save_dir", type=Path, default=ROOT / "save")
     parser.add_argument("--run_name", default="", help="only runs with this --run_name")
     given = parser.parse_args(arguments)

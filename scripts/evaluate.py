@@ -5,52 +5,52 @@
 Choices belong on `--split validation` (the default); the run folder is not changed.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 
 from data.registry import data_dir_from
 from data.windows import SPLITS, WindowedField, open_data
-from main_train import load_forecaster, score_ensemble
-from models.diffusion import SAMPLERS
+from main_train import CHOICES, load_forecaster, score_ensemble
 from utils.checkpoint import write_json
-from utils.config import run_main
+from utils.config import FlagParser, TrainConfig, run_main
 from utils.device import choose_device
 from utils.runlog import print_scores
 
+CHANGEABLE = ("sampler", "sample_steps", "sample_precision", "sample_batch", "nsample", "seed", "test_windows")
 
-def open_run_data(content: dict, data_dir: str, device: torch.device) -> WindowedField:
-    """The data that a checkpoint was trained on."""
+
+def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> WindowedField:
+    """The data that a checkpoint was trained on.
+
+    Raises: ValueError when the data folder holds other values than those.
+    """
     config = content["config"]
-    return open_data(config["data_name"], data_dir_from(data_dir), config["history_len"], config["predict_len"], device,
+    data = open_data(config["data_name"], data_dir_from(data_dir), config["history_len"], config["predict_len"], device,
                      config["oracle_nodes"], config["oracle_steps"])
+    if data.facts() != content["data"]:
+        raise ValueError(f"{config['data_name']}: other data than the run was trained on: {data.facts()}, "
+                         f"trained on {content['data']}")
+    return data
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("run_folder", type=Path, help="folder of a stage-2 run")
     parser.add_argument("--split", choices=SPLITS, default="validation")
-    parser.add_argument("--windows", type=int, default=0, help="so many windows, evenly spread; 0: all")
-    parser.add_argument("--sampler", choices=SAMPLERS, help="default: as trained")
-    parser.add_argument("--sample_steps", type=int)
-    parser.add_argument("--sample_precision", choices=("float32", "bfloat16"))
-    parser.add_argument("--nsample", type=int)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--data_dir", default="")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path, help="write the scores there")
-    given = parser.parse_args(arguments)
-    device = choose_device(given.device)
-    model, content = load_forecaster(given.run_folder)
-    changed = {name: value for name, value in vars(given).items()
-               if name in ("sampler", "sample_steps", "sample_precision", "nsample", "seed") and value is not None}
-    data = open_run_data(content, given.data_dir, device)
-    settings = {**content["config"], **changed, "test_windows": given.windows}
-    scores = score_ensemble(model.to(device), settings, data, given.split, device)
+    parser.add_argument("--json", type=Path, default=None, help="write the scores there")
+    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", *CHANGEABLE))
+    given = vars(parser.parse_args(arguments))
+    device = choose_device(given.get("device", TrainConfig.device))
+    if given["json"] and not given["json"].parent.is_dir():
+        raise ValueError(f"--json {given['json']}: there is no folder {given['json'].parent}")
+    model, content = load_forecaster(given["run_folder"])
+    data = open_run_data(content, given.get("data_dir", ""), device)
+    settings = {**content["config"], **{name: given[name] for name in CHANGEABLE if name in given}}
+    scores = score_ensemble(model.to(device), settings, data, given["split"], device)
     print_scores(scores, data.field.spec.unit)
-    if given.json:
-        write_json(given.json, scores)
+    if given["json"]:
+        write_json(given["json"], scores)
     return 0
 
 

@@ -6,7 +6,6 @@ The field's predictive law given the history is known exactly; as many members a
 pass through the same scores on the same test windows. No forecast can be better on average: a ratio of 1 is perfect.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from data.synthetic import make_oracle
 from data.windows import WindowedField, open_data
 from utils.checkpoint import CONFIG, METRICS, write_json
-from utils.config import run_main
+from utils.config import FlagParser, run_main
 from utils.evaluation import evaluate_ensemble
 
 SHOWN = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "RMSE", "energy_score", "variogram_score",
@@ -38,9 +37,9 @@ def score_exact(data: WindowedField, members: int, seed: int = 0, limit: int = 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("run_folder", type=Path, help="folder of a finished stage-2 run on Oracle")
-    parser.add_argument("--json", type=Path, help="write both sets of scores and their ratios there")
+    parser.add_argument("--json", type=Path, default=None, help="write both sets of scores and their ratios there")
     given = parser.parse_args(arguments)
     config = json.loads((given.run_folder / CONFIG).read_text())["config"]
     if config["data_name"] != "Oracle":

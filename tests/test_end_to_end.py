@@ -143,7 +143,7 @@ def test_bfloat16_sampling_scores_within_one_per_cent_of_float32(runs):
 def test_a_run_can_be_scored_again_with_another_sampler(runs, tmp_path, sampler):
     before = bytes_below(runs)
     evaluate.main([str(runs / "diffusion" / "Oracle_12_12"), "--sampler", sampler, "--sample_steps", "5", "--nsample",
-                   "4", "--windows", "3", "--json", str(tmp_path / "scores.json")])
+                   "4", "--test_windows", "3", "--json", str(tmp_path / "scores.json")])
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert (scores["split"], scores["sampler"], scores["members"], scores["windows"]) == ("validation", sampler, 4, 3)
     assert bytes_below(runs) == before
@@ -186,3 +186,12 @@ def test_the_published_datasets_open_with_sensible_sizes(name, tmp_path, capsys)
     counts = {"SST": "1957 train, 337 validation, 639 test", "MobileNJ": "289 train, 96 validation, 96 test",
               "BikeDC": "850 train, 283 validation, 284 test", "Los_Speed": "1196 train, 399 validation, 398 test"}
     assert counts[name] in capsys.readouterr().out
+
+
+def test_scoring_again_refuses_a_stage_1_run_and_other_data(runs, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="not a stage-2 run"):
+        evaluate.main([str(runs / "mean" / "Oracle_12_12")])
+    content = load_checkpoint(runs / "diffusion" / "Oracle_12_12" / "model.pt")
+    content["data"]["scaler_mean"] += 1
+    with pytest.raises(ValueError, match="other data than the run was trained on"):
+        open_run_data(content, "", "cpu")

@@ -110,10 +110,12 @@ PRESETS = {
 def parse_config(config_class, choices: dict, arguments: list[str] | None = None):
     """Read the command line into a `config_class`.
 
-    choices: accepted values of the flags whose names are open lists, e.g. {"sampler": SAMPLERS}; `data_name` may
-    be among them. A mistake ends the program with one line and exit status 2.
+    choices: see `FlagParser.add_flags`. A mistake ends the program with one line and exit status 2.
     """
-    parser = _parser(config_class, choices)
+    parser = FlagParser(config_class.__doc__)
+    parser.add_flags(config_class, choices)
+    for name in _fields_of_other_stage(config_class):
+        parser.add_argument(f"--{name}", nargs="?", const="", help=argparse.SUPPRESS)
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
         options = [option for action in parser._actions for option in action.option_strings]
@@ -145,34 +147,38 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
             parser.error(f"--beta_first {config.beta_first}: choose at most --beta_last {config.beta_last}")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the list of all flags before it."""
+class FlagParser(argparse.ArgumentParser):
+    """A parser of flags that are fields of a configuration; it says what is wrong in one line."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
 
     def error(self, message: str):
         self.exit(2, f"error: {message} ({self.prog} --help lists all flags)\n")
 
+    def add_flags(self, config_class, choices: dict, names: tuple[str, ...] | None = None) -> None:
+        """Add the fields of a configuration (or those of `names`) in their groups; what is not given is not set.
 
-def _parser(config_class, choices: dict) -> argparse.ArgumentParser:
-    parser = _Parser(
-        description=config_class.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
-    )
-    groups = {}
-    for item in dataclasses.fields(config_class):
-        facts = item.metadata
-        group = groups.setdefault(facts["group"], None) or parser.add_argument_group(facts["group"])
-        groups[facts["group"]] = group
-        text = f"{facts['help']} (default: {item.default if item.default != '' else 'none'})"
-        if item.type is bool:
-            group.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, help=text)
-            continue
-        allowed = facts["choices"]
-        allowed = tuple(choices[allowed]) if isinstance(allowed, str) else allowed
-        if allowed:
-            text = f"{text}; one of {', '.join(allowed)}"
-        group.add_argument(f"--{item.name}", type=_reader(item, allowed), metavar=item.type.__name__.upper(), help=text)
-    for name in _fields_of_other_stage(config_class):
-        parser.add_argument(f"--{name}", nargs="?", const="", help=argparse.SUPPRESS)
-    return parser
+        choices: accepted values of the flags whose names are open lists, e.g. {"sampler": SAMPLERS}.
+        """
+        groups = {}
+        for item in dataclasses.fields(config_class):
+            if names is not None and item.name not in names:
+                continue
+            facts = item.metadata
+            if facts["group"] not in groups:
+                groups[facts["group"]] = self.add_argument_group(facts["group"])
+            group = groups[facts["group"]]
+            text = f"{facts['help']} (default: {item.default if item.default != '' else 'none'})"
+            if item.type is bool:
+                group.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, help=text)
+                continue
+            allowed = facts["choices"]
+            allowed = tuple(choices[allowed]) if isinstance(allowed, str) else allowed
+            if allowed:
+                text = f"{text}; one of {', '.join(allowed)}"
+            group.add_argument(f"--{item.name}", type=_reader(item, allowed), metavar=item.type.__name__.upper(),
+                               help=text)
 
 
 def _fields_of_other_stage(config_class) -> list[str]:
