@@ -13,7 +13,7 @@ from data.windows import WindowedField, open_data
 from models import MEAN_MODELS
 from utils import checkpoint
 from utils.config import PretrainConfig, parse_config, run_main
-from utils.device import choose_device
+from utils.device import autocast, choose_device
 from utils.evaluation import evaluate_mean, mean_over_windows
 from utils.reproducibility import seed_step
 from utils.runlog import describe_run, print_scores
@@ -43,13 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
     model = build_mean_model(settings, data.num_nodes, data.calendar_sizes).to(device)
     folder = checkpoint.run_folder(config.save_dir, "mean", config)
     describe_run(config, data, model, folder, device)
-    if config.dry_run or not checkpoint.open_run(folder, config):
+    if config.dry_run or not checkpoint.open_run(folder, config, {"data": data.facts()}):
         return 0
 
-    network = torch.compile(model) if config.compile else model
+    if config.compile:
+        model.compile()
 
     def loss(batch):
-        return F.mse_loss(network(batch.history, batch.calendar).float(), batch.future)
+        with autocast(device, config.amp):
+            mean = model(batch.history, batch.calendar)
+        return F.mse_loss(mean.float(), batch.future)
 
     def validate(scored):
         batches = data.batches("validation", config.val_batch_size)

@@ -3,19 +3,23 @@
     python main_train.py --data_name SST --device auto --batch_size 8 --history_len 12 --predict_len 12
 """
 
+import copy
+import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from data.fluctuation import STATISTICS
+from data.registry import sha256_of
 from data.windows import Batch
 from main_pretrain import build_mean_model, open_windows
 from models import DENOISERS, ResidualForecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from utils import checkpoint
-from utils.config import TrainConfig, parse_config, run_main
-from utils.device import choose_device
+from utils.config import PretrainConfig, TrainConfig, parse_config, preset, run_main
+from utils.device import autocast, choose_device
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
 from utils.plots import draw_forecast
 from utils.reproducibility import MemberNoise, key, keyed_normal, seed_step
@@ -27,31 +31,34 @@ CHOICES = {"eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_
 
 
 def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
-    """The stage-1 model that a stage-2 run builds on: model, its settings, its folder.
+    """The stage-1 model that a stage-2 run builds on: model, its settings, its checkpoint.
 
+    A dry run without one takes an untrained model of the dataset's preset.
     Raises: ValueError when there is none, or one for other data or lengths: what differs, and the command to run.
     """
-    folder = Path(config.mean_run or checkpoint.run_folder(config.save_dir, "mean", config))
-    command = f"python main_pretrain.py --data_name {config.data_name} --history_len {config.history_len} " \
-              f"--predict_len {config.predict_len}"
-    for name in ("data_dir", "save_dir", "run_name", "oracle_nodes", "oracle_steps"):
-        if getattr(config, name) != getattr(TrainConfig, name):
-            command += f" --{name} {getattr(config, name)}"
+    folder = Path(config.mean_run or checkpoint.run_folder(config.save_dir, "mean", config)).expanduser()
     path = folder / checkpoint.CHECKPOINT
+    task = {name: getattr(config, name) for name in ("data_name", "history_len", "predict_len")}
+    if config.dry_run and not path.exists():
+        print(f"note: {path}: there is no stage-1 model yet")
+        mean_config = replace(PretrainConfig(), **{**task, **preset(config.data_name, PretrainConfig)})
+        settings = checkpoint.settings(mean_config)
+        return build_mean_model(settings, data.num_nodes, data.calendar_sizes), settings, path
+    command = "python main_pretrain.py"
+    for name in (*task, "data_dir", "save_dir", "run_name", "oracle_nodes", "oracle_steps"):
+        if name in task or getattr(config, name) != getattr(TrainConfig, name):
+            command += f" --{name} {shlex.quote(str(getattr(config, name)))}"
     if not path.exists():
-        raise ValueError(f"{path}: there is no stage-1 model; run first: {command}")
+        raise ValueError(f"{path}: there is no stage-1 model; run first: {command} (or give --mean_run FOLDER)")
     content = checkpoint.load_checkpoint(path)
     if content.get("stage") != "mean":
-        raise ValueError(f"--mean_run {folder}: a stage-{2 if content.get('stage') else '?'} run; run first: {command}")
-    wanted = {**data.facts(), **{name: getattr(config, name) for name in ("data_name", "history_len", "predict_len")}}
-    found = {**content["data"], **content["config"]}
-    differing = [f"{name} {found.get(name)} (wanted {value})" for name, value in wanted.items()
-                 if found.get(name) != value]
+        raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
+    differing = checkpoint.differences({**content["data"], **content["config"]}, {**data.facts(), **task})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
     model = build_mean_model(content["config"], data.num_nodes, data.calendar_sizes)
     model.load_state_dict(content["weights"])
-    return model, content["config"], folder
+    return model, content["config"], path
 
 
 def build_forecaster(settings: dict, mean_model: torch.nn.Module, num_nodes: int, calendar_sizes: tuple[int, ...],
@@ -64,7 +71,8 @@ def build_forecaster(settings: dict, mean_model: torch.nn.Module, num_nodes: int
     bounds = {name: settings[f"beta_{name}"] for name in ("first", "last") if settings[f"beta_{name}"]}
     beta = NOISE_SCHEDULES[settings["noise_schedule"]](settings["diffusion_steps"], **bounds)
     if (beta.diff() < 0).any():
-        raise ValueError(f"--beta_first {settings['beta_first']}: choose less than the last variance, {beta[-1]:g}")
+        raise ValueError(f"the noise variances fall from {beta[0]:g} to {beta[-1]:g}: choose --beta_first at most "
+                         "--beta_last")
     return ResidualForecaster(mean_model, denoiser, beta, fluctuation_scale)
 
 
@@ -82,10 +90,15 @@ def load_forecaster(folder: Path | str) -> tuple[ResidualForecaster, dict]:
 
 
 def ensemble_drawer(model: ResidualForecaster, settings: dict, device: torch.device):
-    """The function batch -> members (batch, member, F, node) of a configuration: what every score and picture uses."""
+    """The function batch -> members (batch, member, F, node) of a configuration: what every score and picture uses.
+
+    The model is left as it is: other precision than its own is that of a copy.
+    """
     shape = settings["predict_len"], len(model.fluctuation_scale)
     chunk = rows_at_once(shape[1], device, settings["sample_batch"])
-    model.denoiser.round_to(getattr(torch, settings["sample_precision"]))
+    if settings["sample_precision"] != "float32":
+        model = copy.deepcopy(model)
+        model.denoiser.round_to(getattr(torch, settings["sample_precision"]))
 
     def draw(batch: Batch) -> torch.Tensor:
         noise = MemberNoise(settings["seed"], batch.start, settings["nsample"], shape)
@@ -130,13 +143,15 @@ def main(arguments: list[str] | None = None) -> int:
     device = choose_device(config.device)
     data = open_windows(config, device)
     settings = checkpoint.settings(config)
-    mean_model, mean_config, mean_folder = load_mean_model(config, data)
+    mean_model, mean_config, mean_path = load_mean_model(config, data)
     seed_step(config.seed)
     scale = data.fluctuation_scale(config.scale_threshold, config.scale_statistic)
     model = build_forecaster(settings, mean_model, data.num_nodes, data.calendar_sizes, scale).to(device)
     folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
     describe_run(config, data, model, folder, device)
-    if config.dry_run or not checkpoint.open_run(folder, config):
+    if config.dry_run:
+        return 0
+    if not checkpoint.open_run(folder, config, {"data": data.facts(), "mean_model": sha256_of(mean_path)}):
         return 0
 
     if config.compile:
@@ -144,24 +159,27 @@ def main(arguments: list[str] | None = None) -> int:
 
     def keep(weights, epoch, score):
         checkpoint.save_checkpoint(folder / checkpoint.CHECKPOINT, {
-            "stage": "diffusion", "config": settings, "mean_config": mean_config, "mean_run": str(mean_folder),
+            "stage": "diffusion", "config": settings, "mean_config": mean_config, "mean_run": str(mean_path.parent),
             "data": data.facts(), "weights": weights, "epoch": epoch, "score": score,
         })
 
-    result = fit(model, lambda batch: model.loss(batch.history, batch.future, batch.calendar),
-                 lambda generator: data.batches("train", config.batch_size, generator),
+    def loss(batch):
+        return model.loss(batch.history, batch.future, batch.calendar, precision=autocast(device, config.amp))
+
+    result = fit(model, loss, lambda generator: data.batches("train", config.batch_size, generator),
                  lambda scored: validation_loss(scored, data, config), config, keep,
                  lambda line: checkpoint.append_line(folder / checkpoint.LOG, line))
     metrics = {
-        **score_ensemble(model, settings, data, "test", device), "mean_run": str(mean_folder),
+        **score_ensemble(model, settings, data, "test", device), "mean_run": str(mean_path.parent),
         "best_epoch": result.best_epoch, "epochs": result.epochs, "seconds_train": result.seconds,
     }
+    checkpoint.write_json(folder / checkpoint.METRICS, metrics)
     draw = ensemble_drawer(model, settings, device)
+    draw_forecast(draw, data, folder / checkpoint.PICTURE)
     if config.cross_check:
         chosen = data.batches("test", 1, torch.Generator().manual_seed(config.seed), limit=config.cross_check)
         metrics["cross_check"] = cross_check(draw, chosen, data.scaler.physical)
-    draw_forecast(draw, data, folder / "forecast.png")
-    checkpoint.write_json(folder / checkpoint.METRICS, metrics)
+        checkpoint.write_json(folder / checkpoint.METRICS, metrics)
     print_scores(metrics, data.field.spec.unit, folder)
     return 0
 

@@ -6,11 +6,12 @@ from torch import Tensor
 from .scaling import Scaler
 
 STATISTICS = ("std", "variance")
+SPECTRUM_BYTES = 1 << 28  # about what one block of nodes takes, unless 256 nodes take more
 FLOOR = 1e-4  # of a constant node; standardized units
 
 
 def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, statistic: str = "std",
-                      nodes_at_once: int = 256) -> Tensor:
+                      nodes_at_once: int = 0) -> Tensor:
     """Spread of the weak spectral components of each node's training series.
 
         amplitude   = |FFT(series)|
@@ -26,6 +27,7 @@ def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, 
     if statistic not in STATISTICS:
         raise ValueError(f"--scale_statistic {statistic}: choose one of {', '.join(STATISTICS)}")
     time = len(training)
+    nodes_at_once = nodes_at_once or max(256, SPECTRUM_BYTES // (8 * time))
     parts = []
     for block in training.split(nodes_at_once, dim=1):
         amplitude = torch.fft.rfft(scaler.standardize(block).double(), dim=0).abs()

@@ -41,12 +41,17 @@ class WindowedField:
         self.scaler = Scaler.fit(self.training)
         in_memory = field.values.numel() * 4 <= MEMORY_LIMIT
         self._values = field.values.to(device) if in_memory else field.values
-        self._slots = field.calendar.slots.to(self._values.device)
-        self._offsets = torch.arange(history_len + predict_len, device=self._values.device)
+        self._slots = field.calendar.slots.to(self.window_device)
+        self._offsets = torch.arange(history_len + predict_len, device=self.window_device)
 
     @property
     def num_nodes(self) -> int:
         return self.field.values.shape[1]
+
+    @property
+    def window_device(self) -> torch.device:
+        """Where windows are gathered: the device, or the CPU for a memory map."""
+        return self._values.device
 
     @property
     def calendar_sizes(self) -> tuple[int, ...]:
@@ -67,7 +72,7 @@ class WindowedField:
 
     def batch(self, starts: Tensor) -> Batch:
         """Gather the windows that begin at `starts` (batch,): one indexing operation, then to the device."""
-        starts = starts.to(self._values.device)
+        starts = starts.to(self.window_device)
         window = self._values[starts.unsqueeze(1) + self._offsets].to(self.device)
         window = self.scaler.standardize(window)
         calendar = self._slots[starts + self.history_len - 1].to(self.device)
@@ -99,7 +104,8 @@ class WindowBatches:
         return -(-len(self.starts) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self.data.batch(starts) for starts in self.starts.split(self.batch_size))
+        starts = self.starts.to(self.data.window_device)  # once, not at every step
+        return (self.data.batch(chosen) for chosen in starts.split(self.batch_size))
 
 
 def split_windows(field: Field, history_len: int, predict_len: int) -> tuple[dict[str, Tensor], int]:
@@ -115,6 +121,11 @@ def split_windows(field: Field, history_len: int, predict_len: int) -> tuple[dic
         (_, steps), = field.segments
         windows = max(steps - length + 1, 0)
         train, validation = round(0.6 * windows), round(0.2 * windows)
+        if windows - train - validation > 0 and 0 < validation < predict_len - 1:
+            raise ValueError(
+                f"{field.name}: futures of training and test windows would overlap: {validation} validation windows "
+                f"lie between them, --predict_len {predict_len} needs {predict_len - 1}; choose shorter lengths"
+            )
         bounds = (0, train, train + validation, windows)
         ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
     else:

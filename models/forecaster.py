@@ -1,10 +1,14 @@
 """The method on one screen: value = mean + residual, and a diffusion model of the residual."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .diffusion import SAMPLERS, NoiseSchedule, diffuse, draw_endpoint
+
+FULL_PRECISION = contextlib.nullcontext()
 
 
 class ResidualForecaster(nn.Module):
@@ -31,16 +35,16 @@ class ResidualForecaster(nn.Module):
 
     @torch.no_grad()
     def mean(self, history: Tensor, calendar: Tensor) -> Tensor:
-        """The frozen mean, in full precision also where training is not: it is the same at every use."""
-        with torch.autocast(history.device.type, enabled=False):
-            return self.mean_model(history, calendar)
+        return self.mean_model(history, calendar)
 
     def loss(self, history: Tensor, future: Tensor, calendar: Tensor, step: Tensor | None = None,
-             noise: Tensor | None = None) -> Tensor:
+             noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:
         """One Monte-Carlo draw of the noise-prediction loss (Ho et al. 2020, Eq. 14), on the horizon only.
 
         Step and noise are drawn here unless given: validation gives the same ones at every epoch, so that two
         epochs differ by their weights alone. The signs of the endpoint are those of a second, independent draw.
+        `precision` is a context for the arithmetic of the denoiser, e.g. autocast; the mean stays in full precision,
+        the same as in sampling.
         """
         residual = future - self.mean(history, calendar)
         if step is None:
@@ -49,8 +53,10 @@ class ResidualForecaster(nn.Module):
             noise = torch.randn((2, *residual.shape), device=residual.device)
         endpoint = draw_endpoint(self.fluctuation_scale, noise[1])
         noisy = diffuse(residual, endpoint, noise[0], self.alpha_bar[step])
-        context = self.denoiser.condition(self.denoiser.encode(history, calendar), endpoint)
-        return F.mse_loss(self.denoiser(noisy, step, context).float(), noise[0])
+        with precision:
+            context = self.denoiser.condition(self.denoiser.encode(history, calendar), endpoint)
+            predicted = self.denoiser(noisy, step, context)
+        return F.mse_loss(predicted.float(), noise[0])
 
     @torch.no_grad()
     def sample(self, history: Tensor, calendar: Tensor, noise, members: int, sampler: str, steps: int,

@@ -7,6 +7,7 @@ generated. Everything is measured in one run, because a time means little withou
 """
 
 import contextlib
+import functools
 import io
 import os
 import resource
@@ -27,8 +28,8 @@ from data.windows import WindowedField
 from main_pretrain import build_mean_model, open_windows
 from main_train import build_forecaster, ensemble_drawer
 from utils import checkpoint
-from utils.config import FlagParser, PretrainConfig, TrainConfig, preset, run_main
-from utils.device import choose_device
+from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, preset, run_main
+from utils.device import autocast, choose_device
 from utils.evaluation import rows_at_once
 from utils.reproducibility import seed_step
 from utils.training import fit
@@ -140,15 +141,15 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
 
     before = peaks()
 
-    def loss(batch):
-        return model.loss(batch.history, batch.future, batch.calendar)
+    def loss(batch, half=False):
+        return model.loss(batch.history, batch.future, batch.calendar, precision=autocast(device, half))
 
     train_gflop = count_gflop(lambda: loss(next(iter(data.batches("train", config.batch_size)))).backward())
-    train_step = {name: training_step(model, loss, data, replace(config, amp=name == "bf16"), budget)
+    train_step = {name: training_step(model, functools.partial(loss, half=name == "bf16"), data, config, budget)
                   for name in PRECISIONS}
 
     window, forecast, gflop = next(iter(data.batches("test", 1))), {}, {}
-    for name, dtype in PRECISIONS.items():  # each drawer rounds the weights anew; training is over
+    for name, dtype in PRECISIONS.items():
         def drawer(sampler: str, steps: int, dtype=dtype):
             chosen = dict(sampler=sampler, sample_steps=steps, sample_precision=dtype)
             draw = ensemble_drawer(model, {**settings, **chosen}, device)
@@ -206,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_flags(TrainConfig, {}, ("data_dir", "device"))
     parser.add_argument("--data_name", default="MobileNJ", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--json", type=Path, default=None, help="write the numbers there")
+    parser.add_argument("--json", type=output_path, default=None, help="write the numbers there")
     given = {"data_dir": "", "device": "auto", **vars(parser.parse_args(arguments))}
     config = replace(TrainConfig(), data_name=given["data_name"], data_dir=given["data_dir"],
                      **preset(given["data_name"], TrainConfig))

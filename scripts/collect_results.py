@@ -7,12 +7,11 @@ row) and the table between the `results` marks of README.md. No number in them i
 come from docs/results/published_12_12.csv.
 """
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from utils.checkpoint import CONFIG, METRICS, write_atomically
+from utils.checkpoint import CONFIG, METRICS, read_json, write_atomically
 from utils.config import FlagParser, run_main
 
 ROOT = Path(__file__).parent.parent
@@ -25,13 +24,12 @@ def read_runs(save_dir: Path, run_name: str) -> pd.DataFrame:
     """One row per finished 12 -> 12 run on the whole test split: what metrics.json says, without nested values."""
     rows = []
     for path in sorted(save_dir.glob(f"diffusion/*/{METRICS}")):
-        metrics = json.loads(path.read_text())
-        config = json.loads((path.parent / CONFIG).read_text())["config"]
+        metrics, config = read_json(path), read_json(path.parent / CONFIG)["config"]
         if (metrics["history_len"], metrics["predict_len"]) != (12, 12) or config["test_windows"]:
             continue
         if config["run_name"] != run_name:
             continue
-        stage_1 = json.loads((Path(metrics["mean_run"]) / METRICS).read_text())
+        stage_1 = read_json(save_dir / "mean" / Path(metrics["mean_run"]).name / METRICS)
         row = {name: value for name, value in metrics.items() if not isinstance(value, dict | list)}
         row["minutes_stage_1"] = stage_1["seconds_train"] / 60
         row["minutes_stage_2"] = metrics["seconds_train"] / 60
@@ -75,7 +73,7 @@ def full_table(runs: pd.DataFrame, published: pd.DataFrame) -> str:
     """Every published row of the datasets that were run, then ours, one table per dataset."""
     parts = ["# 12 -> 12: our runs beside the published rows\n\nWritten by `python -m scripts.collect_results`. "
              "Published: single seed, from the tables of arXiv:2502.11013, as printed there. Ours: every test window, "
-             f"{runs.members.iloc[0]} members.\n"]
+             f"{', '.join(map(str, sorted(set(runs.members))))} members.\n"]
     for name, group in runs.groupby("data_name", sort=False):
         rows = [[f"{row.method}, published", *(f"{row[score]:g}" for score in SCORES), "", ""]
                 for _, row in published[published.data_name == name].iterrows()]

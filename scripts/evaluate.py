@@ -12,8 +12,8 @@ import torch
 from data.registry import data_dir_from
 from data.windows import SPLITS, WindowedField, open_data
 from main_train import CHOICES, load_forecaster, score_ensemble
-from utils.checkpoint import write_json
-from utils.config import FlagParser, TrainConfig, run_main
+from utils.checkpoint import differences, write_json
+from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.runlog import print_scores
 
@@ -28,9 +28,9 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> W
     config = content["config"]
     data = open_data(config["data_name"], data_dir_from(data_dir), config["history_len"], config["predict_len"], device,
                      config["oracle_nodes"], config["oracle_steps"])
-    if data.facts() != content["data"]:
-        raise ValueError(f"{config['data_name']}: other data than the run was trained on: {data.facts()}, "
-                         f"trained on {content['data']}")
+    differing = differences(data.facts(), content["data"])
+    if differing:
+        raise ValueError(f"{config['data_name']}: other data than the run was trained on: {', '.join(differing)}")
     return data
 
 
@@ -38,12 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("run_folder", type=Path, help="folder of a stage-2 run")
     parser.add_argument("--split", choices=SPLITS, default="validation")
-    parser.add_argument("--json", type=Path, default=None, help="write the scores there")
+    parser.add_argument("--json", type=output_path, default=None, help="write the scores there")
     parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", *CHANGEABLE))
     given = vars(parser.parse_args(arguments))
     device = choose_device(given.get("device", TrainConfig.device))
-    if given["json"] and not given["json"].parent.is_dir():
-        raise ValueError(f"--json {given['json']}: there is no folder {given['json'].parent}")
     model, content = load_forecaster(given["run_folder"])
     data = open_run_data(content, given.get("data_dir", ""), device)
     settings = {**content["config"], **{name: given[name] for name in CHANGEABLE if name in given}}

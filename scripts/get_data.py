@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from http.client import HTTPException
 from pathlib import Path
 
@@ -187,6 +188,9 @@ def import_all(folder: Path, data_dir: Path) -> list[str]:
     return refusals
 
 
+AVAILABLE = ("present", "embedded", "generated")
+
+
 def state_of(name: str, data_dir: Path) -> tuple[str, str]:
     """In words whether a dataset is there, and its size."""
     spec = get_spec(name)
@@ -218,6 +222,7 @@ def main(argv=None):
     action.add_argument("--from", dest="folder", type=Path, metavar="DIR",
                         help="import every known file found below DIR, by its path or its bare name")
     action.add_argument("--download", nargs="+", metavar="NAME", help="fetch these datasets from the release")
+    action.add_argument("--about", metavar="NAME", help="print the card of a dataset: source, licence, files, ...")
     action.add_argument("--available", action="store_true", help="print only the names of the datasets that are there")
     parser.add_argument("--base_url", default=RELEASE_URL,
                         help="https address that holds Climate/, Urban/, ... (default: %(default)s)")
@@ -233,8 +238,12 @@ def main(argv=None):
                 get_spec(name)  # an unknown name is told before anything is fetched
             for name in args.download:
                 download(name, args.base_url, data_dir)
+        elif args.about:
+            card = asdict(get_spec(args.about))
+            known = {fact: value for fact, value in card.items() if value not in (None, (), {}, False)}
+            print("\n".join(f"{fact + ':':18}{value}" for fact, value in known.items()))
         elif args.available:
-            print("\n".join(name for name in DATASETS if state_of(name, data_dir)[0] not in ("missing", "private")))
+            print("\n".join(name for name in DATASETS if state_of(name, data_dir)[0] in AVAILABLE))
         else:
             print(f"{table(data_dir)}\n\nData folder: {data_dir}. To get what is missing: --from DIR or "
                   f"--download NAME (see --help).")

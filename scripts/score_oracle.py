@@ -6,15 +6,14 @@ The field's predictive law given the history is known exactly; as many members a
 pass through the same scores on the same test windows. No forecast can be better on average: a ratio of 1 is perfect.
 """
 
-import json
 from pathlib import Path
 
 import torch
 
 from data.synthetic import make_oracle
 from data.windows import WindowedField, open_data
-from utils.checkpoint import CONFIG, METRICS, write_json
-from utils.config import FlagParser, run_main
+from utils.checkpoint import CONFIG, METRICS, read_json, write_json
+from utils.config import FlagParser, output_path, run_main
 from utils.evaluation import evaluate_ensemble
 
 SHOWN = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "RMSE", "energy_score", "variogram_score",
@@ -39,12 +38,14 @@ def score_exact(data: WindowedField, members: int, seed: int = 0, limit: int = 0
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("run_folder", type=Path, help="folder of a finished stage-2 run on Oracle")
-    parser.add_argument("--json", type=Path, default=None, help="write both sets of scores and their ratios there")
+    parser.add_argument("--json", type=output_path, default=None, help="write the scores and ratios there")
     given = parser.parse_args(arguments)
-    config = json.loads((given.run_folder / CONFIG).read_text())["config"]
+    config = read_json(given.run_folder / CONFIG)["config"]
     if config["data_name"] != "Oracle":
         raise ValueError(f"{given.run_folder}: a run on {config['data_name']}; only Oracle has an exact forecaster")
-    ours = json.loads((given.run_folder / METRICS).read_text())
+    ours = read_json(given.run_folder / METRICS)
+    if "members" not in ours:
+        raise ValueError(f"{given.run_folder}: not a stage-2 run; main_train.py makes one")
     data = open_data("Oracle", Path(), config["history_len"], config["predict_len"], "cpu", config["oracle_nodes"],
                      config["oracle_steps"])
     exact = score_exact(data, ours["members"], limit=config["test_windows"])

@@ -161,7 +161,7 @@ CONFIGS = {"mean": PretrainConfig(), "diffusion": TrainConfig()}
 
 def finish(folder, config):
     """What a finished run leaves behind."""
-    assert open_run(folder, config)
+    assert open_run(folder, config, {})
     save_checkpoint(folder / checkpoint.CHECKPOINT, CONTENT)
     checkpoint.append_line(folder / checkpoint.LOG, {"epoch": 1})
     checkpoint.write_json(folder / checkpoint.METRICS, {"CRPS": 1.0})
@@ -178,7 +178,7 @@ def test_the_folder_names_stage_dataset_lengths_and_run(stage, tmp_path):
 @pytest.mark.parametrize("stage", CONFIGS)
 def test_a_new_run_writes_down_its_settings_and_versions(stage, tmp_path):
     folder = tmp_path / "my sävé" / "run"
-    assert open_run(folder, CONFIGS[stage]) is True
+    assert open_run(folder, CONFIGS[stage], {}) is True
     written = json.loads((folder / checkpoint.CONFIG).read_text())
     assert written["config"] == dataclasses.asdict(CONFIGS[stage])
     assert written["versions"]["torch"] == torch.__version__
@@ -190,18 +190,18 @@ def test_a_finished_run_of_the_same_settings_is_left_alone_and_says_so(stage, tm
     before = finish(tmp_path, CONFIGS[stage])
     elsewhere = dataclasses.replace(CONFIGS[stage], device="cpu", data_dir="/other", save_dir="x")
     for config in (CONFIGS[stage], elsewhere):
-        assert open_run(tmp_path, config) is False
+        assert open_run(tmp_path, config, {}) is False
         assert "nothing to do" in capsys.readouterr().out and files(tmp_path) == before
 
 
 def test_a_finished_run_of_other_settings_is_refused_with_each_difference(tmp_path):
     before = finish(tmp_path, TrainConfig())
     with pytest.raises(ValueError) as caught:
-        open_run(tmp_path, TrainConfig(lr=0.5, sampler="ancestral"))
+        open_run(tmp_path, TrainConfig(lr=0.5, sampler="ancestral"), {})
     message = str(caught.value)
-    assert f"--lr {TrainConfig.lr} (now 0.5)" in message
-    assert f"--sampler {TrainConfig.sampler} (now ancestral)" in message
-    assert message.count("(now ") == 2 and "--run_name" in message and "--overwrite" in message
+    assert f"lr {TrainConfig.lr} (wanted 0.5)" in message
+    assert f"sampler {TrainConfig.sampler} (wanted ancestral)" in message
+    assert message.count("(wanted ") == 2 and "--run_name" in message and "--overwrite" in message
     assert files(tmp_path) == before
 
 
@@ -210,14 +210,14 @@ def test_a_setting_that_the_finished_run_did_not_know_counts_as_a_difference(tmp
     written = json.loads((tmp_path / checkpoint.CONFIG).read_text())
     del written["config"]["ema"]
     checkpoint.write_json(tmp_path / checkpoint.CONFIG, written)
-    with pytest.raises(ValueError, match=rf"--ema None \(now {TrainConfig.ema}\)"):
-        open_run(tmp_path, TrainConfig())
+    with pytest.raises(ValueError, match=rf"ema None \(wanted {TrainConfig.ema}\)"):
+        open_run(tmp_path, TrainConfig(), {})
 
 
 def test_overwrite_replaces_a_finished_run(tmp_path):
     finish(tmp_path, TrainConfig())
     config = TrainConfig(lr=0.5, overwrite=True)
-    assert open_run(tmp_path, config) is True
+    assert open_run(tmp_path, config, {}) is True
     assert list(files(tmp_path)) == [checkpoint.CONFIG]
     assert json.loads((tmp_path / checkpoint.CONFIG).read_text())["config"]["lr"] == 0.5
 
@@ -225,4 +225,20 @@ def test_overwrite_replaces_a_finished_run(tmp_path):
 def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
-        open_run(tmp_path / "file" / "run", TrainConfig())
+        open_run(tmp_path / "file" / "run", TrainConfig(), {})
+
+
+def test_a_finished_run_on_another_mean_model_or_other_data_is_refused(tmp_path):
+    built_on = {"data": {"num_nodes": 3}, "mean_model": "abc"}
+    open_run(tmp_path, TrainConfig(), built_on)
+    checkpoint.write_json(tmp_path / checkpoint.METRICS, {})
+    assert open_run(tmp_path, TrainConfig(), built_on) is False
+    for other in ({**built_on, "mean_model": "xyz"}, {**built_on, "data": {"num_nodes": 4}}):
+        with pytest.raises(ValueError, match="holds a finished run with"):
+            open_run(tmp_path, TrainConfig(), other)
+
+
+def test_real_numbers_that_differ_by_rounding_are_the_same():
+    assert checkpoint.differences({"std": 0.9412491857241538}, {"std": 0.941249185724154}) == []
+    assert checkpoint.differences({"std": 0.9412}, {"std": 0.9413}) == ["std 0.9412 (wanted 0.9413)"]
+    assert checkpoint.differences({"facts": {"std": 0.1 + 0.2}}, {"facts": {"std": 0.3}}) == []

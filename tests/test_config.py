@@ -128,7 +128,7 @@ def test_every_flag_of_the_program_takes_a_value_and_hands_it_on(stage):
         if allowed:
             values = list(STAGES[stage][allowed] if isinstance(allowed, str) else allowed)
         elif item.type is str:
-            values = ["Oracle" if item.name == "data_name" else "some/where"]
+            values = [{"data_name": "Oracle", "run_name": "my-run_1.0"}.get(item.name, "some/where")]
         else:
             low = facts["minimum"] if facts["minimum"] is not None else facts["above"]
             values = [item.type(low) + (0.25 if item.type is float else 1)]
@@ -264,7 +264,7 @@ def test_a_value_out_of_range_is_refused_with_the_range(capsys, stage, line, wor
     ("--nsample 1", "at least 2"), ("--sample_steps 0", "at least 1"), ("--diffusion_steps 0", "at least 1"),
     ("--sample_steps 51", "choose 1 to 50"),
     ("--diffusion_steps 10 --sample_steps 20", "--sample_steps 20: choose 1 to 10"),
-    ("--beta_first 0.6 --beta_last 0.5", "choose at most --beta_last 0.5"), ("--beta_last 1", "at most 0.999"),
+    ("--beta_last 1", "at most 0.999"), ("--run_name ../x", "letters, digits"), ("--run_name ..", "letters, digits"),
     ("--beta_first -0.1", "at least 0"), ("--scale_threshold 0", "above 0"), ("--test_windows -1", "at least 0"),
     ("--sample_batch -1", "at least 0"), ("--cross_check -1", "at least 0"), ("--val_windows -1", "at least 0"),
 ])

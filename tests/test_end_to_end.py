@@ -68,7 +68,7 @@ def test_a_second_run_on_a_finished_folder_changes_nothing(runs, capsys):
 
 def test_a_finished_folder_of_other_settings_is_refused(runs):
     before = bytes_below(runs)
-    with pytest.raises(ValueError, match="--seed 0 .now 3.*--run_name"):
+    with pytest.raises(ValueError, match="seed 0 .wanted 3.*--run_name"):
         run(main_train, runs, "--cross_check", "2", "--seed", "3")
     assert bytes_below(runs) == before
 
@@ -107,7 +107,7 @@ def test_stage_2_refuses_a_stage_1_of_other_data_naming_what_differs(runs, tmp_p
 
 
 def test_stage_2_refuses_a_stage_2_run_as_its_mean(runs, tmp_path):
-    with pytest.raises(ValueError, match="a stage-2 run; run first: python main_pretrain.py"):
+    with pytest.raises(ValueError, match="not a stage-1 run; run first: python main_pretrain.py"):
         run(main_train, tmp_path, "--mean_run", str(runs / "diffusion" / "Oracle_12_12"))
 
 
@@ -195,3 +195,35 @@ def test_scoring_again_refuses_a_stage_1_run_and_other_data(runs, tmp_path, monk
     content["data"]["scaler_mean"] += 1
     with pytest.raises(ValueError, match="other data than the run was trained on"):
         open_run_data(content, "", "cpu")
+
+
+def test_a_dry_run_of_stage_2_needs_no_stage_1(tmp_path, capsys):
+    run(main_train, tmp_path, "--dry_run")
+    out = capsys.readouterr().out
+    assert "no stage-1 model yet" in out and '"sampler": "dpm2m"' in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_stage_1_model_makes_the_finished_stage_2_run_another_one(tmp_path):
+    run(main_pretrain, tmp_path)
+    run(main_train, tmp_path)
+    run(main_pretrain, tmp_path, "--overwrite", "--seed", "5")
+    with pytest.raises(ValueError, match="finished run with mean_model"):
+        run(main_train, tmp_path)
+
+
+def test_scores_survive_a_failing_picture(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    run(main_pretrain, tmp_path)
+    monkeypatch.setattr(main_train, "draw_forecast", fail)
+    with pytest.raises(OSError, match="disk full"):
+        run(main_train, tmp_path)
+    folder = tmp_path / "diffusion" / "Oracle_12_12"
+    assert json.loads((folder / "metrics.json").read_text())["CRPS"] > 0 and (folder / "model.pt").exists()
+
+
+def test_noise_variances_that_fall_are_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match="fall from 0.6 to 0.5"):
+        run(main_train, tmp_path, "--beta_first", "0.6", "--mean_run", str(runs / "mean" / "Oracle_12_12"))

@@ -1,8 +1,8 @@
 """Streamed scores are those of the whole, count each window once, and agree with plain numpy."""
 
 import numpy as np
-import properscoring
 import pytest
+import scoringrules
 import torch
 from conftest import make_field, random_values
 
@@ -96,7 +96,7 @@ def test_the_cross_check_reports_both_estimators_and_their_difference(data, monk
     check = cross_check(draw, batches, data.scaler.physical)
     members, truth = arrays(data)
     chosen = [int(batch.start) - 89 for batch in batches]
-    truths = properscoring.crps_ensemble(truth[chosen], np.moveaxis(members[chosen], 1, -1)).mean()
+    truths = scoringrules.crps_ensemble(truth[chosen], members[chosen], m_axis=1, estimator="fair").mean()
     assert check["windows"] == 3 and check["properscoring"] == pytest.approx(truths, rel=1e-5)
     assert check["ours"] == pytest.approx(truths, rel=1e-5) and check["largest_difference"] < 1e-5
 

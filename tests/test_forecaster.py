@@ -227,7 +227,7 @@ def test_members_do_not_depend_on_the_chunk(name):
 
 def test_no_more_rows_than_the_chunk_pass_through_the_network_at_a_time():
     stub = Stub(lambda noisy, alpha_bar, endpoint: noisy)
-    model, batch = ResidualForecaster(Zero(), stub, BETA, SCALE), make_batch()
+    model, batch = ResidualForecaster(Zero(), stub, BETA, SCALE).eval(), make_batch()
     sample(model, batch, members=5, steps=2, chunk=4)
     assert [len(noisy) for noisy, _, _ in stub.calls] == [4, 4, 4, 4, 4, 4, 3, 3]
 
@@ -280,7 +280,7 @@ def test_start_is_the_endpoint_plus_noise_and_the_denoiser_sees_that_endpoint():
     stub = Stub(lambda noisy, alpha_bar, endpoint: noisy - endpoint)
     model, batch = ResidualForecaster(Zero(), stub, BETA, SCALE), make_batch(2)
     noise = MemberNoise(1, batch.start, 3, (HORIZON, NODES))
-    model.sample(batch.history, batch.calendar, noise, 3, "ddim", 2)
+    model.eval().sample(batch.history, batch.calendar, noise, 3, "ddim", 2, chunk=64)
     (noisy, step, endpoint), (_, last, _) = stub.calls
     assert torch.equal(endpoint, torch.where(noise(0, 0, 6) > 0, SCALE, -SCALE))
     torch.testing.assert_close(noisy, endpoint + noise(1, 0, 6))

@@ -66,6 +66,10 @@ def test_the_splits_hold_every_window_once_in_time_order_near_6_2_2(steps, histo
         with pytest.raises(ValueError, match="no (train|validation|test) window"):
             split_windows(field, history, horizon)
         return
+    if round(0.2 * windows) < horizon - 1:
+        with pytest.raises(ValueError, match="would overlap"):
+            split_windows(field, history, horizon)
+        return
     starts, training_steps = split_windows(field, history, horizon)
     assert torch.cat([starts[split] for split in SPLITS]).tolist() == list(range(windows))
     for split, share in zip(SPLITS, (0.6, 0.2, 0.2), strict=True):
@@ -86,10 +90,10 @@ def test_a_series_too_short_is_refused_with_the_arithmetic(steps, pair, split):
 
 
 def test_four_windows_are_enough_for_one_test_window():
-    data = WindowedField(make_field(random_values(27, 2)), 12, 12)
+    data = WindowedField(make_field(random_values(17, 2)), 12, 2)
     assert lengths(data.starts) == (2, 1, 1)
     only, = data.batches("test", 32)
-    assert only.start.tolist() == [3] and only.future.shape == (1, 12, 2)
+    assert only.start.tolist() == [3] and only.future.shape == (1, 2, 2)
 
 
 # Batches
@@ -210,3 +214,12 @@ def test_facts_name_what_a_model_of_the_data_depends_on(data):
         "num_nodes": 5, "calendar_sizes": [24, 7], "scaler_mean": pytest.approx(float(training.mean())),
         "scaler_std": pytest.approx(float(training.std(correction=0))),
     }
+
+
+def test_lengths_that_would_let_training_and_test_futures_overlap_are_refused():
+    """150 -> 100 on 504 steps: 51 validation windows lie between, 99 are needed."""
+    with pytest.raises(ValueError, match="51 validation windows.*needs 99"):
+        WindowedField(make_field(random_values(504, 2)), 150, 100)
+    data = WindowedField(make_field(random_values(504, 2)), 64, 64)
+    last_trained = int(data.starts["train"][-1]) + 64 + 64
+    assert last_trained <= int(data.starts["test"][0]) + 64

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import platform
 from pathlib import Path
@@ -9,36 +10,49 @@ from pathlib import Path
 import torch
 
 FORMAT_VERSION = 1
-CHECKPOINT, CONFIG, LOG, METRICS = "model.pt", "config.json", "log.jsonl", "metrics.json"
+CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
 
 
 def run_folder(save_dir: str, stage: str, config) -> Path:
     """Folder of a run: save/<stage>/<data>_<H>_<F>, with `--run_name` as a suffix."""
     name = f"{config.data_name}_{config.history_len}_{config.predict_len}"
-    return Path(save_dir) / stage / (f"{name}_{config.run_name}" if config.run_name else name)
+    return Path(save_dir).expanduser() / stage / (f"{name}_{config.run_name}" if config.run_name else name)
 
 
-def open_run(folder: Path, config) -> bool:
-    """Make the run folder ready; False when it holds a finished run of these settings, which is then left alone.
+def open_run(folder: Path, config, built_on: dict) -> bool:
+    """Make the run folder ready; False when it holds this very run, finished, which is then left alone.
 
-    An unfinished run's files are replaced. `--overwrite` runs again in any case.
-    Raises: ValueError when the finished run had other settings, naming them; OSError when it cannot be written.
+    built_on: what the run depends on beside its settings (facts of the data, digest of the stage-1 model). An
+    unfinished run's files are replaced. `--overwrite` runs again in any case.
+    Raises: ValueError when the finished run was another one, saying how; OSError when it cannot be written.
     """
     if (folder / METRICS).exists() and not config.overwrite:
-        finished = json.loads((folder / CONFIG).read_text())["config"]
-        differing = [f"--{name} {finished.get(name)} (now {value})" for name, value in settings(config).items()
-                     if finished.get(name) != value]
+        finished = read_json(folder / CONFIG)
+        differing = differences(finished["config"], settings(config)) + differences(finished["built_on"], built_on)
         if differing:
             raise ValueError(f"{folder} holds a finished run with {', '.join(differing)}; choose --run_name NAME to "
                              "keep both, or --overwrite to replace it")
         print(f"{folder} holds a finished run of these settings: nothing to do (--overwrite runs it again)")
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, CHECKPOINT, LOG):
+    for name in (METRICS, CHECKPOINT, LOG, PICTURE):
         (folder / name).unlink(missing_ok=True)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    write_json(folder / CONFIG, {"config": dataclasses.asdict(config), "versions": versions})
+    write_json(folder / CONFIG, {"config": dataclasses.asdict(config), "built_on": built_on, "versions": versions})
     return True
+
+
+def differences(found: dict, wanted: dict) -> list[str]:
+    """What differs from what is wanted, as text; real numbers are the same within a millionth of their size."""
+    def same(one, other):
+        if isinstance(one, dict) and isinstance(other, dict):
+            return not differences(one, other) and one.keys() == other.keys()
+        if isinstance(one, float) and isinstance(other, float):
+            return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)
+        return one == other
+
+    return [f"{name} {found.get(name)} (wanted {value})" for name, value in wanted.items()
+            if not same(found.get(name), value)]
 
 
 def settings(config) -> dict:
@@ -58,6 +72,14 @@ def write_atomically(path: Path, write) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict:
+    """Raises: ValueError for a damaged file."""
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not readable as JSON: {error}") from error
 
 
 def write_json(path: Path, content: dict) -> None:

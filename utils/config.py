@@ -9,8 +9,10 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN = (
     "data", "network", "training", "diffusion", "sampling and scores", "run"
@@ -97,7 +99,7 @@ class TrainConfig(CommonConfig):
 
 
 PRESETS = {
-    "SST": {PretrainConfig: dict(batch_size=32, channels=64, layers=8), TrainConfig: dict(batch_size=32)},
+    "SST": {CommonConfig: dict(batch_size=32), PretrainConfig: dict(channels=64, layers=8)},
     "BikeDC": {CommonConfig: dict(batch_size=24)},
     "TaxiBJ": {CommonConfig: dict(batch_size=24)},
     "Los_Speed": {CommonConfig: dict(batch_size=24)},
@@ -138,13 +140,13 @@ def preset(data_name: str, config_class) -> dict:
 
 
 def check_config(config, parser: argparse.ArgumentParser) -> None:
-    """Refuse combinations that no single flag can refuse."""
+    """Refuse what no single flag can refuse by its bounds."""
+    if not re.fullmatch(r"[\w.-]*", config.run_name) or set(config.run_name) == {"."}:
+        parser.error(f"--run_name {config.run_name!r}: choose letters, digits, '_', '-' and '.'")
     if isinstance(config, TrainConfig):
         if config.sample_steps > config.diffusion_steps:
             parser.error(f"--sample_steps {config.sample_steps}: choose 1 to {config.diffusion_steps}, "
                          "the number of --diffusion_steps")
-        if config.beta_last and config.beta_first > config.beta_last:
-            parser.error(f"--beta_first {config.beta_first}: choose at most --beta_last {config.beta_last}")
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -216,6 +218,13 @@ def _reader(item: dataclasses.Field, allowed):
     return read
 
 
+def output_path(text: str) -> Path:
+    """The path of a flag that names a file to write: refused before the work is done, not after."""
+    if not Path(text).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no folder {Path(text).parent}")
+    return Path(text)
+
+
 def run_main(main) -> None:
     """Run a program: a user's mistake is one line on stderr and exit status 2, not a traceback.
 
@@ -223,6 +232,9 @@ def run_main(main) -> None:
     """
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("COST_TRACEBACK"):
             raise

@@ -24,10 +24,9 @@ def _mix(bits: Tensor) -> Tensor:
 
 def key(*parts: int | Tensor) -> Tensor:
     """Fold integers, or tensors of them that broadcast, into 64-bit keys; the order of the parts counts."""
-    device = next((part.device for part in parts if isinstance(part, Tensor)), None)
-    folded = torch.zeros((), dtype=torch.int64, device=device)
+    folded = torch.zeros((), dtype=torch.int64)
     for part in parts:
-        part = torch.as_tensor(part, dtype=torch.int64, device=device)
+        part = torch.as_tensor(part, dtype=torch.int64)  # a number stays on the CPU: no transfer
         folded = _mix(folded + _GOLDEN + _mix(part + _GOLDEN))
     return folded
 

@@ -19,10 +19,11 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
     print(f"{trained:,} trained weights on {device}; run folder {folder}", flush=True)
     if config.dry_run:
         print(json.dumps(settings(config), indent=1))
-        width = max((weight.shape[-1] for weight in model.parameters()), default=1)
-        batch = config.batch_size * data.num_nodes * width * 4
-        print(f"memory: field {values.numel() * values.element_size() / 2**20:.1f} MiB; weights, gradients and Adam "
-              f"{trained * 16 / 2**20:.1f} MiB; one hidden layer of a training batch {batch / 2**20:.1f} MiB")
+        width = max((weight.shape[-1] for weight in model.parameters() if weight.requires_grad), default=1)
+        activations = 4 * config.layers * config.batch_size * data.num_nodes * width * 4  # four a block are kept
+        print(f"memory: field {values.numel() * values.element_size() / 2**20:.1f} MiB; weights, gradients, Adam, "
+              f"average and best weights {trained * 24 / 2**20:.1f} MiB; activations of a training step about "
+              f"{activations / 2**20:.0f} MiB")
 
 
 def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
@@ -40,7 +41,7 @@ def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
             print(f"  {name:16}{metrics[name]:9.4f}{note}")
     if "cross_check" in metrics:
         check = metrics["cross_check"]
-        print(f"  CRPS of {check['windows']} windows: {check['ours']:.6f}, by properscoring "
+        print(f"  fair CRPS of {check['windows']} windows: {check['ours']:.6f}, by properscoring "
               f"{check['properscoring']:.6f}; largest difference {check['largest_difference']:.1e}")
     seconds = {"training": metrics.get("seconds_train"), "forecasting": metrics["seconds_sample"]}
     print("seconds: " + ", ".join(f"{value:.0f} {what}" for what, value in seconds.items() if value is not None))

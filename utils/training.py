@@ -8,7 +8,6 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from .device import autocast
 from .reproducibility import key, seed_step
 
 DECAY_AT = 0.4  # share of the epochs after which the learning rate falls once
@@ -42,8 +41,10 @@ def fit(model, loss, batches, validate, config, keep, log) -> FitResult:
     schedule = torch.optim.lr_scheduler.MultiStepLR(
         optimizer, [max(1, round(DECAY_AT * config.epochs))], gamma=config.lr_decay
     )
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+    averaged = AveragedModel(model) if config.ema else None
     scored = averaged.module if averaged else model
+    averaged_weights = [weight for weight in scored.parameters() if weight.requires_grad]
+    average = get_ema_multi_avg_fn(config.ema)
     best_score, best_epoch, best_weights, start = float("inf"), 0, None, time.perf_counter()
     generator = torch.Generator()
     bar = tqdm(total=None, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
@@ -57,12 +58,13 @@ def fit(model, loss, batches, validate, config, keep, log) -> FitResult:
         for step, batch in enumerate(epoch_batches):
             seed_step(config.seed, epoch, step)
             optimizer.zero_grad(set_to_none=True)
-            with autocast(device, config.amp):
-                value = loss(batch)
+            value = loss(batch)
             value.backward()
             optimizer.step()
-            if averaged:
-                averaged.update_parameters(model)
+            if averaged and epoch == 1 and step == 0:
+                averaged.update_parameters(model)  # copies; later on it would wait for the device
+            elif averaged:
+                average(averaged_weights, trained, None)
             total += value.detach()
             bar.update()
         train_loss = float(total) / len(epoch_batches)
