@@ -1,0 +1,76 @@
+"""What the README says exists."""
+
+import dataclasses
+import re
+
+import pytest
+from conftest import ROOT
+
+from data.registry import DATASETS
+from models.diffusion import NOISE_SCHEDULES, SAMPLERS
+from scripts.collect_results import BEGIN, END, markdown, replace_between_marks
+from utils.config import PretrainConfig, TrainConfig
+
+PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/README.md", ROOT / "docs/results/README.md"]
+README = PAGES[0].read_text()
+
+
+def flags_of_the_programs() -> set[str]:
+    fields = {item.name for config in (PretrainConfig, TrainConfig) for item in dataclasses.fields(config)}
+    for script in (ROOT / "scripts").glob("*.py"):
+        fields |= set(re.findall(r'"--(\w+)"', script.read_text()))
+    return fields
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_linked_file_exists(page):
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_flag_that_is_named_exists(page):
+    assert set(re.findall(r"--([a-z]\w+)", page.read_text())) - flags_of_the_programs() == set()
+
+
+def test_every_script_and_module_that_is_named_exists():
+    paths = re.findall(r"\b((?:scripts|models|data|utils|tests|docs)/[\w/]+\.(?:py|sh|json|md|csv|png))", README)
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    modules = re.findall(r"python -m scripts\.(\w+)", README)
+    assert modules and all((ROOT / "scripts" / f"{name}.py").exists() for name in modules)
+
+
+def test_every_dataset_sampler_and_schedule_is_in_the_readme():
+    for name in [*DATASETS, *SAMPLERS, *NOISE_SCHEDULES]:
+        assert f"`{name}`" in README or f"`--sampler {name}" in README or f"{name}" in README.split(), name
+
+
+def test_every_dataset_has_a_script_of_its_own():
+    assert all((ROOT / "scripts" / f"{name}.sh").exists() for name in DATASETS)
+
+
+def test_nothing_is_left_to_be_filled_in():
+    assert not re.findall(r"\{[A-Z_]+\}|TODO|FIXME", README)
+
+
+def test_the_results_in_the_readme_are_those_of_the_table():
+    """Every row between the marks names a run of docs/results/12_12.csv with its CRPS."""
+    block = README.split(BEGIN)[1].split(END)[0]
+    rows = [line.split("|") for line in block.strip().splitlines()[2:]]
+    lines = (ROOT / "docs/results/12_12.csv").read_text().splitlines()
+    head = lines[0].split(",")
+    runs = [dict(zip(head, line.split(","), strict=True)) for line in lines[1:]]
+    assert len(rows) == len(runs) > 0
+    for row, run in zip(rows, runs, strict=True):
+        assert row[1].strip() == run["data_name"]
+        assert f"**{float(run['CRPS']):.4f}**" in row[2]
+
+
+def test_tables_replace_only_what_stands_between_the_marks():
+    text = f"before\n{BEGIN}old\n{END}\nafter"
+    replaced = replace_between_marks(text, markdown(["a", "b"], [["1", "2"]]))
+    assert replaced == f"before\n{BEGIN}\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\n{END}\nafter"
+    assert replace_between_marks(replaced, "x").count("| 1 |") == 0
+    with pytest.raises(ValueError, match="marks"):
+        replace_between_marks("no marks", "x")
