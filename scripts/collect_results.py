@@ -45,6 +45,13 @@ def number(value: float) -> str:
     return f"{value:.4f}" if value < 1 else f"{value:.2f}"
 
 
+def beside(ours: float, published: float | None) -> str:
+    """Our score, bold where it is the lower one, and the published one in brackets."""
+    if published is None:
+        return number(ours)
+    return f"{f'**{number(ours)}**' if ours < published else number(ours)} ({published:g})"
+
+
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -59,8 +66,7 @@ def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
         minutes = run.minutes_stage_1 + run.minutes_stage_2 + run.minutes_forecasting
         rows.append([
             run.data_name,
-            *(f"**{number(run[name])}** ({theirs[name]:g})" if theirs is not None else number(run[name])
-              for name in SCORES),
+            *(beside(run[name], theirs[name] if theirs is not None else None) for name in SCORES),
             number(run.CRPS_sum), f"{run.coverage90:.3f}", f"{run.windows}", f"{run.seed}",
             f"{run.sampler}, {run.steps} steps, {run.precision}", f"{minutes:.0f}",
         ])
