@@ -54,7 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in SHOWN:
         print(f"{name:16}{ours[name]:10.4f}{exact[name]:10.4f}{ratio[name]:8.3f}")
     if given.json:
-        write_json(given.json, {"ours": ours, "exact": exact, "ratio": ratio})
+        run = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
+                                             "sampler", "steps", "best_epoch", "epochs")}
+        write_json(given.json, {**run, "ours": {name: ours[name] for name in SHOWN},
+                                "exact": {name: exact[name] for name in SHOWN}, "ratio": ratio})
     return 0
 
 

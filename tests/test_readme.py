@@ -43,7 +43,7 @@ def test_every_script_and_module_that_is_named_exists():
 
 def test_every_dataset_sampler_and_schedule_is_in_the_readme():
     for name in [*DATASETS, *SAMPLERS, *NOISE_SCHEDULES]:
-        assert f"`{name}`" in README or f"`--sampler {name}" in README or f"{name}" in README.split(), name
+        assert f"`{name}`" in README or f"`--sampler {name}`" in README or f"`--noise_schedule {name}`" in README, name
 
 
 def test_every_dataset_has_a_script_of_its_own():
