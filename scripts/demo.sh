@@ -3,8 +3,8 @@
 # About 3 minutes of computing on 2 CPU cores after installation. Extra flags go to both stages.
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh" requirements-lock.txt
 
-python main_pretrain.py --data_name NYCFlights --run_name demo --epochs 6 --ema 0.98 "$@"
-python main_train.py --data_name NYCFlights --run_name demo --epochs 6 --ema 0.98 --nsample 50 --sample_steps 10 \
+python main_pretrain.py --data_name NYCFlights --run_name demo --epochs 10 --ema 0.98 "$@"
+python main_train.py --data_name NYCFlights --run_name demo --epochs 10 --ema 0.98 --nsample 50 --sample_steps 10 \
     --test_windows 200 --cross_check 2 "$@"
 echo "scores:  save/diffusion/NYCFlights_12_12_demo/metrics.json"
 echo "picture: save/diffusion/NYCFlights_12_12_demo/forecast.png"
