@@ -1,11 +1,3 @@
 #!/usr/bin/env bash
-# Stage 2 (the diffusion model, then scores) on every dataset whose files are there; extra flags go to each run.
-# Another data folder: COST_DATA_DIR=DIR. A run that fails does not stop the others.
-. "$(dirname "${BASH_SOURCE[0]}")/environment.sh" requirements-lock.txt
-
-names="$(python -m scripts.get_data --available)"
-failed=""
-for name in $names; do
-    python main_train.py --data_name "$name" "$@" || failed="$failed $name"
-done
-[ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }
+# Stage 2, the diffusion model and its scores, on every dataset that is there; extra flags go to each run.
+exec bash "$(dirname "${BASH_SOURCE[0]}")/all_datasets.sh" main_train.py "$@"
