@@ -20,10 +20,10 @@ from utils.runlog import describe_run, print_scores
 from utils.training import fit
 
 
-def open_windows(config, device: torch.device) -> WindowedField:
-    """The dataset of a configuration, as windows on the device."""
-    return open_data(config.data_name, data_dir_from(config.data_dir), config.history_len, config.predict_len,
-                     device, config.oracle_nodes, config.oracle_steps)
+def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> WindowedField:
+    """The dataset of a configuration (as a dict: also that of a checkpoint), as windows on the device."""
+    return open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
+                     device, settings["oracle_nodes"], settings["oracle_steps"])
 
 
 def build_mean_model(settings: dict, num_nodes: int, calendar_sizes: tuple[int, ...]) -> torch.nn.Module:
@@ -37,9 +37,9 @@ def build_mean_model(settings: dict, num_nodes: int, calendar_sizes: tuple[int, 
 def main(arguments: list[str] | None = None) -> int:
     config = parse_config(PretrainConfig, {"mean_model": MEAN_MODELS}, arguments)
     device = choose_device(config.device)
-    data = open_windows(config, device)
-    seed_step(config.seed)
     settings = checkpoint.settings(config)
+    data = open_windows(settings, config.data_dir, device)
+    seed_step(config.seed)
     model = build_mean_model(settings, data.num_nodes, data.calendar_sizes).to(device)
     folder = checkpoint.run_folder(config.save_dir, "mean", config)
     describe_run(config, data, model, folder, device)

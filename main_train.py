@@ -141,8 +141,8 @@ def validation_loss(model: ResidualForecaster, data, config) -> torch.Tensor:
 def main(arguments: list[str] | None = None) -> int:
     config = parse_config(TrainConfig, CHOICES, arguments)
     device = choose_device(config.device)
-    data = open_windows(config, device)
     settings = checkpoint.settings(config)
+    data = open_windows(settings, config.data_dir, device)
     mean_model, mean_config, mean_path = load_mean_model(config, data)
     seed_step(config.seed)
     scale = data.fluctuation_scale(config.scale_threshold, config.scale_statistic)

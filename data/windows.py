@@ -113,7 +113,7 @@ def split_windows(field: Field, history_len: int, predict_len: int) -> tuple[dic
 
     One field: all windows in time order, shares 6:2:2. A pair of fields: the whole first one trains; the second's
     first `validation_steps` validate and its rest tests.
-    Raises: ValueError with the arithmetic when a split would be empty.
+    Raises: ValueError with the arithmetic when a split would be empty, or training would see futures of the test.
     Source: CoST section 5.1 and the authors' release.
     """
     length = history_len + predict_len
@@ -121,11 +121,6 @@ def split_windows(field: Field, history_len: int, predict_len: int) -> tuple[dic
         (_, steps), = field.segments
         windows = max(steps - length + 1, 0)
         train, validation = round(0.6 * windows), round(0.2 * windows)
-        if windows - train - validation > 0 and 0 < validation < predict_len - 1:
-            raise ValueError(
-                f"{field.name}: futures of training and test windows would overlap: {validation} validation windows "
-                f"lie between them, --predict_len {predict_len} needs {predict_len - 1}; choose shorter lengths"
-            )
         bounds = (0, train, train + validation, windows)
         ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
     else:
@@ -140,7 +135,13 @@ def split_windows(field: Field, history_len: int, predict_len: int) -> tuple[dic
                 f"{field.name}: no {split} window: {len(field.values)} steps in all, a window takes --history_len "
                 f"{history_len} + --predict_len {predict_len} = {length}; choose shorter lengths or a longer series"
             )
-    return starts, int(starts["train"][-1]) + length
+    trained_steps = int(starts["train"][-1]) + length
+    if int(starts["test"][0]) + history_len < trained_steps:
+        raise ValueError(
+            f"{field.name}: futures of training and test windows would overlap: {len(starts['validation'])} validation "
+            f"windows lie between them, --predict_len {predict_len} needs {predict_len - 1}; choose shorter lengths"
+        )
+    return starts, trained_steps
 
 
 def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, device: torch.device | str = "cpu",

@@ -41,8 +41,9 @@ TRAINING_STEPS, MOST_REPEATS = 4, 5
 
 def open_or_generate(config: TrainConfig, device: torch.device) -> tuple[WindowedField, str]:
     """The dataset and "dataset"; or, where its files are absent, random values of its shape and "generated"."""
+    settings = checkpoint.settings(config)
     try:
-        return open_windows(config, device), "dataset"
+        return open_windows(settings, config.data_dir, device), "dataset"
     except FileNotFoundError:
         spec, random = get_spec(config.data_name), np.random.default_rng(0)
         with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +52,7 @@ def open_or_generate(config: TrainConfig, device: torch.device) -> tuple[Windowe
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as file:
                     np.save(file, random.random(shape, dtype=np.float32))
-            return open_windows(replace(config, data_dir=folder), device), "generated"
+            return open_windows(settings, folder, device), "generated"
 
 
 def measure(call, device: torch.device, budget: float) -> list[float]:

@@ -70,7 +70,7 @@ def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
             number(run.CRPS_sum), f"{run.coverage90:.3f}", f"{run.windows}", f"{run.seed}",
             f"{run.sampler}, {run.steps} steps, {run.precision}", f"{minutes:.0f}",
         ])
-    head = ["dataset", *(f"{name}" for name in SCORES), "CRPS_sum", "coverage 90", "test windows", "seed", "sampler",
+    head = ["dataset", *SCORES, "CRPS_sum", "coverage 90", "test windows", "seed", "sampler",
             "minutes"]
     return markdown(head, rows)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from data.registry import data_dir_from
-from data.windows import SPLITS, WindowedField, open_data
+from data.windows import SPLITS, WindowedField
+from main_pretrain import open_windows
 from main_train import CHOICES, load_forecaster, score_ensemble
 from utils.checkpoint import differences, write_json
 from utils.config import FlagParser, TrainConfig, output_path, run_main
@@ -25,12 +25,10 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> W
 
     Raises: ValueError when the data folder holds other values than those.
     """
-    config = content["config"]
-    data = open_data(config["data_name"], data_dir_from(data_dir), config["history_len"], config["predict_len"], device,
-                     config["oracle_nodes"], config["oracle_steps"])
+    data = open_windows(content["config"], data_dir, device)
     differing = differences(data.facts(), content["data"])
     if differing:
-        raise ValueError(f"{config['data_name']}: other data than the run was trained on: {', '.join(differing)}")
+        raise ValueError(f"{data.field.name}: other data than the run was trained on: {', '.join(differing)}")
     return data
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from data.synthetic import make_oracle
-from data.windows import WindowedField, open_data
+from data.windows import WindowedField
+from main_pretrain import open_windows
 from utils.checkpoint import CONFIG, METRICS, read_json, write_json
 from utils.config import FlagParser, output_path, run_main
 from utils.evaluation import evaluate_ensemble
@@ -46,8 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     ours = read_json(given.run_folder / METRICS)
     if "members" not in ours:
         raise ValueError(f"{given.run_folder}: not a stage-2 run; main_train.py makes one")
-    data = open_data("Oracle", Path(), config["history_len"], config["predict_len"], "cpu", config["oracle_nodes"],
-                     config["oracle_steps"])
+    data = open_windows(config, "", "cpu")
     exact = score_exact(data, ours["members"], limit=config["test_windows"])
     ratio = {name: ours[name] / exact[name] for name in SHOWN}
     print(f"{ours['windows']} test windows, {ours['members']} members\n{'':16}{'ours':>10}{'exact':>10}{'ratio':>8}")

@@ -10,6 +10,7 @@ from conftest import ROOT, SHARED, needs_real_data
 
 import main_pretrain
 import main_train
+from data.windows import open_data
 from main_train import load_forecaster, score_ensemble
 from scripts import evaluate, score_oracle
 from scripts.evaluate import open_run_data
@@ -152,7 +153,7 @@ def test_a_run_can_be_scored_again_with_another_sampler(runs, tmp_path, sampler)
 def test_the_exact_forecaster_is_calibrated_under_our_scores_and_beats_a_tiny_run(runs, tmp_path):
     score_oracle.main([str(runs / "diffusion" / "Oracle_12_12"), "--json", str(tmp_path / "ratio.json")])
     assert json.loads((tmp_path / "ratio.json").read_text())["ratio"]["CRPS"] > 1
-    data = score_oracle.open_data("Oracle", ROOT, 12, 12, "cpu", 8, 6000)
+    data = open_data("Oracle", ROOT, 12, 12, "cpu", 8, 6000)
     exact = score_oracle.score_exact(data, members=50)
     assert exact["QICE"] == pytest.approx(exact["QICE_floor"], abs=0.003)
     assert exact["coverage90"] == pytest.approx(exact["coverage90_floor"], abs=0.01)

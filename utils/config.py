@@ -55,6 +55,11 @@ class CommonConfig:
     dry_run: bool = flag(False, RUN, "print the resolved settings and the sizes, then stop")
 
 
+def other_default(name: str, default):
+    """A common flag whose default is another one in this stage."""
+    return field(default=default, metadata=CommonConfig.__dataclass_fields__[name].metadata)
+
+
 @dataclass(frozen=True)
 class PretrainConfig(CommonConfig):
     """Flags of stage 1, the mean model."""
@@ -62,7 +67,7 @@ class PretrainConfig(CommonConfig):
     mean_model: str = flag("stid", NETWORK, "mean model", choices="mean_model")
     channels: int = flag(32, NETWORK, "width of each embedding of the mean model", minimum=1)
     layers: int = flag(4, NETWORK, "residual blocks of the mean model", minimum=0)
-    patience: int = flag(15, TRAINING, "stop after so many epochs without a better validation score", minimum=1)
+    patience: int = other_default("patience", 15)
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,7 @@ class TrainConfig(CommonConfig):
     channels: int = flag(128, NETWORK, "width of the history embedding of the denoiser", minimum=1)
     layers: int = flag(8, NETWORK, "residual blocks of the denoiser", minimum=0)
     embedding: int = flag(32, NETWORK, "width of the node and calendar embeddings of the denoiser", minimum=1)
-    ema: float = flag(0.99, TRAINING, "decay of averaged weights, which are then scored and kept; 0: off", minimum=0,
-                      maximum=0.99999)
+    ema: float = other_default("ema", 0.99)
     val_windows: int = flag(0, TRAINING, "validation windows scored after each epoch, evenly spread; 0: all", minimum=0)
     diffusion_steps: int = flag(50, DIFFUSION, "steps N of the forward process", minimum=1)
     noise_schedule: str = flag("quadratic", DIFFUSION, "growth of beta over the steps", choices="noise_schedule")

@@ -103,7 +103,7 @@ def dpm2m(predict_noise, start: Tensor, schedule: NoiseSchedule, steps: int, noi
         clean = noise_to_clean(noisy, predict_noise(noisy, step), here)
         log_snr = _half_log_snr(here)
         if step == path[-1]:
-            return clean
+            break
         step_size = _half_log_snr(next_level) - log_snr
         extrapolated = clean
         if previous is not None:
@@ -112,7 +112,7 @@ def dpm2m(predict_noise, start: Tensor, schedule: NoiseSchedule, steps: int, noi
         shrink = ((1 - next_level) / (1 - here)).sqrt()
         gain = next_level.sqrt() * torch.expm1(-step_size)
         noisy, previous = shrink * noisy - gain * extrapolated, (clean, log_snr)
-    return noisy
+    return clean
 
 
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm2m": dpm2m}
