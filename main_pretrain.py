@@ -1,4 +1,4 @@
-"""Stage 1: fit the mean model, the conditional mean of the future.
+"""Stage 1: fit what is expected of the future: its conditional quantiles, or its mean.
 
     python main_pretrain.py --data_name SST --device auto --batch_size 8 --history_len 12 --predict_len 12
 """
@@ -6,7 +6,6 @@
 import time
 
 import torch
-import torch.nn.functional as F
 
 from data.registry import data_dir_from
 from data.windows import WindowedField, open_data
@@ -31,6 +30,7 @@ def build_mean_model(settings: dict, num_nodes: int, calendar_sizes: tuple[int, 
     return MEAN_MODELS[settings["mean_model"]](
         num_nodes, settings["history_len"], settings["predict_len"], calendar_sizes,
         channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
+        climatology=settings["climatology"], tokens=settings["tokens"],
     )
 
 
@@ -51,12 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     def loss(batch):
         with autocast(device, config.amp):
-            mean = model(batch.history, batch.calendar)
-        return F.mse_loss(mean.float(), batch.future)
+            return model.loss(batch.future, *batch.known)
 
     def validate(scored):
         batches = data.batches("validation", config.val_batch_size)
-        return mean_over_windows(lambda b: F.mse_loss(scored(b.history, b.calendar), b.future), batches)
+        return mean_over_windows(lambda b: scored.loss(b.future, *b.known), batches)
 
     def keep(weights, epoch, score):
         checkpoint.save_checkpoint(folder / checkpoint.CHECKPOINT, {
@@ -66,8 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     result = fit(model, loss, lambda generator: data.batches("train", config.batch_size, generator), validate, config,
                  keep, lambda line: checkpoint.append_line(folder / checkpoint.LOG, line))
+    if config.recalibrate and hasattr(model, "recalibrate"):
+        seed_step(config.seed, 0)
+        model.recalibrate(data.batches("validation", config.val_batch_size), data.support)
+        keep(model.state_dict(), result.best_epoch, result.best_score)
     start = time.perf_counter()
-    scores = evaluate_mean(lambda b: model(b.history, b.calendar), data.batches("test", config.val_batch_size),
+    scores = evaluate_mean(lambda b: model(*b.known), data.batches("test", config.val_batch_size),
                            data.scaler.physical)
     metrics = {
         **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed")}, "split": "test",

@@ -1,4 +1,4 @@
-"""Stage 2: freeze the mean model, fit the diffusion model of the residual, draw ensembles and score them.
+"""Stage 2: freeze stage 1, fit the diffusion model on top of it, draw ensembles and score them.
 
     python main_train.py --data_name SST --device auto --batch_size 8 --history_len 12 --predict_len 12
 """
@@ -13,9 +13,9 @@ import torch
 
 from data.fluctuation import STATISTICS
 from data.registry import sha256_of
-from data.windows import Batch
+from data.windows import ANY_VALUE, Batch, WindowedField
 from main_pretrain import build_mean_model, open_windows
-from models import DENOISERS, ResidualForecaster
+from models import DENOISERS, PROCESSES, FactorModel, ResidualForecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from utils import checkpoint
 from utils.config import PretrainConfig, TrainConfig, parse_config, preset, run_main
@@ -26,8 +26,10 @@ from utils.reproducibility import MemberNoise, key, keyed_normal, seed_step
 from utils.runlog import describe_run, print_scores
 from utils.training import fit
 
-CHOICES = {"eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
+CHOICES = {"process": PROCESSES, "eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
            "scale_statistic": STATISTICS}
+STATISTICS_WINDOWS = 1000  # training windows, evenly spread, that the linear dependence is estimated from
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
@@ -61,40 +63,67 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     return model, content["config"], path
 
 
-def build_forecaster(settings: dict, mean_model: torch.nn.Module, num_nodes: int, calendar_sizes: tuple[int, ...],
-                     fluctuation_scale: torch.Tensor) -> ResidualForecaster:
-    """The forecaster of a stage-2 configuration (as a dict: also that of a checkpoint)."""
-    denoiser = DENOISERS[settings["eps_model"]](
-        num_nodes, settings["history_len"], settings["predict_len"], calendar_sizes, channels=settings["channels"],
-        layers=settings["layers"], embedding=settings["embedding"], dropout=settings["dropout"],
-    )
+def build_forecaster(settings: dict, mean_model: torch.nn.Module, facts: dict) -> torch.nn.Module:
+    """The forecaster of a stage-2 configuration (as a dict: also that of a checkpoint), nothing in it fitted yet.
+
+    facts: those of the data, `WindowedField.facts()`.
+    """
+    num_nodes, calendar_sizes = facts["num_nodes"], tuple(facts["calendar_sizes"])
     bounds = {name: settings[f"beta_{name}"] for name in ("first", "last") if settings[f"beta_{name}"]}
     beta = NOISE_SCHEDULES[settings["noise_schedule"]](settings["diffusion_steps"], **bounds)
     if (beta.diff() < 0).any():
         raise ValueError(f"the noise variances fall from {beta[0]:g} to {beta[-1]:g}: choose --beta_first at most "
                          "--beta_last")
-    return ResidualForecaster(mean_model, denoiser, beta, fluctuation_scale)
+
+    def denoiser(coordinates: int, endpoint: bool) -> torch.nn.Module:
+        return DENOISERS[settings["eps_model"]](
+            coordinates, settings["history_len"], settings["predict_len"], calendar_sizes,
+            channels=settings["channels"], layers=settings["layers"], embedding=settings["embedding"],
+            dropout=settings["dropout"], endpoint=endpoint,
+        )
+
+    if settings["process"] == "cost":
+        return ResidualForecaster(mean_model, denoiser(num_nodes, endpoint=True), beta, num_nodes,
+                                  settings["endpoint_signs"])
+    if not hasattr(mean_model, "quantiles"):
+        raise ValueError(f"--process {settings['process']} builds on the conditional quantiles of stage 1, found a "
+                         "model of the mean alone; run main_pretrain.py with --mean_model quantile_stid, or choose "
+                         "--process cost")
+    dependence = FactorModel(num_nodes, settings["predict_len"], settings["modes"])
+    return PROCESSES[settings["process"]](mean_model, denoiser(dependence.width, endpoint=False), beta, dependence,
+                                          tuple(facts["support"] or ANY_VALUE))
 
 
-def load_forecaster(folder: Path | str) -> tuple[ResidualForecaster, dict]:
+def load_forecaster(folder: Path | str) -> tuple[torch.nn.Module, dict]:
     """A trained forecaster from its run folder, in eval mode on the CPU, and the whole checkpoint."""
     content = checkpoint.load_checkpoint(Path(folder) / checkpoint.CHECKPOINT)
     if content.get("stage") != "diffusion":
         raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
     facts = content["data"]
-    nodes, cycles = facts["num_nodes"], tuple(facts["calendar_sizes"])
-    model = build_forecaster(content["config"], build_mean_model(content["mean_config"], nodes, cycles), nodes, cycles,
-                             content["weights"]["fluctuation_scale"])
+    mean_model = build_mean_model(content["mean_config"], facts["num_nodes"], tuple(facts["calendar_sizes"]))
+    model = build_forecaster(content["config"], mean_model, facts)
     model.load_state_dict(content["weights"])
     return model.eval(), content
 
 
-def ensemble_drawer(model: ResidualForecaster, settings: dict, device: torch.device):
+def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> WindowedField:
+    """The data that a checkpoint was trained on.
+
+    Raises: ValueError when the data folder holds other values than those.
+    """
+    data = open_windows(content["config"], data_dir, device)
+    differing = checkpoint.differences(data.facts(), content["data"])
+    if differing:
+        raise ValueError(f"{data.field.name}: other data than the run was trained on: {', '.join(differing)}")
+    return data
+
+
+def ensemble_drawer(model: torch.nn.Module, settings: dict, device: torch.device):
     """The function batch -> members (batch, member, F, node) of a configuration: what every score and picture uses.
 
     The model is left as it is: other precision than its own is that of a copy.
     """
-    shape = settings["predict_len"], len(model.fluctuation_scale)
+    shape = settings["predict_len"], model.coordinates
     chunk = rows_at_once(shape[1], device, settings["sample_batch"])
     if settings["sample_precision"] != "float32":
         model = copy.deepcopy(model)
@@ -102,38 +131,40 @@ def ensemble_drawer(model: ResidualForecaster, settings: dict, device: torch.dev
 
     def draw(batch: Batch) -> torch.Tensor:
         noise = MemberNoise(settings["seed"], batch.start, settings["nsample"], shape)
-        return model.sample(batch.history, batch.calendar, noise, settings["nsample"], settings["sampler"],
-                            settings["sample_steps"], chunk)
+        return model.sample(*batch.known, noise, settings["nsample"], settings["sampler"], settings["sample_steps"],
+                            chunk)
 
     return draw
 
 
-def score_ensemble(model: ResidualForecaster, settings: dict, data, split: str, device: torch.device) -> dict:
-    """Forecast the windows of a split and score them: what `metrics.json` says of an ensemble."""
+def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str,
+                   device: torch.device) -> tuple[dict, dict]:
+    """Forecast the windows of a split and score them: what `metrics.json` says of an ensemble, and each window's."""
     start = time.perf_counter()
     windows_at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
-    scores = evaluate_ensemble(
+    scores, windows = evaluate_ensemble(
         ensemble_drawer(model, settings, device),
         data.batches(split, windows_at_once, limit=settings["test_windows"]), data.scaler.physical,
-        (settings["nsample"], data.predict_len, data.num_nodes),
+        (settings["nsample"], data.predict_len, data.num_nodes), model.equidistant,
     )
     return {
         **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed", "sampler")},
-        "split": split, "method": "cost", "steps": settings["sample_steps"],
+        "split": split, "method": settings["process"], "steps": settings["sample_steps"],
         "precision": settings["sample_precision"], **scores, "seconds_sample": time.perf_counter() - start,
-    }
+    }, windows
 
 
-def validation_loss(model: ResidualForecaster, data, config) -> torch.Tensor:
-    """Noise-prediction loss on validation windows, each with a step and noise of its own that never change.
+def validation_loss(model: torch.nn.Module, data, config) -> torch.Tensor:
+    """Loss on validation windows, each with a step and noise of its own that never change.
 
-    It costs one network call per window, where a sampled score costs members x steps of them.
+    The steps follow the multiples of the golden ratio: any stretch of windows visits all of them evenly. It costs
+    one network call per window, where a sampled score costs members x steps of them.
     """
     def loss(batch):
-        keys = key(config.seed, batch.start)
-        noise = keyed_normal(keys, (2, *batch.future.shape[1:])).transpose(0, 1)
-        step = (keys & 0xFFFFFFFF) % len(model.schedule)
-        return model.loss(batch.history, batch.future, batch.calendar, step, noise)
+        shape = 3, data.predict_len, model.coordinates
+        noise = keyed_normal(key(config.seed, batch.start), shape).transpose(0, 1)
+        step = (batch.start * GOLDEN_RATIO % 1 * len(model.schedule)).long()
+        return model.loss(batch.future, *batch.known, step, noise)
 
     return mean_over_windows(loss, data.batches("validation", config.val_batch_size, limit=config.val_windows))
 
@@ -145,8 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = open_windows(settings, config.data_dir, device)
     mean_model, mean_config, mean_path = load_mean_model(config, data)
     seed_step(config.seed)
-    scale = data.fluctuation_scale(config.scale_threshold, config.scale_statistic)
-    model = build_forecaster(settings, mean_model, data.num_nodes, data.calendar_sizes, scale).to(device)
+    model = build_forecaster(settings, mean_model, data.facts()).to(device)
     folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
     describe_run(config, data, model, folder, device)
     if config.dry_run:
@@ -154,6 +184,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not checkpoint.open_run(folder, config, {"data": data.facts(), "mean_model": sha256_of(mean_path)}):
         return 0
 
+    seed_step(config.seed, 0)
+    model.fit_statistics(data.batches("train", config.val_batch_size, limit=STATISTICS_WINDOWS),
+                         data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
     if config.compile:
         model.denoiser.compile()
 
@@ -164,13 +197,15 @@ def main(arguments: list[str] | None = None) -> int:
         })
 
     def loss(batch):
-        return model.loss(batch.history, batch.future, batch.calendar, precision=autocast(device, config.amp))
+        return model.loss(batch.future, *batch.known, precision=autocast(device, config.amp))
 
     result = fit(model, loss, lambda generator: data.batches("train", config.batch_size, generator),
                  lambda scored: validation_loss(scored, data, config), config, keep,
-                 lambda line: checkpoint.append_line(folder / checkpoint.LOG, line))
+                 lambda line: checkpoint.append_line(folder / checkpoint.LOG, line), score_first=True)
+    scores, windows = score_ensemble(model, settings, data, "test", device)
+    checkpoint.write_table(folder / checkpoint.WINDOWS, windows)
     metrics = {
-        **score_ensemble(model, settings, data, "test", device), "mean_run": str(mean_path.parent),
+        **scores, "mean_run": str(mean_path.parent),
         "best_epoch": result.best_epoch, "epochs": result.epochs, "seconds_train": result.seconds,
     }
     checkpoint.write_json(folder / checkpoint.METRICS, metrics)

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 BLOCK = 1024  # time steps read at once, so that a memory map stays on disk
+WHOLE_WITHIN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -12,10 +14,14 @@ class Scaler:
     """One mean and one standard deviation for the whole field, as published.
 
         standardized = (physical - mean) / std
+
+    whole: all training values are whole numbers (counts); then a physical value that misses one by the rounding
+    of float32 is given back as exactly that, so that equal counts stay equal.
     """
 
     mean: float
     std: float
+    whole: bool = False
 
     @classmethod
     def fit(cls, training: Tensor) -> "Scaler":
@@ -23,10 +29,15 @@ class Scaler:
         mean = sum(float(block.double().sum()) for block in training.split(BLOCK)) / training.numel()
         square = sum(float((block.double() - mean).square().sum()) for block in training.split(BLOCK))
         std = (square / training.numel()) ** 0.5
-        return cls(mean, std if std > 1e-12 * max(abs(mean), 1e-300) else 1.0)
+        whole = all(bool((block == block.round()).all()) for block in training.split(BLOCK))
+        return cls(mean, std if std > 1e-12 * max(abs(mean), 1e-300) else 1.0, whole)
 
     def standardize(self, physical: Tensor) -> Tensor:
         return (physical.float() - self.mean) / self.std
 
     def physical(self, standardized: Tensor) -> Tensor:
-        return standardized * self.std + self.mean
+        physical = standardized * self.std + self.mean
+        if not self.whole:
+            return physical
+        nearest = physical.round()
+        return torch.where((physical - nearest).abs() < WHOLE_WITHIN, nearest, physical)

@@ -8,23 +8,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .climatology import Climatology
 from .fields import MEMORY_LIMIT, Field, load_field
 from .fluctuation import fluctuation_scale
 from .scaling import Scaler
 
+ANY_VALUE = (float("-inf"), 0.0)  # the support of a field without a smallest value or steps
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Batch:
     """Some windows: history (batch, H, node) and future (batch, F, node), standardized; calendar (batch, cycle),
-    the slots of the last history step (those of the horizon follow from them); start (batch,), the windows'
-    first step in the series, which names a window whatever the split or batch."""
+    the slots of the last history step (those of the horizon follow from them); climatology (batch, H + F, node),
+    see `data.climatology`; start (batch,), the windows' first step in the series, which names a window whatever
+    the split or batch."""
 
     history: Tensor
     future: Tensor
     calendar: Tensor
+    climatology: Tensor
     start: Tensor
+
+    @property
+    def known(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a forecast may see: history, calendar, climatology."""
+        return self.history, self.calendar, self.climatology
 
 
 class WindowedField:
@@ -43,6 +52,11 @@ class WindowedField:
         self._values = field.values.to(device) if in_memory else field.values
         self._slots = field.calendar.slots.to(self.window_device)
         self._offsets = torch.arange(history_len + predict_len, device=self.window_device)
+        (_, first_end), *evaluated = field.segments
+        references = [(0, training_steps)] + [(first, first + field.spec.validation_steps) for first, _ in evaluated]
+        self._evaluated_from = first_end if evaluated else len(field.values)
+        self._climatology = Climatology(self._values, self._slots[:, 0], field.calendar.sizes[0], self.scaler,
+                                        references)
 
     @property
     def num_nodes(self) -> int:
@@ -57,10 +71,18 @@ class WindowedField:
     def calendar_sizes(self) -> tuple[int, ...]:
         return self.field.calendar.sizes
 
+    @property
+    def support(self) -> tuple[float, float]:
+        """Smallest value that the field can take and the distance between two values (0: none), standardized."""
+        if not self.field.spec.nonnegative:
+            return ANY_VALUE
+        return float(self.scaler.standardize(torch.zeros(()))), 1 / self.scaler.std if self.scaler.whole else 0.0
+
     def facts(self) -> dict:
         """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
-                "scaler_mean": self.scaler.mean, "scaler_std": self.scaler.std}
+                "scaler_mean": self.scaler.mean, "scaler_std": self.scaler.std,
+                "support": list(self.support) if self.field.spec.nonnegative else None}
 
     def times(self, start: int) -> np.ndarray:
         """Calendar times of the steps of the window that begins at `start`: (H + F,) of datetime64."""
@@ -73,10 +95,12 @@ class WindowedField:
     def batch(self, starts: Tensor) -> Batch:
         """Gather the windows that begin at `starts` (batch,): one indexing operation, then to the device."""
         starts = starts.to(self.window_device)
-        window = self._values[starts.unsqueeze(1) + self._offsets].to(self.device)
-        window = self.scaler.standardize(window)
+        steps = starts.unsqueeze(1) + self._offsets
+        window = self.scaler.standardize(self._values[steps].to(self.device))
         calendar = self._slots[starts + self.history_len - 1].to(self.device)
-        return Batch(window[:, :self.history_len], window[:, self.history_len:], calendar, starts.to(self.device))
+        climatology = self._climatology(steps, (starts >= self._evaluated_from).long()).to(self.device)
+        return Batch(window[:, :self.history_len], window[:, self.history_len:], calendar, climatology,
+                     starts.to(self.device))
 
     def batches(self, split: str, batch_size: int, generator: torch.Generator | None = None,
                 limit: int = 0) -> "WindowBatches":

@@ -10,8 +10,8 @@ class MLPDenoiser(nn.Module):
     """Residual MLP in the manner of STID on [history, noisy residual, endpoint, node, calendar] plus the step.
 
     What does not change along a sampling path is computed once: `encode` for a window (history, node, calendar),
-    `condition` for a member of it (endpoint). `forward` then costs the residual blocks and little else.
-    The first linear layer is the sum of its three parts, so this is the same network as one fed with
+    `condition` for a member of it (endpoint, where the process has one). `forward` then costs the residual blocks and
+    little else. The first linear layer is the sum of its three parts, so this is the same network as one fed with
     everything at every step.
 
     Shapes: history, noisy, endpoint (batch, H or F, node); calendar (batch, cycle) of the last history step;
@@ -20,12 +20,13 @@ class MLPDenoiser(nn.Module):
     """
 
     def __init__(self, num_nodes: int, history_len: int, predict_len: int, calendar_sizes: tuple[int, ...],
-                 channels: int = 128, layers: int = 8, embedding: int = 32, dropout: float = 0.15):
+                 channels: int = 128, layers: int = 8, embedding: int = 32, dropout: float = 0.15,
+                 endpoint: bool = True):
         super().__init__()
         self.identity = IdentityEmbedding(num_nodes, calendar_sizes, embedding)
         width = channels + self.identity.width
         self.embed_history = nn.Linear(history_len, channels)
-        self.embed_endpoint = nn.Linear(predict_len, width, bias=False)
+        self.embed_endpoint = nn.Linear(predict_len, width, bias=False) if endpoint else None
         self.embed_noisy = nn.Linear(predict_len, width, bias=False)
         self.embed_step = StepEmbedding(width)
         self.blocks = nn.Sequential(*(ResidualBlock(width, dropout) for _ in range(layers)))
@@ -40,13 +41,15 @@ class MLPDenoiser(nn.Module):
         return context + self.embed_endpoint(endpoint.transpose(1, 2))
 
     def forward(self, noisy: Tensor, step: Tensor, context: Tensor) -> Tensor:
-        hidden = context + self.embed_noisy(noisy.transpose(1, 2)) + self.embed_step(step).unsqueeze(1)
-        return self.project(self.blocks(hidden.to(self.project.weight.dtype))).transpose(1, 2)
+        dtype = self.project.weight.dtype
+        known = (context + self.embed_step(step).unsqueeze(1)).to(dtype)  # small where all rows share a window
+        return self.project(self.blocks(known + self.embed_noisy(noisy.transpose(1, 2).to(dtype)))).transpose(1, 2)
 
     def round_to(self, dtype: torch.dtype) -> None:
-        """Round the weights of the residual blocks, nearly all of the arithmetic, to `dtype`, for sampling only.
+        """Round the weights that work at every step to `dtype`, for sampling only.
 
-        The blocks then run in it throughout; embeddings and everything outside the network stay in float32.
+        They then run in it throughout; the context and everything outside the network stay in float32.
         """
+        self.embed_noisy.to(dtype)
         self.blocks.to(dtype)
         self.project.to(dtype)

@@ -1,4 +1,4 @@
-"""The method on one screen: value = mean + residual, and a diffusion model of the residual."""
+"""The method on one screen: stage 1 says what is expected, a diffusion model draws what is not known."""
 
 import contextlib
 
@@ -6,38 +6,90 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dependence import FactorModel
 from .diffusion import SAMPLERS, NoiseSchedule, diffuse, draw_endpoint
+from .quantiles import equidistant_quantiles, reorder, to_support
 
 FULL_PRECISION = contextlib.nullcontext()
 
 
-class ResidualForecaster(nn.Module):
-    """Joint forecast of the horizon: a frozen mean model plus sampled residuals.
+class Forecaster(nn.Module):
+    """Joint forecast of the horizon: a frozen stage-1 model and a diffusion model on top of it.
 
-    Shapes: history (batch, H, node), future and mean (batch, F, node), calendar (batch, cycle) of the last
-    history step, fluctuation_scale (node,). Units: standardized.
-    Source: CoST (arXiv:2502.11013), section 4.
+    A process says what is diffused: `target` of a window, `predict_noise` in a noisy one, and `decode` back to
+    members of the field.
+
+    Shapes: history (batch, H, node), future (batch, F, node), calendar (batch, cycle) of the last history step,
+    climatology (batch, H + F, node); what is diffused (batch, F, coordinate). Units: standardized.
     """
 
-    def __init__(self, mean_model: nn.Module, denoiser: nn.Module, beta: Tensor, fluctuation_scale: Tensor):
+    def __init__(self, mean_model: nn.Module, denoiser: nn.Module, beta: Tensor):
         super().__init__()
         self.mean_model = mean_model.requires_grad_(False).eval()
         self.denoiser = denoiser
         self.schedule = NoiseSchedule.from_beta(beta)
         self.register_buffer("alpha_bar", self.schedule.alpha_bar.clone())
-        self.register_buffer("fluctuation_scale", fluctuation_scale.clone())
 
     def train(self, mode: bool = True):
-        """Switch the denoiser; the mean model stays in eval mode: no dropout, no gradient."""
+        """Switch the denoiser; the stage-1 model stays in eval mode: no dropout, no gradient."""
         super().train(mode)
         self.mean_model.eval()
         return self
 
     @torch.no_grad()
-    def mean(self, history: Tensor, calendar: Tensor) -> Tensor:
-        return self.mean_model(history, calendar)
+    def mean(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+        return self.mean_model(history, calendar, climatology)
 
-    def loss(self, history: Tensor, future: Tensor, calendar: Tensor, step: Tensor | None = None,
+    @torch.no_grad()
+    def sample(self, history: Tensor, calendar: Tensor, climatology: Tensor, noise, members: int, sampler: str,
+               steps: int, chunk: int) -> Tensor:
+        """Draw members of the joint forecast: (batch, member, F, node).
+
+        `noise(draw, first, last)` gives standard normal values (last - first, F, coordinate) for the rows
+        first..last-1 of the flattened (batch, member) axis; draw 0 lends its signs to an endpoint, draw 1 is the
+        start, draws 2, 3, ... are for the sampler. At most `chunk` rows pass through the network at a time:
+        memory is bounded by it and the result does not depend on it.
+        """
+        assert not self.training, "members are drawn in eval mode"
+        context = self.encode(history, calendar, climatology)
+        rows, drawn = len(history) * members, []
+        for first in range(0, rows, chunk):
+            last = min(first + chunk, rows)
+            if first // members == (last - 1) // members:  # one window: its context serves all rows
+                window = slice(first // members, first // members + 1)
+            else:
+                window = torch.arange(first, last, device=history.device) // members
+            drawn.append(self._sample_rows(context[window], lambda draw, a=first, b=last: noise(draw, a, b), sampler,
+                                           steps))
+        drawn = torch.cat(drawn).unflatten(0, (len(history), members))
+        return self.decode(drawn, history, calendar, climatology)
+
+
+class ResidualForecaster(Forecaster):
+    """The published process (`--process cost`): diffuse the residual around the mean, aware of each node's scale.
+
+        future = mean + residual,    noisy residual -> N(endpoint, I),    endpoint = +-fluctuation_scale
+
+    fluctuation_scale (node,); its signs are all positive where `signs` is off.
+    Source: CoST (arXiv:2502.11013), section 4.
+    """
+
+    equidistant = False  # members are independent draws
+
+    def __init__(self, mean_model: nn.Module, denoiser: nn.Module, beta: Tensor, num_nodes: int, signs: bool = True):
+        super().__init__(mean_model, denoiser, beta)
+        self.signs = signs
+        self.register_buffer("fluctuation_scale", torch.zeros(num_nodes))
+
+    def fit_statistics(self, batches, fluctuation_scale: Tensor) -> None:
+        """Take over what is measured on the training part before the first step."""
+        self.fluctuation_scale.copy_(fluctuation_scale)
+
+    @property
+    def coordinates(self) -> int:
+        return len(self.fluctuation_scale)
+
+    def loss(self, future: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor, step: Tensor | None = None,
              noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:
         """One Monte-Carlo draw of the noise-prediction loss (Ho et al. 2020, Eq. 14), on the horizon only.
 
@@ -46,44 +98,30 @@ class ResidualForecaster(nn.Module):
         `precision` is a context for the arithmetic of the denoiser, e.g. autocast; the mean stays in full precision,
         the same as in sampling.
         """
-        residual = future - self.mean(history, calendar)
+        residual = future - self.mean(history, calendar, climatology)
         if step is None:
             step = torch.randint(len(self.schedule), residual.shape[:1], device=residual.device)
         if noise is None:
             noise = torch.randn((2, *residual.shape), device=residual.device)
-        endpoint = draw_endpoint(self.fluctuation_scale, noise[1])
+        endpoint = self._endpoint(noise[1])
         noisy = diffuse(residual, endpoint, noise[0], self.alpha_bar[step])
         with precision:
-            context = self.denoiser.condition(self.denoiser.encode(history, calendar), endpoint)
+            context = self.denoiser.condition(self.encode(history, calendar, climatology), endpoint)
             predicted = self.denoiser(noisy, step, context)
         return F.mse_loss(predicted.float(), noise[0])
 
-    @torch.no_grad()
-    def sample(self, history: Tensor, calendar: Tensor, noise, members: int, sampler: str, steps: int,
-               chunk: int) -> Tensor:
-        """Draw members of the joint forecast: (batch, member, F, node).
+    def encode(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+        return self.denoiser.encode(history, calendar)
 
-        `noise(draw, first, last)` gives standard normal values (last - first, F, node) for the rows
-        first..last-1 of the flattened (batch, member) axis; draw 0 lends its signs to the endpoint, draw 1 is the
-        start, draws 2, 3, ... are for the sampler. At most `chunk` rows pass through the network at a time:
-        memory is bounded by it and the result does not depend on it.
-        """
-        assert not self.training, "members are drawn in eval mode"
-        mean = self.mean(history, calendar)
-        context = self.denoiser.encode(history, calendar)
-        rows = len(history) * members
-        residual = mean.new_empty(rows, *mean.shape[1:])
-        for first in range(0, rows, chunk):
-            last = min(first + chunk, rows)
-            window = torch.arange(first, last, device=mean.device) // members
-            residual[first:last] = self._sample_rows(
-                context[window], lambda draw, a=first, b=last: noise(draw, a, b), sampler, steps
-            )
-        return mean.unsqueeze(1) + residual.unflatten(0, (len(history), members))
+    def decode(self, drawn: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+        return self.mean(history, calendar, climatology).unsqueeze(1) + drawn
+
+    def _endpoint(self, noise: Tensor) -> Tensor:
+        return draw_endpoint(self.fluctuation_scale, noise if self.signs else noise.abs())
 
     def _sample_rows(self, context: Tensor, noise, sampler: str, steps: int) -> Tensor:
         """Residuals of some members: sample the shifted residual, then add the endpoint back."""
-        endpoint = draw_endpoint(self.fluctuation_scale, noise(0))
+        endpoint = self._endpoint(noise(0))
         context = self.denoiser.condition(context, endpoint)
 
         def predict_noise(shifted: Tensor, step: int) -> Tensor:
@@ -93,3 +131,121 @@ class ResidualForecaster(nn.Module):
         return endpoint + SAMPLERS[sampler](
             predict_noise, noise(1), self.schedule, steps, lambda draw: noise(2 + draw)
         )
+
+
+class CopulaForecaster(Forecaster):
+    """The default process (`--process copula`): stage 1 gives the margins, the diffusion their dependence.
+
+        white = whiten(normal_scores(future under the conditional quantiles))
+        members = conditional quantiles in the rank order of colour(white drawn)
+
+    The diffusion runs on white coordinates (`FactorModel`). Its network predicts v = sqrt(alpha_bar) noise -
+    sqrt(1 - alpha_bar) white and starts at zero, which is exact for white Gaussian data: an untrained model draws
+    from the Gaussian copula of the training data with a loss of 1, and what the network learns lowers it. The
+    margins of the ensemble are those of the quantiles, whatever the diffusion does.
+    `support`: the smallest value that the field can take, and the distance between two values (0: none).
+    Source: v: Salimans and Ho 2022 (arXiv:2202.00512), App. D; rank order: Schefzik et al. 2013.
+    """
+
+    equidistant = True  # at every node and step the members are quantiles at equidistant levels
+
+    def __init__(self, mean_model: nn.Module, denoiser: nn.Module, beta: Tensor, dependence: FactorModel,
+                 support: tuple[float, float]):
+        super().__init__(mean_model, denoiser, beta)
+        nn.init.zeros_(denoiser.project.weight)
+        nn.init.zeros_(denoiser.project.bias)
+        self.dependence = dependence
+        self.support = support
+
+    @property
+    def coordinates(self) -> int:
+        return self.dependence.width
+
+    @torch.no_grad()
+    def fit_statistics(self, batches, fluctuation_scale: Tensor) -> None:
+        """Estimate the linear part of the dependence from training batches."""
+        scores, histories = [], []
+        for batch in batches:
+            scores.append(self.mean_model.scores(batch.future, torch.rand_like(batch.future), self.support,
+                                                 *batch.known))
+            histories.append(self._anomaly(batch.history, batch.climatology))
+        self.dependence.fit(torch.cat(scores), torch.cat(histories))
+
+    def loss(self, future: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor, step: Tensor | None = None,
+             noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:
+        """One Monte-Carlo draw of the squared error of v; 1 for a network that knows nothing but the covariance.
+
+        Step and noise (3, batch, F, coordinate) are drawn here unless given, see `ResidualForecaster.loss`; the last
+        draw places truths that stand for a range of values, see `normal_scores`.
+        """
+        if step is None:
+            step = torch.randint(len(self.schedule), (len(future),), device=future.device)
+        if noise is None:
+            noise = self._draw_noise(future)
+        white = self.dependence.whiten(self._scores(noise[2], future, history, calendar, climatology))
+        level = self.alpha_bar[step].to(white.dtype).view(-1, 1, 1)
+        noisy = level.sqrt() * white + (1 - level).sqrt() * noise[0]
+        with precision:
+            velocity = self.denoiser(noisy, step, self.encode(history, calendar, climatology))
+        return F.mse_loss(velocity.float(), level.sqrt() * noise[0] - (1 - level).sqrt() * white)
+
+    def encode(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+        return self.denoiser.encode(self.dependence.history(self._anomaly(history, climatology)), calendar)
+
+    def decode(self, drawn: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+        quantiles = self.mean_model.quantiles(history, calendar, climatology)
+        scores = self.dependence.colour(drawn.flatten(0, 1)).unflatten(0, drawn.shape[:2])
+        return to_support(reorder(equidistant_quantiles(quantiles, drawn.shape[1]), scores), *self.support)
+
+    def _draw_noise(self, future: Tensor) -> Tensor:
+        return torch.randn((3, *future.shape[:2], self.coordinates), device=future.device)
+
+    def _scores(self, noise: Tensor, future: Tensor, *known: Tensor) -> Tensor:
+        uniform = torch.special.ndtr(noise[..., :future.shape[-1]])
+        return self.mean_model.scores(future, uniform, self.support, *known)
+
+    def _anomaly(self, history: Tensor, climatology: Tensor) -> Tensor:
+        return history - climatology[:, :history.shape[1]]
+
+    def _sample_rows(self, context: Tensor, noise, sampler: str, steps: int) -> Tensor:
+        def predict_noise(noisy: Tensor, step: int) -> Tensor:
+            level = self.schedule.alpha_bar[step]
+            velocity = self.denoiser(noisy, torch.full((1,), step, device=noisy.device), context).float()
+            return (1 - level).sqrt() * noisy + level.sqrt() * velocity
+
+        return SAMPLERS[sampler](predict_noise, noise(1), self.schedule, steps, lambda draw: noise(2 + draw))
+
+
+class OnePassForecaster(CopulaForecaster):
+    """No diffusion (`--process one_pass`): the network bends white noise in a single call per member.
+
+        white = noise + network(noise),    trained on the fair CRPS of two members
+
+    Scored at every node and in every mode: the first teaches margins of the scores, the second how nodes go
+    together. It starts as the Gaussian copula, as `CopulaForecaster` does. Sampler and steps have no effect.
+    Source: training on a proper score: Bouchacourt et al. 2016 (arXiv:1606.02556); fair: Ferro 2014.
+    """
+
+    def loss(self, future: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor, step: Tensor | None = None,
+             noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:
+        """Fair CRPS of two members in normal scores, mean over nodes plus mean over modes of unit variance."""
+        if noise is None:
+            noise = self._draw_noise(future)
+        known = history, calendar, climatology
+        truth = self.dependence.coordinates(self._scores(noise[2], future, *known))
+        context = self.encode(*known)
+        with precision:
+            one, two = (self._bend(each, context) for each in noise[:2])
+        one, two = (self.dependence.coordinates(self.dependence.colour(white)) for white in (one, two))
+        crps = ((one - truth).abs() + (two - truth).abs() - (one - two).abs()) / 2
+        nodes, modes = crps.split([self.dependence.num_nodes, self.dependence.modes], dim=-1)
+        return nodes.mean() + (modes.mean() if self.dependence.modes else 0.0)
+
+    def _bend(self, noise: Tensor, context: Tensor) -> Tensor:
+        return noise + self.denoiser(noise, torch.zeros(1, dtype=torch.long, device=noise.device), context).float()
+
+    def _sample_rows(self, context: Tensor, noise, sampler: str, steps: int) -> Tensor:
+        return self._bend(noise(1), context)
+
+
+PROCESSES = {"copula": CopulaForecaster, "one_pass": OnePassForecaster, "cost": ResidualForecaster}

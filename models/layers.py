@@ -44,6 +44,32 @@ class ResidualBlock(nn.Module):
         return hidden + self.contract(self.dropout(self.expand(hidden).relu_()))
 
 
+class TokenMixer(nn.Module):
+    """Let nodes learn from each other at a cost linear in their number: a few tokens read all nodes and write back.
+
+        tokens = softmax over nodes(read) @ value(hidden),    tokens += mlp(tokens)
+        hidden += out(softmax over tokens(write) @ tokens)
+
+    The last layer starts at zero: at first every node is on its own.
+    Shapes: (batch, node, width) -> (batch, node, width).
+    Source: the induced points of Set Transformer (Lee et al. 2019, arXiv:1810.00825), here without queries: node
+    identity is in the hidden values.
+    """
+
+    def __init__(self, width: int, tokens: int):
+        super().__init__()
+        self.read, self.write = nn.Linear(width, tokens), nn.Linear(width, tokens)
+        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        tokens = self.read(hidden).softmax(-2).mT @ self.value(hidden)
+        tokens = tokens + self.mlp(tokens)
+        return hidden + self.out(self.write(hidden).softmax(-1) @ tokens)
+
+
 class IdentityEmbedding(nn.Module):
     """Who and when: a learned vector per node, and one per slot of each calendar cycle.
 

@@ -1,28 +1,97 @@
-"""Mean model: the conditional mean of the future, from history, node identity and calendar."""
+"""Stage 1: what is expected of the future, from history, node identity, calendar and climatology."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import IdentityEmbedding, ResidualBlock
+from .layers import IdentityEmbedding, ResidualBlock, TokenMixer
+from .quantiles import LEVELS, normal_scores, pinball
+from .recalibration import Recalibration
 
 
 class STID(nn.Module):
-    """Residual MLP on [history, node, calendar], the same weights for every node.
+    """Residual MLP on [history, node, calendar]: the conditional mean.
 
-    Shapes: history (batch, H, node), calendar (batch, cycle) of the last history step -> (batch, F, node).
-    Units: standardized.
+    With `climatology` it also sees what is usual at the steps of history and horizon, and starts from a learned
+    mixture of the last value and that; with `tokens` the nodes learn from each other between the blocks. Without
+    either it is the published network.
+
+    Shapes: history (batch, H, node), calendar (batch, cycle) of the last history step, climatology (batch, H + F,
+    node) -> (batch, F, node). Units: standardized.
     Source: Shao et al. 2022 (arXiv:2208.05233); CoST's stage 1.
     """
 
+    outputs = 1  # per node and horizon step
+
     def __init__(self, num_nodes: int, history_len: int, predict_len: int, calendar_sizes: tuple[int, ...],
-                 channels: int = 32, layers: int = 4, dropout: float = 0.15):
+                 channels: int = 32, layers: int = 4, dropout: float = 0.15, climatology: bool = True, tokens: int = 8):
         super().__init__()
+        self.predict_len = predict_len
         self.identity = IdentityEmbedding(num_nodes, calendar_sizes, channels)
         width = channels + self.identity.width
-        self.embed = nn.Linear(history_len, channels)
-        self.blocks = nn.Sequential(*(ResidualBlock(width, dropout) for _ in range(layers)))
-        self.project = nn.Linear(width, predict_len)
+        self.embed = nn.Linear((2 * history_len + predict_len) if climatology else history_len, channels)
+        self.persistence = nn.Parameter(torch.zeros(predict_len)) if climatology else None
+        blocks = []
+        for layer in range(layers):
+            blocks += [TokenMixer(width, tokens)] if tokens and layer else []
+            blocks += [ResidualBlock(width, dropout)]
+        self.blocks = nn.Sequential(*blocks)
+        self.project = nn.Linear(width, predict_len * self.outputs)
 
-    def forward(self, history: Tensor, calendar: Tensor) -> Tensor:
-        hidden = torch.cat([self.embed(history.transpose(1, 2)), self.identity(calendar)], dim=-1)
-        return self.project(self.blocks(hidden)).transpose(1, 2)
+    def forward(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+        return self.outlook(history, calendar, climatology).squeeze(1)
+
+    def outlook(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+        """All outputs of the network: (batch, output, F, node)."""
+        known = history if self.persistence is None else torch.cat([history, climatology], dim=1)
+        hidden = torch.cat([self.embed(known.transpose(1, 2)), self.identity(calendar)], dim=-1)
+        outlook = self.project(self.blocks(hidden)).unflatten(-1, (self.predict_len, -1)).permute(0, 3, 2, 1)
+        if self.persistence is None:
+            return outlook
+        share = self.persistence.sigmoid().unsqueeze(-1)
+        usual = torch.lerp(climatology[:, -self.predict_len:], history[:, -1:], share)
+        return outlook.float() + usual.unsqueeze(1)
+
+    def loss(self, future: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+        return F.mse_loss(self(history, calendar, climatology).float(), future)
+
+
+class QuantileSTID(STID):
+    """The same network with 19 outputs: the conditional quantiles of every node and horizon step.
+
+    `quantiles` gives them in rising order, (batch, level, F, node); the network itself gives their mean, which
+    stands for the conditional mean. Both are recalibrated once `recalibrate` was called.
+    Source: quantile regression, Koenker and Bassett 1978; sorted: Chernozhukov et al. 2010.
+    """
+
+    outputs = len(LEVELS)
+
+    def __init__(self, num_nodes: int, history_len: int, predict_len: int, calendar_sizes: tuple[int, ...], **choices):
+        super().__init__(num_nodes, history_len, predict_len, calendar_sizes, **choices)
+        self.recalibration = Recalibration(num_nodes, predict_len, calendar_sizes[0])
+
+    def forward(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+        return self.quantiles(history, calendar, climatology).mean(1)
+
+    def raw_quantiles(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+        """Quantiles as trained, without recalibration."""
+        return self.outlook(history, calendar, climatology).sort(1).values
+
+    def quantiles(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+        return self.recalibration(self.raw_quantiles(history, calendar, climatology), calendar)
+
+    def loss(self, future: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+        """Mean over the levels of twice the pinball loss: the CRPS, as far as 19 quantiles see it."""
+        return pinball(self.outlook(history, calendar, climatology).float(), future).mean()
+
+    @torch.no_grad()
+    def scores(self, future: Tensor, uniform: Tensor, support: tuple[float, float], history: Tensor, calendar: Tensor,
+               climatology: Tensor) -> Tensor:
+        """Normal scores (batch, F, node) of the future under the quantiles as trained; see `normal_scores`."""
+        return normal_scores(self.raw_quantiles(history, calendar, climatology), future, uniform, *support)
+
+    @torch.no_grad()
+    def recalibrate(self, batches, support: tuple[float, float]) -> None:
+        """Fit the recalibration to validation batches. Call it after training, in eval mode."""
+        found = [(self.scores(b.future, torch.rand_like(b.future), support, *b.known), b.calendar) for b in batches]
+        self.recalibration.fit(*map(torch.cat, zip(*found, strict=True)))

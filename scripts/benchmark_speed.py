@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.registry import DATASETS, get_spec
 from data.windows import WindowedField
 from main_pretrain import build_mean_model, open_windows
-from main_train import build_forecaster, ensemble_drawer
+from main_train import CHOICES, build_forecaster, ensemble_drawer
 from utils import checkpoint
 from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, preset, run_main
 from utils.device import autocast, choose_device
@@ -129,13 +129,14 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     mean_config = replace(PretrainConfig(), data_name=config.data_name, history_len=config.history_len,
                           predict_len=config.predict_len, **preset(config.data_name, PretrainConfig))
     mean_model = build_mean_model(checkpoint.settings(mean_config), nodes, cycles).to(device)
-    mean_step = training_step(mean_model, lambda b: F.mse_loss(mean_model(b.history, b.calendar), b.future), data,
+    mean_step = training_step(mean_model, lambda b: mean_model.loss(b.future, *b.known), data,
                               mean_config, budget)
     settings = checkpoint.settings(config)
-    model = build_forecaster(settings, mean_model, nodes, cycles, data.fluctuation_scale()).to(device)
+    model = build_forecaster(settings, mean_model, data.facts()).to(device)
+    model.fit_statistics(data.batches("train", config.val_batch_size, limit=100), data.fluctuation_scale())
     linear = max((layer for layer in model.denoiser.modules() if isinstance(layer, torch.nn.Linear)),
                  key=lambda layer: layer.weight.numel())
-    rows = nodes * min(config.nsample, rows_at_once(nodes, device, config.sample_batch))
+    rows = model.coordinates * min(config.nsample, rows_at_once(nodes, device, config.sample_batch))
 
     def peaks() -> dict[str, float]:
         return {name: gemm_peak(rows, linear.in_features, device, name, budget / 16) for name in PRECISIONS}
@@ -143,7 +144,7 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     before = peaks()
 
     def loss(batch, half=False):
-        return model.loss(batch.history, batch.future, batch.calendar, precision=autocast(device, half))
+        return model.loss(batch.future, *batch.known, precision=autocast(device, half))
 
     train_gflop = count_gflop(lambda: loss(next(iter(data.batches("train", config.batch_size)))).backward())
     train_step = {name: training_step(model, functools.partial(loss, half=name == "bf16"), data, config, budget)
@@ -165,7 +166,8 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     gemm = {name: max(before[name], again) for name, again in peaks().items()}  # another program may have disturbed one
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
-        "data_name": config.data_name, "values": values, "nodes": nodes, "members": config.nsample,
+        "data_name": config.data_name, "process": config.process,
+        "values": values, "nodes": nodes, "members": config.nsample,
         "batch_size": config.batch_size, "mean_batch_size": mean_config.batch_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(), "torch": torch.__version__,
@@ -206,12 +208,13 @@ def table(result: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
-    parser.add_flags(TrainConfig, {}, ("data_dir", "device"))
+    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", "process"))
     parser.add_argument("--data_name", default="MobileNJ", help=f"one of {', '.join(DATASETS)}")
     parser.add_argument("--json", type=output_path, default=None, help="write the numbers there")
     given = {"data_dir": "", "device": "auto", **vars(parser.parse_args(arguments))}
-    config = replace(TrainConfig(), data_name=given["data_name"], data_dir=given["data_dir"],
-                     **preset(given["data_name"], TrainConfig))
+    process = given.get("process", TrainConfig.process)
+    config = replace(TrainConfig(), data_name=given["data_name"], data_dir=given["data_dir"], process=process,
+                     **preset(given["data_name"], TrainConfig, process))
     result = benchmark(config, choose_device(given["device"]))
     print(table(result))
     if given["json"]:

@@ -1,55 +1,62 @@
-"""Collect the scores of finished stage-2 runs into the tables of docs/results and the README.
+"""Collect what the benchmark scored into the tables of docs/results and the README.
 
-    python -m scripts.collect_results [--save_dir save] [--run_name NAME]
+    python -m scripts.collect_results [--save_dir save]
 
-Writes docs/results/12_12.csv (one row per run, every score), docs/results/12_12.md (ours beside every published
-row) and the table between the `results` marks of README.md. No number in them is typed by hand; those of other papers
-come from docs/results/published_12_12.csv.
+Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.csv (one row per run, every score), .md
+(the ladder beside every published row, with paired intervals) and .tex, and the table between the `results` marks
+of README.md. No number in them is typed by hand; those of other papers come from docs/results/published_<H>_<F>.csv.
 """
 
 from pathlib import Path
 
 import pandas as pd
 
-from utils.checkpoint import CONFIG, METRICS, read_json, write_atomically
-from utils.config import FlagParser, run_main
+from scripts.benchmark import METHODS
+from utils.checkpoint import read_json, write_atomically
+from utils.comparison import paired_difference
+from utils.config import FlagParser, TrainConfig, run_main
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-SCORES = ("CRPS", "QICE", "IS", "MAE", "RMSE")
+SCORES = ("CRPS", "QICE", "IS", "MAE", "RMSE")  # those of the published tables
+OURS = (*SCORES, "MAE_median", "CRPS_fair", "CRPS_sum", "energy_score", "variogram_score", "coverage90", "PIT_error")
+COMPARED = ("CRPS", "CRPS_sum", "energy_score", "variogram_score")
+DEFAULT = TrainConfig.process
 BEGIN, END = "<!-- results: written by scripts/collect_results.py -->\n", "<!-- end of results -->"
 
 
-def read_runs(save_dir: Path, run_name: str) -> pd.DataFrame:
-    """One row per finished 12 -> 12 run on the whole test split: what metrics.json says, without nested values."""
+def read_earlier() -> pd.DataFrame:
+    """Runs of the published process by an earlier version of this repository: the same rows, no scores by window."""
+    return pd.read_csv(RESULTS / "earlier_12_12.csv")
+
+
+def read_runs(folder: Path) -> pd.DataFrame:
+    """One row per scored run on a whole split: what its .json says without nested values, and where its windows are."""
     rows = []
-    for path in sorted(save_dir.glob(f"diffusion/*/{METRICS}")):
-        metrics, config = read_json(path), read_json(path.parent / CONFIG)["config"]
-        if (metrics["history_len"], metrics["predict_len"]) != (12, 12) or config["test_windows"]:
-            continue
-        if config["run_name"] != run_name:
-            continue
-        stage_1 = read_json(save_dir / "mean" / Path(metrics["mean_run"]).name / METRICS)
-        row = {name: value for name, value in metrics.items() if not isinstance(value, dict | list)}
-        row["minutes_stage_1"] = stage_1["seconds_train"] / 60
-        row["minutes_stage_2"] = metrics["seconds_train"] / 60
-        row["minutes_forecasting"] = metrics["seconds_sample"] / 60
-        rows.append(row)
+    for path in sorted(folder.glob("*/*.json")):
+        scores = read_json(path)
+        row = {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
+        row["minutes_forecasting"] = row.pop("seconds_sample") / 60
+        rows.append({**row, "path": path.with_suffix(".csv")})
     if not rows:
-        raise ValueError(f"--save_dir {save_dir}: no finished 12 -> 12 run on a whole test split with --run_name "
-                         f"{run_name or '(none)'}; run scripts/SST.sh, ... first")
-    return pd.DataFrame(rows).drop(columns=["mean_run", "seconds_train", "seconds_sample"])
+        raise ValueError(f"{folder}: no scored run; run python -m scripts.benchmark first")
+    return pd.DataFrame(rows)
+
+
+def in_ladder_order(runs: pd.DataFrame) -> pd.DataFrame:
+    place = {name: place for place, name in enumerate(METHODS)}
+    return runs.sort_values(["data_name", "method", "seed"], key=lambda column: column.map(place)
+                            if column.name == "method" else column, ignore_index=True)
 
 
 def number(value: float) -> str:
-    return f"{value:.4f}" if value < 1 else f"{value:.2f}"
+    return "" if pd.isna(value) else f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
 
 
-def beside(ours: float, published: float | None) -> str:
-    """Our score, bold where it is the lower one, and the published one in brackets."""
-    if published is None:
-        return number(ours)
-    return f"{f'**{number(ours)}**' if ours < published else number(ours)} ({published:g})"
+def mean_and_spread(values: pd.Series) -> str:
+    """Mean over seeds, and their standard deviation where there are several."""
+    text = number(values.mean())
+    return f"{text} ± {values.std():.1g}" if len(values) > 1 and text else text
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -57,36 +64,77 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
-    """The README's table: each run beside the paper's row, and how it was made."""
+def latex(head: list[str], rows: list[list[str]]) -> str:
+    def line(cells):
+        cells = [cell.replace("_", r"\_").replace("±", r"$\pm$").replace("%", r"\%") for cell in cells]
+        cells = [rf"\textbf{{{cell[2:-2]}}}" if cell.startswith("**") else cell for cell in cells]
+        return " & ".join(cells) + r" \\" + "\n"
+
+    return (rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}" + "\n\\hline\n" + line(head) + "\\hline\n"
+            + "".join(map(line, rows)) + "\\hline\n\\end{tabular}\n")
+
+
+def best_in_bold(frame: pd.DataFrame, rows: list[list[str]], names: tuple[str, ...], first: int) -> None:
+    """Mark the smallest value of each score; coverage has no smallest, QICE none below its floor's noise."""
+    for column, name in enumerate(names, first):
+        if name in frame and name != "coverage90" and frame[name].notna().any():
+            for place in (frame[name] <= frame[name].min() * (1 + 1e-9)).to_numpy().nonzero()[0]:
+                rows[place][column] = f"**{rows[place][column]}**"
+
+
+def ladder(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """All methods on one dataset: published rows, then ours, one row per method."""
+    head = ["method", *OURS, "seeds", "minutes"]
+    theirs = [(f"{row.method} (published)", row, [f"{row[score]:g}" for score in SCORES]
+               + [""] * (len(head) - len(SCORES) - 1)) for _, row in published.iterrows()]
+    ours = []
+    for name, group in runs.groupby("method", sort=False):
+        minutes = group[[column for column in group if column.startswith("minutes")]].sum(axis=1).mean()
+        cells = [mean_and_spread(group[score]) for score in OURS] + [str(len(group)), f"{minutes:.1f}"]
+        ours.append((name, group[list(OURS)].mean(), cells))
+    rows = [[name, *cells] for name, _, cells in theirs + ours]
+    best_in_bold(pd.DataFrame([values for _, values, _ in theirs + ours]).reset_index(drop=True), rows, OURS, 1)
+    return head, rows
+
+
+def differences(runs: pd.DataFrame, block: int) -> tuple[list[str], list[list[str]]]:
+    """The default against every other method on one dataset: relative difference of each score, 95 % interval."""
+    windows = {name: [pd.read_csv(path).to_dict("list") for path in group.path]
+               for name, group in runs.dropna(subset="path").groupby("method", sort=False)}
     rows = []
-    for _, run in runs.iterrows():
-        paper = published[(published.data_name == run.data_name) & (published.method == "CoST")]
-        theirs = paper.iloc[0] if len(paper) else None
-        minutes = run.minutes_stage_1 + run.minutes_stage_2 + run.minutes_forecasting
-        rows.append([
-            run.data_name,
-            *(beside(run[name], theirs[name] if theirs is not None else None) for name in SCORES),
-            number(run.CRPS_sum), f"{run.coverage90:.3f}", f"{run.windows}", f"{run.seed}",
-            f"{run.sampler}, {run.steps} steps, {run.precision}", f"{minutes:.0f}",
-        ])
-    head = ["dataset", *SCORES, "CRPS_sum", "coverage 90", "test windows", "seed", "sampler",
-            "minutes"]
-    return markdown(head, rows)
+    for name in windows:
+        if name == DEFAULT or DEFAULT not in windows:
+            continue
+        row = [name]
+        for score in COMPARED:
+            found = paired_difference(windows[DEFAULT], windows[name], score, block)
+            row.append(f"{found['relative']:+.1%} [{found['lower']:+.1%}, {found['upper']:+.1%}]")
+        rows.append(row)
+    return [f"{DEFAULT} against", *COMPARED], rows
 
 
-def full_table(runs: pd.DataFrame, published: pd.DataFrame) -> str:
-    """Every published row of the datasets that were run, then ours, one table per dataset."""
-    parts = ["# 12 -> 12: our runs beside the published rows\n\nWritten by `python -m scripts.collect_results`. "
-             "Published: single seed, from the tables of arXiv:2502.11013, as printed there. Ours: every test window, "
-             f"{', '.join(map(str, sorted(set(runs.members))))} members.\n"]
-    for name, group in runs.groupby("data_name", sort=False):
-        rows = [[f"{row.method}, published", *(f"{row[score]:g}" for score in SCORES), "", ""]
-                for _, row in published[published.data_name == name].iterrows()]
-        rows += [[f"**ours**, seed {run.seed}, {run.sampler} {run.steps}", *(number(run[score]) for score in SCORES),
-                  number(run.CRPS_fair), number(run.CRPS_sum)] for _, run in group.iterrows()]
-        parts.append(f"\n## {name}\n\n" + markdown(["method", *SCORES, "CRPS_fair", "CRPS_sum"], rows))
-    return "".join(parts)
+def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
+    """The README's table: the default beside the paper's row and the best of the simple forecasters."""
+    simple = [name for name, method in METHODS.items() if method.baseline and not name.startswith("our_")]
+    rows = []
+    for data_name, group in runs.groupby("data_name", sort=False):
+        paper = published[(published.data_name == data_name) & (published.method == "CoST")]
+        default = group[group.method == DEFAULT]
+        if not len(default):
+            continue
+        row = [data_name]
+        for score in SCORES:
+            value = default[score].mean()
+            theirs = paper.iloc[0][score] if len(paper) else float("inf")
+            shown = f"**{number(value)}**" if value < theirs else number(value)
+            row.append(f"{shown} ({theirs:g})" if len(paper) else shown)
+        floor = group[group.method.isin(simple)].groupby("method").CRPS.mean()
+        row += [f"{number(floor.min())} {floor.idxmin()}" if len(floor) else "", number(default.CRPS_sum.mean()),
+                f"{default.coverage90.mean():.3f}", str(default.windows.iloc[0]), str(len(default)),
+                f"{default[[c for c in default if c.startswith('minutes')]].sum(axis=1).mean():.1f}"]
+        rows.append(row)
+    return markdown(["dataset", *SCORES, "best simple CRPS", "CRPS_sum", "coverage 90", "test windows", "seeds",
+                     "minutes"], rows)
 
 
 def replace_between_marks(text: str, table: str) -> str:
@@ -101,18 +149,46 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
+    """The .csv, .md and .tex of one task; returns the published rows that stand in them."""
+    name = "{}_{}".format(*lengths)
+    path = RESULTS / f"published_{name}.csv"
+    published = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["data_name", "method", *SCORES])
+    members = ", ".join(map(str, sorted(set(runs.members))))
+    text = (f"# {lengths[0]} -> {lengths[1]}: the ladder\n\nWritten by `python -m scripts.collect_results`. Published: "
+            "single seed, from the tables of arXiv:2502.11013, as printed there. The rest: every test window, "
+            f"{members} members, mean ± standard deviation over seeds; minutes of one run on 2 CPU cores. Below each "
+            f"table the relative difference of the default, {DEFAULT}, to every method with a paired 95 % interval "
+            "(circular blocks of a window's length, seeds averaged): negative is better. Rows named `our_` and "
+            f"gaussian_copula stand on the same stage 1 as {DEFAULT}.\n")
+    tex = ""
+    for data_name, group in runs.groupby("data_name", sort=False):
+        table = ladder(group, published[published.data_name == data_name])
+        text += (f"\n## {data_name}\n\n{group.windows.iloc[0]} test windows\n\n{markdown(*table)}\n"
+                 f"{markdown(*differences(group, sum(lengths)))}")
+        tex += f"% {data_name}\n{latex(*table)}\n"
+    write_text(RESULTS / f"{name}.csv", runs.drop(columns="path").to_csv(index=False, float_format="%.6g"))
+    write_text(RESULTS / f"{name}.md", text)
+    write_text(RESULTS / f"{name}.tex", tex)
+    return published
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--save_dir", type=Path, default=ROOT / "save")
-    parser.add_argument("--run_name", default="", help="only runs with this --run_name")
     given = parser.parse_args(arguments)
-    runs, published = read_runs(given.save_dir, given.run_name), pd.read_csv(RESULTS / "published_12_12.csv")
+    runs = read_runs(given.save_dir / "benchmark" / "test")
+    earlier = read_earlier()
+    scored = set(zip(runs.data_name, runs.method, strict=True))
+    earlier = earlier[[key not in scored for key in zip(earlier.data_name, earlier.method, strict=True)]]
+    runs = in_ladder_order(pd.concat([runs, earlier], ignore_index=True))
     readme = ROOT / "README.md"
-    text = replace_between_marks(readme.read_text(), summary(runs, published))
-    write_text(RESULTS / "12_12.csv", runs.to_csv(index=False, float_format="%.6g"))
-    write_text(RESULTS / "12_12.md", full_table(runs, published))
-    write_text(readme, text)
-    print(f"{len(runs)} runs in docs/results/12_12.csv, docs/results/12_12.md and README.md")
+    for lengths, group in runs.groupby(["history_len", "predict_len"]):
+        published = write_tables(group, lengths)
+        if lengths == (12, 12):
+            text = replace_between_marks(readme.read_text(), summary(group, published))
+            write_text(readme, text)
+    print(f"{len(runs)} runs in {RESULTS} and README.md")
     return 0
 
 

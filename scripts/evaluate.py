@@ -1,35 +1,38 @@
 """Score a trained run again: another split, sampler, number of steps or members, without training.
 
     python -m scripts.evaluate save/diffusion/NYCFlights_12_12 --split validation --sampler ddim --sample_steps 20
+    python -m scripts.evaluate save/diffusion/NYCFlights_12_12 --split test --budget_ms 40
 
+With `--budget_ms` the sampler is the best one of that cost, as `python -m scripts.sampler_curve` measured it.
 Choices belong on `--split validation` (the default); the run folder is not changed.
 """
 
 from pathlib import Path
 
-import torch
-
-from data.windows import SPLITS, WindowedField
-from main_pretrain import open_windows
-from main_train import CHOICES, load_forecaster, score_ensemble
-from utils.checkpoint import differences, write_json
+from data.windows import SPLITS
+from main_train import CHOICES, load_forecaster, open_run_data, score_ensemble
+from scripts.sampler_curve import choose, in_words, read_curve
+from utils.checkpoint import write_json
 from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.runlog import print_scores
 
-CHANGEABLE = ("sampler", "sample_steps", "sample_precision", "sample_batch", "nsample", "seed", "test_windows")
+BUDGETED = ("sampler", "sample_steps", "sample_precision")  # what --budget_ms decides
+CHANGEABLE = (*BUDGETED, "sample_batch", "nsample", "seed", "test_windows")
 
 
-def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> WindowedField:
-    """The data that a checkpoint was trained on.
+def within_budget(folder: Path, budget_ms: float, given: dict) -> dict:
+    """The settings of the best sampler that costs at most `budget_ms` on the machine that measured it.
 
-    Raises: ValueError when the data folder holds other values than those.
+    Raises: ValueError when it was not measured, nothing is cheap enough, or flags of `given` decide it already.
     """
-    data = open_windows(content["config"], data_dir, device)
-    differing = differences(data.facts(), content["data"])
-    if differing:
-        raise ValueError(f"{data.field.name}: other data than the run was trained on: {', '.join(differing)}")
-    return data
+    decided = [f"--{name}" for name in BUDGETED if name in given]
+    if decided:
+        raise ValueError(f"{', '.join(decided)}: --budget_ms decides that; give one or the other")
+    curve = read_curve(folder)
+    row = choose(curve["rows"], budget_ms)
+    print(f"--budget_ms {budget_ms:g}: {in_words(row)} ({curve['members']} members of one window on {curve['device']})")
+    return dict(zip(BUDGETED, (row["sampler"], row["steps"], row["precision"]), strict=True))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,13 +40,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_folder", type=Path, help="folder of a stage-2 run")
     parser.add_argument("--split", choices=SPLITS, default="validation")
     parser.add_argument("--json", type=output_path, default=None, help="write the scores there")
+    parser.add_argument("--budget_ms", type=float, default=None, help="choose sampler, steps and precision: the best "
+                        "whose 50 members of one window take so many milliseconds, see scripts.sampler_curve")
     parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", *CHANGEABLE))
     given = vars(parser.parse_args(arguments))
+    if given["budget_ms"] is not None:
+        given |= within_budget(given["run_folder"], given["budget_ms"], given)
     device = choose_device(given.get("device", TrainConfig.device))
     model, content = load_forecaster(given["run_folder"])
     data = open_run_data(content, given.get("data_dir", ""), device)
     settings = {**content["config"], **{name: given[name] for name in CHANGEABLE if name in given}}
-    scores = score_ensemble(model.to(device), settings, data, given["split"], device)
+    scores, _ = score_ensemble(model.to(device), settings, data, given["split"], device)
     print_scores(scores, data.field.spec.unit)
     if given["json"]:
         write_json(given["json"], scores)

@@ -32,8 +32,9 @@ def score_exact(data: WindowedField, members: int, seed: int = 0, limit: int = 0
         law = oracle.predictive(history, batch.start, data.predict_len)
         return data.scaler.standardize(law.sample(members, generator))
 
-    return evaluate_ensemble(draw, data.batches("test", 8, limit=limit), data.scaler.physical,
-                             (members, data.predict_len, nodes))
+    scores, _ = evaluate_ensemble(draw, data.batches("test", 8, limit=limit), data.scaler.physical,
+                                  (members, data.predict_len, nodes))
+    return scores
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,26 +16,44 @@ FORECAST_KEYS = {f"{sampler}-{steps}/{name}" for sampler, steps in FORECASTS for
 
 
 @pytest.fixture(scope="module")
-def result():
-    return benchmark(TINY, CPU, budget=0.1)
+def results():
+    return {process: benchmark(replace(TINY, process=process), CPU, budget=0.1) for process in ("copula", "cost")}
+
+
+@pytest.fixture
+def result(results):
+    return results["copula"]
+
+
+def mean_gflop(history, horizon, nodes=5, cycles=2, outputs=19):
+    """By hand: history and climatology, residual blocks, tokens between them, and the outputs of stage 1."""
+    mean = PretrainConfig()
+    width = mean.channels * (2 + cycles)
+    mixer = nodes * (2 * width**2 + 4 * width * mean.tokens) + 2 * mean.tokens * width**2
+    return 2e-9 * (nodes * ((2 * history + horizon) * mean.channels + 2 * mean.layers * width**2
+                            + width * horizon * outputs) + (mean.layers - 1) * mixer)
 
 
 def forecast_gflop(config, steps, nodes=5, cycles=2, step_size=64):
-    """By hand: mean model and history once, endpoint once a member, the rest at every step."""
+    """By hand: stage 1 and history once, endpoint once a member, the rest at every step; of a copula also its modes
+    (two, for five nodes) and the quantiles."""
     history, horizon, members = config.history_len, config.predict_len, config.nsample
-    width = config.channels + config.embedding * (1 + cycles)
-    mean = PretrainConfig()
-    mean_width = mean.channels * (2 + cycles)
-    window = nodes * (history * mean.channels + 2 * mean.layers * mean_width**2 + mean_width * horizon
-                      + history * config.channels)
-    member = nodes * horizon * width
-    step = nodes * members * (2 * horizon * width + 2 * config.layers * width**2) + (step_size + width) * width
-    return 2e-9 * (window + members * member + steps * step)
+    width, modes = config.channels + config.embedding * (1 + cycles), {"copula": nodes // 2, "cost": 0}[config.process]
+    seen = nodes + modes
+    window, member = seen * history * config.channels, seen * horizon * width
+    if config.process == "copula":
+        window += history * nodes * modes + members * 19 * horizon * nodes
+        member = seen * horizon**2 + 2 * horizon * nodes * modes
+    step = seen * members * (2 * horizon * width + 2 * config.layers * width**2) + (step_size + width) * width
+    return mean_gflop(history, horizon) + 2e-9 * (window + members * member + steps * step)
 
 
-def test_forecast_arithmetic_is_that_of_the_formula(result):
-    for key, gflop in result["gflop_per_forecast"].items():
-        assert gflop == pytest.approx(forecast_gflop(TINY, int(key.split("/")[0].split("-")[1])), rel=1e-9)
+@pytest.mark.parametrize("process", ["copula", "cost"])
+def test_forecast_arithmetic_is_that_of_the_formula(results, process):
+    assert results[process]["process"] == process
+    for key, gflop in results[process]["gflop_per_forecast"].items():
+        steps = int(key.split("/")[0].split("-")[1])
+        assert gflop == pytest.approx(forecast_gflop(replace(TINY, process=process), steps), rel=1e-9)
 
 
 def test_linear_layers_are_counted_forward_and_backward():

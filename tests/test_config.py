@@ -16,7 +16,16 @@ import main_train
 from data.registry import DATASETS
 from models import MEAN_MODELS
 from models.diffusion import NOISE_SCHEDULES
-from utils.config import PRESETS, CommonConfig, PretrainConfig, TrainConfig, parse_config, preset, run_main
+from utils.config import (
+    PRESETS,
+    PROCESS_PRESETS,
+    CommonConfig,
+    PretrainConfig,
+    TrainConfig,
+    parse_config,
+    preset,
+    run_main,
+)
 from utils.device import autocast, choose_device
 
 STAGES = {PretrainConfig: {"data_name": DATASETS, "mean_model": MEAN_MODELS}, TrainConfig: main_train.CHOICES}
@@ -57,10 +66,12 @@ def test_a_flag_given_its_default_value_still_beats_the_preset(stage):
     assert parse(stage, "--data_name SST --batch_size 8").batch_size == 8
 
 
-def test_the_published_settings_are_the_defaults_and_presets():
-    mean, diffusion = parse(PretrainConfig, "--data_name MobileNJ"), parse(TrainConfig, "--data_name MobileNJ")
+def test_the_published_settings_are_those_of_the_process_cost():
+    mean = parse(PretrainConfig, "--data_name MobileNJ")
+    diffusion = parse(TrainConfig, "--data_name MobileNJ --process cost")
+    assert diffusion.epochs == 50
     for config in (mean, diffusion):
-        assert (config.epochs, config.lr, config.lr_decay, config.weight_decay) == (50, 1e-3, 0.4, 1e-5)
+        assert (config.lr, config.lr_decay, config.weight_decay) == (1e-3, 0.4, 1e-5)
         assert (config.batch_size, config.dropout, config.history_len, config.predict_len) == (8, 0.15, 12, 12)
     assert (mean.channels, mean.layers) == (32, 4)
     assert (diffusion.channels, diffusion.layers, diffusion.embedding) == (128, 8, 32)
@@ -68,10 +79,30 @@ def test_the_published_settings_are_the_defaults_and_presets():
     assert diffusion.beta_first == diffusion.beta_last == 0 and len(beta) == 50
     assert beta[[0, -1]].tolist() == pytest.approx([1e-4, 0.5])
     assert (diffusion.nsample, diffusion.patience, diffusion.noise_schedule) == (50, 5, "quadratic")
-    sst = parse(PretrainConfig, "--data_name SST")
-    assert (sst.channels, sst.layers, sst.batch_size) == (64, 8, 32)
-    for name in ("BikeDC", "TaxiBJ", "Los_Speed"):
+    assert parse(PretrainConfig, "--data_name SST").batch_size == 32
+    for name in ("TaxiBJ", "Los_Speed"):
         assert parse(TrainConfig, f"--data_name {name}").batch_size == 24
+
+
+def test_the_defaults_are_conditional_quantiles_and_a_small_network_for_their_dependence():
+    mean, diffusion = parse(PretrainConfig), parse(TrainConfig)
+    assert (mean.mean_model, mean.climatology, mean.tokens) == ("quantile_stid", True, 8)
+    assert (mean.epochs, mean.ema, mean.patience) == (16, 0.99, 5)
+    assert (diffusion.process, diffusion.modes, diffusion.ema) == ("copula", 16, 0.99)
+    assert (diffusion.channels, diffusion.layers) == (32, 2)
+
+
+def test_a_process_brings_its_own_preset_which_the_command_line_and_the_dataset_beat(monkeypatch):
+    for process, values in PROCESS_PRESETS.items():
+        assert process in main_train.PROCESSES
+        assert set(values) <= {item.name for item in dataclasses.fields(TrainConfig)}
+        parsed = dataclasses.asdict(parse(TrainConfig, f"--process {process}"))
+        assert values.items() <= parsed.items()
+    assert parse(TrainConfig, "--process cost --channels 32").channels == 32
+    monkeypatch.setitem(PRESETS, "TaxiBJ", {TrainConfig: dict(channels=64)})
+    config = parse(TrainConfig, "--data_name TaxiBJ --process cost")
+    assert (config.channels, config.layers) == (64, 8)
+    assert "layers" not in preset("TaxiBJ", PretrainConfig, "cost")
 
 
 def test_presets_name_only_datasets_and_flags_that_exist_and_values_that_are_accepted():
@@ -228,7 +259,8 @@ def test_an_unknown_flag_far_from_all_and_a_stray_word_are_named(capsys, stage):
     (TrainConfig, "--noise_schedule cosin", "did you mean cosine?"),
     (TrainConfig, "--scale_statistic var", "Choose one of std, variance"),
     (TrainConfig, "--sample_precision float16", "Choose one of float32, bfloat16"),
-    (PretrainConfig, "--mean_model sti", "did you mean stid?"),
+    (PretrainConfig, "--mean_model sti", "did you mean stid?"), (TrainConfig, "--process cos", "did you mean cost?"),
+    (TrainConfig, "--process zzzz", "Choose one of copula, one_pass, cost"),
 ])
 def test_an_unknown_choice_is_answered_with_the_choices(capsys, stage, line, words):
     said = refusal(capsys, stage, line)
@@ -267,6 +299,7 @@ def test_a_value_out_of_range_is_refused_with_the_range(capsys, stage, line, wor
     ("--beta_last 1", "at most 0.999"), ("--run_name ../x", "letters, digits"), ("--run_name ..", "letters, digits"),
     ("--beta_first -0.1", "at least 0"), ("--scale_threshold 0", "above 0"), ("--test_windows -1", "at least 0"),
     ("--sample_batch -1", "at least 0"), ("--cross_check -1", "at least 0"), ("--val_windows -1", "at least 0"),
+    ("--modes -1", "at least 0"),
 ])
 def test_a_value_out_of_range_of_stage_2_is_refused_with_the_range(capsys, line, words):
     assert words in refusal(capsys, TrainConfig, line)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from data.windows import Batch
 from main_train import ensemble_drawer, validation_loss
-from models import DENOISERS, MEAN_MODELS, ResidualForecaster
+from models import DENOISERS, MEAN_MODELS, CopulaForecaster, FactorModel, ResidualForecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from utils.reproducibility import MemberNoise, key, keyed_normal
 
@@ -39,19 +39,29 @@ def one_device():
         yield
 
 
-def make_forecaster(network=DENOISERS["mlp"]):
-    mean = MEAN_MODELS["stid"](NODES, HISTORY, HORIZON, SIZES, channels=8, layers=1)
-    denoiser = network(NODES, HISTORY, HORIZON, SIZES, channels=8, layers=1, embedding=4)
-    return ResidualForecaster(mean, denoiser, NOISE_SCHEDULES["quadratic"](50), torch.ones(NODES)).to(META)
+both_processes = pytest.mark.parametrize("process", ["copula", "cost"])
+
+
+def make_forecaster(network=DENOISERS["mlp"], process="cost"):
+    settings, beta = dict(channels=8, layers=1, embedding=4), NOISE_SCHEDULES["quadratic"](50)
+    name = {"copula": "quantile_stid", "cost": "stid"}[process]
+    mean = MEAN_MODELS[name](NODES, HISTORY, HORIZON, SIZES, channels=8, layers=2)
+    if process == "cost":
+        denoiser = network(NODES, HISTORY, HORIZON, SIZES, **settings)
+        return ResidualForecaster(mean, denoiser, beta, NODES).to(META)
+    dependence = FactorModel(NODES, HORIZON, 2)
+    denoiser = network(dependence.width, HISTORY, HORIZON, SIZES, **settings, endpoint=False)
+    return CopulaForecaster(mean, denoiser, beta, dependence, (-1.0, 0.5)).to(META)
 
 
 def make_batch():
     return Batch(torch.randn(BATCH, HISTORY, NODES, device=META), torch.randn(BATCH, HORIZON, NODES, device=META),
-                 torch.zeros(BATCH, len(SIZES), dtype=torch.int64, device=META), torch.arange(BATCH, device=META))
+                 torch.zeros(BATCH, len(SIZES), dtype=torch.int64, device=META),
+                 torch.randn(BATCH, HISTORY + HORIZON, NODES, device=META), torch.arange(BATCH, device=META))
 
 
 def loss_of(model, batch):
-    return model.loss(batch.history, batch.future, batch.calendar)
+    return model.loss(batch.future, *batch.known)
 
 
 def draw_with(model, sampler):
@@ -60,30 +70,41 @@ def draw_with(model, sampler):
     return ensemble_drawer(model.eval(), settings, META)(make_batch())
 
 
-def test_loss_and_its_gradients_stay_on_the_device():
-    model, batch = make_forecaster().train(), make_batch()
+@both_processes
+def test_loss_and_its_gradients_stay_on_the_device(process):
+    model, batch = make_forecaster(process=process).train(), make_batch()
     value = loss_of(model, batch)
     value.backward()
     assert value.is_meta and value.shape == ()
     assert all(parameter.grad.is_meta for parameter in model.denoiser.parameters())
 
 
-def test_validation_stays_on_the_device():
-    data = SimpleNamespace(batches=lambda *args, **kwargs: [make_batch(), make_batch()])
+@pytest.mark.parametrize("name", MEAN_MODELS)
+def test_the_loss_of_stage_1_stays_on_the_device(name):
+    model, batch = MEAN_MODELS[name](NODES, HISTORY, HORIZON, SIZES, channels=8, layers=2).to(META), make_batch()
+    value = loss_of(model, batch)
+    value.backward()
+    assert value.is_meta and all(parameter.grad.is_meta for parameter in model.parameters())
+
+
+@both_processes
+def test_validation_stays_on_the_device(process):
+    data = SimpleNamespace(predict_len=HORIZON, batches=lambda *args, **kwargs: [make_batch(), make_batch()])
     config = SimpleNamespace(seed=1, val_batch_size=BATCH, val_windows=0)
-    assert validation_loss(make_forecaster().eval(), data, config).is_meta
+    assert validation_loss(make_forecaster(process=process).eval(), data, config).is_meta
 
 
+@both_processes
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_every_sampler_stays_on_the_device(sampler, precision):
-    model = make_forecaster()
+def test_every_sampler_stays_on_the_device(sampler, precision, process):
+    model = make_forecaster(process=process)
     model.denoiser.round_to(precision)
-    noise = MemberNoise(1, torch.arange(BATCH, device=META), 3, (HORIZON, NODES))
+    noise = MemberNoise(1, torch.arange(BATCH, device=META), 3, (HORIZON, model.coordinates))
     batch = make_batch()
-    members = model.eval().sample(batch.history, batch.calendar, noise, 3, sampler, 4, chunk=4)
+    members = model.eval().sample(*batch.known, noise, 3, sampler, 4, chunk=4)
     assert members.is_meta and members.shape == (BATCH, 3, HORIZON, NODES)
-    assert draw_with(make_forecaster(), sampler).is_meta
+    assert draw_with(make_forecaster(process=process), sampler).is_meta
 
 
 def test_keyed_noise_is_made_where_its_keys_are():

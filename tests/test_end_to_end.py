@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, SHARED, needs_real_data
@@ -18,6 +19,8 @@ from utils.checkpoint import load_checkpoint
 
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "6", "--oracle_steps", "300", "--epochs", "2", "--channels", "8",
         "--layers", "1", "--nsample", "8", "--sample_steps", "4", "--test_windows", "12"]
+COST = ["--process", "cost", "--run_name", "cost"]  # the published process, in a folder of its own
+FOLDERS = {"copula": "Oracle_12_12", "cost": "Oracle_12_12_cost"}
 METRICS = {
     "data_name", "history_len", "predict_len", "split", "seed", "method", "sampler", "steps", "members", "windows",
     "CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "RMSE", "energy_score", "variogram_score",
@@ -35,24 +38,57 @@ def bytes_below(folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A finished pair of runs; tests must not write into it."""
+    """Finished runs of stage 1 and of both processes on it; tests must not write into them."""
     folder = tmp_path_factory.mktemp("save")
     assert run(main_pretrain, folder) == 0 and run(main_train, folder, "--cross_check", "2") == 0
+    assert run(main_train, folder, *COST, "--cross_check", "2", "--mean_run", str(folder / "mean/Oracle_12_12")) == 0
     return folder
 
 
-def test_a_run_leaves_settings_log_weights_scores_and_a_picture(runs):
-    folder = runs / "diffusion" / "Oracle_12_12"
+both_processes = pytest.mark.parametrize("process", FOLDERS)
+
+
+@both_processes
+def test_a_run_leaves_settings_log_weights_scores_and_a_picture(runs, process):
+    folder = runs / "diffusion" / FOLDERS[process]
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "log.jsonl", "model.pt", "metrics.json", "forecast.png"
+        "config.json", "log.jsonl", "model.pt", "metrics.json", "forecast.png", "windows.csv"
     }
     metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["method"] == process
     assert METRICS <= set(metrics)
     assert (metrics["windows"], metrics["members"], metrics["steps"]) == (12, 8, 4)
     assert all(len(values) == 12 for values in metrics["per_horizon"].values())
     assert metrics["cross_check"]["largest_difference"] < 1e-9
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [1, 2]
+    assert [line["epoch"] for line in lines] == [0, 1, 2] and lines[0]["loss"] is None
+    assert metrics["best_epoch"] in (0, 1, 2) and metrics["epochs"] == 2
+
+
+@both_processes
+def test_the_table_of_windows_adds_up_to_the_scores(runs, process):
+    folder = runs / "diffusion" / FOLDERS[process]
+    metrics, table = json.loads((folder / "metrics.json").read_text()), pd.read_csv(folder / "windows.csv")
+    assert len(table) == 12 and table["start"].is_monotonic_increasing and table["start"].iloc[0] == 166 + 55
+    for score, above, below in (("CRPS", "crps", "abs_truth"), ("CRPS_sum", "crps_sum", "abs_truth_sum")):
+        assert table[above].sum() / table[below].sum() == pytest.approx(metrics[score], rel=1e-9)
+    assert table["energy_score"].mean() == pytest.approx(metrics["energy_score"], rel=1e-9)
+
+
+def test_the_copula_has_a_loss_near_1_and_its_best_weights_are_no_worse_than_untrained_ones(runs):
+    lines = (runs / "diffusion" / FOLDERS["copula"] / "log.jsonl").read_text().splitlines()
+    scores = [json.loads(line)["score"] for line in lines]
+    content = load_checkpoint(runs / "diffusion" / FOLDERS["copula"] / "model.pt")
+    assert 0.5 < scores[0] < 1.5 and content["score"] == min(scores) <= scores[0]
+
+
+def test_the_copula_needs_a_stage_1_of_quantiles_and_cost_does_not(tmp_path):
+    run(main_pretrain, tmp_path, "--mean_model", "stid", "--no-climatology", "--tokens", "0")
+    with pytest.raises(ValueError, match="--mean_model quantile_stid, or choose --process cost"):
+        run(main_train, tmp_path)
+    assert run(main_train, tmp_path, "--process", "cost") == 0
+    metrics = json.loads((tmp_path / "diffusion" / "Oracle_12_12" / "metrics.json").read_text())
+    assert metrics["method"] == "cost" and metrics["CRPS"] > 0
 
 
 def test_stage_1_leaves_its_errors_in_physical_units(runs):
@@ -79,8 +115,10 @@ def test_the_same_seed_gives_the_same_run_and_overwrite_runs_it_again(runs, tmp_
         return load_checkpoint(folder / "diffusion" / "Oracle_12_12" / "model.pt")["weights"]
 
     def scores(folder):
-        metrics = json.loads((folder / "diffusion" / "Oracle_12_12" / "metrics.json").read_text())
-        return {name: value for name, value in metrics.items() if "seconds" not in name and name != "mean_run"}
+        run_folder = folder / "diffusion" / "Oracle_12_12"
+        metrics = json.loads((run_folder / "metrics.json").read_text())
+        kept = {name: value for name, value in metrics.items() if "seconds" not in name and name != "mean_run"}
+        return kept, (run_folder / "windows.csv").read_bytes()
 
     for _ in range(2):
         run(main_pretrain, tmp_path, "--overwrite")
@@ -119,25 +157,30 @@ def test_a_dry_run_prints_settings_and_sizes_and_writes_nothing(tmp_path, capsys
     assert not list(tmp_path.iterdir())
 
 
-def test_a_loaded_forecaster_repeats_the_scores_of_its_run_whatever_the_chunk(runs):
-    model, content = load_forecaster(runs / "diffusion" / "Oracle_12_12")
+@both_processes
+def test_a_loaded_forecaster_repeats_the_scores_of_its_run_whatever_the_chunk(runs, process):
+    model, content = load_forecaster(runs / "diffusion" / FOLDERS[process])
     data = open_run_data(content, "", "cpu")
-    stored = json.loads((runs / "diffusion" / "Oracle_12_12" / "metrics.json").read_text())
+    stored = json.loads((runs / "diffusion" / FOLDERS[process] / "metrics.json").read_text())
     for sample_batch in (0, 3, 16):
-        scores = score_ensemble(model, {**content["config"], "sample_batch": sample_batch}, data, "test",
-                                torch.device("cpu"))
+        scores, _ = score_ensemble(model, {**content["config"], "sample_batch": sample_batch}, data, "test",
+                                   torch.device("cpu"))
         for name in ("CRPS", "CRPS_sum", "QICE", "IS", "RMSE", "energy_score", "variogram_score"):
             assert scores[name] == pytest.approx(stored[name], rel=1e-5), name
 
 
-def test_bfloat16_sampling_scores_within_one_per_cent_of_float32(runs):
-    model, content = load_forecaster(runs / "diffusion" / "Oracle_12_12")
+@both_processes
+def test_bfloat16_sampling_scores_within_one_per_cent_of_float32(runs, process):
+    """The margins of a copula are not sampled: its precision shows in the scores of joint paths."""
+    model, content = load_forecaster(runs / "diffusion" / FOLDERS[process])
+    torch.nn.init.normal_(model.denoiser.project.weight, std=0.1)  # the best of two epochs may be the untrained one
     data = open_run_data(content, "", "cpu")
-    single = score_ensemble(model, content["config"], data, "test", torch.device("cpu"))
-    half = score_ensemble(model, {**content["config"], "sample_precision": "bfloat16"}, data, "test",
-                          torch.device("cpu"))
-    assert half["CRPS"] != single["CRPS"]
-    assert half["CRPS"] == pytest.approx(single["CRPS"], rel=0.01)
+    single, _ = score_ensemble(model, content["config"], data, "test", torch.device("cpu"))
+    half, _ = score_ensemble(model, {**content["config"], "sample_precision": "bfloat16"}, data, "test",
+                             torch.device("cpu"))
+    assert half["energy_score"] != single["energy_score"]
+    for name in ("CRPS", "energy_score"):
+        assert half[name] == pytest.approx(single[name], rel=0.01)
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm2m"])
@@ -162,9 +205,11 @@ def test_the_exact_forecaster_is_calibrated_under_our_scores_and_beats_a_tiny_ru
 
 def test_averaged_weights_half_precision_and_float32_training_all_run(tmp_path):
     run(main_pretrain, tmp_path, "--amp", "--ema", "0.9")
-    run(main_train, tmp_path, "--amp", "--ema", "0.9", "--sample_precision", "bfloat16", "--val_windows", "10")
-    metrics = json.loads((tmp_path / "diffusion" / "Oracle_12_12" / "metrics.json").read_text())
-    assert metrics["precision"] == "bfloat16" and metrics["CRPS"] > 0
+    for process in FOLDERS:
+        run(main_train, tmp_path, "--amp", "--ema", "0.9", "--sample_precision", "bfloat16", "--val_windows", "10",
+            "--process", process, "--overwrite")
+        metrics = json.loads((tmp_path / "diffusion" / "Oracle_12_12" / "metrics.json").read_text())
+        assert (metrics["precision"], metrics["method"]) == ("bfloat16", process) and metrics["CRPS"] > 0
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -15,7 +15,7 @@ from utils.metrics import EnsembleScores
 KEYS = {
     "CRPS", "CRPS_fair", "CRPS_fair_physical", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "MAE_median",
     "RMSE", "energy_score", "variogram_score", "spread_skill", "QICE_floor", "coverage90_floor", "windows",
-    "members", "per_horizon",
+    "members", "per_horizon", "PIT", "PIT_error",
 }
 KEYS_PER_HORIZON = {
     "CRPS", "CRPS_fair", "CRPS_fair_physical", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "MAE_median", "RMSE",
@@ -136,28 +136,91 @@ def test_interval_score_agrees_with_scoringrules():
     np.testing.assert_allclose(metrics.interval_score(lower, upper, truth), theirs)
 
 
-def bin_of(members, truth):
+def bins_of(members, truth):
+    """The bins that share one observation, and that their shares are equal."""
     quantiles = metrics.member_quantiles(torch.tensor(members).view(1, -1, 1, 1))
-    counts = metrics.qice_counts(quantiles[:, metrics.DECILES], torch.tensor(truth).view(1, 1, 1))[0].tolist()
-    assert sum(counts) == 1
-    return counts.index(1)
+    counts = metrics.qice_counts(quantiles[:, metrics.DECILES], torch.tensor(truth).view(1, 1, 1))[0]
+    bins = counts.nonzero().flatten().tolist()
+    assert counts[bins].tolist() == pytest.approx([1 / len(bins)] * len(bins))
+    return bins
+
+
+def lowest_bin_counts(members, truth):
+    """CARD's rule with numpy: an observation counts in the bin above all edges strictly below it."""
+    edges = np.quantile(members.numpy(), np.arange(1, 10) / 10, axis=1)
+    bins = (edges < truth.numpy()).sum(0)
+    return np.stack([np.bincount(bins[:, h].ravel(), minlength=10) for h in range(truth.shape[1])])
+
+
+def zero_inflated(zeros, nodes=400, windows=100, members=50):
+    """A perfect forecast of a normal variable clipped at zero: P(0) = zeros in every node."""
+    draws = (torch.randn(windows, members + 1, 1, nodes) - norm.ppf(zeros)).clamp_min(0)
+    return draws[:, 1:].sort(dim=1).values, draws[:, 0]
 
 
 def test_an_observation_outside_the_ensemble_counts_in_an_end_bin():
     members = [float(k) for k in range(11)]
-    assert [bin_of(members, truth) for truth in (-5.0, 0.0, 10.0, 99.0)] == [0, 0, 9, 9]
+    assert [bins_of(members, truth) for truth in (-5.0, 0.0, 10.0, 99.0)] == [[0], [0], [9], [9]]
 
 
-def test_an_observation_on_an_edge_counts_in_the_lower_bin():
+def test_an_observation_on_an_edge_counts_half_in_both_its_bins():
     members = [float(k) for k in range(11)]
-    assert [bin_of(members, float(k)) for k in range(1, 11)] == list(range(10))
-    assert bin_of(members, 3.5) == 3
+    assert [bins_of(members, float(k)) for k in range(1, 10)] == [[k - 1, k] for k in range(1, 10)]
+    assert bins_of(members, 3.5) == [3]
 
 
-def test_equal_members_put_the_observation_at_an_end():
-    assert (bin_of([2.0] * 7, 1.9), bin_of([2.0] * 7, 2.0), bin_of([2.0] * 7, 2.1)) == (0, 0, 9)
+def test_an_observation_on_many_edges_is_spread_over_all_bins_that_touch_them():
+    everything = list(range(10))
+    assert [bins_of([2.0] * 7, truth) for truth in (1.9, 2.0, 2.1)] == [[0], everything, [9]]
     half_zero = [0.0] * 6 + [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert (bin_of(half_zero, 0.0), bin_of(half_zero, 0.5)) == (0, 5)
+    assert (bins_of(half_zero, 0.0), bins_of(half_zero, 0.5)) == ([0, 1, 2, 3, 4, 5], [5])
+
+
+def test_without_ties_the_bins_are_those_of_card():
+    members, truth = forecast(batch=40, members=50)
+    counts = metrics.qice_counts(metrics.member_quantiles(members.sort(dim=1).values)[:, metrics.DECILES], truth)
+    assert counts.dtype == torch.float64
+    np.testing.assert_array_equal(counts, lowest_bin_counts(members, truth))
+
+
+@pytest.mark.parametrize("zeros", [0.3, 0.82, 0.88])
+def test_a_perfect_forecast_of_many_zeros_scores_near_the_floor(zeros):
+    ordered, truth = zero_inflated(zeros)
+    counts = metrics.qice_counts(metrics.member_quantiles(ordered)[:, metrics.DECILES], truth)
+    assert metrics.qice(counts).item() < metrics.perfect_qice(50) + 0.002
+    former = torch.from_numpy(lowest_bin_counts(ordered, truth))
+    assert metrics.qice(former).item() > (0.04 if zeros < 0.5 else 0.1)
+    assert metrics.pit_error(metrics.pit_counts(ordered, truth)).item() < 0.003
+
+
+@pytest.mark.parametrize("members", [3, 20, 50])
+def test_the_pit_of_a_perfect_ensemble_is_flat_whatever_the_number_of_members(members):
+    draws = torch.randn(200_000, members + 1)
+    counts = metrics.pit_counts(draws[:, 1:].sort(dim=1).values, draws[:, 0])
+    assert counts.sum().item() == pytest.approx(200_000)
+    assert metrics.pit_error(counts).item() < 0.001
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["continuous", "counts with ties"])
+def test_the_pit_spreads_each_observation_over_its_ranks(ties):
+    members, truth = forecast()
+    if ties:
+        members, truth = ((x - 8).clamp_min(0).round() for x in (members, truth))
+    expected, edges = np.zeros(20), np.arange(21) / 20
+    for x, y in zip(members.movedim(1, -1).reshape(-1, 9).numpy(), truth.flatten().numpy(), strict=True):
+        low, high = (x < y).sum() / 10, ((x <= y).sum() + 1) / 10
+        expected += np.diff(np.clip((edges - low) / (high - low), 0, 1))
+    np.testing.assert_allclose(metrics.pit_counts(members.sort(dim=1).values, truth), expected, atol=1e-12)
+    report = score(members, truth, chunk=4)
+    assert report["PIT"] == pytest.approx((expected / expected.sum()).tolist())
+    assert sum(report["PIT"]) == pytest.approx(1)
+    assert report["PIT_error"] == pytest.approx(np.abs(np.array(report["PIT"]) - 0.05).mean())
+
+
+def test_the_pit_of_a_narrow_ensemble_piles_up_at_both_ends():
+    draws = torch.randn(20_000, 21)
+    counts = metrics.pit_counts((0.3 * draws[:, 1:]).sort(dim=1).values, draws[:, 0])
+    assert counts[0] > 4 * counts[10] and counts[-1] > 4 * counts[10]
 
 
 @pytest.mark.parametrize("members", [10, 50])
@@ -205,6 +268,12 @@ def test_energy_score_survives_float32_far_from_zero():
     torch.testing.assert_close(metrics.energy_score(members, truth), exact, rtol=1e-6, atol=0)
 
 
+def test_members_are_sorted_without_touching_them():
+    members = forecast()[0][:, :, ::2]
+    copy = members.clone()
+    assert torch.equal(metrics.sort_members(members), copy.sort(dim=1).values) and torch.equal(members, copy)
+
+
 @pytest.mark.parametrize("p", [0.5, 1.0])
 def test_variogram_score_agrees_with_scoringrules(p):
     members, truth = forecast()
@@ -232,7 +301,7 @@ def test_variogram_pairs_of_a_large_field_are_always_the_same_distinct_ones():
 def test_variogram_score_does_not_depend_on_its_chunks(monkeypatch):
     members, truth = forecast()
     whole = metrics.variogram_score(members, truth)
-    monkeypatch.setattr(metrics, "_CHUNK_ELEMENTS", 3 * members[..., 0].numel())
+    monkeypatch.setattr(metrics, "_CACHE_ELEMENTS", 3 * members[..., 0].numel())
     torch.testing.assert_close(metrics.variogram_score(members, truth), whole)
 
 
@@ -267,7 +336,9 @@ def literal_scores(members, truth):
         for h in range(horizon):
             for v in range(node):
                 x, y = members[b, :, h, v], truth[b, h, v]
-                bins[sum(edge < y for edge in np.quantile(x, np.arange(1, 10) / 10))] += 1
+                edges = np.quantile(x, np.arange(1, 10) / 10)
+                touched = slice(sum(edge < y for edge in edges), sum(edge <= y for edge in edges) + 1)
+                bins[touched] += 1 / (touched.stop - touched.start)
                 low, high = np.quantile(x, [0.05, 0.95])
                 fine = 20 * (low - y) * (y < low) + 20 * (y - high) * (y > high)
                 interval.append(high - low + fine)
@@ -330,6 +401,26 @@ def test_the_sums_of_two_accumulators_add_up():
     right.update(members[2:], truth[2:])
     left.sums = {name: left.sums[name] + right.sums[name] for name in left.sums}
     assert_same(left.compute(), whole.compute(), rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 6])
+def test_the_scores_of_each_window_are_kept_in_the_order_seen(chunk):
+    members, truth = forecast(dtype=torch.float32)
+    scores = EnsembleScores(3, 5, 9)
+    for x, y in zip(members.split(chunk), truth.split(chunk), strict=True):
+        scores.update(x, y)
+    windows, report = scores.by_window(), scores.compute()
+    assert windows.keys() == {*metrics.BY_WINDOW, "targets"}
+    assert all(value.shape == (6,) and value.dtype == torch.float64 for value in windows.values())
+    for name, (above, below) in {"CRPS": ("crps", "abs_truth"), "CRPS_fair": ("crps_fair", "abs_truth"),
+                                 "CRPS_sum": ("crps_sum", "abs_truth_sum"), "IS": ("interval_score", "targets"),
+                                 "MAE": ("error_mean", "targets"), "MAE_median": ("error_median", "targets")}.items():
+        assert (windows[above].sum() / windows[below].sum()).item() == pytest.approx(report[name]), name
+    for b in range(6):
+        alone = score(members[b:b + 1], truth[b:b + 1])
+        assert (windows["crps"] / windows["abs_truth"])[b].item() == pytest.approx(alone["CRPS"])
+        for name in ("energy_score", "variogram_score"):
+            assert windows[name][b].item() == pytest.approx(alone[name]), name
 
 
 def test_the_order_of_members_changes_nothing():
@@ -415,6 +506,8 @@ def test_an_all_zero_truth_has_no_normalised_crps():
 def test_no_windows_have_no_scores():
     with pytest.raises(ValueError, match="not one window"):
         EnsembleScores(3, 5, 9).compute()
+    with pytest.raises(ValueError, match="not one window"):
+        EnsembleScores(3, 5, 9).by_window()
 
 
 def test_a_ratio_that_does_not_exist_is_none():

@@ -8,8 +8,9 @@ import torch
 
 from models import DENOISERS, MEAN_MODELS
 from models.denoiser import MLPDenoiser
-from models.layers import Dropout, IdentityEmbedding, ResidualBlock, StepEmbedding
-from models.stid import STID
+from models.layers import Dropout, IdentityEmbedding, ResidualBlock, StepEmbedding, TokenMixer
+from models.quantiles import LEVELS, pinball
+from models.stid import STID, QuantileSTID
 
 HISTORY, HORIZON, NODES = 5, 3, 4
 CYCLES = (12,), (24, 7), (4, 7, 12)
@@ -25,8 +26,24 @@ def windows(batch=2, nodes=NODES, sizes=(24, 7)):
     return torch.randn(batch, HISTORY, nodes), calendar
 
 
-def make_stid(nodes=NODES, sizes=(24, 7), **settings):
-    return STID(nodes, HISTORY, HORIZON, sizes, **{"channels": 8, "layers": 2, **settings}).eval()
+def usual(batch=2, nodes=NODES):
+    """A climatology of history and horizon."""
+    return torch.randn(batch, HISTORY + HORIZON, nodes)
+
+
+def make_stid(nodes=NODES, sizes=(24, 7), network=STID, **settings):
+    """Stage 1, the published one unless `settings` say otherwise."""
+    settings = {"channels": 8, "layers": 2, "climatology": False, "tokens": 0, **settings}
+    return network(nodes, HISTORY, HORIZON, sizes, **settings).eval()
+
+
+def make_full_stid(network=STID, **settings):
+    """Stage 1 with everything that it can see, and tokens that already carry something."""
+    model = make_stid(network=network, **{"climatology": True, "tokens": 3, **settings})
+    for module in model.modules():
+        if isinstance(module, TokenMixer):
+            torch.nn.init.normal_(module.out.weight, std=0.3)
+    return model
 
 
 def make_denoiser(nodes=NODES, sizes=(24, 7), **settings):
@@ -46,13 +63,13 @@ def denoiser_inputs(batch=2, nodes=NODES, sizes=(24, 7)):
 
 def both(nodes=NODES, sizes=(24, 7), batch=2):
     """Mean model and denoiser as functions of (history, calendar), the other inputs held fixed."""
-    stid, denoiser = make_stid(nodes, sizes), make_denoiser(nodes, sizes)
+    stid, denoiser, climatology = make_stid(nodes, sizes), make_denoiser(nodes, sizes), usual(batch, nodes)
     noisy, endpoint, step = denoiser_inputs(batch, nodes, sizes)[2:]
 
     def predict(history, calendar):
         return denoise(denoiser, history, calendar, noisy, endpoint, step)
 
-    return (stid, stid), (denoiser, predict)
+    return (stid, lambda history, calendar: stid(history, calendar, climatology)), (denoiser, predict)
 
 
 # Shapes
@@ -78,11 +95,11 @@ def test_axes_are_never_mixed_up_a_node_is_treated_by_its_own_history_and_identi
     node, window = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0])
     stid, denoiser = make_stid(), make_denoiser()
     noisy, endpoint, step = denoiser_inputs(3)[2:]
-    before = stid(history, calendar), denoise(denoiser, history, calendar, noisy, endpoint, step)
+    before = stid(history, calendar, usual(3)), denoise(denoiser, history, calendar, noisy, endpoint, step)
     for model in (stid, denoiser):
         model.identity.node.data = model.identity.node.data[node]
     pick = lambda values: values[window][..., node]  # noqa: E731
-    after = stid(pick(history), calendar[window]), denoise(
+    after = stid(pick(history), calendar[window], usual(3)), denoise(
         denoiser, pick(history), calendar[window], pick(noisy), pick(endpoint), step[window])
     for first, second in zip(before, after, strict=True):
         torch.testing.assert_close(pick(first), second)
@@ -105,7 +122,8 @@ def test_nodes_with_the_same_history_get_different_forecasts():
     history = history[..., :1].expand(-1, -1, NODES)
     stid, denoiser = make_stid(), make_denoiser()
     same = torch.zeros(2, HORIZON, NODES)
-    for forecast in (stid(history, calendar), denoise(denoiser, history, calendar, same, same, torch.tensor([3]))):
+    for forecast in (stid(history, calendar, usual()),
+                     denoise(denoiser, history, calendar, same, same, torch.tensor([3]))):
         for one, other in itertools.combinations(range(NODES), 2):
             assert (forecast[..., one] - forecast[..., other]).abs().max() > 1e-3
 
@@ -119,7 +137,7 @@ def test_every_slot_of_every_calendar_cycle_gives_a_forecast_of_its_own(sizes):
         history = windows(1, NODES, sizes)[0].expand(size, -1, -1)
         denoiser = make_denoiser(sizes=sizes)
         same = torch.zeros(size, HORIZON, NODES)
-        for forecast in (make_stid(sizes=sizes)(history, calendar),
+        for forecast in (make_stid(sizes=sizes)(history, calendar, usual(size)),
                          denoise(denoiser, history, calendar, same, same, torch.tensor([3]))):
             distance = torch.cdist(forecast.flatten(1), forecast.flatten(1))
             assert distance[~torch.eye(size, dtype=torch.bool)].min() > 1e-3
@@ -150,14 +168,157 @@ def test_identity_is_the_vector_of_the_node_followed_by_one_per_cycle():
 def test_every_parameter_is_trained():
     history, calendar, noisy, endpoint, step = denoiser_inputs()
     stid, denoiser = make_stid(), make_denoiser()
-    stid(history, calendar).square().sum().backward()
+    stid(history, calendar, usual()).square().sum().backward()
     denoise(denoiser, history, calendar, noisy, endpoint, step).square().sum().backward()
     for model in (stid, denoiser):
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
+# Stage 1
+
+def test_without_climatology_and_tokens_stid_is_the_published_network():
+    """Whose forecast does not depend on the climatology, whatever that is; one node does not see the others."""
+    history, calendar = windows()
+    model = make_stid()
+    assert not any(isinstance(module, TokenMixer) for module in model.modules()) and model.persistence is None
+    assert torch.equal(model(history, calendar, usual()), model(history, calendar, torch.full_like(usual(), math.nan)))
+    hidden = torch.cat([model.embed(history.mT), model.identity(calendar)], dim=-1)
+    wanted = model.project(model.blocks(hidden)).mT
+    assert torch.equal(model(history, calendar, usual()), wanted)
+    assert model.embed.in_features == HISTORY and len(model.blocks) == 2
+
+
+@pytest.mark.parametrize("network", [STID, QuantileSTID])
+def test_with_climatology_every_step_of_it_matters(network):
+    history, calendar = windows()
+    model, climatology = make_stid(network=network, climatology=True), usual().requires_grad_()
+    forecast = model(history, calendar, climatology)
+    for step in range(HORIZON):
+        gradient, = torch.autograd.grad(forecast[1, step, 2], climatology, retain_graph=True)
+        assert (gradient[1, :, 2] != 0).all()
+        gradient[1, :, 2] = 0
+        assert (gradient == 0).all()
+
+
+def test_with_climatology_a_network_that_says_nothing_forecasts_a_mixture_of_the_last_value_and_the_usual():
+    history, calendar = windows()
+    climatology, model = usual(), make_full_stid()
+    torch.nn.init.zeros_(model.project.weight)
+    torch.nn.init.zeros_(model.project.bias)
+    torch.testing.assert_close(model(history, calendar, climatology),
+                               (history[:, -1:] + climatology[:, -HORIZON:]) / 2)
+    model.persistence.data = torch.tensor([100.0, -100.0, 0.0])
+    forecast = model(history, calendar, climatology)
+    torch.testing.assert_close(forecast[:, 0], history[:, -1])
+    torch.testing.assert_close(forecast[:, 1], climatology[:, -2])
+
+
+@pytest.mark.parametrize("network", [STID, QuantileSTID])
+def test_every_parameter_of_the_full_stage_1_is_trained(network):
+    history, calendar = windows(16)
+    model = make_full_stid(network)
+    model.loss(torch.randn(16, HORIZON, NODES), history, calendar, usual(16)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_with_tokens_nodes_learn_from_each_other_and_windows_do_not():
+    history, calendar = windows(3)
+    model, climatology = make_full_stid(), usual(3)
+    known = model(history, calendar, climatology)
+    history[1, :, 2] += 1
+    moved = (model(history, calendar, climatology) - known).abs().amax(1)
+    assert (moved[1] > 1e-5).all() and (moved[[0, 2]] == 0).all()
+
+
+def test_stage_1_with_tokens_treats_nodes_by_history_climatology_and_identity_alone():
+    history, calendar = windows(3)
+    node = torch.tensor([2, 0, 3, 1])
+    model, climatology = make_full_stid(), usual(3)
+    known = model(history, calendar, climatology)
+    model.identity.node.data = model.identity.node.data[node]
+    torch.testing.assert_close(model(history[..., node], calendar, climatology[..., node]), known[..., node])
+
+
+@pytest.mark.parametrize("settings", [{}, {"climatology": False, "tokens": 0}])
+def test_conditional_quantiles_rise_with_their_level_and_their_mean_is_the_forecast(settings):
+    inputs = *windows(3), usual(3)
+    model = make_full_stid(QuantileSTID, **settings)
+    quantiles = model.quantiles(*inputs)
+    assert quantiles.shape == (3, len(LEVELS), HORIZON, NODES)
+    assert (quantiles.diff(dim=1) >= 0).all()
+    assert (model.outlook(*inputs).diff(dim=1) < 0).any(), "an untrained network has its outputs in any order"
+    torch.testing.assert_close(model(*inputs), quantiles.mean(1))
+
+
+def test_stage_1_losses_are_the_squared_error_and_twice_the_pinball_loss():
+    future, inputs = torch.randn(3, HORIZON, NODES), (*windows(3), usual(3))
+    mean, quantile = make_full_stid(), make_full_stid(QuantileSTID)
+    torch.testing.assert_close(mean.loss(future, *inputs), (mean(*inputs) - future).square().mean())
+    torch.testing.assert_close(quantile.loss(future, *inputs), pinball(quantile.outlook(*inputs), future).mean())
+
+
+def test_the_quantile_loss_is_least_at_the_quantiles_of_the_data():
+    """A network of constants, fitted: its outputs become the quantiles of a skewed law."""
+    model = make_stid(1, network=QuantileSTID, layers=0)
+    future = torch.distributions.Exponential(1.0).sample((4000, HORIZON, 1))
+    inputs = torch.zeros(4000, HISTORY, 1), torch.zeros(4000, 2, dtype=torch.long), torch.zeros(4000, 8, 1)
+    optimizer = torch.optim.Adam([model.project.bias], lr=0.05)
+    for step in range(400):
+        optimizer.param_groups[0]["lr"] = 0.05 if step < 300 else 0.005
+        optimizer.zero_grad()
+        model.loss(future[:1000], *(each[:1000] for each in inputs)).backward()
+        optimizer.step()
+    found = model.quantiles(*(each[:1] for each in inputs))[0, :, :, 0]
+    wanted = future[:1000, :, 0].quantile(torch.tensor(LEVELS), dim=0)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.06)
+
+
+# Tokens
+
+def test_a_token_mixer_starts_as_the_identity():
+    hidden = torch.randn(2, 7, 6)
+    assert torch.equal(TokenMixer(6, 3)(hidden), hidden)
+
+
+def trained_mixer(width=6, tokens=3):
+    mixer = TokenMixer(width, tokens)
+    torch.nn.init.normal_(mixer.out.weight)
+    torch.nn.init.normal_(mixer.out.bias)
+    return mixer
+
+
+def test_permuting_the_nodes_permutes_the_output_of_a_token_mixer():
+    mixer, hidden, order = trained_mixer(), torch.randn(2, 7, 6), torch.randperm(7)
+    mixed = mixer(hidden)
+    assert not torch.allclose(mixed, hidden)
+    torch.testing.assert_close(mixer(hidden[:, order]), mixed[:, order])
+
+
+def test_a_token_mixer_carries_every_node_to_every_other_and_no_window_to_another():
+    mixer, hidden = trained_mixer(), torch.randn(2, 7, 6, requires_grad=True)
+    gradient, = torch.autograd.grad(mixer(hidden)[1, 3].sum(), hidden)
+    assert (gradient[1].abs().amax(1) > 0).all() and (gradient[0] == 0).all()
+
+
+def test_a_token_mixer_reads_a_weighted_mean_of_the_nodes_and_writes_a_mixture_of_the_tokens():
+    mixer, hidden = trained_mixer(), torch.randn(1, 7, 6)
+    read = torch.exp(mixer.read(hidden[0]))
+    tokens = (read / read.sum(0)).T @ mixer.value(hidden[0])
+    tokens = tokens + mixer.mlp(tokens)
+    write = torch.exp(mixer.write(hidden[0]))
+    wanted = hidden[0] + mixer.out(write / write.sum(1, keepdim=True) @ tokens)
+    torch.testing.assert_close(mixer(hidden)[0], wanted)
+
+
 # Denoiser
+
+def test_a_denoiser_without_endpoint_has_no_weights_for_one():
+    model, (history, calendar, noisy, _, step) = make_denoiser(endpoint=False), denoiser_inputs()
+    assert not [name for name, _ in model.named_parameters() if "endpoint" in name]
+    assert model(noisy, step, model.encode(history, calendar)).shape == noisy.shape
+
 
 def test_every_input_of_the_denoiser_matters():
     inputs, other = denoiser_inputs(), denoiser_inputs()
@@ -233,8 +394,9 @@ def test_rounding_to_bfloat16_changes_the_predicted_noise_by_at_most_two_per_cen
     error = (rounded.float() - full).square().mean().sqrt() / full.square().mean().sqrt()
     assert 0 < error < 0.02
     assert rounded.dtype == torch.bfloat16, "the blocks did not run in bfloat16"
-    kept = {parameter.dtype for name, parameter in model.named_parameters() if not name.startswith(("blocks", "proj"))}
-    assert kept == {torch.float32}, "an embedding was rounded"
+    kept = {parameter.dtype for name, parameter in model.named_parameters()
+            if not name.startswith(("blocks", "proj", "embed_noisy"))}
+    assert kept == {torch.float32}, "what makes the context was rounded"
 
 
 # Layers
@@ -259,11 +421,11 @@ def test_gradients_of_a_block_in_training_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(forward, torch.randn(4, 5, dtype=torch.float64, requires_grad=True))
 
 
-@pytest.mark.parametrize("network", [make_stid, make_denoiser])
+@pytest.mark.parametrize("network", [make_stid, make_full_stid, make_denoiser])
 def test_dropout_acts_in_training_and_not_in_evaluation(network):
     model = network(dropout=0.3)
-    inputs = denoiser_inputs()
-    run = (lambda: model(*inputs[:2])) if network is make_stid else (lambda: denoise(model, *inputs))
+    inputs, climatology = denoiser_inputs(), usual()
+    run = (lambda: denoise(model, *inputs)) if network is make_denoiser else (lambda: model(*inputs[:2], climatology))
     known = run()
     assert torch.equal(run(), known)
     model.train()

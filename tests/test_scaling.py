@@ -48,7 +48,7 @@ def test_a_small_spread_on_a_large_level_is_not_cancelled():
 def test_small_integers_do_not_overflow():
     values = torch.full((5000, 4), 250, dtype=torch.uint8)
     values[::2] = 240
-    assert Scaler.fit(values) == Scaler(245.0, 5.0)
+    assert Scaler.fit(values) == Scaler(245.0, 5.0, whole=True)
     assert Scaler(245.0, 5.0).standardize(values).unique().tolist() == [-1.0, 1.0]
 
 
@@ -57,3 +57,12 @@ def test_a_node_a_billion_times_larger_stays_finite():
     values[:, 2] *= 1e9
     scaler = Scaler.fit(values)
     assert np.isfinite(scaler.std) and scaler.standardize(values).isfinite().all()
+
+
+def test_counts_come_back_as_whole_numbers_and_other_values_as_they_are():
+    counts = torch.randint(0, 3000, (400, 7)).float()
+    scaler = Scaler.fit(counts)
+    assert scaler.whole and (scaler.physical(scaler.standardize(counts)) == counts).all()
+    between = torch.tensor([0.5, 2.25])
+    torch.testing.assert_close(scaler.physical(scaler.standardize(between)), between, rtol=0, atol=1e-3)
+    assert not Scaler.fit(counts + 0.5).whole

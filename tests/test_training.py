@@ -33,7 +33,7 @@ class TensorBatches(list):
 class Run:
     """A fit of a linear model, with all that it kept and logged. `scores` replace the validation score."""
 
-    def __init__(self, scores=None, dropout=0.0, loss=None, **settings):
+    def __init__(self, scores=None, dropout=0.0, loss=None, score_first=False, **settings):
         torch.manual_seed(0)
         self.model = torch.nn.Sequential(torch.nn.Dropout(dropout), torch.nn.Linear(3, 1))
         self.kept, self.lines, self.modes, self.scored = [], [], [], []
@@ -53,7 +53,7 @@ class Run:
             self.kept.append((epoch, score, {name: value.clone() for name, value in state.items()}))
 
         self.result = fit(self.model, loss or squared, batches, validate, dataclasses.replace(CONFIG, **settings),
-                          keep, self.lines.append)
+                          keep, self.lines.append, score_first=score_first)
 
 
 def weights(model):
@@ -95,6 +95,33 @@ def test_what_was_kept_does_not_change_with_later_training():
 
 def test_an_equal_score_is_no_better_one():
     assert Run(scores=[1.0] * 5).result.best_epoch == 1
+
+
+# The weights before the first step
+
+def test_the_untrained_weights_are_a_candidate_when_they_are_scored_first(capsys):
+    run = Run(scores=[1.0, 2.0, 3.0, 2.5, 2.0, 1.5], score_first=True)
+    assert (run.result.best_epoch, run.result.best_score, run.result.epochs) == (0, 1.0, 5)
+    assert [(epoch, score) for epoch, score, _ in run.kept] == [(0, 1.0)]
+    torch.manual_seed(0)
+    assert same(weights(run.model), weights(torch.nn.Sequential(torch.nn.Dropout(0.0), torch.nn.Linear(3, 1))))
+    assert [line["epoch"] for line in run.lines] == [0, 1, 2, 3, 4, 5]
+    assert run.lines[0]["loss"] is None and all(line["loss"] > 0 for line in run.lines[1:])
+    assert capsys.readouterr().out.startswith("epoch 0/5  score 1.0000")
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_scoring_first_changes_nothing_in_training(ema):
+    plain, first = Run(dropout=0.3, ema=ema), Run(dropout=0.3, ema=ema, score_first=True)
+    assert same(weights(plain.model), weights(first.model)) and plain.result.best_score == first.result.best_score
+    assert plain.result.best_epoch == first.result.best_epoch
+    for one, other in zip(plain.lines, first.lines[1:], strict=True):
+        assert (one["loss"], one["score"], one["lr"]) == (other["loss"], other["score"], other["lr"])
+
+
+def test_patience_counts_from_the_untrained_weights_when_they_are_the_best():
+    run = Run(scores=[1.0, 2.0, 2.0, 0.5], score_first=True, patience=2)
+    assert (run.result.epochs, run.result.best_epoch) == (2, 0)
 
 
 # Stopping
@@ -168,7 +195,7 @@ def test_a_line_is_logged_for_each_epoch_with_loss_score_rate_and_seconds(capsys
         assert all(isinstance(value, (int, float)) for value in line.values())
     assert run.lines[-1]["loss"] < run.lines[0]["loss"]
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 3 and printed[0].startswith("epoch 1/3  loss ")
+    assert len(printed) == 3 and printed[0].startswith("epoch 1/3  score ") and "  loss " in printed[0]
 
 
 # Averaged weights
@@ -262,7 +289,8 @@ def test_stage_1_weights_see_nothing_after_the_training_part(registered, tmp_pat
         folder = registered(variant, name)
         assert main_pretrain.main([
             "--data_name", name, "--data_dir", str(folder), "--save_dir", str(tmp_path / "runs"), "--device", "cpu",
-            "--history_len", "6", "--predict_len", "4", "--epochs", "3", "--channels", "4", "--layers", "1",
+            "--history_len", "6", "--predict_len", "4", "--epochs", "3", "--channels", "4", "--layers", "2",
+            "--no-recalibrate",
         ]) == 0
         content = load_checkpoint(tmp_path / f"runs/mean/{name}_6_4/model.pt")
         assert content["epoch"] == 3

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import data.fields
 import data.windows
-from data.windows import SPLITS, WindowedField, open_data, split_windows
+from data.windows import ANY_VALUE, SPLITS, WindowedField, open_data, split_windows
 
 
 def lengths(starts: dict) -> tuple:
@@ -146,11 +146,32 @@ def test_batches_can_be_read_again(data):
 
 
 def test_writing_into_a_batch_leaves_the_data_alone(data):
-    before = data.field.values.clone()
+    before, climatology = data.field.values.clone(), data.batch(torch.tensor([3, 4])).climatology
     batch = data.batch(torch.tensor([3, 4]))
-    batch.history.zero_()
-    batch.future.zero_()
+    for values in (batch.history, batch.future, batch.climatology):
+        values.zero_()
     assert torch.equal(data.field.values, before)
+    assert torch.equal(data.batch(torch.tensor([3, 4])).climatology, climatology)
+
+
+def test_what_a_forecast_may_see_is_history_calendar_and_climatology(data):
+    batch = data.batch(torch.tensor([3, 4]))
+    for found, wanted in zip(batch.known, (batch.history, batch.calendar, batch.climatology), strict=True):
+        assert found is wanted
+    assert batch.climatology.shape == (2, 10, 5)
+
+
+@pytest.mark.parametrize("mean, std", [(20.3, 4.7), (0.1, 0.013), (123.4, 77.7), (7.7, 1.3)])
+def test_the_minimum_is_the_standardized_zero_to_the_bit_where_values_cannot_be_negative(mean, std):
+    """A zero that rounding put above the minimum would not be seen as one."""
+    values = np.random.default_rng(0).normal(mean, std, (120, 3)).astype(np.float32).clip(0)
+    field = make_field(values)
+    assert WindowedField(field, 6, 4).support == ANY_VALUE == (float("-inf"), 0.0)
+    for shift in range(40):  # as many scalers
+        values[0, 0] = mean + shift
+        data = WindowedField(make_field(values), 6, 4)
+        object.__setattr__(data.field, "spec", dataclasses.replace(data.field.spec, nonnegative=True))
+        assert torch.tensor(data.support[0]) == data.scaler.standardize(torch.zeros(100))[50]
 
 
 def test_the_times_of_a_window_are_those_of_its_steps(data):
@@ -170,6 +191,7 @@ def test_nothing_after_the_training_part_reaches_scaler_or_fluctuation_scale():
     assert torch.equal(plain.fluctuation_scale(), probe.fluctuation_scale())
     for one, other in zip(plain.batches("train", 16), probe.batches("train", 16), strict=True):
         assert torch.equal(one.history, other.history) and torch.equal(one.future, other.future)
+        assert torch.equal(one.climatology, other.climatology)
 
     altered[end - 1] = 1e6  # the last step that training sees
     inside = WindowedField(make_field(altered), 6, 4)
@@ -212,7 +234,7 @@ def test_facts_name_what_a_model_of_the_data_depends_on(data):
     training = data.field.values[:76].double()
     assert data.facts() == {
         "num_nodes": 5, "calendar_sizes": [24, 7], "scaler_mean": pytest.approx(float(training.mean())),
-        "scaler_std": pytest.approx(float(training.std(correction=0))),
+        "scaler_std": pytest.approx(float(training.std(correction=0))), "support": None,
     }
 
 

@@ -7,10 +7,13 @@ import os
 import platform
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 
 FORMAT_VERSION = 1
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
+WINDOWS = "windows.csv"
 
 
 def run_folder(save_dir: str, stage: str, config) -> Path:
@@ -35,7 +38,7 @@ def open_run(folder: Path, config, built_on: dict) -> bool:
         print(f"{folder} holds a finished run of these settings: nothing to do (--overwrite runs it again)")
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, CHECKPOINT, LOG, PICTURE):
+    for name in (METRICS, CHECKPOINT, LOG, PICTURE, WINDOWS):
         (folder / name).unlink(missing_ok=True)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     write_json(folder / CONFIG, {"config": dataclasses.asdict(config), "built_on": built_on, "versions": versions})
@@ -84,6 +87,12 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: Path, content: dict) -> None:
     write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+
+
+def write_table(path: Path, columns: dict) -> None:
+    """Write columns of equal length as CSV with all their digits."""
+    text = pd.DataFrame({name: np.asarray(column) for name, column in columns.items()}).to_csv(index=False)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def append_line(path: Path, content: dict) -> None:

@@ -64,10 +64,17 @@ def other_default(name: str, default):
 class PretrainConfig(CommonConfig):
     """Flags of stage 1, the mean model."""
 
-    mean_model: str = flag("stid", NETWORK, "mean model", choices="mean_model")
+    mean_model: str = flag("quantile_stid", NETWORK, "conditional quantiles (quantile_stid) or the mean alone (stid)",
+                           choices="mean_model")
+    climatology: bool = flag(True, NETWORK, "show the network what is usual at the steps of history and horizon")
+    tokens: int = flag(8, NETWORK, "tokens through which nodes learn from each other; 0: every node on its own",
+                       minimum=0)
     channels: int = flag(32, NETWORK, "width of each embedding of the mean model", minimum=1)
     layers: int = flag(4, NETWORK, "residual blocks of the mean model", minimum=0)
-    patience: int = other_default("patience", 15)
+    recalibrate: bool = flag(True, TRAINING, "after training, correct on the validation part where the quantiles sit "
+                             "too high or too low")
+    epochs: int = other_default("epochs", 16)
+    ema: float = other_default("ema", 0.99)
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,16 @@ class TrainConfig(CommonConfig):
     """Flags of stage 2, the diffusion model of the residual."""
 
     mean_run: str = flag("", DATA, "folder of the stage-1 run (else the one of the same dataset, lengths and run name)")
+    process: str = flag("copula", DIFFUSION, "what is diffused: the dependence between the margins of stage 1 (copula) "
+                        "or, as published, the residual (cost); one_pass: the dependence without diffusion, in one "
+                        "network call", choices="process")
+    modes: int = flag(16, DIFFUSION, "modes shared by all nodes that copula and one_pass start from", minimum=0)
     eps_model: str = flag("mlp", NETWORK, "denoiser", choices="eps_model")
-    channels: int = flag(128, NETWORK, "width of the history embedding of the denoiser", minimum=1)
-    layers: int = flag(8, NETWORK, "residual blocks of the denoiser", minimum=0)
+    channels: int = flag(32, NETWORK, "width of the history embedding of the denoiser", minimum=1)
+    layers: int = flag(2, NETWORK, "residual blocks of the denoiser", minimum=0)
     embedding: int = flag(32, NETWORK, "width of the node and calendar embeddings of the denoiser", minimum=1)
+    epochs: int = other_default("epochs", 20)
+    lr: float = other_default("lr", 3e-3)
     ema: float = other_default("ema", 0.99)
     val_windows: int = flag(0, TRAINING, "validation windows scored after each epoch, evenly spread; 0: all", minimum=0)
     diffusion_steps: int = flag(50, DIFFUSION, "steps N of the forward process", minimum=1)
@@ -89,7 +102,9 @@ class TrainConfig(CommonConfig):
                             "at most 0.999)", minimum=0, maximum=0.999)
     scale_threshold: float = flag(0.1, DIFFUSION, "spectral amplitude, as a share of a node's largest, under which "
                                   "a component counts as fluctuation", above=0)
-    scale_statistic: str = flag("std", DIFFUSION, "spread of the fluctuation", choices="scale_statistic")
+    scale_statistic: str = flag("std", DIFFUSION, "spread of the fluctuation; global: one for all nodes; none: 0",
+                                choices="scale_statistic")
+    endpoint_signs: bool = flag(True, DIFFUSION, "random signs of the endpoint of process cost")
     nsample: int = flag(50, SAMPLING, "members of the ensemble", minimum=2)
     sampler: str = flag("dpm2m", SAMPLING, "sampler", choices="sampler")
     sample_steps: int = flag(10, SAMPLING, "network calls per member, 1 to --diffusion_steps", minimum=1)
@@ -103,14 +118,18 @@ class TrainConfig(CommonConfig):
 
 
 PRESETS = {
-    "SST": {CommonConfig: dict(batch_size=32), PretrainConfig: dict(channels=64, layers=8)},
-    "BikeDC": {CommonConfig: dict(batch_size=24)},
+    "SST": {CommonConfig: dict(batch_size=32)},
+    "BikeDC": {PretrainConfig: dict(epochs=30)},
     "TaxiBJ": {CommonConfig: dict(batch_size=24)},
     "Los_Speed": {CommonConfig: dict(batch_size=24)},
-    "NYCFlights": {CommonConfig: dict(batch_size=64), TrainConfig: dict(channels=64, layers=4)},
-    "Oracle": {CommonConfig: dict(batch_size=64), TrainConfig: dict(channels=64, layers=4)},
+    "NYCFlights": {CommonConfig: dict(batch_size=64)},
+    "Oracle": {CommonConfig: dict(batch_size=64)},
 }
-"""Choices per dataset that differ from the defaults; batch sizes and SST's width are the authors' release's."""
+"""Choices per dataset that differ from the defaults; most batch sizes are the authors' release's."""
+
+
+PROCESS_PRESETS = {"cost": dict(channels=128, layers=8, epochs=50, lr=1e-3)}
+"""Choices of a diffusion process that differ from the defaults; those of cost are published."""
 
 
 def parse_config(config_class, choices: dict, arguments: list[str] | None = None):
@@ -132,15 +151,17 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     if unused:
         print(f"note: --{', --'.join(unused)}: no effect on this stage, read by the other one", file=sys.stderr)
     name = given.get("data_name", CommonConfig.data_name)
-    config = dataclasses.replace(config_class(), **{**preset(name, config_class), **given})
+    process = given.get("process", TrainConfig.process)
+    config = dataclasses.replace(config_class(), **{**preset(name, config_class, process), **given})
     check_config(config, parser)
     return config
 
 
-def preset(data_name: str, config_class) -> dict:
-    """The preset of a dataset for a stage: what holds for both, then what holds for this one."""
+def preset(data_name: str, config_class, process: str = TrainConfig.process) -> dict:
+    """The preset of a dataset for a stage: that of the process, what holds for both stages, what for this one."""
     settings = PRESETS.get(data_name, {})
-    return {**settings.get(CommonConfig, {}), **settings.get(config_class, {})}
+    of_process = PROCESS_PRESETS.get(process, {}) if config_class is TrainConfig else {}
+    return {**of_process, **settings.get(CommonConfig, {}), **settings.get(config_class, {})}
 
 
 def check_config(config, parser: argparse.ArgumentParser) -> None:

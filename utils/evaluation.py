@@ -8,13 +8,13 @@ from tqdm import tqdm
 
 from .metrics import EnsembleScores, crps_cross_check
 
-CPU_VALUES_AT_ONCE, GPU_VALUES_AT_ONCE = 10_000, 1_000_000
+CPU_VALUES_AT_ONCE, GPU_VALUES_AT_ONCE = 6_000, 1_000_000
 
 
 def rows_at_once(num_nodes: int, device: torch.device, chosen: int = 0) -> int:
     """Members to sample at a time: the `--sample_batch` of the user, or what keeps the processor's caches full.
 
-    About 10,000 nodes x members on a CPU (activations then stay in cache), a million on a GPU.
+    About 6,000 nodes x members on a CPU (activations then stay in cache), a million on a GPU.
     """
     values = CPU_VALUES_AT_ONCE if device.type == "cpu" else GPU_VALUES_AT_ONCE
     return chosen or max(1, values // num_nodes)
@@ -25,17 +25,20 @@ def progress(batches, text: str):
     return tqdm(batches, desc=text, unit="batch", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
 
-def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int]) -> dict:
+def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
+                      equidistant: bool = False) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units;
-    shape (member, horizon, node). Returns the dict of `EnsembleScores.compute`.
+    shape (member, horizon, node); equidistant: see `EnsembleScores.compute`. Returns its dict, and that of
+    `EnsembleScores.by_window` with the `start` of each window, which `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
-    scores = EnsembleScores(horizon=horizon, node=node, members=members)
+    scores, starts = EnsembleScores(horizon=horizon, node=node, members=members), []
     for batch in progress(batches, "forecasting"):
         scores.update(physical(draw(batch)), physical(batch.future))
-    return scores.compute()
+        starts.append(batch.start.cpu())
+    return scores.compute(equidistant), scores.by_window() | {"start": torch.cat(starts)}
 
 
 def cross_check(draw, batches, physical) -> dict:

@@ -23,13 +23,14 @@ class FitResult:
     seconds: float
 
 
-def fit(model, loss, batches, validate, config, keep, log) -> FitResult:
+def fit(model, loss, batches, validate, config, keep, log, score_first: bool = False) -> FitResult:
     """Train `model`, keep its best weights, stop early.
 
     loss(batch) -> scalar tensor to descend; the parameters that require a gradient are trained
     batches(generator) -> iterable of shuffled training batches, with a length
     validate(model) -> score, lower is better; called after each epoch in eval mode without gradients
     keep(state_dict, epoch, score) is called at each new best; log(dict) once per epoch
+    score_first: the weights before the first step, epoch 0, are a candidate too
 
     The weights of the best epoch stand in `model` at the end. With `--ema` the averaged weights are the ones
     scored and kept. Order, dropout and noise follow from (seed, epoch, step). No step waits for the device.
@@ -48,8 +49,8 @@ def fit(model, loss, batches, validate, config, keep, log) -> FitResult:
     best_score, best_epoch, best_weights, start = float("inf"), 0, None, time.perf_counter()
     generator = torch.Generator()
     bar = tqdm(total=None, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
-    for epoch in range(1, config.epochs + 1):
-        epoch_start = time.perf_counter()
+
+    def train_epoch(epoch: int) -> float:
         generator.manual_seed(int(key(config.seed, epoch)) & ((1 << 63) - 1))
         epoch_batches = batches(generator)
         bar.total = bar.total or config.epochs * len(epoch_batches)
@@ -70,6 +71,11 @@ def fit(model, loss, batches, validate, config, keep, log) -> FitResult:
         train_loss = float(total) / len(epoch_batches)
         if train_loss - train_loss != 0:
             raise FloatingPointError(f"the training loss of epoch {epoch} is {train_loss}; try a smaller --lr")
+        return train_loss
+
+    for epoch in range(0 if score_first else 1, config.epochs + 1):
+        epoch_start = time.perf_counter()
+        train_loss = train_epoch(epoch) if epoch else None
         train_end = time.perf_counter()
         scored.eval()
         with torch.no_grad():
@@ -81,11 +87,15 @@ def fit(model, loss, batches, validate, config, keep, log) -> FitResult:
         now = time.perf_counter()
         log(dict(epoch=epoch, loss=train_loss, score=score, lr=optimizer.param_groups[0]["lr"],
                  seconds_train=round(train_end - epoch_start, 3), seconds_validation=round(now - train_end, 3)))
-        schedule.step()
-        note = f"epoch {epoch}/{config.epochs}  loss {train_loss:.4f}  score {score:.4f}  best {best_score:.4f}"
-        if bar.disable:
+        note = f"epoch {epoch}/{config.epochs}  score {score:.4f}  best {best_score:.4f}"
+        if epoch:
+            schedule.step()
+            note += f"  loss {train_loss:.4f}"
+        if bar.disable and epoch:
             left = (now - start) / epoch * (config.epochs - epoch)
-            print(f"{note}  {now - start:.0f} s, at most {left:.0f} s left", flush=True)
+            note += f"  {now - start:.0f} s, at most {left:.0f} s left"
+        if bar.disable:
+            print(note, flush=True)
         bar.set_description_str(note)
         if epoch - best_epoch >= config.patience:
             break

@@ -1,0 +1,50 @@
+"""What is usual at a node and a time of the cycle: the mean of other reference steps in the same slot."""
+
+import torch
+from torch import Tensor
+
+from .scaling import BLOCK, Scaler
+
+SLOTS_PER_NEIGHBOUR = 96  # finer cycles are smoothed over slots // 96 neighbours on each side
+
+
+class Climatology:
+    """Mean of a node's reference values in each slot of the calendar's first cycle, leaving the window itself out.
+
+        climatology(t) = mean of value(s) over reference steps s in the slot of t, s not in the window of t
+
+    Leaving out matters: with a few days of data the mean of a slot would carry a good part of the value that is to
+    be forecast; and if only the step itself were left out, two steps of a window a cycle apart would tell each other.
+    Every continuous segment of the field has a reference of its own: the training part, or, for a
+    field that is only evaluated, its validation steps (a climate model and a reanalysis differ in their means).
+    A slot without any other reference step gets the mean of the training part, 0. Units: standardized.
+    """
+
+    def __init__(self, values: Tensor, slots: Tensor, size: int, scaler: Scaler, references: list[tuple[int, int]]):
+        self.values, self.slots, self.scaler = values, slots, scaler
+        self.reach = size // SLOTS_PER_NEIGHBOUR
+        self.first, self.last = torch.tensor(references, device=values.device).T
+        self.sums = torch.zeros(len(references), size, values.shape[1], device=values.device)
+        self.counts = torch.zeros(len(references), size, 1, device=values.device)
+        for table, count, (first, last) in zip(self.sums, self.counts, references, strict=True):
+            for steps in torch.arange(first, last, device=values.device).split(BLOCK):
+                table.index_add_(0, slots[steps], self.smoothed(steps.unsqueeze(0), first, last)[0])
+                count.index_add_(0, slots[steps], torch.ones(len(steps), 1, device=values.device))
+
+    def smoothed(self, steps: Tensor, first, last) -> Tensor:
+        """Mean of each step and its neighbours inside the reference: (batch, step) -> (batch, step, node)."""
+        total = 0
+        for shift in range(-self.reach, self.reach + 1):
+            total = total + self.scaler.standardize(self.values[(steps + shift).clamp(first, last - 1)])
+        return total / (2 * self.reach + 1)
+
+    def __call__(self, steps: Tensor, segment: Tensor) -> Tensor:
+        """Climatology at `steps` (batch, step) of windows in `segment` (batch,): (batch, step, node)."""
+        first, last = self.first[segment].unsqueeze(1), self.last[segment].unsqueeze(1)
+        inside = ((steps >= first) & (steps < last)).unsqueeze(-1)
+        slot, segment = self.slots[steps], segment.unsqueeze(1)
+        own = inside * self.smoothed(steps, first, last)
+        alike = (slot.unsqueeze(2) == slot.unsqueeze(1)).to(own.dtype)
+        total = self.sums[segment, slot] - alike @ own
+        count = self.counts[segment, slot] - alike @ inside.to(own.dtype)
+        return torch.where(count > 0, total / count.clamp_min(1), 0.0)

@@ -1,0 +1,257 @@
+"""The simple forecasters that every report carries: a ladder from the last value to quantiles with dependence.
+
+One calling shape. A baseline is fitted to the data and then draws joint ensembles, window by window:
+
+    draw = BASELINES[name](data, members, mean=mean, quantiles=quantiles)
+    ensemble = draw(batch, noise)
+
+data       windows of a field as `data.windows.WindowedField` gives them
+mean       batch -> conditional mean (batch, F, node)
+quantiles  batch -> conditional quantiles (batch, level, F, node) at L equidistant levels l / (L + 1), sorted
+noise      draw -> standard normal values (batch * member, F, node), rows in (batch, member) order, keyed by
+           (seed, window, member): the only randomness, so that a window does not depend on the others of its batch
+ensemble   (batch, member, F, node)
+
+Units: standardized. Errors are measured where the baseline cannot have seen them: on training windows for what
+takes nothing from a network, on validation windows for what builds on `mean` or `quantiles`.
+Raises: ValueError when a baseline is not given the `mean` or `quantiles` that it builds on.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from .quantiles import equidistant_quantiles, reorder
+
+FIT_BATCH = 64
+ENOUGH_DAYS = 5  # of the same class, or climatology takes days of any class
+SLOTS_PER_WIDTH = 24  # "about the same slot": within slots / 24, an hour of a day, the very month of a year
+TIE = 1e-5  # of a node's spread: orders equal residuals, leaves others alone
+VALUES, REPEATS, KEYS = 0, 1, 2  # draws of the noise; KEYS is the first of as many as a pool needs
+
+
+# Without a network
+
+def persistence(data, members: int, **_) -> Callable:
+    """The last value + Gaussian with the root mean square error of training windows per node and horizon."""
+    return _gaussian_around(lambda batch: batch.history[:, -1:], data.batches("train", FIT_BATCH), members)
+
+
+def seasonal_naive(data, members: int, **_) -> Callable:
+    """The values one season earlier + Gaussian with the root mean square error of training windows.
+
+        point[f] = values[step(f) - season],    season = smallest multiple of the first cycle that is >= F
+
+    Raises: ValueError when the first windows of a split have no earlier season in their segment.
+    """
+    cycle, horizon, history_len = data.calendar_sizes[0], torch.arange(data.predict_len), data.history_len
+    season = -(-data.predict_len // cycle) * cycle
+    for split in ("train", "validation", "test"):
+        start = int(data.starts[split][-1 if split == "train" else 0])
+        segment = max(first for first, _ in data.field.segments if first <= start)
+        if start + history_len - season < segment:
+            raise ValueError(
+                f"seasonal_naive: {split} windows have no season of {season} steps before --predict_len "
+                f"{data.predict_len}; choose --history_len >= {season}, or a longer series"
+            )
+
+    def point(batch):
+        return _values(data, batch.start.unsqueeze(1) + history_len - season + horizon.to(batch.start.device))
+
+    starts = data.starts["train"]
+    starts = starts[starts + history_len >= season]
+    return _gaussian_around(point, (data.batch(some) for some in starts.split(FIT_BATCH)), members)
+
+
+def climatology(data, members: int, **_) -> Callable:
+    """Whole paths of training values that begin at the slot of the first target step: a joint ensemble.
+
+    Paths of days of the same class (workday or weekend at every step; month for daily data), where there are
+    ENOUGH_DAYS of them, else of any day. Neighbouring slots join until there are members / 2 paths or slots / 24
+    is reached; a slot that training never saw takes the nearest one.
+    """
+    horizon = torch.arange(data.predict_len, device=data.device)
+    slots, size = data.field.calendar.slots[:, 0].to(data.device), data.calendar_sizes[0]
+    path_class = _day_class(data).unfold(0, data.predict_len, 1).unique(dim=0, return_inverse=True)[1].to(data.device)
+    paths = torch.arange(len(data.training) - data.predict_len + 1, device=data.device)  # by their first steps
+    half = min(-(-members // 2), len(paths))
+
+    def draw(batch, noise):
+        target = batch.start + data.history_len
+        distance = _circular_distance(slots[target], slots[paths], size)
+        alike = path_class[target].unsqueeze(1) == path_class[paths]
+        enough = (alike & (distance == 0)).sum(1, keepdim=True) >= ENOUGH_DAYS
+        distance = distance.masked_fill(enough & ~alike, size)
+        width = distance.kthvalue(half, dim=1, keepdim=True).values.clamp(max=size // SLOTS_PER_WIDTH)
+        allowed = distance <= torch.maximum(width, distance.amin(1, keepdim=True))
+        return _values(data, paths[_pick(allowed, members, noise)].unsqueeze(-1) + horizon)
+
+    return draw
+
+
+# Around a conditional mean
+
+def gaussian(data, members: int, mean: Callable | None = None, **_) -> Callable:
+    """mean + Gaussian with the root mean square validation residual per node and horizon, all independent."""
+    return _gaussian_around(_needed("gaussian", mean=mean), data.batches("validation", FIT_BATCH), members)
+
+
+def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable:
+    """mean + equidistant quantiles of split-conformal intervals per node and horizon, in random order.
+
+        level[i] = (i + 0.5) / M,    coverage[i] = |2 level[i] - 1|
+        member[i] = mean + sign(level[i] - 0.5) * (the ceil((n + 1) * coverage[i])-th smallest |residual|)
+
+    n validation residuals; beyond the n-th the largest stands for an infinite one.
+    Source: Lei et al. 2018 (arXiv:1604.04173), algorithm 2.
+    """
+    mean = _needed("conformal", mean=mean)
+    ordered = _validation_residuals(data, mean)[0].abs().sort(dim=0).values
+    signed = 2 * torch.arange(members, device=ordered.device) + 1 - members  # M * (2 level - 1), an exact integer
+    rank = -(-(len(ordered) + 1) * signed.abs()).div(members, rounding_mode="floor")
+    offset = signed.sign().view(-1, 1, 1) * ordered[rank.clamp(1, len(ordered)) - 1]
+
+    def draw(batch, noise):
+        scores = noise(VALUES).unflatten(0, (-1, members))
+        return mean(batch).unsqueeze(1) + reorder(offset.expand_as(scores), scores)
+
+    return draw
+
+
+def residual_fields(data, members: int, mean: Callable | None = None, same_slot: bool = False, **_) -> Callable:
+    """mean + whole validation residual fields, all nodes and horizon steps together: a joint ensemble.
+
+    With `same_slot`, fields of about the window's slot only.
+    """
+    mean = _needed("residual_fields", mean=mean)
+    draw_fields = _field_drawer(*_validation_residuals(data, mean), data.calendar_sizes[0], members, same_slot)
+    return lambda batch, noise: mean(batch).unsqueeze(1) + draw_fields(batch, noise)
+
+
+# From conditional quantiles
+
+def quantile(data, members: int, quantiles: Callable | None = None, **_) -> Callable:
+    """Equidistant conditional quantiles, in random order per node and horizon: no dependence."""
+    quantiles = _needed("quantile", quantiles=quantiles)
+
+    def draw(batch, noise):
+        return reorder(equidistant_quantiles(quantiles(batch), members), noise(VALUES).unflatten(0, (-1, members)))
+
+    return draw
+
+
+def schaake(data, members: int, quantiles: Callable | None = None, same_slot: bool = False, **_) -> Callable:
+    """Equidistant conditional quantiles in the rank order of whole validation residual fields around the median.
+
+    With `same_slot`, fields of about the window's slot only.
+    Source: the Schaake shuffle, Clark et al. 2004 (doi:10.1175/1525-7541(2004)005<0243:TSSAMF>2.0.CO;2); differs
+    from the paper: the ranks are those of residuals, not of past observations.
+    """
+    quantiles = _needed("schaake", quantiles=quantiles)
+
+    def median(batch):
+        levels = quantiles(batch)
+        return levels[:, levels.shape[1] // 2]
+
+    fields, slots = _validation_residuals(data, median)
+    draw_fields = _field_drawer(fields, slots, data.calendar_sizes[0], members, same_slot)
+    tie = TIE * fields.square().mean(0).sqrt()
+
+    def draw(batch, noise):
+        scores = draw_fields(batch, noise) + tie * noise(VALUES).unflatten(0, (-1, members))
+        return reorder(equidistant_quantiles(quantiles(batch), members), scores)
+
+    return draw
+
+
+BASELINES: dict[str, Callable] = {
+    "persistence": persistence,
+    "climatology": climatology,
+    "seasonal_naive": seasonal_naive,
+    "gaussian": gaussian,
+    "conformal": conformal,
+    "residual_fields": residual_fields,
+    "residual_fields_slot": functools.partial(residual_fields, same_slot=True),
+    "quantile": quantile,
+    "schaake": schaake,
+    "schaake_slot": functools.partial(schaake, same_slot=True),
+}
+EQUIDISTANT = ("conformal", "quantile", "schaake", "schaake_slot")  # their members are quantiles, not random draws
+
+
+# What the baselines share
+
+def _needed(name: str, **given: Callable | None) -> Callable:
+    """The one function that a baseline builds on, run without gradient."""
+    (kind, function), = given.items()
+    if function is None:
+        raise ValueError(f"baseline {name} builds on the conditional {kind}: pass {kind}=")
+    return torch.no_grad()(function)
+
+
+def _gaussian_around(point: Callable, windows: Iterable, members: int) -> Callable:
+    """point + N(0, std^2), std (F, node) the root mean square error of the point forecast over the windows."""
+    squares, count = 0.0, 0
+    for batch in windows:
+        squares, count = squares + (batch.future - point(batch)).double().square().sum(0), count + len(batch.start)
+    std = (squares / count).sqrt().float()
+    return lambda batch, noise: point(batch).unsqueeze(1) + std * noise(VALUES).unflatten(0, (-1, members))
+
+
+def _validation_residuals(data, point: Callable) -> tuple[Tensor, Tensor]:
+    """future - point of every validation window: (window, F, node), and the windows' slots (window,)."""
+    found = [(batch.future - point(batch), batch.calendar[:, 0]) for batch in data.batches("validation", FIT_BATCH)]
+    fields, slots = zip(*found, strict=True)
+    return torch.cat(fields), torch.cat(slots)
+
+
+def _field_drawer(fields: Tensor, slots: Tensor, size: int, members: int, same_slot: bool) -> Callable:
+    """Draw whole fields for each window: (batch, member, F, node); of the nearest slot where none is near."""
+    width = size // SLOTS_PER_WIDTH if same_slot else size
+
+    def draw_fields(batch, noise):
+        distance = _circular_distance(batch.calendar[:, 0], slots, size)
+        allowed = distance <= distance.amin(1, keepdim=True).clamp_min(width)
+        return fields[_pick(allowed, members, noise)]
+
+    return draw_fields
+
+
+def _pick(allowed: Tensor, members: int, noise: Callable) -> Tensor:
+    """Which entry of a pool each member takes: (batch, pool) of bool -> (batch, member) of indices.
+
+    The allowed entries are shuffled by one normal key each; members take them in turn, none twice. Where there are
+    fewer than members, each member takes any of them.
+    """
+    batch, pool = allowed.shape
+    normal = noise(REPEATS)
+    draws = math.ceil(pool * batch / normal.numel())
+    keys = torch.cat([noise(KEYS + draw).reshape(batch, -1) for draw in range(draws)], dim=1)[:, :pool]
+    shuffled = keys.masked_fill(~allowed, math.inf).argsort(dim=1)
+    count = allowed.sum(1, keepdim=True)
+    uniform = torch.special.ndtr(normal[:, 0, 0]).view(batch, members)
+    repeated = torch.minimum((uniform * count).long(), count - 1)
+    in_turn = torch.arange(members, device=allowed.device)
+    return shuffled.gather(1, torch.where(count >= members, in_turn, repeated))
+
+
+def _circular_distance(slot: Tensor, others: Tensor, size: int) -> Tensor:
+    """Steps from slot to slot the shorter way round a cycle: (batch,) and (pool,) -> (batch, pool)."""
+    gap = (slot.unsqueeze(1) - others).abs()
+    return torch.minimum(gap, size - gap)
+
+
+def _day_class(data) -> Tensor:
+    """Workday or weekend, where the second cycle is the week; its slot, where it is another; else all alike."""
+    slots, sizes = data.field.calendar.slots, data.calendar_sizes
+    if len(sizes) == 1:
+        return torch.zeros(len(slots), dtype=torch.long)
+    return (slots[:, 1] >= 5).long() if sizes[1] == 7 else slots[:, 1]
+
+
+def _values(data, steps: Tensor) -> Tensor:
+    """Standardized values at any steps of the series: (*steps.shape, node), on the steps' device."""
+    return data.scaler.standardize(data.field.values[steps.cpu()]).to(steps.device)

@@ -1,0 +1,104 @@
+"""Margins: from conditional quantiles to members, and from values to normal scores. Pure functions."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+LEVELS = tuple(k / 20 for k in range(1, 20))
+NORMAL_SCORE_LIMIT = 4.0  # beyond the quantiles a normal score is extrapolated, no further than this
+
+
+def pinball(quantiles: Tensor, truth: Tensor) -> Tensor:
+    """Twice the pinball loss at LEVELS: quantiles (batch, level, ...), truth (batch, ...) -> (batch, level, ...).
+
+        2 * max(q * (truth - quantile_q), (q - 1) * (truth - quantile_q))
+    """
+    level = quantiles.new_tensor(LEVELS).view(-1, *[1] * (truth.dim() - 1))
+    excess = truth.unsqueeze(1) - quantiles
+    return 2 * torch.maximum(level * excess, (level - 1) * excess)
+
+
+def equidistant_quantiles(quantiles: Tensor, members: int) -> Tensor:
+    """Quantiles at the levels (i + 0.5) / M, from those at l / (L + 1): an ensemble, sorted up to rounding.
+
+    Between levels linear in the normal quantile of the level, beyond the ends with the end slope: exact for a
+    Gaussian at every level.
+    Shapes: quantiles (batch, L, F, node), sorted -> (batch, M, F, node).
+    """
+    weights = _probit_weights(quantiles.shape[1], members).to(quantiles)
+    return torch.einsum("ml,blfv->bmfv", weights, quantiles)
+
+
+def reorder(sorted_members: Tensor, scores: Tensor) -> Tensor:
+    """Put sorted members into the rank order of scores, node by node and step by step.
+
+        member[i] = sorted_members[rank(scores[i])]
+
+    Shapes: both (batch, member, F, node). Each margin keeps its values.
+    Source: ensemble copula coupling, Schefzik et al. 2013 (arXiv:1302.7149).
+    """
+    return torch.empty_like(sorted_members).scatter_(1, scores.argsort(dim=1), sorted_members)
+
+
+@functools.cache
+def _probit_weights(levels: int, members: int) -> Tensor:
+    """The linear map from quantiles at L levels to M members: (M, L), two neighbouring weights in each row."""
+    known = torch.special.ndtri(torch.arange(1, levels + 1, dtype=torch.float64) / (levels + 1))
+    wanted = torch.special.ndtri((torch.arange(members, dtype=torch.float64) + 0.5) / members)
+    left = (torch.searchsorted(known, wanted, right=True) - 1).clamp(0, levels - 2)
+    share = (wanted - known[left]) / (known[left + 1] - known[left])
+    weights = torch.zeros(members, levels, dtype=torch.float64)
+    row = torch.arange(members)
+    weights[row, left], weights[row, left + 1] = 1 - share, share
+    return weights
+
+
+def shift_levels(quantiles: Tensor, shift: Tensor) -> Tensor:
+    """Quantiles read at other levels: the one at LEVELS[l] moves to the level whose normal quantile is `shift` higher.
+
+        shifted_l = quantile at Phi(Phi^-1(l) + shift),    linear in the normal quantile, as in `equidistant_quantiles`
+
+    Shapes: quantiles (batch, level, F, node), shift (batch, F, node). Order is kept.
+    """
+    known = _normal_levels(quantiles)
+    wanted = known.view(-1, 1, 1) + shift.unsqueeze(1)
+    left = torch.searchsorted(known, wanted, right=True).sub_(1).clamp_(0, len(known) - 2)
+    share = (wanted - known[left]) / (known[left + 1] - known[left])
+    return torch.lerp(quantiles.gather(1, left), quantiles.gather(1, left + 1), share)
+
+
+def normal_scores(quantiles: Tensor, truth: Tensor, uniform: Tensor, minimum: float, step: float) -> Tensor:
+    """Normal score of each value under its conditional quantiles: standard normal when these are right.
+
+        score = normal quantile of P(value <= truth),    linear in it between two quantiles
+
+    A value at the `minimum` of its support stands for all that lies below, a whole number (`step` above 0) for all
+    that is rounded to it: its level is drawn between the two ends by `uniform` (randomised probability integral
+    transform, Dunn and Smyth 1996).
+    Shapes: quantiles (batch, level, ...), truth and uniform (batch, ...) -> (batch, ...).
+    """
+    known = _normal_levels(quantiles)
+
+    def score(value: Tensor) -> Tensor:
+        upper = (quantiles < value.unsqueeze(1)).sum(1).clamp_(1, len(known) - 1)
+        above = quantiles.gather(1, upper.unsqueeze(1)).squeeze(1)
+        below = quantiles.gather(1, upper.unsqueeze(1) - 1).squeeze(1)
+        share = (value - below) / (above - below).clamp_min(1e-3)
+        found = known[upper - 1] + share * (known[upper] - known[upper - 1])
+        return found.clamp_(-NORMAL_SCORE_LIMIT, NORMAL_SCORE_LIMIT)
+
+    highest = score(truth + step / 2)
+    lowest = score(truth - step / 2) if step else highest
+    level = torch.lerp(torch.special.ndtr(lowest) * (truth > minimum), torch.special.ndtr(highest), uniform)
+    return torch.special.ndtri(level).clamp(-NORMAL_SCORE_LIMIT, NORMAL_SCORE_LIMIT)
+
+
+def to_support(values: Tensor, minimum: float | Tensor, step: float | Tensor) -> Tensor:
+    """The nearest values that the field can take: none below `minimum`, multiples of `step` above it (0: all)."""
+    values = values.clamp_min(minimum)
+    return minimum + ((values - minimum) / step).round() * step if step else values
+
+
+def _normal_levels(like: Tensor) -> Tensor:
+    return torch.special.ndtri(torch.tensor(LEVELS, dtype=torch.float64)).to(like)

@@ -1,0 +1,366 @@
+"""The simple forecasters: each has the law it claims, sees nothing it must not, and depends on its own window only."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from conftest import make_field, random_values
+
+from data.windows import Batch, WindowedField
+from models.baselines import BASELINES, equidistant_quantiles, reorder
+from utils.reproducibility import MemberNoise
+
+LEVELS = torch.arange(1, 20) / 20
+FIELDS = {
+    "hourly": lambda: WindowedField(make_field(random_values(240, 3)), 6, 4),
+    "5-minute": lambda: WindowedField(make_field(random_values(800, 3), (5, "minute")), 6, 4),
+    "daily": lambda: WindowedField(make_field(random_values(400, 3), (1, "day")), 6, 4),
+    "monthly": lambda: WindowedField(make_field(random_values(120, 3), (1, "month")), 6, 4),
+    "two monthly fields": lambda: WindowedField(
+        make_field(random_values(140, 3), (1, "month"), pair=(80, 30)), 12, 4),
+}
+
+
+def mean(batch):
+    return batch.history[:, :batch.future.shape[1]] / 2 + 0.1
+
+
+def quantiles(batch):
+    spread = 0.5 + batch.history[:, :1].abs()
+    return mean(batch).unsqueeze(1) + spread.unsqueeze(1) * torch.special.ndtri(LEVELS).view(-1, 1, 1) ** 3
+
+
+def zero_mean(batch):
+    return torch.zeros_like(batch.future)
+
+
+def fit(name, data, members=8, mean=mean, quantiles=quantiles):
+    return BASELINES[name](data, members, mean=mean, quantiles=quantiles)
+
+
+def draw_windows(name, data, members=8, rows=slice(None), split="test", seed=1, **given):
+    batch = next(iter(data.batches(split, 10_000)))
+    batch = Batch(*(getattr(batch, part.name)[rows] for part in dataclasses.fields(batch)))
+    noise = MemberNoise(seed, batch.start, members, batch.future.shape[1:])
+    draw = fit(name, data, members, **given)
+    return draw(batch, lambda index: noise(index, 0, len(batch.start) * members)), batch
+
+
+def constant_noise(value, members, data):
+    return lambda index: torch.full((members, data.predict_len, data.num_nodes), value)
+
+
+def residuals(data, split, point):
+    """future - point of a split's windows, one by one."""
+    return torch.cat([batch.future - point(batch) for batch in data.batches(split, 1)])
+
+
+def counting(steps, nodes=3, interval=(1, "hour"), lengths=(6, 4), **given):
+    """Windows of a field whose every value tells its step and node: step + 2000 * node."""
+    values = torch.arange(steps).float().unsqueeze(1) + 2000 * torch.arange(nodes)
+    return WindowedField(make_field(values, interval, **given), *lengths)
+
+
+def first_steps(data, members):
+    """First step of every member's path through a counting field: (batch, member); the path must be whole."""
+    physical = data.scaler.physical(members.double()).round().long()
+    steps = physical - 2000 * torch.arange(data.num_nodes) - torch.arange(data.predict_len).unsqueeze(-1)
+    first = steps[..., 0, 0]
+    assert (steps == first[..., None, None]).all(), "all nodes and horizon steps from one path"
+    return first
+
+
+def altered(data, steps):
+    """The same windows of a field that has other values at these steps."""
+    values = data.field.values.clone()
+    values[steps] = values[steps] * -3 + 7
+    return WindowedField(dataclasses.replace(data.field, values=values), data.history_len, data.predict_len)
+
+
+def correlation(left, right):
+    return float(torch.corrcoef(torch.stack([left.flatten(), right.flatten()]))[0, 1])
+
+
+def ranks(members):
+    return members.argsort(dim=1).argsort(dim=1)
+
+
+# Every baseline
+
+@pytest.mark.parametrize("kind", FIELDS)
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_gives_finite_members_on_every_calendar(name, kind):
+    data = FIELDS[kind]()
+    for members in (1, 7):
+        found, batch = draw_windows(name, data, members)
+        assert found.shape == (len(batch.start), members, 4, 3)
+        assert found.dtype == torch.float32 and found.isfinite().all()
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_members_do_not_depend_on_the_other_windows_of_the_batch(name, data):
+    for members in (6, 40):  # a pool of 22 windows, larger and smaller
+        together, _ = draw_windows(name, data, members)
+        for rows in ([3], [21, 0, 7]):
+            alone, _ = draw_windows(name, data, members, rows)
+            torch.testing.assert_close(alone, together[rows], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_members_follow_from_the_noise_alone(name, data):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first, _ = draw_windows(name, data)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert torch.equal(draw_windows(name, data)[0], first)
+    assert not torch.equal(draw_windows(name, data, seed=2)[0], first)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_no_baseline_looks_at_what_it_forecasts(name, data):
+    """The last window: its future begins after every step that is fitted on."""
+    known, batch = draw_windows(name, data, rows=[-1])
+    future = int(batch.start) + data.history_len
+    assert future >= int(data.starts["validation"][-1]) + data.history_len + data.predict_len
+    assert torch.equal(draw_windows(name, altered(data, slice(future, None)), rows=[-1])[0], known)
+    assert not torch.equal(draw_windows(name, altered(data, slice(0, future)), rows=[-1])[0], known)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_what_a_baseline_builds_on_must_be_given(name, data):
+    needs = {"mean": ("gaussian", "conformal", "residual_fields", "residual_fields_slot"),
+             "quantiles": ("quantile", "schaake", "schaake_slot")}
+    for kind, names in needs.items():
+        if name in names:
+            with pytest.raises(ValueError, match=kind):
+                fit(name, data, **{kind: None})
+        else:
+            fit(name, data, **{kind: None})
+
+
+def test_networks_run_without_gradient(data):
+    weight = torch.ones((), requires_grad=True)
+    for name in BASELINES:
+        found, _ = draw_windows(name, data, mean=lambda batch: weight * mean(batch),
+                                quantiles=lambda batch: weight * quantiles(batch))
+        assert not found.requires_grad, name
+
+
+# Gaussian errors
+
+def test_persistence_is_the_last_value_with_the_error_of_training_windows(data):
+    batch = data.batch(torch.tensor([100]))
+    std = residuals(data, "train", lambda batch: batch.history[:, -1:]).square().mean(0).sqrt()
+    draw = fit("persistence", data, 2)
+    for value in (0.0, 1.0, -2.0):
+        expected = (batch.history[:, -1:] + value * std).unsqueeze(1).expand(1, 2, -1, -1)
+        torch.testing.assert_close(draw(batch, constant_noise(value, 2, data)), expected)
+
+
+def test_gaussian_std_is_the_root_mean_square_of_the_validation_residuals(data):
+    batch, draw = data.batch(torch.tensor([100])), fit("gaussian", data, 1)
+    std = draw(batch, constant_noise(1.0, 1, data))[0] - mean(batch)
+    torch.testing.assert_close(std, residuals(data, "validation", mean).square().mean(0).sqrt().unsqueeze(0))
+
+
+@pytest.mark.parametrize(("predict_len", "season"), [(4, 24), (24, 24), (30, 48)])
+def test_seasonal_naive_takes_the_value_of_the_same_hour_one_season_earlier(predict_len, season):
+    data = WindowedField(make_field(random_values(400, 2)), 6, predict_len)
+    draw, starts = fit("seasonal_naive", data, 1), data.starts["train"]
+    batch = data.batch(torch.tensor([250]))
+    earlier = data.scaler.standardize(data.field.values)[256 - season:256 - season + predict_len]
+    assert torch.equal(draw(batch, constant_noise(0.0, 1, data))[0, 0], earlier)
+    values = data.scaler.standardize(data.field.values)
+    errors = torch.stack([values[start + 6:start + 6 + predict_len] - values[start + 6 - season:][:predict_len]
+                          for start in starts.tolist() if start + 6 >= season])
+    std = draw(batch, constant_noise(1.0, 1, data))[0, 0] - earlier
+    torch.testing.assert_close(std, errors.square().mean(0).sqrt())
+
+
+def test_seasonal_naive_never_looks_ahead():
+    data = WindowedField(make_field(random_values(400, 2)), 6, 30)
+    batch = data.batch(torch.tensor([330]))
+    known = fit("seasonal_naive", data, 1)(batch, constant_noise(0.5, 1, data))
+    later = fit("seasonal_naive", altered(data, slice(336, None)), 1)(batch, constant_noise(0.5, 1, data))
+    earlier = fit("seasonal_naive", altered(data, slice(300, 336)), 1)(batch, constant_noise(0.5, 1, data))
+    assert torch.equal(later, known) and not torch.equal(earlier, known)
+
+
+def test_seasonal_naive_names_the_split_that_has_no_earlier_season():
+    pair = make_field(random_values(140, 3), (1, "month"), pair=(80, 30))
+    with pytest.raises(ValueError, match="validation windows have no season of 12 steps"):
+        fit("seasonal_naive", WindowedField(pair, 11, 4))
+    fit("seasonal_naive", WindowedField(pair, 12, 4))
+    with pytest.raises(ValueError, match="train windows have no season of 24 steps"):
+        fit("seasonal_naive", WindowedField(make_field(random_values(36, 3)), 6, 4))
+
+
+# Climatology
+
+def test_climatology_draws_whole_days_of_the_same_hour_and_kind_each_once():
+    data = counting(24 * 7 * 14)
+    members, batch = draw_windows("climatology", data, members=7)
+    first, target = first_steps(data, members), (batch.start + 6).unsqueeze(1)
+    assert ((first - target) % 24 == 0).all()
+    weekend = data.field.calendar.slots[:, 1] >= 5
+    for step in range(4):
+        assert (weekend[first + step] == weekend[target + step]).all()
+    assert all(len(row.unique()) == 7 for row in first)
+    assert first.max() + 4 <= len(data.training)
+
+
+def test_climatology_takes_any_day_where_days_of_a_kind_are_few():
+    data = counting(24 * 14)  # training sees eight days, two of them a weekend
+    members, batch = draw_windows("climatology", data, members=6)
+    first, target = first_steps(data, members), (batch.start + 6).unsqueeze(1)
+    weekend = data.field.calendar.slots[:, 1] >= 5
+    saturday = weekend[target] & weekend[target + 3]
+    assert saturday.any() and not weekend[first[saturday.squeeze(1)]].all()
+
+
+def test_climatology_widens_to_neighbouring_slots_only_as_far_as_it_must():
+    data = counting(3 * 288, interval=(5, "minute"))  # training sees fewer than two days
+    for members, width in ((2, 0), (12, 3), (400, 12)):  # half of the members on one or two days
+        found, batch = draw_windows("climatology", data, members)
+        gap = (first_steps(data, found) - batch.start.unsqueeze(1) - 6) % 288
+        gap = torch.minimum(gap, 288 - gap)
+        assert int(gap.max()) == width
+
+
+def test_climatology_uses_no_step_after_the_training_part():
+    for kind in ("hourly", "two monthly fields"):
+        data = FIELDS[kind]()
+        known, _ = draw_windows("climatology", data)
+        length = len(data.training)
+        assert torch.equal(draw_windows("climatology", altered(data, slice(length, None)))[0], known)
+        assert not torch.equal(draw_windows("climatology", altered(data, slice(0, length)))[0], known)
+
+
+# Validation residuals
+
+@pytest.mark.parametrize("members", [10, 11])
+def test_conformal_intervals_cover_the_validation_residuals_at_the_nominal_level(data, members):
+    found, batch = draw_windows("conformal", data, members)
+    ordered = (found - mean(batch).unsqueeze(1)).sort(dim=1).values
+    errors = residuals(data, "validation", mean)
+    for low in range(members // 2):
+        upper = ordered[0, members - 1 - low]
+        torch.testing.assert_close(ordered[0, low], -upper, rtol=0, atol=1e-5)
+        inside = (errors.abs() <= upper + 1e-5).sum(0)
+        assert (inside == min(math.ceil(23 * (members - 1 - 2 * low) / members), 22)).all()
+    if members % 2:
+        assert ordered[:, members // 2].abs().max() < 1e-5
+
+
+def test_residual_fields_are_whole_validation_residuals_each_once_and_all_as_often():
+    data = counting(1000, nodes=2)
+    members, batch = draw_windows("residual_fields", data, 20, mean=zero_mean)
+    first = first_steps(data, members) - 6
+    validation = data.starts["validation"]
+    assert torch.isin(first, validation).all()
+    assert all(len(row.unique()) == 20 for row in first)
+    share = torch.bincount(first.flatten() - validation[0], minlength=len(validation)).float()
+    expected = first.numel() / len(validation)
+    assert len(share) == len(validation)
+    assert (share - expected).abs().max() < 5 * math.sqrt(expected)
+
+
+def test_a_small_pool_is_drawn_with_replacement():
+    data = counting(120, nodes=2)
+    first = first_steps(data, draw_windows("residual_fields", data, 60, mean=zero_mean)[0]) - 6
+    assert torch.isin(first, data.starts["validation"]).all()
+    share = torch.bincount((first - data.starts["validation"][0]).flatten(), minlength=22).float()
+    assert (share - 60).abs().max() < 5 * math.sqrt(60)
+    distinct = sum(len(row.unique()) for row in first) / len(first)
+    assert distinct == pytest.approx(22 * (1 - (21 / 22) ** 60), abs=0.8)
+
+
+@pytest.mark.parametrize(("interval", "size", "width"), [((1, "hour"), 24, 1), ((1, "month"), 12, 0),
+                                                         ((5, "minute"), 288, 12)])
+def test_residual_fields_of_the_slot_come_from_within_a_24th_of_the_cycle(interval, size, width):
+    data = counting(1800, nodes=2, interval=interval, start="2020-01-06" if size > 12 else "1850-01")
+    members, batch = draw_windows("residual_fields_slot", data, 30, mean=zero_mean)
+    gap = (first_steps(data, members) - 6 - batch.start.unsqueeze(1) + size // 2) % size - size // 2
+    for slot in (0, 5, size - 1):  # also round the end of the cycle
+        assert set(gap[batch.calendar[:, 0] == slot].flatten().tolist()) == set(range(-width, width + 1))
+
+
+def correlated(rho=0.8, steps=3000):
+    """Windows of two nodes with correlation rho at every step, and none between steps."""
+    values = torch.from_numpy(random_values(steps, 2)) - 20
+    values[:, 1] = rho * values[:, 0] + math.sqrt(1 - rho**2) * values[:, 1]
+    return WindowedField(make_field(values), 2, 2)
+
+
+@pytest.mark.parametrize("name", ["residual_fields", "residual_fields_slot", "schaake", "schaake_slot"])
+def test_whole_fields_reproduce_the_correlation_of_the_nodes(name):
+    members, _ = draw_windows(name, correlated(), 50, slice(0, 100), mean=zero_mean, quantiles=flat_quantiles)
+    assert correlation(ranks(members)[..., 0].float(), ranks(members)[..., 1].float()) == pytest.approx(0.79, abs=0.05)
+    assert abs(correlation(members[:, :, 0, 0], members[:, :, 1, 1])) < 0.15
+
+
+@pytest.mark.parametrize("name", ["gaussian", "conformal", "quantile"])
+def test_independent_members_have_no_correlation(name):
+    members, _ = draw_windows(name, correlated(), 50, slice(0, 100), mean=zero_mean, quantiles=flat_quantiles)
+    assert abs(correlation(members[..., 0], members[..., 1])) < 0.05
+    assert abs(correlation(members[:, :, 0], members[:, :, 1])) < 0.05
+
+
+def flat_quantiles(batch):
+    return torch.special.ndtri(LEVELS).view(-1, 1, 1).expand(len(batch.start), -1, *batch.future.shape[1:])
+
+
+# Conditional quantiles
+
+def test_equidistant_quantiles_of_a_gaussian_are_exact_in_the_tails_too():
+    center, spread = torch.randn(2, 3, 4), torch.rand(2, 3, 4) + 0.1
+    given = center.unsqueeze(1) + spread.unsqueeze(1) * torch.special.ndtri(LEVELS).view(-1, 1, 1)
+    for members in (1, 2, 10, 101):
+        normal = torch.special.ndtri((torch.arange(members) + 0.5) / members).view(-1, 1, 1)
+        torch.testing.assert_close(equidistant_quantiles(given, members),
+                                   center.unsqueeze(1) + spread.unsqueeze(1) * normal, rtol=1e-4, atol=1e-5)
+
+
+def test_equidistant_quantiles_keep_the_levels_they_meet_and_the_order():
+    given = torch.rand(2, 19, 3, 4).sort(dim=1).values
+    torch.testing.assert_close(equidistant_quantiles(given, 10), given[:, ::2], rtol=0, atol=1e-6)
+    many = equidistant_quantiles(given, 100)
+    assert (many.diff(dim=1) > -1e-6).all()
+    assert ((many[:, 5:95] >= given[:, :1] - 1e-6) & (many[:, 5:95] <= given[:, -1:] + 1e-6)).all()
+    assert many[:, 0].lt(given[:, 0]).all() and many[:, -1].gt(given[:, -1]).all()
+
+
+def test_reordered_members_have_the_ranks_of_the_scores_and_keep_their_values():
+    values, scores = torch.randn(2, 9, 3, 4).sort(dim=1).values, torch.randn(2, 9, 3, 4)
+    found = reorder(values, scores)
+    assert torch.equal(ranks(found), ranks(scores))
+    assert torch.equal(found.sort(dim=1).values, values)
+
+
+@pytest.mark.parametrize("name", ["quantile", "schaake", "schaake_slot"])
+@pytest.mark.parametrize("members", [6, 60])
+def test_every_margin_is_that_of_the_conditional_quantiles(name, members, data):
+    found, batch = draw_windows(name, data, members)
+    expected = equidistant_quantiles(quantiles(batch), members).sort(dim=1).values
+    torch.testing.assert_close(found.sort(dim=1).values, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("slot", ["", "_slot"])
+def test_schaake_has_the_ranks_of_the_fields_that_residual_fields_draws(slot):
+    """The same noise picks the same fields, so that the two ensembles differ in their margins alone."""
+    data = WindowedField(make_field(random_values(900, 3)), 6, 4)
+    shuffled, _ = draw_windows("schaake" + slot, data, 12)
+    fields, _ = draw_windows("residual_fields" + slot, data, 12, mean=lambda batch: quantiles(batch)[:, 9])
+    assert (ranks(shuffled) == ranks(fields)).double().mean() > 0.999
+
+
+def test_ties_of_repeated_fields_are_broken_by_the_noise(data):
+    shuffled, batch = draw_windows("schaake", data, 60)
+    fields, _ = draw_windows("residual_fields", data, 60, mean=lambda batch: quantiles(batch)[:, 9])
+    twins = [(one, other) for one in range(60) for other in range(one) if torch.equal(fields[0, one], fields[0, other])]
+    one, other = torch.tensor(twins).T
+    noise = MemberNoise(1, batch.start[:1], 60, batch.future.shape[1:])(0, 0, 60)
+    agree = (ranks(shuffled)[0, one] > ranks(shuffled)[0, other]) == (noise[one] > noise[other])
+    assert agree.double().mean() > 0.99

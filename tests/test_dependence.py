@@ -1,0 +1,202 @@
+"""The linear dependence: white and back without loss, and the covariance of the training scores comes out again."""
+
+import math
+import time
+
+import pytest
+import torch
+
+from models import FactorModel
+
+HORIZON, HISTORY = 3, 5
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(7)
+
+
+def common_signal(windows, nodes, share, lag=0.6):
+    """Scores whose nodes all share one signal with this share of the variance, each step like the one before."""
+    correlation = lag ** (torch.arange(HORIZON).unsqueeze(1) - torch.arange(HORIZON)).abs()
+    root = torch.linalg.cholesky(correlation)
+    signal, rest = (torch.einsum("pq,nqv->npv", root, torch.randn(windows, HORIZON, width)) for width in (1, nodes))
+    return math.sqrt(share) * signal + math.sqrt(1 - share) * rest
+
+
+def fitted(scores, modes, histories=None):
+    windows, horizon, nodes = scores.shape
+    model = FactorModel(nodes, horizon, modes)
+    model.fit(scores, torch.randn(windows, HISTORY, nodes) if histories is None else histories)
+    return model
+
+
+def coloured(model, count=4000):
+    return model.colour(torch.randn(count, len(model.spread), model.width))
+
+
+def between_nodes(fields):
+    """Correlations of different nodes at the same step, of all steps."""
+    nodes = fields.shape[-1]
+    others = ~torch.eye(nodes, dtype=torch.bool)
+    return torch.stack([torch.corrcoef(fields[:, step].T)[others] for step in range(fields.shape[1])])
+
+
+# There and back
+
+@pytest.mark.parametrize("windows, nodes, modes", [(200, 40, 6), (5, 40, 6), (200, 4, 16), (30, 1, 16), (50, 7, 0)])
+def test_colouring_undoes_whitening(windows, nodes, modes):
+    scores = common_signal(windows, nodes, 0.5)
+    model = fitted(scores, modes)
+    white = model.whiten(scores)
+    assert white.shape == (windows, HORIZON, model.width)
+    torch.testing.assert_close(model.colour(white), scores, rtol=0, atol=1e-4)
+    fresh = 3 * torch.randn(11, HORIZON, nodes)
+    torch.testing.assert_close(model.colour(model.whiten(fresh)), fresh, rtol=0, atol=1e-3)
+
+
+def test_before_it_is_fitted_it_changes_nothing():
+    model, scores = FactorModel(6, HORIZON, 2), torch.randn(4, HORIZON, 6)
+    assert torch.equal(model.whiten(scores)[..., :6], scores)
+    assert torch.equal(model.colour(model.whiten(scores)), scores)
+
+
+@pytest.mark.parametrize("nodes, modes, width", [(40, 6, 46), (6, 16, 9), (1, 16, 1), (7, 0, 7), (3, 2, 4)])
+def test_there_are_at_most_half_as_many_modes_as_nodes(nodes, modes, width):
+    model = FactorModel(nodes, HORIZON, modes)
+    assert (model.width, model.width - nodes) == (width, model.modes)
+
+
+# Covariance
+
+@pytest.mark.parametrize("windows", [2000, 40])
+def test_white_coordinates_have_mean_square_one_and_no_correlation_among_steps(windows):
+    scores = common_signal(windows, 200, 0.5)
+    white = fitted(scores, 4).whiten(scores)
+    assert float(white.square().mean()) == pytest.approx(1, abs=0.05)
+    pooled = torch.einsum("npv,nqv->pq", white, white) / (windows * white.shape[-1])
+    assert (pooled - torch.eye(HORIZON)).abs().max() < 0.06
+    modes = white[..., 200:]
+    covariance = torch.einsum("npv,nqv->vpq", modes, modes) / windows
+    assert (covariance - torch.eye(HORIZON)).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("share, windows", [(0.8, 2000), (0.5, 2000), (0.8, 60), (0.0, 2000)])
+def test_coloured_white_noise_has_the_correlation_between_nodes_of_the_training_scores(share, windows):
+    """More windows than nodes and fewer; strong and none: with 1 mode for 100 nodes."""
+    scores = common_signal(windows, 100, share)
+    drawn = between_nodes(coloured(fitted(scores, 1)))
+    assert float(drawn.mean()) == pytest.approx(float(between_nodes(scores).mean()), abs=0.03)
+    if windows == 2000:
+        assert float(drawn.mean()) == pytest.approx(share, abs=0.05)
+        assert drawn.std() < 0.06
+
+
+def test_nodes_that_go_together_in_groups_are_drawn_in_these_groups():
+    left, right = common_signal(1000, 50, 0.8), common_signal(1000, 50, 0.8)
+    drawn = coloured(fitted(torch.cat([left, right], dim=-1), 2))
+    correlation = torch.corrcoef(drawn[:, 1].T)
+    within = correlation[:50, :50][~torch.eye(50, dtype=torch.bool)]
+    assert float(within.mean()) == pytest.approx(0.8, abs=0.03) and within.std() < 0.04
+    assert correlation[:50, 50:].abs().mean() < 0.04
+
+
+@pytest.mark.parametrize("modes", [16, 5])
+def test_more_modes_than_the_field_has_do_not_make_nodes_more_alike(modes):
+    """16 modes for 75 nodes, the default for the flights: what they take of each node's own part is given back."""
+    scores = common_signal(2000, 75, 0.3)
+    drawn = coloured(fitted(scores, modes))
+    assert float(between_nodes(drawn).mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(drawn.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_coloured_white_noise_has_the_covariance_over_the_horizon_and_the_spread_of_each_node():
+    spread = torch.linspace(0.5, 2, 60) * torch.tensor([[1.0], [1.2], [0.8]])
+    scores = common_signal(2000, 60, 0.4) * spread
+    drawn = coloured(fitted(scores, 1))
+    torch.testing.assert_close(drawn.std(0), spread, rtol=0.1, atol=0)
+    scaled = drawn / drawn.std(0)
+    for one, other, wanted in ((0, 1, 0.6), (1, 2, 0.6), (0, 2, 0.36)):
+        found = (scaled[:, one] * scaled[:, other]).mean(0)
+        assert float(found.mean()) == pytest.approx(wanted, abs=0.03) and found.std() < 0.06
+
+
+def test_one_node_has_its_covariance_over_the_horizon():
+    scores = common_signal(3000, 1, 0.5)
+    drawn = coloured(fitted(scores, 16), 20_000)[..., 0]
+    assert (torch.corrcoef(drawn.T) - torch.corrcoef(scores[..., 0].T)).abs().max() < 0.03
+
+
+def test_constant_scores_do_not_break_it():
+    model = fitted(torch.zeros(30, HORIZON, 8), 2, torch.zeros(30, HISTORY, 8))
+    assert coloured(model).isfinite().all()
+    assert model.whiten(torch.randn(2, HORIZON, 8)).isfinite().all()
+    assert model.history(torch.randn(2, HISTORY, 8)).isfinite().all()
+
+
+def test_a_few_windows_are_enough():
+    """Fewer scores of a node than modes."""
+    scores = common_signal(3, 60, 0.5)
+    model = fitted(scores, 16)
+    torch.testing.assert_close(model.colour(model.whiten(scores)), scores, rtol=0, atol=1e-3)
+    assert coloured(model).isfinite().all()
+
+
+# History
+
+def test_histories_have_spread_one_in_every_coordinate():
+    histories = torch.randn(500, HISTORY, 30) * torch.linspace(0.2, 3, 30)
+    model = fitted(common_signal(500, 30, 0.5), 4, histories)
+    seen = model.history(histories)
+    assert seen.shape == (500, HISTORY, 34)
+    torch.testing.assert_close(seen.square().mean((0, 1)).sqrt(), torch.ones(34), rtol=0, atol=1e-4)
+    torch.testing.assert_close(seen[..., 30:] * model.history_spread[30:], histories @ model.axes, rtol=0, atol=1e-4)
+
+
+# Cost
+
+@pytest.mark.parametrize("nodes", [500, 3000])
+def test_what_is_stored_is_linear_in_the_nodes(nodes):
+    model = FactorModel(nodes, 12, 16)
+    stored = sum(value.numel() for value in model.buffers())
+    assert stored == 12 * nodes + 16 * nodes + 16 + (nodes + 16) * (1 + 2 * 12 * 12)
+
+
+def test_with_fewer_scores_than_nodes_no_array_of_nodes_by_nodes_is_made():
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            self.size = max([self.size, *sizes])
+            return result
+
+    nodes, scores, histories = 3000, torch.randn(50, HORIZON, 3000), torch.randn(50, HISTORY, 3000)
+    start = time.perf_counter()
+    with Largest() as seen:
+        model = FactorModel(nodes, HORIZON, 16)
+        model.fit(scores, histories)
+        model.colour(model.whiten(scores))
+        model.history(histories)
+    assert 50 * HORIZON * nodes <= seen.size < nodes * nodes / 4
+    assert time.perf_counter() - start < 20
+
+
+def test_it_is_fitted_without_a_gradient_and_leaves_its_arguments_alone():
+    scores = common_signal(100, 10, 0.5)
+    kept = scores.clone()
+    model = fitted(scores, 3)
+    assert torch.equal(scores, kept)
+    assert not list(model.parameters()) and not any(value.requires_grad for value in model.buffers())
+
+
+def test_all_that_was_fitted_is_saved_and_restored():
+    scores = common_signal(100, 10, 0.5)
+    model, other = fitted(scores, 3), FactorModel(10, HORIZON, 3)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.whiten(scores), model.whiten(scores))
+    assert torch.equal(other.history(scores), model.history(scores))

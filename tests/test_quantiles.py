@@ -1,0 +1,216 @@
+"""Margins: quantiles become members and back, and normal scores are normal when the quantiles are right."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from models import quantiles as margins
+from models.quantiles import (
+    LEVELS,
+    NORMAL_SCORE_LIMIT,
+    equidistant_quantiles,
+    pinball,
+    reorder,
+    shift_levels,
+    to_support,
+)
+from utils.metrics import LEVELS as SCORED_LEVELS
+from utils.metrics import crps_quantile
+
+NOWHERE = float("-inf")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(7)
+
+
+def normal_scores(quantiles, truth, uniform, minimum=NOWHERE, step=0.0):
+    return margins.normal_scores(quantiles, truth, uniform, minimum, step)
+
+
+def normal_quantiles(mean=0.0, std=1.0, shape=(1, 3, 4)):
+    """Quantiles (batch, level, F, node) of the same normal law everywhere."""
+    levels = torch.special.ndtri(torch.tensor(LEVELS, dtype=torch.float64)).float()
+    return (mean + std * levels).view(1, -1, 1, 1).expand(shape[0], -1, *shape[1:])
+
+
+def rising(batch=5, shape=(3, 4)):
+    """Quantiles of no known law, in rising order."""
+    return torch.randn(batch, len(LEVELS), *shape).sort(1).values
+
+
+# From quantiles to members
+
+@pytest.mark.parametrize("members", [2, 3, 19, 50, 1000])
+def test_the_equidistant_quantiles_of_a_normal_law_are_its_own(members):
+    found = equidistant_quantiles(normal_quantiles(3, 2), members)
+    level = (torch.arange(members, dtype=torch.float64) + 0.5) / members
+    wanted = (3 + 2 * torch.special.ndtri(level)).float().view(1, -1, 1, 1).expand_as(found)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("members", [2, 7, 50, 400])
+def test_the_map_from_quantiles_to_members_is_linear_and_keeps_their_order(members):
+    quantiles, others = rising(), rising()
+    found = equidistant_quantiles(quantiles, members)
+    assert found.shape == (5, members, 3, 4)
+    assert (found.diff(dim=1) >= -1e-6).all()
+    torch.testing.assert_close(equidistant_quantiles(2 * quantiles - 3 * others + 1, members),
+                               2 * found - 3 * equidistant_quantiles(others, members) + 1, rtol=1e-4, atol=1e-4)
+
+
+def test_ten_members_are_every_second_of_the_nineteen_quantiles():
+    """Levels (i + 1/2) / 10 = 0.05, 0.15, ... are every second one of ours: those members are the quantiles."""
+    quantiles = rising()
+    torch.testing.assert_close(equidistant_quantiles(quantiles, 10), quantiles[:, ::2], rtol=0, atol=1e-6)
+
+
+def test_a_place_of_the_field_has_the_members_of_its_own_quantiles():
+    quantiles = rising()
+    alone = equidistant_quantiles(quantiles[2:3, :, 1:2, 3:4], 20)
+    torch.testing.assert_close(equidistant_quantiles(quantiles, 20)[2:3, :, 1:2, 3:4], alone)
+
+
+# Order
+
+def test_reordered_members_keep_each_margin_and_have_the_ranks_of_the_scores():
+    ordered, scores = torch.randn(3, 40, 2, 5).sort(1).values, torch.randn(3, 40, 2, 5)
+    members = reorder(ordered, scores)
+    assert torch.equal(members.sort(1).values, ordered)
+    assert torch.equal(members.argsort(1), scores.argsort(1))
+    assert torch.equal(reorder(ordered, ordered), ordered)
+    member = scores[1, :, 0, 2].argmax()
+    assert members[1, member, 0, 2] == ordered[1, -1, 0, 2]
+
+
+def test_reordering_leaves_its_arguments_alone():
+    ordered, scores = torch.randn(2, 9, 2, 2).sort(1).values, torch.randn(2, 9, 2, 2)
+    kept = ordered.clone(), scores.clone()
+    reorder(ordered, scores)
+    assert torch.equal(ordered, kept[0]) and torch.equal(scores, kept[1])
+
+
+# From values to scores
+
+def test_the_normal_scores_of_the_equidistant_quantiles_are_those_of_their_levels():
+    """Inside the quantiles and beyond them, whatever the law."""
+    quantiles, members = rising(1) + torch.linspace(0, 1, 19).view(1, -1, 1, 1), 200
+    values = equidistant_quantiles(quantiles, members)
+    found = normal_scores(quantiles.expand(members, -1, -1, -1), values[0], torch.rand(members, 3, 4), NOWHERE)
+    wanted = torch.special.ndtri((torch.arange(members) + 0.5) / members).view(-1, 1, 1).expand_as(found)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("mean, std", [(0.0, 1.0), (-3.0, 0.2), (10.0, 5.0)])
+def test_normal_scores_under_a_normal_law_are_the_standardized_values(mean, std):
+    values = mean + std * torch.linspace(-3.5, 3.5, 71).view(-1, 1, 1).expand(-1, 3, 4)
+    found = normal_scores(normal_quantiles(mean, std, (71, 3, 4)), values, torch.rand(71, 3, 4), NOWHERE)
+    torch.testing.assert_close(found, (values - mean) / std, rtol=0, atol=1e-3)
+
+
+def test_normal_scores_of_data_from_the_law_of_the_quantiles_are_standard_normal():
+    """A skewed law, whose quantiles are exact at 19 levels only."""
+    law = torch.distributions.Weibull(torch.tensor(1.0), torch.tensor(1.8))
+    quantiles = law.icdf(torch.tensor(LEVELS)).view(1, -1, 1, 1).expand(20_000, -1, 1, 2)
+    scores = normal_scores(quantiles, law.sample((20_000, 1, 2)), torch.rand(20_000, 1, 2), NOWHERE)
+    inside = scores[scores.abs() < torch.special.ndtri(torch.tensor(0.95))].double()
+    assert len(inside) == pytest.approx(0.9 * scores.numel(), abs=5 * math.sqrt(0.09 * scores.numel()))
+    assert stats.kstest(inside.numpy(), stats.truncnorm(-1.645, 1.645).cdf).statistic < 0.01
+    assert abs(scores.mean()) < 0.03 and scores.std() == pytest.approx(1, abs=0.04)
+
+
+def test_normal_scores_rise_with_the_value_and_stay_within_the_limit():
+    quantiles = rising(1).expand(101, -1, -1, -1)
+    values = torch.linspace(-1e4, 1e4, 101).view(-1, 1, 1).expand(-1, 3, 4)
+    scores = normal_scores(quantiles, values, torch.rand(101, 3, 4), NOWHERE)
+    assert (scores.diff(dim=0) >= 0).all()
+    assert float(scores.min()) == pytest.approx(-NORMAL_SCORE_LIMIT, abs=0.01)
+    assert float(scores.max()) == pytest.approx(NORMAL_SCORE_LIMIT, abs=0.01)
+
+
+def test_equal_quantiles_give_finite_scores():
+    quantiles = torch.zeros(4, len(LEVELS), 1, 1)
+    values = torch.tensor([-1.0, 0.0, 1e-9, 1.0]).view(-1, 1, 1)
+    for minimum in (NOWHERE, 0.0, -1.0):
+        scores = normal_scores(quantiles, values, torch.tensor([0.0, 0.5, 1.0, 0.5]).view(-1, 1, 1), minimum)
+        assert scores.isfinite().all() and scores.abs().max() <= NORMAL_SCORE_LIMIT
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 0.6, 0.9])
+def test_values_at_the_minimum_get_scores_below_that_of_their_probability_evenly_in_level(probability):
+    """A normal law of which all below its quantile at `probability` is at the minimum."""
+    minimum = float(torch.special.ndtri(torch.tensor(probability)))
+    quantiles, values = normal_quantiles(shape=(5000, 1, 2)), torch.full((5000, 1, 2), minimum)
+    scores = normal_scores(quantiles, values, torch.rand(5000, 1, 2), minimum)
+    level = torch.special.ndtr(scores).flatten()
+    assert level.max() < probability + 1e-3
+    assert stats.kstest((level / probability).numpy(), "uniform").statistic < 0.025
+    above = normal_scores(quantiles, values + 1e-3, torch.rand(5000, 1, 2), minimum)
+    assert (above > minimum).all() and above.std() < 1e-5
+
+
+def test_scores_of_a_law_with_much_of_its_weight_at_the_minimum_are_standard_normal():
+    law, minimum = torch.randn(20_000, 1, 2), 0.4
+    scores = normal_scores(normal_quantiles(shape=(20_000, 1, 2)), law.clamp_min(minimum), torch.rand(20_000, 1, 2),
+                           minimum)
+    assert stats.kstest(scores.flatten().numpy(), "norm").statistic < 0.01
+
+
+def test_without_a_minimum_the_uniform_numbers_do_not_matter():
+    quantiles, values = rising(), torch.randn(5, 3, 4)
+    one, other = (normal_scores(quantiles, values, torch.rand(5, 3, 4), NOWHERE) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_scores_of_rounded_values_are_standard_normal_and_of_no_value_outside_its_step():
+    """Whole steps of 0.8 from the minimum up, of a normal law: only a random level within the step is normal."""
+    law, minimum, step = torch.randn(20_000, 1, 2), -0.6, 0.8
+    values = to_support(law, minimum, step)
+    assert len(values.unique()) < 8
+    scores = normal_scores(normal_quantiles(shape=(20_000, 1, 2)), values, torch.rand(20_000, 1, 2), minimum, step)
+    assert stats.kstest(scores.flatten().numpy(), "norm").statistic < 0.01
+    inside = values > minimum
+    assert ((scores - values)[inside].abs() < step / 2 + 1e-2).all() and (scores[~inside] < minimum + step / 2).all()
+
+
+# Support
+
+def test_members_are_moved_to_the_nearest_value_that_the_field_can_take():
+    values = torch.tensor([-3.0, -0.51, -0.29, 0.0, 0.11, 0.85])
+    assert torch.equal(to_support(values, NOWHERE, 0.0), values)
+    assert to_support(values, -0.3, 0.0).tolist() == pytest.approx([-0.3, -0.3, -0.29, 0, 0.11, 0.85])
+    assert to_support(values, -0.5, 0.4).tolist() == pytest.approx([-0.5, -0.5, -0.1, -0.1, 0.3, 0.7])
+
+
+# Shifted levels
+
+@pytest.mark.parametrize("shift", [-0.7, -0.1, 0.0, 0.3, 1.0])
+def test_shifting_the_levels_of_a_normal_law_moves_its_mean_by_as_many_standard_deviations(shift):
+    found = shift_levels(normal_quantiles(2, 3), torch.full((1, 3, 4), shift))
+    torch.testing.assert_close(found, normal_quantiles(2 + 3 * shift, 3), rtol=0, atol=1e-4)
+
+
+def test_shifting_levels_keeps_their_order_and_no_shift_changes_nothing():
+    quantiles, shift = rising(), torch.randn(5, 3, 4)
+    torch.testing.assert_close(shift_levels(quantiles, torch.zeros(5, 3, 4)), quantiles, rtol=0, atol=1e-5)
+    assert (shift_levels(quantiles, shift).diff(dim=1) >= -1e-5).all()
+    one = shift_levels(quantiles[2:3], shift[2:3])
+    torch.testing.assert_close(shift_levels(quantiles, shift)[2:3], one)
+
+
+# Loss
+
+def test_the_mean_pinball_loss_is_the_quantile_form_of_the_crps():
+    quantiles, truth = rising(), torch.randn(5, 3, 4)
+    assert LEVELS == SCORED_LEVELS
+    torch.testing.assert_close(pinball(quantiles, truth).mean(1), crps_quantile(quantiles, truth))
+
+
+def test_pinball_is_asymmetric_as_its_level_says():
+    loss = pinball(torch.zeros(1, len(LEVELS)), torch.tensor([2.0]))[0]
+    assert loss.tolist() == pytest.approx([2 * level * 2 for level in LEVELS])
+    loss = pinball(torch.zeros(1, len(LEVELS)), torch.tensor([-2.0]))[0]
+    assert loss.tolist() == pytest.approx([2 * (1 - level) * 2 for level in LEVELS])
