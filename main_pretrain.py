@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
                  keep, lambda line: checkpoint.append_line(folder / checkpoint.LOG, line))
     if config.recalibrate and hasattr(model, "recalibrate"):
         seed_step(config.seed, 0)
-        model.recalibrate(data.batches("validation", config.val_batch_size), data.support)
+        model.recalibrate(data.calibration(config.val_batch_size), data.support)
         keep(model.state_dict(), result.best_epoch, result.best_score)
     start = time.perf_counter()
     scores = evaluate_mean(lambda b: model(*b.known), data.batches("test", config.val_batch_size),

@@ -115,6 +115,16 @@ class WindowedField:
             starts = starts[torch.linspace(0, len(starts) - 1, limit).round().long()]
         return WindowBatches(self, starts, batch_size)
 
+    def calibration(self, batch_size: int) -> "WindowBatches":
+        """Batches of the validation windows whose futures end before the first future of the test begins.
+
+        The last validation windows share targets with the first test windows, as published. What is measured to be
+        applied to the test (spreads, residuals, recalibration) is measured without these; all, where none is left.
+        """
+        starts = self.starts["validation"]
+        clear = starts[starts + self.predict_len <= self.starts["test"][0]]
+        return WindowBatches(self, clear if len(clear) else starts, batch_size)
+
 
 @dataclass(frozen=True)
 class WindowBatches:

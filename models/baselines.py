@@ -13,7 +13,7 @@ noise      draw -> standard normal values (batch * member, F, node), rows in (ba
 ensemble   (batch, member, F, node)
 
 Units: standardized. Errors are measured where the baseline cannot have seen them: on training windows for what
-takes nothing from a network, on validation windows for what builds on `mean` or `quantiles`.
+takes nothing from a network, on validation windows (`data.calibration`) for what builds on `mean` or `quantiles`.
 Raises: ValueError when a baseline is not given the `mean` or `quantiles` that it builds on.
 """
 
@@ -96,7 +96,7 @@ def climatology(data, members: int, **_) -> Callable:
 
 def gaussian(data, members: int, mean: Callable | None = None, **_) -> Callable:
     """mean + Gaussian with the root mean square validation residual per node and horizon, all independent."""
-    return _gaussian_around(_needed("gaussian", mean=mean), data.batches("validation", FIT_BATCH), members)
+    return _gaussian_around(_needed("gaussian", mean=mean), data.calibration(FIT_BATCH), members)
 
 
 def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable:
@@ -203,7 +203,7 @@ def _gaussian_around(point: Callable, windows: Iterable, members: int) -> Callab
 
 def _validation_residuals(data, point: Callable) -> tuple[Tensor, Tensor]:
     """future - point of every validation window: (window, F, node), and the windows' slots (window,)."""
-    found = [(batch.future - point(batch), batch.calendar[:, 0]) for batch in data.batches("validation", FIT_BATCH)]
+    found = [(batch.future - point(batch), batch.calendar[:, 0]) for batch in data.calibration(FIT_BATCH)]
     fields, slots = zip(*found, strict=True)
     return torch.cat(fields), torch.cat(slots)
 

@@ -51,9 +51,9 @@ def constant_noise(value, members, data):
     return lambda index: torch.full((members, data.predict_len, data.num_nodes), value)
 
 
-def residuals(data, split, point):
-    """future - point of a split's windows, one by one."""
-    return torch.cat([batch.future - point(batch) for batch in data.batches(split, 1)])
+def residuals(data, batches, point):
+    """future - point of windows, one by one."""
+    return torch.cat([batch.future - point(batch) for batch in batches])
 
 
 def counting(steps, nodes=3, interval=(1, "hour"), lengths=(6, 4), **given):
@@ -152,7 +152,7 @@ def test_networks_run_without_gradient(data):
 
 def test_persistence_is_the_last_value_with_the_error_of_training_windows(data):
     batch = data.batch(torch.tensor([100]))
-    std = residuals(data, "train", lambda batch: batch.history[:, -1:]).square().mean(0).sqrt()
+    std = residuals(data, data.batches("train", 1), lambda batch: batch.history[:, -1:]).square().mean(0).sqrt()
     draw = fit("persistence", data, 2)
     for value in (0.0, 1.0, -2.0):
         expected = (batch.history[:, -1:] + value * std).unsqueeze(1).expand(1, 2, -1, -1)
@@ -162,7 +162,7 @@ def test_persistence_is_the_last_value_with_the_error_of_training_windows(data):
 def test_gaussian_std_is_the_root_mean_square_of_the_validation_residuals(data):
     batch, draw = data.batch(torch.tensor([100])), fit("gaussian", data, 1)
     std = draw(batch, constant_noise(1.0, 1, data))[0] - mean(batch)
-    torch.testing.assert_close(std, residuals(data, "validation", mean).square().mean(0).sqrt().unsqueeze(0))
+    torch.testing.assert_close(std, residuals(data, data.calibration(1), mean).square().mean(0).sqrt().unsqueeze(0))
 
 
 @pytest.mark.parametrize(("predict_len", "season"), [(4, 24), (24, 24), (30, 48)])
@@ -244,12 +244,13 @@ def test_climatology_uses_no_step_after_the_training_part():
 def test_conformal_intervals_cover_the_validation_residuals_at_the_nominal_level(data, members):
     found, batch = draw_windows("conformal", data, members)
     ordered = (found - mean(batch).unsqueeze(1)).sort(dim=1).values
-    errors = residuals(data, "validation", mean)
+    errors = residuals(data, data.calibration(1), mean)
     for low in range(members // 2):
         upper = ordered[0, members - 1 - low]
         torch.testing.assert_close(ordered[0, low], -upper, rtol=0, atol=1e-5)
         inside = (errors.abs() <= upper + 1e-5).sum(0)
-        assert (inside == min(math.ceil(23 * (members - 1 - 2 * low) / members), 22)).all()
+        count = len(errors)
+        assert (inside == min(math.ceil((count + 1) * (members - 1 - 2 * low) / members), count)).all()
     if members % 2:
         assert ordered[:, members // 2].abs().max() < 1e-5
 
@@ -258,7 +259,7 @@ def test_residual_fields_are_whole_validation_residuals_each_once_and_all_as_oft
     data = counting(1000, nodes=2)
     members, batch = draw_windows("residual_fields", data, 20, mean=zero_mean)
     first = first_steps(data, members) - 6
-    validation = data.starts["validation"]
+    validation = data.calibration(1).starts
     assert torch.isin(first, validation).all()
     assert all(len(row.unique()) == 20 for row in first)
     share = torch.bincount(first.flatten() - validation[0], minlength=len(validation)).float()
@@ -270,18 +271,21 @@ def test_residual_fields_are_whole_validation_residuals_each_once_and_all_as_oft
 def test_a_small_pool_is_drawn_with_replacement():
     data = counting(120, nodes=2)
     first = first_steps(data, draw_windows("residual_fields", data, 60, mean=zero_mean)[0]) - 6
-    assert torch.isin(first, data.starts["validation"]).all()
-    share = torch.bincount((first - data.starts["validation"][0]).flatten(), minlength=22).float()
-    assert (share - 60).abs().max() < 5 * math.sqrt(60)
+    pool = data.calibration(1).starts
+    count = len(pool)
+    assert torch.isin(first, pool).all() and count < 60
+    share = torch.bincount((first - pool[0]).flatten(), minlength=count).float()
+    expected = first.numel() / count
+    assert (share - expected).abs().max() < 5 * math.sqrt(expected)
     distinct = sum(len(row.unique()) for row in first) / len(first)
-    assert distinct == pytest.approx(22 * (1 - (21 / 22) ** 60), abs=0.8)
+    assert distinct == pytest.approx(count * (1 - (1 - 1 / count) ** 60), abs=0.8)
 
 
 @pytest.mark.parametrize(("interval", "size", "width"), [((1, "hour"), 24, 1), ((1, "month"), 12, 0),
                                                          ((5, "minute"), 288, 12)])
 def test_residual_fields_of_the_slot_come_from_within_a_24th_of_the_cycle(interval, size, width):
-    data = counting(1800, nodes=2, interval=interval, start="2020-01-06" if size > 12 else "1850-01")
-    members, batch = draw_windows("residual_fields_slot", data, 30, mean=zero_mean)
+    data = counting(2400, nodes=2, interval=interval, start="2020-01-06" if size > 12 else "1850-01")
+    members, batch = draw_windows("residual_fields_slot", data, 90, mean=zero_mean)
     gap = (first_steps(data, members) - 6 - batch.start.unsqueeze(1) + size // 2) % size - size // 2
     for slot in (0, 5, size - 1):  # also round the end of the cycle
         assert set(gap[batch.calendar[:, 0] == slot].flatten().tolist()) == set(range(-width, width + 1))

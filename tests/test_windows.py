@@ -20,6 +20,15 @@ def lengths(starts: dict) -> tuple:
 
 # The split
 
+def test_calibration_windows_are_the_validation_windows_that_share_no_target_with_the_test():
+    data = WindowedField(make_field(random_values(200, 3)), 12, 12)
+    starts = data.calibration(8).starts
+    assert starts.tolist() == data.starts["validation"][:-11].tolist()
+    assert int(starts[-1]) + 24 == int(data.starts["test"][0]) + 12
+    short = WindowedField(make_field(random_values(79, 3)), 12, 12)  # 11 validation windows, all of them share some
+    assert short.calibration(8).starts.tolist() == short.starts["validation"].tolist()
+
+
 def test_481_windows_of_504_steps_are_split_289_96_96():
     starts, training_steps = split_windows(make_field(np.zeros((504, 1))), 12, 12)
     assert lengths(starts) == (289, 96, 96)
