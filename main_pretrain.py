@@ -26,7 +26,7 @@ def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> W
 
 
 def build_mean_model(settings: dict, num_nodes: int, calendar_sizes: tuple[int, ...]) -> torch.nn.Module:
-    """The mean model of a stage-1 configuration (as a dict: also that of a checkpoint)."""
+    """The stage-1 model of a configuration (as a dict: also that of a checkpoint)."""
     return MEAN_MODELS[settings["mean_model"]](
         num_nodes, settings["history_len"], settings["predict_len"], calendar_sizes,
         channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     if config.compile:
-        model.compile()
+        model.blocks.compile()
 
     def loss(batch):
         with autocast(device, config.amp):

@@ -5,6 +5,7 @@
 
 import copy
 import shlex
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from utils.training import fit
 
 CHOICES = {"process": PROCESSES, "eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
            "scale_statistic": STATISTICS}
-STATISTICS_WINDOWS = 1000  # training windows, evenly spread, that the linear dependence is estimated from
+STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 20_000_000  # at most, that the linear dependence is estimated from
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
@@ -83,6 +84,9 @@ def build_forecaster(settings: dict, mean_model: torch.nn.Module, facts: dict) -
         )
 
     if settings["process"] == "cost":
+        if hasattr(mean_model, "quantiles"):
+            print("note: --process cost on the mean of a quantile model; as published, stage 1 runs with --mean_model "
+                  "stid --no-climatology --tokens 0", file=sys.stderr)
         return ResidualForecaster(mean_model, denoiser(num_nodes, endpoint=True), beta, num_nodes,
                                   settings["endpoint_signs"])
     if not hasattr(mean_model, "quantiles"):
@@ -148,8 +152,8 @@ def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str,
         (settings["nsample"], data.predict_len, data.num_nodes), model.equidistant,
     )
     return {
-        **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed", "sampler")},
-        "split": split, "method": settings["process"], "steps": settings["sample_steps"],
+        **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed")}, "split": split,
+        "method": settings["process"], **model.sampled_by(settings["sampler"], settings["sample_steps"]),
         "precision": settings["sample_precision"], **scores, "seconds_sample": time.perf_counter() - start,
     }, windows
 
@@ -185,8 +189,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     seed_step(config.seed, 0)
-    model.fit_statistics(data.batches("train", config.val_batch_size, limit=STATISTICS_WINDOWS),
-                         data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
+    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // (data.predict_len * data.num_nodes)))
+    model.fit_statistics(data.batches("train", config.val_batch_size, limit=enough),
+                         lambda: data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
     if config.compile:
         model.denoiser.compile()
 

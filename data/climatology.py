@@ -13,6 +13,8 @@ class Climatology:
 
         climatology(t) = mean of value(s) over reference steps s in the slot of t, s not in the window of t
 
+    Values are smoothed over a few neighbours where a cycle has many slots; then these are left out with the window.
+
     Leaving out matters: with a few days of data the mean of a slot would carry a good part of the value that is to
     be forecast; and if only the step itself were left out, two steps of a window a cycle apart would tell each other.
     Every continuous segment of the field has a reference of its own: the training part, or, for a
@@ -39,12 +41,14 @@ class Climatology:
         return total / (2 * self.reach + 1)
 
     def __call__(self, steps: Tensor, segment: Tensor) -> Tensor:
-        """Climatology at `steps` (batch, step) of windows in `segment` (batch,): (batch, step, node)."""
+        """Climatology at consecutive `steps` (batch, step) of windows in `segment` (batch,): (batch, step, node)."""
         first, last = self.first[segment].unsqueeze(1), self.last[segment].unsqueeze(1)
-        inside = ((steps >= first) & (steps < last)).unsqueeze(-1)
+        left_out = steps[:, :1] + torch.arange(-self.reach, steps.shape[1] + self.reach, device=steps.device)
+        inside = ((left_out >= first) & (left_out < last)).unsqueeze(-1)
+        left_out = left_out.clamp(0, len(self.slots) - 1)
         slot, segment = self.slots[steps], segment.unsqueeze(1)
-        own = inside * self.smoothed(steps, first, last)
-        alike = (slot.unsqueeze(2) == slot.unsqueeze(1)).to(own.dtype)
+        own = inside * self.smoothed(left_out, first, last)
+        alike = (slot.unsqueeze(2) == self.slots[left_out].unsqueeze(1)).to(own.dtype)
         total = self.sums[segment, slot] - alike @ own
         count = self.counts[segment, slot] - alike @ inside.to(own.dtype)
         return torch.where(count > 0, total / count.clamp_min(1), 0.0)

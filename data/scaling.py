@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1024  # time steps read at once, so that a memory map stays on disk
-WHOLE_WITHIN = 1e-3
+WHOLE_WITHIN = 1e-3, 1e-6  # absolute, and as a share of the value
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ class Scaler:
         return cls(mean, std if std > 1e-12 * max(abs(mean), 1e-300) else 1.0, whole)
 
     def standardize(self, physical: Tensor) -> Tensor:
-        return (physical.float() - self.mean) / self.std
+        return (physical.float() - self.mean) * (1 / self.std)  # CUDA divides so too: the same bits everywhere
 
     def physical(self, standardized: Tensor) -> Tensor:
         physical = standardized * self.std + self.mean
         if not self.whole:
             return physical
         nearest = physical.round()
-        return torch.where((physical - nearest).abs() < WHOLE_WITHIN, nearest, physical)
+        absolute, relative = WHOLE_WITHIN
+        return torch.where((physical - nearest).abs() < absolute + relative * nearest.abs(), nearest, physical)

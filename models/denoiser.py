@@ -1,4 +1,4 @@
-"""Denoiser: the noise in a noisy residual, given everything known about its window."""
+"""Denoiser: what a process asks about a noisy sample (its noise, or v), given everything known about its window."""
 
 import torch
 from torch import Tensor, nn

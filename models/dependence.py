@@ -17,8 +17,8 @@ class FactorModel(nn.Module):
     horizon with a covariance of its own, whose Cholesky factor is its root. `colour` of independent standard normal
     numbers is the Gaussian copula of the training data, and that is where the diffusion starts from; since it takes
     what the rests have along the axes out of them, the roots of the rests are larger by as much. White
-    coordinates of data have variance 1, those of the rests a share modes / nodes less. Cost and memory are linear
-    in the nodes.
+    coordinates of data have variance 1, those of the rests a share modes / nodes less. Memory, and the cost of
+    both maps, are linear in the nodes.
 
     Shapes: scores (..., F, node), white (..., F, node + mode).
     Source: principal components after Tipping and Bishop 1999, applied to normal scores.

@@ -30,6 +30,10 @@ class Forecaster(nn.Module):
         self.schedule = NoiseSchedule.from_beta(beta)
         self.register_buffer("alpha_bar", self.schedule.alpha_bar.clone())
 
+    def sampled_by(self, sampler: str, steps: int) -> dict:
+        """What a report says of how members are drawn."""
+        return {"sampler": sampler, "steps": steps}
+
     def train(self, mode: bool = True):
         """Switch the denoiser; the stage-1 model stays in eval mode: no dropout, no gradient."""
         super().train(mode)
@@ -81,9 +85,9 @@ class ResidualForecaster(Forecaster):
         self.signs = signs
         self.register_buffer("fluctuation_scale", torch.zeros(num_nodes))
 
-    def fit_statistics(self, batches, fluctuation_scale: Tensor) -> None:
-        """Take over what is measured on the training part before the first step."""
-        self.fluctuation_scale.copy_(fluctuation_scale)
+    def fit_statistics(self, batches, fluctuation_scale) -> None:
+        """Take over what is measured on the training part before the first step: `fluctuation_scale()`."""
+        self.fluctuation_scale.copy_(fluctuation_scale())
 
     @property
     def coordinates(self) -> int:
@@ -162,7 +166,7 @@ class CopulaForecaster(Forecaster):
         return self.dependence.width
 
     @torch.no_grad()
-    def fit_statistics(self, batches, fluctuation_scale: Tensor) -> None:
+    def fit_statistics(self, batches, fluctuation_scale) -> None:
         """Estimate the linear part of the dependence from training batches."""
         scores, histories = [], []
         for batch in batches:
@@ -240,6 +244,9 @@ class OnePassForecaster(CopulaForecaster):
         crps = ((one - truth).abs() + (two - truth).abs() - (one - two).abs()) / 2
         nodes, modes = crps.split([self.dependence.num_nodes, self.dependence.modes], dim=-1)
         return nodes.mean() + (modes.mean() if self.dependence.modes else 0.0)
+
+    def sampled_by(self, sampler: str, steps: int) -> dict:
+        return {"sampler": "one pass", "steps": 1}
 
     def _bend(self, noise: Tensor, context: Tensor) -> Tensor:
         return noise + self.denoiser(noise, torch.zeros(1, dtype=torch.long, device=noise.device), context).float()

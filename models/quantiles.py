@@ -14,7 +14,7 @@ def pinball(quantiles: Tensor, truth: Tensor) -> Tensor:
 
         2 * max(q * (truth - quantile_q), (q - 1) * (truth - quantile_q))
     """
-    level = quantiles.new_tensor(LEVELS).view(-1, *[1] * (truth.dim() - 1))
+    level = _levels(quantiles.device, quantiles.dtype).view(-1, *[1] * (truth.dim() - 1))
     excess = truth.unsqueeze(1) - quantiles
     return 2 * torch.maximum(level * excess, (level - 1) * excess)
 
@@ -100,5 +100,12 @@ def to_support(values: Tensor, minimum: float | Tensor, step: float | Tensor) ->
     return minimum + ((values - minimum) / step).round() * step if step else values
 
 
+@functools.cache
+def _levels(device: torch.device, dtype: torch.dtype, normal: bool = False) -> Tensor:
+    """LEVELS, or their normal quantiles, on a device: sent there once, not at every step."""
+    levels = torch.tensor(LEVELS, dtype=torch.float64)
+    return (torch.special.ndtri(levels) if normal else levels).to(device, dtype)
+
+
 def _normal_levels(like: Tensor) -> Tensor:
-    return torch.special.ndtri(torch.tensor(LEVELS, dtype=torch.float64)).to(like)
+    return _levels(like.device, like.dtype, normal=True)

@@ -1,5 +1,7 @@
 """Recalibration: where the validation part shows that quantiles sit too high or too low, read them at other levels."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -30,11 +32,13 @@ class Recalibration(nn.Module):
         return calendar[:, 0] * len(self.shift) // self.size
 
     @torch.no_grad()
-    def fit(self, scores: Tensor, calendar: Tensor) -> None:
-        """Measure the shifts from normal scores (window, F, node) of validation windows."""
-        bins, count = self.bins(calendar), scores.new_zeros(len(self.shift), 1, 1)
-        count.index_add_(0, bins, scores.new_ones(len(bins), 1, 1))
-        total = torch.zeros_like(self.shift).index_add_(0, bins, scores.clamp(-LARGEST_SCORE, LARGEST_SCORE))
+    def fit(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Measure the shifts from parts of the validation windows: their normal scores (window, F, node), calendar."""
+        total, count = torch.zeros_like(self.shift), torch.zeros_like(self.shift[:, :1, :1])
+        for scores, calendar in parts:
+            bins = self.bins(calendar)
+            total.index_add_(0, bins, scores.clamp(-LARGEST_SCORE, LARGEST_SCORE))
+            count.index_add_(0, bins, scores.new_ones(len(bins), 1, 1))
         cycles = count * len(self.shift) / self.size
         self.shift.copy_(total / count.clamp_min(1) * cycles / (cycles + PRIOR))
 

@@ -93,5 +93,5 @@ class QuantileSTID(STID):
     @torch.no_grad()
     def recalibrate(self, batches, support: tuple[float, float]) -> None:
         """Fit the recalibration to validation batches. Call it after training, in eval mode."""
-        found = [(self.scores(b.future, torch.rand_like(b.future), support, *b.known), b.calendar) for b in batches]
-        self.recalibration.fit(*map(torch.cat, zip(*found, strict=True)))
+        self.recalibration.fit((self.scores(batch.future, torch.rand_like(batch.future), support, *batch.known),
+                                batch.calendar) for batch in batches)

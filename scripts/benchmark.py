@@ -5,7 +5,8 @@
 
 A run that was cut goes on where it stopped: finished stages and scored methods are left alone. Each method leaves
 save/benchmark/<split>/<data>_<H>_<F>/<method>_<seed>.json and .csv (scores of every window);
-`python -m scripts.collect_results` makes the tables. Choices are made on `--split validation`.
+`python -m scripts.collect_results` makes the tables. Choices are made on `--split validation`; methods that measure
+something there (spreads, residuals, recalibration) look better on it than they would elsewhere.
 """
 
 import time
@@ -44,10 +45,6 @@ class Method:
     baseline: str | None = None
     stage_2: tuple[str, ...] = ()
     untrained: bool = False
-
-    @property
-    def trains(self) -> bool:
-        return self.stage_1 is not None
 
 
 METHODS = {
@@ -175,11 +172,14 @@ def main(arguments: list[str] | None = None) -> int:
             for name in methods:
                 path = folder / f"{name}_{seed}.json"
                 if path.exists():
+                    found = checkpoint.read_json(path).get("test_windows", 0)
+                    if found != given["test_windows"]:
+                        raise ValueError(f"{path} was scored with --test_windows {found}; choose another --save_dir")
                     continue
                 print(f"--- {data_name}, {name}, seed {seed}", flush=True)
                 scores, windows = score(name, task)
                 checkpoint.write_table(path.with_suffix(".csv"), windows)
-                checkpoint.write_json(path, scores)
+                checkpoint.write_json(path, {**scores, "test_windows": given["test_windows"]})
                 shown = ", ".join(f"{key} {scores[key]:.4f}" for key in SHOWN)
                 print(f"{data_name} {name} {seed}: {shown}", flush=True)
     return 0

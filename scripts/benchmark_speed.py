@@ -133,7 +133,7 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
                               mean_config, budget)
     settings = checkpoint.settings(config)
     model = build_forecaster(settings, mean_model, data.facts()).to(device)
-    model.fit_statistics(data.batches("train", config.val_batch_size, limit=100), data.fluctuation_scale())
+    model.fit_statistics(data.batches("train", config.val_batch_size, limit=100), data.fluctuation_scale)
     linear = max((layer for layer in model.denoiser.modules() if isinstance(layer, torch.nn.Linear)),
                  key=lambda layer: layer.weight.numel())
     rows = model.coordinates * min(config.nsample, rows_at_once(nodes, device, config.sample_batch))

@@ -35,6 +35,8 @@ def read_runs(folder: Path) -> pd.DataFrame:
     rows = []
     for path in sorted(folder.glob("*/*.json")):
         scores = read_json(path)
+        if scores.get("test_windows"):  # a part of the split
+            continue
         row = {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
         row["minutes_forecasting"] = row.pop("seconds_sample") / 60
         rows.append({**row, "path": path.with_suffix(".csv")})
@@ -75,10 +77,10 @@ def latex(head: list[str], rows: list[list[str]]) -> str:
 
 
 def best_in_bold(frame: pd.DataFrame, rows: list[list[str]], names: tuple[str, ...], first: int) -> None:
-    """Mark the smallest value of each score; coverage has no smallest, QICE none below its floor's noise."""
+    """Mark the smallest value of each score, and those that equal it but for rounding; coverage has no smallest."""
     for column, name in enumerate(names, first):
         if name in frame and name != "coverage90" and frame[name].notna().any():
-            for place in (frame[name] <= frame[name].min() * (1 + 1e-9)).to_numpy().nonzero()[0]:
+            for place in (frame[name] <= frame[name].min() * (1 + 1e-6)).to_numpy().nonzero()[0]:
                 rows[place][column] = f"**{rows[place][column]}**"
 
 
@@ -157,7 +159,8 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
     members = ", ".join(map(str, sorted(set(runs.members))))
     text = (f"# {lengths[0]} -> {lengths[1]}: the ladder\n\nWritten by `python -m scripts.collect_results`. Published: "
             "single seed, from the tables of arXiv:2502.11013, as printed there. The rest: every test window, "
-            f"{members} members, mean ± standard deviation over seeds; minutes of one run on 2 CPU cores. Below each "
+            f"{members} members, mean ± standard deviation over seeds; minutes of one run on one CPU core (rows from "
+            "earlier_12_12.csv: on two). Below each "
             f"table the relative difference of the default, {DEFAULT}, to every method with a paired 95 % interval "
             "(circular blocks of a window's length, seeds averaged): negative is better. Rows named `our_` and "
             f"gaussian_copula stand on the same stage 1 as {DEFAULT}.\n")
@@ -179,8 +182,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     runs = read_runs(given.save_dir / "benchmark" / "test")
     earlier = read_earlier()
-    scored = set(zip(runs.data_name, runs.method, strict=True))
-    earlier = earlier[[key not in scored for key in zip(earlier.data_name, earlier.method, strict=True)]]
+    task = ["data_name", "history_len", "predict_len", "method"]
+    scored = set(map(tuple, runs[task].to_numpy()))
+    earlier = earlier[[tuple(row) not in scored for row in earlier[task].to_numpy()]]
     runs = in_ladder_order(pd.concat([runs, earlier], ignore_index=True))
     readme = ROOT / "README.md"
     for lengths, group in runs.groupby(["history_len", "predict_len"]):

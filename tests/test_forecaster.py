@@ -36,7 +36,7 @@ def make_batch(batch=3):
 def make_cost(mean_model, denoiser, scale=SCALE):
     """A forecaster of the published process that has seen its training part."""
     model = ResidualForecaster(mean_model, denoiser, BETA, NODES)
-    model.fit_statistics(None, scale)
+    model.fit_statistics(None, lambda: scale)
     return model
 
 
@@ -53,7 +53,7 @@ def make_copula(dropout=0.0, trained=True, support=ANY_VALUE, modes=2, process=C
     denoiser = DENOISERS["mlp"](dependence.width, HISTORY, HORIZON, SIZES, channels=16, layers=2, embedding=8,
                                 dropout=dropout, endpoint=False)
     model = process(mean, denoiser, BETA, dependence, support)
-    model.fit_statistics([make_batch(40), make_batch(40)], SCALE)
+    model.fit_statistics([make_batch(40), make_batch(40)], lambda: SCALE)
     if trained:
         torch.nn.init.normal_(denoiser.project.weight, std=0.1)
     return model

@@ -50,6 +50,8 @@ def differences(found: dict, wanted: dict) -> list[str]:
     def same(one, other):
         if isinstance(one, dict) and isinstance(other, dict):
             return not differences(one, other) and one.keys() == other.keys()
+        if isinstance(one, list) and isinstance(other, list):
+            return len(one) == len(other) and all(map(same, one, other))
         if isinstance(one, float) and isinstance(other, float):
             return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)
         return one == other

@@ -62,7 +62,7 @@ def other_default(name: str, default):
 
 @dataclass(frozen=True)
 class PretrainConfig(CommonConfig):
-    """Flags of stage 1, the mean model."""
+    """Flags of stage 1, what is expected of the future."""
 
     mean_model: str = flag("quantile_stid", NETWORK, "conditional quantiles (quantile_stid) or the mean alone (stid)",
                            choices="mean_model")
@@ -79,7 +79,7 @@ class PretrainConfig(CommonConfig):
 
 @dataclass(frozen=True)
 class TrainConfig(CommonConfig):
-    """Flags of stage 2, the diffusion model of the residual."""
+    """Flags of stage 2, the diffusion model on top of stage 1."""
 
     mean_run: str = flag("", DATA, "folder of the stage-1 run (else the one of the same dataset, lengths and run name)")
     process: str = flag("copula", DIFFUSION, "what is diffused: the dependence between the margins of stage 1 (copula) "
@@ -129,7 +129,15 @@ PRESETS = {
 
 
 PROCESS_PRESETS = {"cost": dict(channels=128, layers=8, epochs=50, lr=1e-3)}
-"""Choices of a diffusion process that differ from the defaults; those of cost are published."""
+"""Choices of a process that differ from the defaults; those of cost are published."""
+
+WITHOUT_EFFECT = {
+    "copula": ("scale_threshold", "scale_statistic", "endpoint_signs"),
+    "one_pass": ("scale_threshold", "scale_statistic", "endpoint_signs", "noise_schedule", "beta_first", "beta_last",
+                 "sampler", "sample_steps"),
+    "cost": ("modes",),
+}
+"""Flags of stage 2 that a process does not read."""
 
 
 def parse_config(config_class, choices: dict, arguments: list[str] | None = None):
@@ -152,6 +160,9 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
         print(f"note: --{', --'.join(unused)}: no effect on this stage, read by the other one", file=sys.stderr)
     name = given.get("data_name", CommonConfig.data_name)
     process = given.get("process", TrainConfig.process)
+    ignored = [name for name in WITHOUT_EFFECT[process] if name in given and config_class is TrainConfig]
+    if ignored:
+        print(f"note: --{', --'.join(ignored)}: no effect with --process {process}", file=sys.stderr)
     config = dataclasses.replace(config_class(), **{**preset(name, config_class, process), **given})
     check_config(config, parser)
     return config

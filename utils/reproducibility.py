@@ -52,7 +52,7 @@ def keyed_normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 class MemberNoise:
-    """Noise of an ensemble keyed by (seed, window, member): what `ResidualForecaster.sample` calls.
+    """Noise of an ensemble keyed by (seed, window, member): what `Forecaster.sample` calls.
 
     `windows` (batch,) are the windows' positions in the series; rows of the flattened (batch, member) axis
     are drawn by `noise(draw, first, last) -> (last - first, horizon, node)`.
