@@ -132,7 +132,13 @@ def test_a_newer_format_is_refused_with_both_versions(tmp_path):
     torch.save({"format": checkpoint.FORMAT_VERSION + 41, **CONTENT}, tmp_path / "model.pt")
     message = refusal(tmp_path / "model.pt")
     assert f"version {checkpoint.FORMAT_VERSION + 41}" in message
-    assert f"reads up to {checkpoint.FORMAT_VERSION}" in message
+    assert f"reads {checkpoint.FORMAT_VERSION}" in message
+
+
+def test_an_older_format_is_refused_and_says_what_to_do(tmp_path):
+    torch.save({"format": checkpoint.FORMAT_VERSION - 1, **CONTENT}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=f"format version {checkpoint.FORMAT_VERSION - 1}.*train it again"):
+        checkpoint.load_checkpoint(tmp_path / "model.pt")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

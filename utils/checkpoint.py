@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: stage 1 with climatology and recalibration, stage 2 with processes
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
 WINDOWS = "windows.csv"
 
@@ -110,7 +110,7 @@ def save_checkpoint(path: Path, content: dict) -> None:
 def load_checkpoint(path: Path) -> dict:
     """Read a checkpoint on the CPU; no code in it is ever run.
 
-    Raises: ValueError for a damaged file or a newer format.
+    Raises: ValueError for a damaged file or another format.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -121,5 +121,8 @@ def load_checkpoint(path: Path) -> dict:
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise ValueError(f"{path}: not a checkpoint of this project")
     if content["format"] > FORMAT_VERSION:
-        raise ValueError(f"{path}: format version {content['format']}; this program reads up to {FORMAT_VERSION}")
+        raise ValueError(f"{path}: format version {content['format']}; this program reads {FORMAT_VERSION}")
+    if content["format"] < FORMAT_VERSION:
+        raise ValueError(f"{path}: format version {content['format']}, of an earlier version of this program; this one "
+                         f"reads {FORMAT_VERSION}: train it again")
     return content
