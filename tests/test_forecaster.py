@@ -123,8 +123,9 @@ def test_mean_model_stays_in_eval_mode_whatever_the_mode_of_the_forecaster(proce
         assert torch.equal(model.mean(*batch.known), known)
 
 
-def test_training_moves_every_weight_of_the_denoiser_and_none_of_the_mean_model():
-    model, batch = make_forecaster().train(), make_batch(16)
+@every_process
+def test_training_moves_every_weight_of_the_denoiser_and_nothing_else(process):
+    model, batch = MAKE[process]().train(), make_batch(16)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert all(value.requires_grad == name.startswith("denoiser.") for name, value in model.named_parameters())
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
@@ -540,19 +541,6 @@ def test_the_linear_dependence_is_fitted_to_the_scores_of_the_training_windows()
     reference.fit(scores, torch.zeros(2000, HISTORY, NODES))
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(model.dependence.state_dict()[name], value, rtol=0, atol=1e-6)
-
-
-def test_training_moves_the_denoiser_of_a_copula_and_neither_its_stage_1_nor_its_statistics():
-    model, batch = make_copula(dropout=0.3).train(), make_batch(16)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert all(value.requires_grad == name.startswith("denoiser.") for name, value in model.named_parameters())
-    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
-    model.loss(batch.future, *batch.known).backward()
-    assert all(value.grad is None for value in model.mean_model.parameters())
-    optimizer.step()
-    for name, value in model.state_dict().items():
-        moved = name.startswith("denoiser.")
-        assert torch.equal(value, before[name]) != moved, name
 
 
 def test_a_copula_before_its_first_step_says_nothing_and_learns_from_the_first_on():
