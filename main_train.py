@@ -56,7 +56,7 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     content = checkpoint.load_checkpoint(path)
     if content.get("stage") != "mean":
         raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
-    differing = checkpoint.differences({**content["data"], **content["config"]}, {**data.facts(), **task})
+    differing = checkpoint.differences({**content["config"], **content["data"]}, {**data.facts(), **task})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
     model = build_mean_model(content["config"], data.num_nodes, data.calendar_sizes)

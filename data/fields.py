@@ -145,6 +145,8 @@ def check_missing(table: Table, source: str) -> None:
 
     Raises: ValueError that counts them, says where the first one is, and names the nodes that have no value at all.
     """
+    if not table.values.is_floating_point():
+        return
     count, first, seen = 0, None, torch.zeros(table.values.shape[1], dtype=torch.bool)
     for begin, block in zip(range(0, len(table.values), BLOCK), table.values.split(BLOCK), strict=True):
         missing = block.isnan()
