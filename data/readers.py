@@ -5,6 +5,7 @@ import gzip
 import importlib
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,9 +189,8 @@ def check_columns(names: list[str], source: str) -> None:
     """Raises: ValueError for no names, names that come twice, or numbers where names belong."""
     if not names:
         raise ValueError(f"{source}: blank; expected the names of the columns")
-    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if repeated:
-        raise ValueError(f"{source}: columns named twice: {listed(repeated)}")
+    if twice := repeated(names):
+        raise ValueError(f"{source}: columns named twice: {listed(twice)}")
     if any("." in name and name.replace(".", "", 1).lstrip("+-").isdigit() for name in names):
         raise ValueError(f"{source}: values ({listed(names)}) where the names of the columns are expected")
 
@@ -415,6 +415,10 @@ def optional(package: str, path: Path):
 def find(names: list[str], known: tuple[str, ...]) -> str | None:
     """The first of `names` that is a known one, in any case of letters."""
     return next((name for name in names if str(name).lower() in known), None)
+
+
+def repeated(names: list[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def listed(names: list[str]) -> str:
