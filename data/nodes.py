@@ -66,7 +66,7 @@ def _from_arrays(path: Path) -> np.ndarray:
             return content
         with content as archive:
             if "indptr" in archive:
-                from scipy.sparse import load_npz
+                from scipy.sparse import load_npz  # only here: slow to import
                 return load_npz(path).toarray()
             if len(archive.files) != 1:
                 raise ValueError(f"keys {listed(archive.files)}; expected one array")

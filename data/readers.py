@@ -83,7 +83,7 @@ def read_file(path: Path | str, variable: str = "") -> Table:
 def say_if_large(path: Path, needed: int) -> None:
     """Say, before it is read, that a file will take much memory."""
     if needed > MEMORY_LIMIT:
-        print(f"note: {path}: reading it takes about {needed / 2**30:.1f} GiB of memory; a field in .npy stays on disk",
+        print(f"note: {path}: reading it may take {needed / 2**30:.1f} GiB of memory; a field in .npy stays on disk",
               file=sys.stderr)
 
 
