@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import in_child
 from test_checkpoint import CONTENT, files
 
 import main_pretrain
 import main_train
 from models.denoiser import MLPDenoiser
+from scripts.children import in_child
 from utils import checkpoint, training
 from utils.checkpoint import STATES, damage, load_checkpoint, run_folder, save_checkpoint
 from utils.config import PretrainConfig, TrainConfig
