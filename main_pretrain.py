@@ -23,6 +23,8 @@ from utils.runlog import describe_run, print_scores
 from utils.runs import open_run
 from utils.training import fit
 
+MEAN_CHOICES = {"mean_model": MEAN_MODELS}
+
 
 def own_file(settings: dict) -> OwnFile | None:
     """The user's own file of a configuration, None for a dataset of the registry."""
@@ -61,7 +63,7 @@ def training_batches(data: WindowedField, config, processes: Processes):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = parse_config(PretrainConfig, {"mean_model": MEAN_MODELS}, arguments)
+    config = parse_config(PretrainConfig, MEAN_CHOICES, arguments)
     device = choose_device(config.device)
     processes = join(device)
     settings = checkpoint.settings(config)

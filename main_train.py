@@ -15,12 +15,12 @@ import torch
 from data.fluctuation import STATISTICS
 from data.registry import sha256_of
 from data.windows import ANY_VALUE, Batch, WindowedField
-from main_pretrain import build_mean_model, open_windows, training_batches
+from main_pretrain import MEAN_CHOICES, build_mean_model, open_windows, training_batches
 from models import DENOISERS, PROCESSES, FactorModel, ResidualForecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
 from utils import checkpoint
-from utils.config import DATA_FLAGS, PretrainConfig, TrainConfig, parse_config, preset, run_main
+from utils.config import DATA_FLAGS, PretrainConfig, TrainConfig, known_settings, parse_config, preset, run_main
 from utils.device import autocast, choose_device
 from utils.distributed import ALONE, Processes, join
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
@@ -59,11 +59,14 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     content = checkpoint.load_checkpoint(path)
     if content.get("stage") != "mean":
         raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
-    differing = checkpoint.differences({**content["config"], **content["data"]}, {**data.facts(), **task})
+    with checkpoint.built_from(path):
+        content["config"] = known_settings(content["config"], PretrainConfig, MEAN_CHOICES, path)
+        differing = checkpoint.differences({**content["config"], **content["data"]}, {**data.facts(), **task})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
-    model = build_mean_model(content["config"], data.num_nodes, data.calendar_sizes)
-    model.load_state_dict(content["weights"])
+    with checkpoint.built_from(path):
+        model = build_mean_model(content["config"], data.num_nodes, data.calendar_sizes)
+        model.load_state_dict(content["weights"])
     return model, content["config"], path
 
 
@@ -103,13 +106,17 @@ def build_forecaster(settings: dict, mean_model: torch.nn.Module, facts: dict) -
 
 def load_forecaster(folder: Path | str) -> tuple[torch.nn.Module, dict]:
     """A trained forecaster from its run folder, in eval mode on the CPU, and the whole checkpoint."""
-    content = checkpoint.load_checkpoint(Path(folder) / checkpoint.CHECKPOINT)
+    path = Path(folder) / checkpoint.CHECKPOINT
+    content = checkpoint.load_checkpoint(path)
     if content.get("stage") != "diffusion":
         raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
-    facts = content["data"]
-    mean_model = build_mean_model(content["mean_config"], facts["num_nodes"], tuple(facts["calendar_sizes"]))
-    model = build_forecaster(content["config"], mean_model, facts)
-    model.load_state_dict(content["weights"])
+    with checkpoint.built_from(path):
+        content["config"] = known_settings(content["config"], TrainConfig, CHOICES, path)
+        content["mean_config"] = known_settings(content["mean_config"], PretrainConfig, MEAN_CHOICES, path)
+        facts = content["data"]
+        mean_model = build_mean_model(content["mean_config"], facts["num_nodes"], tuple(facts["calendar_sizes"]))
+        model = build_forecaster(content["config"], mean_model, facts)
+        model.load_state_dict(content["weights"])
     return model.eval(), content
 
 

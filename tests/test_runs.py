@@ -208,6 +208,22 @@ def test_a_run_whose_states_are_all_damaged_is_refused_and_not_started_over(tmp_
     assert run("mean", tmp_path, "--resume", "never") == 0
 
 
+@pytest.mark.parametrize("change", ["no optimizer", "other shapes", "no progress"])
+def test_a_state_that_does_not_fit_is_refused_and_stays(undisturbed, tmp_path, change, capfd):
+    folder = half_way(tmp_path)
+    state = load_checkpoint(folder / STATES[0])
+    if change == "other shapes":
+        state["state"]["model"]["embed.weight"] = torch.zeros(3)
+    else:
+        del state["state"][change.split()[1]]
+    save_checkpoint(folder / STATES[0], state)
+    before = files(folder)[STATES[0]]
+    assert run("mean", tmp_path) == 2
+    error = capfd.readouterr().err
+    assert "does not fit this program" in error and "--resume" in error and "Traceback" not in error
+    assert files(folder)[STATES[0]] == before
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_damaged_checkpoint_of_a_finished_run_is_made_again(undisturbed, tmp_path, stage, capfd):
     """faults 41"""
