@@ -41,7 +41,8 @@ def fit(name, data, members=8, mean=mean, quantiles=quantiles):
 
 def draw_windows(name, data, members=8, rows=slice(None), split="test", seed=1, **given):
     batch = next(iter(data.batches(split, 10_000)))
-    batch = Batch(*(getattr(batch, part.name)[rows] for part in dataclasses.fields(batch)))
+    values = (getattr(batch, part.name) for part in dataclasses.fields(batch))
+    batch = Batch(*(value if value is None else value[rows] for value in values))
     noise = MemberNoise(seed, batch.start, members, batch.future.shape[1:])
     draw = fit(name, data, members, **given)
     return draw(batch, lambda index: noise(index, 0, len(batch.start) * members)), batch

@@ -33,6 +33,9 @@ class CommonConfig:
     data_dir: str = flag("", DATA, "folder of the arrays (else COST_DATA_DIR, else data/dataset)")
     history_len: int = flag(12, DATA, "past steps that a forecast sees", minimum=1)
     predict_len: int = flag(12, DATA, "future steps that it covers", minimum=1)
+    missing: str = flag("error", DATA, "missing values (NaN): refuse them (error), or leave them out of every loss, "
+                        "statistic and score, and show the networks where they are (mask)", choices=("error", "mask"))
+    null_value: float = flag(None, DATA, "a number that stands for a missing value in the file; needs --missing mask")
     oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
     dropout: float = flag(0.15, NETWORK, "share of hidden values dropped in training", minimum=0, maximum=0.9)
@@ -179,6 +182,8 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
     """Refuse what no single flag can refuse by its bounds."""
     if not re.fullmatch(r"[\w.-]*", config.run_name) or set(config.run_name) == {"."}:
         parser.error(f"--run_name {config.run_name!r}: choose letters, digits, '_', '-' and '.'")
+    if config.null_value is not None and config.missing != "mask":
+        parser.error(f"--null_value {config.null_value:g} says what is missing: add --missing mask")
     if isinstance(config, TrainConfig):
         if config.sample_steps > config.diffusion_steps:
             parser.error(f"--sample_steps {config.sample_steps}: choose 1 to {config.diffusion_steps}, "
@@ -207,7 +212,7 @@ class FlagParser(argparse.ArgumentParser):
             if facts["group"] not in groups:
                 groups[facts["group"]] = self.add_argument_group(facts["group"])
             group = groups[facts["group"]]
-            text = f"{facts['help']} (default: {item.default if item.default != '' else 'none'})"
+            text = f"{facts['help']} (default: {'none' if item.default in ('', None) else item.default})"
             if item.type is bool:
                 group.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, help=text)
                 continue

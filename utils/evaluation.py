@@ -36,7 +36,7 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
     members, horizon, node = shape
     scores, starts = EnsembleScores(horizon=horizon, node=node, members=members), []
     for batch in progress(batches, "forecasting"):
-        scores.update(physical(draw(batch)), physical(batch.future))
+        scores.update(physical(draw(batch)), physical(batch.future), batch.scored)
         starts.append(batch.start.cpu())
     return scores.compute(equidistant), scores.by_window() | {"start": torch.cat(starts)}
 
@@ -46,7 +46,11 @@ def cross_check(draw, batches, physical) -> dict:
 
     `batches` hold one window each.
     """
-    checks = [crps_cross_check(physical(draw(batch)), physical(batch.future)) for batch in batches]
+    checks = []
+    for batch in batches:
+        scored = slice(None) if batch.scored is None else batch.scored[0].flatten()
+        checks.append(crps_cross_check(physical(draw(batch)).flatten(2)[..., scored],
+                                       physical(batch.future).flatten(1)[..., scored]))
     count = len(checks)
     return {
         "windows": count,
@@ -59,27 +63,31 @@ def cross_check(draw, batches, physical) -> dict:
 def evaluate_mean(predict, batches, physical) -> dict:
     """MAE and RMSE of a deterministic forecast, in all and per horizon.
 
-    predict(batch) -> (batch, horizon, node), standardized.
+    predict(batch) -> (batch, horizon, node), standardized. Missing targets count in nothing.
     """
     absolute, square, targets, windows = 0, 0, 0, 0
     for batch in batches:
         error = (physical(predict(batch)) - physical(batch.future)).double()
-        absolute = absolute + error.abs().sum((0, 2))
-        square = square + error.square().sum((0, 2))
-        targets += error.shape[0] * error.shape[2]
+        scored = torch.ones_like(error) if batch.scored is None else batch.scored.double()
+        absolute = absolute + (error.abs() * scored).sum((0, 2))
+        square = square + (error.square() * scored).sum((0, 2))
+        targets = targets + scored.sum((0, 2))
         windows += len(error)
-    mae, mse = absolute / targets, square / targets
+    mae, mse = absolute.sum() / targets.sum(), square.sum() / targets.sum()
     return {
-        "MAE": mae.mean().item(), "RMSE": mse.mean().sqrt().item(), "windows": windows,
-        "per_horizon": {"MAE": mae.tolist(), "RMSE": mse.sqrt().tolist()},
+        "MAE": mae.item(), "RMSE": mse.sqrt().item(), "windows": windows,
+        "per_horizon": {"MAE": (absolute / targets).tolist(), "RMSE": (square / targets).sqrt().tolist()},
     }
 
 
 @torch.no_grad()
 def mean_over_windows(value, batches) -> Tensor:
-    """Mean of `value(batch)` weighted by the windows of each batch; stays on the device."""
-    total, windows = 0, 0
+    """Mean of `value(batch)` weighted by the windows of each batch; stays on the device.
+
+    Where values are missing, by its observed targets.
+    """
+    total, weights = 0, 0
     for batch in batches:
-        total = total + value(batch) * len(batch.start)
-        windows += len(batch.start)
-    return total / windows
+        weight = len(batch.start) if batch.scored is None else batch.scored.sum()
+        total, weights = total + value(batch) * weight, weights + weight
+    return total / weights
