@@ -115,7 +115,7 @@ def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable
     signed = 2 * torch.arange(members, device=ordered.device) + 1 - members  # M * (2 level - 1), an exact integer
     signed = signed.view(-1, 1, 1)
     rank = -(-(count + 1) * signed.abs()).div(members, rounding_mode="floor")
-    offset = signed.sign() * ordered.gather(0, torch.minimum(rank, count).clamp_min(1) - 1)
+    offset = signed.sign() * ordered.gather(0, torch.minimum(rank, count).clamp_min(1) - 1).nan_to_num()
 
     def draw(batch, noise):
         scores = noise(VALUES).unflatten(0, (-1, members))

@@ -102,7 +102,9 @@ class ResidualForecaster(Forecaster):
         `precision` is a context for the arithmetic of the denoiser, e.g. autocast; the mean stays in full precision,
         the same as in sampling.
         """
-        residual = future - self.mean(*known)
+        residual, observed = future - self.mean(*known), counted(future, *known)
+        if observed is not None:
+            residual = residual.where(observed, 0.0)  # what is expected of it, in place of a missing one
         if step is None:
             step = torch.randint(len(self.schedule), residual.shape[:1], device=residual.device)
         if noise is None:
@@ -112,7 +114,7 @@ class ResidualForecaster(Forecaster):
         with precision:
             context = self.denoiser.condition(self.encode(*known), endpoint)
             predicted = self.denoiser(noisy, step, context)
-        return squared_error(predicted.float(), noise[0], counted(future, *known))
+        return squared_error(predicted.float(), noise[0], observed)
 
     def encode(self, history: Tensor, calendar: Tensor, climatology: Tensor, extras=None) -> Tensor:
         return self.denoiser.encode(history, calendar, *extra_inputs(history, extras))

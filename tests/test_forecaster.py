@@ -10,7 +10,15 @@ from torch import nn
 
 from data.windows import ANY_VALUE, Batch
 from main_train import ensemble_drawer, validation_loss
-from models import DENOISERS, MEAN_MODELS, CopulaForecaster, FactorModel, OnePassForecaster, ResidualForecaster
+from models import (
+    DENOISERS,
+    MEAN_MODELS,
+    PROCESSES,
+    CopulaForecaster,
+    FactorModel,
+    OnePassForecaster,
+    ResidualForecaster,
+)
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
 from models.quantiles import LEVELS, equidistant_quantiles
 from models.stid import QuantileSTID
@@ -634,3 +642,63 @@ def test_the_loss_of_one_pass_is_least_where_the_law_is_right():
     assert right < loss(lambda noise, context: 0.7 * noise) - 0.01
     assert right < loss(lambda noise, context: 1.4 * noise) - 0.01
     assert right < loss(lambda noise, context: noise + 0.3) - 0.01
+
+
+# Missing values
+
+def with_gaps(batch, share=0.3):
+    observed = torch.rand(batch.climatology.shape) >= share
+    history = batch.history.where(observed[:, :HISTORY], batch.climatology[:, :HISTORY])
+    return dataclasses.replace(batch, history=history, observed=observed)
+
+
+def make_masked(process):
+    """A forecaster fitted to windows with gaps, whose networks say something of every gap."""
+    kind = {"cost": "stid"}.get(process, "quantile_stid")
+    mean = MEAN_MODELS[kind](NODES, HISTORY, HORIZON, SIZES, channels=8, layers=2, dropout=0, tokens=2, masked=True)
+    dependence = FactorModel(NODES, HORIZON, 2)
+    settings = dict(channels=16, layers=2, embedding=8, dropout=0, masked=True, endpoint=process == "cost")
+    denoiser = DENOISERS["mlp"](NODES if process == "cost" else dependence.width, HISTORY, HORIZON, SIZES, **settings)
+    if process == "cost":
+        model = make_cost(mean, denoiser)
+    else:
+        model = PROCESSES[process](mean, denoiser, BETA, dependence, ANY_VALUE)
+        model.fit_statistics([with_gaps(make_batch(40)), with_gaps(make_batch(40))], lambda: SCALE)
+    for network in (mean, denoiser):
+        torch.nn.init.normal_(network.extra.gaps.weight, std=0.3)
+        torch.nn.init.normal_(network.project.weight, std=0.1)
+    return model.eval()
+
+
+@every_process
+def test_a_missing_target_changes_no_loss(process):
+    model, batch = make_masked(process), with_gaps(make_batch(8))
+    given = dict(step=torch.arange(8) * 6, noise=torch.randn(3, 8, HORIZON, model.coordinates))
+    losses = [model.loss(batch.future.where(batch.scored, value), *batch.known, **given) for value in (0.0, 50.0)]
+    assert torch.equal(*losses) and losses[0].isfinite() and losses[0] > 0
+    whole = dataclasses.replace(batch, observed=torch.ones_like(batch.observed))
+    assert model.loss(batch.future, *whole.known, **given) != losses[0]
+    nothing = dataclasses.replace(batch, observed=torch.zeros_like(batch.observed))
+    assert model.loss(batch.future, *nothing.known, **given) == 0
+
+
+@every_process
+def test_a_forecast_sees_the_gaps_of_the_history_and_not_those_of_the_future(process):
+    model, batch = make_masked(process), with_gaps(make_batch(3))
+    known = sample(model, batch)
+    assert known.isfinite().all()
+    observed = batch.observed.clone()
+    observed[:, HISTORY:] = ~observed[:, HISTORY:]
+    assert torch.equal(sample(model, dataclasses.replace(batch, observed=observed)), known)
+    observed[:, 1] = ~observed[:, 1]
+    assert not torch.allclose(sample(model, dataclasses.replace(batch, observed=observed)), known)
+
+
+@every_process
+def test_without_gaps_in_its_data_a_forecaster_made_for_gaps_is_the_plain_one(process):
+    model, batch = make_masked(process), make_batch(3)
+    whole = dataclasses.replace(batch, observed=torch.ones(batch.climatology.shape, dtype=torch.bool))
+    assert torch.equal(sample(model, whole), sample(model, batch))
+    given = dict(step=torch.tensor([3, 20, 40]), noise=torch.randn(3, 3, HORIZON, model.coordinates))
+    torch.testing.assert_close(model.loss(whole.future, *whole.known, **given),
+                               model.loss(batch.future, *batch.known, **given))

@@ -67,3 +67,14 @@ def test_a_cycle_is_split_into_even_times(size, bins):
     found = recalibration.bins(calendar_of(size, size))
     assert len(recalibration.shift) == bins and found.unique().tolist() == list(range(bins))
     assert found.bincount().max() - found.bincount().min() <= 1 and (found.diff() >= 0).all()
+
+
+def test_missing_values_count_in_no_shift_whatever_stands_there():
+    scores, observed = torch.randn(240, HORIZON, NODES), torch.rand(240, HORIZON, NODES) < 0.7
+    one, other, reference = (Recalibration(NODES, HORIZON, 24) for _ in range(3))
+    one.fit([(scores, calendar_of(240), observed)])
+    other.fit([(torch.where(observed, scores, 2.0), calendar_of(240), observed)])
+    assert torch.equal(one.shift, other.shift) and one.shift.abs().max() > 0.01
+    kept = observed[:, 1, 2]
+    reference.fit([(scores[kept], calendar_of(240)[kept], None)])
+    torch.testing.assert_close(one.shift[:, 1, 2], reference.shift[:, 1, 2])

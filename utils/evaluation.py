@@ -73,10 +73,10 @@ def evaluate_mean(predict, batches, physical) -> dict:
         square = square + (error.square() * scored).sum((0, 2))
         targets = targets + scored.sum((0, 2))
         windows += len(error)
-    mae, mse = absolute.sum() / targets.sum(), square.sum() / targets.sum()
+    mae, mse, share = absolute / targets, square / targets, targets / targets.mean()
     return {
-        "MAE": mae.item(), "RMSE": mse.sqrt().item(), "windows": windows,
-        "per_horizon": {"MAE": (absolute / targets).tolist(), "RMSE": (square / targets).sqrt().tolist()},
+        "MAE": (mae * share).mean().item(), "RMSE": (mse * share).mean().sqrt().item(), "windows": windows,
+        "per_horizon": {"MAE": mae.tolist(), "RMSE": mse.sqrt().tolist()},
     }
 
 
