@@ -4,10 +4,12 @@
 """
 
 import dataclasses
+import sys
 import time
 
 import torch
 
+from data.fields import OwnFile
 from data.registry import data_dir_from
 from data.windows import WindowedField, open_data
 from models import MEAN_MODELS
@@ -23,9 +25,14 @@ from utils.training import fit
 def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> WindowedField:
     """The dataset of a configuration (as a dict: also that of a checkpoint), as windows on the device."""
     settings = {**dataclasses.asdict(PretrainConfig()), **settings}  # a checkpoint may be older than a flag
-    return open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
-                     device, settings["oracle_nodes"], settings["oracle_steps"], settings["missing"],
-                     settings["null_value"])
+    own = OwnFile(settings["data_path"], settings["freq"], settings["start"], settings["variable"],
+                  settings["node_table"], settings["graph"], settings["unit"]) if settings["data_path"] else None
+    data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
+                     device, settings["oracle_nodes"], settings["oracle_steps"], own, settings["split"],
+                     settings["support"], settings["missing"], settings["null_value"])
+    for note in data.field.notes:
+        print(f"note: {data.field.name}: {note}", file=sys.stderr)
+    return data
 
 
 def build_mean_model(settings: dict, facts: dict) -> torch.nn.Module:

@@ -19,7 +19,7 @@ from main_pretrain import build_mean_model, extra_inputs, open_windows
 from models import DENOISERS, PROCESSES, FactorModel, ResidualForecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from utils import checkpoint
-from utils.config import PretrainConfig, TrainConfig, parse_config, preset, run_main
+from utils.config import DATA_FLAGS, PretrainConfig, TrainConfig, parse_config, preset, run_main
 from utils.device import autocast, choose_device
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
 from utils.plots import draw_forecast
@@ -48,8 +48,7 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
         settings = checkpoint.settings(mean_config)
         return build_mean_model(settings, data.facts()), settings, path
     command = "python main_pretrain.py"
-    for name in (*task, "data_dir", "save_dir", "run_name", "oracle_nodes", "oracle_steps", "missing",
-                 "null_value"):
+    for name in (*DATA_FLAGS, "save_dir", "run_name"):
         if name in task or getattr(config, name) != getattr(TrainConfig, name):
             command += f" --{name} {shlex.quote(str(getattr(config, name)))}"
     if not path.exists():
@@ -57,7 +56,7 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     content = checkpoint.load_checkpoint(path)
     if content.get("stage") != "mean":
         raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
-    found = {"masked": False, **content["data"], **content["config"]}
+    found = {"masked": False, **content["config"], **content["data"]}
     differing = checkpoint.differences(found, {**data.facts(), **task})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
