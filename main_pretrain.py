@@ -29,7 +29,7 @@ def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> W
                   settings["node_table"], settings["graph"], settings["unit"]) if settings["data_path"] else None
     data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
                      device, settings["oracle_nodes"], settings["oracle_steps"], own, settings["split"],
-                     settings["support"], settings["missing"], settings["null_value"])
+                     settings["support"], settings["missing"], settings["null_value"], settings["covariates"])
     for note in data.field.notes:
         print(f"note: {data.field.name}: {note}", file=sys.stderr)
     return data
@@ -46,7 +46,7 @@ def build_mean_model(settings: dict, facts: dict) -> torch.nn.Module:
 
 def extra_inputs(facts: dict) -> dict:
     """What both networks take beside history and calendar, by the facts of the data (also of an older checkpoint)."""
-    return {"masked": facts.get("masked", False)}
+    return {"masked": facts.get("masked", False), "covariates": len(facts.get("covariates", ()))}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -56,7 +56,7 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     content = checkpoint.load_checkpoint(path)
     if content.get("stage") != "mean":
         raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
-    found = {"masked": False, **content["config"], **content["data"]}
+    found = {"masked": False, "covariates": {}, **content["config"], **content["data"]}
     differing = checkpoint.differences(found, {**data.facts(), **task})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")

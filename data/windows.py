@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .calendar import parse_time
 from .climatology import Climatology
+from .covariates import Covariates, read_covariates
 from .fields import Field, OwnFile, load_field
 from .fluctuation import fluctuation_scale
 from .readers import MEMORY_LIMIT, listed
@@ -67,7 +68,7 @@ class WindowedField:
     """
 
     def __init__(self, field: Field, history_len: int, predict_len: int, device: torch.device | str = "cpu",
-                 split: str = ""):
+                 split: str = "", covariates: Covariates | None = None):
         self.history_len, self.predict_len, self.device = history_len, predict_len, device
         self.starts, training_steps = split_windows(field, history_len, predict_len, split)
         self.training = field.values[:training_steps]
@@ -81,6 +82,11 @@ class WindowedField:
         self._values = field.values.to(device) if in_memory else field.values
         self._slots = field.calendar.slots.to(self.window_device)
         self._offsets = torch.arange(history_len + predict_len, device=self.window_device)
+        self._covariates, self.covariate_means = None, {}
+        if covariates is not None:
+            values, means = covariates.standardized(training_steps)
+            self._covariates = values.to(self.window_device)
+            self.covariate_means = dict(zip(covariates.names, means, strict=True))
         (_, first_end), *evaluated = field.segments
         references = [(0, training_steps)] + [(first, first + field.spec.validation_steps) for first, _ in evaluated]
         self._evaluated_from = first_end if evaluated else len(field.values)
@@ -112,7 +118,7 @@ class WindowedField:
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
                 "scaler_mean": self.scaler.mean, "scaler_std": self.scaler.std,
                 "support": list(self.support) if self.field.spec.nonnegative else None,
-                "masked": self.field.masked}
+                "masked": self.field.masked, "covariates": self.covariate_means}
 
     def times(self, start: int) -> np.ndarray:
         """Calendar times of the steps of the window that begins at `start`: (H + F,) of datetime64."""
@@ -133,7 +139,13 @@ class WindowedField:
             observed = ~window.isnan()
             window = torch.where(observed, window, climatology)
         return Batch(window[:, :self.history_len], window[:, self.history_len:], calendar, climatology,
-                     starts.to(self.device), observed)
+                     starts.to(self.device), observed, self.covariates(steps))
+
+    def covariates(self, steps: Tensor) -> Tensor | None:
+        """Standardized covariates at `steps` (batch, step): (batch, step, node or 1, covariate); None without any.
+
+        """
+        return None if self._covariates is None else self._covariates[steps].to(self.device)
 
     def standardized(self, steps: Tensor) -> Tensor:
         """Values at any steps of the series, gaps filled with the mean of their slot: (*steps.shape, node)."""
@@ -271,10 +283,12 @@ def with_support(field: Field, nonnegative: bool) -> Field:
 
 def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, device: torch.device | str = "cpu",
               oracle_nodes: int = 32, oracle_steps: int = 4000, own: OwnFile | None = None, split: str = "",
-              support: str = "auto", missing: str = "error", null_value: float | None = None) -> WindowedField:
+              support: str = "auto", missing: str = "error", null_value: float | None = None,
+              covariates: str = "") -> WindowedField:
     """The one way in: load the dataset, check it, split it and stand ready to give batches.
 
-    split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says.
+    split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says. covariates: their
+    file.
     Raises: ValueError where the values are not those of the support.
     """
     field = load_field(name, data_dir, oracle_nodes, oracle_steps, own, missing, null_value)
@@ -282,4 +296,5 @@ def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, dev
         field = with_support(field, support == "nonnegative")
     if support == "nonnegative" and (lowest := smallest(field.values)) < 0:
         raise ValueError(f"--support nonnegative: {name} has values down to {lowest:g}; leave the flag out")
-    return WindowedField(field, history_len, predict_len, device, split)
+    beside = read_covariates(covariates, field.calendar, field.node_names) if covariates else None
+    return WindowedField(field, history_len, predict_len, device, split, beside)

@@ -48,6 +48,8 @@ class CommonConfig:
     missing: str = flag("error", DATA, "missing values (NaN): refuse them (error), or leave them out of every loss, "
                         "statistic and score, and show the networks where they are (mask)", choices=("error", "mask"))
     null_value: float = flag(None, DATA, "a number that stands for a missing value in the file; needs --missing mask")
+    covariates: str = flag("", DATA, "a file of what is known of every step, over the horizon too (holidays, weather "
+                           "forecasts): a column for each, or an array (time, node, covariate)")
     oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
     dropout: float = flag(0.15, NETWORK, "share of hidden values dropped in training", minimum=0, maximum=0.9)
@@ -72,7 +74,7 @@ class CommonConfig:
 
 DATA_FLAGS = tuple(name for name, item in CommonConfig.__dataclass_fields__.items() if item.metadata["group"] == DATA)
 OF_OWN_FILE = ("freq", "start", "variable", "node_table", "graph", "unit")  # flags that only --data_path reads
-PATHS = ("data_path", "node_table", "graph")  # kept as absolute ones, so that a run finds them from any folder
+PATHS = ("data_path", "node_table", "graph", "covariates")  # made absolute: a run finds them from any folder
 
 
 def other_default(name: str, default):
