@@ -45,6 +45,7 @@ class Batch:
     start: Tensor
     observed: Tensor | None = None
     covariates: Tensor | None = None
+    rows = None  # all there are, see SharedBatch
 
     @property
     def known(self) -> tuple:
@@ -58,6 +59,15 @@ class Batch:
     def scored(self) -> Tensor | None:
         """Which values of the future count in a loss or score: (batch, F, node); None: all."""
         return None if self.observed is None else self.observed[:, self.history.shape[1]:]
+
+
+@dataclass(frozen=True)
+class SharedBatch(Batch):
+    """What one of several processes gets of a batch: rows (first, last, total), which of it these are, and weight,
+    their number (of observed targets, where values are missing) over that of an average process."""
+
+    rows: tuple[int, int, int] | None = None
+    weight: float = 1.0
 
 
 class WindowedField:
@@ -141,6 +151,11 @@ class WindowedField:
         return Batch(window[:, :self.history_len], window[:, self.history_len:], calendar, climatology,
                      starts.to(self.device), observed, self.covariates(steps))
 
+    def observed_targets(self, starts: Tensor) -> Tensor:
+        """How many values of the future of each window are observed: (batch,)."""
+        steps = starts.to(self.window_device).unsqueeze(1) + self._offsets[self.history_len:]
+        return (~self._values[steps].isnan()).sum((1, 2))
+
     def covariates(self, steps: Tensor) -> Tensor | None:
         """Standardized covariates at `steps` (batch, step): (batch, step, node or 1, covariate); None without any.
 
@@ -190,13 +205,40 @@ class WindowBatches:
     data: WindowedField
     starts: Tensor
     batch_size: int
+    sharer: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return -(-len(self.starts) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         starts = self.starts.to(self.data.window_device)  # once, not at every step
-        return (self.data.batch(chosen) for chosen in starts.split(self.batch_size))
+        return map(self._own_rows if self.sharer else self.data.batch, starts.split(self.batch_size))
+
+    def share_batches(self, rank: int, count: int) -> "WindowBatches":
+        """The same batches, of each only the rows of process `rank` of `count`."""
+        return replace(self, sharer=(rank, count))
+
+    def share_windows(self, rank: int, count: int) -> "WindowBatches":
+        """Batches of the windows of process `rank` of `count`: every window belongs to one of them.
+
+        Raises: ValueError when a process would have none.
+        """
+        if len(self.starts) < count:
+            raise ValueError(f"{count} processes cannot share {len(self.starts)} windows: start fewer processes")
+        return replace(self, starts=self.starts.tensor_split(count)[rank])
+
+    def _own_rows(self, chosen: Tensor) -> SharedBatch:
+        """Rows of this process. One that has none computes the first row with them, at weight 0."""
+        (rank, count), total = self.sharer, len(chosen)
+        first, last = rank * total // count, (rank + 1) * total // count
+        if first == last:
+            first, last, weight = 0, 1, 0.0
+        else:
+            weight = (last - first) * count / total
+            if self.data.field.masked:  # a loss is a mean over observed targets
+                targets = self.data.observed_targets(chosen)
+                weight = float(targets[first:last].sum() * count / targets.sum().clamp_min(1))
+        return SharedBatch(**vars(self.data.batch(chosen[first:last])), rows=(first, last, total), weight=weight)
 
 
 def split_windows(field: Field, history_len: int, predict_len: int,
