@@ -25,14 +25,21 @@ from utils.runs import open_run
 from utils.training import fit
 
 
+def own_file(settings: dict) -> OwnFile | None:
+    """The user's own file of a configuration, None for a dataset of the registry."""
+    if not settings["data_path"]:
+        return None
+    return OwnFile(settings["data_path"], settings["freq"], settings["start"], settings["variable"],
+                   settings["node_table"], settings["graph"], settings["unit"])
+
+
 def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> WindowedField:
     """The dataset of a configuration (as a dict: also that of a checkpoint), as windows on the device."""
     settings = {**dataclasses.asdict(PretrainConfig()), **settings}  # a checkpoint may be older than a flag
-    own = OwnFile(settings["data_path"], settings["freq"], settings["start"], settings["variable"],
-                  settings["node_table"], settings["graph"], settings["unit"]) if settings["data_path"] else None
     data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
-                     device, settings["oracle_nodes"], settings["oracle_steps"], own, settings["split"],
-                     settings["support"], settings["missing"], settings["null_value"], settings["covariates"])
+                     device, settings["oracle_nodes"], settings["oracle_steps"], own_file(settings),
+                     settings["split"], settings["support"], settings["missing"], settings["null_value"],
+                     settings["covariates"])
     for note in data.field.notes:
         print(f"note: {data.field.name}: {note}", file=sys.stderr)
     return data

@@ -136,9 +136,9 @@ def open_own_file(name: str, own: OwnFile) -> tuple[DatasetSpec, Table]:
         table = replace(table, node_names=names, coordinates=coordinates)
     return DatasetSpec(
         domain="own data", place="see the file", unit=own.unit or table.unit or "unit not stated",
-        num_nodes=table.values.shape[1], interval=interval, start=(stamp(first),), source=str(path),
-        licence="not stated", files=(path.name,), shape=(tuple(table.values.shape),), graph=own.graph or None,
-        grid=table.grid if table.kept is None else None, nonnegative=None,
+        num_nodes=table.values.shape[1], interval=interval, start=(str(first.astype("datetime64[m]")),),
+        source=str(path), licence="not stated", files=(path.name,), shape=(tuple(table.values.shape),),
+        grid=table.grid if table.kept is None else None, graph=own.graph or None, nonnegative=None,
     ), table
 
 
@@ -160,6 +160,8 @@ def check_missing(table: Table, source: str) -> None:
 
     Raises: ValueError that counts them, says where the first one is, and names the nodes that have no value at all.
     """
+    if not table.values.is_floating_point():
+        return
     count, first, seen = 0, None, torch.zeros(table.values.shape[1], dtype=torch.bool)
     for begin, block in zip(range(0, len(table.values), BLOCK), table.values.split(BLOCK), strict=True):
         missing = block.isnan()

@@ -187,9 +187,7 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     unused = [name for name in _fields_of_other_stage(config_class) if given.pop(name, None) is not None]
     if unused:
         print(f"note: --{', --'.join(unused)}: no effect on this stage, read by the other one", file=sys.stderr)
-    given |= {name: str(Path(given[name]).expanduser().absolute()) for name in PATHS if given.get(name)}
-    if given.get("data_path"):
-        given.setdefault("data_name", name_of_file(given["data_path"]))
+    given = with_own_data(given)
     name = given.get("data_name", CommonConfig.data_name)
     process = given.get("process", TrainConfig.process)
     ignored = [name for name in WITHOUT_EFFECT[process] if name in given and config_class is TrainConfig]
@@ -207,9 +205,12 @@ def preset(data_name: str, config_class, process: str = TrainConfig.process) -> 
     return {**of_process, **settings.get(CommonConfig, {}), **settings.get(config_class, {})}
 
 
-def name_of_file(path: str) -> str:
-    """The name that a file of the user's gives its dataset: up to the first dot, of letters that folders may have."""
-    return re.sub(r"[^\w-]+", "_", Path(path).name.split(".")[0]) or "data"
+def with_own_data(given: dict) -> dict:
+    """Flags with absolute paths, and with the name that a file of the user's gives its dataset: its own, made safe."""
+    given = given | {name: str(Path(given[name]).expanduser().absolute()) for name in PATHS if given.get(name)}
+    if not given.get("data_path"):
+        return given
+    return {"data_name": re.sub(r"[^\w-]+", "_", Path(given["data_path"]).name.split(".")[0]) or "data", **given}
 
 
 def check_config(config, parser: argparse.ArgumentParser) -> None:
