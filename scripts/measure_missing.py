@@ -28,10 +28,11 @@ SHOWN = ("CRPS", "CRPS_sum", "QICE", "coverage90", "MAE_median", "energy_score")
 WINDOWS_AT_ONCE = 8
 PAGE = """# What missing values cost
 
-Written by `python -m scripts.measure_missing {command}`: a share of all values is hidden at random, in histories and futures, in
-training and test. Three trainings of both stages, one seed: on all values (complete); on those that are left, with
-`--missing mask` (mask); and on a file whose gaps carry the node's last value and pass for complete (carried). Each forecasts the same
-test windows from its own history and is scored against the true values, those left and those hidden.
+Written by `python -m scripts.measure_missing {command}`: a share of all values is hidden at random, in histories and
+futures, in training and test. Three trainings of both stages, one seed: on all values (complete); on those that are
+left, with `--missing mask` (mask); and on a file whose gaps carry the node's last value and pass for complete
+(carried). Each forecasts the same test windows from its own history and is scored against the true values, those left
+and those hidden.
 
 {table}"""
 
