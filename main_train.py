@@ -15,7 +15,7 @@ import torch
 from data.fluctuation import STATISTICS
 from data.registry import sha256_of
 from data.windows import ANY_VALUE, Batch, WindowedField
-from main_pretrain import build_mean_model, open_windows, training_batches
+from main_pretrain import build_mean_model, extra_inputs, open_windows, training_batches
 from models import DENOISERS, PROCESSES, FactorModel, ResidualForecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
@@ -49,7 +49,7 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
         print(f"note: {path}: there is no stage-1 model yet")
         mean_config = replace(PretrainConfig(), **{**task, **preset(config.data_name, PretrainConfig)})
         settings = checkpoint.settings(mean_config)
-        return build_mean_model(settings, data.num_nodes, data.calendar_sizes), settings, path
+        return build_mean_model(settings, data.facts()), settings, path
     command = "python main_pretrain.py"
     for name in (*DATA_FLAGS, "save_dir", "run_name"):
         if name in task or getattr(config, name) != getattr(TrainConfig, name):
@@ -59,10 +59,11 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     content = checkpoint.load_checkpoint(path)
     if content.get("stage") != "mean":
         raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
-    differing = checkpoint.differences({**content["config"], **content["data"]}, {**data.facts(), **task})
+    found = {"masked": False, "covariates": {}, **content["config"], **content["data"]}
+    differing = checkpoint.differences(found, {**data.facts(), **task})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
-    model = build_mean_model(content["config"], data.num_nodes, data.calendar_sizes)
+    model = build_mean_model(content["config"], data.facts())
     model.load_state_dict(content["weights"])
     return model, content["config"], path
 
@@ -83,7 +84,7 @@ def build_forecaster(settings: dict, mean_model: torch.nn.Module, facts: dict) -
         return DENOISERS[settings["eps_model"]](
             coordinates, settings["history_len"], settings["predict_len"], calendar_sizes,
             channels=settings["channels"], layers=settings["layers"], embedding=settings["embedding"],
-            dropout=settings["dropout"], endpoint=endpoint,
+            dropout=settings["dropout"], endpoint=endpoint, **extra_inputs(facts),
         )
 
     if settings["process"] == "cost":
@@ -107,7 +108,7 @@ def load_forecaster(folder: Path | str) -> tuple[torch.nn.Module, dict]:
     if content.get("stage") != "diffusion":
         raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
     facts = content["data"]
-    mean_model = build_mean_model(content["mean_config"], facts["num_nodes"], tuple(facts["calendar_sizes"]))
+    mean_model = build_mean_model(content["mean_config"], facts)
     model = build_forecaster(content["config"], mean_model, facts)
     model.load_state_dict(content["weights"])
     return model.eval(), content
@@ -138,8 +139,8 @@ def ensemble_drawer(model: torch.nn.Module, settings: dict, device: torch.device
 
     def draw(batch: Batch) -> torch.Tensor:
         noise = MemberNoise(settings["seed"], batch.start, settings["nsample"], shape)
-        return model.sample(*batch.known, noise, settings["nsample"], settings["sampler"], settings["sample_steps"],
-                            chunk)
+        return model.sample(*batch.known, noise=noise, members=settings["nsample"], sampler=settings["sampler"],
+                            steps=settings["sample_steps"], chunk=chunk)
 
     return draw
 
@@ -171,7 +172,7 @@ def validation_loss(model: torch.nn.Module, data, config, processes: Processes =
         shape = 3, data.predict_len, model.coordinates
         noise = keyed_normal(key(config.seed, batch.start), shape).transpose(0, 1)
         step = (batch.start * GOLDEN_RATIO % 1 * len(model.schedule)).long()
-        return model.loss(batch.future, *batch.known, step, noise)
+        return model.loss(batch.future, *batch.known, step=step, noise=noise)
 
     batches = data.batches("validation", config.val_batch_size, limit=config.val_windows)
     return mean_over_windows(loss, batches, processes)
