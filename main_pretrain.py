@@ -9,7 +9,7 @@ import torch
 
 from data.registry import data_dir_from
 from data.windows import WindowedField, open_data
-from models import MEAN_MODELS
+from models import MEAN_MODELS, build_mean_model
 from utils import checkpoint
 from utils.config import PretrainConfig, parse_config, run_main
 from utils.device import autocast, choose_device
@@ -23,15 +23,6 @@ def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> W
     """The dataset of a configuration (as a dict: also that of a checkpoint), as windows on the device."""
     return open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
                      device, settings["oracle_nodes"], settings["oracle_steps"])
-
-
-def build_mean_model(settings: dict, num_nodes: int, calendar_sizes: tuple[int, ...]) -> torch.nn.Module:
-    """The stage-1 model of a configuration (as a dict: also that of a checkpoint)."""
-    return MEAN_MODELS[settings["mean_model"]](
-        num_nodes, settings["history_len"], settings["predict_len"], calendar_sizes,
-        channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
-        climatology=settings["climatology"], tokens=settings["tokens"],
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:

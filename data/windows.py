@@ -78,6 +78,11 @@ class WindowedField:
             return ANY_VALUE
         return float(self.scaler.standardize(torch.zeros(()))), 1 / self.scaler.std if self.scaler.whole else 0.0
 
+    @property
+    def usual(self) -> Tensor:
+        """Climatology of each slot of the calendar's first cycle for what comes after the data: (slot, node)."""
+        return self._climatology.table()
+
     def facts(self) -> dict:
         """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),

@@ -1,0 +1,144 @@
+"""Forecast with a trained pair of stages, and write members and quantiles to a file.
+
+    python -m scripts.forecast save/diffusion/NYCFlights_12_12 --output next.csv
+    python -m scripts.forecast save/diffusion/NYCFlights_12_12 --data_path newer.npz --output next.nc
+    python -m scripts.forecast save/diffusion/NYCFlights_12_12 --rolling 100 --output backtest.parquet
+
+The history is the end of the run's data, or of a newer file of the same field. docs/forecasting.md says more.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from data.fields import load_field, read_array
+from data.registry import data_dir_from
+from main_train import CHOICES
+from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
+from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.evaluation import progress, rows_at_once
+from utils.forecasts import VALUES, WRITERS, Forecast, check_output, write_forecasts
+
+
+def moment(text: str) -> np.datetime64:
+    """The time that a flag names, ISO 8601; one with an offset from UTC becomes UTC."""
+    try:
+        return pd.to_datetime(text, format="ISO8601", utc=True).to_datetime64().astype("datetime64[s]")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; write it as 2014-01-31T18:00") from None
+
+
+def open_series(run: TrainedForecaster, data_path: str, data_dir: str) -> tuple[torch.Tensor, int]:
+    """The field to forecast: its values (time, node), and the position of the first step in the series of the run.
+
+    Raises: ValueError when it is another field than that of the run: what differs.
+    """
+    config, field = run.checkpoint["config"], run.field
+    if data_path:
+        values, names = read_array(Path(data_path).expanduser())
+        source, first = data_path, field.first_step
+    else:
+        found = load_field(config["data_name"], data_dir_from(data_dir), config["oracle_nodes"], config["oracle_steps"])
+        source, names = found.name, found.node_names
+        first, last = found.segments[-1]
+        values = found.values[first:last]
+    differing = []
+    if values.shape[1] != field.num_nodes:
+        differing.append(f"{values.shape[1]} nodes (wanted {field.num_nodes})")
+    elif names and tuple(names) != tuple(field.node_names):
+        node = next(node for node, name in enumerate(names) if name != field.node_names[node])
+        differing.append(f"node {node} is {names[node]} (wanted {field.node_names[node]})")
+    if differing:
+        raise ValueError(f"{source}: another field than the run was trained on: {', '.join(differing)}")
+    return values, first
+
+
+def choose_windows(run: TrainedForecaster, steps: int, first: int, at: np.datetime64 | None = None, rolling: int = 0,
+                   split: str = "") -> Sequence[int]:
+    """Where the histories begin in a series of so many steps, whose first one has the position `first`.
+
+    Without a choice the history is the end of the series, and the future unseen.
+    Raises: ValueError where the series is too short for the choice.
+    """
+    history_len, predict_len = (run.checkpoint["config"][name] for name in ("history_len", "predict_len"))
+
+    def time(step: int) -> np.datetime64:
+        return run.field.times(first + step, 1)[0]
+
+    whole = steps - history_len - predict_len + 1  # windows whose future has been observed
+    if steps < history_len:
+        raise ValueError(f"the data hold {steps} steps; a forecast sees {history_len}")
+    if at is not None:
+        begin = run.field.step_at(at) - first - history_len
+        if not 0 <= begin <= steps - history_len:
+            raise ValueError(f"--at {at}: the data allow {time(history_len)} to {time(steps)}, the first step that is "
+                             f"forecast after {history_len} observed ones")
+        return [begin]
+    if rolling:
+        if rolling > whole:
+            raise ValueError(f"--rolling {rolling}: the data hold {max(whole, 0)} windows of {history_len} + "
+                             f"{predict_len} observed steps")
+        return range(whole - rolling, whole)
+    if split:
+        begin = max(run.field.test_step - first, 0)
+        if begin >= whole:
+            raise ValueError(f"--split {split}: the data hold no whole window from {time(begin)} on, where it begins")
+        return range(begin, whole)
+    return [steps - history_len]
+
+
+def forecasts(run: TrainedForecaster, values: torch.Tensor, first: int, windows: Sequence[int], flags: dict,
+              ) -> Iterator[Forecast]:
+    """Forecasts of windows, as many at a time as are sampled together; numbers do not depend on how many these are."""
+    settings = {**run.checkpoint["config"], **flags}
+    at_once = max(1, rows_at_once(run.field.num_nodes, run.device, settings["sample_batch"]) // settings["nsample"])
+    for chosen in progress([windows[k:k + at_once] for k in range(0, len(windows), at_once)], "forecasting"):
+        history = torch.stack([values[begin:begin + settings["history_len"]].float() for begin in chosen])
+        start = np.concatenate([run.field.times(first + begin, 1) for begin in chosen])
+        yield run.forecast(history.numpy(), start, **flags)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = FlagParser(__doc__.splitlines()[0])
+    parser.add_argument("run_folder", type=Path, help="folder of a stage-2 run")
+    parser.add_argument("--output", type=output_path, required=True,
+                        help=f"file to write; its ending is the format: {', '.join(WRITERS)}")
+    parser.add_argument("--data_path", default="", help="a newer file of the field (else the data of the run)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--at", type=moment, default=None, help="first time to forecast; the history ends just before "
+                       "(else the first time after the data)")
+    which.add_argument("--rolling", type=int, default=0, help="forecast the last so many windows that were observed")
+    which.add_argument("--split", choices=("test",), default="", help="forecast every window from the first of the "
+                       "test on")
+    parser.add_argument("--values", choices=VALUES, default=VALUES[0], help="what to write (default: both)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", *SAMPLING_FLAGS))
+    given = vars(parser.parse_args(arguments))
+    if given["rolling"] < 0:
+        parser.error(f"--rolling {given['rolling']}: choose a number of windows")
+    check_output(given["output"], given["overwrite"])
+    run = load_forecaster(given["run_folder"], given.get("device", TrainConfig.device))
+    values, first = open_series(run, given["data_path"], given.get("data_dir", ""))
+    windows = choose_windows(run, len(values), first, given["at"], given["rolling"], given["split"])
+    horizon = run.checkpoint["config"]["history_len"] + first
+    seen = sum(begin + horizon < run.field.trained_steps for begin in windows)
+    if seen:
+        print(f"note: {seen} of {len(windows)} windows have futures that the model was trained on: no test of it",
+              file=sys.stderr)
+    flags = {name: given[name] for name in SAMPLING_FLAGS if name in given}
+    write_forecasts(given["output"], forecasts(run, values, first, windows, flags), given["values"])
+    times = [run.field.times(horizon + begin, 1)[0] for begin in (windows[0], windows[-1])]
+    print(f"{given['output']}: {len(windows)} window{'s' * (len(windows) > 1)}, the first forecast from {times[0]}"
+          + f", the last from {times[1]}" * (len(windows) > 1))
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # like Ctrl-C: what is half written is removed
+    run_main(main)
