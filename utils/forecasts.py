@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import math
 import shutil
 import tempfile
@@ -21,10 +22,18 @@ from .metrics import LEVELS, member_quantiles, sort_members
 
 VALUES = ("both", "members", "quantiles")
 ISSUED, HORIZON, MEMBER, LEVEL = "forecast_reference_time", "horizon", "realization", "quantile"
-DEGREES = {
-    "lat": {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"},
-    "lon": {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"},
+COORDINATES = {
+    ISSUED: {"standard_name": ISSUED, "long_name": "time of the last observation", "axis": "T"},
+    "time": {"standard_name": "time", "long_name": "time that is forecast"},
+    HORIZON: {"long_name": "steps after the last observation", "units": "1"},
+    MEMBER: {"standard_name": MEMBER, "long_name": "member of the ensemble", "units": "1"},
+    LEVEL: {"long_name": "level of the quantile", "units": "1"},
+    "node_name": {"long_name": "name of the node"},
+    "lat": {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north"},
+    "lon": {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east"},
 }
+"""Attributes of the coordinates of a dataset, after the CF conventions."""
+
 TIME_UNITS = "minutes since 1970-01-01 00:00:00"
 
 
@@ -83,24 +92,18 @@ class Forecast:
         import xarray
 
         field, space = self.field, Space(self.field)
-        steps = self.times.shape[-1]
+        issued, steps = self.issued.reshape(-1).astype("datetime64[s]"), self.times.shape[-1]
         coordinates = {
-            ISSUED: (ISSUED, self.issued.reshape(-1).astype("datetime64[s]"),
-                     {"standard_name": ISSUED, "long_name": "time of the last observation", "axis": "T"}),
-            "time": ((ISSUED, HORIZON), self.times.reshape(-1, steps).astype("datetime64[s]"),
-                     {"standard_name": "time", "long_name": "time that is forecast"}),
-            HORIZON: (HORIZON, np.arange(1, steps + 1), {"long_name": "steps after the last observation"}),
-            MEMBER: (MEMBER, np.arange(self.members.shape[-3]), {"standard_name": MEMBER, "long_name": "member"}),
-            LEVEL: (LEVEL, np.array(LEVELS), {"long_name": "level of the quantile", "units": "1"}),
-            **space.coordinates,
+            ISSUED: (ISSUED, issued), "time": ((ISSUED, HORIZON), self.times.reshape(-1, steps).astype(issued.dtype)),
+            HORIZON: (HORIZON, np.arange(1, steps + 1)), **space.coordinates,
         }
         variables = {}
-        for kind, axis in (("members", MEMBER), ("quantiles", LEVEL)):
-            if kind in self.chosen(values):
-                variables[kind] = ((ISSUED, axis, HORIZON, *space.axes), space.place(self.chosen(values)[kind]), {
-                    "long_name": f"{kind} of the forecast of {field.name} ({field.unit})", "units": field.cf_unit})
-            else:
-                del coordinates[axis]
+        for kind, array in self.chosen(values).items():
+            axis, places = (LEVEL, LEVELS) if kind == "quantiles" else (MEMBER, range(array.shape[1]))
+            coordinates[axis] = axis, np.array(places)
+            variables[kind] = (ISSUED, axis, HORIZON, *space.axes), space.place(array), {
+                "long_name": f"{kind} of the forecast of {field.name} ({field.unit})", "units": field.cf_unit}
+        coordinates = {name: (axes, array, COORDINATES[name]) for name, (axes, array) in coordinates.items()}
         return xarray.Dataset(variables, coordinates, {
             "Conventions": "CF-1.10", "title": f"Ensemble forecast of {field.name}", "source": self.source,
             "history": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} drawn",
@@ -132,17 +135,13 @@ class Space:
     def __init__(self, field):
         self.field = field
         self.axes = ("node",) if not field.grid else ("lat", "lon") if field.axes else ("row", "column")
-        self.coordinates = {}
-        if not field.grid:
-            self.coordinates["node_name"] = "node", np.array(field.node_names), {"long_name": "name of the node"}
+        self.coordinates = {} if field.grid else {"node_name": ("node", np.array(field.node_names))}
         if field.grid and field.axes:
-            places = zip((("lat",), ("lon",)), field.axes, strict=True)
+            lat, lon = field.axes
+            self.coordinates |= {"lat": ("lat", np.asarray(lat)), "lon": ("lon", np.asarray(lon))}
         elif field.coordinates is not None:
-            places = ((self.axes, self.place(column)) for column in np.asarray(field.coordinates).T)
-        else:
-            places = ()
-        for (name, facts), (axes, degrees) in zip(DEGREES.items(), places, strict=False):
-            self.coordinates[name] = axes, np.asarray(degrees), facts
+            lat, lon = np.asarray(field.coordinates).T
+            self.coordinates |= {"lat": (self.axes, self.place(lat)), "lon": (self.axes, self.place(lon))}
 
     def place(self, values: np.ndarray) -> np.ndarray:
         """Values (..., node) in space: (..., row, column) on a grid."""
@@ -192,12 +191,11 @@ def _write_parquet(file, parts: Iterable[Forecast], values: str) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    writer = None
-    for part in parts:
-        table = pyarrow.Table.from_pandas(part.to_frame(values), preserve_index=False)
-        writer = writer or parquet.ParquetWriter(file, table.schema)
-        writer.write_table(table)
-    writer.close()
+    tables = (pyarrow.Table.from_pandas(part.to_frame(values), preserve_index=False) for part in parts)
+    first = next(tables)
+    with parquet.ParquetWriter(file, first.schema) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
 
 
 def _write_npz(file, parts: Iterable[Forecast], values: str) -> None:
