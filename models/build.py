@@ -49,7 +49,7 @@ def build_forecaster(settings: dict, mean_model: nn.Module, facts: dict) -> nn.M
             print("note: --process cost on the mean of a quantile model; as published, stage 1 runs with --mean_model "
                   "stid --no-climatology --tokens 0", file=sys.stderr)
         return ResidualForecaster(mean_model, denoiser(num_nodes, endpoint=True), beta, num_nodes,
-                                  settings["endpoint_signs"])
+                                  settings["endpoint_signs"], support)
     if not hasattr(mean_model, "quantiles"):
         raise ValueError(f"--process {settings['process']} builds on the conditional quantiles of stage 1, found a "
                          "model of the mean alone; run main_pretrain.py with --mean_model quantile_stid, or choose "

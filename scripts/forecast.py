@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument("--split", choices=("test",), default="", help="forecast every window from the first of the "
                        "test on")
     parser.add_argument("--values", choices=VALUES, default=VALUES[0], help="what to write (default: both)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace the file if it exists")
     parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", *SAMPLING_FLAGS))
     given = vars(parser.parse_args(arguments))
     if given["rolling"] < 0:
