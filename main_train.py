@@ -14,16 +14,19 @@ from data.fluctuation import STATISTICS
 from data.registry import sha256_of
 from data.summary import FieldSummary
 from data.windows import WindowedField
-from main_pretrain import open_windows
+from main_pretrain import open_windows, training_batches
 from models import DENOISERS, PROCESSES, build_forecaster, build_mean_model, ensemble_drawer
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
+from models.draws import own_rows
 from utils import checkpoint
 from utils.config import PretrainConfig, TrainConfig, parse_config, preset, run_main
 from utils.device import autocast, choose_device
+from utils.distributed import ALONE, Processes, join
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
 from utils.plots import draw_forecast
 from utils.reproducibility import key, keyed_normal, seed_step
 from utils.runlog import describe_run, print_scores
+from utils.runs import open_run
 from utils.training import fit
 
 CHOICES = {"process": PROCESSES, "eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
@@ -75,15 +78,15 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> W
     return data
 
 
-def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str,
-                   device: torch.device) -> tuple[dict, dict]:
+def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, device: torch.device,
+                   processes: Processes = ALONE) -> tuple[dict, dict]:
     """Forecast the windows of a split and score them: what `metrics.json` says of an ensemble, and each window's."""
     start = time.perf_counter()
     windows_at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
     scores, windows = evaluate_ensemble(
         ensemble_drawer(model, settings, device),
         data.batches(split, windows_at_once, limit=settings["test_windows"]), data.scaler.physical,
-        (settings["nsample"], data.predict_len, data.num_nodes), model.equidistant,
+        (settings["nsample"], data.predict_len, data.num_nodes), model.equidistant, processes,
     )
     return {
         **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed")}, "split": split,
@@ -92,7 +95,7 @@ def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str,
     }, windows
 
 
-def validation_loss(model: torch.nn.Module, data, config) -> torch.Tensor:
+def validation_loss(model: torch.nn.Module, data, config, processes: Processes = ALONE) -> torch.Tensor:
     """Loss on validation windows, each with a step and noise of its own that never change.
 
     The steps follow the multiples of the golden ratio: any stretch of windows visits all of them evenly. It costs
@@ -104,12 +107,14 @@ def validation_loss(model: torch.nn.Module, data, config) -> torch.Tensor:
         step = (batch.start * GOLDEN_RATIO % 1 * len(model.schedule)).long()
         return model.loss(batch.future, *batch.known, step, noise)
 
-    return mean_over_windows(loss, data.batches("validation", config.val_batch_size, limit=config.val_windows))
+    batches = data.batches("validation", config.val_batch_size, limit=config.val_windows)
+    return mean_over_windows(loss, batches, processes)
 
 
 def main(arguments: list[str] | None = None) -> int:
     config = parse_config(TrainConfig, CHOICES, arguments)
     device = choose_device(config.device)
+    processes = join(device)
     settings = checkpoint.settings(config)
     data = open_windows(settings, config.data_dir, device)
     mean_model, mean_config, mean_path = load_mean_model(config, data)
@@ -119,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     describe_run(config, data, model, folder, device)
     if config.dry_run:
         return 0
-    if not checkpoint.open_run(folder, config, {"data": data.facts(), "mean_model": sha256_of(mean_path)}):
+    if not (run := open_run(folder, config, {"data": data.facts(), "mean_model": sha256_of(mean_path)}, processes)):
         return 0
 
     seed_step(config.seed, 0)
@@ -130,19 +135,20 @@ def main(arguments: list[str] | None = None) -> int:
         model.denoiser.compile()
 
     def keep(weights, epoch, score):
-        checkpoint.save_checkpoint(folder / checkpoint.CHECKPOINT, {
-            "stage": "diffusion", "config": settings, "mean_config": mean_config, "mean_run": str(mean_path.parent),
-            "data": data.facts(), "field": FieldSummary.of(data).state(), "weights": weights, "epoch": epoch,
-            "score": score,
-        })
+        run.keep({"stage": "diffusion", "config": settings, "mean_config": mean_config,
+                  "mean_run": str(mean_path.parent), "data": data.facts(), "field": FieldSummary.of(data).state(),
+                  "weights": weights, "epoch": epoch, "score": score})
 
     def loss(batch):
-        return model.loss(batch.future, *batch.known, precision=autocast(device, config.amp))
+        with own_rows(batch.rows):
+            return model.loss(batch.future, *batch.known, precision=autocast(device, config.amp))
 
-    result = fit(model, loss, lambda generator: data.batches("train", config.batch_size, generator),
-                 lambda scored: validation_loss(scored, data, config), config, keep,
-                 lambda line: checkpoint.append_line(folder / checkpoint.LOG, line), score_first=True)
-    scores, windows = score_ensemble(model, settings, data, "test", device)
+    result = fit(model, loss, training_batches(data, config, processes),
+                 lambda scored: validation_loss(scored, data, config, processes), config, keep, run.log, run.save,
+                 run.state, score_first=True, processes=processes)
+    scores, windows = score_ensemble(model, settings, data, "test", device, processes)
+    if not processes.first:
+        return 0
     checkpoint.write_table(folder / checkpoint.WINDOWS, windows)
     metrics = {
         **scores, "mean_run": str(mean_path.parent),

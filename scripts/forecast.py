@@ -8,7 +8,6 @@ The history is the end of the run's data, or of a newer file of the same field. 
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from data.registry import data_dir_from
 from main_train import CHOICES
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
 from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.distributed import rank_from_environment
 from utils.evaluation import progress, rows_at_once
 from utils.forecasts import VALUES, WRITERS, Forecast, check_output, write_forecasts
 
@@ -122,6 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     if given["rolling"] < 0:
         parser.error(f"--rolling {given['rolling']}: choose a number of windows")
+    if rank_from_environment():
+        return 0  # of several processes the first one forecasts and writes
     check_output(given["output"], given["overwrite"])
     run = load_forecaster(given["run_folder"], given.get("device", TrainConfig.device))
     values, first = open_series(run, given["data_path"], given.get("data_dir", ""))
@@ -140,5 +142,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # like Ctrl-C: what is half written is removed
     run_main(main)
