@@ -9,7 +9,7 @@ from conftest import SHARED, make_field, needs_real_data, random_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data.fields
+import data.readers
 import data.windows
 from data.windows import ANY_VALUE, SPLITS, WindowedField, open_data, split_windows
 
@@ -228,7 +228,7 @@ def open_data_of(registered, values, name="Tiny"):
 def test_a_memory_mapped_field_gives_what_a_field_in_memory_gives(registered, monkeypatch, dtype):
     folder = registered(random_values(90, 6).astype(dtype))
     inside = open_data("Tiny", folder, 6, 4)
-    for module in (data.fields, data.windows):
+    for module in (data.readers, data.windows):
         monkeypatch.setattr(module, "MEMORY_LIMIT", 90 * 6 * 4 - 1)
     mapped = open_data("Tiny", folder, 6, 4)
     assert inside.field.values.dtype == torch.float32 and str(mapped.field.values.dtype) == f"torch.{dtype}"

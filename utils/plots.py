@@ -60,6 +60,38 @@ def draw_forecast(draw, data, path: Path, nodes: int = 4) -> None:
     plt.close(figure)
 
 
+def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, shares: np.ndarray, step: str, unit: str,
+               path: Path, most: int = 1000) -> None:
+    """Draw a whole field: how its nodes lie over time, every node as a row (missing values grey), and its periods.
+
+    Shapes: values (time, node), NaN where missing; times (time,); periods in steps of length `step` and their shares
+    of the variance (line,). At most about `most` steps and nodes are drawn, evenly spread.
+    """
+    steps = slice(None, None, -(-len(values) // most))
+    nodes = slice(None, None, -(-values.shape[1] // most))
+    seen, when = np.ma.masked_invalid(values[steps]), times[steps]
+    some = seen.count(axis=1) > 0  # a step may have no value at all
+    low, middle, high = (np.full(len(seen), np.nan) for _ in range(3))
+    low[some], middle[some], high[some] = np.nanquantile(values[steps][some], (0.05, 0.5, 0.95), axis=1)
+    figure, (over_time, image, spectrum) = plt.subplots(3, 1, figsize=(9, 9), layout="constrained")
+    over_time.fill_between(when, low, high, color=BLUE, alpha=0.25, linewidth=0, label="90 % of nodes")
+    over_time.plot(when, middle, color=INK, linewidth=0.8, label="median of nodes")
+    over_time.set_xlabel("time")
+    over_time.set_ylabel(unit)
+    over_time.legend(frameon=False, fontsize=9)
+    colors = plt.get_cmap("cividis").with_extremes(bad="0.75")
+    drawn = image.pcolormesh(when, np.arange(values.shape[1])[nodes], seen[:, nodes].T, cmap=colors, shading="nearest",
+                             rasterized=True)
+    image.set_xlabel("time")
+    image.set_ylabel("node (number)")
+    figure.colorbar(drawn, ax=image, label=unit)
+    spectrum.semilogx(periods, 100 * shares, color=INK, linewidth=0.8)
+    spectrum.set_xlabel(f"period (steps of {step})")
+    spectrum.set_ylabel("share of the variance\nof the node mean (%)")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 def draw_sampler_curves(rows: list[dict], members: int, path: Path) -> None:
     """Draw CRPS and CRPS_sum against the milliseconds of a forecast: a line per sampler, dashed in bfloat16.
 
