@@ -121,6 +121,7 @@ def open_own_file(name: str, own: OwnFile) -> tuple[DatasetSpec, Table]:
         table = replace(table, node_names=names, coordinates=coordinates)
     return DatasetSpec(
         domain="own data", place="see the file", unit=own.unit or table.unit or "unit not stated",
+        cf_unit=own.unit or table.unit or "1",
         num_nodes=table.values.shape[1], interval=interval, start=(stamp(first),), source=str(path),
         licence="not stated", files=(path.name,), shape=(tuple(table.values.shape),), graph=own.graph or None,
         grid=table.grid if table.kept is None else None, nonnegative=None,

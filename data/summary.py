@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .calendar import MINUTES, make_calendar
+from .calendar import MINUTES, in_words, make_calendar
 from .scaling import Scaler
 from .windows import Batch, WindowedField
 
@@ -49,8 +49,9 @@ class FieldSummary:
         spec = field.spec
         return cls(
             field.name, spec.unit, spec.cf_unit or spec.unit, spec.interval, str(field.calendar.times[first]), first,
-            len(data.training), int(data.starts["test"][0]), field.node_names, spec.grid, None, None,
-            None, data.scaler, data.usual.cpu(),
+            len(data.training), int(data.starts["test"][0]), field.node_names, field.grid,
+            field.axes and tuple(map(torch.as_tensor, field.axes)), *map(_tensor, (field.kept, field.coordinates)),
+            data.scaler, data.usual.cpu(),
         )
 
     @classmethod
@@ -74,9 +75,8 @@ class FieldSummary:
         passed = np.datetime64(time, clock) - np.datetime64(self.start, clock)
         steps, rest = divmod(passed.astype(int), length)
         if rest:
-            count, unit = self.interval
-            raise ValueError(f"{time}: no step begins then; a step takes {count} {unit}{'s' * (count > 1)}, one begins "
-                             f"at {self.start}")
+            raise ValueError(f"{time}: no step begins then; a step takes {in_words(self.interval)}, one begins at "
+                             f"{self.start}")
         return self.first_step + int(steps)
 
     def times(self, step: int, count: int) -> np.ndarray:
@@ -106,3 +106,7 @@ class FieldSummary:
         """Time of the step at a position, ISO format."""
         clock, length = self._clock
         return str(np.datetime64(self.start, clock) + (step - self.first_step) * length)
+
+
+def _tensor(array: np.ndarray | None) -> Tensor | None:
+    return None if array is None else torch.as_tensor(array)

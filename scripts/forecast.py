@@ -7,17 +7,18 @@
 The history is the end of the run's data, or of a newer file of the same field. docs/forecasting.md says more.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
-from data.fields import load_field, read_array
+from data.calendar import parse_time, regular_interval
+from data.fields import load_field
+from data.readers import listed, read_file
 from data.registry import data_dir_from
+from main_pretrain import own_file
 from main_train import CHOICES
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
 from utils.config import FlagParser, TrainConfig, output_path, run_main
@@ -26,40 +27,37 @@ from utils.evaluation import progress, rows_at_once
 from utils.forecasts import VALUES, WRITERS, Forecast, check_output, write_forecasts
 
 
-def moment(text: str) -> np.datetime64:
-    """The time that a flag names, ISO 8601; one with an offset from UTC becomes UTC."""
-    try:
-        return pd.to_datetime(text, format="ISO8601", utc=True).to_datetime64().astype("datetime64[s]")
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time; write it as 2014-01-31T18:00") from None
-
-
 def open_series(run: TrainedForecaster, data_path: str, data_dir: str) -> tuple[torch.Tensor, int]:
     """The field to forecast: its values (time, node), and the position of the first step in the series of the run.
 
-    Raises: ValueError when it is another field than that of the run: what differs.
+    Raises: ValueError when the file holds another field than that of the run: what differs.
     """
     config, field = run.checkpoint["config"], run.field
-    if data_path:
-        values, names = read_array(Path(data_path).expanduser())
-        source, first = data_path, field.first_step
-    else:
-        found = load_field(config["data_name"], data_dir_from(data_dir), config["oracle_nodes"], config["oracle_steps"])
-        source, names = found.name, found.node_names
+    if not data_path:
+        found = load_field(config["data_name"], data_dir_from(data_dir), config["oracle_nodes"], config["oracle_steps"],
+                           own_file(config))
         first, last = found.segments[-1]
-        values = found.values[first:last]
+        return found.values[first:last], first
+    table = read_file(data_path, config["variable"])
+    first, names = field.first_step, table.node_names or field.node_names
+    if table.times is not None:
+        regular_interval(table.times, lambda step: f"{data_path}: {table.where(step)}", field.interval)
+        first = field.step_at(table.times[0])
     differing = []
-    if values.shape[1] != field.num_nodes:
-        differing.append(f"{values.shape[1]} nodes (wanted {field.num_nodes})")
-    elif names and tuple(names) != tuple(field.node_names):
-        node = next(node for node, name in enumerate(names) if name != field.node_names[node])
-        differing.append(f"node {node} is {names[node]} (wanted {field.node_names[node]})")
+    if table.values.shape[1] != field.num_nodes:
+        differing.append(f"{table.values.shape[1]} nodes (wanted {field.num_nodes})")
+    elif unknown := sorted(set(names) - set(field.node_names)):
+        differing.append(f"nodes {listed(unknown)} (wanted {listed(sorted(set(field.node_names) - set(names)))})")
+    if table.unit and not config["unit"] and table.unit not in (field.unit, field.cf_unit):
+        differing.append(f"unit {table.unit} (wanted {field.unit})")
     if differing:
-        raise ValueError(f"{source}: another field than the run was trained on: {', '.join(differing)}")
-    return values, first
+        raise ValueError(f"{data_path}: another field than the run was trained on: {'; '.join(differing)}")
+    if tuple(names) == tuple(field.node_names):
+        return table.values, first
+    return table.values[:, [names.index(name) for name in field.node_names]], first
 
 
-def choose_windows(run: TrainedForecaster, steps: int, first: int, at: np.datetime64 | None = None, rolling: int = 0,
+def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "", rolling: int = 0,
                    split: str = "") -> Sequence[int]:
     """Where the histories begin in a series of so many steps, whose first one has the position `first`.
 
@@ -74,8 +72,8 @@ def choose_windows(run: TrainedForecaster, steps: int, first: int, at: np.dateti
     whole = steps - history_len - predict_len + 1  # windows whose future has been observed
     if steps < history_len:
         raise ValueError(f"the data hold {steps} steps; a forecast sees {history_len}")
-    if at is not None:
-        begin = run.field.step_at(at) - first - history_len
+    if at:
+        begin = run.field.step_at(parse_time(at, "--at")) - first - history_len
         if not 0 <= begin <= steps - history_len:
             raise ValueError(f"--at {at}: the data allow {time(history_len)} to {time(steps)}, the first step that is "
                              f"forecast after {history_len} observed ones")
@@ -111,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
                         help=f"file to write; its ending is the format: {', '.join(WRITERS)}")
     parser.add_argument("--data_path", default="", help="a newer file of the field (else the data of the run)")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--at", type=moment, default=None, help="first time to forecast; the history ends just before "
+    which.add_argument("--at", default="", help="first time to forecast; the history ends just before "
                        "(else the first time after the data)")
     which.add_argument("--rolling", type=int, default=0, help="forecast the last so many windows that were observed")
     which.add_argument("--split", choices=("test",), default="", help="forecast every window from the first of the "

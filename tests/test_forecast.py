@@ -161,17 +161,31 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     assert found["forecast"].issued == np.datetime64("2013-01-21T19:00") and len(found["table"]) == 12 * 75
 
 
+def test_a_newer_file_may_begin_anywhere_and_order_its_nodes_as_it_likes(work, tmp_path):
+    """CSV with time stamps: its last rows are the history, wherever its first one stands in the series."""
+    frame = pd.DataFrame(COUNTS[-20:], columns=[f"node {node}" for node in range(NODES)])
+    frame.insert(0, "time", pd.date_range("2020-01-11T10:00", periods=20, freq="h"))
+    frame[["time", "node 2", "node 0", "node 3", "node 1"]].to_csv(tmp_path / "recent.csv", index=False)
+    ask(work, tmp_path / "next.npz")
+    ask(work, tmp_path / "recent.npz", "--data_path", str(tmp_path / "recent.csv"))
+    first, second = loaded(tmp_path / "next.npz"), loaded(tmp_path / "recent.npz")
+    assert (first["members"] == second["members"]).all() and (first["times"] == second["times"]).all()
+
+
 # What the script refuses
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--at", "2020-02-01"], "--at 2020-02-01T00:00:00: the data allow 2020-01-06T06:00 to 2020-01-12T06:00"),
+    (["--at", "soon"], "--at soon: expected a time in ISO 8601"),
+    (["--at", "2020-01-12T00:30"], "2020-01-12T00:30:00: no step begins then; a step takes 1 hour"),
+    (["--at", "2020-02-01"], "--at 2020-02-01: the data allow 2020-01-06T06:00 to 2020-01-12T06:00"),
     (["--at", "2020-01-06T05:00"], "the first step that is forecast after 6 observed ones"),
     (["--rolling", "142"], r"--rolling 142: the data hold 141 windows of 6 \+ 4 observed steps"),
     (["--data_path", "short.npy"], "the data hold 5 steps; a forecast sees 6"),
     (["--data_path", "short.npy", "--split", "test"], "the data hold 5 steps"),
     (["--data_path", "other.npy"], r"other.npy: another field than .*: 3 nodes \(wanted 4\)"),
-    (["--data_path", "renamed.npz"], r"renamed.npz: another field than .*: node 1 is b \(wanted node 1\)"),
+    (["--data_path", "renamed.npz"], r"renamed.npz: another .*: nodes b, c, d \(wanted node 1, node 2, node 3\)"),
+    (["--data_path", "daily.csv"], r"daily.csv: line 3: time 2020-01-02T00:00, expected 2020-01-01T01:00 \(1 hour"),
     (["--sample_steps", "60"], "sample_steps 60: choose 1 to 50"),
 ])
 def test_a_history_that_does_not_fit_is_refused_by_name(work, tmp_path, monkeypatch, flags, message):
@@ -179,13 +193,13 @@ def test_a_history_that_does_not_fit_is_refused_by_name(work, tmp_path, monkeypa
     np.save("short.npy", np.zeros((5, NODES)))
     np.save("other.npy", np.zeros((50, 3)))
     np.savez("renamed.npz", values=np.zeros((50, NODES)), node_names=["node 0", "b", "c", "d"])
+    Path("daily.csv").write_text("time,node 0,node 1,node 2,node 3\n2020-01-01,1,1,1,1\n2020-01-02,1,1,1,1\n")
     with pytest.raises(ValueError, match=message):
         ask(work, tmp_path / "refused.csv", *flags)
     assert not (tmp_path / "refused.csv").exists()
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--at", "soon"], "'soon' is not a time; write it as 2014-01-31T18:00"),
     (["--rolling", "-1"], "--rolling -1: choose a number of windows"),
     (["--at", "2020-01-12", "--rolling", "3"], "not allowed with argument --at"),
     (["--nsample", "1"], "1 is out of range; choose a value at least 2"),

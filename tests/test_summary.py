@@ -1,5 +1,6 @@
 """What a checkpoint remembers of a field is enough to make the windows that the data give."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -15,6 +16,7 @@ FIELDS = {
     "hours": dict(interval=(1, "hour"), start="2020-01-06"),
     "five minutes, smoothed": dict(interval=(5, "minute"), start="2020-01-06T07:35"),
     "quarters of an hour": dict(interval=(15, "minute"), start="2020-02-27T23:15"),
+    "weeks": dict(interval=(1, "week"), start="2019-12-30"),
     "days": dict(interval=(1, "day"), start="2019-12-30"),
     "months": dict(interval=(1, "month"), start="1999-11-01"),
     "quarters of a year": dict(interval=(3, "month"), start="1999-11-01"),
@@ -68,6 +70,17 @@ def test_what_comes_after_the_data_has_the_climatology_of_the_training_part(data
     steps = np.arange(len(data.training))
     same = data.scaler.standardize(data.training[steps[data.field.calendar.slots[steps, 0] == slot]])
     torch.testing.assert_close(FieldSummary.of(data).climatology[slot], same.mean(0))
+
+
+def test_land_and_places_survive_a_checkpoint(field):
+    kept, axes = np.array([0, 1, 3, 4, 5]), (np.array([5.0, 10.0]), np.array([1.0, 2.0, 3.0]))
+    field = dataclasses.replace(field, grid=(2, 3), axes=axes, kept=kept, coordinates=np.zeros((5, 2)))
+    file = io.BytesIO()
+    torch.save(FieldSummary.of(WindowedField(field, 6, 4)).state(), file)
+    file.seek(0)
+    found = FieldSummary.from_state(torch.load(file, weights_only=True))
+    assert found.grid == (2, 3) and found.kept.tolist() == kept.tolist() and found.coordinates.shape == (5, 2)
+    assert [axis.tolist() for axis in found.axes] == [[5, 10], [1, 2, 3]]
 
 
 @pytest.mark.parametrize("name", DATASETS)
