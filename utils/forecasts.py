@@ -230,8 +230,8 @@ def _write_netcdf(file, parts: Iterable[Forecast], values: str) -> None:
     for name in (ISSUED, "time"):
         encoding[name] |= {"units": TIME_UNITS, "dtype": "int64"}
     first.to_netcdf(path, engine="netcdf4", encoding=encoding, unlimited_dims=[ISSUED])
-    for part in parts:
-        with netCDF4.Dataset(path, "a") as dataset:
+    with netCDF4.Dataset(path, "a") as dataset:
+        for part in parts:
             written = len(dataset.dimensions[ISSUED])
             for name, variable in part.to_xarray(values).variables.items():
                 if ISSUED in variable.dims:
