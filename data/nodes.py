@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .readers import LATITUDE_NAMES, LONGITUDE_NAMES, NODE_NAMES, find, listed
+from .readers import LATITUDE_NAMES, LONGITUDE_NAMES, NODE_NAMES, find, listed, repeated
 
 
 def read_node_table(path: Path | str, names: tuple[str, ...] | None, num_nodes: int) -> tuple[tuple[str, ...],
@@ -66,7 +66,7 @@ def _from_arrays(path: Path) -> np.ndarray:
             return content
         with content as archive:
             if "indptr" in archive:
-                from scipy.sparse import load_npz
+                from scipy.sparse import load_npz  # only here: slow to import
                 return load_npz(path).toarray()
             if len(archive.files) != 1:
                 raise ValueError(f"keys {listed(archive.files)}; expected one array")
@@ -110,11 +110,13 @@ def _from_edges(path: Path, names: tuple[str, ...]) -> np.ndarray:
 
 def check_names(found: list, wanted: tuple[str, ...] | None, source: Path | str) -> None:
     """Raises: ValueError that lists names that come twice, and those that are missing or unknown to the data."""
-    twice = [name for name in dict.fromkeys(found) if found.count(name) > 1]
-    missing = [name for name in wanted or () if name not in found]
-    unknown = [name for name in found if wanted and name not in wanted]
-    faults = {"named twice": twice, "missing": missing, "unknown to the data": unknown}
-    if twice or missing or unknown:
+    there, known = set(found), set(wanted or found)
+    faults = {
+        "named twice": repeated(found),
+        "missing": [name for name in wanted or () if name not in there],
+        "unknown to the data": [name for name in found if name not in known],
+    }
+    if any(faults.values()):
         listing = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in faults.items() if names)
         raise ValueError(f"{source}: names of nodes: {listing}")
 

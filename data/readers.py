@@ -5,7 +5,8 @@ import gzip
 import importlib
 import sys
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,13 +77,16 @@ def read_file(path: Path | str, variable: str = "") -> Table:
         say_if_large(path, 4 * path.stat().st_size)  # text and archives unfold
     if variable and read is not read_xarray:
         raise ValueError(f"{path}: --variable {variable} is for NetCDF and Zarr; this file holds one table")
-    return read(path, variable) if read is read_xarray else read(path)
+    table = read(path, variable) if read is read_xarray else read(path)
+    if table.node_names and (twice := repeated(table.node_names)):
+        raise ValueError(f"{path}: names of nodes come twice: {listed(twice)}")
+    return table
 
 
 def say_if_large(path: Path, needed: int) -> None:
     """Say, before it is read, that a file will take much memory."""
     if needed > MEMORY_LIMIT:
-        print(f"note: {path}: reading it takes about {needed / 2**30:.1f} GiB of memory; a field in .npy stays on disk",
+        print(f"note: {path}: reading it may take {needed / 2**30:.1f} GiB of memory; a field in .npy stays on disk",
               file=sys.stderr)
 
 
@@ -160,7 +164,7 @@ def read_csv(path: Path) -> Table:
             text = dict.fromkeys((name for name in header if name.lower() in TIME_NAMES + NODE_NAMES), str)
             file.seek(0)
             frame = pd.read_csv(file, names=header, header=0, sep=separator, dtype=text, skip_blank_lines=False,
-                                low_memory=False)
+                                skipinitialspace=True, low_memory=False)
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error, csv.Error, pd.errors.ParserError) as error:
         raise ValueError(f"{path}: not a readable CSV file: {' '.join(str(error).split())}") from error
     if not isinstance(frame.index, pd.RangeIndex):
@@ -188,9 +192,8 @@ def check_columns(names: list[str], source: str) -> None:
     """Raises: ValueError for no names, names that come twice, or numbers where names belong."""
     if not names:
         raise ValueError(f"{source}: blank; expected the names of the columns")
-    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if repeated:
-        raise ValueError(f"{source}: columns named twice: {listed(repeated)}")
+    if twice := repeated(names):
+        raise ValueError(f"{source}: columns named twice: {listed(twice)}")
     if any("." in name and name.replace(".", "", 1).lstrip("+-").isdigit() for name in names):
         raise ValueError(f"{source}: values ({listed(names)}) where the names of the columns are expected")
 
@@ -198,7 +201,8 @@ def check_columns(names: list[str], source: str) -> None:
 def from_frame(frame: pd.DataFrame, source: str, first_row: int, row_word: str) -> Table:
     """A table of columns as (time, node).
 
-    wide: a time column (see TIME_NAMES; it may be absent) and one column of values per node
+    wide: a time column and one column of values per node; the time column is known by its name (see TIME_NAMES) or
+          is the first one, if that holds times; it may be absent
     long: three columns: time, node, value; the rows in any order, absent pairs are missing values
     Raises: ValueError naming the first bad row.
     """
@@ -207,6 +211,8 @@ def from_frame(frame: pd.DataFrame, source: str, first_row: int, row_word: str) 
 
     columns = list(frame.columns)
     time, node, value = (find(columns, names) for names in (TIME_NAMES, NODE_NAMES, VALUE_NAMES))
+    if time is None and holds_times(frame.iloc[:, 0]):
+        time = columns[0]
     if frame.empty or len(columns) == (time is not None):
         raise ValueError(f"{source}: {len(frame)} rows of columns {listed(columns)}; expected a time column and one "
                          "column per node, or the columns time, node, value")
@@ -253,6 +259,12 @@ def read_stamps(column: pd.Series, source: str, where: Callable[[int], str]) -> 
         found = "no time" if pd.isna(column.iloc[row]) else f"time {column.iloc[row]!r}"
         raise ValueError(f"{source}: {where(row)}: {found}; expected ISO 8601, as 2013-01-31T18:00")
     return times.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
+
+
+def holds_times(column: pd.Series) -> bool:
+    """Whether the first cell of a column is a time, and no number."""
+    return column.dtype.kind not in "iufb" and pd.to_datetime(
+        column[:1], format="ISO8601", errors="coerce", utc=True).notna().all()
 
 
 def numbers(column: pd.Series, source: str, where: Callable[[int], str]) -> np.ndarray:
@@ -351,11 +363,13 @@ def _from_variable(array, path: Path) -> Table:
         coordinates = np.stack([latitude.ravel(), longitude.ravel()], axis=1)
         rectangular = grid and (latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all()
         table = replace(table, coordinates=coordinates, axes=(latitude[:, 0], longitude[0]) if rectangular else None)
-    names = [f"lat {latitude:g} lon {longitude:g}" for latitude, longitude in table.coordinates] if (
-        table.coordinates is not None and grid) else None
-    if names is None and len(space) == 1 and space[0] in array.coords:
-        names = [str(name) for name in array.coords[space[0]].values.tolist()]
-    table = replace(table, node_names=None if names is None else tuple(names))
+    names = None
+    if grid and table.coordinates is not None:
+        names = tuple(f"lat {latitude:g} lon {longitude:g}" for latitude, longitude in table.coordinates)
+        names = None if repeated(names) else names  # places closer than six digits tell
+    elif space and space[0] in array.coords and not grid:
+        names = tuple(map(str, array.coords[space[0]].values.tolist()))
+    table = replace(table, node_names=names)
     return without_land(table) if grid else table
 
 
@@ -415,6 +429,10 @@ def optional(package: str, path: Path):
 def find(names: list[str], known: tuple[str, ...]) -> str | None:
     """The first of `names` that is a known one, in any case of letters."""
     return next((name for name in names if str(name).lower() in known), None)
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def listed(names: list[str]) -> str:

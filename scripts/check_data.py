@@ -161,7 +161,7 @@ def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> d
     minutes = steps * (first * config.epochs + second * train.epochs) / 60
     return {
         "cost": f"{steps} steps an epoch; a step of stage 1 takes {first:.3g} s, of stage 2 {second:.3g} s on {device} "
-                f"({torch.get_num_threads()} threads): at most {minutes:.2g} minutes for {config.epochs} and "
+                f"(threads: {torch.get_num_threads()}): at most {minutes:.2g} minutes for {config.epochs} and "
                 f"{train.epochs} epochs, without validation and scores",
         "memory": f"field {data.field.values.numel() * 4 / 2**20:.3g} MiB, a step of stage 1 {memory / 2**20:.3g} MiB, "
                   f"its weights and optimiser {weights * 24 / 2**20:.3g} MiB",

@@ -65,6 +65,20 @@ def test_a_file_of_ones_own_goes_through_both_stages_and_is_opened_again(tmp_pat
         assert str(data.times(int(data.starts["test"][0]))[6]) == "2024-01-06T00:00"
 
 
+@pytest.mark.parametrize("nodes", [1, 10_000])
+def test_one_node_and_ten_thousand_work_and_the_memory_is_said_before(tmp_path, capsys, nodes):
+    """faults 19"""
+    np.save(tmp_path / "a.npy", random_values(40, nodes))
+    flags = [*TINY, "--history_len", "3", "--predict_len", "1", "--channels", "2", "--embedding", "2", "--test_windows",
+             "1", "--data_path", str(tmp_path / "a.npy"), "--freq", "1d", "--start", "2024-01-01", "--save_dir",
+             str(tmp_path)]
+    for main in (main_pretrain.main, main_train.main):
+        assert main([*flags, "--dry_run"]) == 0
+        assert f"memory: field {nodes * 160 / 2**20:.1f} MiB; weights" in capsys.readouterr().out
+        assert main(flags) == 0
+    assert 0 < json.loads((tmp_path / "diffusion" / "a_3_1" / "metrics.json").read_text())["CRPS"] < 1
+
+
 def test_stage_2_names_the_command_with_the_flags_of_the_file(tmp_path):
     flags = five_minute_npy(tmp_path)
     with pytest.raises(ValueError, match="main_pretrain.py --data_name roads --data_path .*speed.npy --freq 5min "
