@@ -3,6 +3,7 @@
     python main_pretrain.py --data_name SST --device auto --batch_size 8 --history_len 12 --predict_len 12
 """
 
+import dataclasses
 import sys
 import time
 
@@ -34,9 +35,11 @@ def own_file(settings: dict) -> OwnFile | None:
 
 def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> WindowedField:
     """The dataset of a configuration (as a dict: also that of a checkpoint), as windows on the device."""
+    settings = {**dataclasses.asdict(PretrainConfig()), **settings}  # a checkpoint may be older than a flag
     data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
                      device, settings["oracle_nodes"], settings["oracle_steps"], own_file(settings),
-                     settings["split"], settings["support"])
+                     settings["split"], settings["support"], settings["missing"], settings["null_value"],
+                     settings["covariates"])
     for note in data.field.notes:
         print(f"note: {data.field.name}: {note}", file=sys.stderr)
     return data
@@ -58,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = checkpoint.settings(config)
     data = open_windows(settings, config.data_dir, device)
     seed_step(config.seed)
-    model = build_mean_model(settings, data.num_nodes, data.calendar_sizes).to(device)
+    model = build_mean_model(settings, data.facts()).to(device)
     folder = checkpoint.run_folder(config.save_dir, "mean", config)
     describe_run(config, data, model, folder, device)
     if config.dry_run or not (run := open_run(folder, config, {"data": data.facts()}, processes)):

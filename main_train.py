@@ -48,7 +48,7 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
         print(f"note: {path}: there is no stage-1 model yet")
         mean_config = replace(PretrainConfig(), **{**task, **preset(config.data_name, PretrainConfig)})
         settings = checkpoint.settings(mean_config)
-        return build_mean_model(settings, data.num_nodes, data.calendar_sizes), settings, path
+        return build_mean_model(settings, data.facts()), settings, path
     command = "python main_pretrain.py"
     for name in (*DATA_FLAGS, "save_dir", "run_name"):
         if name in task or getattr(config, name) != getattr(TrainConfig, name):
@@ -58,10 +58,11 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     content = checkpoint.load_checkpoint(path)
     if content.get("stage") != "mean":
         raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
-    differing = checkpoint.differences({**content["config"], **content["data"]}, {**data.facts(), **task})
+    found = {"masked": False, "covariates": {}, **content["config"], **content["data"]}
+    differing = checkpoint.differences(found, {**data.facts(), **task})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
-    model = build_mean_model(content["config"], data.num_nodes, data.calendar_sizes)
+    model = build_mean_model(content["config"], data.facts())
     model.load_state_dict(content["weights"])
     return model, content["config"], path
 
@@ -105,7 +106,7 @@ def validation_loss(model: torch.nn.Module, data, config, processes: Processes =
         shape = 3, data.predict_len, model.coordinates
         noise = keyed_normal(key(config.seed, batch.start), shape).transpose(0, 1)
         step = (batch.start * GOLDEN_RATIO % 1 * len(model.schedule)).long()
-        return model.loss(batch.future, *batch.known, step, noise)
+        return model.loss(batch.future, *batch.known, step=step, noise=noise)
 
     batches = data.batches("validation", config.val_batch_size, limit=config.val_windows)
     return mean_over_windows(loss, batches, processes)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .calendar import MINUTES, in_words, make_calendar
+from .covariates import standardize
 from .scaling import Scaler
 from .windows import Batch, WindowedField
 
@@ -25,6 +26,8 @@ class FieldSummary:
     coordinates    (node, 2) latitude and longitude in degrees
     climatology    (slot, node), standardized: what is usual in each slot of the calendar's first cycle, measured
                    on the reference of the evaluated segment, see `data.climatology`
+    masked         whether values may be missing: NaN in a history
+    covariates     by name, with their scalers
     """
 
     name: str
@@ -42,6 +45,8 @@ class FieldSummary:
     coordinates: Tensor | None
     scaler: Scaler
     climatology: Tensor
+    masked: bool
+    covariates: dict[str, Scaler]
 
     @classmethod
     def of(cls, data: WindowedField) -> "FieldSummary":
@@ -51,12 +56,13 @@ class FieldSummary:
             field.name, spec.unit, spec.cf_unit or spec.unit, spec.interval, str(field.calendar.times[first]), first,
             len(data.training), int(data.starts["test"][0]), field.node_names, field.grid,
             field.axes and tuple(map(torch.as_tensor, field.axes)), *map(_tensor, (field.kept, field.coordinates)),
-            data.scaler, data.usual.cpu(),
+            data.scaler, data.usual.cpu(), field.masked, data.covariate_scalers,
         )
 
     @classmethod
     def from_state(cls, state: dict) -> "FieldSummary":
-        return cls(**{**state, "scaler": Scaler(**state["scaler"])})
+        covariates = {name: Scaler(**scaler) for name, scaler in state["covariates"].items()}
+        return cls(**{**state, "scaler": Scaler(**state["scaler"]), "covariates": covariates})
 
     def state(self) -> dict:
         """Numbers and text only: what a checkpoint can hold."""
@@ -83,18 +89,24 @@ class FieldSummary:
         """Times of `count` steps from the one at position `step`: (count,) of datetime64."""
         return make_calendar(self._time(step), self.interval, count).times
 
-    def batch(self, history: Tensor, step: Tensor, predict_len: int) -> Batch:
+    def batch(self, history: Tensor, step: Tensor, predict_len: int, covariates: Tensor | None = None) -> Batch:
         """Windows whose future is not known: histories (batch, H, node) that begin at positions `step` (batch,).
 
         The same as `WindowedField.batch` gives for windows outside the reference of the climatology, but for the
-        future, which is empty. Units: physical.
+        future, which is empty. covariates (batch, H + F, node or 1, covariate). Units: physical.
         """
         length = history.shape[1] + predict_len
         slots = torch.stack([make_calendar(self._time(one), self.interval, length).slots for one in step.tolist()])
         climatology = self.climatology[slots[..., 0]].to(history.device)
-        history = self.scaler.standardize(history)
+        history, observed = self.scaler.standardize(history), None
+        if self.masked:
+            observed = ~history.isnan()
+            history = torch.where(observed, history, climatology[:, :history.shape[1]])
+            observed = torch.cat([observed, observed.new_zeros(climatology[:, history.shape[1]:].shape)], dim=1)
+        if covariates is not None:
+            covariates = standardize(covariates, self.covariates).to(history.device)
         calendar = slots[:, history.shape[1] - 1].to(history.device)
-        return Batch(history, history[:, :0], calendar, climatology, step.to(history.device))
+        return Batch(history, history[:, :0], calendar, climatology, step.to(history.device), observed, covariates)
 
     @property
     def _clock(self) -> tuple[str, int]:

@@ -15,13 +15,18 @@ MEAN_MODELS = {"quantile_stid": QuantileSTID, "stid": STID}
 DENOISERS = {"mlp": MLPDenoiser}
 
 
-def build_mean_model(settings: dict, num_nodes: int, calendar_sizes: tuple[int, ...]) -> nn.Module:
-    """The stage-1 model of a configuration (as a dict: also that of a checkpoint)."""
+def build_mean_model(settings: dict, facts: dict) -> nn.Module:
+    """The stage-1 model of a configuration (as a dict: also that of a checkpoint) for data of these `facts`."""
     return MEAN_MODELS[settings["mean_model"]](
-        num_nodes, settings["history_len"], settings["predict_len"], calendar_sizes,
+        facts["num_nodes"], settings["history_len"], settings["predict_len"], tuple(facts["calendar_sizes"]),
         channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
-        climatology=settings["climatology"], tokens=settings["tokens"],
+        climatology=settings["climatology"], tokens=settings["tokens"], **extra_inputs(facts),
     )
+
+
+def extra_inputs(facts: dict) -> dict:
+    """What both networks take beside history and calendar, by the facts of the data (also of an older checkpoint)."""
+    return {"masked": facts.get("masked", False), "covariates": len(facts.get("covariates", ()))}
 
 
 def build_forecaster(settings: dict, mean_model: nn.Module, facts: dict) -> nn.Module:
@@ -41,7 +46,7 @@ def build_forecaster(settings: dict, mean_model: nn.Module, facts: dict) -> nn.M
         return DENOISERS[settings["eps_model"]](
             coordinates, settings["history_len"], settings["predict_len"], calendar_sizes,
             channels=settings["channels"], layers=settings["layers"], embedding=settings["embedding"],
-            dropout=settings["dropout"], endpoint=endpoint,
+            dropout=settings["dropout"], endpoint=endpoint, **extra_inputs(facts),
         )
 
     if settings["process"] == "cost":

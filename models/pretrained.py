@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.fields import mark_missing
 from data.summary import FieldSummary
 from data.windows import Batch
 from utils.checkpoint import CHECKPOINT, load_checkpoint
@@ -47,8 +48,8 @@ def ensemble_drawer(model: Forecaster, settings: dict, device: torch.device) -> 
 
     def draw(batch: Batch) -> Tensor:
         noise = MemberNoise(settings["seed"], batch.start, settings["nsample"], shape)
-        return model.sample(*batch.known, noise, settings["nsample"], settings["sampler"], settings["sample_steps"],
-                            chunk)
+        return model.sample(*batch.known, noise=noise, members=settings["nsample"], sampler=settings["sampler"],
+                            steps=settings["sample_steps"], chunk=chunk)
 
     return draw
 
@@ -63,12 +64,13 @@ class TrainedForecaster:
     device: torch.device
 
     def forecast(self, history: np.ndarray, start: str | np.datetime64 | Sequence, members: int = 0,
-                 **flags) -> Forecast:
+                 covariates: np.ndarray | None = None, **flags) -> Forecast:
         """Draw an ensemble of what follows a history.
 
         history   (H, node), or (window, H, node) for several windows at once
         start     time of the first step of the history, one for each window
         members   size of the ensemble; 0: that of the run
+        covariates  (H + F, covariate) or (H + F, node, covariate), where the model was trained with such
         flags     seed, sampler, sample_steps, sample_precision, sample_batch, as of main_train.py; else the run's
 
         The numbers are those of `main_train.py` for the same window: they follow from seed, start and member,
@@ -82,14 +84,17 @@ class TrainedForecaster:
             raise ValueError(f"history of shape {history.shape}, start of shape {start.shape}; expected ({steps}, "
                              f"{nodes}), that is (step, node), and one time, or a window axis before both")
         windows = history.reshape(-1, steps, nodes)
-        values = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32))
-        if not values.isfinite().all():
-            window, step, node = (~values.isfinite()).nonzero()[0].tolist()
+        values, _ = mark_missing(torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)),
+                                 settings["null_value"])
+        wrong = values.isinf() if self.field.masked else ~values.isfinite()
+        if wrong.any():
+            window, step, node = wrong.nonzero()[0].tolist()
             raise ValueError(f"history: value {windows[window, step, node]} at step {step}, node {node}"
-                             f"{f', window {window}' * (len(windows) > 1)}; this model was trained on complete "
-                             "fields: fill in what is missing")
+                             f"{f', window {window}' * (len(windows) > 1)}; expected finite numbers"
+                             + " (a model trained with --missing mask takes nan too)" * (not self.field.masked))
         position = torch.tensor([self.field.step_at(time) for time in start.ravel()])
-        batch = self.field.batch(values.to(self.device), position, settings["predict_len"])
+        batch = self.field.batch(values.to(self.device), position, settings["predict_len"],
+                                 self._covariates(covariates, start.shape, steps + settings["predict_len"]))
         drawn = self.field.scaler.physical(ensemble_drawer(self.model, settings, self.device)(batch))
         times = np.stack([self.field.times(one + steps - 1, 1 + settings["predict_len"]) for one in position.tolist()])
         return Forecast(
@@ -97,6 +102,26 @@ class TrainedForecaster:
             times[:, 1:].reshape(*start.shape, -1), times[:, 0].reshape(start.shape), self.field,
             f"CoST, process {settings['process']}, {settings['nsample']} members, seed {settings['seed']}",
         )
+
+    def _covariates(self, covariates: np.ndarray | None, lead: tuple[int, ...], length: int) -> Tensor | None:
+        """Covariates as (window, H + F, node or 1, covariate).
+
+        Raises: ValueError where they are not as many as the model was trained with, at every step.
+        """
+        names, nodes = self.field.covariates, self.field.num_nodes
+        if covariates is None and not names:
+            return None
+        found = np.asarray(covariates if covariates is not None else ())
+        if found.ndim == len(lead) + 2:
+            found = found[..., None, :]
+        if not names or found.shape not in [(*lead, length, each, len(names)) for each in (1, nodes)]:
+            given = "no covariates" if covariates is None else f"covariates of shape {np.shape(covariates)}"
+            raise ValueError(f"{given}; this model was trained with {', '.join(names) or 'none'}: expected "
+                             f"(step, covariate) or (step, node, covariate), {length} steps of history and horizon, "
+                             "after the window axis if there is one")
+        if not np.isfinite(found).all():
+            raise ValueError("covariates: a value is missing or infinite; a forecast needs all of them")
+        return torch.from_numpy(np.ascontiguousarray(found.reshape(-1, *found.shape[len(lead):]), dtype=np.float32))
 
     def _settings(self, members: int, flags: dict) -> dict:
         """The run's settings with the given ones in their place. Raises: ValueError for what cannot be."""
@@ -125,7 +150,7 @@ def load_forecaster(folder: Path | str, device: torch.device | str = "cpu") -> T
     if content.get("stage") != "diffusion":
         raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
     facts, device = content["data"], choose_device(str(device))
-    mean_model = build_mean_model(content["mean_config"], facts["num_nodes"], tuple(facts["calendar_sizes"]))
+    mean_model = build_mean_model(content["mean_config"], facts)
     model = build_forecaster(content["config"], mean_model, facts)
     model.load_state_dict(content["weights"])
     return TrainedForecaster(model.to(device).eval(), content, FieldSummary.from_state(content["field"]), device)

@@ -126,10 +126,10 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     load = os.getloadavg()[0]
     seed_step(config.seed)
     data, values = open_or_generate(config, device)
-    nodes, cycles = data.num_nodes, data.calendar_sizes
+    nodes = data.num_nodes
     mean_config = replace(PretrainConfig(), data_name=config.data_name, history_len=config.history_len,
                           predict_len=config.predict_len, **preset(config.data_name, PretrainConfig))
-    mean_model = build_mean_model(checkpoint.settings(mean_config), nodes, cycles).to(device)
+    mean_model = build_mean_model(checkpoint.settings(mean_config), data.facts()).to(device)
     mean_step = training_step(mean_model, lambda b: mean_model.loss(b.future, *b.known), data,
                               mean_config, budget)
     settings = checkpoint.settings(config)

@@ -133,7 +133,7 @@ def test_a_forecast_needs_no_data_and_follows_from_its_seed(work, monkeypatch):
 @pytest.mark.parametrize("history, start, flags, message", [
     (np.zeros((5, NODES)), "2020-01-12", {}, r"history of shape \(5, 4\), start of shape \(\); expected \(6, 4\)"),
     (np.zeros((2, 6, NODES)), "2020-01-12", {}, "one time, or a window axis before both"),
-    (np.full((6, NODES), np.nan), "2020-01-12", {}, "value nan at step 0, node 0; this model was trained on complete"),
+    (np.full((6, NODES), np.nan), "2020-01-12", {}, "value nan at step 0, node 0; expected finite numbers"),
     (np.zeros((6, NODES)), "2020-01-12T00:30", {}, "no step begins then; a step takes 1 hour"),
     (np.zeros((6, NODES)), "2020-01-12", {"sampler": "dpm"}, "sampler 'dpm': choose one of ancestral"),
     (np.zeros((6, NODES)), "2020-01-12", {"sample_steps": 51}, "sample_steps 51: choose 1 to 50"),
@@ -159,6 +159,31 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     exec(compile(example, "docs/forecasting.md", "exec"), found)
     assert found["forecast"].members.shape == (50, 12, 75) and found["forecast"].members.min() == 0
     assert found["forecast"].issued == np.datetime64("2013-01-21T19:00") and len(found["table"]) == 12 * 75
+
+
+def test_a_run_with_gaps_and_covariates_forecasts_from_such_a_history(work, tmp_path):
+    """The script's forecast at a test window is that of the evaluation; covariates must cover the horizon."""
+    rain = np.random.default_rng(3).normal(size=(STEPS + 4, 1)).astype(np.float32)
+    np.savez(tmp_path / "rain.npz", values=rain, covariate_names=["rain"])
+    np.savez(tmp_path / "short.npz", values=rain[:STEPS], covariate_names=["rain"])
+    np.save(tmp_path / "gaps.npy", np.where(np.arange(STEPS * NODES).reshape(STEPS, NODES) % 9, COUNTS, np.nan))
+    flags = [*TINY, "--data_name", "gaps", "--data_path", str(tmp_path / "gaps.npy"), "--freq", "1h", "--start",
+             "2020-01-06", "--missing", "mask", "--covariates", str(tmp_path / "rain.npz"), "--save_dir", str(tmp_path)]
+    for stage in (main_pretrain, main_train):
+        stage.main(flags)
+    folder = tmp_path / "diffusion/gaps_6_4"
+    forecast.main([str(folder), "--split", "test", "--output", str(tmp_path / "test.npz")])
+    forecast.main([str(folder), "--output", str(tmp_path / "next.npz")])
+    trained = load_forecaster(folder)
+    data = main_train.open_run_data(trained.checkpoint, "", "cpu")
+    draw = main_train.ensemble_drawer(trained.model, trained.checkpoint["config"], trained.device)
+    wanted = torch.cat([data.scaler.physical(draw(batch)) for batch in data.batches("test", 20)])
+    np.testing.assert_allclose(loaded(tmp_path / "test.npz")["members"], wanted.numpy(), rtol=1e-5)
+    assert np.isfinite(loaded(tmp_path / "next.npz")["members"]).all()
+    with pytest.raises(ValueError, match="--covariates: they end 4 steps before the horizon does"):
+        forecast.main([str(folder), "--covariates", str(tmp_path / "short.npz"), "--output", str(tmp_path / "x.csv")])
+    with pytest.raises(ValueError, match="no covariates; this model was trained with rain: expected"):
+        trained.forecast(COUNTS[:6], "2020-01-06")
 
 
 def test_a_newer_file_may_begin_anywhere_and_order_its_nodes_as_it_likes(work, tmp_path):
@@ -229,8 +254,8 @@ def test_values_chooses_what_is_written(work, tmp_path):
 
 def test_no_more_windows_are_in_memory_than_are_sampled_together(work):
     trained = load_forecaster(run_of(work))
-    parts = [len(part.times) for part in forecast.forecasts(trained, torch.tensor(COUNTS), 0, range(9),
-                                                            {"sample_batch": 10, "nsample": 5})]
+    parts = [len(part.times) for part in forecast.forecasts(
+        trained, forecast.Series(torch.tensor(COUNTS), 0, None), range(9), {"sample_batch": 10, "nsample": 5})]
     assert parts == [2, 2, 2, 2, 1] and rows_at_once(NODES, trained.device, 10) == 10
 
 

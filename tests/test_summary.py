@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_field, random_values
 
+from data.covariates import Covariates
 from data.registry import DATASETS
 from data.summary import FieldSummary
 from data.windows import WindowedField
@@ -38,6 +39,22 @@ def test_a_window_of_the_test_is_bitwise_that_of_the_data_but_for_its_future(fac
     for one, other in zip(found.known, wanted.known, strict=True):
         assert torch.equal(one, other)
     assert summary.test_step == data.starts["test"][0] and summary.trained_steps == len(data.training)
+
+
+def test_gaps_and_covariates_reach_a_window_as_they_do_from_the_data():
+    values, steps = random_values(120, 3), 120
+    values[::7, 1] = np.nan
+    field = dataclasses.replace(make_field(values), missing_share=0.1)
+    beside = Covariates("a file", ("rain", "wind"), torch.randn(steps, 1, 2) * 5 + 3)
+    data = WindowedField(field, 6, 4, covariates=beside)
+    summary, start = FieldSummary.of(data), data.starts["test"][8]
+    wanted = data.batch(start.reshape(1))
+    found = summary.batch(field.values[start:start + 6].unsqueeze(0), start.reshape(1), 4,
+                          beside.values[start:start + 10].unsqueeze(0))
+    assert summary.masked and not wanted.observed.all()
+    for name in ("history", "calendar", "climatology", "covariates"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    assert torch.equal(found.observed[:, :6], wanted.observed[:, :6]) and not found.observed[:, 6:].any()
 
 
 @pytest.mark.parametrize("facts", FIELDS.values(), ids=FIELDS)
