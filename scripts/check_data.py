@@ -148,7 +148,7 @@ def saved_bytes(loss) -> int:
 def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> dict[str, str]:
     """What training both stages on this data takes, measured on a few steps, in words."""
     train = TrainConfig(history_len=config.history_len, predict_len=config.predict_len, batch_size=config.batch_size)
-    model = build_mean_model(checkpoint.settings(config), data.num_nodes, data.calendar_sizes).to(device)
+    model = build_mean_model(checkpoint.settings(config), data.facts()).to(device)
     batch = next(iter(data.batches("train", config.batch_size)))
     memory = saved_bytes(lambda: model.loss(batch.future, *batch.known))
     weights = sum(weight.numel() for weight in model.parameters())
