@@ -12,7 +12,7 @@ import torch
 from data.fields import OwnFile
 from data.registry import data_dir_from
 from data.windows import WindowedField, open_data
-from models import MEAN_MODELS
+from models import MEAN_MODELS, build_mean_model
 from models.draws import own_rows
 from utils import checkpoint
 from utils.config import PretrainConfig, parse_config, run_main
@@ -43,20 +43,6 @@ def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> W
     for note in data.field.notes:
         print(f"note: {data.field.name}: {note}", file=sys.stderr)
     return data
-
-
-def build_mean_model(settings: dict, facts: dict) -> torch.nn.Module:
-    """The stage-1 model of a configuration (as a dict: also that of a checkpoint) for data of these `facts`."""
-    return MEAN_MODELS[settings["mean_model"]](
-        facts["num_nodes"], settings["history_len"], settings["predict_len"], tuple(facts["calendar_sizes"]),
-        channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
-        climatology=settings["climatology"], tokens=settings["tokens"], **extra_inputs(facts),
-    )
-
-
-def extra_inputs(facts: dict) -> dict:
-    """What both networks take beside history and calendar, by the facts of the data (also of an older checkpoint)."""
-    return {"masked": facts.get("masked", False), "covariates": len(facts.get("covariates", ()))}
 
 
 def training_batches(data: WindowedField, config, processes: Processes):

@@ -53,6 +53,10 @@ class Climatology:
             return total, seen
         return total / (2 * self.reach + 1), torch.ones_like(total[..., :1])
 
+    def table(self) -> Tensor:
+        """Climatology of each slot for windows of the last segment that lie outside its reference: (slot, node)."""
+        return torch.where(self.counts[-1] > 0, self.sums[-1] / self.counts[-1].clamp_min(1), 0.0)
+
     def __call__(self, steps: Tensor, segment: Tensor) -> Tensor:
         """Climatology at consecutive `steps` (batch, step) of windows in `segment` (batch,): (batch, step, node)."""
         first, last = self.first[segment].unsqueeze(1), self.last[segment].unsqueeze(1)

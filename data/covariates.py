@@ -23,11 +23,16 @@ class Covariates:
     names: tuple[str, ...]
     values: Tensor
 
-    def standardized(self, training_steps: int) -> tuple[Tensor, list[float]]:
-        """Each covariate with mean 0 and spread 1 in the training part, and the means that were taken away."""
-        scalers = [Scaler.fit(values[:training_steps]) for values in self.values.unbind(-1)]
-        parts = [scaler.standardize(values) for scaler, values in zip(scalers, self.values.unbind(-1), strict=True)]
-        return torch.stack(parts, dim=-1), [scaler.mean for scaler in scalers]
+    def scalers(self, training_steps: int) -> dict[str, Scaler]:
+        """What brings each covariate to mean 0 and spread 1 in the training part."""
+        parts = zip(self.names, self.values[:training_steps].unbind(-1), strict=True)
+        return {name: Scaler.fit(values) for name, values in parts}
+
+
+def standardize(values: Tensor, scalers: dict[str, Scaler]) -> Tensor:
+    """Covariates (..., covariate), each by its scaler."""
+    parts = zip(scalers.values(), values.unbind(-1), strict=True)
+    return torch.stack([scaler.standardize(value) for scaler, value in parts], dim=-1)
 
 
 def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str, ...]) -> Covariates:

@@ -136,6 +136,7 @@ def open_own_file(name: str, own: OwnFile) -> tuple[DatasetSpec, Table]:
         table = replace(table, node_names=names, coordinates=coordinates)
     return DatasetSpec(
         domain="own data", place="see the file", unit=own.unit or table.unit or "unit not stated",
+        cf_unit=own.unit or table.unit or "1",
         num_nodes=table.values.shape[1], interval=interval, start=(str(first.astype("datetime64[m]")),),
         source=str(path), licence="not stated", files=(path.name,), shape=(tuple(table.values.shape),),
         grid=table.grid if table.kept is None else None, graph=own.graph or None, nonnegative=None,

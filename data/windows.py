@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .calendar import parse_time
 from .climatology import Climatology
-from .covariates import Covariates, read_covariates
+from .covariates import Covariates, read_covariates, standardize
 from .fields import Field, OwnFile, load_field
 from .fluctuation import fluctuation_scale
 from .readers import MEMORY_LIMIT, listed
@@ -92,11 +92,10 @@ class WindowedField:
         self._values = field.values.to(device) if in_memory else field.values
         self._slots = field.calendar.slots.to(self.window_device)
         self._offsets = torch.arange(history_len + predict_len, device=self.window_device)
-        self._covariates, self.covariate_means = None, {}
+        self._covariates, self.covariate_scalers = None, {}
         if covariates is not None:
-            values, means = covariates.standardized(training_steps)
-            self._covariates = values.to(self.window_device)
-            self.covariate_means = dict(zip(covariates.names, means, strict=True))
+            self.covariate_scalers = covariates.scalers(training_steps)
+            self._covariates = standardize(covariates.values, self.covariate_scalers).to(self.window_device)
         (_, first_end), *evaluated = field.segments
         references = [(0, training_steps)] + [(first, first + field.spec.validation_steps) for first, _ in evaluated]
         self._evaluated_from = first_end if evaluated else len(field.values)
@@ -123,12 +122,18 @@ class WindowedField:
             return ANY_VALUE
         return float(self.scaler.standardize(torch.zeros(()))), 1 / self.scaler.std if self.scaler.whole else 0.0
 
+    @property
+    def usual(self) -> Tensor:
+        """Climatology of each slot of the calendar's first cycle for what comes after the data: (slot, node)."""
+        return self._climatology.table()
+
     def facts(self) -> dict:
         """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
                 "scaler_mean": self.scaler.mean, "scaler_std": self.scaler.std,
                 "support": list(self.support) if self.field.spec.nonnegative else None,
-                "masked": self.field.masked, "covariates": self.covariate_means}
+                "masked": self.field.masked,
+                "covariates": {name: scaler.mean for name, scaler in self.covariate_scalers.items()}}
 
     def times(self, start: int) -> np.ndarray:
         """Calendar times of the steps of the window that begins at `start`: (H + F,) of datetime64."""

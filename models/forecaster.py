@@ -10,7 +10,7 @@ from .dependence import FactorModel
 from .diffusion import SAMPLERS, NoiseSchedule, diffuse, draw_endpoint
 from .draws import draw
 from .layers import counted, extra_inputs, mean_over, squared_error
-from .quantiles import equidistant_quantiles, reorder, to_support
+from .quantiles import ANY_VALUE, equidistant_quantiles, keep_mean_above, reorder, to_support
 
 FULL_PRECISION = contextlib.nullcontext()
 
@@ -97,15 +97,17 @@ class ResidualForecaster(Forecaster):
 
         future = mean + residual,    noisy residual -> N(endpoint, I),    endpoint = +-fluctuation_scale
 
-    fluctuation_scale (node,); its signs are all positive where `signs` is off.
+    fluctuation_scale (node,); its signs are all positive where `signs` is off. Members are moved to values
+    of the `support` (see `CopulaForecaster`), their mean being kept; as published they may lie outside it.
     Source: CoST (arXiv:2502.11013), section 4.
     """
 
     equidistant = False  # members are independent draws
 
-    def __init__(self, mean_model: nn.Module, denoiser: nn.Module, beta: Tensor, num_nodes: int, signs: bool = True):
+    def __init__(self, mean_model: nn.Module, denoiser: nn.Module, beta: Tensor, num_nodes: int, signs: bool = True,
+                 support: tuple[float, float] = ANY_VALUE):
         super().__init__(mean_model, denoiser, beta)
-        self.signs = signs
+        self.signs, self.support = signs, support
         self.register_buffer("fluctuation_scale", torch.zeros(num_nodes))
 
     def fit_statistics(self, batches, fluctuation_scale) -> None:
@@ -143,7 +145,8 @@ class ResidualForecaster(Forecaster):
         return self.denoiser.encode(history, calendar, *extra_inputs(history, extras))
 
     def decode(self, drawn: Tensor, *known) -> Tensor:
-        return self.mean(*known).unsqueeze(1) + drawn
+        members = self.mean(*known).unsqueeze(1) + drawn
+        return to_support(keep_mean_above(members, self.support[0]), *self.support)
 
     def _endpoint(self, noise: Tensor) -> Tensor:
         return draw_endpoint(self.fluctuation_scale, noise if self.signs else noise.abs())

@@ -25,8 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.registry import DATASETS, get_spec
 from data.windows import WindowedField
-from main_pretrain import build_mean_model, open_windows
-from main_train import CHOICES, build_forecaster, ensemble_drawer
+from main_pretrain import open_windows
+from main_train import CHOICES
+from models import build_forecaster, build_mean_model, ensemble_drawer
 from utils import checkpoint
 from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, preset, run_main
 from utils.device import autocast, choose_device

@@ -17,7 +17,8 @@ import main_pretrain
 import main_train
 from data.fields import Field, load_field
 from data.registry import data_dir_from
-from main_train import ensemble_drawer, load_forecaster, open_run_data
+from main_train import open_run_data
+from models import ensemble_drawer, load_forecaster
 from scripts.collect_results import markdown
 from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
@@ -59,9 +60,9 @@ def train(field: Field, values: np.ndarray, name: str, folder: Path, flags: list
 
 def scores_of(run: Path, truth: torch.Tensor, hidden: torch.Tensor, device: torch.device, windows: int) -> dict:
     """Scores of a run on the test windows: on the targets that were left, and on those that were hidden."""
-    model, content = load_forecaster(run)
-    data, settings = open_run_data(content, "", device), content["config"]
-    draw = ensemble_drawer(model.to(device), settings, device)
+    trained = load_forecaster(run, device)
+    data, settings = open_run_data(trained.checkpoint, "", device), trained.checkpoint["config"]
+    draw = ensemble_drawer(trained.model, settings, device)
     scores = {part: EnsembleScores(settings["predict_len"], data.num_nodes, settings["nsample"])
               for part in ("left", "hidden")}
     for batch in progress(data.batches("test", WINDOWS_AT_ONCE, limit=windows), "forecasting"):
@@ -69,7 +70,8 @@ def scores_of(run: Path, truth: torch.Tensor, hidden: torch.Tensor, device: torc
         members = data.scaler.physical(draw(batch)).cpu()
         for part, counts in (("left", ~hidden[targets]), ("hidden", hidden[targets])):
             scores[part].update(members, truth[targets], counts)
-    return {part: {name: each.compute(model.equidistant)[name] for name in SHOWN} for part, each in scores.items()}
+    found = {part: each.compute(trained.model.equidistant) for part, each in scores.items()}
+    return {part: {name: each[name] for name in SHOWN} for part, each in found.items()}
 
 
 def page(found: dict[str, dict], flags: dict) -> str:

@@ -192,6 +192,7 @@ def test_help_shows_every_flag_with_its_default_under_its_group(stage, capsys):
 # Every flag is read
 
 SHARED_CODE = [file for file in sorted((ROOT / "utils").glob("*.py")) if file.name != "config.py"]
+SHARED_CODE += [ROOT / "models/build.py", ROOT / "models/pretrained.py"]
 READERS = {
     PretrainConfig: [ROOT / "main_pretrain.py", *SHARED_CODE],
     TrainConfig: [ROOT / "main_train.py", ROOT / "main_pretrain.py", *SHARED_CODE],

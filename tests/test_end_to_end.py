@@ -13,7 +13,8 @@ from conftest import ROOT, SHARED, needs_real_data, random_values, with_gaps
 import main_pretrain
 import main_train
 from data.windows import open_data
-from main_train import load_forecaster, score_ensemble
+from main_train import score_ensemble
+from models import load_forecaster
 from scripts import evaluate, score_oracle
 from scripts.evaluate import open_run_data
 from utils.checkpoint import load_checkpoint
@@ -161,7 +162,8 @@ def test_a_dry_run_prints_settings_and_sizes_and_writes_nothing(tmp_path, capsys
 
 @both_processes
 def test_a_loaded_forecaster_repeats_the_scores_of_its_run_whatever_the_chunk(runs, process):
-    model, content = load_forecaster(runs / "diffusion" / FOLDERS[process])
+    trained = load_forecaster(runs / "diffusion" / FOLDERS[process])
+    model, content = trained.model, trained.checkpoint
     data = open_run_data(content, "", "cpu")
     stored = json.loads((runs / "diffusion" / FOLDERS[process] / "metrics.json").read_text())
     for sample_batch in (0, 3, 16):
@@ -174,7 +176,8 @@ def test_a_loaded_forecaster_repeats_the_scores_of_its_run_whatever_the_chunk(ru
 @both_processes
 def test_bfloat16_sampling_scores_within_one_per_cent_of_float32(runs, process):
     """The margins of a copula are not sampled: its precision shows in the scores of joint paths."""
-    model, content = load_forecaster(runs / "diffusion" / FOLDERS[process])
+    trained = load_forecaster(runs / "diffusion" / FOLDERS[process])
+    model, content = trained.model, trained.checkpoint
     torch.nn.init.normal_(model.denoiser.project.weight, std=0.1)  # the best of two epochs may be the untrained one
     data = open_run_data(content, "", "cpu")
     single, _ = score_ensemble(model, content["config"], data, "test", torch.device("cpu"))
