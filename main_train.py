@@ -141,15 +141,18 @@ def ensemble_drawer(model: torch.nn.Module, settings: dict, device: torch.device
     return draw
 
 
-def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str,
-                   device: torch.device) -> tuple[dict, dict]:
-    """Forecast the windows of a split and score them: what `metrics.json` says of an ensemble, and each window's."""
+def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, device: torch.device,
+                   watch=None) -> tuple[dict, dict]:
+    """Forecast the windows of a split and score them: what `metrics.json` says of an ensemble, and each window's.
+
+    watch: see `evaluate_ensemble`.
+    """
     start = time.perf_counter()
     windows_at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
     scores, windows = evaluate_ensemble(
         ensemble_drawer(model, settings, device),
         data.batches(split, windows_at_once, limit=settings["test_windows"]), data.scaler.physical,
-        (settings["nsample"], data.predict_len, data.num_nodes), model.equidistant,
+        (settings["nsample"], data.predict_len, data.num_nodes), model.equidistant, watch,
     )
     return {
         **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed")}, "split": split,

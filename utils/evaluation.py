@@ -26,17 +26,21 @@ def progress(batches, text: str):
 
 
 def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
-                      equidistant: bool = False) -> tuple[dict, dict[str, Tensor]]:
+                      equidistant: bool = False, watch=None) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units;
-    shape (member, horizon, node); equidistant: see `EnsembleScores.compute`. Returns its dict, and that of
-    `EnsembleScores.by_window` with the `start` of each window, which `utils.comparison` pairs forecasts by.
+    shape (member, horizon, node); equidistant: see `EnsembleScores.compute`; watch(members, truth), where given, sees
+    every batch too, in physical units. Returns the dict of the scores, and that of `EnsembleScores.by_window` with the
+    `start` of each window, which `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
     scores, starts = EnsembleScores(horizon=horizon, node=node, members=members), []
     for batch in progress(batches, "forecasting"):
-        scores.update(physical(draw(batch)), physical(batch.future))
+        drawn, truth = physical(draw(batch)), physical(batch.future)
+        scores.update(drawn, truth)
+        if watch:
+            watch(drawn, truth)
         starts.append(batch.start.cpu())
     return scores.compute(equidistant), scores.by_window() | {"start": torch.cat(starts)}
 
