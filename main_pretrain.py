@@ -15,7 +15,7 @@ from utils.config import PretrainConfig, parse_config, run_main
 from utils.device import autocast, choose_device
 from utils.evaluation import evaluate_mean, mean_over_windows
 from utils.reproducibility import seed_step
-from utils.runlog import describe_run, print_scores
+from utils.runlog import describe_run, print_scores, run_log
 from utils.training import fit
 
 
@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     model = build_mean_model(settings, data.num_nodes, data.calendar_sizes).to(device)
     folder = checkpoint.run_folder(config.save_dir, "mean", config)
     describe_run(config, data, model, folder, device)
+    log = run_log(folder, config.tensorboard)
     if config.dry_run or not checkpoint.open_run(folder, config, {"data": data.facts()}):
         return 0
 
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         })
 
     result = fit(model, loss, lambda generator: data.batches("train", config.batch_size, generator), validate, config,
-                 keep, lambda line: checkpoint.append_line(folder / checkpoint.LOG, line))
+                 keep, log)
     if config.recalibrate and hasattr(model, "recalibrate"):
         seed_step(config.seed, 0)
         model.recalibrate(data.calibration(config.val_batch_size), data.support)

@@ -24,7 +24,7 @@ from utils.device import autocast, choose_device
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
 from utils.plots import draw_forecast
 from utils.reproducibility import MemberNoise, key, keyed_normal, seed_step
-from utils.runlog import describe_run, print_scores
+from utils.runlog import describe_run, print_scores, run_log
 from utils.training import fit
 
 CHOICES = {"process": PROCESSES, "eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
@@ -186,6 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     model = build_forecaster(settings, mean_model, data.facts()).to(device)
     folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
     describe_run(config, data, model, folder, device)
+    log = run_log(folder, config.tensorboard)
     if config.dry_run:
         return 0
     if not checkpoint.open_run(folder, config, {"data": data.facts(), "mean_model": sha256_of(mean_path)}):
@@ -208,8 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
         return model.loss(batch.future, *batch.known, precision=autocast(device, config.amp))
 
     result = fit(model, loss, lambda generator: data.batches("train", config.batch_size, generator),
-                 lambda scored: validation_loss(scored, data, config), config, keep,
-                 lambda line: checkpoint.append_line(folder / checkpoint.LOG, line), score_first=True)
+                 lambda scored: validation_loss(scored, data, config), config, keep, log,
+                 score_first=True)
     scores, windows = score_ensemble(model, settings, data, "test", device)
     checkpoint.write_table(folder / checkpoint.WINDOWS, windows)
     metrics = {

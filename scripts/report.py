@@ -193,8 +193,8 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
 
 
 def spread_out(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of at most `count` values, evenly spread over their order, best and worst among them, ascending."""
-    order = np.argsort(values, kind="stable")
+    """Indices of at most `count` values, evenly spread over their order, first and last included; none that is NaN."""
+    order = np.argsort(values, kind="stable")[:np.isfinite(values).sum()]
     return np.sort(order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))])
 
 
@@ -329,9 +329,8 @@ def main(arguments: list[str] | None = None) -> int:
     folder, split, device = given["run_folder"], given["split"], choose_device(given.get("device", TrainConfig.device))
     model, content = load_forecaster(folder)
     data = open_run_data(content, given.get("data_dir", ""), device)
-    settings = {**content["config"], "sample_batch": given.get("sample_batch", TrainConfig.sample_batch)}
-    if given["windows"] is not None:
-        settings["test_windows"] = given["windows"]
+    chosen = {"sample_batch": given.get("sample_batch"), "test_windows": given["windows"]}
+    settings = content["config"] | {name: value for name, value in chosen.items() if value is not None}
 
     found = forecast(model.to(device), settings, data, split, device)
     ours, starts = found.scores["this run"], found.windows["this run"]["start"]

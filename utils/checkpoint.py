@@ -62,7 +62,7 @@ def differences(found: dict, wanted: dict) -> list[str]:
 
 def settings(config) -> dict:
     """The flags that decide what a run computes, without those that only say where and whether."""
-    aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run")
+    aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run", "tensorboard")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
 
 

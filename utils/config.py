@@ -53,6 +53,7 @@ class CommonConfig:
     run_name: str = flag("", RUN, "suffix of the run folder, to keep variants apart")
     overwrite: bool = flag(False, RUN, "run again although the run folder holds a finished run")
     dry_run: bool = flag(False, RUN, "print the resolved settings and the sizes, then stop")
+    tensorboard: bool = flag(False, RUN, "also write the log for TensorBoard (package tensorboard), in the run folder")
 
 
 def other_default(name: str, default):

@@ -50,6 +50,7 @@ def draw_forecast(draw, data, path: Path, nodes: int = 4) -> None:
     names = [data.field.node_names[node] for node in busiest]
     figure = fan_charts(data.times(int(middle)), history[:, busiest], future[:, busiest], members[..., busiest], names,
                         data.field.spec.unit)
+    _take_dollars_as_they_are(figure)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -78,6 +79,9 @@ def fan_charts(times: np.ndarray, history: np.ndarray, truth: np.ndarray, member
 def picture_files(figure: plt.Figure) -> dict[str, bytes]:
     """A figure as PNG, PDF and SVG, the same bytes each time, by the ending of the file; the figure is closed."""
     files = {}
+    _take_dollars_as_they_are(figure)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not for each format
     with matplotlib.rc_context({"svg.hashsalt": "report", "pdf.fonttype": 42}):
         for ending in FORMATS:
             file = io.BytesIO()
@@ -86,6 +90,12 @@ def picture_files(figure: plt.Figure) -> dict[str, bytes]:
             files[ending] = file.getvalue()
     plt.close(figure)
     return files
+
+
+def _take_dollars_as_they_are(figure: plt.Figure) -> None:
+    """Names and units are the user's: two dollar signs in them are no formula."""
+    for text in figure.findobj(matplotlib.text.Text):
+        text.set_parse_math(False)
 
 
 def maps(layers: dict[str, np.ndarray], unit: str, grid: tuple[int, int] | None = None,

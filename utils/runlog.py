@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import settings
+from .checkpoint import LOG, append_line, settings
 
 
 def describe_run(config, data, model: torch.nn.Module, folder: Path, device: torch.device) -> None:
@@ -24,6 +24,40 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
         print(f"memory: field {values.numel() * values.element_size() / 2**20:.1f} MiB; weights, gradients, Adam, "
               f"average and best weights {trained * 24 / 2**20:.1f} MiB; activations of a training step about "
               f"{activations / 2**20:.0f} MiB")
+
+
+def run_log(folder: Path, tensorboard: bool):
+    """The function that takes the lines of a run's log: to `log.jsonl` and, where wanted, to TensorBoard."""
+    show = tensorboard_log(folder) if tensorboard else lambda line: None
+
+    def log(line: dict) -> None:
+        append_line(folder / LOG, line)
+        show(line)
+
+    return log
+
+
+def tensorboard_log(folder: Path):
+    """A function that takes the lines of the log and shows their numbers by epoch in TensorBoard, from `folder`.
+
+    Epochs that come again, as when a run is repeated, replace those that stood there.
+    Raises: ValueError where TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # an extra, and slow to import
+    except ImportError as error:
+        raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
+    writer = None
+
+    def show(line: dict) -> None:
+        nonlocal writer
+        writer = writer or SummaryWriter(folder, purge_step=line["epoch"])
+        for name, value in line.items():
+            if name != "epoch" and value is not None:
+                writer.add_scalar(name, value, line["epoch"])
+        writer.flush()
+
+    return show
 
 
 def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
