@@ -211,7 +211,8 @@ def fan_data(draw, data: WindowedField, split: str, nodes: dict[str, np.ndarray]
     windows, drawn = [], []
     for batch in data.batches(split, 1, limit=PICKED_WINDOWS):
         times = np.datetime_as_string(data.times(int(batch.start)), unit=_shown_unit(data.field.spec.interval))
-        windows.append({"name": f"from {times[data.history_len]}", "times": [time.replace("T", " ") for time in times]})
+        times = [time.replace("T", " ") for time in times]
+        windows.append({"name": f"from {times[data.history_len]}", "times": times})
         members, history, observed = (data.scaler.physical(values)[..., chosen].cpu()
                                       for values in (draw(batch), batch.history, batch.future))
         quantiles = member_quantiles(sort_members(members), FAN_LEVELS)
