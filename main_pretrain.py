@@ -10,12 +10,15 @@ import torch
 from data.registry import data_dir_from
 from data.windows import WindowedField, open_data
 from models import MEAN_MODELS
+from models.draws import own_rows
 from utils import checkpoint
 from utils.config import PretrainConfig, parse_config, run_main
 from utils.device import autocast, choose_device
+from utils.distributed import Processes, join
 from utils.evaluation import evaluate_mean, mean_over_windows
 from utils.reproducibility import seed_step
-from utils.runlog import describe_run, print_scores, run_log
+from utils.runlog import describe_run, print_scores, tensorboard_log
+from utils.runs import open_run
 from utils.training import fit
 
 
@@ -34,52 +37,65 @@ def build_mean_model(settings: dict, num_nodes: int, calendar_sizes: tuple[int, 
     )
 
 
+def training_batches(data: WindowedField, config, processes: Processes):
+    """The function generator -> shuffled training batches of `--batch_size` windows, shared by the processes."""
+    def batches(generator):
+        whole = data.batches("train", config.batch_size, generator)
+        return whole.share_batches(processes.rank, processes.count) if processes.count > 1 else whole
+
+    return batches
+
+
 def main(arguments: list[str] | None = None) -> int:
     config = parse_config(PretrainConfig, {"mean_model": MEAN_MODELS}, arguments)
     device = choose_device(config.device)
+    processes = join(device)
     settings = checkpoint.settings(config)
     data = open_windows(settings, config.data_dir, device)
     seed_step(config.seed)
     model = build_mean_model(settings, data.num_nodes, data.calendar_sizes).to(device)
     folder = checkpoint.run_folder(config.save_dir, "mean", config)
     describe_run(config, data, model, folder, device)
-    log = run_log(folder, config.tensorboard)
-    if config.dry_run or not checkpoint.open_run(folder, config, {"data": data.facts()}):
+    show = tensorboard_log(folder, config.tensorboard and processes.first)
+    if config.dry_run or not (run := open_run(folder, config, {"data": data.facts()}, processes)):
         return 0
 
     if config.compile:
         model.blocks.compile()
 
     def loss(batch):
-        with autocast(device, config.amp):
+        with own_rows(batch.rows), autocast(device, config.amp):
             return model.loss(batch.future, *batch.known)
 
     def validate(scored):
         batches = data.batches("validation", config.val_batch_size)
-        return mean_over_windows(lambda b: scored.loss(b.future, *b.known), batches)
+        return mean_over_windows(lambda b: scored.loss(b.future, *b.known), batches, processes)
 
     def keep(weights, epoch, score):
-        checkpoint.save_checkpoint(folder / checkpoint.CHECKPOINT, {
-            "stage": "mean", "config": settings, "data": data.facts(), "weights": weights, "epoch": epoch,
-            "score": score,
-        })
+        run.keep({"stage": "mean", "config": settings, "data": data.facts(), "weights": weights, "epoch": epoch,
+                  "score": score})
 
-    result = fit(model, loss, lambda generator: data.batches("train", config.batch_size, generator), validate, config,
-                 keep, log)
+    def log(line):
+        run.log(line)
+        show(line)
+
+    result = fit(model, loss, training_batches(data, config, processes), validate, config, keep, log, run.save,
+                 run.state, processes=processes)
     if config.recalibrate and hasattr(model, "recalibrate"):
         seed_step(config.seed, 0)
         model.recalibrate(data.calibration(config.val_batch_size), data.support)
         keep(model.state_dict(), result.best_epoch, result.best_score)
     start = time.perf_counter()
     scores = evaluate_mean(lambda b: model(*b.known), data.batches("test", config.val_batch_size),
-                           data.scaler.physical)
+                           data.scaler.physical, processes)
     metrics = {
         **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed")}, "split": "test",
         "method": config.mean_model, **scores, "best_epoch": result.best_epoch, "epochs": result.epochs,
         "seconds_train": result.seconds, "seconds_sample": time.perf_counter() - start,
     }
-    checkpoint.write_json(folder / checkpoint.METRICS, metrics)
-    print_scores(metrics, data.field.spec.unit, folder)
+    if processes.first:
+        checkpoint.write_json(folder / checkpoint.METRICS, metrics)
+        print_scores(metrics, data.field.spec.unit, folder)
     return 0
 
 

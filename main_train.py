@@ -15,16 +15,19 @@ import torch
 from data.fluctuation import STATISTICS
 from data.registry import sha256_of
 from data.windows import ANY_VALUE, Batch, WindowedField
-from main_pretrain import build_mean_model, open_windows
+from main_pretrain import build_mean_model, open_windows, training_batches
 from models import DENOISERS, PROCESSES, FactorModel, ResidualForecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
+from models.draws import own_rows
 from utils import checkpoint
 from utils.config import PretrainConfig, TrainConfig, parse_config, preset, run_main
 from utils.device import autocast, choose_device
+from utils.distributed import ALONE, Processes, join
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
 from utils.plots import draw_forecast
 from utils.reproducibility import MemberNoise, key, keyed_normal, seed_step
-from utils.runlog import describe_run, print_scores, run_log
+from utils.runlog import describe_run, print_scores, tensorboard_log
+from utils.runs import open_run
 from utils.training import fit
 
 CHOICES = {"process": PROCESSES, "eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
@@ -142,7 +145,7 @@ def ensemble_drawer(model: torch.nn.Module, settings: dict, device: torch.device
 
 
 def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, device: torch.device,
-                   watch=None) -> tuple[dict, dict]:
+                   processes: Processes = ALONE, watch=None) -> tuple[dict, dict]:
     """Forecast the windows of a split and score them: what `metrics.json` says of an ensemble, and each window's.
 
     watch: see `evaluate_ensemble`.
@@ -152,7 +155,7 @@ def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, dev
     scores, windows = evaluate_ensemble(
         ensemble_drawer(model, settings, device),
         data.batches(split, windows_at_once, limit=settings["test_windows"]), data.scaler.physical,
-        (settings["nsample"], data.predict_len, data.num_nodes), model.equidistant, watch,
+        (settings["nsample"], data.predict_len, data.num_nodes), model.equidistant, processes, watch,
     )
     return {
         **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed")}, "split": split,
@@ -161,7 +164,7 @@ def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, dev
     }, windows
 
 
-def validation_loss(model: torch.nn.Module, data, config) -> torch.Tensor:
+def validation_loss(model: torch.nn.Module, data, config, processes: Processes = ALONE) -> torch.Tensor:
     """Loss on validation windows, each with a step and noise of its own that never change.
 
     The steps follow the multiples of the golden ratio: any stretch of windows visits all of them evenly. It costs
@@ -173,12 +176,14 @@ def validation_loss(model: torch.nn.Module, data, config) -> torch.Tensor:
         step = (batch.start * GOLDEN_RATIO % 1 * len(model.schedule)).long()
         return model.loss(batch.future, *batch.known, step, noise)
 
-    return mean_over_windows(loss, data.batches("validation", config.val_batch_size, limit=config.val_windows))
+    batches = data.batches("validation", config.val_batch_size, limit=config.val_windows)
+    return mean_over_windows(loss, batches, processes)
 
 
 def main(arguments: list[str] | None = None) -> int:
     config = parse_config(TrainConfig, CHOICES, arguments)
     device = choose_device(config.device)
+    processes = join(device)
     settings = checkpoint.settings(config)
     data = open_windows(settings, config.data_dir, device)
     mean_model, mean_config, mean_path = load_mean_model(config, data)
@@ -186,10 +191,10 @@ def main(arguments: list[str] | None = None) -> int:
     model = build_forecaster(settings, mean_model, data.facts()).to(device)
     folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
     describe_run(config, data, model, folder, device)
-    log = run_log(folder, config.tensorboard)
+    show = tensorboard_log(folder, config.tensorboard and processes.first)
     if config.dry_run:
         return 0
-    if not checkpoint.open_run(folder, config, {"data": data.facts(), "mean_model": sha256_of(mean_path)}):
+    if not (run := open_run(folder, config, {"data": data.facts(), "mean_model": sha256_of(mean_path)}, processes)):
         return 0
 
     seed_step(config.seed, 0)
@@ -200,18 +205,24 @@ def main(arguments: list[str] | None = None) -> int:
         model.denoiser.compile()
 
     def keep(weights, epoch, score):
-        checkpoint.save_checkpoint(folder / checkpoint.CHECKPOINT, {
-            "stage": "diffusion", "config": settings, "mean_config": mean_config, "mean_run": str(mean_path.parent),
-            "data": data.facts(), "weights": weights, "epoch": epoch, "score": score,
-        })
+        run.keep({"stage": "diffusion", "config": settings, "mean_config": mean_config,
+                  "mean_run": str(mean_path.parent), "data": data.facts(), "weights": weights, "epoch": epoch,
+                  "score": score})
 
     def loss(batch):
-        return model.loss(batch.future, *batch.known, precision=autocast(device, config.amp))
+        with own_rows(batch.rows):
+            return model.loss(batch.future, *batch.known, precision=autocast(device, config.amp))
 
-    result = fit(model, loss, lambda generator: data.batches("train", config.batch_size, generator),
-                 lambda scored: validation_loss(scored, data, config), config, keep, log,
-                 score_first=True)
-    scores, windows = score_ensemble(model, settings, data, "test", device)
+    def log(line):
+        run.log(line)
+        show(line)
+
+    result = fit(model, loss, training_batches(data, config, processes),
+                 lambda scored: validation_loss(scored, data, config, processes), config, keep, log, run.save,
+                 run.state, score_first=True, processes=processes)
+    scores, windows = score_ensemble(model, settings, data, "test", device, processes)
+    if not processes.first:
+        return 0
     checkpoint.write_table(folder / checkpoint.WINDOWS, windows)
     metrics = {
         **scores, "mean_run": str(mean_path.parent),

@@ -1,7 +1,7 @@
 """From a field to batches: chronological split, scaler of the training part, windows gathered by index."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,21 @@ class Batch:
     calendar: Tensor
     climatology: Tensor
     start: Tensor
+    rows = None  # all there are, see SharedBatch
 
     @property
     def known(self) -> tuple[Tensor, Tensor, Tensor]:
         """What a forecast may see: history, calendar, climatology."""
         return self.history, self.calendar, self.climatology
+
+
+@dataclass(frozen=True)
+class SharedBatch(Batch):
+    """What one of several processes gets of a batch: rows (first, last, total), which of it these are, and weight,
+    their number over that of an average process."""
+
+    rows: tuple[int, int, int] | None = None
+    weight: float = 1.0
 
 
 class WindowedField:
@@ -133,13 +143,37 @@ class WindowBatches:
     data: WindowedField
     starts: Tensor
     batch_size: int
+    sharer: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return -(-len(self.starts) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         starts = self.starts.to(self.data.window_device)  # once, not at every step
-        return (self.data.batch(chosen) for chosen in starts.split(self.batch_size))
+        return map(self._own_rows if self.sharer else self.data.batch, starts.split(self.batch_size))
+
+    def share_batches(self, rank: int, count: int) -> "WindowBatches":
+        """The same batches, of each only the rows of process `rank` of `count`."""
+        return replace(self, sharer=(rank, count))
+
+    def share_windows(self, rank: int, count: int) -> "WindowBatches":
+        """Batches of the windows of process `rank` of `count`: every window belongs to one of them.
+
+        Raises: ValueError when a process would have none.
+        """
+        if len(self.starts) < count:
+            raise ValueError(f"{count} processes cannot share {len(self.starts)} windows: start fewer processes")
+        return replace(self, starts=self.starts.tensor_split(count)[rank])
+
+    def _own_rows(self, chosen: Tensor) -> SharedBatch:
+        """Rows of this process. One that has none computes the first row with them, at weight 0."""
+        (rank, count), total = self.sharer, len(chosen)
+        first, last = rank * total // count, (rank + 1) * total // count
+        if first == last:
+            first, last, weight = 0, 1, 0.0
+        else:
+            weight = (last - first) * count / total
+        return SharedBatch(**vars(self.data.batch(chosen[first:last])), rows=(first, last, total), weight=weight)
 
 
 def split_windows(field: Field, history_len: int, predict_len: int) -> tuple[dict[str, Tensor], int]:

@@ -1,6 +1,7 @@
 """The method on one screen: stage 1 says what is expected, a diffusion model draws what is not known."""
 
 import contextlib
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +9,20 @@ from torch import Tensor, nn
 
 from .dependence import FactorModel
 from .diffusion import SAMPLERS, NoiseSchedule, diffuse, draw_endpoint
+from .draws import draw
 from .quantiles import equidistant_quantiles, reorder, to_support
 
 FULL_PRECISION = contextlib.nullcontext()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _rows(noise, first: int, last: int, draw: int) -> Tensor:
+    """Some rows of a draw, see `Forecaster.sample`."""
+    return noise(draw, first, last)
 
 
 class Forecaster(nn.Module):
@@ -52,21 +64,32 @@ class Forecaster(nn.Module):
         `noise(draw, first, last)` gives standard normal values (last - first, F, coordinate) for the rows
         first..last-1 of the flattened (batch, member) axis; draw 0 lends its signs to an endpoint, draw 1 is the
         start, draws 2, 3, ... are for the sampler. At most `chunk` rows pass through the network at a time:
-        memory is bounded by it and the result does not depend on it.
+        memory is bounded by it and the result does not depend on it. Where memory runs out, half as many do.
         """
         assert not self.training, "members are drawn in eval mode"
         context = self.encode(history, calendar, climatology)
-        rows, drawn = len(history) * members, []
-        for first in range(0, rows, chunk):
+        rows, first, drawn = len(history) * members, 0, []
+        while first < rows:
             last = min(first + chunk, rows)
             if first // members == (last - 1) // members:  # one window: its context serves all rows
                 window = slice(first // members, first // members + 1)
             else:
                 window = torch.arange(first, last, device=history.device) // members
-            drawn.append(self._sample_rows(context[window], lambda draw, a=first, b=last: noise(draw, a, b), sampler,
-                                           steps))
+            try:
+                drawn.append(self._sample_rows(context[window], partial(_rows, noise, first, last), sampler, steps))
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or last - first == 1:
+                    raise
+                chunk = (last - first) // 2
+                continue
+            first = last
         drawn = torch.cat(drawn).unflatten(0, (len(history), members))
         return self.decode(drawn, history, calendar, climatology)
+
+
+    def _draw_step(self, rows: Tensor) -> Tensor:
+        """A diffusion step for each row."""
+        return draw(partial(torch.randint, len(self.schedule), device=rows.device), rows.shape[:1])
 
 
 class ResidualForecaster(Forecaster):
@@ -104,9 +127,9 @@ class ResidualForecaster(Forecaster):
         """
         residual = future - self.mean(history, calendar, climatology)
         if step is None:
-            step = torch.randint(len(self.schedule), residual.shape[:1], device=residual.device)
+            step = self._draw_step(residual)
         if noise is None:
-            noise = torch.randn((2, *residual.shape), device=residual.device)
+            noise = draw(partial(torch.randn, device=residual.device), (2, *residual.shape), axis=1)
         endpoint = self._endpoint(noise[1])
         noisy = diffuse(residual, endpoint, noise[0], self.alpha_bar[step])
         with precision:
@@ -183,7 +206,7 @@ class CopulaForecaster(Forecaster):
         draw places truths that stand for a range of values, see `normal_scores`.
         """
         if step is None:
-            step = torch.randint(len(self.schedule), (len(future),), device=future.device)
+            step = self._draw_step(future)
         if noise is None:
             noise = self._draw_noise(future)
         white = self.dependence.whiten(self._scores(noise[2], future, history, calendar, climatology))
@@ -202,7 +225,7 @@ class CopulaForecaster(Forecaster):
         return to_support(reorder(equidistant_quantiles(quantiles, drawn.shape[1]), scores), *self.support)
 
     def _draw_noise(self, future: Tensor) -> Tensor:
-        return torch.randn((3, *future.shape[:2], self.coordinates), device=future.device)
+        return draw(partial(torch.randn, device=future.device), (3, *future.shape[:2], self.coordinates), axis=1)
 
     def _scores(self, noise: Tensor, future: Tensor, *known: Tensor) -> Tensor:
         uniform = torch.special.ndtr(noise[..., :future.shape[-1]])

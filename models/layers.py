@@ -1,9 +1,12 @@
 """Pieces that both networks are made of. Inside a network the layout is (batch, node, feature), contiguous."""
 
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
+
+from .draws import draw
 
 
 class Dropout(nn.Module):
@@ -21,10 +24,16 @@ class Dropout(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or self.dropped == 0:
             return values
-        bits = torch.empty((values.numel() + 3) // 4, dtype=torch.int64, device=values.device)
-        bits = bits.random_(-(2**63), None).view(torch.int16)[:values.numel()].view(values.shape)
+        bits = draw(functools.partial(_random_bits, device=values.device), values.shape)
         keep = (bits >= self.dropped - 32768).to(values.dtype)
         return values * keep.mul_(65536 / (65536 - self.dropped))
+
+
+def _random_bits(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """16 random bits for every element, as integers."""
+    count = math.prod(shape)
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
+    return bits.random_(-(2**63), None).view(torch.int16)[:count].view(shape)
 
 
 class ResidualBlock(nn.Module):

@@ -15,6 +15,7 @@ from scripts.sampler_curve import choose, in_words, read_curve
 from utils.checkpoint import write_json
 from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
+from utils.distributed import join
 from utils.runlog import print_scores
 
 BUDGETED = ("sampler", "sample_steps", "sample_precision")  # what --budget_ms decides
@@ -47,12 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
     if given["budget_ms"] is not None:
         given |= within_budget(given["run_folder"], given["budget_ms"], given)
     device = choose_device(given.get("device", TrainConfig.device))
+    processes = join(device)
     model, content = load_forecaster(given["run_folder"])
     data = open_run_data(content, given.get("data_dir", ""), device)
     settings = {**content["config"], **{name: given[name] for name in CHANGEABLE if name in given}}
-    scores, _ = score_ensemble(model.to(device), settings, data, given["split"], device)
+    scores, _ = score_ensemble(model.to(device), settings, data, given["split"], device, processes)
     print_scores(scores, data.field.spec.unit)
-    if given["json"]:
+    if given["json"] and processes.first:
         write_json(given["json"], scores)
     return 0
 

@@ -1,18 +1,18 @@
 """A run folder holds whole files: the old one or the new one, numbers and never code, and no run is lost."""
 
-import dataclasses
 import errno
+import itertools
 import json
 import os
 import pickle
+import resource
 import zipfile
 
 import pytest
 import torch
 
 from utils import checkpoint
-from utils.checkpoint import load_checkpoint, open_run, run_folder, save_checkpoint, write_atomically
-from utils.config import PretrainConfig, TrainConfig
+from utils.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 
 CONTENT = {"stage": "mean", "config": {"lr": 1e-3, "data_name": "SST"}, "weights": {"a": torch.arange(6.0)}}
 
@@ -45,7 +45,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     content = load_checkpoint(tmp_path / "model.pt")
     assert content["format"] == checkpoint.FORMAT_VERSION and content["config"] == CONTENT["config"]
     assert torch.equal(content["weights"]["a"], CONTENT["weights"]["a"])
-    assert list(files(tmp_path)) == ["model.pt"]
+    assert set(files(tmp_path)) == {"model.pt", "model.pt.sha256"}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "disk full"), KeyboardInterrupt(), RuntimeError("writer")])
@@ -57,7 +57,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_beside_it(tmp_
     def write(file):
         file.write(b"half")
         file.flush()
-        assert len(list(tmp_path.iterdir())) == 2 and path.read_bytes() == before["model.pt"]
+        assert len(list(tmp_path.iterdir())) == 3 and path.read_bytes() == before["model.pt"]
         raise error
 
     with pytest.raises(type(error)):
@@ -92,10 +92,50 @@ def test_the_file_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch)
 def test_a_log_grows_by_whole_lines(tmp_path):
     path = tmp_path / "log.jsonl"
     for epoch in (1, 2, 3):
-        checkpoint.append_line(path, {"epoch": epoch, "note": "ü" * 10_000})
+        checkpoint.append_lines(path, [{"epoch": epoch, "note": "ü" * 10_000}])
         content = path.read_bytes()
         assert content.endswith(b"\n") and content.count(b"\n") == epoch
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_the_log_as_it_was(tmp_path):
+    """faults 49; the kernel itself cuts the write, at a limit on the size of files."""
+    path = tmp_path / "log.jsonl"
+    checkpoint.append_lines(path, [{"epoch": 1}])
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
+    try:
+        with pytest.raises(OSError, match="only 5 of 13 bytes"):
+            checkpoint.append_lines(path, [{"epoch": 2}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+
+
+def test_weights_of_wrapped_models_get_their_plain_names(tmp_path):
+    """faults 43"""
+    wrapped = {"module.a": 1, "_orig_mod.b": 2, "module._orig_mod.c": 3, "blocks._orig_mod.0.d": 4, "plain.e": 5}
+    save_checkpoint(tmp_path / "model.pt", {"weights": {name: torch.tensor(value) for name, value in wrapped.items()}})
+    weights = load_checkpoint(tmp_path / "model.pt")["weights"]
+    assert {name: int(value) for name, value in weights.items()} == {"a": 1, "b": 2, "c": 3, "blocks.0.d": 4,
+                                                                     "plain.e": 5}
+
+
+@pytest.mark.parametrize("moment", ["before the file is replaced", "after it"])
+def test_a_checkpoint_is_whole_whenever_a_save_of_it_is_cut(tmp_path, monkeypatch, moment):
+    """faults 39, 41"""
+    path, replace, calls = tmp_path / "model.pt", type(tmp_path).replace, itertools.count(1)
+    save_checkpoint(path, CONTENT)
+
+    def cut(source, target):
+        if next(calls) == (2 if moment.startswith("before") else 3):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", cut)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, {**CONTENT, "stage": "new"})
+    assert load_checkpoint(path)["stage"] == ("mean" if moment.startswith("before") else "new")
 
 
 # What is refused
@@ -111,6 +151,8 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, keep):
     save_checkpoint(path, CONTENT)
     whole = path.read_bytes()
     path.write_bytes(whole[:int(keep * len(whole)) if isinstance(keep, float) else keep])
+    assert "damaged, its SHA-256 is not the one in model.pt.sha256; run its training again" in refusal(path)
+    path.with_name("model.pt.sha256").unlink()
     assert "not a readable checkpoint" in refusal(path)
 
 
@@ -158,90 +200,6 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path, layout):
             name, = (name for name in archive.namelist() if name.endswith("data.pkl"))
             pickle.loads(archive.read(name))
         assert mark.exists()  # the payload was live
-
-
-# Run folders
-
-CONFIGS = {"mean": PretrainConfig(), "diffusion": TrainConfig()}
-
-
-def finish(folder, config):
-    """What a finished run leaves behind."""
-    assert open_run(folder, config, {})
-    save_checkpoint(folder / checkpoint.CHECKPOINT, CONTENT)
-    checkpoint.append_line(folder / checkpoint.LOG, {"epoch": 1})
-    checkpoint.write_json(folder / checkpoint.METRICS, {"CRPS": 1.0})
-    return files(folder)
-
-
-@pytest.mark.parametrize("stage", CONFIGS)
-def test_the_folder_names_stage_dataset_lengths_and_run(stage, tmp_path):
-    config = dataclasses.replace(CONFIGS[stage], data_name="SST", history_len=24, predict_len=6)
-    assert run_folder(str(tmp_path), stage, config) == tmp_path / stage / "SST_24_6"
-    assert run_folder("save", stage, dataclasses.replace(config, run_name="ema")).name == "SST_24_6_ema"
-
-
-@pytest.mark.parametrize("stage", CONFIGS)
-def test_a_new_run_writes_down_its_settings_and_versions(stage, tmp_path):
-    folder = tmp_path / "my sävé" / "run"
-    assert open_run(folder, CONFIGS[stage], {}) is True
-    written = json.loads((folder / checkpoint.CONFIG).read_text())
-    assert written["config"] == dataclasses.asdict(CONFIGS[stage])
-    assert written["versions"]["torch"] == torch.__version__
-    assert list(files(folder)) == [checkpoint.CONFIG]
-
-
-@pytest.mark.parametrize("stage", CONFIGS)
-def test_a_finished_run_of_the_same_settings_is_left_alone_and_says_so(stage, tmp_path, capsys):
-    before = finish(tmp_path, CONFIGS[stage])
-    elsewhere = dataclasses.replace(CONFIGS[stage], device="cpu", data_dir="/other", save_dir="x")
-    for config in (CONFIGS[stage], elsewhere):
-        assert open_run(tmp_path, config, {}) is False
-        assert "nothing to do" in capsys.readouterr().out and files(tmp_path) == before
-
-
-def test_a_finished_run_of_other_settings_is_refused_with_each_difference(tmp_path):
-    before = finish(tmp_path, TrainConfig())
-    with pytest.raises(ValueError) as caught:
-        open_run(tmp_path, TrainConfig(lr=0.5, sampler="ancestral"), {})
-    message = str(caught.value)
-    assert f"lr {TrainConfig.lr} (wanted 0.5)" in message
-    assert f"sampler {TrainConfig.sampler} (wanted ancestral)" in message
-    assert message.count("(wanted ") == 2 and "--run_name" in message and "--overwrite" in message
-    assert files(tmp_path) == before
-
-
-def test_a_setting_that_the_finished_run_did_not_know_counts_as_a_difference(tmp_path):
-    finish(tmp_path, TrainConfig())
-    written = json.loads((tmp_path / checkpoint.CONFIG).read_text())
-    del written["config"]["ema"]
-    checkpoint.write_json(tmp_path / checkpoint.CONFIG, written)
-    with pytest.raises(ValueError, match=rf"ema None \(wanted {TrainConfig.ema}\)"):
-        open_run(tmp_path, TrainConfig(), {})
-
-
-def test_overwrite_replaces_a_finished_run(tmp_path):
-    finish(tmp_path, TrainConfig())
-    config = TrainConfig(lr=0.5, overwrite=True)
-    assert open_run(tmp_path, config, {}) is True
-    assert list(files(tmp_path)) == [checkpoint.CONFIG]
-    assert json.loads((tmp_path / checkpoint.CONFIG).read_text())["config"]["lr"] == 0.5
-
-
-def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError):
-        open_run(tmp_path / "file" / "run", TrainConfig(), {})
-
-
-def test_a_finished_run_on_another_mean_model_or_other_data_is_refused(tmp_path):
-    built_on = {"data": {"num_nodes": 3}, "mean_model": "abc"}
-    open_run(tmp_path, TrainConfig(), built_on)
-    checkpoint.write_json(tmp_path / checkpoint.METRICS, {})
-    assert open_run(tmp_path, TrainConfig(), built_on) is False
-    for other in ({**built_on, "mean_model": "xyz"}, {**built_on, "data": {"num_nodes": 4}}):
-        with pytest.raises(ValueError, match="holds a finished run with"):
-            open_run(tmp_path, TrainConfig(), other)
 
 
 def test_real_numbers_that_differ_by_rounding_are_the_same():

@@ -52,7 +52,8 @@ both_processes = pytest.mark.parametrize("process", FOLDERS)
 def test_a_run_leaves_settings_log_weights_scores_and_a_picture(runs, process):
     folder = runs / "diffusion" / FOLDERS[process]
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "log.jsonl", "model.pt", "metrics.json", "forecast.png", "windows.csv"
+        "config.json", "log.jsonl", "model.pt", "metrics.json", "forecast.png", "windows.csv", ".lock",
+        "model.pt.sha256", "last_a.pt", "last_a.pt.sha256", "last_b.pt", "last_b.pt.sha256",
     }
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["method"] == process

@@ -1,14 +1,13 @@
-"""The log of a run: JSON lines always, TensorBoard where wanted."""
+"""The log of a run in TensorBoard, where it is wanted."""
 
-import json
 import sys
 from dataclasses import replace
 
 import pytest
 
-from utils.checkpoint import LOG, settings
+from utils.checkpoint import settings
 from utils.config import TrainConfig
-from utils.runlog import run_log, tensorboard_log
+from utils.runlog import tensorboard_log
 
 
 def line(epoch, score, loss=0.5):
@@ -25,28 +24,23 @@ def shown(folder):
             for name in found.Tags()["scalars"]}
 
 
-def test_every_line_is_kept_as_json_and_nothing_else_is_written_unless_wanted(tmp_path):
-    log = run_log(tmp_path, tensorboard=False)
-    lines = [line(0, 1.0, loss=None), line(1, 0.5)]
-    for each in lines:
-        log(each)
-    assert [json.loads(text) for text in (tmp_path / LOG).read_text().splitlines()] == lines
-    assert [path.name for path in tmp_path.iterdir()] == [LOG]
+def test_nothing_is_written_unless_wanted(tmp_path):
+    tensorboard_log(tmp_path, wanted=False)(line(0, 1.0))
+    assert not list(tmp_path.iterdir())
 
 
 def test_tensorboard_shows_the_numbers_of_every_line_by_epoch(tmp_path):
     pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
-    log = run_log(tmp_path, tensorboard=True)
+    show = tensorboard_log(tmp_path, wanted=True)
     for each in (line(0, 1.0, loss=None), line(1, 0.7), line(2, 0.6)):
-        log(each)
+        show(each)
     assert shown(tmp_path) == {"score": [(0, 1.0), (1, 0.7), (2, 0.6)], "loss": [(1, 0.5), (2, 0.5)]}
-    assert len((tmp_path / LOG).read_text().splitlines()) == 3
 
 
 def test_epochs_that_come_again_replace_those_that_stood_there(tmp_path):
     pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
     for epochs, score in (((0, 1, 2, 3), 1.0), ((2, 3, 4), 2.0)):
-        show = tensorboard_log(tmp_path)
+        show = tensorboard_log(tmp_path, wanted=True)
         for epoch in epochs:
             show(line(epoch, score))
     assert shown(tmp_path)["score"] == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
@@ -55,7 +49,7 @@ def test_epochs_that_come_again_replace_those_that_stood_there(tmp_path):
 def test_without_the_package_the_flag_says_what_to_install_before_anything_is_done(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match="--tensorboard needs the package tensorboard"):
-        run_log(tmp_path, tensorboard=True)
+        tensorboard_log(tmp_path, wanted=True)
     assert not list(tmp_path.iterdir())
 
 

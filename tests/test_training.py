@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -27,7 +28,15 @@ class TensorBatches(list):
     """Batches of indices as a list: iterable, with a length."""
 
     def __init__(self, parts):
-        super().__init__((INPUTS[part], TARGETS[part]) for part in parts)
+        super().__init__(Windows(INPUTS[part], TARGETS[part], part) for part in parts)
+
+
+class Windows(NamedTuple):
+    """What the loop knows of a batch is where its windows start."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    start: torch.Tensor
 
 
 class Run:
@@ -147,15 +156,20 @@ def test_scores_that_are_never_finite_end_the_run_with_an_error_and_keep_nothing
 @pytest.mark.parametrize("bad, at", [(math.nan, 3), (math.inf, 3), (math.inf, 7)])
 def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_weights_stay(bad, at):
     steps = itertools.count()
-    kept = []
+    kept, orders = [], []
     model = torch.nn.Linear(3, 1)
+
+    def recorded(generator):
+        orders.append(batches(generator))
+        return orders[-1]
 
     def loss(batch):
         value = model(batch[0]).square().mean()
         return value * bad if next(steps) == 8 + at else value  # 8 steps an epoch: in the second
 
-    with pytest.raises(FloatingPointError, match="loss of epoch 2 is (nan|inf)"):
-        fit(model, loss, batches, lambda scored: 1.0, CONFIG, lambda *best: kept.append(best), lambda line: None)
+    with pytest.raises(FloatingPointError, match=f"epoch 2, step {at}: the loss is {bad}; its batch") as caught:
+        fit(model, loss, recorded, lambda scored: 1.0, CONFIG, lambda *best: kept.append(best), lambda line: None)
+    assert f"time steps {', '.join(map(str, orders[1][at].start.tolist()))}. Look at" in str(caught.value)
     assert [epoch for _, epoch, _ in kept] == [1]
     assert all(value.isfinite().all() for value in kept[0][0].values())
 

@@ -1,10 +1,12 @@
-"""Run folders: whole files or none, and checkpoints that hold numbers, never code."""
+"""Files of a run: whole or not there, and checkpoints that hold numbers, never code."""
 
 import dataclasses
+import errno
+import hashlib
+import io
 import json
 import math
 import os
-import platform
 from pathlib import Path
 
 import numpy as np
@@ -14,35 +16,15 @@ import torch
 FORMAT_VERSION = 2  # 2: stage 1 with climatology and recalibration, stage 2 with processes
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
 WINDOWS = "windows.csv"
+STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written in turn
+DIGEST, TEMPORARY = ".sha256", ".tmp"  # ends of the names of a checkpoint's SHA-256 and of files being written
+PREFIXES = "module.", "_orig_mod."  # what wrapped models put before the names of their weights
 
 
 def run_folder(save_dir: str, stage: str, config) -> Path:
     """Folder of a run: save/<stage>/<data>_<H>_<F>, with `--run_name` as a suffix."""
     name = f"{config.data_name}_{config.history_len}_{config.predict_len}"
     return Path(save_dir).expanduser() / stage / (f"{name}_{config.run_name}" if config.run_name else name)
-
-
-def open_run(folder: Path, config, built_on: dict) -> bool:
-    """Make the run folder ready; False when it holds this very run, finished, which is then left alone.
-
-    built_on: what the run depends on beside its settings (facts of the data, digest of the stage-1 model). An
-    unfinished run's files are replaced. `--overwrite` runs again in any case.
-    Raises: ValueError when the finished run was another one, saying how; OSError when it cannot be written.
-    """
-    if (folder / METRICS).exists() and not config.overwrite:
-        finished = read_json(folder / CONFIG)
-        differing = differences(finished["config"], settings(config)) + differences(finished["built_on"], built_on)
-        if differing:
-            raise ValueError(f"{folder} holds a finished run with {', '.join(differing)}; choose --run_name NAME to "
-                             "keep both, or --overwrite to replace it")
-        print(f"{folder} holds a finished run of these settings: nothing to do (--overwrite runs it again)")
-        return False
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, CHECKPOINT, LOG, PICTURE, WINDOWS):
-        (folder / name).unlink(missing_ok=True)
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    write_json(folder / CONFIG, {"config": dataclasses.asdict(config), "built_on": built_on, "versions": versions})
-    return True
 
 
 def differences(found: dict, wanted: dict) -> list[str]:
@@ -62,13 +44,13 @@ def differences(found: dict, wanted: dict) -> list[str]:
 
 def settings(config) -> dict:
     """The flags that decide what a run computes, without those that only say where and whether."""
-    aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run", "tensorboard")
+    aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run", "tensorboard", "resume", "save_minutes")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
 
 
 def write_atomically(path: Path, write) -> None:
     """Let `write(file)` fill a temporary file beside `path`, then rename it: the old file or the new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             write(file)
@@ -97,14 +79,43 @@ def write_table(path: Path, columns: dict) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def append_line(path: Path, content: dict) -> None:
-    """Add one line of JSON in a single write, so that a log never ends in half a line."""
+def append_lines(path: Path, contents: list[dict]) -> None:
+    """Add lines of JSON in a single write: all of them or none, so that a log never ends in half a line."""
+    data = "".join(json.dumps(content) + "\n" for content in contents).encode()
     with path.open("ab", buffering=0) as file:
-        file.write((json.dumps(content) + "\n").encode())
+        before = file.tell()
+        if (written := file.write(data)) < len(data):  # a disk that is full takes what fits
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, f"{path}: only {written} of {len(data)} bytes could be written")
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
-    write_atomically(path, lambda file: torch.save({"format": FORMAT_VERSION, **content}, file))
+    """Write a checkpoint and its SHA-256 beside it, as `sha256sum` does.
+
+    While the file is replaced, the digests of the old one and of the new one both stand there.
+    """
+    data = io.BytesIO()
+    torch.save({"format": FORMAT_VERSION, **content}, data)
+    digests = path.with_name(path.name + DIGEST)
+    before = digests.read_bytes() if digests.exists() and path.exists() else b""
+    line = f"{hashlib.sha256(data.getbuffer()).hexdigest()}  {path.name}\n".encode()
+    write_atomically(digests, lambda file: file.write(before + line))
+    write_atomically(path, lambda file: file.write(data.getbuffer()))
+    write_atomically(digests, lambda file: file.write(line))
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint by its SHA-256, in words; None when it is whole, or has no SHA-256 beside it."""
+    if not path.exists():
+        return f"{path}: not there"
+    digests = path.with_name(path.name + DIGEST)
+    if not digests.exists():
+        return None
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest in digests.read_text(errors="replace").split():
+        return None
+    return f"{path}: damaged, its SHA-256 is not the one in {digests.name}"
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -112,6 +123,8 @@ def load_checkpoint(path: Path) -> dict:
 
     Raises: ValueError for a damaged file or another format.
     """
+    if path.exists() and (damaged := damage(path)):
+        raise ValueError(f"{damaged}; run its training again, which makes it anew from the run's last state")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -125,4 +138,13 @@ def load_checkpoint(path: Path) -> dict:
     if content["format"] < FORMAT_VERSION:
         raise ValueError(f"{path}: format version {content['format']}, of an earlier version of this program; this one "
                          f"reads {FORMAT_VERSION}: train it again")
+    if "weights" in content:
+        content["weights"] = {_plain_name(name): value for name, value in content["weights"].items()}
     return content
+
+
+def _plain_name(name: str) -> str:
+    """The name of a weight without the prefix of a wrapped model."""
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name.replace("._orig_mod.", ".")

@@ -14,6 +14,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .distributed import hush, leave, rank_from_environment
+from .signals import Stopped, handle, stop_at_once
+
 DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN = (
     "data", "network", "training", "diffusion", "sampling and scores", "run"
 )
@@ -52,6 +55,10 @@ class CommonConfig:
     save_dir: str = flag("save", RUN, "folder of the run folders")
     run_name: str = flag("", RUN, "suffix of the run folder, to keep variants apart")
     overwrite: bool = flag(False, RUN, "run again although the run folder holds a finished run")
+    resume: str = flag("auto", RUN, "auto: go on with an unfinished run of these settings; never: start it over; or "
+                       "the folder of a run to go on from")
+    save_minutes: float = flag(10.0, RUN, "minutes after which a run saves where it stands, beside every epoch's end",
+                               above=0)
     dry_run: bool = flag(False, RUN, "print the resolved settings and the sizes, then stop")
     tensorboard: bool = flag(False, RUN, "also write the log for TensorBoard (package tensorboard), in the run folder")
 
@@ -265,15 +272,25 @@ def output_path(text: str) -> Path:
 def run_main(main) -> None:
     """Run a program: a user's mistake is one line on stderr and exit status 2, not a traceback.
 
-    COST_TRACEBACK=1 shows where the error came from.
+    Ctrl-C and SIGTERM end it with exit status 130 and 143. COST_TRACEBACK=1 shows where an error came from. Of several
+    processes the first one speaks; of the others one hears errors only.
     """
+    handle(stop_at_once)
+    rank = rank_from_environment()
+    errors, who = sys.stderr, f"process {rank}: " if rank else ""
+    if rank:
+        hush()
     try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        status = main()
+        leave()
+        sys.exit(status)
+    except Stopped as stopped:
+        print(f"{who}{stopped}; the same command goes on from here, where a run keeps its state", file=errors)
+        sys.exit(stopped.exit_status)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("COST_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{who}error: {error}", file=errors)
         sys.exit(2)
+    finally:
+        sys.stderr = errors  # for the traceback of what nobody expected

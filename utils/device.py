@@ -1,15 +1,21 @@
 """Where to compute, and in which precision."""
 
+import os
+
 import torch
 
 
 def choose_device(name: str) -> torch.device:
     """The device of a `--device` flag: `auto` takes the first GPU when there is one.
 
+    Of several processes on a machine (torchrun) each takes a GPU of its own, by LOCAL_RANK.
     Raises: ValueError that says what torch sees.
     """
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        local_rank = os.environ.get("LOCAL_RANK", 0)
+        return torch.device(f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and name.startswith("cuda:"):
+        raise ValueError(f"--device {name}: several processes cannot share it; use --device auto or --device cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

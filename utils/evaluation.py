@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .distributed import ALONE, Processes
 from .metrics import EnsembleScores, crps_cross_check
 
 CPU_VALUES_AT_ONCE, GPU_VALUES_AT_ONCE = 6_000, 1_000_000
@@ -26,23 +27,31 @@ def progress(batches, text: str):
 
 
 def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
-                      equidistant: bool = False, watch=None) -> tuple[dict, dict[str, Tensor]]:
+                      equidistant: bool = False, processes: Processes = ALONE,
+                      watch=None) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units;
     shape (member, horizon, node); equidistant: see `EnsembleScores.compute`; watch(members, truth), where given, sees
-    every batch too, in physical units. Returns the dict of the scores, and that of `EnsembleScores.by_window` with the
-    `start` of each window, which `utils.comparison` pairs forecasts by.
+    every batch of this process too, in physical units. Returns the dict of the scores, and that of
+    `EnsembleScores.by_window` with the `start` of each window, which `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
     scores, starts = EnsembleScores(horizon=horizon, node=node, members=members), []
-    for batch in progress(batches, "forecasting"):
+    for batch in progress(own_windows(batches, processes), "forecasting"):
         drawn, truth = physical(draw(batch)), physical(batch.future)
         scores.update(drawn, truth)
         if watch:
             watch(drawn, truth)
         starts.append(batch.start.cpu())
-    return scores.compute(equidistant), scores.by_window() | {"start": torch.cat(starts)}
+    scores.sums = {name: processes.add(value) for name, value in scores.sums.items()}
+    windows = scores.by_window() | {"start": torch.cat(starts)}
+    return scores.compute(equidistant), {name: processes.join_rows(value) for name, value in windows.items()}
+
+
+def own_windows(batches, processes: Processes):
+    """The batches of this process: all of them, or those of its share of the windows."""
+    return batches.share_windows(processes.rank, processes.count) if processes.count > 1 else batches
 
 
 def cross_check(draw, batches, physical) -> dict:
@@ -60,30 +69,30 @@ def cross_check(draw, batches, physical) -> dict:
 
 
 @torch.no_grad()
-def evaluate_mean(predict, batches, physical) -> dict:
+def evaluate_mean(predict, batches, physical, processes: Processes = ALONE) -> dict:
     """MAE and RMSE of a deterministic forecast, in all and per horizon.
 
     predict(batch) -> (batch, horizon, node), standardized.
     """
-    absolute, square, targets, windows = 0, 0, 0, 0
-    for batch in batches:
+    absolute, square, windows = 0, 0, 0
+    for batch in own_windows(batches, processes):
         error = (physical(predict(batch)) - physical(batch.future)).double()
         absolute = absolute + error.abs().sum((0, 2))
         square = square + error.square().sum((0, 2))
-        targets += error.shape[0] * error.shape[2]
         windows += len(error)
-    mae, mse = absolute / targets, square / targets
+    absolute, square, windows = (processes.add(torch.as_tensor(each)) for each in (absolute, square, windows))
+    mae, mse = (each / (windows * batch.future.shape[2]) for each in (absolute, square))
     return {
-        "MAE": mae.mean().item(), "RMSE": mse.mean().sqrt().item(), "windows": windows,
+        "MAE": mae.mean().item(), "RMSE": mse.mean().sqrt().item(), "windows": int(windows),
         "per_horizon": {"MAE": mae.tolist(), "RMSE": mse.sqrt().tolist()},
     }
 
 
 @torch.no_grad()
-def mean_over_windows(value, batches) -> Tensor:
+def mean_over_windows(value, batches, processes: Processes = ALONE) -> Tensor:
     """Mean of `value(batch)` weighted by the windows of each batch; stays on the device."""
     total, windows = 0, 0
-    for batch in batches:
-        total = total + value(batch) * len(batch.start)
+    for batch in own_windows(batches, processes):
+        total = total + value(batch).double() * len(batch.start)
         windows += len(batch.start)
-    return total / windows
+    return processes.add(total) / processes.add(torch.as_tensor(windows))

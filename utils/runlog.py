@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import LOG, append_line, settings
+from .checkpoint import settings
 
 
 def describe_run(config, data, model: torch.nn.Module, folder: Path, device: torch.device) -> None:
@@ -26,23 +26,14 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
               f"{activations / 2**20:.0f} MiB")
 
 
-def run_log(folder: Path, tensorboard: bool):
-    """The function that takes the lines of a run's log: to `log.jsonl` and, where wanted, to TensorBoard."""
-    show = tensorboard_log(folder) if tensorboard else lambda line: None
-
-    def log(line: dict) -> None:
-        append_line(folder / LOG, line)
-        show(line)
-
-    return log
-
-
-def tensorboard_log(folder: Path):
+def tensorboard_log(folder: Path, wanted: bool):
     """A function that takes the lines of the log and shows their numbers by epoch in TensorBoard, from `folder`.
 
-    Epochs that come again, as when a run is repeated, replace those that stood there.
-    Raises: ValueError where TensorBoard is not installed.
+    Epochs that come again, as after an interruption, replace those that stood there. Nothing is shown where it is not
+    wanted. Raises: ValueError where TensorBoard is not installed.
     """
+    if not wanted:
+        return lambda line: None
     try:
         from torch.utils.tensorboard import SummaryWriter  # an extra, and slow to import
     except ImportError as error:

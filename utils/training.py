@@ -1,14 +1,20 @@
 """The only training loop."""
 
+import itertools
+import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from .distributed import ALONE, Processes
 from .reproducibility import key, seed_step
+from .signals import Stopped, deferred
 
 DECAY_AT = 0.4  # share of the epochs after which the learning rate falls once
 
@@ -23,18 +29,39 @@ class FitResult:
     seconds: float
 
 
-def fit(model, loss, batches, validate, config, keep, log, score_first: bool = False) -> FitResult:
+@dataclass
+class Progress:
+    """Where a fit stands. With weights, their average and the optimiser it decides all that follows.
+
+    step is the next one of the epoch, loss the sum over those before it.
+    """
+
+    epoch: int
+    step: int = 0
+    loss: float = 0.0
+    best_score: float = float("inf")
+    best_epoch: int = 0
+    best_weights: dict | None = None
+    done: bool = False
+    seconds: float = 0.0
+
+
+def fit(model, loss, batches, validate, config, keep, log, save=None, state=None, score_first: bool = False,
+        processes: Processes = ALONE) -> FitResult:
     """Train `model`, keep its best weights, stop early.
 
     loss(batch) -> scalar tensor to descend; the parameters that require a gradient are trained
     batches(generator) -> iterable of shuffled training batches, with a length
     validate(model) -> score, lower is better; called after each epoch in eval mode without gradients
     keep(state_dict, epoch, score) is called at each new best; log(dict) once per epoch
+    save(state) after every epoch, every `--save_minutes` and when a signal stops the run; given back as `state`, it
+    continues the fit to the same bits
     score_first: the weights before the first step, epoch 0, are a candidate too
+    processes: those that share the batches; `loss` sees the rows of this one, all take the same steps
 
     The weights of the best epoch stand in `model` at the end. With `--ema` the averaged weights are the ones
     scored and kept. Order, dropout and noise follow from (seed, epoch, step). No step waits for the device.
-    Raises: FloatingPointError when the loss of an epoch is not finite.
+    Raises: FloatingPointError at the step whose loss or gradient is not finite; Stopped after a signal.
     """
     device = next(model.parameters()).device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -46,62 +73,139 @@ def fit(model, loss, batches, validate, config, keep, log, score_first: bool = F
     scored = averaged.module if averaged else model
     averaged_weights = [weight for weight in scored.parameters() if weight.requires_grad]
     average = get_ema_multi_avg_fn(config.ema)
-    best_score, best_epoch, best_weights, start = float("inf"), 0, None, time.perf_counter()
+    parts = {"model": model, "scored": scored, "optimizer": optimizer, "schedule": schedule}
+    at = Progress(epoch=0 if score_first else 1)
+    if state:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        at = Progress(**state["progress"])
+    shared_loss = processes.parallel(_Loss(model, loss))
     generator = torch.Generator()
     bar = tqdm(total=None, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
+    clock, saved, unkept = time.perf_counter(), time.perf_counter(), state is not None
 
-    def train_epoch(epoch: int) -> float:
-        generator.manual_seed(int(key(config.seed, epoch)) & ((1 << 63) - 1))
+    def seconds() -> float:
+        return at.seconds + time.perf_counter() - clock
+
+    def save_progress(total=0.0) -> None:
+        """Save, with the loss `total` of this process in the epoch."""
+        nonlocal saved
+        saved, summed = time.perf_counter(), float(processes.add(torch.as_tensor(total)))
+        if save is not None:
+            content = {name: part.state_dict() for name, part in parts.items()}
+            _attempt(save, content | {"progress": vars(replace(at, loss=summed, seconds=seconds()))})
+
+    def train_epoch(request) -> float:
+        generator.manual_seed(int(key(config.seed, at.epoch)) & ((1 << 63) - 1))
         epoch_batches = batches(generator)
         bar.total = bar.total or config.epochs * len(epoch_batches)
         model.train()
-        total = torch.zeros((), device=device)
-        for step, batch in enumerate(epoch_batches):
-            seed_step(config.seed, epoch, step)
+        total = torch.tensor(at.loss if processes.first else 0.0, dtype=torch.float64, device=device)
+        look_back = _nothing_yet
+        for batch in itertools.islice(epoch_batches, at.step, None):
+            seed_step(config.seed, at.epoch, at.step)
             optimizer.zero_grad(set_to_none=True)
-            value = loss(batch)
+            value = shared_loss(batch)
+            if processes.count > 1:
+                value = value * batch.weight
             value.backward()
+            finite = value.isfinite() & torch.nn.utils.get_total_norm(
+                [weight.grad for weight in trained if weight.grad is not None]).isfinite()
             optimizer.step()
-            if averaged and epoch == 1 and step == 0:
+            if averaged and at.epoch == 1 and at.step == 0:
                 averaged.update_parameters(model)  # copies; later on it would wait for the device
             elif averaged:
                 average(averaged_weights, trained, None)
-            total += value.detach()
+            total += value.detach() / processes.count
+            look_back()  # at the step before: the device is busy with this one meanwhile
+            look_back = partial(_stop_unless, finite, value.detach(), batch, f"epoch {at.epoch}, step {at.step}",
+                                processes)
+            at.step += 1
             bar.update()
-        train_loss = float(total) / len(epoch_batches)
-        if train_loss - train_loss != 0:
-            raise FloatingPointError(f"the training loss of epoch {epoch} is {train_loss}; try a smaller --lr")
-        return train_loss
+            due = time.perf_counter() - saved > 60 * config.save_minutes
+            number, due = processes.largest(request.number, int(due))
+            if number or due:
+                look_back()
+                save_progress(total)
+            if number:
+                raise Stopped(number)
+        look_back()
+        return float(processes.add(total)) / len(epoch_batches)
 
-    for epoch in range(0 if score_first else 1, config.epochs + 1):
-        epoch_start = time.perf_counter()
-        train_loss = train_epoch(epoch) if epoch else None
-        train_end = time.perf_counter()
-        scored.eval()
-        with torch.no_grad():
-            score = float(validate(scored))
-        if score < best_score:
-            best_score, best_epoch = score, epoch
-            best_weights = {name: value.detach().clone() for name, value in scored.state_dict().items()}
-            keep(best_weights, epoch, score)
-        now = time.perf_counter()
-        log(dict(epoch=epoch, loss=train_loss, score=score, lr=optimizer.param_groups[0]["lr"],
-                 seconds_train=round(train_end - epoch_start, 3), seconds_validation=round(now - train_end, 3)))
-        note = f"epoch {epoch}/{config.epochs}  score {score:.4f}  best {best_score:.4f}"
-        if epoch:
-            schedule.step()
-            note += f"  loss {train_loss:.4f}"
-        if bar.disable and epoch:
-            left = (now - start) / epoch * (config.epochs - epoch)
-            note += f"  {now - start:.0f} s, at most {left:.0f} s left"
-        if bar.disable:
-            print(note, flush=True)
-        bar.set_description_str(note)
-        if epoch - best_epoch >= config.patience:
-            break
+    with deferred() as request:
+        while not at.done:
+            epoch_start = time.perf_counter()
+            train_loss = train_epoch(request) if at.epoch else None
+            train_end, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
+            scored.eval()
+            with torch.no_grad():
+                score = float(validate(scored))
+            if score < at.best_score:
+                at.best_score, at.best_epoch = score, at.epoch
+                at.best_weights = {name: value.detach().clone() for name, value in scored.state_dict().items()}
+                unkept = not _attempt(keep, at.best_weights, at.epoch, score)
+            now = time.perf_counter()
+            _attempt(log, dict(
+                epoch=at.epoch, loss=train_loss, score=score, lr=rate, seconds_train=round(train_end - epoch_start, 3),
+                seconds_validation=round(now - train_end, 3)))
+            note = f"epoch {at.epoch}/{config.epochs}  score {score:.4f}  best {at.best_score:.4f}"
+            if at.epoch:
+                schedule.step()
+                note += f"  loss {train_loss:.4f}"
+            if bar.disable and at.epoch:
+                left = seconds() / at.epoch * (config.epochs - at.epoch)
+                note += f"  {seconds():.0f} s, at most {left:.0f} s left"
+            if bar.disable:
+                print(note, flush=True)
+            bar.set_description_str(note)
+            at.done = at.epoch - at.best_epoch >= config.patience or at.epoch == config.epochs
+            at.epoch, at.step, at.loss = at.epoch + (not at.done), 0, 0.0
+            save_progress()
+            number, = processes.largest(request.number)
+            if number:
+                raise Stopped(number)
     bar.close()
-    if best_weights is None:
+    if at.best_weights is None:
         raise FloatingPointError("no validation score was finite; try a smaller --lr")
-    model.load_state_dict(best_weights)
+    if unkept:
+        keep(at.best_weights, at.best_epoch, at.best_score)
+    model.load_state_dict(at.best_weights)
     model.eval()
-    return FitResult(best_score, best_epoch, epoch, now - start)
+    return FitResult(at.best_score, at.best_epoch, at.epoch, seconds())
+
+
+class _Loss(nn.Module):
+    """A loss and the module whose weights it trains, as one module."""
+
+    def __init__(self, model: nn.Module, loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch):
+        return self.loss(batch)
+
+
+def _nothing_yet() -> None:
+    """There is no step before the first one."""
+
+
+def _stop_unless(finite, value, batch, where: str, processes: Processes) -> None:
+    """Raises: FloatingPointError that names the batch, when the loss of a step or a gradient is not finite."""
+    if not finite:
+        windows = processes.join_rows(batch.start).tolist()
+        value = float(processes.add(value))
+        raise FloatingPointError(
+            f"{where}: the loss is {value:g}" + (", a gradient is not finite" if math.isfinite(value) else "") +
+            f"; its batch holds the windows that begin at time steps {', '.join(map(str, windows))}. Look at the data "
+            "there, or try a smaller --lr; the best weights so far are kept"
+        )
+
+
+def _attempt(write, *content) -> bool:
+    """Write a file that training can do without for now; whether it went well."""
+    try:
+        write(*content)
+    except OSError as error:
+        print(f"warning: could not save: {error}; training goes on and tries again", file=sys.stderr)
+        return False
+    return True

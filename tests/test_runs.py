@@ -1,0 +1,416 @@
+"""A run is begun once, survives whatever kills it to the same bits, and is never mixed with another."""
+
+import dataclasses
+import errno
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoint import CONTENT, files
+
+import main_pretrain
+import main_train
+from models.denoiser import MLPDenoiser
+from utils import checkpoint, training
+from utils.checkpoint import STATES, damage, load_checkpoint, run_folder, save_checkpoint
+from utils.config import PretrainConfig, TrainConfig, run_main
+from utils.runs import LOCK, newest_state, open_run
+
+TINY = ["--data_name", "Oracle", "--oracle_nodes", "4", "--oracle_steps", "200", "--device", "cpu", "--epochs", "3",
+        "--batch_size", "16", "--channels", "4", "--layers", "1", "--ema", "0.9"]
+STAGES = {"mean": (main_pretrain, []), "diffusion": (main_train, ["--nsample", "4", "--sample_steps", "3"])}
+STEPS = 7  # of an epoch: 106 training windows
+
+
+def in_child(work) -> int:
+    """Exit status of a process that does `work`, or minus the signal that ended it; it has 60 seconds.
+
+    A child of this process, so that nothing is imported anew.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.stdout = open(os.devnull, "w")
+            run_main(work)
+        except SystemExit as done:
+            os._exit(done.code)
+        finally:
+            os._exit(70)
+    for _ in range(6000):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError("the child did not end")
+
+
+def run(stage: str, save_dir: Path, *extra: str, before=lambda: None) -> int:
+    """Exit status of a stage in a process of its own; `before` is called in it first."""
+    program, flags = STAGES[stage]
+
+    def work():
+        before()
+        return program.main([*TINY, *flags, "--save_dir", str(save_dir), *extra])
+
+    return in_child(work)
+
+
+def folder_of(save_dir: Path, stage: str) -> Path:
+    return save_dir / stage / "Oracle_12_12"
+
+
+def outcome(folder: Path) -> dict:
+    """All that a run leaves, without the seconds."""
+    content = load_checkpoint(folder / checkpoint.CHECKPOINT)
+    metrics = checkpoint.read_json(folder / checkpoint.METRICS)
+    lines = [json.loads(line) for line in (folder / checkpoint.LOG).read_text().splitlines()]
+    last = load_checkpoint(newest_state(folder))["state"]
+    drop = ("seconds", "mean_run")
+    return {
+        "weights": content.pop("weights"), "checkpoint": {name: content[name] for name in ("config", "epoch", "score")},
+        "metrics": {name: value for name, value in metrics.items() if not name.startswith(drop)},
+        "log": [{name: value for name, value in line.items() if not name.startswith(drop)} for line in lines],
+        "state": {**last, "progress": {**last["progress"], "seconds": 0}},
+    }
+
+
+def assert_same(one, other, where="") -> None:
+    """Bitwise, all the way down."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for name in one:
+            assert_same(one[name], other[name], f"{where}.{name}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for each, its in zip(one, other, strict=True):
+            assert_same(each, its, f"{where}[]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Both stages, run in one go."""
+    save_dir = tmp_path_factory.mktemp("undisturbed")
+    for stage in STAGES:
+        assert run(stage, save_dir) == 0
+    return save_dir
+
+
+def call_at(owner, name: str, number: int, action):
+    """Let call `number` of a function do `action` first."""
+    calls, function = itertools.count(1), getattr(owner, name)
+
+    def counted(*arguments, **options):
+        if next(calls) == number:
+            action()
+        return function(*arguments, **options)
+
+    setattr(owner, name, counted)
+
+
+def send(number: int):
+    return lambda: os.kill(os.getpid(), number)
+
+
+kill = send(signal.SIGKILL)
+
+
+# Killed, then run again
+
+POINTS = {
+    "in the first epoch": lambda: call_at(training, "seed_step", 4, kill),
+    "in the last epoch": lambda: call_at(training, "seed_step", 2 * STEPS + 3, kill),
+    "after a save in mid-epoch": lambda: call_at(training, "seed_step", STEPS + 5, kill),
+    "in validation": lambda: call_at(torch.Tensor, "double", 9, kill),
+    "between the rename and the digest of a save": lambda: call_at(Path, "replace", 10, kill),
+    "before the rename of a save": lambda: call_at(os, "fsync", 9, kill),
+    "before the scores are written": lambda: call_at(checkpoint, "write_json", 1, kill),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("point", POINTS)
+def test_a_run_that_was_killed_ends_as_one_that_was_not(undisturbed, tmp_path, stage, point):
+    """faults 38, 39"""
+    (tmp_path / "mean").symlink_to(undisturbed / "mean") if stage == "diffusion" else None
+    often = ["--save_minutes", "1e-9"] if "mid-epoch" in point else []
+    assert run(stage, tmp_path, *often, before=POINTS[point]) == -signal.SIGKILL
+    assert not (folder_of(tmp_path, stage) / checkpoint.METRICS).exists()
+    assert run(stage, tmp_path) == 0
+    assert_same(outcome(folder_of(tmp_path, stage)), outcome(folder_of(undisturbed, stage)))
+    assert not list(folder_of(tmp_path, stage).glob(f"*{checkpoint.TEMPORARY}"))
+
+
+# Told to stop
+
+STOPS = {
+    "in training": lambda number: call_at(training, "seed_step", STEPS + 4, send(number)),
+    "in validation": lambda number: call_at(main_train, "mean_over_windows", 2, send(number)),
+    "in the last validation": lambda number: call_at(main_train, "mean_over_windows", 4, send(number)),
+    "while scores are computed": lambda number: call_at(main_train, "evaluate_ensemble", 1, send(number)),
+    "within one chunk of sampling": lambda number: call_at(MLPDenoiser, "forward", 31, send(number)),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("point", STOPS)
+def test_a_run_that_was_told_to_stop_says_so_and_goes_on_where_it_stood(undisturbed, tmp_path, point, number):
+    """faults 40"""
+    (tmp_path / "mean").symlink_to(undisturbed / "mean")
+    assert run("diffusion", tmp_path, before=lambda: STOPS[point](number)) == 128 + number
+    folder = folder_of(tmp_path, "diffusion")
+    assert not (folder / checkpoint.METRICS).exists() and not list(folder.glob(f"*{checkpoint.TEMPORARY}"))
+    expected = {"in training": (2, 4), "in validation": (2, 0)}.get(point, (3, 0))
+    progress = load_checkpoint(newest_state(folder))["state"]["progress"]
+    assert (progress["epoch"], progress["step"]) == expected
+    assert run("diffusion", tmp_path) == 0
+    assert_same(outcome(folder), outcome(folder_of(undisturbed, "diffusion")))
+
+
+def test_a_second_signal_stops_at_once_and_leaves_whole_files(undisturbed, tmp_path):
+    """faults 40"""
+    def twice():
+        call_at(training, "seed_step", STEPS + 4, lambda: [send(signal.SIGINT)(), send(signal.SIGINT)()])
+
+    assert run("mean", tmp_path, before=twice) == 130
+    folder = folder_of(tmp_path, "mean")
+    progress = load_checkpoint(newest_state(folder))["state"]["progress"]
+    assert (progress["epoch"], progress["step"]) == (2, 0)  # the end of the epoch before: nothing was saved since
+    assert damage(folder / checkpoint.CHECKPOINT) is None and not list(folder.glob(f"*{checkpoint.TEMPORARY}"))
+    assert run("mean", tmp_path) == 0
+    assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
+
+
+# Damaged, full, not writable, not finite
+
+def half_way(tmp_path, epochs=1) -> Path:
+    """The folder of a stage-1 run that was killed in the epoch after so many."""
+    assert run("mean", tmp_path, before=lambda: call_at(training, "seed_step", epochs * STEPS + 3, kill)) == -9
+    return folder_of(tmp_path, "mean")
+
+
+def spoil(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes({"empty": b"", "truncated": content[:-100], "flipped": content}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated", "flipped"])
+def test_a_damaged_state_is_named_and_the_one_before_it_is_taken(undisturbed, tmp_path, how, capfd):
+    """faults 41"""
+    folder = half_way(tmp_path, epochs=2)
+    newest = newest_state(folder)
+    spoil(newest, how)
+    assert newest_state(folder) not in (newest, None)
+    capfd.readouterr()
+    assert run("mean", tmp_path) == 0
+    assert f"warning: {newest}: damaged, its SHA-256 is not the one in" in capfd.readouterr().err
+    assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
+
+
+def test_a_run_whose_states_are_all_damaged_is_refused_and_not_started_over(tmp_path, capfd):
+    """faults 41"""
+    folder = half_way(tmp_path, epochs=2)
+    for name in STATES:
+        spoil(folder / name, "flipped")
+    before = files(folder)
+    assert run("mean", tmp_path) == 2
+    assert "no saved state of this run can be read; --resume never starts it over" in capfd.readouterr().err
+    assert files(folder) == before
+    assert run("mean", tmp_path, "--resume", "never") == 0
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_damaged_checkpoint_of_a_finished_run_is_made_again(undisturbed, tmp_path, stage, capfd):
+    """faults 41"""
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    folder = folder_of(tmp_path, stage)
+    spoil(folder / checkpoint.CHECKPOINT, "flipped")
+    assert run(stage, tmp_path, before=lambda: call_at(training, "seed_step", 1, kill)) == 0  # no step is taken
+    assert "made again from the run's last state" in capfd.readouterr().err
+    assert_same(outcome(folder), outcome(folder_of(undisturbed, stage)))
+
+
+def test_a_full_disk_during_training_is_told_and_training_goes_on(undisturbed, tmp_path, capfd):
+    """faults 46"""
+    def full():
+        fsync, calls = os.fsync, itertools.count(1)
+
+        def no_space(number):
+            if 2 <= next(calls) <= 5:  # after config.json: checkpoint and state of two epochs
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(number)
+
+        os.fsync = no_space
+
+    assert run("mean", tmp_path, before=full) == 0
+    assert "warning: could not save: [Errno 28] No space left on device; training goes on" in capfd.readouterr().err
+    assert_same(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(undisturbed, "mean")))
+
+
+def test_a_disk_that_is_full_at_the_end_is_an_error_and_the_run_goes_on_later(undisturbed, tmp_path, capfd):
+    """faults 46"""
+    def full():
+        call_at(training, "seed_step", 2 * STEPS + 1, lambda: setattr(os, "fsync", no_space))
+
+    def no_space(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert run("mean", tmp_path, before=full) == 2
+    assert "error: [Errno 28] No space left on device" in capfd.readouterr().err
+    folder = folder_of(tmp_path, "mean")
+    assert damage(folder / checkpoint.CHECKPOINT) is None and load_checkpoint(newest_state(folder))
+    assert run("mean", tmp_path) == 0
+    assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
+
+
+def test_weights_that_are_not_finite_are_never_saved(undisturbed, tmp_path, capfd):
+    """faults 30"""
+    def poison():
+        call_at(torch.optim.Adam, "step", STEPS + 3, lambda: call_at(
+            torch.nn.utils, "get_total_norm", 1, lambda: setattr(
+                torch.nn.utils, "get_total_norm", lambda gradients: torch.tensor(torch.nan))))
+
+    assert run("mean", tmp_path, before=poison) == 2
+    error = capfd.readouterr().err
+    assert "error: epoch 2, step" in error and "a gradient is not finite; its batch holds the windows that" in error
+    assert run("mean", tmp_path) == 0
+    assert_same(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(undisturbed, "mean")))
+
+
+# One program at a time, one configuration to a folder
+
+def test_two_programs_never_run_in_one_folder(tmp_path):
+    """faults 28"""
+    first = open_run(tmp_path, TrainConfig(), {})
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match="another program is running in this folder"):
+        open_run(tmp_path, TrainConfig(), {})
+    assert files(tmp_path) == before
+    del first
+    assert open_run(tmp_path, TrainConfig(), {})
+
+
+def test_an_unfinished_run_of_other_settings_is_refused_with_what_differs(tmp_path, capfd):
+    folder = half_way(tmp_path)
+    before = files(folder)
+    assert run("mean", tmp_path, "--lr", "0.5") == 2
+    assert "holds an unfinished run with lr 0.001 (wanted 0.5); choose --run_name" in capfd.readouterr().err
+    assert files(folder) == before
+    assert run("mean", tmp_path, "--lr", "0.5", "--resume", "never") == 0
+    assert checkpoint.read_json(folder / checkpoint.CONFIG)["config"]["lr"] == 0.5
+
+
+def test_a_run_can_go_on_from_the_folder_of_another_which_stays_as_it_is(undisturbed, tmp_path, capfd):
+    folder = half_way(tmp_path, epochs=2)
+    before = files(folder)
+    assert run("mean", tmp_path, "--run_name", "copy", "--resume", str(folder)) == 0
+    copy = folder.with_name(folder.name + "_copy")
+    one, other = outcome(copy), outcome(folder_of(undisturbed, "mean"))
+    assert one["checkpoint"]["config"].pop("run_name") == "copy" and other["checkpoint"]["config"].pop("run_name") == ""
+    assert_same(one, other)
+    assert files(folder) == before
+    assert run("mean", tmp_path, "--run_name", "third", "--lr", "0.5", "--resume", str(folder)) == 2
+    assert "unfinished run with lr 0.001 (wanted 0.5)" in capfd.readouterr().err
+    assert run("mean", tmp_path, "--run_name", "third", "--resume", str(tmp_path)) == 2
+    assert f"--resume {tmp_path}: no saved state of a run is there" in capfd.readouterr().err
+    assert not folder.with_name(folder.name + "_third").exists()
+
+
+CONFIGS = {"mean": PretrainConfig(), "diffusion": TrainConfig()}
+
+
+def finish(folder, config):
+    """What a finished run leaves behind."""
+    assert open_run(folder, config, {})
+    save_checkpoint(folder / checkpoint.CHECKPOINT, CONTENT)
+    checkpoint.append_lines(folder / checkpoint.LOG, [{"epoch": 1}])
+    checkpoint.write_json(folder / checkpoint.METRICS, {"CRPS": 1.0})
+    return files(folder)
+
+
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_the_folder_names_stage_dataset_lengths_and_run(stage, tmp_path):
+    config = dataclasses.replace(CONFIGS[stage], data_name="SST", history_len=24, predict_len=6)
+    assert run_folder(str(tmp_path), stage, config) == tmp_path / stage / "SST_24_6"
+    assert run_folder("save", stage, dataclasses.replace(config, run_name="ema")).name == "SST_24_6_ema"
+
+
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_a_new_run_writes_down_its_settings_and_versions(stage, tmp_path):
+    folder = tmp_path / "my sävé" / "run"
+    assert open_run(folder, CONFIGS[stage], {})
+    written = json.loads((folder / checkpoint.CONFIG).read_text())
+    assert written["config"] == dataclasses.asdict(CONFIGS[stage])
+    assert written["versions"]["torch"] == torch.__version__
+    assert set(files(folder)) == {checkpoint.CONFIG, LOCK}
+
+
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_a_finished_run_of_the_same_settings_is_left_alone_and_says_so(stage, tmp_path, capsys):
+    before = finish(tmp_path, CONFIGS[stage])
+    elsewhere = dataclasses.replace(CONFIGS[stage], device="cpu", data_dir="/other", save_dir="x")
+    for config in (CONFIGS[stage], elsewhere):
+        assert open_run(tmp_path, config, {}) is None
+        assert "nothing to do" in capsys.readouterr().out and files(tmp_path) == before
+
+
+def test_a_finished_run_of_other_settings_is_refused_with_each_difference(tmp_path):
+    before = finish(tmp_path, TrainConfig())
+    with pytest.raises(ValueError) as caught:
+        open_run(tmp_path, TrainConfig(lr=0.5, sampler="ancestral"), {})
+    message = str(caught.value)
+    assert f"lr {TrainConfig.lr} (wanted 0.5)" in message
+    assert f"sampler {TrainConfig.sampler} (wanted ancestral)" in message
+    assert message.count("(wanted ") == 2 and "--run_name" in message and "--overwrite" in message
+    assert files(tmp_path) == before
+
+
+def test_a_setting_that_the_finished_run_did_not_know_counts_as_a_difference(tmp_path):
+    finish(tmp_path, TrainConfig())
+    written = json.loads((tmp_path / checkpoint.CONFIG).read_text())
+    del written["config"]["ema"]
+    checkpoint.write_json(tmp_path / checkpoint.CONFIG, written)
+    with pytest.raises(ValueError, match=rf"ema None \(wanted {TrainConfig.ema}\)"):
+        open_run(tmp_path, TrainConfig(), {})
+
+
+def test_overwrite_replaces_a_finished_run(tmp_path):
+    finish(tmp_path, TrainConfig())
+    config = TrainConfig(lr=0.5, overwrite=True)
+    assert open_run(tmp_path, config, {})
+    assert set(files(tmp_path)) == {checkpoint.CONFIG, LOCK}
+    assert json.loads((tmp_path / checkpoint.CONFIG).read_text())["config"]["lr"] == 0.5
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        open_run(tmp_path / "file" / "run", TrainConfig(), {})
+
+
+def test_a_finished_run_on_another_mean_model_or_other_data_is_refused(tmp_path):
+    built_on = {"data": {"num_nodes": 3}, "mean_model": "abc"}
+    open_run(tmp_path, TrainConfig(), built_on).keep(CONTENT)
+    checkpoint.write_json(tmp_path / checkpoint.METRICS, {})
+    assert open_run(tmp_path, TrainConfig(), built_on) is None
+    for other in ({**built_on, "mean_model": "xyz"}, {**built_on, "data": {"num_nodes": 4}}):
+        with pytest.raises(ValueError, match="holds a finished run with"):
+            open_run(tmp_path, TrainConfig(), other)
+
+

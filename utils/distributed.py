@@ -1,0 +1,127 @@
+"""Several processes, started by torchrun: which part of the work is mine, and what all of them agree on.
+
+A program started by plain `python` is the case of one process, on the same lines of code.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+STARTED_BY_TORCHRUN = {"RANK", "WORLD_SIZE", "MASTER_ADDR"}  # what it leaves in the environment
+
+
+@dataclass(frozen=True)
+class Processes:
+    """All processes of a program, seen from one of them.
+
+    rank: its number among them; `group` carries what they tell each other beside gradients, always through the
+    CPU (gloo), so that no GPU waits for it.
+    """
+
+    rank: int = 0
+    count: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that prints, logs and saves."""
+        return self.rank == 0
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """The module with gradients averaged over the processes; its weights become those of the first one."""
+        return module if self.count == 1 else DistributedDataParallel(module, broadcast_buffers=False)
+
+    def add(self, values: Tensor) -> Tensor:
+        """Sum over the processes, in float64 where there are several."""
+        if self.count == 1:
+            return values
+        total = values.detach().to("cpu", torch.float64)
+        dist.all_reduce(total, group=self.group)
+        return total.to(values.device)
+
+    def largest(self, *numbers: int) -> tuple[int, ...]:
+        """Each of the numbers where it is largest: what one process saw, all know."""
+        if self.count == 1:
+            return numbers
+        found = torch.tensor(numbers)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.group)
+        return tuple(found.tolist())
+
+    def join_rows(self, values: Tensor) -> Tensor:
+        """The rows of all processes, those of the first one first: (rows, ...) -> (all rows, ...)."""
+        if self.count == 1:
+            return values
+        counts = torch.zeros(self.count)
+        counts[self.rank] = len(values)
+        counts = self.add(counts).long().tolist()
+        joined = torch.zeros(sum(counts), *values.shape[1:], dtype=torch.float64)
+        first = sum(counts[:self.rank])
+        joined[first:first + len(values)] = values
+        return self.add(joined).to(values)
+
+    def first_decides(self, decide: Callable):
+        """What `decide()` gives on the first process, which alone calls it; a ValueError or OSError reaches all.
+
+        The result must be what JSON can hold.
+        """
+        if self.count == 1:
+            return decide()
+        answer, error = None, None
+        if self.first:
+            try:
+                answer = decide()
+            except (ValueError, OSError) as raised:
+                error = raised
+        told = self._tell([answer, error and str(error)])
+        if error or told[1]:
+            raise error or ValueError(told[1])
+        return told[0]
+
+    def _tell(self, content: list) -> list:
+        """What the first process knows, on all of them."""
+        data = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
+        size, = self.largest(len(data) if self.first else 0)
+        received = data if self.first else torch.empty(size, dtype=torch.uint8)
+        dist.broadcast(received, src=0, group=self.group)
+        return json.loads(bytes(received.tolist()))
+
+
+ALONE = Processes()
+
+
+def rank_from_environment() -> int:
+    """The number of this process among those that torchrun started; 0 without torchrun."""
+    return int(os.environ["RANK"]) if STARTED_BY_TORCHRUN <= os.environ.keys() else 0
+
+
+def join(device: torch.device) -> Processes:
+    """Meet the other processes that torchrun started, if it did: NCCL between GPUs, gloo between CPUs.
+
+    The meeting place carries the number of the attempt: after a restart nobody meets the addresses of the dead.
+    """
+    if not STARTED_BY_TORCHRUN <= os.environ.keys() or os.environ["WORLD_SIZE"] == "1":
+        return ALONE
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, rank, count = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
+    return Processes(rank, count, dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD)
+
+
+def leave() -> None:
+    """Say good-bye to the others, at the end of a program that went well."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def hush() -> None:
+    """Let the first process alone speak: the others print nothing but errors, see `utils.config.run_main`."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the end of the program)

@@ -1,0 +1,59 @@
+"""SIGTERM and Ctrl-C: a run stops where nothing is lost, with the exit status that the shell expects."""
+
+import contextlib
+import os
+import signal
+import threading
+from dataclasses import dataclass
+
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """The user or the system asked the program to stop."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_status = 128 + number
+
+
+@dataclass
+class StopRequest:
+    """The signal that came, 0 while none did."""
+
+    number: int = 0
+
+
+def stop_at_once(number: int, frame) -> None:
+    raise Stopped(number)
+
+
+def handle(handler) -> dict:
+    """Let `handler` answer the signals; gives what answered before. Only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in HANDLED}
+
+
+@contextlib.contextmanager
+def deferred():
+    """While it lasts, a first signal is only noted: the caller looks at the request and stops where it can go on later.
+
+    A second one raises `Stopped` at once; so does the first one when the caller is done and never looked.
+    """
+    request = StopRequest()
+
+    def note(number: int, frame) -> None:
+        if request.number:
+            raise Stopped(number)
+        request.number = number
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is not safe in a handler
+
+    before = handle(note)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if request.number:
+        raise Stopped(request.number)
