@@ -78,7 +78,8 @@ def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split:
     """Draw and score the run's ensembles and the baselines' on the same windows."""
     diagnostics = Diagnostics(data.num_nodes)
     scores, windows = {}, {}
-    scores["this run"], windows["this run"] = score_ensemble(model, settings, data, split, device, diagnostics.update)
+    scores["this run"], windows["this run"] = score_ensemble(model, settings, data, split, device,
+                                                               watch=diagnostics.update)
     for name in BASELINES:
         scores[name], windows[name] = evaluate_ensemble(
             baseline_drawer(name, data, None, settings),
