@@ -138,6 +138,20 @@ def test_a_checkpoint_is_whole_whenever_a_save_of_it_is_cut(tmp_path, monkeypatc
     assert load_checkpoint(path)["stage"] == ("mean" if moment.startswith("before") else "new")
 
 
+def test_a_checkpoint_of_a_gpu_is_read_on_a_machine_without_one(tmp_path):
+    """faults 45; the tensors of a file saved here are renamed as if they had lived on cuda:1."""
+    save_checkpoint(tmp_path / "cpu.pt", CONTENT)
+    with zipfile.ZipFile(tmp_path / "cpu.pt") as source, zipfile.ZipFile(tmp_path / "gpu.pt", "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("data.pkl"):
+                assert data.count(b"X\x03\0\0\0cpu") == 1
+                data = data.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:1")
+            target.writestr(name, data)
+    weights = load_checkpoint(tmp_path / "gpu.pt")["weights"]
+    assert weights["a"].device.type == "cpu" and torch.equal(weights["a"], CONTENT["weights"]["a"])
+
+
 # What is refused
 
 def test_a_missing_checkpoint_is_missing_and_not_damaged(tmp_path):

@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SHARED, needs_real_data
+from conftest import ROOT, SHARED, needs_real_data, random_values
 
 import main_pretrain
 import main_train
@@ -274,3 +274,15 @@ def test_scores_survive_a_failing_picture(tmp_path, monkeypatch):
 def test_noise_variances_that_fall_are_refused(runs, tmp_path):
     with pytest.raises(ValueError, match="fall from 0.6 to 0.5"):
         run(main_train, tmp_path, "--beta_first", "0.6", "--mean_run", str(runs / "mean" / "Oracle_12_12"))
+
+
+@pytest.mark.parametrize("steps, batch_size", [(10, 64), (10, 1), (12, 3)])
+def test_one_window_a_batch_larger_than_the_data_and_a_last_batch_of_one_work(registered, tmp_path, steps, batch_size):
+    """faults 16: windows of 6 + 1 steps, 2 of 4 or 4 of 6 for training and 1 for the test."""
+    folder = registered(random_values(steps, 3))
+    arguments = ["--data_name", "Tiny", "--data_dir", str(folder), "--save_dir", str(tmp_path), "--device", "cpu",
+                 "--history_len", "6", "--predict_len", "1", "--epochs", "2", "--channels", "4", "--layers", "1",
+                 "--batch_size", str(batch_size), "--nsample", "4", "--sample_steps", "2"]
+    assert main_pretrain.main(arguments) == main_train.main(arguments) == 0
+    metrics = json.loads((tmp_path / "diffusion" / "Tiny_6_1" / "metrics.json").read_text())
+    assert metrics["windows"] == 1 and metrics["CRPS"] > 0

@@ -12,6 +12,7 @@ from data.windows import ANY_VALUE, Batch
 from main_train import ensemble_drawer, validation_loss
 from models import DENOISERS, MEAN_MODELS, CopulaForecaster, FactorModel, OnePassForecaster, ResidualForecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
+from models.draws import own_rows
 from models.quantiles import LEVELS, equidistant_quantiles
 from models.stid import QuantileSTID
 from utils.reproducibility import MemberNoise
@@ -293,6 +294,51 @@ def test_members_windows_and_seeds_draw_their_own_noise():
     batch = dataclasses.replace(pick(batch, [0, 0, 0]), start=batch.start)
     members = torch.cat([sample(model, batch, seed=1), sample(model, batch, seed=2)]).flatten(0, 1).flatten(1)
     assert torch.cdist(members, members)[~torch.eye(len(members), dtype=torch.bool)].min() > 0.1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")])
+def test_where_memory_runs_out_half_as_many_members_are_sampled_at_a_time_and_are_the_same(monkeypatch, error):
+    """faults 47"""
+    model, batch, rows = make_copula().eval(), make_batch(), []
+    expected, forward = sample(model, batch), type(model.denoiser).forward
+
+    def short_of_memory(self, noisy, step, context):
+        rows.append(len(noisy))
+        if len(noisy) > 4:
+            raise error
+        return forward(self, noisy, step, context)
+
+    monkeypatch.setattr(type(model.denoiser), "forward", short_of_memory)
+    assert torch.allclose(sample(model, batch), expected, atol=1e-5)
+    assert rows[:3] == [15, 7, 3] and max(rows[2:]) == 3
+    monkeypatch.setattr(type(model.denoiser), "forward", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):  # not even one member fits
+        sample(model, batch)
+
+
+def test_any_other_error_of_sampling_is_raised(monkeypatch):
+    """faults 47"""
+    model, calls = make_copula().eval(), []
+    monkeypatch.setattr(type(model.denoiser), "forward", lambda *_: [calls.append(1), 1 / 0])
+    with pytest.raises(ZeroDivisionError):
+        sample(model, make_batch())
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("process", MAKE)
+def test_two_processes_draw_for_their_rows_what_one_draws_for_all(process):
+    """faults 50"""
+    model, batch = MAKE[process](dropout=0.5).train(), make_batch(8)
+    torch.manual_seed(3)
+    whole = model.loss(batch.future, *batch.known)
+    parts = []
+    for first, last in ((0, 3), (3, 8)):
+        torch.manual_seed(3)
+        own = pick(batch, slice(first, last))
+        with own_rows((first, last, 8)):
+            parts.append(float(model.loss(own.future, *own.known).detach()) * (last - first))
+    assert sum(parts) / 8 == pytest.approx(float(whole.detach()), rel=1e-5)
 
 
 @every_process

@@ -7,12 +7,11 @@ import json
 import os
 import shutil
 import signal
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import in_child
 from test_checkpoint import CONTENT, files
 
 import main_pretrain
@@ -20,39 +19,13 @@ import main_train
 from models.denoiser import MLPDenoiser
 from utils import checkpoint, training
 from utils.checkpoint import STATES, damage, load_checkpoint, run_folder, save_checkpoint
-from utils.config import PretrainConfig, TrainConfig, run_main
+from utils.config import PretrainConfig, TrainConfig
 from utils.runs import LOCK, newest_state, open_run
 
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "4", "--oracle_steps", "200", "--device", "cpu", "--epochs", "3",
         "--batch_size", "16", "--channels", "4", "--layers", "1", "--ema", "0.9"]
 STAGES = {"mean": (main_pretrain, []), "diffusion": (main_train, ["--nsample", "4", "--sample_steps", "3"])}
 STEPS = 7  # of an epoch: 106 training windows
-
-
-def in_child(work) -> int:
-    """Exit status of a process that does `work`, or minus the signal that ended it; it has 60 seconds.
-
-    A child of this process, so that nothing is imported anew.
-    """
-    child = os.fork()
-    if child == 0:
-        try:
-            torch.set_num_threads(1)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            sys.stdout = open(os.devnull, "w")
-            run_main(work)
-        except SystemExit as done:
-            os._exit(done.code)
-        finally:
-            os._exit(70)
-    for _ in range(6000):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise TimeoutError("the child did not end")
 
 
 def run(stage: str, save_dir: Path, *extra: str, before=lambda: None) -> int:

@@ -1,6 +1,7 @@
 """The house stays as it is meant: who imports whom, nothing that runs strangers' code, nothing loose at the top."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -99,6 +100,12 @@ def test_the_search_for_such_code_finds_it(source):
 def test_the_search_leaves_harmless_code_alone():
     assert dangers("model.eval()\nnp.load(path, allow_pickle=False)\ntorch.load(path, weights_only=True)\n"
                    "subprocess.run(['ls'])\nnet.compile()") == []
+
+
+def test_torch_is_required_in_a_version_whose_weights_only_is_safe():
+    """faults 56: holes of it were closed in 2.6 and 2.10."""
+    bound, = re.findall(r"^torch>=(\d+)\.(\d+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert tuple(map(int, bound)) >= (2, 10)
 
 
 def test_nothing_is_committed_at_the_top_that_has_no_place_there():

@@ -42,7 +42,7 @@ class Processes:
         """Sum over the processes, in float64 where there are several."""
         if self.count == 1:
             return values
-        total = values.detach().to("cpu", torch.float64)
+        total = values.detach().to("cpu", torch.float64, copy=True)
         dist.all_reduce(total, group=self.group)
         return total.to(values.device)
 

@@ -1,0 +1,154 @@
+"""Several processes give what one gives, stop together, and start again together."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, in_child, in_children
+from test_runs import STAGES, TINY, assert_same, call_at, folder_of, outcome, send
+
+from models.stid import QuantileSTID
+from scripts import evaluate
+from utils import checkpoint, training
+from utils.checkpoint import load_checkpoint
+from utils.runs import newest_state
+
+UNEVEN = ["--batch_size", "15", "--test_windows", "23"]  # 7 and 8 windows of a batch; the last one has 1: none and 1
+STEPS = 8  # of an epoch
+KILLS_ITSELF = """
+import os, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import main_pretrain
+from test_distributed import STEPS
+from test_runs import call_at, kill
+from utils import training
+from utils.config import run_main
+if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+    call_at(training, "seed_step", STEPS + 4, kill)
+run_main(main_pretrain.main)
+"""
+
+
+def work(stage, save_dir, *extra, before=lambda: None):
+    """What a process of a stage does."""
+    def call():
+        before()
+        program, flags = STAGES[stage]
+        return program.main([*TINY, *flags, *UNEVEN, "--save_dir", str(save_dir), *extra])
+
+    return call
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Both stages by one process."""
+    save_dir = tmp_path_factory.mktemp("alone")
+    for stage in STAGES:
+        assert in_child(work(stage, save_dir)) == 0
+    return save_dir
+
+
+def assert_close(one, other):
+    """The same run up to the rounding of float32 sums."""
+    for each, its in zip(one["log"], other["log"], strict=True):
+        assert {**each, "loss": each["loss"] or 0} == pytest.approx({**its, "loss": its["loss"] or 0}, rel=1e-5)
+    for name, value in one["metrics"].items():
+        if isinstance(value, float):
+            assert value == pytest.approx(other["metrics"][name], rel=1e-5, abs=1e-7), name
+    for name, value in one["weights"].items():
+        assert torch.allclose(value.double(), other["weights"][name].double(), rtol=1e-4, atol=1e-5), name
+
+
+def table(folder) -> list[dict]:
+    with (folder / checkpoint.WINDOWS).open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_learn_and_forecast_what_one_does(alone, tmp_path, stage):
+    """faults 50, 51, 55"""
+    (tmp_path / "mean").symlink_to(alone / "mean") if stage == "diffusion" else None
+    assert in_children(work(stage, tmp_path), 2) == [0, 0]
+    assert_close(outcome(folder_of(tmp_path, stage)), outcome(folder_of(alone, stage)))
+    if stage == "diffusion":
+        ours, theirs = table(folder_of(tmp_path, stage)), table(folder_of(alone, stage))
+        assert [row["start"] for row in ours] == [row["start"] for row in theirs] and len(ours) == 23
+        for one, other in zip(ours, theirs, strict=True):
+            assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
+
+
+def test_two_processes_score_a_run_again_as_one_does(alone, tmp_path):
+    run = folder_of(alone, "diffusion")
+    for count in (1, 2):
+        in_children(lambda count=count: evaluate.main([str(run), "--device", "cpu", "--json",
+                                                       str(tmp_path / f"{count}.json")]), count)
+    one, two = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))
+    assert one["windows"] == two["windows"] and one["CRPS"] == pytest.approx(two["CRPS"], rel=1e-9)
+
+
+@pytest.mark.parametrize("first, then", [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, first, then):
+    """faults 53"""
+    stopped = work("mean", tmp_path, before=lambda: call_at(training, "seed_step", STEPS + 6, send(signal.SIGTERM)))
+    assert in_children(stopped, first) == [143] * first
+    assert in_children(work("mean", tmp_path), then) == [0] * then
+    assert_close(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(alone, "mean")))
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
+    """faults 54"""
+    def one_is_told():
+        if rank() == 1:
+            call_at(training, "seed_step", STEPS + 4, send(signal.SIGTERM))
+
+    assert in_children(work("mean", tmp_path, before=one_is_told), 2) == [143, 143]
+    progress = load_checkpoint(newest_state(folder_of(tmp_path, "mean")))["state"]["progress"]
+    assert (progress["epoch"], progress["step"]) == (2, 4)
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path, capfd):
+    """faults 54"""
+    def one_is_wrong():
+        right = QuantileSTID.loss
+        if rank() == 1:
+            QuantileSTID.loss = lambda self, *known: right(self, *known) * float("nan")
+
+    assert in_children(work("mean", tmp_path, before=one_is_wrong), 2) == [2, 2]
+    errors = capfd.readouterr().err
+    assert "error: epoch 1, step 0: the loss is nan; its batch holds the windows" in errors
+    assert "process 1: error: epoch 1, step 0" in errors
+
+
+def test_a_users_mistake_reaches_all_processes_and_none_waits(alone, tmp_path, capfd):
+    """faults 55"""
+    assert in_children(work("mean", alone, "--lr", "0.5"), 2) == [2, 2]
+    assert capfd.readouterr().err.count("holds a finished run with lr 0.001 (wanted 0.5)") == 2
+    assert in_children(work("mean", alone), 2) == [0, 0]
+
+
+def torchrun(script, *arguments, **options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options.pop(
+        "flags", []), str(script), *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
+
+
+def test_torchrun_starts_a_killed_process_again_and_the_run_ends_as_if_undisturbed(tmp_path):
+    """faults 52, 55"""
+    assert in_children(work("mean", tmp_path / "undisturbed"), 2) == [0, 0]
+    script = tmp_path / "kills_itself.py"
+    script.write_text(KILLS_ITSELF.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    done = torchrun(script, *TINY, *UNEVEN, "--save_dir", tmp_path, "--save_minutes", "1e-9",
+                    flags=["--max-restarts", "1"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("going on with") == 1 and done.stdout.count("epoch 3/3") == 1
+    assert_same(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(tmp_path / "undisturbed", "mean")))
