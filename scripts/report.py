@@ -42,7 +42,7 @@ PICKED_NODES, PICKED_WINDOWS, DRAWN_NODES, TABLE_NODES = 60, 4, 4, 1000
 FAN_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 SPREAD_GROUPS, CORRELATION_BINS = 12, 20
 CAPTIONS = {
-    "forecast": ("One window at the busiest nodes", "What came, the dashed line, should leave the light band at one "
+    "forecast": ("One window at the nodes of the highest mean", "What came, the dashed line, should leave the light band at one "
                  "step in ten, and keep to neither side."),
     "maps": ("Where it is uncertain, and where it errs", "Means over windows and horizon. Spread and error share their "
              "colours: they should look alike."),
@@ -211,8 +211,7 @@ def fan_data(draw, data: WindowedField, split: str, nodes: dict[str, np.ndarray]
              for node in chosen]
     windows, drawn = [], []
     for batch in data.batches(split, 1, limit=PICKED_WINDOWS):
-        times = np.datetime_as_string(data.times(int(batch.start)), unit=_shown_unit(data.field.spec.interval))
-        times = [time.replace("T", " ") for time in times]
+        times = times_of(data, int(batch.start))
         windows.append({"name": f"from {times[data.history_len]}", "times": times})
         members, history, observed = (data.scaler.physical(values)[..., chosen].cpu()
                                       for values in (draw(batch), batch.history, batch.future))
@@ -307,9 +306,10 @@ def step_of(data: WindowedField) -> str:
     return f"{count} {unit}{'s' if count > 1 else ''}"
 
 
-def _shown_unit(interval: tuple) -> str:
-    """The finest part of a time that says something at this interval, as numpy names it."""
-    return {"month": "M", "day": "D"}.get(interval[1], "m")
+def times_of(data: WindowedField, start: int) -> list[str]:
+    """Times of the steps of a window as people write them, down to what says something at this interval."""
+    finest = {"month": "M", "week": "D", "day": "D"}.get(data.field.spec.interval[1], "m")
+    return [time.replace("T", " ") for time in np.datetime_as_string(data.times(start), unit=finest).tolist()]
 
 
 def _rounded(values: torch.Tensor) -> list:
@@ -347,8 +347,7 @@ def main(arguments: list[str] | None = None) -> int:
     trained = checkpoint.read_json(folder / checkpoint.METRICS) if (folder / checkpoint.METRICS).exists() else {}
     horizon = [[step + 1, *(ours["per_horizon"][name][step] for name in BY_HORIZON)]
                for step in range(data.predict_len)]
-    first, last = (str(time).replace("T", " ") for time in (data.times(int(starts.min()))[data.history_len],
-                                                            data.times(int(starts.max()))[-1]))
+    first, last = times_of(data, int(starts.min()))[data.history_len], times_of(data, int(starts.max()))[-1]
     text = page(
         title=f"Forecast report: {data.field.name}",
         summary=f"{data.num_nodes} nodes, {spec.unit}; {data.predict_len} steps of {step_of(data)} from "
