@@ -42,8 +42,8 @@ PICKED_NODES, PICKED_WINDOWS, DRAWN_NODES, TABLE_NODES = 60, 4, 4, 1000
 FAN_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 SPREAD_GROUPS, CORRELATION_BINS = 12, 20
 CAPTIONS = {
-    "forecast": ("One window at the nodes of the highest mean", "What came, the dashed line, should leave the light band at one "
-                 "step in ten, and keep to neither side."),
+    "forecast": ("One window at the nodes of the highest mean", "What came, the dashed line, should leave the light "
+                 "band at one step in ten, and keep to neither side."),
     "maps": ("Where it is uncertain, and where it errs", "Means over windows and horizon. Spread and error share their "
              "colours: they should look alike."),
     "reliability": ("Reliability", "Below the diagonal at the left and above it at the right: too wide. The other way "
