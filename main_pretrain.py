@@ -3,10 +3,12 @@
     python main_pretrain.py --data_name SST --device auto --batch_size 8 --history_len 12 --predict_len 12
 """
 
+import sys
 import time
 
 import torch
 
+from data.fields import OwnFile
 from data.registry import data_dir_from
 from data.windows import WindowedField, open_data
 from models import MEAN_MODELS
@@ -22,10 +24,22 @@ from utils.runs import open_run
 from utils.training import fit
 
 
+def own_file(settings: dict) -> OwnFile | None:
+    """The user's own file of a configuration, None for a dataset of the registry."""
+    if not settings["data_path"]:
+        return None
+    return OwnFile(settings["data_path"], settings["freq"], settings["start"], settings["variable"],
+                   settings["node_table"], settings["graph"], settings["unit"])
+
+
 def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> WindowedField:
     """The dataset of a configuration (as a dict: also that of a checkpoint), as windows on the device."""
-    return open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
-                     device, settings["oracle_nodes"], settings["oracle_steps"])
+    data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
+                     device, settings["oracle_nodes"], settings["oracle_steps"], own_file(settings),
+                     settings["split"], settings["support"])
+    for note in data.field.notes:
+        print(f"note: {data.field.name}: {note}", file=sys.stderr)
+    return data
 
 
 def build_mean_model(settings: dict, num_nodes: int, calendar_sizes: tuple[int, ...]) -> torch.nn.Module:

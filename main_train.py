@@ -20,7 +20,7 @@ from models import DENOISERS, PROCESSES, FactorModel, ResidualForecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
 from utils import checkpoint
-from utils.config import PretrainConfig, TrainConfig, parse_config, preset, run_main
+from utils.config import DATA_FLAGS, PretrainConfig, TrainConfig, parse_config, preset, run_main
 from utils.device import autocast, choose_device
 from utils.distributed import ALONE, Processes, join
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
@@ -51,7 +51,7 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
         settings = checkpoint.settings(mean_config)
         return build_mean_model(settings, data.num_nodes, data.calendar_sizes), settings, path
     command = "python main_pretrain.py"
-    for name in (*task, "data_dir", "save_dir", "run_name", "oracle_nodes", "oracle_steps"):
+    for name in (*DATA_FLAGS, "save_dir", "run_name"):
         if name in task or getattr(config, name) != getattr(TrainConfig, name):
             command += f" --{name} {shlex.quote(str(getattr(config, name)))}"
     if not path.exists():
@@ -59,7 +59,7 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     content = checkpoint.load_checkpoint(path)
     if content.get("stage") != "mean":
         raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
-    differing = checkpoint.differences({**content["data"], **content["config"]}, {**data.facts(), **task})
+    differing = checkpoint.differences({**content["config"], **content["data"]}, {**data.facts(), **task})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
     model = build_mean_model(content["config"], data.num_nodes, data.calendar_sizes)

@@ -1,17 +1,32 @@
 """A field as one tensor (time, node) with its calendar: read, checked, never silently changed."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .calendar import Calendar, make_calendar
-from .registry import DatasetSpec, get_spec, locate
+from .calendar import Calendar, make_calendar, parse_interval, parse_time, regular_interval, stamp
+from .nodes import read_graph, read_node_table
+from .readers import Table, listed, read_file
+from .registry import DATASETS, DatasetSpec, get_spec, locate
+from .scaling import BLOCK
 from .synthetic import make_oracle
 
-MEMORY_LIMIT = 1 << 30  # bytes as float32; a larger array stays on disk as a memory map
+
+@dataclass(frozen=True)
+class OwnFile:
+    """A file of the user's, and what the flags of the same names say of it where the file does not."""
+
+    data_path: str
+    freq: str = ""
+    start: str = ""
+    variable: str = ""
+    node_table: str = ""
+    graph: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -20,6 +35,9 @@ class Field:
 
     `segments` are the half-open ranges of time steps that are continuous: one, or two for a dataset that trains
     on one field and is evaluated on another. No window crosses from one to the next.
+    `coordinates` (node, 2) are latitudes and longitudes, `graph` (node, node) the weights of edges. Where land was
+    left out of a `grid` with these `axes` (see `readers.Table`), `kept` are the places that the nodes are.
+    `notes` are what the user should be told.
     """
 
     name: str
@@ -28,76 +46,120 @@ class Field:
     calendar: Calendar
     segments: tuple[tuple[int, int], ...]
     node_names: tuple[str, ...]
+    coordinates: np.ndarray | None = None
+    graph: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    axes: tuple[np.ndarray, np.ndarray] | None = None
+    kept: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
-def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: int = 4000) -> Field:
-    """Read the dataset `name` of the registry, or generate it when it is synthetic.
+def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: int = 4000,
+               own: OwnFile | None = None, missing: str = "error") -> Field:
+    """Read the dataset `name` of the registry, or generate it when it is synthetic, or read a file of the user's.
 
+    missing: "error" refuses missing values, "mask" keeps them as NaN.
     Raises: ValueError for values that cannot be a field, FileNotFoundError for a missing file; both say what to do.
     """
-    spec = get_spec(name)
-    if spec.synthetic:
-        parts, names = [make_oracle(oracle_nodes, oracle_steps).values], None
+    if own:
+        spec, table = open_own_file(name, own)
+        sources, tables, graph = (own.data_path,), [table], own.graph
     else:
-        parts, names = zip(*(read_array(path, spec.num_nodes) for path in locate(name, data_dir)), strict=True)
-        names = names[0]
-    calendars = [
-        make_calendar(start, spec.interval, len(part)) for start, part in zip(spec.start, parts, strict=True)
-    ]
-    ends = np.cumsum([len(part) for part in parts]).tolist()
+        spec, sources = get_spec(name), locate(name, data_dir)
+        tables = [Table(make_oracle(oracle_nodes, oracle_steps).values)] if spec.synthetic else [
+            read_file(path) for path in sources]
+        graph = Path(data_dir, spec.graph) if spec.graph and Path(data_dir, spec.graph).is_file() else None
+    for source, table in zip(sources, tables, strict=False):  # a synthetic field has no source, and no faults
+        if table.values.shape[1] != spec.num_nodes:
+            raise ValueError(f"{source}: shape {tuple(table.values.shape)} (time, node) has {table.values.shape[1]} "
+                             f"nodes; expected {spec.num_nodes}, those of {name}")
+        if missing == "error":
+            check_missing(table, str(source))
+    calendars = [make_calendar(start, spec.interval, len(table.values))
+                 for start, table in zip(spec.start, tables, strict=True)]
+    ends = np.cumsum([len(table.values) for table in tables]).tolist()
     calendar = Calendar(
         torch.cat([calendar.slots for calendar in calendars]), calendars[0].sizes, calendars[0].names,
         np.concatenate([calendar.times for calendar in calendars]),
     )
-    values = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
-    names = names or tuple(f"node {node}" for node in range(values.shape[1]))
-    return Field(name, spec, values, calendar, tuple(zip([0, *ends[:-1]], ends, strict=True)), names)
+    first = tables[0]
+    names = first.node_names or tuple(f"node {node}" for node in range(first.values.shape[1]))
+    return Field(
+        name, spec, first.values if len(tables) == 1 else torch.cat([table.values for table in tables]), calendar,
+        tuple(zip([0, *ends[:-1]], ends, strict=True)), names, first.coordinates,
+        read_graph(graph, names) if graph else None, spec.grid or first.grid, first.axes, first.kept,
+        notes_on(first) if own else (),
+    )
 
 
-def read_array(path: Path, num_nodes: int | None = None) -> tuple[Tensor, tuple[str, ...] | None]:
-    """Read (time, ...) values from .npy or .npz (key `values`, optional `node_names`) as a tensor (time, node).
+def open_own_file(name: str, own: OwnFile) -> tuple[DatasetSpec, Table]:
+    """A card made for a file of the user's, and the file.
 
-    Spatial axes are flattened in row-major order. No pickle is ever run.
-    Raises: ValueError naming the file, what was found and what is expected.
+    Raises: ValueError where file and flags contradict each other, or do not tell the times.
     """
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty; expected a NumPy array (.npy or .npz)")
-    names = None
-    try:
-        array = np.load(path, allow_pickle=False, mmap_mode="c")
-        if isinstance(array, np.lib.npyio.NpzFile):
-            with array as archive:
-                if "values" not in archive:
-                    raise ValueError(f"keys {', '.join(archive) or 'none'}; expected a key `values`")
-                names = tuple(archive["node_names"].tolist()) if "node_names" in archive else None
-                array = archive["values"]
-    except Exception as error:  # whatever a damaged file makes NumPy or zipfile raise, the user made one mistake
-        detail = "it holds Python objects, which are never loaded" if "allow_pickle" in str(error) else error
-        raise ValueError(f"{path}: not a readable NumPy array (.npy or .npz): {detail}") from error
-    values = check_array(array, str(path), num_nodes)
-    if array.nbytes // array.itemsize * 4 <= MEMORY_LIMIT or array.dtype.byteorder == ">":
-        values = np.ascontiguousarray(values, dtype=np.float32)
-    return torch.from_numpy(values), names
+    path = Path(own.data_path)
+    if name in DATASETS:
+        raise ValueError(f"--data_path {path}: {name} is a dataset of the registry; choose another --data_name for the "
+                         "file")
+    table = read_file(path, own.variable)
+    wanted = parse_interval(own.freq) if own.freq else None
+    start = parse_time(own.start, "--start") if own.start else None
+    if table.times is not None:
+        interval = regular_interval(table.times, lambda step: f"{path}: {table.where(step)}", wanted)
+        first = table.times[0]
+        precision = "datetime64[M]" if interval[1] == "month" else "datetime64[m]"
+        if start is not None and start.astype(precision) != first.astype(precision):
+            raise ValueError(f"--start {own.start}: the first time stamp of {path} is {stamp(first)}; leave the flag "
+                             "out")
+    elif wanted is None or start is None:
+        raise ValueError(f"{path}: the file has no time stamps; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as "
+                         "2013-01-01T00:00)")
+    else:
+        interval, first = wanted, start
+    if own.node_table:
+        names, coordinates = read_node_table(own.node_table, table.node_names, table.values.shape[1])
+        table = replace(table, node_names=names, coordinates=coordinates)
+    return DatasetSpec(
+        domain="own data", place="see the file", unit=own.unit or table.unit or "unit not stated",
+        num_nodes=table.values.shape[1], interval=interval, start=(str(first.astype("datetime64[m]")),),
+        source=str(path), licence="not stated", files=(path.name,), shape=(tuple(table.values.shape),),
+        grid=table.grid if table.kept is None else None, graph=own.graph or None, nonnegative=None,
+    ), table
 
 
-def check_array(array: np.ndarray, source: str, num_nodes: int | None = None, rows: int = 1024) -> np.ndarray:
-    """Check that an array is a field, and flatten its space: (time, ...) -> (time, node).
+def notes_on(table: Table) -> tuple[str, ...]:
+    """What a user should know of a file of their own before trusting what comes of it."""
+    steps, nodes = table.values.shape
+    notes = []
+    if table.kept is not None:
+        left_out = math.prod(table.grid) - len(table.kept)
+        notes.append(f"{left_out} of {math.prod(table.grid)} places of the grid have no value at any time (land) and "
+                     "are left out")
+    if nodes > steps:
+        notes.append(f"{nodes} nodes but only {steps} time steps: the first axis must be the time")
+    return tuple(notes)
 
-    Accepted: real numbers, finite, (T,V), (T,H,W) or (T,V,1), at least one step and one node.
-    Raises: ValueError that begins with `source`.
+
+def check_missing(table: Table, source: str) -> None:
+    """Refuse missing values.
+
+    Raises: ValueError that counts them, says where the first one is, and names the nodes that have no value at all.
     """
-    if array.dtype.kind not in "iuf":
-        raise ValueError(f"{source}: values of type {array.dtype}; expected integers or real numbers")
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        raise ValueError(f"{source}: shape {array.shape}; expected (time, node), (time, height, width) or "
-                         "(time, node, 1), none of them empty")
-    values = array.reshape(len(array), -1)
-    if num_nodes is not None and values.shape[1] != num_nodes:
-        raise ValueError(f"{source}: shape {array.shape} has {values.shape[1]} nodes; expected {num_nodes}")
-    for first in range(0, len(values), rows) if array.dtype.kind == "f" else ():
-        finite = np.abs(values[first:first + rows]) <= np.finfo(np.float32).max  # as which all is computed
-        if not finite.all():
-            step, node = np.argwhere(~finite)[0]
-            raise ValueError(f"{source}: value {values[first + step, node]} at time step {first + step}, "
-                             f"node {node}; expected finite numbers")
-    return values
+    if not table.values.is_floating_point():
+        return
+    count, first, seen = 0, None, torch.zeros(table.values.shape[1], dtype=torch.bool)
+    for begin, block in zip(range(0, len(table.values), BLOCK), table.values.split(BLOCK), strict=True):
+        missing = block.isnan()
+        seen |= ~missing.all(0)
+        if first is None and missing.any():
+            step, node = missing.nonzero()[0].tolist()
+            first = begin + step, node
+        count += int(missing.sum())
+    if not count:
+        return
+    names = table.node_names or range(table.values.shape[1])
+    empty = [names[node] for node in (~seen).nonzero().flatten().tolist()]
+    without = f"; nodes without any value: {listed(empty)}" if empty else ""
+    raise ValueError(f"{source}: {count} of {table.values.numel()} values are missing (nan), the first at "
+                     f"{table.where(first[0])}, node {names[first[1]]}{without}; expected finite numbers. Fill "
+                     "them, or leave them out of training and scores by --missing mask")

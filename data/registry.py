@@ -19,7 +19,7 @@ class DatasetSpec:
     """Card of facts of one dataset.
 
     num_nodes        product of the spatial axes
-    interval         (count, unit), unit one of "minute", "hour", "day", "month"
+    interval         (count, unit), unit one of "minute", "hour", "day", "week", "month"
     start            calendar time of the first step of each file, ISO format
     files            paths below the data folder; two files mean (training field, evaluation field)
     shape            published shape of each file, time first; the time length may differ in other copies
@@ -27,7 +27,7 @@ class DatasetSpec:
     validation_steps for a pair of files: leading steps of the second field used for validation
     sha256           digest by file, where known
     graph            adjacency file below the data folder, rows and columns in node order
-    nonnegative      values below zero have no meaning (counts, speeds, traffic)
+    nonnegative      values below zero have no meaning (counts, speeds, traffic); None: as the training part shows
     private          why the data cannot be had, and the layout that a copy must have
     embedded         comes with the project
     synthetic        generated, no files
@@ -47,7 +47,7 @@ class DatasetSpec:
     validation_steps: int | None = None
     sha256: dict = field(default_factory=dict)
     graph: str | None = None
-    nonnegative: bool = False
+    nonnegative: bool | None = False
     private: str | None = None
     embedded: bool = False
     synthetic: bool = False

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .calendar import parse_time
 from .climatology import Climatology
-from .fields import MEMORY_LIMIT, Field, load_field
+from .fields import Field, OwnFile, load_field
 from .fluctuation import fluctuation_scale
-from .scaling import Scaler
+from .readers import MEMORY_LIMIT
+from .scaling import BLOCK, Scaler
 
 ANY_VALUE = (float("-inf"), 0.0)  # the support of a field without a smallest value or steps
 SPLITS = ("train", "validation", "test")
@@ -53,10 +55,14 @@ class WindowedField:
     training  the part of the series that training windows see: only this reaches scaler and fluctuation scale
     """
 
-    def __init__(self, field: Field, history_len: int, predict_len: int, device: torch.device | str = "cpu"):
-        self.field, self.history_len, self.predict_len, self.device = field, history_len, predict_len, device
-        self.starts, training_steps = split_windows(field, history_len, predict_len)
+    def __init__(self, field: Field, history_len: int, predict_len: int, device: torch.device | str = "cpu",
+                 split: str = ""):
+        self.history_len, self.predict_len, self.device = history_len, predict_len, device
+        self.starts, training_steps = split_windows(field, history_len, predict_len, split)
         self.training = field.values[:training_steps]
+        if field.spec.nonnegative is None:  # of the training part: no later value may decide it
+            field = with_support(field, smallest(self.training) == 0)
+        self.field = field
         self.scaler = Scaler.fit(self.training)
         in_memory = field.values.numel() * 4 <= MEMORY_LIMIT
         self._values = field.values.to(device) if in_memory else field.values
@@ -176,11 +182,13 @@ class WindowBatches:
         return SharedBatch(**vars(self.data.batch(chosen[first:last])), rows=(first, last, total), weight=weight)
 
 
-def split_windows(field: Field, history_len: int, predict_len: int) -> tuple[dict[str, Tensor], int]:
+def split_windows(field: Field, history_len: int, predict_len: int,
+                  split: str = "") -> tuple[dict[str, Tensor], int]:
     """First steps of the windows of each split, and the number of steps that training windows cover.
 
-    One field: all windows in time order, shares 6:2:2. A pair of fields: the whole first one trains; the second's
-    first `validation_steps` validate and its rest tests.
+    One field: all windows in time order, shares 6:2:2 or those of `split` ("0.7,0.1,0.2"). Or `split` names the times
+    at which validation and test begin ("2013-09-01,2013-11-01"): then no target belongs to two splits.
+    A pair of fields: the whole first one trains; the second's first `validation_steps` validate and its rest tests.
     Raises: ValueError with the arithmetic when a split would be empty, or training would see futures of the test.
     Source: CoST section 5.1 and the authors' release.
     """
@@ -188,9 +196,9 @@ def split_windows(field: Field, history_len: int, predict_len: int) -> tuple[dic
     if len(field.segments) == 1:
         (_, steps), = field.segments
         windows = max(steps - length + 1, 0)
-        train, validation = round(0.6 * windows), round(0.2 * windows)
-        bounds = (0, train, train + validation, windows)
-        ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
+        ranges = _ranges(field, split, windows, history_len, length)
+    elif split:
+        raise ValueError(f"--split {split}: {field.name} is split by field: trained on one, evaluated on another")
     else:
         (_, train_end), (_, end) = field.segments
         middle = train_end + field.spec.validation_steps
@@ -212,7 +220,51 @@ def split_windows(field: Field, history_len: int, predict_len: int) -> tuple[dic
     return starts, trained_steps
 
 
+def _ranges(field: Field, split: str, windows: int, history_len: int, length: int) -> list[tuple[int, int]]:
+    """Half-open ranges of the first steps of training, validation and test windows of one field.
+
+    Raises: ValueError for a `split` that is neither shares nor two times in order.
+    """
+    parts = (split or "0.6,0.2,0.2").split(",")
+    if len(parts) == 2:
+        first, second = (int(np.searchsorted(field.calendar.times, parse_time(part, "--split"))) for part in parts)
+        if first >= second:
+            raise ValueError(f"--split {split}: validation must begin before the test, both within the data")
+        begins = (0, max(first - history_len, 0), max(second - history_len, 0))
+        ends = (first - length + 1, second - length + 1, windows)
+        return [(begin, max(begin, end)) for begin, end in zip(begins, ends, strict=True)]
+    try:
+        shares = [float(part) for part in parts]
+    except ValueError:
+        shares = []
+    if len(shares) != 3 or not min(shares) > 0 or not abs(sum(shares) - 1) < 1e-6:
+        raise ValueError(f"--split {split}: expected three shares that add up to 1, as 0.6,0.2,0.2, or the two times "
+                         "at which validation and test begin, as 2013-09-01,2013-11-01")
+    train, validation = round(shares[0] * windows), round(shares[1] * windows)
+    bounds = (0, train, train + validation, windows)
+    return list(zip(bounds[:-1], bounds[1:], strict=True))
+
+
+def smallest(values: Tensor) -> float:
+    """The smallest value that is not missing."""
+    return min(float(block.float().nan_to_num(nan=float("inf")).min()) for block in values.split(BLOCK))
+
+
+def with_support(field: Field, nonnegative: bool) -> Field:
+    return replace(field, spec=replace(field.spec, nonnegative=nonnegative))
+
+
 def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, device: torch.device | str = "cpu",
-              oracle_nodes: int = 32, oracle_steps: int = 4000) -> WindowedField:
-    """The one way in: load the dataset, check it, split it and stand ready to give batches."""
-    return WindowedField(load_field(name, data_dir, oracle_nodes, oracle_steps), history_len, predict_len, device)
+              oracle_nodes: int = 32, oracle_steps: int = 4000, own: OwnFile | None = None, split: str = "",
+              support: str = "auto") -> WindowedField:
+    """The one way in: load the dataset, check it, split it and stand ready to give batches.
+
+    split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says.
+    Raises: ValueError where the values are not those of the support.
+    """
+    field = load_field(name, data_dir, oracle_nodes, oracle_steps, own)
+    if support != "auto":
+        field = with_support(field, support == "nonnegative")
+    if support == "nonnegative" and (lowest := smallest(field.values)) < 0:
+        raise ValueError(f"--support nonnegative: {name} has values down to {lowest:g}; leave the flag out")
+    return WindowedField(field, history_len, predict_len, device, split)

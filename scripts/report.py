@@ -109,7 +109,8 @@ def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedFiel
     if blocks < FEW_BLOCKS:
         texts.append(f"Few windows: {ours['windows']} were scored, but windows near each other share their steps; they "
                      f"are worth about {max(blocks, 1)} independent ones, so every score here is uncertain.")
-    if data.num_nodes > len(data.training):
+    texts += [f"{note[0].upper()}{note[1:]}." for note in data.field.notes]
+    if not data.field.notes and data.num_nodes > len(data.training):
         texts.append(f"More nodes ({data.num_nodes}) than time steps of training ({len(data.training)}): is the file "
                      "the right way round, time first?")
     for name in BASELINES:
@@ -145,15 +146,17 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
     window: see `middle_window`. Maps and distances need a grid or coordinates; without, pairs of nodes are compared
     by their correlation alone.
     """
-    spec, diagnostics, ours = data.field.spec, found.diagnostics, found.scores["this run"]
-    unit, nodes = spec.unit, diagnostics.by_node()
-    coordinates = getattr(data.field, "coordinates", None)
+    field, diagnostics, ours = data.field, found.diagnostics, found.scores["this run"]
+    unit, nodes = field.spec.unit, diagnostics.by_node()
     yield ("forecast", plots.fan_charts(**window, unit=unit), f"Fan charts of {', '.join(window['names'])}: history, "
            "observations and the bands of the ensemble.")
-    if spec.grid or coordinates is not None:
+    if field.grid or field.coordinates is not None:
         layers = {"mean forecast": nodes["mean"], "spread of the members": nodes["spread"],
                   "RMSE of their mean": nodes["RMSE"]}
-        yield ("maps", plots.maps(layers, unit, spec.grid, coordinates), "Maps of the mean forecast, from "
+        if field.grid:
+            layers = {name: on_grid(values, field.grid, field.kept) for name, values in layers.items()}
+        coordinates = None if field.grid else field.coordinates
+        yield ("maps", plots.maps(layers, unit, field.axes, coordinates), "Maps of the mean forecast, from "
                f"{number(np.nanmin(nodes['mean']))} to {number(np.nanmax(nodes['mean']))} {unit}, of the spread and of "
                "the error.")
 
@@ -172,7 +175,7 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
 
     pairs = diagnostics.correlation()
     observed, expected, weight = pairs["observed"], pairs["forecast"], pairs["weight"]
-    distances = pair_distances(pairs["first"], pairs["second"], spec.grid, coordinates)
+    distances = pair_distances(pairs["first"], pairs["second"], field.grid, field.kept, field.coordinates)
     if len(observed) and distances:
         distance, distance_unit = distances
         edges = np.linspace(0, distance.max(), CORRELATION_BINS + 1)
@@ -191,6 +194,13 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
            f"{', '.join(by_horizon)} along {data.predict_len} steps.")
     if logs:
         yield "training", plots.training_curves(logs), f"Loss over the epochs of {' and '.join(logs)}."
+
+
+def on_grid(values: np.ndarray, grid: tuple[int, int], kept: np.ndarray | None) -> np.ndarray:
+    """Values (node,) as an image (row, column), NaN where a place has no node (see `data.fields.Field`)."""
+    image = np.full(grid, np.nan)
+    image.flat[slice(None) if kept is None else kept] = values
+    return image
 
 
 def spread_out(values: np.ndarray, count: int) -> np.ndarray:

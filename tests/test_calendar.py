@@ -1,5 +1,6 @@
 """Each step falls into the slot of the day, week or year that its true time says."""
 
+import re
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.calendar import make_calendar
+from data.calendar import make_calendar, parse_interval, regular_interval
 
 
 @pytest.mark.parametrize("interval, sizes, names", [
@@ -80,10 +81,77 @@ def test_slots_agree_with_pandas(interval, frequency):
         assert (calendar.times == times.to_numpy()).all()
 
 
-@pytest.mark.parametrize("interval, words", [
-    ((7, "minute"), "7 minutes do not divide a day"), ((5, "hour"), "300 minutes do not divide a day"),
-    ((2, "day"), "do not divide a day"), ((1, "week"), "unit must be one of minute, hour, day, month"),
+def test_an_interval_in_an_unknown_unit_is_refused():
+    with pytest.raises(ValueError, match="unit must be one of minute, hour, day, week, month"):
+        make_calendar("2020-01-01", (1, "year"), 10)
+
+
+def test_a_week_falls_into_its_week_of_the_year():
+    calendar = make_calendar("2019-12-30", (1, "week"), 105)
+    assert (calendar.sizes, calendar.names) == ((53,), ("step of year",))
+    assert calendar.slots[:54, 0].tolist() == [51, *range(52), 0]  # from day 363 of 2019 to day 3 of 2021
+
+
+@pytest.mark.parametrize("interval, sizes", [((7, "minute"), (206, 7)), ((5, "hour"), (5, 7)), ((10, "day"), (37,)),
+                                             ((2, "week"), (27,)), ((36, "hour"), (244,))])
+def test_steps_that_do_not_divide_their_cycle_have_a_slot_for_every_stretch_of_it(interval, sizes):
+    calendar = make_calendar("2020-01-01", interval, 5000)
+    assert calendar.sizes == sizes
+    for cycle, size in enumerate(sizes):
+        assert calendar.slots[:, cycle].unique().tolist() == list(range(size))
+
+
+# Intervals from flags and from time stamps
+
+@pytest.mark.parametrize("text, interval", [
+    ("5min", (5, "minute")), ("1h", (1, "hour")), ("d", (1, "day")), ("2w", (2, "week")), ("1M", (1, "month")),
+    ("15 minutes", (15, "minute")), ("3MS", (3, "month")), ("1y", (12, "month")), ("60min", (1, "hour")),
+    ("7d", (1, "week")), ("24H", (1, "day")), ("Hours", (1, "hour")),
 ])
-def test_an_interval_that_no_calendar_has_is_refused_with_the_reason(interval, words):
-    with pytest.raises(ValueError, match=words):
-        make_calendar("2020-01-01", interval, 10)
+def test_an_interval_is_read_as_it_is_written(text, interval):
+    assert parse_interval(text) == interval
+
+
+@pytest.mark.parametrize("text", ["0h", "m", "x", "5", "-1h", "1.5h", "", "1h30min"])
+def test_what_is_no_interval_is_refused_with_examples(text):
+    with pytest.raises(ValueError, match=f"--freq {re.escape(text)}: .* 5min, 1h, 1d, 1w or 1M"):
+        parse_interval(text)
+
+
+@pytest.mark.parametrize("interval", [(5, "minute"), (1, "hour"), (36, "hour"), (1, "day"), (1, "week"), (1, "month"),
+                                      (3, "month")])
+def test_stamps_of_a_regular_calendar_tell_its_interval(interval):
+    times = make_calendar("1999-11-01", interval, 40).times
+    assert regular_interval(times, str) == interval == regular_interval(times, str, interval)
+
+
+def test_monthly_stamps_may_be_any_day_of_their_month():
+    times = np.array(["1950-01-16T12", "1950-02-15", "1950-03-16T12", "1950-04-30"], "datetime64[s]")
+    assert regular_interval(times, str) == (1, "month")
+
+
+@pytest.mark.parametrize("stamps, message", [
+    (["2013-01-01T00", "2013-01-01T01", "2013-01-01T01"], "row 2: time 2013-01-01T01:00, expected 2013-01-01T02:00 .1 "
+     "hour after 2013-01-01T01:00.: it comes twice"),
+    (["2013-01-01T00", "2013-01-01T01", "2013-01-01T00:30"], "row 2: .*: stamps must ascend"),
+    (["2013-01-01T00", "2013-01-01T01", "2013-01-01T05"], "row 2: .*: 3 missing: add a row for each"),
+    (["2013-01-01T00", "2013-01-01T01", "2013-01-01T02:20"], "row 2: .*: steps must be equally long"),
+    (["2013-01-16", "2013-02-15", "2013-04-15"], "row 2: time 2013-04-15T00:00, expected 2013-03 "),
+    (["2013-10-27T01", "2013-10-27T02", "2013-10-27T02"], "daylight saving must be written in UTC"),
+    (["2013-03-31T01", "2013-03-31T03", "2013-03-31T04"], "row 1: .*daylight saving must be written in UTC"),
+    (["2013-01-01", "2013-01-01"], "row 1: .*stamps must ascend"),
+    (["2013-01-01T00:00:00", "2013-01-01T00:00:10"], "row 1: steps of 10 seconds; .* whole minutes"),
+    (["2013-01-01"], "row 0: one time stamp does not tell the interval; give --freq"),
+])
+def test_stamps_that_are_not_regular_are_refused_with_the_first_bad_row(stamps, message):
+    """faults 18"""
+    with pytest.raises(ValueError, match=message):
+        regular_interval(np.array(stamps, "datetime64[s]"), lambda step: f"row {step}")
+
+
+def test_stamps_that_contradict_the_interval_of_the_flag_are_refused_with_both():
+    """faults 17"""
+    times = make_calendar("2013-01-01", (1, "day"), 5).times
+    with pytest.raises(ValueError, match=r"time 2013-01-02T00:00, expected 2013-01-01T01:00 .*--freq 1 hour\): steps "
+                                         "of the file are 1 day"):
+        regular_interval(times, str, (1, "hour"))

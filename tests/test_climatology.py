@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_field, random_values
 
-import data.fields
+import data.readers
 import data.windows
 from data.climatology import Climatology
 from data.scaling import Scaler
@@ -216,7 +216,7 @@ def test_test_values_of_a_second_field_change_no_climatology_and_its_validation_
 def test_a_memory_mapped_field_has_the_same_climatology(registered, monkeypatch):
     folder = registered(random_values(3000, 6), interval=FIVE_MINUTES)
     inside = open_data("Tiny", folder, 6, 4)
-    for module in (data.fields, data.windows):
+    for module in (data.readers, data.windows):
         monkeypatch.setattr(module, "MEMORY_LIMIT", 3000 * 6 * 4 - 1)
     mapped = open_data("Tiny", folder, 6, 4)
     assert dataclasses.asdict(mapped.scaler) == dataclasses.asdict(inside.scaler)

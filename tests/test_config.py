@@ -17,6 +17,7 @@ from data.registry import DATASETS
 from models import MEAN_MODELS
 from models.diffusion import NOISE_SCHEDULES
 from utils.config import (
+    OF_OWN_FILE,
     PRESETS,
     PROCESS_PRESETS,
     CommonConfig,
@@ -159,12 +160,13 @@ def test_every_flag_of_the_program_takes_a_value_and_hands_it_on(stage):
         if allowed:
             values = list(STAGES[stage][allowed] if isinstance(allowed, str) else allowed)
         elif item.type is str:
-            values = [{"data_name": "Oracle", "run_name": "my-run_1.0"}.get(item.name, "some/where")]
+            values = [{"data_name": "Oracle", "run_name": "my-run_1.0"}.get(item.name, "/some/where")]
         else:
             low = facts["minimum"] if facts["minimum"] is not None else facts["above"]
             values = [item.type(low) + (0.25 if item.type is float else 1)]
         for value in values:
             line = f"--{item.name} {value}" + (" --sample_steps 1" if item.name == "diffusion_steps" else "")
+            line += " --data_path /my.csv" if item.name in OF_OWN_FILE else ""
             found = getattr(parse(stage, line), item.name)
             assert found == value and type(found) is item.type, item.name
 
@@ -303,6 +305,27 @@ def test_a_value_out_of_range_is_refused_with_the_range(capsys, stage, line, wor
 ])
 def test_a_value_out_of_range_of_stage_2_is_refused_with_the_range(capsys, line, words):
     assert words in refusal(capsys, TrainConfig, line)
+
+
+@both_stages
+def test_a_file_of_ones_own_names_the_run_and_its_paths_are_kept_whole(stage, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = parse(stage, "--data_path my/Städte-2024,v1.csv.gz --graph edges.csv")
+    assert config.data_name == "Städte-2024_v1" and config.batch_size == 8
+    assert config.data_path == str(tmp_path / "my/Städte-2024,v1.csv.gz")
+    assert config.graph == str(tmp_path / "edges.csv") and config.node_table == ""
+    assert parse(stage, "--data_path a.csv --data_name mine").data_name == "mine"
+
+
+@both_stages
+@pytest.mark.parametrize("line, words", [
+    ("--freq 1h", "--freq: describes a file of your own; give it by --data_path"),
+    ("--graph a.csv --unit mm", "--graph, --unit: describes a file of your own"),
+    ("--data_path a.csv --data_name a/b", "--data_name 'a/b': choose letters"),
+    ("--support positive", "Choose one of auto, any, nonnegative"),
+])
+def test_flags_of_a_file_of_ones_own_that_do_not_fit_together_are_refused(capsys, stage, line, words):
+    assert words in refusal(capsys, stage, line)
 
 
 def test_the_ends_of_a_range_are_accepted():

@@ -136,21 +136,26 @@ def test_nothing_seen_is_said():
 
 
 def test_distances_on_a_grid_are_counted_in_steps():
-    distance, unit = pair_distances(np.array([0, 0, 5]), np.array([1, 23, 5]), (5, 5), None)
+    distance, unit = pair_distances(np.array([0, 0, 5]), np.array([1, 23, 5]), (5, 5))
     assert distance.tolist() == [1, 5, 0] and unit == "grid steps"  # node 23: row 4, column 3
+
+
+def test_places_of_a_grid_without_a_node_keep_their_distance():
+    distance, _ = pair_distances(np.array([0, 1]), np.array([1, 2]), (2, 4), np.array([0, 3, 7]))
+    assert distance.tolist() == [3, 1]
 
 
 def test_distances_between_coordinates_are_great_circles():
     pole, equator, opposite = (90, 0), (0, 0), (0, 180)
     london, paris = (51.5074, -0.1278), (48.8566, 2.3522)
     places = np.array([pole, equator, opposite, london, paris])
-    distance, unit = pair_distances(np.array([0, 1, 3, 3]), np.array([1, 2, 4, 3]), None, places)
+    distance, unit = pair_distances(np.array([0, 1, 3, 3]), np.array([1, 2, 4, 3]), coordinates=places)
     assert unit == "km"
     assert distance == pytest.approx([np.pi / 2 * 6371, np.pi * 6371, 343.6, 0], abs=0.5)
 
 
 def test_nodes_without_a_place_have_no_distance():
-    assert pair_distances(np.array([0]), np.array([1]), None, None) is None
+    assert pair_distances(np.array([0]), np.array([1])) is None
 
 
 def test_binned_means_are_weighted_and_leave_out_empty_bins():

@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import random_values
 
-from data.fields import load_field, read_array
+from data.fields import load_field
+from data.readers import read_file
 
 VALUES = random_values(40, 6)
 
@@ -30,9 +31,9 @@ def saved(path, array, **options):
     return path
 
 
-def refusal(path, num_nodes=None) -> str:
+def refusal(path, load=read_file) -> str:
     with pytest.raises(ValueError) as caught:
-        read_array(path, num_nodes)
+        load(path)
     message = str(caught.value)
     assert message.startswith(str(path)) and "allow_pickle" not in message and "\n" not in message
     return message
@@ -42,16 +43,17 @@ def refusal(path, num_nodes=None) -> str:
 
 @pytest.mark.parametrize("shape", [(40, 6), (40, 2, 3), (40, 6, 1)])
 def test_space_is_flattened_in_row_major_order(tmp_path, shape):
-    values, names = read_array(saved(tmp_path / "a.npy", VALUES.reshape(shape)), 6)
-    assert values.dtype == torch.float32 and names is None
-    assert torch.equal(values, torch.from_numpy(VALUES))
+    table = read_file(saved(tmp_path / "a.npy", VALUES.reshape(shape)))
+    assert table.values.dtype == torch.float32 and table.node_names is None
+    assert torch.equal(table.values, torch.from_numpy(VALUES))
+    assert table.grid == ((2, 3) if shape == (40, 2, 3) else None)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "float16",
                                    "float64", "longdouble", ">f4", ">f8", ">i2"])
 def test_real_numbers_of_any_width_and_byte_order_become_float32(tmp_path, dtype):
     array = VALUES.astype(dtype)
-    values, _ = read_array(saved(tmp_path / "a.npy", array))
+    values = read_file(saved(tmp_path / "a.npy", array)).values
     assert values.dtype == torch.float32
     np.testing.assert_array_equal(values, array.astype(np.float32))
 
@@ -60,7 +62,7 @@ def test_real_numbers_of_any_width_and_byte_order_become_float32(tmp_path, dtype
 def test_fortran_order_changes_nothing(tmp_path, shape):
     array = np.asfortranarray(VALUES.reshape(shape))
     assert not array.flags.c_contiguous
-    values, _ = read_array(saved(tmp_path / "a.npy", array))
+    values = read_file(saved(tmp_path / "a.npy", array)).values
     assert torch.equal(values, torch.from_numpy(VALUES))
 
 
@@ -70,19 +72,20 @@ def test_a_read_only_file_behind_a_link_and_a_path_with_spaces_works_and_is_not_
     path = saved(folder / "a.npy", VALUES)
     path.chmod(0o444)
     (tmp_path / "link").symlink_to(folder)
-    values, _ = read_array(tmp_path / "link" / "a.npy")
+    values = read_file(tmp_path / "link" / "a.npy").values
     values.zero_()
     np.testing.assert_array_equal(np.load(path), VALUES)
 
 
 def test_an_archive_brings_its_node_names(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", values=VALUES.astype(np.uint8), node_names=list("abcdef"))
-    values, names = read_array(tmp_path / "a.npz", 6)
-    assert names == tuple("abcdef") and torch.equal(values, torch.from_numpy(VALUES.astype(np.uint8)).float())
+    table = read_file(tmp_path / "a.npz")
+    assert table.node_names == tuple("abcdef")
+    assert torch.equal(table.values, torch.from_numpy(VALUES.astype(np.uint8)).float())
 
 
 def test_one_node_and_one_step_are_a_field(tmp_path):
-    assert read_array(saved(tmp_path / "a.npy", np.ones((1, 1))))[0].shape == (1, 1)
+    assert read_file(saved(tmp_path / "a.npy", np.ones((1, 1)))).values.shape == (1, 1)
 
 
 def test_a_dataset_is_loaded_with_its_calendar_and_names(registered):
@@ -185,9 +188,10 @@ def test_an_array_that_is_no_field_is_refused_with_its_shape_and_the_accepted_on
 
 
 @pytest.mark.parametrize("shape", [(40, 6), (40, 2, 3)])
-def test_a_wrong_number_of_nodes_is_refused_with_both_numbers(tmp_path, shape):
-    message = refusal(saved(tmp_path / "a.npy", VALUES.reshape(shape)), num_nodes=560)
-    assert "has 6 nodes" in message and "expected 560" in message
+def test_a_wrong_number_of_nodes_is_refused_with_both_numbers(registered, shape):
+    folder = registered(VALUES.reshape(shape), num_nodes=560)
+    message = refusal(folder / "values.npy", lambda _: load_field("Tiny", folder))
+    assert "shape (40, 6)" in message and "has 6 nodes; expected 560" in message
 
 
 @pytest.mark.parametrize("array", [
@@ -199,13 +203,32 @@ def test_values_that_are_no_real_numbers_are_refused_with_their_type(tmp_path, a
     assert f"values of type {array.dtype}; expected integers or real numbers" in message
 
 
-@pytest.mark.parametrize("bad, shown", [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")])
+@pytest.mark.parametrize("bad, shown", [(np.inf, "inf"), (-np.inf, "-inf")])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
 def test_a_value_that_is_not_finite_is_refused_with_its_place(tmp_path, bad, shown, dtype):
     array = np.ones((3000, 2, 3), dtype)
     array[2500, 1, 1] = array[2501, 0, 0] = bad
     message = refusal(saved(tmp_path / "a.npy", array))
     assert f"value {shown} at time step 2500, node 4; expected finite numbers" in message
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
+def test_missing_values_are_refused_with_their_number_and_the_place_of_the_first_and_kept_on_request(registered, dtype):
+    array = np.ones((3000, 2, 3), dtype)
+    array[2500, 1, 1] = array[2501, 0, 0] = np.nan
+    folder = registered(array)
+    message = refusal(folder / "values.npy", lambda _: load_field("Tiny", folder))
+    assert "2 of 18000 values are missing (nan), the first at time step 2500, node 4; expected finite" in message
+    assert "--missing mask" in message and "without any value" not in message
+    assert load_field("Tiny", folder, missing="mask").values.isnan().sum() == 2
+
+
+def test_nodes_without_any_value_are_named(registered):
+    array = random_values(2000, 9)
+    array[:, [2, 7]] = array[5, 1] = np.nan
+    folder = registered(array)
+    message = refusal(folder / "values.npy", lambda _: load_field("Tiny", folder))
+    assert "4001 of 18000" in message and "nodes without any value: 2, 7; expected" in message
 
 
 def test_a_number_too_large_for_float32_is_refused_with_its_place(tmp_path):

@@ -72,16 +72,18 @@ def test_a_forecast_shows_the_middle_test_window_at_its_busiest_nodes_with_names
         "90 % of members", "50 % of members", "median", "history", "observed"}
 
 
-NODES, GRID = 6, (2, 3)
+NODES = 6
 VALUES = np.arange(NODES, dtype=float)
+IMAGE, AXES = VALUES.reshape(2, 3), (np.array([10.0, 20.0]), np.array([100.0, 110.0, 120.0]))
 LINE = np.linspace(0.1, 0.9, 5)
 LOG = [{"epoch": 0, "loss": None, "score": 1.0}, {"epoch": 1, "loss": 0.8, "score": 0.7}]
 BY_HORIZON = {"this run": {"CRPS": [0.1, 0.2, 0.3]}, "persistence": {"CRPS": [0.2, None, 0.4]}}
 PICTURES = {
     "fan_charts": lambda: plots.fan_charts(TIMES, np.zeros((6, 3)), np.ones((4, 3)), np.ones((9, 4, 3)), list("abc"),
                                            "mph"),
-    "maps of a grid": lambda: plots.maps({"mean": VALUES, "spread": VALUES}, "mph", GRID),
-    "maps of points": lambda: plots.maps({"mean": VALUES, "spread": VALUES}, "mph", None, np.ones((NODES, 2))),
+    "maps of a grid": lambda: plots.maps({"mean": IMAGE, "spread": IMAGE}, "mph"),
+    "maps of latitudes and longitudes": lambda: plots.maps({"mean": IMAGE, "spread": IMAGE}, "mph", AXES),
+    "maps of points": lambda: plots.maps({"mean": VALUES, "spread": VALUES}, "mph", coordinates=np.ones((NODES, 2))),
     "reliability_diagram": lambda: plots.reliability_diagram(LINE, LINE),
     "share_bars": lambda: plots.share_bars(np.full(10, 0.1), "deciles (share)"),
     "spread_against_skill": lambda: plots.spread_against_skill(LINE, LINE, "mph"),
@@ -148,24 +150,36 @@ def test_dollars_in_names_and_units_are_no_formula():
 
 
 def test_a_map_shows_each_node_in_its_place_and_spread_and_error_in_the_same_colours():
-    figure = plots.maps({"mean": VALUES, "spread": VALUES, "error": 2 * VALUES}, "mph", GRID)
-    images = [axes.images[0] for axes in figure.axes if axes.images]
-    np.testing.assert_array_equal(images[0].get_array(), VALUES.reshape(GRID))
+    figure = plots.maps({"mean": IMAGE, "spread": IMAGE, "error": 2 * IMAGE}, "mph")
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    images = [axes.collections[0] for axes in panels]
+    np.testing.assert_array_equal(images[0].get_array(), IMAGE)
+    assert panels[0].get_ylim() == (2, 0)  # the first row on top
     assert [image.get_clim() for image in images] == [(0, 5), (0, 10), (0, 10)]
     plt.close(figure)
+
+
+def test_a_map_with_latitudes_has_the_north_on_top_whatever_their_order():
+    for latitudes in (AXES[0], AXES[0][::-1]):
+        figure = plots.maps({"mean": IMAGE}, "mph", (latitudes, AXES[1]))
+        assert figure.axes[0].get_ylim() == (5, 25) and figure.axes[0].get_xlim() == (95, 125)
+        plt.close(figure)
+
+
+def test_points_lie_at_their_coordinates():
     places = np.array([[10.0, 20.0]] * NODES) + VALUES[:, None]
-    figure = plots.maps({"mean": VALUES}, "mph", GRID, places)
+    figure = plots.maps({"mean": VALUES}, "mph", coordinates=places)
     points = figure.axes[0].collections[0]
     np.testing.assert_array_equal(points.get_offsets(), places[:, ::-1])  # longitude runs along x
     np.testing.assert_array_equal(points.get_array(), VALUES)
     plt.close(figure)
 
 
-def test_a_node_that_was_never_observed_stays_blank_on_the_map():
-    values = np.where(VALUES == 2, np.nan, VALUES)
+def test_a_place_without_a_value_stays_grey_on_the_map():
+    values = np.where(IMAGE == 2, np.nan, IMAGE)
     with warnings.catch_warnings(action="error"):
-        figure = plots.maps({"mean": values, "spread": values}, "mph", GRID)
-    assert figure.axes[0].images[0].get_array().mask.sum() == 1
+        figure = plots.maps({"mean": values, "spread": values}, "mph")
+    assert figure.axes[0].collections[0].get_array().mask.sum() == 1
     plt.close(figure)
 
 

@@ -13,7 +13,8 @@ from scripts.collect_results import BEGIN, DEFAULT, END, markdown, replace_betwe
 from utils.config import PretrainConfig, TrainConfig
 
 PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/README.md", ROOT / "docs/results/README.md",
-         ROOT / "docs/results/choices.md", ROOT / "docs/report.md"]
+         ROOT / "docs/results/choices.md", ROOT / "docs/own_data.md", ROOT / "docs/data_contract.md",
+         ROOT / "docs/report.md"]
 README = PAGES[0].read_text()
 
 

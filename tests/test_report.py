@@ -203,6 +203,12 @@ def test_a_page_without_warnings_says_so():
     assert "Nothing was found." in page("t", "s", [], "", "", [], "", "", "", {})
 
 
+def test_nodes_stand_in_their_places_of_the_grid():
+    assert report.on_grid(np.arange(4.0), (2, 2), None).tolist() == [[0, 1], [2, 3]]
+    np.testing.assert_array_equal(report.on_grid(np.array([5.0, 6.0]), (2, 2), np.array([1, 2])),
+                                  [[np.nan, 5], [6, np.nan]])
+
+
 def test_the_nodes_shown_are_spread_from_best_to_worst():
     values = np.random.default_rng(0).permutation(100).astype(float)
     values[7] = np.nan

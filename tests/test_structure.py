@@ -14,7 +14,8 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 TOP_LEVEL = {
     ".ci", ".gitattributes", ".github", ".gitignore", "CITATION.cff", "LICENSE", "README.md", "data", "docs",
     "main_pretrain.py", "main_train.py", "models", "pyproject.toml", "requirements-dev-lock.txt",
-    "requirements-dev.txt", "requirements-lock.txt", "requirements.txt", "save", "scripts", "tests", "utils",
+    "requirements-dev.txt", "requirements-extras.txt", "requirements-lock.txt", "requirements.txt", "save", "scripts",
+    "tests", "utils",
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load",

@@ -9,7 +9,7 @@ from conftest import SHARED, make_field, needs_real_data, random_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data.fields
+import data.readers
 import data.windows
 from data.windows import ANY_VALUE, SPLITS, WindowedField, open_data, split_windows
 
@@ -103,6 +103,42 @@ def test_four_windows_are_enough_for_one_test_window():
     assert lengths(data.starts) == (2, 1, 1)
     only, = data.batches("test", 32)
     assert only.start.tolist() == [3] and only.future.shape == (1, 2, 2)
+
+
+def test_shares_of_the_flag_split_the_windows_and_those_of_the_default_change_nothing():
+    field = make_field(np.zeros((504, 1)))
+    assert lengths(split_windows(field, 12, 12, "0.7,0.1,0.2")[0]) == (337, 48, 96)
+    starts, steps = split_windows(field, 12, 12, "0.6, 0.2, 0.2")
+    assert lengths(starts) == (289, 96, 96) and steps == split_windows(field, 12, 12)[1]
+
+
+def test_times_of_the_flag_split_the_targets_so_that_none_belongs_to_two_parts():
+    field = make_field(random_values(240, 2))  # from 6 January 2020
+    data = WindowedField(field, 12, 6, split="2020-01-11,2020-01-13T12:00")
+    first, second = 5 * 24, 7 * 24 + 12
+    targets = {split: (data.starts[split] + 12).tolist() for split in SPLITS}
+    assert targets["train"] == list(range(12, first - 6 + 1))
+    assert targets["validation"] == list(range(first, second - 6 + 1))
+    assert targets["test"] == list(range(second, 240 - 6 + 1))
+    assert len(data.training) == first and len(data.calibration(8).starts) == len(data.starts["validation"])
+
+
+@pytest.mark.parametrize("split, words", [
+    ("0.6,0.2", "--split 0.6: expected a time"), ("0.6,0.2,0.3", "three shares that add up to 1, as 0.6,0.2,0.2"),
+    ("0.8,0.2,0", "three shares"), ("a,b,c", "three shares"), ("nan,0.5,0.5", "three shares"), ("1", "three shares"),
+    ("2020-01-09,2020-01-08", "validation must begin before the test"), ("2020-01-09,soon", "--split soon: expected"),
+    ("2020-01-06,2020-01-08", "no train window"), ("2020-01-08,2021-01-01", "no test window"),
+    ("0.98,0.01,0.01", "no validation window"),
+])
+def test_a_split_that_is_none_or_leaves_a_part_empty_is_refused(split, words):
+    """faults 15"""
+    with pytest.raises(ValueError, match=words):
+        split_windows(make_field(np.zeros((72, 1))), 12, 12, split)
+
+
+def test_a_pair_of_fields_takes_no_split():
+    with pytest.raises(ValueError, match="Tiny is split by field"):
+        split_windows(make_field(np.zeros((190, 2)), pair=(100, 40)), 5, 3, "0.6,0.2,0.2")
 
 
 # Batches
@@ -228,7 +264,7 @@ def open_data_of(registered, values, name="Tiny"):
 def test_a_memory_mapped_field_gives_what_a_field_in_memory_gives(registered, monkeypatch, dtype):
     folder = registered(random_values(90, 6).astype(dtype))
     inside = open_data("Tiny", folder, 6, 4)
-    for module in (data.fields, data.windows):
+    for module in (data.readers, data.windows):
         monkeypatch.setattr(module, "MEMORY_LIMIT", 90 * 6 * 4 - 1)
     mapped = open_data("Tiny", folder, 6, 4)
     assert inside.field.values.dtype == torch.float32 and str(mapped.field.values.dtype) == f"torch.{dtype}"

@@ -33,6 +33,18 @@ class CommonConfig:
     """Flags of both stages."""
 
     data_name: str = flag("NYCFlights", DATA, "dataset of the registry; `python -m scripts.get_data` lists them")
+    data_path: str = flag("", DATA, "a file of your own instead: .npy, .npz, .csv, .csv.gz, .parquet, .nc or .zarr; it "
+                          "is named by --data_name, else as the file is")
+    freq: str = flag("", DATA, "interval of --data_path where it has no time stamps: 5min, 1h, 1d, 1w, 1M (months)")
+    start: str = flag("", DATA, "time of its first step, ISO 8601, where it has no time stamps")
+    variable: str = flag("", DATA, "variable of a NetCDF or Zarr file")
+    node_table: str = flag("", DATA, "places of its nodes: a .csv with the columns name, lat, lon")
+    graph: str = flag("", DATA, "graph of its nodes: a matrix (.csv, .npy, .npz) or edges from, to, weight (.csv)")
+    unit: str = flag("", DATA, "unit of its values")
+    support: str = flag("auto", DATA, "values that can occur; auto: as the dataset's card says, for --data_path "
+                        "nonnegative where the smallest training value is 0", choices=("auto", "any", "nonnegative"))
+    split: str = flag("", DATA, "shares of training, validation and test windows, 0.6,0.2,0.2 if not given, or the two "
+                      "times at which validation and test begin, as 2013-09-01,2013-11-01")
     data_dir: str = flag("", DATA, "folder of the arrays (else COST_DATA_DIR, else data/dataset)")
     history_len: int = flag(12, DATA, "past steps that a forecast sees", minimum=1)
     predict_len: int = flag(12, DATA, "future steps that it covers", minimum=1)
@@ -61,6 +73,11 @@ class CommonConfig:
                                above=0)
     dry_run: bool = flag(False, RUN, "print the resolved settings and the sizes, then stop")
     tensorboard: bool = flag(False, RUN, "also write the log for TensorBoard (package tensorboard), in the run folder")
+
+
+DATA_FLAGS = tuple(name for name, item in CommonConfig.__dataclass_fields__.items() if item.metadata["group"] == DATA)
+OF_OWN_FILE = ("freq", "start", "variable", "node_table", "graph", "unit")  # flags that only --data_path reads
+PATHS = ("data_path", "node_table", "graph")  # kept as absolute ones, so that a run finds them from any folder
 
 
 def other_default(name: str, default):
@@ -166,6 +183,7 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     unused = [name for name in _fields_of_other_stage(config_class) if given.pop(name, None) is not None]
     if unused:
         print(f"note: --{', --'.join(unused)}: no effect on this stage, read by the other one", file=sys.stderr)
+    given = with_own_data(given)
     name = given.get("data_name", CommonConfig.data_name)
     process = given.get("process", TrainConfig.process)
     ignored = [name for name in WITHOUT_EFFECT[process] if name in given and config_class is TrainConfig]
@@ -183,10 +201,23 @@ def preset(data_name: str, config_class, process: str = TrainConfig.process) -> 
     return {**of_process, **settings.get(CommonConfig, {}), **settings.get(config_class, {})}
 
 
+def with_own_data(given: dict) -> dict:
+    """Flags with absolute paths, and with the name that a file of the user's gives its dataset: its own, made safe."""
+    given = given | {name: str(Path(given[name]).expanduser().absolute()) for name in PATHS if given.get(name)}
+    if not given.get("data_path"):
+        return given
+    return {"data_name": re.sub(r"[^\w-]+", "_", Path(given["data_path"]).name.split(".")[0]) or "data", **given}
+
+
 def check_config(config, parser: argparse.ArgumentParser) -> None:
     """Refuse what no single flag can refuse by its bounds."""
-    if not re.fullmatch(r"[\w.-]*", config.run_name) or set(config.run_name) == {"."}:
-        parser.error(f"--run_name {config.run_name!r}: choose letters, digits, '_', '-' and '.'")
+    for name in ("run_name", "data_name") if config.data_path else ("run_name",):
+        text = getattr(config, name)
+        if not re.fullmatch(r"[\w.-]*", text) or set(text) == {"."}:
+            parser.error(f"--{name} {text!r}: choose letters, digits, '_', '-' and '.'")
+    alone = [f"--{name}" for name in OF_OWN_FILE if getattr(config, name) and not config.data_path]
+    if alone:
+        parser.error(f"{', '.join(alone)}: describes a file of your own; give it by --data_path FILE")
     if isinstance(config, TrainConfig):
         if config.sample_steps > config.diffusion_steps:
             parser.error(f"--sample_steps {config.sample_steps}: choose 1 to {config.diffusion_steps}, "

@@ -136,14 +136,15 @@ def _correlation(covariance: np.ndarray) -> np.ndarray:
     return covariance / np.sqrt(np.outer(variance, variance))
 
 
-def pair_distances(first: np.ndarray, second: np.ndarray, grid: tuple[int, int] | None,
-                   coordinates: np.ndarray | None) -> tuple[np.ndarray, str] | None:
+def pair_distances(first: np.ndarray, second: np.ndarray, grid: tuple[int, int] | None = None,
+                   kept: np.ndarray | None = None,
+                   coordinates: np.ndarray | None = None) -> tuple[np.ndarray, str] | None:
     """Distances between nodes and their unit: great circles in km where coordinates are known, else grid steps.
 
         haversine = sin^2(dlat / 2) + cos(lat_1) cos(lat_2) sin^2(dlon / 2),    distance = 2 R asin(sqrt(haversine))
 
     Shapes: first, second (pair,) of nodes; coordinates (node, 2), latitude and longitude in degrees; grid (rows,
-    columns), nodes in row-major order. None where neither is known.
+    columns), whose places the nodes are in row-major order, or those `kept` (node,). None where neither is known.
     """
     if coordinates is not None:
         (lat_1, lon_1), (lat_2, lon_2) = (np.radians(np.asarray(coordinates, float)[each]).T
@@ -152,6 +153,7 @@ def pair_distances(first: np.ndarray, second: np.ndarray, grid: tuple[int, int] 
                      + np.cos(lat_1) * np.cos(lat_2) * np.sin((lon_2 - lon_1) / 2)**2)
         return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(haversine.clip(0, 1))), "km"
     if grid is not None:
+        first, second = (each if kept is None else kept[each] for each in (first, second))
         (row_1, column_1), (row_2, column_2) = (np.divmod(each, grid[1]) for each in (first, second))
         return np.hypot(row_2 - row_1, column_2 - column_1), "grid steps"
     return None

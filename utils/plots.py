@@ -14,7 +14,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: E402
 
 INK, BLUE, ORANGE = "#222222", "#2166ac", "#d95f02"  # told apart by the colour-blind and in grey print
 LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (INK, ":", "^"))  # colour, line and marker of what is compared
-MAP_COLORS = "viridis"
+MAP_COLORS = matplotlib.colormaps["cividis"].with_extremes(bad="0.75")  # grey: no value
 FORMATS = ("png", "pdf", "svg")
 
 
@@ -98,30 +98,33 @@ def _take_dollars_as_they_are(figure: plt.Figure) -> None:
         text.set_parse_math(False)
 
 
-def maps(layers: dict[str, np.ndarray], unit: str, grid: tuple[int, int] | None = None,
+def maps(layers: dict[str, np.ndarray], unit: str, axes: tuple[np.ndarray, np.ndarray] | None = None,
          coordinates: np.ndarray | None = None) -> plt.Figure:
-    """Values of every node side by side, as the image of a grid or as points where coordinates are known.
+    """Values of every node side by side: points where there are coordinates, else the image of a grid, NaN in grey.
 
     The first layer has colours of its own, the others share theirs, so that spread and error can be compared.
-    Shapes: layers (node,) each; coordinates (node, 2), latitude and longitude in degrees.
+    Shapes: layers (node,) each with coordinates (node, 2), latitude and longitude in degrees; else (row, column), with
+    `axes`, the latitudes of the rows and the longitudes of the columns, where they are known.
     """
     figure, panels = plt.subplots(1, len(layers), figsize=(3.7 * len(layers), 3.3), squeeze=False, layout="constrained")
-    shared = np.concatenate(list(layers.values())[1:] or [[0.0]])
-    for place, (axes, (name, values)) in enumerate(zip(panels.flat, layers.items(), strict=True)):
+    shared = np.concatenate([values.ravel() for values in list(layers.values())[1:]] or [[0.0]])
+    named = coordinates is not None or axes is not None
+    across, along = ("longitude (degrees)", "latitude (degrees)") if named else ("column (grid steps)",
+                                                                                  "row (grid steps)")
+    for place, (panel, (name, values)) in enumerate(zip(panels.flat, layers.items(), strict=True)):
         low, high = (np.nanmin(shared), np.nanmax(shared)) if place else (np.nanmin(values), np.nanmax(values))
+        look = dict(cmap=MAP_COLORS, vmin=low, vmax=high, rasterized=True)
         if coordinates is not None:
-            latitude, longitude = np.asarray(coordinates, float).T
-            image = axes.scatter(longitude, latitude, c=values, s=12, cmap=MAP_COLORS, vmin=low, vmax=high,
-                                 rasterized=True)
-            axes.set_xlabel("longitude (degrees)")
-            axes.set_ylabel("latitude (degrees)" if not place else "")
+            drawn = panel.scatter(coordinates[:, 1], coordinates[:, 0], c=values, s=12, **look)
+        elif axes is not None:
+            drawn = panel.pcolormesh(axes[1], axes[0], np.ma.masked_invalid(values), shading="nearest", **look)
         else:
-            image = axes.imshow(values.reshape(grid), cmap=MAP_COLORS, vmin=low, vmax=high, aspect="auto",
-                                interpolation="nearest")
-            axes.set_xlabel("column (grid steps)")
-            axes.set_ylabel("row (grid steps)" if not place else "")
-        axes.set_title(name, fontsize=10)
-        figure.colorbar(image, ax=axes, location="bottom", label=unit, shrink=0.9)
+            drawn = panel.pcolormesh(np.ma.masked_invalid(values), **look)
+            panel.invert_yaxis()  # the first row on top, as in a print of the array
+        panel.set_xlabel(across)
+        panel.set_ylabel("" if place else along)
+        panel.set_title(name, fontsize=10)
+        figure.colorbar(drawn, ax=panel, location="bottom", label=unit, shrink=0.9)
     return figure
 
 
@@ -232,6 +235,37 @@ def correlation_by_pair(forecast: np.ndarray, observed: np.ndarray) -> plt.Figur
     axes.set(xlabel="correlation of the members (no unit)", ylabel="correlation observed (no unit)")
     axes.legend(frameon=False)
     return figure
+
+
+def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, shares: np.ndarray, step: str, unit: str,
+               path: Path, most: int = 1000) -> None:
+    """Draw a whole field: how its nodes lie over time, every node as a row (missing values grey), and its periods.
+
+    Shapes: values (time, node), NaN where missing; times (time,); periods in steps of length `step` and their shares
+    of the variance (line,). At most about `most` steps and nodes are drawn, evenly spread.
+    """
+    steps = slice(None, None, -(-len(values) // most))
+    nodes = slice(None, None, -(-values.shape[1] // most))
+    seen, when = np.ma.masked_invalid(values[steps]), times[steps]
+    some = seen.count(axis=1) > 0  # a step may have no value at all
+    low, middle, high = (np.full(len(seen), np.nan) for _ in range(3))
+    low[some], middle[some], high[some] = np.nanquantile(values[steps][some], (0.05, 0.5, 0.95), axis=1)
+    figure, (over_time, image, spectrum) = plt.subplots(3, 1, figsize=(9, 9), layout="constrained")
+    over_time.fill_between(when, low, high, color=BLUE, alpha=0.25, linewidth=0, label="90 % of nodes")
+    over_time.plot(when, middle, color=INK, linewidth=0.8, label="median of nodes")
+    over_time.set_xlabel("time")
+    over_time.set_ylabel(unit)
+    over_time.legend(frameon=False, fontsize=9)
+    drawn = image.pcolormesh(when, np.arange(values.shape[1])[nodes], seen[:, nodes].T, cmap=MAP_COLORS,
+                             shading="nearest", rasterized=True)
+    image.set_xlabel("time")
+    image.set_ylabel("node (number)")
+    figure.colorbar(drawn, ax=image, label=unit)
+    spectrum.semilogx(periods, 100 * shares, color=INK, linewidth=0.8)
+    spectrum.set_xlabel(f"period (steps of {step})")
+    spectrum.set_ylabel("share of the variance\nof the node mean (%)")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def draw_sampler_curves(rows: list[dict], members: int, path: Path) -> None:

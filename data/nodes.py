@@ -1,0 +1,137 @@
+"""What is known of the nodes beside their values: where they are, and the graph that joins them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .readers import LATITUDE_NAMES, LONGITUDE_NAMES, NODE_NAMES, find, listed, repeated
+
+
+def read_node_table(path: Path | str, names: tuple[str, ...] | None, num_nodes: int) -> tuple[tuple[str, ...],
+                                                                                            np.ndarray]:
+    """Names and coordinates (node, 2) of the nodes, from a CSV with the columns name, lat, lon.
+
+    names: those of the data file, in whose order the result is; without any, the table's rows are the nodes.
+    Raises: ValueError that lists missing, unknown and repeated names.
+    """
+    table = _read_csv(path, header=0)
+    name, latitude, longitude = columns = [find(list(table.columns), known)
+                                           for known in (NODE_NAMES, LATITUDE_NAMES, LONGITUDE_NAMES)]
+    if None in columns:
+        raise ValueError(f"{path}: columns {listed(list(table.columns))}; expected name, lat, lon")
+    check_names(table[name].tolist(), names, path)
+    if len(table) != num_nodes:
+        raise ValueError(f"{path}: {len(table)} rows; the data has {num_nodes} nodes")
+    places = table[[latitude, longitude]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    wrong = ~((np.abs(places[:, 0]) <= 90) & (-180 <= places[:, 1]) & (places[:, 1] <= 360))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"{path}: line {row + 2}: {latitude} {table[latitude][row]}, {longitude} "
+                         f"{table[longitude][row]}; expected degrees, -90 to 90 and -180 to 360")
+    if names is None:
+        return tuple(table[name]), places
+    row = {name: row for row, name in enumerate(table[name])}
+    return names, places[[row[name] for name in names]]
+
+
+def read_graph(path: Path | str, names: tuple[str, ...]) -> Tensor:
+    """The weights (node, node) of a graph, float32, rows and columns in the order of `names`; 0: no edge.
+
+    A square matrix (.npy, .npz with one array or as SciPy stores a sparse one, .csv with or without names), or a
+    .csv of edges with the columns from, to and, optionally, weight (else 1). No pickle is ever loaded.
+    Raises: ValueError for what does not fit the nodes.
+    """
+    path = Path(path).expanduser()
+    ending = path.suffix.lower()
+    if ending not in (".csv", ".npy", ".npz"):
+        raise ValueError(f"{path}: a graph is read from .csv, .npy or .npz (pickles are never loaded)")
+    matrix = _from_text(path, names) if ending == ".csv" else _from_arrays(path)
+    if matrix.dtype.kind not in "biuf" or matrix.shape != (len(names), len(names)):
+        raise ValueError(f"{path}: a graph of shape {matrix.shape}, type {matrix.dtype}; expected real numbers, "
+                         f"({len(names)}, {len(names)}): a row and a column per node")
+    if not np.isfinite(matrix).all():
+        row, column = np.argwhere(~np.isfinite(matrix))[0]
+        raise ValueError(f"{path}: weight {matrix[row, column]} from {names[row]} to {names[column]}; expected finite "
+                         "numbers")
+    return torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
+
+
+def _from_arrays(path: Path) -> np.ndarray:
+    try:
+        content = np.load(path, allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            return content
+        with content as archive:
+            if "indptr" in archive:
+                from scipy.sparse import load_npz  # only here: slow to import
+                return load_npz(path).toarray()
+            if len(archive.files) != 1:
+                raise ValueError(f"keys {listed(archive.files)}; expected one array")
+            return archive[archive.files[0]]
+    except Exception as error:  # whatever a damaged file makes the libraries raise, the user made one mistake
+        detail = "it holds Python objects, which are never loaded" if "allow_pickle" in str(error) else error
+        raise ValueError(f"{path}: not a readable graph: {detail}") from error
+
+
+def _from_text(path: Path, names: tuple[str, ...]) -> np.ndarray:
+    first = _read_csv(path, nrows=1)
+    header = [str(cell).strip().lower() for cell in first.iloc[0]]
+    if {"from", "to"} <= set(header):
+        return _from_edges(path, names)
+    if pd.to_numeric(first.iloc[0], errors="coerce").notna().all():
+        return _as_numbers(_read_csv(path), path, 1)
+    table = _read_csv(path, header=0, index_col=0)
+    table.index, table.columns = table.index.astype(str), table.columns.str.strip()
+    for found in (table.index, table.columns):
+        check_names(found.tolist(), names, path)
+    return _as_numbers(table, path, 2)[np.ix_(table.index.get_indexer(names), table.columns.get_indexer(names))]
+
+
+def _from_edges(path: Path, names: tuple[str, ...]) -> np.ndarray:
+    edges = _read_csv(path, header=0).rename(columns=str.lower)
+    place = {name: node for node, name in enumerate(names)}
+    ends = [edges[end].map(place) for end in ("from", "to")]
+    unknown = dict.fromkeys(name for end, known in zip(("from", "to"), ends, strict=True)
+                            for name in edges[end][known.isna()])
+    if unknown:
+        raise ValueError(f"{path}: unknown nodes {listed(list(unknown))}; the data has {listed(list(names))}")
+    twice = edges.duplicated(["from", "to"]).to_numpy()
+    if twice.any():
+        row = int(twice.argmax())
+        raise ValueError(f"{path}: line {row + 2}: the edge {edges['from'][row]} to {edges['to'][row]} comes twice")
+    matrix = np.zeros((len(names), len(names)))
+    weight = _as_numbers(edges[["weight"]], path, 2)[:, 0] if "weight" in edges else 1
+    matrix[ends[0], ends[1]] = weight
+    return matrix
+
+
+def check_names(found: list, wanted: tuple[str, ...] | None, source: Path | str) -> None:
+    """Raises: ValueError that lists names that come twice, and those that are missing or unknown to the data."""
+    there, known = set(found), set(wanted or found)
+    faults = {
+        "named twice": repeated(found),
+        "missing": [name for name in wanted or () if name not in there],
+        "unknown to the data": [name for name in found if name not in known],
+    }
+    if any(faults.values()):
+        listing = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in faults.items() if names)
+        raise ValueError(f"{source}: names of nodes: {listing}")
+
+
+def _read_csv(path: Path | str, **options) -> pd.DataFrame:
+    """A small CSV as text, whatever its cells hold."""
+    try:
+        return pd.read_csv(path, **{"header": None, "dtype": str, **options})
+    except (UnicodeDecodeError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise ValueError(f"{path}: not a readable CSV file: {' '.join(str(error).split())}") from error
+
+
+def _as_numbers(table: pd.DataFrame, path: Path, first_line: int) -> np.ndarray:
+    parsed = table.apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    if np.isnan(parsed).any():
+        row, column = np.argwhere(np.isnan(parsed))[0]
+        raise ValueError(f"{path}: line {first_line + row}: {table.iat[row, column]!r} is not a number")
+    return parsed

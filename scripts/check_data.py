@@ -1,0 +1,219 @@
+"""Look at a data file of your own before training: is it valid, what does it hold, which flags suit it.
+
+    python -m scripts.check_data rain.csv --picture rain.png
+    python -m scripts.check_data speed.npy --freq 5min --start 2012-03-01 --graph edges.csv
+
+It reads the file as both stages do, with the same flags, and says what they would see; a few training steps of both
+stages are run for the estimate of time and memory. Nothing is kept.
+"""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.calendar import DAY, MINUTES, Interval, in_words
+from data.fields import Field, load_field
+from data.readers import listed, say_if_large
+from data.scaling import BLOCK
+from data.windows import SPLITS, WindowedField
+from main_pretrain import build_mean_model, own_file
+from main_train import build_forecaster
+from models import MEAN_MODELS
+from scripts.benchmark_speed import training_step
+from utils import checkpoint
+from utils.config import (
+    DATA_FLAGS,
+    OF_OWN_FILE,
+    FlagParser,
+    PretrainConfig,
+    TrainConfig,
+    check_config,
+    output_path,
+    run_main,
+    with_own_data,
+)
+from utils.device import choose_device
+from utils.plots import draw_field
+
+FLAGS = (*OF_OWN_FILE, "data_name", "split", "support", "history_len", "predict_len", "batch_size", "device")
+PEAK = 0.02  # share of the variance under which a period is not worth a word
+ROUNDING = 1e-9  # share of the largest value under which a series is straight
+SUITABLE = range(6, 49)  # periods, in steps, that make good lengths of history and forecast
+STATISTICS_WINDOWS, SECONDS = 100, 2.0  # what the measured steps may cost
+
+
+def complete(values: torch.Tensor) -> torch.Tensor:
+    """Values (time, node) with what is missing filled by the mean of its node (0 where that has none)."""
+    values = values.float()
+    return torch.where(values.isnan(), values.nanmean(0).nan_to_num(), values)
+
+
+def periodogram(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Periods, in steps, and the share that each has in the variance of a series (time,) without its trend.
+
+    Only periods that fit into the series at least twice.
+    """
+    steps = np.arange(len(series))
+    straight = series - np.polyval(np.polyfit(steps, series, 1), steps) if len(series) > 2 else 0 * series
+    straight *= straight.std() > ROUNDING * np.abs(series).max()
+    power = np.abs(np.fft.rfft(straight * np.hanning(len(series)))) ** 2
+    lines = np.arange(2, len(power))
+    return len(series) / lines, power[2:] / max(power.sum(), 1e-300)
+
+
+def strongest_periods(series: np.ndarray, interval: Interval, most: int = 3) -> list[tuple[int, float]]:
+    """The highest peaks of the periodogram as (period in steps, share of the variance), the strongest first.
+
+    A period that the length of the series cannot tell from a day, a week or a year is taken as that.
+    """
+    periods, shares = periodogram(series)
+    around = np.pad(shares, 1)
+    peaks = np.flatnonzero((shares >= around[:-2]) & (shares > around[2:]) & (shares >= PEAK))
+    found = {}
+    for peak in peaks[np.argsort(-shares[peaks], kind="stable")]:
+        blur = periods[peak] ** 2 / len(series)  # distance of two neighbouring lines
+        period = next((cycle for cycle in cycles(interval).values() if abs(cycle - periods[peak]) <= blur),
+                      round(periods[peak]))
+        found.setdefault(period, float(around[peak:peak + 3].sum()))  # the window spreads a line over three
+    return list(found.items())[:most]
+
+
+def cycles(interval: Interval) -> dict[str, int]:
+    """Steps of a day, a week and a year, where that is a whole number above one (a year: to the nearest)."""
+    count, unit = interval
+    if unit == "month":
+        return {"year": 12 // count} if 12 % count == 0 and count < 12 else {}
+    minutes = count * MINUTES[unit]
+    whole = {name: length // minutes for name, length in (("day", DAY), ("week", 7 * DAY))
+             if length % minutes == 0 and length > minutes}
+    return {**whole, "year": round(365.25 * DAY / minutes)}
+
+
+def suggested_lengths(periods: list[tuple[int, float]], steps: int) -> int:
+    """History and forecast of one period where that is a suitable number of steps, else 12; less for a short series."""
+    length = next((period for period, _ in periods if period in SUITABLE), 12)
+    return max(1, min(length, steps // 12))
+
+
+def suggested_batch(windows: int) -> int:
+    """About a hundred training steps an epoch."""
+    return int(2 ** np.clip(np.round(np.log2(max(windows, 1) / 100)), 3, 6))
+
+
+def description(field: Field, periods: list[tuple[int, float]]) -> dict[str, str]:
+    """What a field holds, in words, by subject."""
+    values, spec = field.values, field.spec
+    missing = torch.stack([block.isnan().sum(0) for block in values.split(BLOCK)]).sum(0)
+    present = values[~values.isnan()].float()
+    constant = [name for name, series in zip(field.node_names, values.T, strict=True)
+                if len(seen := series[~series.isnan()]) and seen.min() == seen.max()]
+    count, nodes = int(missing.sum()), [field.node_names[node] for node in missing.nonzero().flatten().tolist()]
+    whole = "whole numbers, " if bool((present == present.round()).all()) else ""
+    zeros = float((present == 0).double().mean())
+    named = {steps: name for name, steps in cycles(spec.interval).items()}
+    times = field.calendar.times
+    grid = f", grid of {field.grid[0]} x {field.grid[1]}" if field.grid else ""
+    return {
+        "shape": f"{len(values)} time steps x {len(values.T)} nodes{grid}; unit: {spec.unit}",
+        "time": f"every {in_words(spec.interval)} from {times[0]} to {times[-1]}; cycles: "
+                f"{', '.join(field.calendar.names)}",
+        "values": f"{float(present.min()):.6g} to {float(present.max()):.6g}, mean "
+                  f"{float(present.double().mean()):.6g}; {whole}{zeros:.1%} zeros",
+        "missing": f"{count} values ({count / values.numel():.2%}) of {len(nodes)} nodes: {listed(nodes)}" if count
+                   else "none",
+        "constant": f"{len(constant)} nodes: {listed(constant)}" if constant else "no node",
+        "periods": ", ".join(f"{steps} steps{f' (1 {named[steps]})' if steps in named else ''} {share:.0%}"
+                             for steps, share in periods) or "none that stands out",
+        "nodes": f"{listed(list(field.node_names))}; {'with' if field.coordinates is not None else 'no'} coordinates, "
+                 f"{'with a' if field.graph is not None else 'no'} graph",
+    }
+
+
+def saved_bytes(loss) -> int:
+    """Memory that the forward pass `loss()` keeps for the backward pass."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss()
+    return sum(kept.values())
+
+
+def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> dict[str, str]:
+    """What training both stages on this data takes, measured on a few steps, in words."""
+    train = TrainConfig(history_len=config.history_len, predict_len=config.predict_len, batch_size=config.batch_size)
+    model = build_mean_model(checkpoint.settings(config), data.num_nodes, data.calendar_sizes).to(device)
+    batch = next(iter(data.batches("train", config.batch_size)))
+    memory = saved_bytes(lambda: model.loss(batch.future, *batch.known))
+    weights = sum(weight.numel() for weight in model.parameters())
+    first = training_step(model, lambda b: model.loss(b.future, *b.known), data, config, SECONDS)
+    forecaster = build_forecaster(checkpoint.settings(train), model, data.facts()).to(device)
+    forecaster.fit_statistics(data.batches("train", config.val_batch_size, limit=STATISTICS_WINDOWS),
+                              data.fluctuation_scale)
+    second = training_step(forecaster, lambda b: forecaster.loss(b.future, *b.known), data, train, SECONDS)
+    steps = len(data.batches("train", config.batch_size))
+    minutes = steps * (first * config.epochs + second * train.epochs) / 60
+    return {
+        "cost": f"{steps} steps an epoch; a step of stage 1 takes {first:.3g} s, of stage 2 {second:.3g} s on {device} "
+                f"(threads: {torch.get_num_threads()}): at most {minutes:.2g} minutes for {config.epochs} and "
+                f"{train.epochs} epochs, without validation and scores",
+        "memory": f"field {data.field.values.numel() * 4 / 2**20:.3g} MiB, a step of stage 1 {memory / 2**20:.3g} MiB, "
+                  f"its weights and optimiser {weights * 24 / 2**20:.3g} MiB",
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = FlagParser(__doc__.splitlines()[0])
+    parser.add_argument("file", help="the data file; its flags are those of main_pretrain.py for --data_path")
+    parser.add_argument("--picture", type=output_path, default=None, help="draw the field there (.png or .pdf)")
+    parser.add_flags(PretrainConfig, {"mean_model": MEAN_MODELS}, FLAGS)
+    given = vars(parser.parse_args(arguments))
+    picture = given.pop("picture")
+    given = with_own_data({"data_path": given.pop("file"), **given})
+    config = replace(PretrainConfig(), **given)
+    check_config(config, parser)
+    device = choose_device(config.device)
+    field = load_field(config.data_name, Path(), own=own_file(checkpoint.settings(config)), missing="mask")
+    for note in field.notes:
+        print(f"note: {note}")
+    say_if_large(Path(config.data_path), 12 * field.values.numel())  # three copies in float32
+    whole = replace(field, values=complete(field.values))
+    series = whole.values.double().mean(1).numpy()
+    periods = strongest_periods(series, field.spec.interval)
+
+    def say(lines: dict[str, str]) -> None:
+        for subject, words in lines.items():
+            print(f"{subject:9} {words}", flush=True)
+
+    print(f"{config.data_path} can be read")
+    say(description(field, periods))
+    if picture:
+        draw_field(field.values.numpy(), field.calendar.times, *periodogram(series), in_words(field.spec.interval),
+                   field.spec.unit, picture)
+        print(f"{'picture':9} {picture}")
+    length = suggested_lengths(periods, len(series))
+    config = replace(config, **{"history_len": length, "predict_len": length, **given})
+    data = WindowedField(whole, config.history_len, config.predict_len, device, config.split)
+    config = replace(config, **{"batch_size": suggested_batch(len(data.starts["train"])), **given})
+    support = config.support
+    if support == "auto":
+        support = "nonnegative" if data.field.spec.nonnegative else "any"
+    say({"windows": ", ".join(f"{len(data.starts[split])} {split}" for split in SPLITS)
+         + f" of {config.history_len} + {config.predict_len} steps", **cost(data, config, device)})
+    flags = {name: getattr(config, name) for name in DATA_FLAGS
+             if name in given or name in ("history_len", "predict_len")}
+    flags |= {"batch_size": config.batch_size, "support": support}
+    line = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in flags.items())
+    line += " --missing mask" if field.values.isnan().any() else ""
+    print(f"train it with\n  python main_pretrain.py {line}\n  python main_train.py {line}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

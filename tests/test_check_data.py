@@ -1,0 +1,176 @@
+"""A file is described as it is, and the flags that are suggested for it train it."""
+
+import re
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, make_field, random_values
+
+import main_pretrain
+from data.fields import OwnFile, load_field
+from scripts import check_data
+from scripts.check_data import (
+    complete,
+    cycles,
+    description,
+    periodogram,
+    saved_bytes,
+    strongest_periods,
+    suggested_batch,
+    suggested_lengths,
+)
+from utils.config import run_main
+
+QUICK = ["--device", "cpu"]
+
+
+def wave(steps, *periods):
+    """Sines of these periods, the first the strongest, on a trend."""
+    time = np.arange(steps)
+    return 0.05 * time + sum(np.sin(2 * np.pi * time / period) * (len(periods) - index)
+                             for index, period in enumerate(periods))
+
+
+def said_of(capsys, *arguments) -> dict[str, str]:
+    assert check_data.main([*map(str, arguments), *QUICK]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return {line.split()[0].rstrip(":"): line for line in lines} | {"all": "\n".join(lines)}
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """Few training steps are measured."""
+    monkeypatch.setattr(check_data, "SECONDS", 0.0)
+
+
+@pytest.fixture
+def hourly(tmp_path):
+    """Ten days of counts at four places: a daily wave; a constant node; 12 values missing."""
+    values = (40 * wave(240, 24)[:, None] + random_values(240, 4) / 20).round().clip(0)
+    values[:, 2], values[7:19, 1] = 5, np.nan
+    path = tmp_path / "my counts.csv"
+    pd.DataFrame(values, pd.date_range("2024-01-01", periods=240, freq="h", name="time"), list("abcd")).to_csv(path)
+    return path
+
+
+@pytest.mark.parametrize("periods, interval, found", [
+    ((24,), (1, "hour"), [24]), ((24, 168), (1, "hour"), [24, 168]), ((12,), (1, "month"), [12]),
+    ((48, 9), (30, "minute"), [48, 9]), ((100,), (5, "minute"), [100]),
+])
+def test_the_periods_of_a_wave_are_found_strongest_first(periods, interval, found):
+    for steps in (1000, 1008, 1020):  # whole numbers of periods, and not
+        seen = [period for period, _ in strongest_periods(wave(steps, *periods), interval)]
+        assert seen == pytest.approx(found, rel=0.03)  # a day, a week and a year exactly, else as the length can tell
+        assert seen == found or max(found) == 100
+
+
+def test_a_sine_has_all_of_the_variance_and_noise_has_no_period():
+    (_, share), = strongest_periods(wave(960, 24), (1, "hour"))
+    assert share == pytest.approx(1, abs=0.02)
+    assert strongest_periods(np.random.default_rng(0).normal(size=4000), (1, "hour")) == []
+    assert strongest_periods(np.full(50, 3.0), (1, "hour")) == []
+
+
+def test_the_shares_of_all_periods_add_up_to_the_variance_of_what_repeats():
+    periods, shares = periodogram(wave(960, 24))
+    assert periods.max() == 480 and periods.min() == 2 and shares.sum() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("interval, expected", [
+    ((5, "minute"), {"day": 288, "week": 2016, "year": 105192}), ((1, "day"), {"week": 7, "year": 365}),
+    ((1, "week"), {"year": 52}), ((1, "month"), {"year": 12}), ((3, "month"), {"year": 4}), ((12, "month"), {}),
+])
+def test_the_cycles_of_an_interval_are_counted_in_steps(interval, expected):
+    assert cycles(interval) == expected
+
+
+@pytest.mark.parametrize("periods, steps, length", [
+    ([(24, 0.5)], 5000, 24), ([(288, 0.9), (36, 0.1)], 5000, 36), ([(288, 0.9)], 5000, 12), ([], 5000, 12),
+    ([(24, 0.5)], 120, 10), ([], 5, 1),
+])
+def test_one_period_is_suggested_where_it_is_a_suitable_length(periods, steps, length):
+    assert suggested_lengths(periods, steps) == length
+
+
+@pytest.mark.parametrize("windows, batch", [(1, 8), (900, 8), (1957, 16), (5242, 64), (10**6, 64)])
+def test_the_suggested_batch_gives_about_a_hundred_steps_an_epoch(windows, batch):
+    assert suggested_batch(windows) == batch
+
+
+def test_missing_values_are_filled_with_the_mean_of_their_node():
+    nan = float("nan")
+    filled = complete(torch.tensor([[1.0, nan, nan], [3, 5, nan], [nan, 7, nan]]))
+    assert filled.tolist() == [[1, 6, 0], [3, 5, 0], [2, 7, 0]]
+
+
+def test_the_description_counts_zeros_missing_values_and_constant_nodes():
+    values = random_values(60, 3)
+    values[:30, 0], values[:, 1], values[10:16, 2] = 0, 7, np.nan
+    said = description(make_field(values), [(24, 0.4), (9, 0.1)])
+    assert said["shape"].startswith("60 time steps x 3 nodes; unit: arbitrary")
+    assert "every 1 hour from 2020-01-06T00:00 to 2020-01-08T11:00" in said["time"]
+    assert said["missing"] == "6 values (3.33%) of 1 nodes: node 2" and said["constant"] == "1 nodes: node 1"
+    assert said["values"].startswith("0 to ") and said["values"].endswith(f"{30 / 174:.1%} zeros")
+    assert said["periods"] == "24 steps (1 day) 40%, 9 steps 10%"
+    assert description(make_field(random_values(60, 3)), [])["missing"] == "none"
+
+
+def test_the_memory_of_a_step_is_that_of_the_tensors_it_keeps():
+    weight = torch.nn.Parameter(torch.ones(100))
+    assert saved_bytes(lambda: (weight * torch.ones(100)).sum()) == 400  # only the other factor is kept
+    assert saved_bytes(lambda: (weight * weight.exp()).sum()) == 2 * 400
+
+
+def test_a_file_is_described_and_its_suggested_flags_train_it(hourly, tmp_path, capsys):
+    picture = tmp_path / "field.png"
+    said = said_of(capsys, hourly, "--picture", picture)
+    assert "240 time steps x 4 nodes" in said["shape"] and "24 steps (1 day)" in said["periods"]
+    assert "12 values (1.25%) of 1 nodes: b" in said["missing"] and "1 nodes: c" in said["constant"]
+    assert re.search(r"\d+ train, \d+ validation, \d+ test of 20 \+ 20 steps", said["windows"])
+    assert re.search(r"stage 1 takes [\d.e-]+ s, of stage 2 [\d.e-]+ s on cpu", said["cost"])
+    assert matplotlib.image.imread(picture).std() > 0.05
+    flags = said["all"].split("main_pretrain.py ")[1].splitlines()[0]
+    assert f"--data_name my_counts --data_path '{hourly}' " in flags
+    assert "--history_len 20 --predict_len 20 --batch_size 8 --support nonnegative --missing mask" in flags
+
+
+def test_the_suggested_line_is_accepted_as_it_stands(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", random_values(120, 3))
+    said = said_of(capsys, tmp_path / "a.npy", "--freq", "1d", "--start", "2024-01-01", "--split", "0.5,0.25,0.25")
+    line = said["all"].split("main_pretrain.py ")[1].splitlines()[0]
+    assert main_pretrain.main([*line.split(), "--dry_run", *QUICK, "--save_dir", str(tmp_path)]) == 0
+    assert said["windows"].split(" of ")[0].split(maxsplit=1)[1] in capsys.readouterr().out
+
+
+def test_flags_that_are_given_are_kept(hourly, capsys):
+    said = said_of(capsys, hourly, "--history_len", "8", "--predict_len", "4", "--batch_size", "16", "--support", "any",
+                   "--data_name", "mine", "--unit", "cars")
+    assert "of 8 + 4 steps" in said["windows"] and "unit: cars" in said["shape"]
+    line = said["all"].split("main_pretrain.py ")[1].splitlines()[0]
+    assert all(flag in line for flag in ("--data_name mine", "--batch_size 16", "--support any", "--unit cars"))
+
+
+@pytest.mark.parametrize("text, flags, words", [
+    ("time,a\n2024-01-01,1\n2024-01-02,2\n2024-01-04,3\n", [], "line 4: time 2024-01-04T00:00, expected 2024-01-03"),
+    ("time,a\n2024-01-01,1\n2024-01-02,2\n", [], "no validation window: 2 steps in all"),
+    ("a\n1\n2\n", [], "no time stamps; give --freq"), ("a\n1\n", ["--freqq", "1h"], "unrecognized arguments"),
+])
+def test_what_cannot_be_trained_is_one_line_and_status_2(tmp_path, capsys, text, flags, words):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        run_main(lambda: check_data.main([str(tmp_path / "a.csv"), *flags]))
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and words in said and said.count("\n") == 1
+
+
+def test_a_field_with_a_step_without_any_value_is_drawn(tmp_path):
+    values = random_values(30, 3)
+    values[4] = values[:, 1] = np.nan
+    np.save(tmp_path / "a.npy", values)
+    field = load_field("a", ROOT, own=OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01"), missing="mask")
+    check_data.draw_field(field.values.numpy(), field.calendar.times, *periodogram(wave(30, 6)), "1 hour", "mm",
+                          tmp_path / "a.png", most=10)
+    assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.05

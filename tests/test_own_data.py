@@ -1,0 +1,102 @@
+"""A file of one's own through both stages, as its owner would: three fields that differ in kind."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray
+from conftest import random_values
+
+import main_pretrain
+import main_train
+from main_train import open_run_data
+from utils.checkpoint import load_checkpoint
+
+TINY = ["--epochs", "1", "--history_len", "6", "--predict_len", "4", "--channels", "8", "--layers", "1", "--nsample",
+        "6", "--sample_steps", "2", "--test_windows", "8", "--device", "cpu", "--modes", "2"]
+
+
+def hourly_csv(folder):
+    values = random_values(160, 3).round().clip(0)
+    values[0, 0] = 0
+    times = pd.date_range("2024-01-01", periods=160, freq="h", name="time")
+    pd.DataFrame(values, times, ["x", "y", "z"]).to_csv(folder / "bikes.csv")
+    return ["--data_path", str(folder / "bikes.csv"), "--split", "2024-01-05,2024-01-06", "--unit", "bikes"]
+
+
+def monthly_netcdf(folder):
+    values = random_values(120, 6).reshape(120, 2, 3)
+    values[:, 0, 1] = np.nan
+    xarray.Dataset({"sst": (("time", "lat", "lon"), values, {"units": "K"}), "mask": (("lat",), [0.0, 1.0])}, {
+        "time": pd.date_range("1950-01-01", periods=120, freq="MS"), "lat": [0.0, 1.0], "lon": [5.0, 6.0, 7.0],
+    }).to_netcdf(folder / "sea.nc")
+    return ["--data_path", str(folder / "sea.nc"), "--variable", "sst"]
+
+
+def five_minute_npy(folder):
+    np.save(folder / "speed.npy", random_values(150, 4) + 40)
+    (folder / "edges.csv").write_text("from,to,weight\nnode 0,node 1,0.5\nnode 3,node 2,1\n")
+    return ["--data_path", str(folder / "speed.npy"), "--freq", "5min", "--start", "2024-01-01T06:00", "--graph",
+            str(folder / "edges.csv"), "--data_name", "roads"]
+
+
+@pytest.mark.parametrize("write, name, facts", [
+    (hourly_csv, "bikes", dict(num_nodes=3, calendar_sizes=[24, 7], unit="bikes", nonnegative=True)),
+    (monthly_netcdf, "sea", dict(num_nodes=5, calendar_sizes=[12], unit="K", nonnegative=False)),
+    (five_minute_npy, "roads", dict(num_nodes=4, calendar_sizes=[288, 7], unit="unit not stated", nonnegative=False)),
+])
+def test_a_file_of_ones_own_goes_through_both_stages_and_is_opened_again(tmp_path, monkeypatch, capsys, write, name,
+                                                                         facts):
+    flags = [*TINY, *write(tmp_path), "--save_dir", str(tmp_path / "save")]
+    assert main_pretrain.main(flags) == 0 and main_train.main(flags) == 0
+    assert ("left out" in capsys.readouterr().err) == (name == "sea")
+    folder = tmp_path / "save" / "diffusion" / f"{name}_6_4"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["data_name"] == name and 0 < metrics["CRPS"] < 1 and metrics["windows"] == 8
+    monkeypatch.chdir(tmp_path)  # from another folder
+    content = load_checkpoint(folder / "model.pt")
+    data = open_run_data(content, "", "cpu")
+    assert data.num_nodes == facts["num_nodes"] and list(data.calendar_sizes) == facts["calendar_sizes"]
+    assert data.field.spec.unit == facts["unit"] and data.field.spec.nonnegative is facts["nonnegative"]
+    if name == "roads":
+        assert data.field.graph[3, 2] == 1
+    if name == "bikes":
+        assert str(data.times(int(data.starts["test"][0]))[6]) == "2024-01-06T00:00"
+
+
+@pytest.mark.parametrize("nodes", [1, 10_000])
+def test_one_node_and_ten_thousand_work_and_the_memory_is_said_before(tmp_path, capsys, nodes):
+    """faults 19"""
+    np.save(tmp_path / "a.npy", random_values(40, nodes))
+    flags = [*TINY, "--history_len", "3", "--predict_len", "1", "--channels", "2", "--embedding", "2", "--test_windows",
+             "1", "--data_path", str(tmp_path / "a.npy"), "--freq", "1d", "--start", "2024-01-01", "--save_dir",
+             str(tmp_path)]
+    for main in (main_pretrain.main, main_train.main):
+        assert main([*flags, "--dry_run"]) == 0
+        assert f"memory: field {nodes * 160 / 2**20:.1f} MiB; weights" in capsys.readouterr().out
+        assert main(flags) == 0
+    assert 0 < json.loads((tmp_path / "diffusion" / "a_3_1" / "metrics.json").read_text())["CRPS"] < 1
+
+
+def test_stage_2_names_the_command_with_the_flags_of_the_file(tmp_path):
+    flags = five_minute_npy(tmp_path)
+    with pytest.raises(ValueError, match="main_pretrain.py --data_name roads --data_path .*speed.npy --freq 5min "
+                                         "--start 2024-01-01T06:00 --graph .*edges.csv"):
+        main_train.main([*TINY, *flags, "--save_dir", str(tmp_path / "save")])
+
+
+def test_stage_2_on_another_split_is_refused(tmp_path):
+    flags = [*TINY, *hourly_csv(tmp_path), "--save_dir", str(tmp_path / "save")]
+    main_pretrain.main(flags)
+    with pytest.raises(ValueError, match="stage-1 model does not fit: scaler_mean"):
+        main_train.main([*flags, "--split", "0.6,0.2,0.2"])
+
+
+def test_a_file_that_changed_since_training_is_refused(tmp_path):
+    flags = [*TINY, *five_minute_npy(tmp_path), "--save_dir", str(tmp_path / "save")]
+    main_pretrain.main(flags)
+    np.save(tmp_path / "speed.npy", random_values(150, 4) + 41)
+    content = load_checkpoint(tmp_path / "save" / "mean" / "roads_6_4" / "model.pt")
+    with pytest.raises(ValueError, match="roads: other data than the run was trained on: scaler_mean"):
+        open_run_data(content, "", "cpu")
