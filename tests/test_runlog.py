@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.checkpoint import settings
 from utils.config import TrainConfig
@@ -16,9 +17,7 @@ def line(epoch, score, loss=0.5):
 
 def shown(folder):
     """What TensorBoard reads: the (epoch, value) pairs of every curve."""
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator",
-                                 reason="the package tensorboard is not installed")
-    found = events.EventAccumulator(str(folder))
+    found = EventAccumulator(str(folder))
     found.Reload()
     return {name: [(event.step, pytest.approx(event.value)) for event in found.Scalars(name)]
             for name in found.Tags()["scalars"]}
@@ -30,7 +29,6 @@ def test_nothing_is_written_unless_wanted(tmp_path):
 
 
 def test_tensorboard_shows_the_numbers_of_every_line_by_epoch(tmp_path):
-    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
     show = tensorboard_log(tmp_path, wanted=True)
     for each in (line(0, 1.0, loss=None), line(1, 0.7), line(2, 0.6)):
         show(each)
@@ -38,7 +36,6 @@ def test_tensorboard_shows_the_numbers_of_every_line_by_epoch(tmp_path):
 
 
 def test_epochs_that_come_again_replace_those_that_stood_there(tmp_path):
-    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
     for epochs, score in (((0, 1, 2, 3), 1.0), ((2, 3, 4), 2.0)):
         show = tensorboard_log(tmp_path, wanted=True)
         for epoch in epochs:

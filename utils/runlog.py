@@ -37,7 +37,8 @@ def tensorboard_log(folder: Path, wanted: bool):
     try:
         from torch.utils.tensorboard import SummaryWriter  # an extra, and slow to import
     except ImportError as error:
-        raise ValueError("--tensorboard needs the package tensorboard: pip install -r requirements-extras.txt") from error
+        raise ValueError("--tensorboard needs the package tensorboard: pip install -r requirements-extras.txt"
+                         ) from error
     writer = None
 
     def show(line: dict) -> None:
