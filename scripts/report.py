@@ -30,7 +30,6 @@ from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.diagnostics import Diagnostics, binned_means, pair_distances
 from utils.evaluation import evaluate_ensemble
-from utils.metrics import member_quantiles, sort_members
 from utils.report import Picture, number, page, paragraph, table
 
 REPORT, PICTURES = "report.html", "pictures"
@@ -143,7 +142,7 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
                   data: WindowedField) -> Iterator[tuple[str, plt.Figure, str]]:
     """Every picture of the report: its name in CAPTIONS, its figure, and what it shows in words.
 
-    window: see `middle_window`. Maps and distances need a grid or coordinates; without, pairs of nodes are compared
+    window: see `plots.forecast_window`. Maps and distances need a grid or coordinates; without, pairs of nodes are compared
     by their correlation alone.
     """
     field, diagnostics, ours = data.field, found.diagnostics, found.scores["this run"]
@@ -220,26 +219,16 @@ def fan_data(draw, data: WindowedField, split: str, nodes: dict[str, np.ndarray]
              f"{number(nodes['truth'][node])} {unit}; 90 % interval holds {100 * nodes['coverage90'][node]:.0f} %"
              for node in chosen]
     windows, drawn = [], []
-    for batch in data.batches(split, 1, limit=PICKED_WINDOWS):
-        times = times_of(data, int(batch.start))
+    for start in data.batches(split, 1, limit=PICKED_WINDOWS).starts:
+        times = times_of(data, int(start))
         windows.append({"name": f"from {times[data.history_len]}", "times": times})
-        members, history, observed = (data.scaler.physical(values)[..., chosen].cpu()
-                                      for values in (draw(batch), batch.history, batch.future))
-        quantiles = member_quantiles(sort_members(members), FAN_LEVELS)
-        drawn.append([{"history": _rounded(history[0, :, k]), "observed": _rounded(observed[0, :, k]),
-                       "quantiles": [_rounded(line) for line in quantiles[0, :, :, k]]} for k in range(len(chosen))])
+        window = plots.forecast_window(draw, data, start, chosen)
+        quantiles = np.quantile(window["members"], FAN_LEVELS, axis=0)
+        drawn.append([{"history": _rounded(window["history"][:, k]), "observed": _rounded(window["truth"][:, k]),
+                       "quantiles": [_rounded(line) for line in quantiles[:, :, k]]} for k in range(len(chosen))])
     listed = [{"name": name + remarks.get(node, ""), "text": text, "windows": list(fans)}
               for node, name, text, fans in zip(chosen, names, texts, zip(*drawn, strict=True), strict=True)]
     return {"unit": unit, "first": int(np.flatnonzero(chosen == busiest)[0]), "windows": windows, "nodes": listed}
-
-
-def middle_window(draw, data: WindowedField, split: str, busiest: np.ndarray) -> dict:
-    """The arguments of `plots.fan_charts` for the middle window of a split."""
-    batch = data.batch(data.starts[split][len(data.starts[split]) // 2].reshape(1))
-    members, history, truth = (data.scaler.physical(values)[0].float().cpu().numpy()[..., busiest]
-                               for values in (draw(batch), batch.history, batch.future))
-    return {"times": data.times(int(batch.start)), "history": history, "truth": truth, "members": members,
-            "names": [data.field.node_names[node] for node in busiest]}
 
 
 def write_pictures(folder: Path, drawn: Iterator[tuple[str, plt.Figure, str]]) -> list[Picture]:
@@ -322,7 +311,7 @@ def times_of(data: WindowedField, start: int) -> list[str]:
     return [time.replace("T", " ") for time in np.datetime_as_string(data.times(start), unit=finest).tolist()]
 
 
-def _rounded(values: torch.Tensor) -> list:
+def _rounded(values: np.ndarray) -> list:
     """Five digits of each value; None for what is missing."""
     return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
 
@@ -352,8 +341,9 @@ def main(arguments: list[str] | None = None) -> int:
     draw = ensemble_drawer(model, settings, device)
     fans = fan_data(draw, data, split, nodes, int(busiest[0]))
 
-    pictures = write_pictures(folder / PICTURES, draw_pictures(
-        found, read_logs(folder, content["mean_run"]), middle_window(draw, data, split, busiest), data))
+    window = plots.forecast_window(draw, data, data.starts[split][len(data.starts[split]) // 2], busiest)
+    pictures = write_pictures(folder / PICTURES,
+                              draw_pictures(found, read_logs(folder, content["mean_run"]), window, data))
     trained = checkpoint.read_json(folder / checkpoint.METRICS) if (folder / checkpoint.METRICS).exists() else {}
     horizon = [[step + 1, *(ours["per_horizon"][name][step] for name in BY_HORIZON)]
                for step in range(data.predict_len)]

@@ -42,17 +42,22 @@ def draw_forecast(draw, data, path: Path, nodes: int = 4) -> None:
     draw(batch) -> members (batch, member, horizon, node), standardized.
     """
     middle = data.starts["test"][len(data.starts["test"]) // 2]
-    batch = data.batch(middle.reshape(1))
-    physical = data.scaler.physical
-    members, history, future = (physical(values)[0].float().cpu().numpy()
-                                for values in (draw(batch), batch.history, batch.future))
-    busiest = torch.as_tensor(history.mean(0)).argsort(descending=True)[:nodes].tolist()
-    names = [data.field.node_names[node] for node in busiest]
-    figure = fan_charts(data.times(int(middle)), history[:, busiest], future[:, busiest], members[..., busiest], names,
-                        data.field.spec.unit)
+    busiest = data.batch(middle.reshape(1)).history[0].mean(0).argsort(descending=True)[:nodes].tolist()
+    figure = fan_charts(**forecast_window(draw, data, middle, busiest), unit=data.field.spec.unit)
     _take_dollars_as_they_are(figure)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def forecast_window(draw, data, start: torch.Tensor, nodes: list[int] | np.ndarray) -> dict:
+    """What is drawn of the window that begins at `start`: times, history, truth, members and names of some nodes.
+
+    The arguments of `fan_charts`, in physical units; draw: see `draw_forecast`.
+    """
+    batch = data.batch(start.reshape(1))
+    drawn = {"history": batch.history, "truth": batch.future, "members": draw(batch)}
+    return {"times": data.times(int(start)), "names": [data.field.node_names[node] for node in nodes]} | {
+        name: data.scaler.physical(values)[0].float().cpu().numpy()[..., nodes] for name, values in drawn.items()}
 
 
 def fan_charts(times: np.ndarray, history: np.ndarray, truth: np.ndarray, members: np.ndarray, names: list[str],
