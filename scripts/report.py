@@ -142,8 +142,8 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
                   data: WindowedField) -> Iterator[tuple[str, plt.Figure, str]]:
     """Every picture of the report: its name in CAPTIONS, its figure, and what it shows in words.
 
-    window: see `plots.forecast_window`. Maps and distances need a grid or coordinates; without, pairs of nodes are compared
-    by their correlation alone.
+    window: see `plots.forecast_window`. Maps and distances need a grid or coordinates; without, pairs of nodes are
+    compared by their correlation alone.
     """
     field, diagnostics, ours = data.field, found.diagnostics, found.scores["this run"]
     unit, nodes = field.spec.unit, diagnostics.by_node()
