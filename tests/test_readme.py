@@ -14,6 +14,7 @@ from utils.config import PretrainConfig, TrainConfig
 
 PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/README.md", ROOT / "docs/results/README.md",
          ROOT / "docs/results/choices.md", ROOT / "docs/own_data.md", ROOT / "docs/data_contract.md",
+         ROOT / "docs/missing_values.md", ROOT / "docs/results/missing.md", ROOT / "docs/forecasting.md",
          ROOT / "docs/report.md"]
 README = PAGES[0].read_text()
 
