@@ -3,6 +3,7 @@
     python main_pretrain.py --data_name SST --device auto --batch_size 8 --history_len 12 --predict_len 12
 """
 
+import dataclasses
 import sys
 import time
 
@@ -11,7 +12,7 @@ import torch
 from data.fields import OwnFile
 from data.registry import data_dir_from
 from data.windows import WindowedField, open_data
-from models import MEAN_MODELS
+from models import MEAN_MODELS, build_mean_model
 from models.draws import own_rows
 from utils import checkpoint
 from utils.config import PretrainConfig, parse_config, run_main
@@ -22,8 +23,6 @@ from utils.reproducibility import seed_step
 from utils.runlog import describe_run, print_scores
 from utils.runs import open_run
 from utils.training import fit
-
-MEAN_CHOICES = {"mean_model": MEAN_MODELS}
 
 
 def own_file(settings: dict) -> OwnFile | None:
@@ -36,21 +35,14 @@ def own_file(settings: dict) -> OwnFile | None:
 
 def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> WindowedField:
     """The dataset of a configuration (as a dict: also that of a checkpoint), as windows on the device."""
+    settings = {**dataclasses.asdict(PretrainConfig()), **settings}  # a checkpoint may be older than a flag
     data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
                      device, settings["oracle_nodes"], settings["oracle_steps"], own_file(settings),
-                     settings["split"], settings["support"])
+                     settings["split"], settings["support"], settings["missing"], settings["null_value"],
+                     settings["covariates"])
     for note in data.field.notes:
         print(f"note: {data.field.name}: {note}", file=sys.stderr)
     return data
-
-
-def build_mean_model(settings: dict, num_nodes: int, calendar_sizes: tuple[int, ...]) -> torch.nn.Module:
-    """The stage-1 model of a configuration (as a dict: also that of a checkpoint)."""
-    return MEAN_MODELS[settings["mean_model"]](
-        num_nodes, settings["history_len"], settings["predict_len"], calendar_sizes,
-        channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
-        climatology=settings["climatology"], tokens=settings["tokens"],
-    )
 
 
 def training_batches(data: WindowedField, config, processes: Processes):
@@ -63,13 +55,13 @@ def training_batches(data: WindowedField, config, processes: Processes):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = parse_config(PretrainConfig, MEAN_CHOICES, arguments)
+    config = parse_config(PretrainConfig, {"mean_model": MEAN_MODELS}, arguments)
     device = choose_device(config.device)
     processes = join(device)
     settings = checkpoint.settings(config)
     data = open_windows(settings, config.data_dir, device)
     seed_step(config.seed)
-    model = build_mean_model(settings, data.num_nodes, data.calendar_sizes).to(device)
+    model = build_mean_model(settings, data.facts()).to(device)
     folder = checkpoint.run_folder(config.save_dir, "mean", config)
     describe_run(config, data, model, folder, device)
     if config.dry_run or not (run := open_run(folder, config, {"data": data.facts()}, processes)):

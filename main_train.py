@@ -3,9 +3,7 @@
     python main_train.py --data_name SST --device auto --batch_size 8 --history_len 12 --predict_len 12
 """
 
-import copy
 import shlex
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +12,10 @@ import torch
 
 from data.fluctuation import STATISTICS
 from data.registry import sha256_of
-from data.windows import ANY_VALUE, Batch, WindowedField
-from main_pretrain import MEAN_CHOICES, build_mean_model, open_windows, training_batches
-from models import DENOISERS, PROCESSES, FactorModel, ResidualForecaster
+from data.summary import FieldSummary
+from data.windows import WindowedField
+from main_pretrain import open_windows, training_batches
+from models import DENOISERS, PROCESSES, build_forecaster, build_mean_model, ensemble_drawer
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
 from utils import checkpoint
@@ -25,7 +24,7 @@ from utils.device import autocast, choose_device
 from utils.distributed import ALONE, Processes, join
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
 from utils.plots import draw_forecast
-from utils.reproducibility import MemberNoise, key, keyed_normal, seed_step
+from utils.reproducibility import key, keyed_normal, seed_step
 from utils.runlog import describe_run, print_scores
 from utils.runs import open_run
 from utils.training import fit
@@ -49,7 +48,7 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
         print(f"note: {path}: there is no stage-1 model yet")
         mean_config = replace(PretrainConfig(), **{**task, **preset(config.data_name, PretrainConfig)})
         settings = checkpoint.settings(mean_config)
-        return build_mean_model(settings, data.num_nodes, data.calendar_sizes), settings, path
+        return build_mean_model(settings, data.facts()), settings, path
     command = "python main_pretrain.py"
     for name in (*DATA_FLAGS, "save_dir", "run_name"):
         if name in task or getattr(config, name) != getattr(TrainConfig, name):
@@ -60,64 +59,15 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     if content.get("stage") != "mean":
         raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
     with checkpoint.built_from(path):
-        content["config"] = known_settings(content["config"], PretrainConfig, MEAN_CHOICES, path)
-        differing = checkpoint.differences({**content["config"], **content["data"]}, {**data.facts(), **task})
+        settings = known_settings(content["config"], PretrainConfig, {}, path)
+        found = {"masked": False, "covariates": {}, **settings, **content["data"]}
+        differing = checkpoint.differences(found, {**data.facts(), **task})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
     with checkpoint.built_from(path):
-        model = build_mean_model(content["config"], data.num_nodes, data.calendar_sizes)
+        model = build_mean_model(settings, data.facts())
         model.load_state_dict(content["weights"])
-    return model, content["config"], path
-
-
-def build_forecaster(settings: dict, mean_model: torch.nn.Module, facts: dict) -> torch.nn.Module:
-    """The forecaster of a stage-2 configuration (as a dict: also that of a checkpoint), nothing in it fitted yet.
-
-    facts: those of the data, `WindowedField.facts()`.
-    """
-    num_nodes, calendar_sizes = facts["num_nodes"], tuple(facts["calendar_sizes"])
-    bounds = {name: settings[f"beta_{name}"] for name in ("first", "last") if settings[f"beta_{name}"]}
-    beta = NOISE_SCHEDULES[settings["noise_schedule"]](settings["diffusion_steps"], **bounds)
-    if (beta.diff() < 0).any():
-        raise ValueError(f"the noise variances fall from {beta[0]:g} to {beta[-1]:g}: choose --beta_first at most "
-                         "--beta_last")
-
-    def denoiser(coordinates: int, endpoint: bool) -> torch.nn.Module:
-        return DENOISERS[settings["eps_model"]](
-            coordinates, settings["history_len"], settings["predict_len"], calendar_sizes,
-            channels=settings["channels"], layers=settings["layers"], embedding=settings["embedding"],
-            dropout=settings["dropout"], endpoint=endpoint,
-        )
-
-    if settings["process"] == "cost":
-        if hasattr(mean_model, "quantiles"):
-            print("note: --process cost on the mean of a quantile model; as published, stage 1 runs with --mean_model "
-                  "stid --no-climatology --tokens 0", file=sys.stderr)
-        return ResidualForecaster(mean_model, denoiser(num_nodes, endpoint=True), beta, num_nodes,
-                                  settings["endpoint_signs"])
-    if not hasattr(mean_model, "quantiles"):
-        raise ValueError(f"--process {settings['process']} builds on the conditional quantiles of stage 1, found a "
-                         "model of the mean alone; run main_pretrain.py with --mean_model quantile_stid, or choose "
-                         "--process cost")
-    dependence = FactorModel(num_nodes, settings["predict_len"], settings["modes"])
-    return PROCESSES[settings["process"]](mean_model, denoiser(dependence.width, endpoint=False), beta, dependence,
-                                          tuple(facts["support"] or ANY_VALUE))
-
-
-def load_forecaster(folder: Path | str) -> tuple[torch.nn.Module, dict]:
-    """A trained forecaster from its run folder, in eval mode on the CPU, and the whole checkpoint."""
-    path = Path(folder) / checkpoint.CHECKPOINT
-    content = checkpoint.load_checkpoint(path)
-    if content.get("stage") != "diffusion":
-        raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
-    with checkpoint.built_from(path):
-        content["config"] = known_settings(content["config"], TrainConfig, CHOICES, path)
-        content["mean_config"] = known_settings(content["mean_config"], PretrainConfig, MEAN_CHOICES, path)
-        facts = content["data"]
-        mean_model = build_mean_model(content["mean_config"], facts["num_nodes"], tuple(facts["calendar_sizes"]))
-        model = build_forecaster(content["config"], mean_model, facts)
-        model.load_state_dict(content["weights"])
-    return model.eval(), content
+    return model, settings, path
 
 
 def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> WindowedField:
@@ -132,34 +82,18 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> W
     return data
 
 
-def ensemble_drawer(model: torch.nn.Module, settings: dict, device: torch.device):
-    """The function batch -> members (batch, member, F, node) of a configuration: what every score and picture uses.
-
-    The model is left as it is: other precision than its own is that of a copy.
-    """
-    shape = settings["predict_len"], model.coordinates
-    chunk = rows_at_once(shape[1], device, settings["sample_batch"])
-    if settings["sample_precision"] != "float32":
-        model = copy.deepcopy(model)
-        model.denoiser.round_to(getattr(torch, settings["sample_precision"]))
-
-    def draw(batch: Batch) -> torch.Tensor:
-        noise = MemberNoise(settings["seed"], batch.start, settings["nsample"], shape)
-        return model.sample(*batch.known, noise, settings["nsample"], settings["sampler"], settings["sample_steps"],
-                            chunk)
-
-    return draw
-
-
 def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, device: torch.device,
-                   processes: Processes = ALONE) -> tuple[dict, dict]:
-    """Forecast the windows of a split and score them: what `metrics.json` says of an ensemble, and each window's."""
+                   processes: Processes = ALONE, watch=None) -> tuple[dict, dict]:
+    """Forecast the windows of a split and score them: what `metrics.json` says of an ensemble, and each window's.
+
+    watch: see `evaluate_ensemble`.
+    """
     start = time.perf_counter()
     windows_at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
     scores, windows = evaluate_ensemble(
         ensemble_drawer(model, settings, device),
         data.batches(split, windows_at_once, limit=settings["test_windows"]), data.scaler.physical,
-        (settings["nsample"], data.predict_len, data.num_nodes), model.equidistant, processes,
+        (settings["nsample"], data.predict_len, data.num_nodes), model.equidistant, processes, watch,
     )
     return {
         **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed")}, "split": split,
@@ -178,7 +112,7 @@ def validation_loss(model: torch.nn.Module, data, config, processes: Processes =
         shape = 3, data.predict_len, model.coordinates
         noise = keyed_normal(key(config.seed, batch.start), shape).transpose(0, 1)
         step = (batch.start * GOLDEN_RATIO % 1 * len(model.schedule)).long()
-        return model.loss(batch.future, *batch.known, step, noise)
+        return model.loss(batch.future, *batch.known, step=step, noise=noise)
 
     batches = data.batches("validation", config.val_batch_size, limit=config.val_windows)
     return mean_over_windows(loss, batches, processes)
@@ -209,8 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def keep(weights, epoch, score):
         run.keep({"stage": "diffusion", "config": settings, "mean_config": mean_config,
-                  "mean_run": str(mean_path.parent), "data": data.facts(), "weights": weights, "epoch": epoch,
-                  "score": score})
+                  "mean_run": str(mean_path.parent), "data": data.facts(), "field": FieldSummary.of(data).state(),
+                  "weights": weights, "epoch": epoch, "score": score})
 
     def loss(batch):
         with own_rows(batch.rows):

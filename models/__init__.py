@@ -1,12 +1,10 @@
 """Networks and the forecaster that joins them. A new one is a class here and a line in its dict."""
 
-from .denoiser import MLPDenoiser
+from .build import DENOISERS, MEAN_MODELS, build_forecaster, build_mean_model
 from .dependence import FactorModel
 from .forecaster import PROCESSES, CopulaForecaster, OnePassForecaster, ResidualForecaster
-from .stid import STID, QuantileSTID
+from .pretrained import SAMPLING_FLAGS, TrainedForecaster, ensemble_drawer, load_forecaster
 
-MEAN_MODELS = {"quantile_stid": QuantileSTID, "stid": STID}
-DENOISERS = {"mlp": MLPDenoiser}
-
-__all__ = ["DENOISERS", "MEAN_MODELS", "PROCESSES", "CopulaForecaster", "FactorModel", "OnePassForecaster",
-           "ResidualForecaster"]
+__all__ = ["DENOISERS", "MEAN_MODELS", "PROCESSES", "SAMPLING_FLAGS", "CopulaForecaster", "FactorModel",
+           "OnePassForecaster", "ResidualForecaster", "TrainedForecaster", "build_forecaster", "build_mean_model",
+           "ensemble_drawer", "load_forecaster"]

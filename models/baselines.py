@@ -12,6 +12,7 @@ noise      draw -> standard normal values (batch * member, F, node), rows in (ba
            (seed, window, member): the only randomness, so that a window does not depend on the others of its batch
 ensemble   (batch, member, F, node)
 
+A gap in a history or path holds the climatology; a missing target counts in no statistic. Covariates are not read.
 Units: standardized. Errors are measured where the baseline cannot have seen them: on training windows for what
 takes nothing from a network, on validation windows (`data.calibration`) for what builds on `mean` or `quantiles`.
 Raises: ValueError when a baseline is not given the `mean` or `quantiles` that it builds on.
@@ -59,7 +60,7 @@ def seasonal_naive(data, members: int, **_) -> Callable:
             )
 
     def point(batch):
-        return _values(data, batch.start.unsqueeze(1) + history_len - season + horizon.to(batch.start.device))
+        return data.standardized(batch.start.unsqueeze(1) + history_len - season + horizon.to(batch.start.device))
 
     starts = data.starts["train"]
     starts = starts[starts + history_len >= season]
@@ -87,7 +88,7 @@ def climatology(data, members: int, **_) -> Callable:
         distance = distance.masked_fill(enough & ~alike, size)
         width = distance.kthvalue(half, dim=1, keepdim=True).values.clamp(max=size // SLOTS_PER_WIDTH)
         allowed = distance <= torch.maximum(width, distance.amin(1, keepdim=True))
-        return _values(data, paths[_pick(allowed, members, noise)].unsqueeze(-1) + horizon)
+        return data.standardized(paths[_pick(allowed, members, noise)].unsqueeze(-1) + horizon)
 
     return draw
 
@@ -109,10 +110,12 @@ def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable
     Source: Lei et al. 2018 (arXiv:1604.04173), algorithm 2.
     """
     mean = _needed("conformal", mean=mean)
-    ordered = _validation_residuals(data, mean)[0].abs().sort(dim=0).values
+    ordered = _validation_residuals(data, mean)[0].abs().sort(dim=0).values  # missing ones last
+    count = (~ordered.isnan()).sum(0)
     signed = 2 * torch.arange(members, device=ordered.device) + 1 - members  # M * (2 level - 1), an exact integer
-    rank = -(-(len(ordered) + 1) * signed.abs()).div(members, rounding_mode="floor")
-    offset = signed.sign().view(-1, 1, 1) * ordered[rank.clamp(1, len(ordered)) - 1]
+    signed = signed.view(-1, 1, 1)
+    rank = -(-(count + 1) * signed.abs()).div(members, rounding_mode="floor")
+    offset = signed.sign() * ordered.gather(0, torch.minimum(rank, count).clamp_min(1) - 1).nan_to_num()
 
     def draw(batch, noise):
         scores = noise(VALUES).unflatten(0, (-1, members))
@@ -127,7 +130,8 @@ def residual_fields(data, members: int, mean: Callable | None = None, same_slot:
     With `same_slot`, fields of about the window's slot only.
     """
     mean = _needed("residual_fields", mean=mean)
-    draw_fields = _field_drawer(*_validation_residuals(data, mean), data.calendar_sizes[0], members, same_slot)
+    fields, slots = _validation_residuals(data, mean)
+    draw_fields = _field_drawer(_without_gaps(fields), slots, data.calendar_sizes[0], members, same_slot)
     return lambda batch, noise: mean(batch).unsqueeze(1) + draw_fields(batch, noise)
 
 
@@ -157,6 +161,7 @@ def schaake(data, members: int, quantiles: Callable | None = None, same_slot: bo
         return levels[:, levels.shape[1] // 2]
 
     fields, slots = _validation_residuals(data, median)
+    fields = _without_gaps(fields)
     draw_fields = _field_drawer(fields, slots, data.calendar_sizes[0], members, same_slot)
     tie = TIE * fields.square().mean(0).sqrt()
 
@@ -196,16 +201,30 @@ def _gaussian_around(point: Callable, windows: Iterable, members: int) -> Callab
     """point + N(0, std^2), std (F, node) the root mean square error of the point forecast over the windows."""
     squares, count = 0.0, 0
     for batch in windows:
-        squares, count = squares + (batch.future - point(batch)).double().square().sum(0), count + len(batch.start)
-    std = (squares / count).sqrt().float()
+        square = (batch.future - point(batch)).double().square()
+        scored = torch.ones_like(square) if batch.scored is None else batch.scored
+        squares, count = squares + (square * scored).sum(0), count + scored.sum(0)
+    std = (squares / count).sqrt().float().nan_to_num()  # 0 where no target was observed
     return lambda batch, noise: point(batch).unsqueeze(1) + std * noise(VALUES).unflatten(0, (-1, members))
 
 
 def _validation_residuals(data, point: Callable) -> tuple[Tensor, Tensor]:
-    """future - point of every validation window: (window, F, node), and the windows' slots (window,)."""
-    found = [(batch.future - point(batch), batch.calendar[:, 0]) for batch in data.calibration(FIT_BATCH)]
-    fields, slots = zip(*found, strict=True)
+    """future - point of every validation window: (window, F, node), NaN where missing, and their slots (window,)."""
+    fields, slots = [], []
+    for batch in data.calibration(FIT_BATCH):
+        residual = batch.future - point(batch)
+        fields.append(residual if batch.scored is None else residual.masked_fill(~batch.scored, math.nan))
+        slots.append(batch.calendar[:, 0])
     return torch.cat(fields), torch.cat(slots)
+
+
+def _without_gaps(fields: Tensor) -> Tensor:
+    """Residual fields with that of the nearest earlier window in each gap (NaN), or of the next; 0 if there is none."""
+    window = torch.arange(len(fields), device=fields.device).view(-1, 1, 1)
+    for _ in range(2):  # forward in time, then backward
+        nearest = (window * ~fields.isnan()).cummax(0).values
+        fields = fields.gather(0, nearest).flip(0)
+    return fields.nan_to_num()
 
 
 def _field_drawer(fields: Tensor, slots: Tensor, size: int, members: int, same_slot: bool) -> Callable:
@@ -250,8 +269,3 @@ def _day_class(data) -> Tensor:
     if len(sizes) == 1:
         return torch.zeros(len(slots), dtype=torch.long)
     return (slots[:, 1] >= 5).long() if sizes[1] == 7 else slots[:, 1]
-
-
-def _values(data, steps: Tensor) -> Tensor:
-    """Standardized values at any steps of the series: (*steps.shape, node), on the steps' device."""
-    return data.scaler.standardize(data.field.values[steps.cpu()]).to(steps.device)

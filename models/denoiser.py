@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .layers import IdentityEmbedding, ResidualBlock, StepEmbedding
+from .layers import ExtraInputs, IdentityEmbedding, ResidualBlock, StepEmbedding
 
 
 class MLPDenoiser(nn.Module):
@@ -21,7 +21,7 @@ class MLPDenoiser(nn.Module):
 
     def __init__(self, num_nodes: int, history_len: int, predict_len: int, calendar_sizes: tuple[int, ...],
                  channels: int = 128, layers: int = 8, embedding: int = 32, dropout: float = 0.15,
-                 endpoint: bool = True):
+                 endpoint: bool = True, masked: bool = False, covariates: int = 0):
         super().__init__()
         self.identity = IdentityEmbedding(num_nodes, calendar_sizes, embedding)
         width = channels + self.identity.width
@@ -31,10 +31,12 @@ class MLPDenoiser(nn.Module):
         self.embed_step = StepEmbedding(width)
         self.blocks = nn.Sequential(*(ResidualBlock(width, dropout) for _ in range(layers)))
         self.project = nn.Linear(width, predict_len)
+        self.extra = ExtraInputs(history_len, predict_len, channels, masked, covariates)
 
-    def encode(self, history: Tensor, calendar: Tensor) -> Tensor:
-        """Context of a window: (batch, node, width)."""
-        return torch.cat([self.embed_history(history.transpose(1, 2)), self.identity(calendar)], dim=-1)
+    def encode(self, history: Tensor, calendar: Tensor, *extra) -> Tensor:
+        """Context of a window: (batch, node, width); `extra` is for `ExtraInputs`."""
+        return torch.cat([self.extra(self.embed_history(history.transpose(1, 2)), *extra), self.identity(calendar)],
+                         dim=-1)
 
     def condition(self, context: Tensor, endpoint: Tensor) -> Tensor:
         """Context of a member: that of its window plus its endpoint. Batch may be 1 in `context`."""

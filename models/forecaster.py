@@ -4,13 +4,13 @@ import contextlib
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dependence import FactorModel
 from .diffusion import SAMPLERS, NoiseSchedule, diffuse, draw_endpoint
 from .draws import draw
-from .quantiles import equidistant_quantiles, reorder, to_support
+from .layers import counted, extra_inputs, mean_over, squared_error
+from .quantiles import ANY_VALUE, equidistant_quantiles, keep_mean_above, reorder, to_support
 
 FULL_PRECISION = contextlib.nullcontext()
 
@@ -31,6 +31,7 @@ class Forecaster(nn.Module):
     A process says what is diffused: `target` of a window, `predict_noise` in a noisy one, and `decode` back to
     members of the field.
 
+    `known` is what a forecast may see: history, calendar, climatology, and the extras of a field that has any.
     Shapes: history (batch, H, node), future (batch, F, node), calendar (batch, cycle) of the last history step,
     climatology (batch, H + F, node); what is diffused (batch, F, coordinate). Units: standardized.
     """
@@ -53,12 +54,11 @@ class Forecaster(nn.Module):
         return self
 
     @torch.no_grad()
-    def mean(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
-        return self.mean_model(history, calendar, climatology)
+    def mean(self, *known) -> Tensor:
+        return self.mean_model(*known)
 
     @torch.no_grad()
-    def sample(self, history: Tensor, calendar: Tensor, climatology: Tensor, noise, members: int, sampler: str,
-               steps: int, chunk: int) -> Tensor:
+    def sample(self, *known, noise, members: int, sampler: str, steps: int, chunk: int) -> Tensor:
         """Draw members of the joint forecast: (batch, member, F, node).
 
         `noise(draw, first, last)` gives standard normal values (last - first, F, coordinate) for the rows
@@ -67,7 +67,7 @@ class Forecaster(nn.Module):
         memory is bounded by it and the result does not depend on it. Where memory runs out, half as many do.
         """
         assert not self.training, "members are drawn in eval mode"
-        context = self.encode(history, calendar, climatology)
+        context, (history, *_) = self.encode(*known), known
         rows, first, drawn = len(history) * members, 0, []
         while first < rows:
             last = min(first + chunk, rows)
@@ -84,7 +84,7 @@ class Forecaster(nn.Module):
                 continue
             first = last
         drawn = torch.cat(drawn).unflatten(0, (len(history), members))
-        return self.decode(drawn, history, calendar, climatology)
+        return self.decode(drawn, *known)
 
 
     def _draw_step(self, rows: Tensor) -> Tensor:
@@ -97,15 +97,17 @@ class ResidualForecaster(Forecaster):
 
         future = mean + residual,    noisy residual -> N(endpoint, I),    endpoint = +-fluctuation_scale
 
-    fluctuation_scale (node,); its signs are all positive where `signs` is off.
+    fluctuation_scale (node,); its signs are all positive where `signs` is off. Members are moved to values
+    of the `support` (see `CopulaForecaster`), their mean being kept; as published they may lie outside it.
     Source: CoST (arXiv:2502.11013), section 4.
     """
 
     equidistant = False  # members are independent draws
 
-    def __init__(self, mean_model: nn.Module, denoiser: nn.Module, beta: Tensor, num_nodes: int, signs: bool = True):
+    def __init__(self, mean_model: nn.Module, denoiser: nn.Module, beta: Tensor, num_nodes: int, signs: bool = True,
+                 support: tuple[float, float] = ANY_VALUE):
         super().__init__(mean_model, denoiser, beta)
-        self.signs = signs
+        self.signs, self.support = signs, support
         self.register_buffer("fluctuation_scale", torch.zeros(num_nodes))
 
     def fit_statistics(self, batches, fluctuation_scale) -> None:
@@ -116,8 +118,8 @@ class ResidualForecaster(Forecaster):
     def coordinates(self) -> int:
         return len(self.fluctuation_scale)
 
-    def loss(self, future: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor, step: Tensor | None = None,
-             noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:
+    def loss(self, future: Tensor, *known, step: Tensor | None = None, noise: Tensor | None = None,
+             precision=FULL_PRECISION) -> Tensor:
         """One Monte-Carlo draw of the noise-prediction loss (Ho et al. 2020, Eq. 14), on the horizon only.
 
         Step and noise are drawn here unless given: validation gives the same ones at every epoch, so that two
@@ -125,7 +127,9 @@ class ResidualForecaster(Forecaster):
         `precision` is a context for the arithmetic of the denoiser, e.g. autocast; the mean stays in full precision,
         the same as in sampling.
         """
-        residual = future - self.mean(history, calendar, climatology)
+        residual, observed = future - self.mean(*known), counted(future, *known)
+        if observed is not None:
+            residual = residual.where(observed, 0.0)  # what is expected of it, in place of a missing one
         if step is None:
             step = self._draw_step(residual)
         if noise is None:
@@ -133,15 +137,16 @@ class ResidualForecaster(Forecaster):
         endpoint = self._endpoint(noise[1])
         noisy = diffuse(residual, endpoint, noise[0], self.alpha_bar[step])
         with precision:
-            context = self.denoiser.condition(self.encode(history, calendar, climatology), endpoint)
+            context = self.denoiser.condition(self.encode(*known), endpoint)
             predicted = self.denoiser(noisy, step, context)
-        return F.mse_loss(predicted.float(), noise[0])
+        return squared_error(predicted.float(), noise[0], observed)
 
-    def encode(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
-        return self.denoiser.encode(history, calendar)
+    def encode(self, history: Tensor, calendar: Tensor, climatology: Tensor, extras=None) -> Tensor:
+        return self.denoiser.encode(history, calendar, *extra_inputs(history, extras))
 
-    def decode(self, drawn: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
-        return self.mean(history, calendar, climatology).unsqueeze(1) + drawn
+    def decode(self, drawn: Tensor, *known) -> Tensor:
+        members = self.mean(*known).unsqueeze(1) + drawn
+        return to_support(keep_mean_above(members, self.support[0]), *self.support)
 
     def _endpoint(self, noise: Tensor) -> Tensor:
         return draw_endpoint(self.fluctuation_scale, noise if self.signs else noise.abs())
@@ -191,45 +196,55 @@ class CopulaForecaster(Forecaster):
     @torch.no_grad()
     def fit_statistics(self, batches, fluctuation_scale) -> None:
         """Estimate the linear part of the dependence from training batches."""
-        scores, histories = [], []
+        scores, histories, observed = [], [], []
         for batch in batches:
             scores.append(self.mean_model.scores(batch.future, torch.rand_like(batch.future), self.support,
                                                  *batch.known))
             histories.append(self._anomaly(batch.history, batch.climatology))
-        self.dependence.fit(torch.cat(scores), torch.cat(histories))
+            observed.append(batch.observed)
+        masked = observed[0] is not None
+        self.dependence.fit(torch.cat(scores), torch.cat(histories), torch.cat(observed) if masked else None)
 
-    def loss(self, future: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor, step: Tensor | None = None,
-             noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:
+    def loss(self, future: Tensor, *known, step: Tensor | None = None, noise: Tensor | None = None,
+             precision=FULL_PRECISION) -> Tensor:
         """One Monte-Carlo draw of the squared error of v; 1 for a network that knows nothing but the covariance.
 
         Step and noise (3, batch, F, coordinate) are drawn here unless given, see `ResidualForecaster.loss`; the last
-        draw places truths that stand for a range of values, see `normal_scores`.
+        draw places truths that stand for a range of values, see `normal_scores`, and stands in for missing ones, see
+        `FactorModel.impute`; coordinates of those count in no loss.
         """
         if step is None:
             step = self._draw_step(future)
         if noise is None:
             noise = self._draw_noise(future)
-        white = self.dependence.whiten(self._scores(noise[2], future, history, calendar, climatology))
+        scores, observed = self._scores(noise[2], future, *known)
+        white = self.dependence.whiten(scores)
         level = self.alpha_bar[step].to(white.dtype).view(-1, 1, 1)
         noisy = level.sqrt() * white + (1 - level).sqrt() * noise[0]
         with precision:
-            velocity = self.denoiser(noisy, step, self.encode(history, calendar, climatology))
-        return F.mse_loss(velocity.float(), level.sqrt() * noise[0] - (1 - level).sqrt() * white)
+            velocity = self.denoiser(noisy, step, self.encode(*known))
+        return squared_error(velocity.float(), level.sqrt() * noise[0] - (1 - level).sqrt() * white, observed)
 
-    def encode(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
-        return self.denoiser.encode(self.dependence.history(self._anomaly(history, climatology)), calendar)
+    def encode(self, history: Tensor, calendar: Tensor, climatology: Tensor, extras=None) -> Tensor:
+        anomaly = self.dependence.history(self._anomaly(history, climatology))
+        return self.denoiser.encode(anomaly, calendar, *map(self.dependence.extra, extra_inputs(history, extras)))
 
-    def decode(self, drawn: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
-        quantiles = self.mean_model.quantiles(history, calendar, climatology)
+    def decode(self, drawn: Tensor, *known) -> Tensor:
+        quantiles = self.mean_model.quantiles(*known)
         scores = self.dependence.colour(drawn.flatten(0, 1)).unflatten(0, drawn.shape[:2])
         return to_support(reorder(equidistant_quantiles(quantiles, drawn.shape[1]), scores), *self.support)
 
     def _draw_noise(self, future: Tensor) -> Tensor:
         return draw(partial(torch.randn, device=future.device), (3, *future.shape[:2], self.coordinates), axis=1)
 
-    def _scores(self, noise: Tensor, future: Tensor, *known: Tensor) -> Tensor:
-        uniform = torch.special.ndtr(noise[..., :future.shape[-1]])
-        return self.mean_model.scores(future, uniform, self.support, *known)
+    def _scores(self, noise: Tensor, future: Tensor, *known) -> tuple[Tensor, Tensor | None]:
+        """Normal scores of the future, and which coordinates count in the loss; None: all."""
+        noise = noise[..., :future.shape[-1]]
+        scores = self.mean_model.scores(future, torch.special.ndtr(noise), self.support, *known)
+        observed = counted(future, *known)
+        if observed is None:
+            return scores, None
+        return self.dependence.impute(scores, observed, noise), self.dependence.counted(observed)
 
     def _anomaly(self, history: Tensor, climatology: Tensor) -> Tensor:
         return history - climatology[:, :history.shape[1]]
@@ -253,20 +268,22 @@ class OnePassForecaster(CopulaForecaster):
     Source: training on a proper score: Bouchacourt et al. 2016 (arXiv:1606.02556); fair: Ferro 2014.
     """
 
-    def loss(self, future: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor, step: Tensor | None = None,
-             noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:
+    def loss(self, future: Tensor, *known, step: Tensor | None = None, noise: Tensor | None = None,
+             precision=FULL_PRECISION) -> Tensor:
         """Fair CRPS of two members in normal scores, mean over nodes plus mean over modes of unit variance."""
         if noise is None:
             noise = self._draw_noise(future)
-        known = history, calendar, climatology
-        truth = self.dependence.coordinates(self._scores(noise[2], future, *known))
+        scores, observed = self._scores(noise[2], future, *known)
+        truth = self.dependence.coordinates(scores)
         context = self.encode(*known)
         with precision:
             one, two = (self._bend(each, context) for each in noise[:2])
         one, two = (self.dependence.coordinates(self.dependence.colour(white)) for white in (one, two))
         crps = ((one - truth).abs() + (two - truth).abs() - (one - two).abs()) / 2
-        nodes, modes = crps.split([self.dependence.num_nodes, self.dependence.modes], dim=-1)
-        return nodes.mean() + (modes.mean() if self.dependence.modes else 0.0)
+        sizes = [self.dependence.num_nodes, self.dependence.modes]
+        counts = (None, None) if observed is None else observed.split(sizes, dim=-1)
+        nodes, modes = zip(crps.split(sizes, dim=-1), counts, strict=True)
+        return mean_over(*nodes) + (mean_over(*modes) if self.dependence.modes else 0.0)
 
     def sampled_by(self, sampler: str, steps: int) -> dict:
         return {"sampler": "one pass", "steps": 1}

@@ -4,6 +4,7 @@ import functools
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .draws import draw
@@ -101,6 +102,67 @@ class IdentityEmbedding(nn.Module):
         for cycle, table in enumerate(self.slots):
             parts.append(table(calendar[:, cycle]).unsqueeze(1).expand(-1, nodes, -1))
         return torch.cat(parts, dim=-1)
+
+
+class ExtraInputs(nn.Module):
+    """What a window may bring beside its history: which of it is missing, and covariates of history and horizon.
+
+        hidden += gaps @ missing + table @ covariates
+
+    A history without gaps adds nothing, whatever was learned; at first gaps add nothing either.
+    Shapes: hidden (batch, node, channels), missing (batch, H, node), 1 where it is, covariates (batch, H + F, node or
+    1, covariate).
+    Raises: ValueError where a network is given what it was not made for, or not what it was.
+    """
+
+    def __init__(self, history_len: int, predict_len: int, channels: int, masked: bool = False, covariates: int = 0):
+        super().__init__()
+        self.gaps = nn.Linear(history_len, channels, bias=False) if masked else None
+        self.table = nn.Linear((history_len + predict_len) * covariates, channels, bias=False) if covariates else None
+        if masked:
+            nn.init.zeros_(self.gaps.weight)
+
+    def forward(self, hidden: Tensor, missing: Tensor | None = None, covariates: Tensor | None = None) -> Tensor:
+        if missing is not None:
+            if self.gaps is None:
+                raise ValueError("missing values, and a model that was trained without any: train with --missing mask")
+            hidden = hidden + self.gaps(missing.transpose(1, 2))
+        if (covariates is None) != (self.table is None):
+            raise ValueError("a model needs the covariates that it was trained with (--covariates), and no others")
+        if covariates is not None:
+            hidden = hidden + self.table(covariates.transpose(1, 2).flatten(2))
+        return hidden
+
+
+def extra_inputs(history: Tensor, extras) -> tuple:
+    """What `ExtraInputs` takes of a window's extras (`observed`, `covariates`): missing and covariates, or nothing."""
+    if extras is None:
+        return ()
+    missing = None if extras.observed is None else (~extras.observed[:, :history.shape[1]]).to(history.dtype)
+    return missing, extras.covariates
+
+
+def counted(future: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor, extras=None) -> Tensor | None:
+    """Which values of the future count in a loss, by what is known: (batch, F, node); None: all."""
+    return None if extras is None or extras.observed is None else extras.observed[:, -future.shape[1]:]
+
+
+def mean_over(values: Tensor, observed: Tensor | None) -> Tensor:
+    """Mean of the values where `observed`, of all where that is None; 0 where nothing is observed.
+
+    Shapes: values (batch, F, node) or (batch, level, F, node), observed (batch, F, node).
+    """
+    if observed is None:
+        return values.mean()
+    observed = (observed if values.dim() == 3 else observed.unsqueeze(1)).expand_as(values)
+    return (values * observed).sum() / observed.sum().clamp_min(1)
+
+
+def squared_error(predicted: Tensor, truth: Tensor, observed: Tensor | None) -> Tensor:
+    """Mean squared error where `observed`, see `mean_over`."""
+    if observed is None:
+        return F.mse_loss(predicted, truth)
+    return mean_over(F.mse_loss(predicted, truth, reduction="none"), observed)
 
 
 class StepEmbedding(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 LEVELS = tuple(k / 20 for k in range(1, 20))
+ANY_VALUE = (float("-inf"), 0.0)  # the support of a field without a smallest value or steps
 NORMAL_SCORE_LIMIT = 4.0  # beyond the quantiles a normal score is extrapolated, no further than this
 
 
@@ -98,6 +99,26 @@ def to_support(values: Tensor, minimum: float | Tensor, step: float | Tensor) ->
     """The nearest values that the field can take: none below `minimum`, multiples of `step` above it (0: all)."""
     values = values.clamp_min(minimum)
     return minimum + ((values - minimum) / step).round() * step if step else values
+
+
+def keep_mean_above(members: Tensor, minimum: float) -> Tensor:
+    """The nearest members none of which is below `minimum`, with the mean of the given ones where that is not below.
+
+        kept = minimum + max(members - minimum - shift, 0),    shift >= 0 such that the mean stays
+
+    To clamp alone would lift the mean, at every node and in every sum over nodes.
+    Shapes: (batch, member, ...). Source: projection on a simplex, Duchi et al. 2008.
+    """
+    if minimum == ANY_VALUE[0]:
+        return members
+    above = members - minimum
+    total = above.sum(1, keepdim=True)
+    falling = above.sort(1, descending=True).values
+    count = torch.arange(1, members.shape[1] + 1, device=members.device).view(-1, *[1] * (members.dim() - 2))
+    shift = (falling.cumsum(1) - total) / count  # if so many members, the largest, stay above
+    staying = (falling > shift).sum(1, keepdim=True)
+    kept = (above - shift.gather(1, (staying - 1).clamp_min(0))).clamp_min(0)
+    return minimum + torch.where(total > 0, kept, 0.0)
 
 
 @functools.cache

@@ -32,13 +32,17 @@ class Recalibration(nn.Module):
         return calendar[:, 0] * len(self.shift) // self.size
 
     @torch.no_grad()
-    def fit(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Measure the shifts from parts of the validation windows: their normal scores (window, F, node), calendar."""
-        total, count = torch.zeros_like(self.shift), torch.zeros_like(self.shift[:, :1, :1])
-        for scores, calendar in parts:
+    def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> None:
+        """Measure the shifts from parts of the validation windows.
+
+        Their normal scores (window, F, node), calendar, and which scores count (window, F, node), None: all.
+        """
+        total, count = torch.zeros_like(self.shift), torch.zeros_like(self.shift)
+        for scores, calendar, observed in parts:
             bins = self.bins(calendar)
-            total.index_add_(0, bins, scores.clamp(-LARGEST_SCORE, LARGEST_SCORE))
-            count.index_add_(0, bins, scores.new_ones(len(bins), 1, 1))
+            weight = torch.ones_like(scores) if observed is None else observed.to(scores.dtype)
+            total.index_add_(0, bins, weight * scores.clamp(-LARGEST_SCORE, LARGEST_SCORE))
+            count.index_add_(0, bins, weight)
         cycles = count * len(self.shift) / self.size
         self.shift.copy_(total / count.clamp_min(1) * cycles / (cycles + PRIOR))
 

@@ -1,10 +1,18 @@
 """Stage 1: what is expected of the future, from history, node identity, calendar and climatology."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import IdentityEmbedding, ResidualBlock, TokenMixer
+from .layers import (
+    ExtraInputs,
+    IdentityEmbedding,
+    ResidualBlock,
+    TokenMixer,
+    counted,
+    extra_inputs,
+    mean_over,
+    squared_error,
+)
 from .quantiles import LEVELS, normal_scores, pinball
 from .recalibration import Recalibration
 
@@ -17,14 +25,15 @@ class STID(nn.Module):
     either it is the published network.
 
     Shapes: history (batch, H, node), calendar (batch, cycle) of the last history step, climatology (batch, H + F,
-    node) -> (batch, F, node). Units: standardized.
+    node), and what the field has beside them, see `ExtraInputs` -> (batch, F, node). Units: standardized.
     Source: Shao et al. 2022 (arXiv:2208.05233); CoST's stage 1.
     """
 
     outputs = 1  # per node and horizon step
 
     def __init__(self, num_nodes: int, history_len: int, predict_len: int, calendar_sizes: tuple[int, ...],
-                 channels: int = 32, layers: int = 4, dropout: float = 0.15, climatology: bool = True, tokens: int = 8):
+                 channels: int = 32, layers: int = 4, dropout: float = 0.15, climatology: bool = True, tokens: int = 8,
+                 masked: bool = False, covariates: int = 0):
         super().__init__()
         self.predict_len = predict_len
         self.identity = IdentityEmbedding(num_nodes, calendar_sizes, channels)
@@ -37,14 +46,16 @@ class STID(nn.Module):
             blocks += [ResidualBlock(width, dropout)]
         self.blocks = nn.Sequential(*blocks)
         self.project = nn.Linear(width, predict_len * self.outputs)
+        self.extra = ExtraInputs(history_len, predict_len, channels, masked, covariates)
 
-    def forward(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
-        return self.outlook(history, calendar, climatology).squeeze(1)
+    def forward(self, *known) -> Tensor:
+        return self.outlook(*known).squeeze(1)
 
-    def outlook(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+    def outlook(self, history: Tensor, calendar: Tensor, climatology: Tensor, extras=None) -> Tensor:
         """All outputs of the network: (batch, output, F, node)."""
         known = history if self.persistence is None else torch.cat([history, climatology], dim=1)
-        hidden = torch.cat([self.embed(known.transpose(1, 2)), self.identity(calendar)], dim=-1)
+        hidden = self.extra(self.embed(known.transpose(1, 2)), *extra_inputs(history, extras))
+        hidden = torch.cat([hidden, self.identity(calendar)], dim=-1)
         outlook = self.project(self.blocks(hidden)).unflatten(-1, (self.predict_len, -1)).permute(0, 3, 2, 1)
         if self.persistence is None:
             return outlook
@@ -52,8 +63,8 @@ class STID(nn.Module):
         usual = torch.lerp(climatology[:, -self.predict_len:], history[:, -1:], share)
         return outlook.float() + usual.unsqueeze(1)
 
-    def loss(self, future: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
-        return F.mse_loss(self(history, calendar, climatology).float(), future)
+    def loss(self, future: Tensor, *known) -> Tensor:
+        return squared_error(self(*known).float(), future, counted(future, *known))
 
 
 class QuantileSTID(STID):
@@ -70,28 +81,27 @@ class QuantileSTID(STID):
         super().__init__(num_nodes, history_len, predict_len, calendar_sizes, **choices)
         self.recalibration = Recalibration(num_nodes, predict_len, calendar_sizes[0])
 
-    def forward(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
-        return self.quantiles(history, calendar, climatology).mean(1)
+    def forward(self, *known) -> Tensor:
+        return self.quantiles(*known).mean(1)
 
-    def raw_quantiles(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+    def raw_quantiles(self, *known) -> Tensor:
         """Quantiles as trained, without recalibration."""
-        return self.outlook(history, calendar, climatology).sort(1).values
+        return self.outlook(*known).sort(1).values
 
-    def quantiles(self, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
-        return self.recalibration(self.raw_quantiles(history, calendar, climatology), calendar)
+    def quantiles(self, history: Tensor, calendar: Tensor, *others) -> Tensor:
+        return self.recalibration(self.raw_quantiles(history, calendar, *others), calendar)
 
-    def loss(self, future: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor) -> Tensor:
+    def loss(self, future: Tensor, *known) -> Tensor:
         """Mean over the levels of twice the pinball loss: the CRPS, as far as 19 quantiles see it."""
-        return pinball(self.outlook(history, calendar, climatology).float(), future).mean()
+        return mean_over(pinball(self.outlook(*known).float(), future), counted(future, *known))
 
     @torch.no_grad()
-    def scores(self, future: Tensor, uniform: Tensor, support: tuple[float, float], history: Tensor, calendar: Tensor,
-               climatology: Tensor) -> Tensor:
+    def scores(self, future: Tensor, uniform: Tensor, support: tuple[float, float], *known) -> Tensor:
         """Normal scores (batch, F, node) of the future under the quantiles as trained; see `normal_scores`."""
-        return normal_scores(self.raw_quantiles(history, calendar, climatology), future, uniform, *support)
+        return normal_scores(self.raw_quantiles(*known), future, uniform, *support)
 
     @torch.no_grad()
     def recalibrate(self, batches, support: tuple[float, float]) -> None:
         """Fit the recalibration to validation batches. Call it after training, in eval mode."""
         self.recalibration.fit((self.scores(batch.future, torch.rand_like(batch.future), support, *batch.known),
-                                batch.calendar) for batch in batches)
+                                batch.calendar, batch.scored) for batch in batches)

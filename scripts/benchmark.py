@@ -19,6 +19,7 @@ import main_pretrain
 import main_train
 from data.registry import DATASETS
 from data.windows import SPLITS
+from models import load_forecaster
 from models.baselines import BASELINES, EQUIDISTANT
 from models.quantiles import to_support
 from utils import checkpoint
@@ -115,16 +116,16 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
         facts["minutes_stage_1"] = checkpoint.read_json(mean_run / checkpoint.METRICS)["seconds_train"] / 60
     if method.stage_2:
         folder = task.stage(method.stage_2[-1], main_train, [*method.stage_2, "--mean_run", str(mean_run)])
-        model, content = main_train.load_forecaster(folder)
+        run = load_forecaster(folder, device)
         trained = checkpoint.read_json(folder / checkpoint.METRICS)
         facts |= {"minutes_stage_2": trained["seconds_train"] / 60, "best_epoch": trained["best_epoch"]}
-        settings = {**content["config"], "sample_precision": "bfloat16", "test_windows": task.test_windows}
+        settings = {**run.checkpoint["config"], "sample_precision": "bfloat16", "test_windows": task.test_windows}
         if method.untrained:
             facts["minutes_stage_2"] = 0.0
-            torch.nn.init.zeros_(model.denoiser.project.weight)
-            torch.nn.init.zeros_(model.denoiser.project.bias)
+            torch.nn.init.zeros_(run.model.denoiser.project.weight)
+            torch.nn.init.zeros_(run.model.denoiser.project.bias)
         data = main_pretrain.open_windows(settings, "", device)
-        scores, windows = main_train.score_ensemble(model.to(device), settings, data, task.split, device)
+        scores, windows = main_train.score_ensemble(run.model, settings, data, task.split, device)
         return {**scores, **facts}, windows
     mean_flags = ["--mean_run", str(mean_run)] if mean_run else []
     config = parse_config(TrainConfig, main_train.CHOICES, ["--data_name", task.data_name, "--seed", str(task.seed),

@@ -25,8 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.registry import DATASETS, get_spec
 from data.windows import WindowedField
-from main_pretrain import build_mean_model, open_windows
-from main_train import CHOICES, build_forecaster, ensemble_drawer
+from main_pretrain import open_windows
+from main_train import CHOICES
+from models import build_forecaster, build_mean_model, ensemble_drawer
 from utils import checkpoint
 from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, preset, run_main
 from utils.device import autocast, choose_device
@@ -125,10 +126,10 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     load = os.getloadavg()[0]
     seed_step(config.seed)
     data, values = open_or_generate(config, device)
-    nodes, cycles = data.num_nodes, data.calendar_sizes
+    nodes = data.num_nodes
     mean_config = replace(PretrainConfig(), data_name=config.data_name, history_len=config.history_len,
                           predict_len=config.predict_len, **preset(config.data_name, PretrainConfig))
-    mean_model = build_mean_model(checkpoint.settings(mean_config), nodes, cycles).to(device)
+    mean_model = build_mean_model(checkpoint.settings(mean_config), data.facts()).to(device)
     mean_step = training_step(mean_model, lambda b: mean_model.loss(b.future, *b.known), data,
                               mean_config, budget)
     settings = checkpoint.settings(config)

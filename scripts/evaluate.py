@@ -10,7 +10,8 @@ Choices belong on `--split validation` (the default); the run folder is not chan
 from pathlib import Path
 
 from data.windows import SPLITS
-from main_train import CHOICES, load_forecaster, open_run_data, score_ensemble
+from main_train import CHOICES, open_run_data, score_ensemble
+from models import SAMPLING_FLAGS, load_forecaster
 from scripts.sampler_curve import choose, in_words, read_curve
 from utils.checkpoint import write_json
 from utils.config import FlagParser, TrainConfig, output_path, run_main
@@ -19,7 +20,7 @@ from utils.distributed import join
 from utils.runlog import print_scores
 
 BUDGETED = ("sampler", "sample_steps", "sample_precision")  # what --budget_ms decides
-CHANGEABLE = (*BUDGETED, "sample_batch", "nsample", "seed", "test_windows")
+CHANGEABLE = (*SAMPLING_FLAGS, "test_windows")
 
 
 def within_budget(folder: Path, budget_ms: float, given: dict) -> dict:
@@ -49,10 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
         given |= within_budget(given["run_folder"], given["budget_ms"], given)
     device = choose_device(given.get("device", TrainConfig.device))
     processes = join(device)
-    model, content = load_forecaster(given["run_folder"])
-    data = open_run_data(content, given.get("data_dir", ""), device)
-    settings = {**content["config"], **{name: given[name] for name in CHANGEABLE if name in given}}
-    scores, _ = score_ensemble(model.to(device), settings, data, given["split"], device, processes)
+    run = load_forecaster(given["run_folder"], device)
+    data = open_run_data(run.checkpoint, given.get("data_dir", ""), device)
+    settings = {**run.checkpoint["config"], **{name: given[name] for name in CHANGEABLE if name in given}}
+    scores, _ = score_ensemble(run.model, settings, data, given["split"], device, processes)
     print_scores(scores, data.field.spec.unit)
     if given["json"] and processes.first:
         write_json(given["json"], scores)

@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 
 from data.registry import sha256_of
-from main_train import ensemble_drawer, load_forecaster, open_run_data, score_ensemble
+from main_train import open_run_data, score_ensemble
+from models import ensemble_drawer, load_forecaster
 from models.diffusion import SAMPLERS
 from scripts.benchmark_speed import PRECISIONS, measure
 from scripts.collect_results import number
@@ -107,12 +108,13 @@ def main(arguments: list[str] | None = None) -> int:
     if given["windows"] < 0:
         parser.error(f"--windows {given['windows']}: choose a number of windows, or 0 for all")
     folder, device = given["run_folder"], choose_device(given.get("device", TrainConfig.device))
-    model, content = load_forecaster(folder)
-    data, load = open_run_data(content, given.get("data_dir", ""), device), os.getloadavg()[0]
-    rows = sampler_curve(model.to(device), content["config"], data, device, given["windows"])
+    run = load_forecaster(folder, device)
+    settings = run.checkpoint["config"]
+    data, load = open_run_data(run.checkpoint, given.get("data_dir", ""), device), os.getloadavg()[0]
+    rows = sampler_curve(run.model, settings, data, device, given["windows"])
     found = len(data.starts["validation"])
     curve = {
-        "model": sha256_of(folder / CHECKPOINT), "data_name": content["config"]["data_name"], "split": "validation",
+        "model": sha256_of(folder / CHECKPOINT), "data_name": settings["data_name"], "split": "validation",
         "windows": min(given["windows"] or found, found), "members": MEMBERS,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(), "load_average": load, "rows": rows,

@@ -17,6 +17,7 @@ import main_pretrain
 import main_train
 from data.fluctuation import STATISTICS
 from data.registry import DATASETS
+from models import load_forecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from scripts.benchmark import STAGE_1, Task, chosen
 from scripts.collect_results import markdown, mean_and_spread, write_text
@@ -98,11 +99,11 @@ def score(variant: Variant, task: Task, flags: list[str], base: TrainConfig) -> 
         kind = f"sensitivity_{variant.name}" if trained_anew else "sensitivity"
         extra = [text for name in trained_anew for text in flag_text(name, variant.settings[name])]
         folder = task.stage(kind, main_train, [*flags, *extra])
-        model, content = main_train.load_forecaster(folder)
+        run = load_forecaster(folder, device)
         trained = checkpoint.read_json(folder / checkpoint.METRICS)
-        settings = {**content["config"], **variant.settings, "test_windows": task.test_windows}
+        settings = {**run.checkpoint["config"], **variant.settings, "test_windows": task.test_windows}
         data = main_pretrain.open_windows(settings, "", device)
-        scores, _ = main_train.score_ensemble(model.to(device), settings, data, SPLIT, device)
+        scores, _ = main_train.score_ensemble(run.model, settings, data, SPLIT, device)
         seconds = trained["seconds_train"] + scores["seconds_sample"]
     return {"factor": variant.factor, "value": variant.value, "seed": task.seed, "split": SPLIT,
             **{name: scores.get(name) for name in ("windows", "members", *SCORES)},

@@ -25,6 +25,7 @@ import torch
 
 import main_pretrain
 import main_train
+from models import ensemble_drawer, load_forecaster
 from scripts.bad_inputs import RUN, TINY, bad_array, bad_checkpoint, bad_command, fault, files_below
 from scripts.children import end_of, start_child, start_children
 from utils import checkpoint
@@ -77,9 +78,9 @@ def outcome(folder: Path) -> dict:
 
 def forecast(folder: Path) -> torch.Tensor:
     """Members of a few test windows by a finished run of stage 2."""
-    model, content = main_train.load_forecaster(folder)
-    data = main_train.open_run_data(content, "", "cpu")
-    draw = main_train.ensemble_drawer(model, content["config"], torch.device("cpu"))
+    trained = load_forecaster(folder)
+    data = main_train.open_run_data(trained.checkpoint, "", "cpu")
+    draw = ensemble_drawer(trained.model, trained.checkpoint["config"], torch.device("cpu"))
     return torch.cat([draw(batch) for batch in data.batches("test", 2, limit=4)])
 
 

@@ -29,6 +29,11 @@ def random_values(steps: int, nodes: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(20, 5, (steps, nodes)).astype(np.float32)
 
 
+def with_gaps(values: np.ndarray, share: float = 0.2, seed: int = 1) -> np.ndarray:
+    """The values with this share of them missing at random places, as NaN."""
+    return np.where(np.random.default_rng(seed).random(values.shape) < share, np.float32(np.nan), values)
+
+
 def make_field(values, interval=(1, "hour"), start="2020-01-06", pair=None) -> Field:
     """A field of these values; `pair` = (steps of the training field, validation steps) makes it one of two."""
     values = torch.as_tensor(values)
@@ -37,7 +42,8 @@ def make_field(values, interval=(1, "hour"), start="2020-01-06", pair=None) -> F
     )
     segments = ((0, pair[0]), (pair[0], len(values))) if pair else ((0, len(values)),)
     names = tuple(f"node {node}" for node in range(values.shape[1]))
-    return Field("Tiny", spec, values, make_calendar(start, interval, len(values)), segments, names)
+    return Field("Tiny", spec, values, make_calendar(start, interval, len(values)), segments, names,
+                 missing_share=float(values.isnan().double().mean()))
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
-from conftest import make_field, random_values
+from conftest import make_field, random_values, with_gaps
 
 from data.windows import Batch, WindowedField
-from models.baselines import BASELINES, equidistant_quantiles, reorder
+from models.baselines import BASELINES, _without_gaps, equidistant_quantiles, reorder
 from utils.reproducibility import MemberNoise
 
 LEVELS = torch.arange(1, 20) / 20
@@ -41,7 +42,8 @@ def fit(name, data, members=8, mean=mean, quantiles=quantiles):
 
 def draw_windows(name, data, members=8, rows=slice(None), split="test", seed=1, **given):
     batch = next(iter(data.batches(split, 10_000)))
-    batch = Batch(*(getattr(batch, part.name)[rows] for part in dataclasses.fields(batch)))
+    values = (getattr(batch, part.name) for part in dataclasses.fields(batch))
+    batch = Batch(*(value if value is None else value[rows] for value in values))
     noise = MemberNoise(seed, batch.start, members, batch.future.shape[1:])
     draw = fit(name, data, members, **given)
     return draw(batch, lambda index: noise(index, 0, len(batch.start) * members)), batch
@@ -368,3 +370,43 @@ def test_ties_of_repeated_fields_are_broken_by_the_noise(data):
     noise = MemberNoise(1, batch.start[:1], 60, batch.future.shape[1:])(0, 0, 60)
     agree = (ranks(shuffled)[0, one] > ranks(shuffled)[0, other]) == (noise[one] > noise[other])
     assert agree.double().mean() > 0.99
+
+
+# Missing values
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_works_on_a_field_with_gaps_and_hidden_values_change_nothing(name):
+    values, rare = random_values(240, 3), np.zeros((240, 3), bool)
+    rare[120:, 1] = True  # never observed where errors are measured
+    gappy = np.where(rare, np.float32(np.nan), with_gaps(values, 0.3))
+    found, batch = draw_windows(name, WindowedField(make_field(gappy), 6, 4))
+    assert found.isfinite().all() and not batch.scored.all()
+
+
+def test_errors_are_measured_where_targets_are_observed():
+    data = WindowedField(make_field(with_gaps(random_values(240, 3), 0.3)), 6, 4)
+    draw = BASELINES["gaussian"](data, 1, mean=mean)
+    batch = data.batch(data.starts["test"][:1])
+    std = (draw(batch, constant_noise(1.0, 1, data)) - mean(batch).unsqueeze(1))[0, 0]
+    for step, node in ((0, 0), (3, 2)):
+        errors = [float((each.future - mean(each))[0, step, node]) for each in data.calibration(1)
+                  if each.scored[0, step, node]]
+        assert float(std[step, node]) == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-5)
+
+
+def test_a_gap_in_a_residual_field_takes_the_residual_of_the_nearest_earlier_window():
+    nan = float("nan")
+    fields = torch.tensor([[nan, 1.0, nan], [2.0, nan, nan], [nan, nan, nan], [3.0, 4.0, nan]]).unsqueeze(1)
+    found = _without_gaps(fields)[:, 0]
+    assert found.tolist() == [[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [3.0, 4.0, 0.0]]
+
+
+def test_conformal_intervals_of_a_field_with_gaps_count_the_residuals_that_there_are():
+    data = WindowedField(make_field(with_gaps(random_values(240, 3), 0.3)), 6, 4)
+    draw = BASELINES["conformal"](data, 9, mean=mean)
+    batch = data.batch(data.starts["test"][:1])
+    found = (draw(batch, lambda index: torch.randn(9, 4, 3)) - mean(batch).unsqueeze(1))[0, :, 2, 1].sort().values
+    known = sorted(float((each.future - mean(each))[0, 2, 1].abs()) for each in data.calibration(1)
+                   if each.scored[0, 2, 1])
+    wanted = [known[min(-(-(len(known) + 1) * abs(2 * i - 8) // 9), len(known)) - 1] for i in (5, 6, 7, 8)]
+    torch.testing.assert_close(found[5:], torch.tensor(wanted), rtol=0, atol=1e-5)

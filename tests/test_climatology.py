@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import make_field, random_values
+from conftest import make_field, random_values, with_gaps
 
 import data.readers
 import data.windows
@@ -224,3 +224,40 @@ def test_a_memory_mapped_field_has_the_same_climatology(registered, monkeypatch)
         chosen = inside.starts[split][::50]
         assert torch.equal(inside.batch(chosen).climatology, mapped.batch(chosen).climatology)
         assert inside.batch(chosen).climatology.abs().max() > 0.1
+
+
+# Missing values
+
+@pytest.mark.parametrize("interval, steps, cycle", [(HOURLY, 200, 24), (FIVE_MINUTES, 1500, 288)])
+def test_the_climatology_of_a_field_with_gaps_is_the_mean_of_what_was_observed(interval, steps, cycle):
+    values = with_gaps(random_values(steps, 3), 0.4)
+    data = WindowedField(make_field(values, interval), 4, 3)
+    slots, training, reach = data.field.calendar.slots[:, 0].numpy(), len(data.training), cycle // 96
+    standardized = (values.astype(np.float64) - data.scaler.mean) / data.scaler.std
+    for start in (0, 40, int(data.starts["test"][-1])):
+        out = range(start - reach, start + 7 + reach)
+        found = data.batch(torch.tensor([start])).climatology[0]
+        for step, row in zip(range(start, start + 7), found, strict=True):
+            used = [standardized[min(max(other + shift, 0), training - 1)] for other in range(training)
+                    if slots[other] == slots[step] and other not in out for shift in range(-reach, reach + 1)]
+            wanted = [np.nan_to_num(np.nanmean(node)) if (~np.isnan(node)).any() else 0 for node in np.transpose(used)]
+            np.testing.assert_allclose(row, wanted, atol=1e-4)
+
+
+def test_what_stands_in_a_gap_is_the_climatology_and_never_what_is_missing():
+    values = random_values(200, 3)
+    holes, data = np.isnan(with_gaps(values)), windows(with_gaps(values))
+    for batch in data.batches("validation", 7):
+        series, seen = torch.cat([batch.history, batch.future], dim=1), batch.observed
+        assert torch.equal(seen, ~torch.from_numpy(np.stack([holes[start:start + 10] for start in batch.start])))
+        assert torch.equal(series[~seen], batch.climatology[~seen])
+        whole = windows(values).field.values[batch.start.unsqueeze(1) + torch.arange(10)]
+        assert torch.equal(series[seen], data.scaler.standardize(whole)[seen])
+
+
+def test_a_value_at_any_step_is_filled_by_the_mean_of_its_slot():
+    values = np.tile(np.arange(24, dtype=np.float32), 10)[:, None] + np.zeros((1, 2), np.float32)
+    values[100] = np.nan
+    data = windows(values)
+    wanted = data.scaler.standardize(torch.tensor([4.0, 4.0]))
+    torch.testing.assert_close(data.standardized(torch.tensor([[99, 100]]))[0, 1], wanted)

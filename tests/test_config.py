@@ -152,6 +152,8 @@ def test_every_flag_of_the_release_is_accepted_by_both_programs(stage, capsys):
 
 # Every flag works
 
+NEEDED_BESIDE = {"diffusion_steps": "--sample_steps 1", "null_value": "--missing mask"}
+
 @both_stages
 def test_every_flag_of_the_program_takes_a_value_and_hands_it_on(stage):
     for item in dataclasses.fields(stage):
@@ -165,10 +167,10 @@ def test_every_flag_of_the_program_takes_a_value_and_hands_it_on(stage):
         elif item.type is str:
             values = [{"data_name": "Oracle", "run_name": "my-run_1.0"}.get(item.name, "/some/where")]
         else:
-            low = facts["minimum"] if facts["minimum"] is not None else facts["above"]
+            low = facts["minimum"] if facts["minimum"] is not None else facts["above"] or 0
             values = [item.type(low) + (0.25 if item.type is float else 1)]
         for value in values:
-            line = f"--{item.name} {value}" + (" --sample_steps 1" if item.name == "diffusion_steps" else "")
+            line = f"--{item.name} {value} " + NEEDED_BESIDE.get(item.name, "")
             line += " --data_path /my.csv" if item.name in OF_OWN_FILE else ""
             found = getattr(parse(stage, line), item.name)
             assert found == value and type(found) is item.type, item.name
@@ -182,7 +184,7 @@ def test_help_shows_every_flag_with_its_default_under_its_group(stage, capsys):
     assert caught.value.code == 0
     for item in dataclasses.fields(stage):
         words = item.metadata["help"].replace("%%", "%")
-        default = "none" if item.default == "" else item.default
+        default = "none" if item.default in ("", None) else item.default
         assert f"--{item.name}" in text and f"{words} (default: {default})" in text
         assert f" {item.metadata['group']}: --" in text
     hidden = {item.name for other in STAGES for item in dataclasses.fields(other)} - {
@@ -193,6 +195,7 @@ def test_help_shows_every_flag_with_its_default_under_its_group(stage, capsys):
 # Every flag is read
 
 SHARED_CODE = [file for file in sorted((ROOT / "utils").glob("*.py")) if file.name != "config.py"]
+SHARED_CODE += [ROOT / "models/build.py", ROOT / "models/pretrained.py"]
 READERS = {
     PretrainConfig: [ROOT / "main_pretrain.py", *SHARED_CODE],
     TrainConfig: [ROOT / "main_train.py", ROOT / "main_pretrain.py", *SHARED_CODE],

@@ -200,3 +200,48 @@ def test_all_that_was_fitted_is_saved_and_restored():
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.whiten(scores), model.whiten(scores))
     assert torch.equal(other.history(scores), model.history(scores))
+
+
+# Missing scores
+
+def scores_with_gaps(share, windows=4000, nodes=8):
+    scores = common_signal(windows, nodes, 0.6)
+    return scores, torch.rand(windows, HISTORY + HORIZON, nodes) >= share
+
+
+def test_what_stands_in_a_gap_changes_no_part_of_the_fit():
+    scores, observed = scores_with_gaps(0.3, 300)
+    histories, models = torch.randn(300, HISTORY, 8), []
+    for value in (0.0, 1e9):
+        torch.manual_seed(1)
+        models.append(FactorModel(8, HORIZON, 2))
+        models[-1].fit(torch.where(observed[:, HISTORY:], scores, value),
+                       torch.where(observed[:, :HISTORY], histories, 0.0), observed)
+    for name, buffer in models[0].state_dict().items():
+        assert torch.equal(buffer, models[1].state_dict()[name]) and buffer.isfinite().all(), name
+
+
+@pytest.mark.parametrize("share, atol", [(0.1, 0.06), (0.3, 0.13)])
+def test_the_correlations_of_scores_with_gaps_come_out_again(share, atol):
+    scores, observed = scores_with_gaps(share)
+    model = FactorModel(8, HORIZON, 2)
+    model.fit(torch.where(observed[:, HISTORY:], scores, 0.0), torch.zeros(4000, HISTORY, 8), observed)
+    found, wanted = (torch.corrcoef(each.flatten(1).T) for each in (coloured(model, 20_000), scores))
+    assert (found - wanted).abs().max() < atol
+
+
+def test_a_drawn_score_has_the_right_margin_and_goes_with_the_observed_nodes_of_its_step():
+    scores, observed = scores_with_gaps(0.2)
+    observed = observed[:, HISTORY:]
+    model = fitted(scores, 1)
+    drawn = model.impute(torch.where(observed, scores, 0.0), observed, torch.randn_like(scores))
+    assert torch.equal(drawn[observed], scores[observed])
+    assert float(drawn[~observed].std()) == pytest.approx(1, abs=0.03)
+    torch.testing.assert_close(between_nodes(drawn), between_nodes(scores), rtol=0, atol=0.08)
+
+
+def test_a_mode_counts_where_most_of_its_weight_is_observed():
+    model = FactorModel(4, HORIZON, 2)
+    model.axes.copy_(torch.tensor([[0.8, 0.0], [0.6, 0.0], [0.0, 0.6], [0.0, 0.8]]))
+    observed = torch.tensor([True, False, True, False]).expand(1, HORIZON, 4)
+    assert model.counted(observed)[0, 0].tolist() == [True, False, True, False, True, False]

@@ -102,7 +102,7 @@ def test_every_sampler_stays_on_the_device(sampler, precision, process):
     model.denoiser.round_to(precision)
     noise = MemberNoise(1, torch.arange(BATCH, device=META), 3, (HORIZON, model.coordinates))
     batch = make_batch()
-    members = model.eval().sample(*batch.known, noise, 3, sampler, 4, chunk=4)
+    members = model.eval().sample(*batch.known, noise=noise, members=3, sampler=sampler, steps=4, chunk=4)
     assert members.is_meta and members.shape == (BATCH, 3, HORIZON, NODES)
     assert draw_with(make_forecaster(process=process), sampler).is_meta
 

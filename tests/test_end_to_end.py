@@ -4,15 +4,17 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SHARED, needs_real_data, random_values
+from conftest import ROOT, SHARED, needs_real_data, random_values, with_gaps
 
 import main_pretrain
 import main_train
 from data.windows import open_data
-from main_train import load_forecaster, score_ensemble
+from main_train import score_ensemble
+from models import load_forecaster
 from scripts import evaluate, score_oracle
 from scripts.evaluate import open_run_data
 from utils.checkpoint import load_checkpoint
@@ -160,7 +162,8 @@ def test_a_dry_run_prints_settings_and_sizes_and_writes_nothing(tmp_path, capsys
 
 @both_processes
 def test_a_loaded_forecaster_repeats_the_scores_of_its_run_whatever_the_chunk(runs, process):
-    model, content = load_forecaster(runs / "diffusion" / FOLDERS[process])
+    trained = load_forecaster(runs / "diffusion" / FOLDERS[process])
+    model, content = trained.model, trained.checkpoint
     data = open_run_data(content, "", "cpu")
     stored = json.loads((runs / "diffusion" / FOLDERS[process] / "metrics.json").read_text())
     for sample_batch in (0, 3, 16):
@@ -173,7 +176,8 @@ def test_a_loaded_forecaster_repeats_the_scores_of_its_run_whatever_the_chunk(ru
 @both_processes
 def test_bfloat16_sampling_scores_within_one_per_cent_of_float32(runs, process):
     """The margins of a copula are not sampled: its precision shows in the scores of joint paths."""
-    model, content = load_forecaster(runs / "diffusion" / FOLDERS[process])
+    trained = load_forecaster(runs / "diffusion" / FOLDERS[process])
+    model, content = trained.model, trained.checkpoint
     torch.nn.init.normal_(model.denoiser.project.weight, std=0.1)  # the best of two epochs may be the untrained one
     data = open_run_data(content, "", "cpu")
     single, _ = score_ensemble(model, content["config"], data, "test", torch.device("cpu"))
@@ -286,3 +290,61 @@ def test_one_window_a_batch_larger_than_the_data_and_a_last_batch_of_one_work(re
     assert main_pretrain.main(arguments) == main_train.main(arguments) == 0
     metrics = json.loads((tmp_path / "diffusion" / "Tiny_6_1" / "metrics.json").read_text())
     assert metrics["windows"] == 1 and metrics["CRPS"] > 0
+
+
+# Missing values
+
+GAPPY = ["--data_name", "Tiny", "--epochs", "2", "--channels", "8", "--layers", "1", "--nsample", "8",
+         "--sample_steps", "4", "--test_windows", "12"]
+
+
+@pytest.fixture
+def gappy(registered, tmp_path):
+    """Runs a stage on waves with a constant node, one a billion times larger, and the gaps that are asked for."""
+    def run_gappy(stage, *extra, share=0.2, name="run", change=lambda values: values):
+        values = random_values(300, 5) + 4 * np.sin(np.arange(300, dtype=np.float32) / 4)[:, None]
+        values[:, 3], values[:, 4] = 7, values[:, 4] * 1e9
+        folder = registered(change(with_gaps(values, share)))
+        missing = ["--missing", "mask"] if share else []
+        arguments = [*GAPPY, "--data_dir", str(folder), "--save_dir", str(tmp_path / name), *missing, *extra]
+        return stage.main(arguments), tmp_path / name
+    return run_gappy
+
+
+@pytest.mark.parametrize("process", main_train.PROCESSES)
+def test_both_stages_run_on_a_field_with_gaps_and_say_how_much_is_missing(gappy, process, capsys):
+    assert gappy(main_pretrain)[0] == 0
+    _, folder = gappy(main_train, "--process", process, "--cross_check", "2")
+    assert "% of the values missing" in capsys.readouterr().out
+    metrics = json.loads((folder / "diffusion/Tiny_12_12/metrics.json").read_text())
+    assert 0.1 < metrics["missing_share"] < 0.3 and metrics["CRPS"] > 0
+    assert metrics["cross_check"]["largest_difference"] < 1e-9 * metrics["cross_check"]["ours"]
+    assert load_checkpoint(folder / "diffusion/Tiny_12_12/model.pt")["data"]["masked"]
+    content = load_forecaster(folder / "diffusion/Tiny_12_12")
+    assert content[0].mean_model.extra.gaps.weight.abs().max() > 0, "stage 1 learned what a gap is"
+
+
+def test_stage_2_refuses_a_stage_1_model_of_data_without_gaps(gappy):
+    gappy(main_pretrain, share=0)
+    with pytest.raises(ValueError, match="masked False .wanted True.*--missing mask"):
+        gappy(main_train)
+
+
+def test_a_null_value_must_be_missing_on_purpose(capsys):
+    with pytest.raises(SystemExit):
+        main_pretrain.main([*TINY, "--null_value", "0"])
+    assert "--null_value 0 says what is missing: add --missing mask" in capsys.readouterr().err
+
+
+def test_values_after_the_training_part_change_no_weight_of_stage_1(gappy):
+    """With gaps and without; 300 steps, 166 windows train: 189 steps. Validation chooses the epoch: it is the last."""
+    def after(values):
+        return np.where(np.arange(300)[:, None] < 189, values, values * -3 + 1)
+
+    for share in (0, 0.2):
+        weights = []
+        for change in (lambda values: values, after):
+            _, folder = gappy(main_pretrain, "--no-recalibrate", "--epochs", "1", share=share, change=change,
+                              name=f"{change.__name__}{share}")
+            weights.append(load_checkpoint(folder / "mean/Tiny_12_12/model.pt")["weights"])
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

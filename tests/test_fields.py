@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import random_values
+from conftest import random_values, with_gaps
 
 from data.fields import load_field
 from data.readers import read_file
@@ -236,3 +236,31 @@ def test_a_number_too_large_for_float32_is_refused_with_its_place(tmp_path):
     array[30, 1] = 1e300
     message = refusal(saved(tmp_path / "a.npy", array))
     assert "1e+300 at time step 30, node 1" in message
+
+
+def test_missing_values_are_refused_with_their_number_or_kept_and_counted(registered):
+    values = with_gaps(random_values(50, 4))
+    count = int(np.isnan(values).sum())
+    with pytest.raises(ValueError, match=f"{count} of 200 values .*--missing mask"):
+        load_field("Tiny", registered(values))
+    field = load_field("Tiny", registered(values), missing="mask")
+    assert field.missing_share == count / 200 and field.masked
+    np.testing.assert_array_equal(field.values, values)
+    assert not load_field("Tiny", registered(random_values(50, 4)), missing="mask").masked
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16", "float64"])
+def test_a_null_value_means_missing(registered, dtype):
+    values = np.arange(200).reshape(50, 4).astype(dtype) % 7
+    field = load_field("Tiny", registered(values), missing="mask", null_value=0)
+    np.testing.assert_array_equal(field.values.isnan(), values == 0)
+    np.testing.assert_array_equal(field.values[~field.values.isnan()], values[values != 0])
+    assert field.missing_share == (values == 0).mean()
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf])
+def test_infinity_is_refused_even_where_values_may_be_missing(registered, bad):
+    values = with_gaps(random_values(50, 4))
+    values[30, 2] = bad
+    with pytest.raises(ValueError, match=f"{bad} at time step 30, node 2"):
+        load_field("Tiny", registered(values), missing="mask")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import random_values
+from conftest import random_values, with_gaps
 
 from data.fluctuation import FLOOR, fluctuation_scale
 from data.scaling import Scaler
@@ -93,3 +93,15 @@ def test_an_unknown_statistic_is_refused_with_the_choices():
     values = training(20)
     with pytest.raises(ValueError, match="--scale_statistic mad: choose one of std, variance"):
         fluctuation_scale(values, Scaler.fit(values), statistic="mad")
+
+
+def test_gaps_change_the_scale_little_and_what_stands_in_them_nothing():
+    values = training(2400)
+    scaler, gappy = Scaler.fit(values), torch.from_numpy(with_gaps(values.numpy()))
+    weak = torch.from_numpy(random_values(2400, 7, seed=3) - 20)  # no wave, no level: all of it is fluctuation
+    whole = fluctuation_scale(weak, scaler, threshold=10)
+    holes = fluctuation_scale(torch.where(gappy.isnan(), math.nan, weak), scaler, threshold=10)
+    assert (holes / whole - 1).abs().max() < 0.05
+    alone = fluctuation_scale(torch.cat([gappy[:, :1], values[:, 1:]], dim=1), scaler)
+    assert torch.equal(alone[1:], fluctuation_scale(values, scaler)[1:]), "a node's gaps are its own"
+    assert fluctuation_scale(gappy, scaler).isfinite().all()

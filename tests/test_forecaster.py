@@ -10,7 +10,15 @@ from torch import nn
 
 from data.windows import ANY_VALUE, Batch
 from main_train import ensemble_drawer, validation_loss
-from models import DENOISERS, MEAN_MODELS, CopulaForecaster, FactorModel, OnePassForecaster, ResidualForecaster
+from models import (
+    DENOISERS,
+    MEAN_MODELS,
+    PROCESSES,
+    CopulaForecaster,
+    FactorModel,
+    OnePassForecaster,
+    ResidualForecaster,
+)
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
 from models.draws import own_rows
 from models.quantiles import LEVELS, equidistant_quantiles
@@ -104,11 +112,12 @@ def exact_gaussian(mean, std):
 
 def sample(model, batch, members=5, sampler="dpm2m", steps=4, chunk=64, seed=1):
     noise = MemberNoise(seed, batch.start, members, (HORIZON, model.coordinates))
-    return model.sample(*batch.known, noise, members, sampler, steps, chunk)
+    return model.sample(*batch.known, noise=noise, members=members, sampler=sampler, steps=steps, chunk=chunk)
 
 
 def pick(batch, rows):
-    return Batch(*(getattr(batch, field.name)[rows] for field in dataclasses.fields(batch)))
+    values = (getattr(batch, field.name) for field in dataclasses.fields(batch))
+    return Batch(*(value if value is None else value[rows] for value in values))
 
 
 # The mean model is frozen
@@ -174,7 +183,7 @@ def test_loss_is_the_mean_square_over_the_horizon_of_the_residual_noised_as_in_t
         predicted = model.denoiser(noisy.float().unsqueeze(0), step[row:row + 1],
                                    model.denoiser.condition(context, endpoint.unsqueeze(0)))
         squares.append((predicted[0] - noise[0, row]).square().mean())
-    found = model.loss(batch.future, *batch.known, step, noise)
+    found = model.loss(batch.future, *batch.known, step=step, noise=noise)
     assert found.item() == pytest.approx(sum(square.item() for square in squares) / 3, rel=1e-4)
 
 
@@ -182,7 +191,7 @@ def test_the_denoiser_sees_the_history_without_noise_and_only_the_horizon_with_i
     batch, stub = make_batch(), Stub(lambda noisy, alpha_bar, endpoint: torch.zeros_like(noisy))
     model = make_cost(Zero(), stub)
     noise = torch.randn(2, 3, HORIZON, NODES)
-    loss = model.loss(batch.future, *batch.known, torch.tensor([49] * 3), noise)
+    loss = model.loss(batch.future, *batch.known, step=torch.tensor([49] * 3), noise=noise)
     (history, calendar), = stub.encoded
     (noisy, _, _), = stub.calls
     assert torch.equal(history, batch.history) and torch.equal(calendar, batch.calendar)
@@ -213,9 +222,9 @@ def test_steps_are_drawn_evenly_and_signs_independently_of_the_noise():
 def test_two_losses_differ_by_their_draws_unless_step_and_noise_are_given(process):
     model, batch = MAKE[process]().eval(), make_batch()
     windows = batch.future, *batch.known
-    given = torch.tensor([3, 30, 40]), torch.randn(3, 3, HORIZON, model.coordinates)
+    given = dict(step=torch.tensor([3, 30, 40]), noise=torch.randn(3, 3, HORIZON, model.coordinates))
     assert model.loss(*windows).item() != model.loss(*windows).item()
-    assert model.loss(*windows, *given).item() == model.loss(*windows, *given).item()
+    assert model.loss(*windows, **given).item() == model.loss(*windows, **given).item()
 
 
 @every_process
@@ -360,7 +369,7 @@ def test_start_endpoint_and_sampler_draw_from_different_noise():
         return torch.randn(last - first, HORIZON, NODES)
 
     model, batch = make_forecaster().eval(), make_batch()
-    model.sample(*batch.known, noise, 2, "ancestral", 4, chunk=4)
+    model.sample(*batch.known, noise=noise, members=2, sampler="ancestral", steps=4, chunk=4)
     assert sorted(asked) == sorted((draw, *rows) for draw in range(5) for rows in ((0, 4), (4, 6)))
 
 
@@ -368,7 +377,7 @@ def test_start_is_the_endpoint_plus_noise_and_the_denoiser_sees_that_endpoint():
     stub = Stub(lambda noisy, alpha_bar, endpoint: noisy - endpoint)
     model, batch = make_cost(Zero(), stub), make_batch(2)
     noise = MemberNoise(1, batch.start, 3, (HORIZON, NODES))
-    model.eval().sample(*batch.known, noise, 3, "ddim", 2, chunk=64)
+    model.eval().sample(*batch.known, noise=noise, members=3, sampler="ddim", steps=2, chunk=64)
     (noisy, step, endpoint), (_, last, _) = stub.calls
     assert torch.equal(endpoint, torch.where(noise(0, 0, 6) > 0, SCALE, -SCALE))
     torch.testing.assert_close(noisy, endpoint + noise(1, 0, 6))
@@ -509,7 +518,7 @@ def test_an_untrained_copula_has_a_loss_of_1_on_white_gaussian_data():
     assert model.loss(fresh, *zeros_before(fresh).known).item() == pytest.approx(1, abs=0.02)
     for step in (0, 25, STEPS - 1):
         steps = torch.full((20_000,), step)
-        assert model.loss(fresh, *zeros_before(fresh).known, steps).item() == pytest.approx(1, abs=0.03)
+        assert model.loss(fresh, *zeros_before(fresh).known, step=steps).item() == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize("modes, share", [(0, 1), (2, 5 / 6)])
@@ -594,11 +603,11 @@ def test_a_copula_before_its_first_step_says_nothing_and_learns_from_the_first_o
     context = model.encode(*batch.known)
     assert (model.denoiser(torch.randn(16, HORIZON, model.coordinates), torch.tensor([3]), context) == 0).all()
     optimizer = torch.optim.SGD(model.denoiser.parameters(), lr=0.1)
-    given = torch.full((16,), 25), torch.randn(3, 16, HORIZON, model.coordinates)
+    given = dict(step=torch.full((16,), 25), noise=torch.randn(3, 16, HORIZON, model.coordinates))
     losses = []
     for _ in range(20):
         optimizer.zero_grad()
-        loss = model.loss(batch.future, *batch.known, *given)
+        loss = model.loss(batch.future, *batch.known, **given)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -611,7 +620,7 @@ def test_a_perfect_velocity_has_no_loss_at_any_step():
     white = model.dependence.whiten(model.mean_model.scores(future, torch.rand_like(future), ANY_VALUE, *batch.known))
     stub = Stub(lambda noisy, alpha_bar, context: (alpha_bar.sqrt() * noisy - white) / (1 - alpha_bar).sqrt())
     model.denoiser = stub
-    assert float(model.loss(future, *batch.known, torch.arange(STEPS))) < 1e-5
+    assert float(model.loss(future, *batch.known, step=torch.arange(STEPS))) < 1e-5
 
 
 def test_a_copula_sees_the_history_as_anomaly_from_the_climatology():
@@ -642,13 +651,13 @@ def test_all_of_a_copula_is_saved_and_restored_and_forecasts_are_the_same_to_the
 def test_neither_process_writes_to_the_callers_tensors(process):
     model, batch = MAKE[process](), make_batch()
     kept = pick(batch, slice(None))
-    kept = dataclasses.replace(kept, **{field.name: getattr(kept, field.name).clone()
-                                        for field in dataclasses.fields(kept)})
+    names = [field.name for field in dataclasses.fields(kept) if getattr(kept, field.name) is not None]
+    kept = dataclasses.replace(kept, **{name: getattr(kept, name).clone() for name in names})
     model.train().loss(batch.future, *batch.known).backward()
     for name in SAMPLERS:
         sample(model.eval(), batch, sampler=name)
-    for field in dataclasses.fields(batch):
-        assert torch.equal(getattr(batch, field.name), getattr(kept, field.name)), field.name
+    for name in names:
+        assert torch.equal(getattr(batch, name), getattr(kept, name)), name
 
 
 # One pass
@@ -679,3 +688,63 @@ def test_the_loss_of_one_pass_is_least_where_the_law_is_right():
     assert right < loss(lambda noise, context: 0.7 * noise) - 0.01
     assert right < loss(lambda noise, context: 1.4 * noise) - 0.01
     assert right < loss(lambda noise, context: noise + 0.3) - 0.01
+
+
+# Missing values
+
+def with_gaps(batch, share=0.3):
+    observed = torch.rand(batch.climatology.shape) >= share
+    history = batch.history.where(observed[:, :HISTORY], batch.climatology[:, :HISTORY])
+    return dataclasses.replace(batch, history=history, observed=observed)
+
+
+def make_masked(process):
+    """A forecaster fitted to windows with gaps, whose networks say something of every gap."""
+    kind = {"cost": "stid"}.get(process, "quantile_stid")
+    mean = MEAN_MODELS[kind](NODES, HISTORY, HORIZON, SIZES, channels=8, layers=2, dropout=0, tokens=2, masked=True)
+    dependence = FactorModel(NODES, HORIZON, 2)
+    settings = dict(channels=16, layers=2, embedding=8, dropout=0, masked=True, endpoint=process == "cost")
+    denoiser = DENOISERS["mlp"](NODES if process == "cost" else dependence.width, HISTORY, HORIZON, SIZES, **settings)
+    if process == "cost":
+        model = make_cost(mean, denoiser)
+    else:
+        model = PROCESSES[process](mean, denoiser, BETA, dependence, ANY_VALUE)
+        model.fit_statistics([with_gaps(make_batch(40)), with_gaps(make_batch(40))], lambda: SCALE)
+    for network in (mean, denoiser):
+        torch.nn.init.normal_(network.extra.gaps.weight, std=0.3)
+        torch.nn.init.normal_(network.project.weight, std=0.1)
+    return model.eval()
+
+
+@every_process
+def test_a_missing_target_changes_no_loss(process):
+    model, batch = make_masked(process), with_gaps(make_batch(8))
+    given = dict(step=torch.arange(8) * 6, noise=torch.randn(3, 8, HORIZON, model.coordinates))
+    losses = [model.loss(batch.future.where(batch.scored, value), *batch.known, **given) for value in (0.0, 50.0)]
+    assert torch.equal(*losses) and losses[0].isfinite() and losses[0] > 0
+    whole = dataclasses.replace(batch, observed=torch.ones_like(batch.observed))
+    assert model.loss(batch.future, *whole.known, **given) != losses[0]
+    nothing = dataclasses.replace(batch, observed=torch.zeros_like(batch.observed))
+    assert model.loss(batch.future, *nothing.known, **given) == 0
+
+
+@every_process
+def test_a_forecast_sees_the_gaps_of_the_history_and_not_those_of_the_future(process):
+    model, batch = make_masked(process), with_gaps(make_batch(3))
+    known = sample(model, batch)
+    assert known.isfinite().all()
+    observed = batch.observed.clone()
+    observed[:, HISTORY:] = ~observed[:, HISTORY:]
+    assert torch.equal(sample(model, dataclasses.replace(batch, observed=observed)), known)
+    observed[:, 1] = ~observed[:, 1]
+    assert not torch.allclose(sample(model, dataclasses.replace(batch, observed=observed)), known)
+
+
+@every_process
+def test_without_gaps_in_its_data_a_forecaster_made_for_gaps_is_the_plain_one(process):
+    model, batch = make_masked(process), make_batch(3)
+    whole = dataclasses.replace(batch, observed=torch.ones(batch.climatology.shape, dtype=torch.bool))
+    assert torch.equal(sample(model, whole), sample(model, batch))
+    given = dict(step=torch.tensor([3, 20, 40]), noise=torch.randn(3, 3, HORIZON, model.coordinates))
+    torch.testing.assert_close(model.loss(whole.future, *whole.known, **given),
+                               model.loss(batch.future, *batch.known, **given))

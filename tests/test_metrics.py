@@ -1,5 +1,6 @@
 """Scores against closed forms, against two other libraries, and against their definitions as loops."""
 
+import itertools
 import json
 import math
 
@@ -516,3 +517,76 @@ def test_a_ratio_that_does_not_exist_is_none():
     report = score(members, truth)
     assert report["per_horizon"]["CRPS"][0] is None and report["per_horizon"]["spread_skill"][0] is None
     assert report["per_horizon"]["CRPS"][1] > 0 and report["CRPS"] > 0
+
+
+# --- missing targets ----------------------------------------------------------------------------------------
+
+def score_masked(members, truth, observed):
+    scores = EnsembleScores(horizon=truth.shape[1], node=truth.shape[2], members=members.shape[1])
+    for x, y, seen in zip(members.split(4), truth.split(4), observed.split(4), strict=True):
+        scores.update(x, y, seen)
+    return scores
+
+
+def test_a_masked_value_changes_no_score():
+    (members, truth), observed = forecast(), torch.rand(6, 3, 5) < 0.7
+    reports, windows = [], []
+    for value in (0.0, 1e9, math.nan):
+        scores = score_masked(members.where(observed.unsqueeze(1), -value), truth.where(observed, value), observed)
+        reports.append(scores.compute())
+        windows.append(scores.by_window())
+    assert reports[0] == reports[1] == reports[2] != score(members, truth)
+    assert reports[0]["missing_share"] == pytest.approx(float((~observed).double().mean()))
+    for other in windows[1:]:
+        assert all(torch.equal(other[name], value) for name, value in windows[0].items())
+
+
+def test_with_nothing_masked_the_scores_are_those_without_a_mask():
+    members, truth = forecast()
+    found = score_masked(members, truth, torch.ones_like(truth, dtype=torch.bool)).compute()
+    assert_same(found, score(members, truth), rel=1e-12)
+
+
+def test_a_node_that_is_always_masked_is_a_field_without_the_node():
+    (members, truth), observed = forecast(), torch.ones(6, 3, 5, dtype=torch.bool)
+    observed[..., 2] = False
+    others = [0, 1, 3, 4]
+    found = score_masked(members, truth, observed).compute()
+    assert found.pop("missing_share") == pytest.approx(0.2)
+    assert_same(found, score(members[..., others], truth[..., others]), rel=1e-9)
+
+
+def test_a_window_that_is_all_masked_counts_in_no_score():
+    (members, truth), observed = forecast(), torch.ones(6, 3, 5, dtype=torch.bool)
+    observed[2] = False
+    found = score_masked(members, truth, observed)
+    others = [0, 1, 3, 4, 5]
+    wanted = score(members[others], truth[others])
+    for name in KEYS_PER_HORIZON:
+        assert found.compute()[name] == pytest.approx(wanted[name], rel=1e-12), name
+    assert all(value[2] == 0 for value in found.by_window().values())
+
+
+def test_masked_scores_are_those_of_the_observed_targets_one_by_one():
+    (members, truth), observed = forecast(), torch.rand(6, 3, 5) < 0.6
+    found = score_masked(members, truth, observed).compute()
+    crps, square, energy, pairs = [], [], [], []
+    for b, h in itertools.product(range(6), range(3)):
+        seen = observed[b, h]
+        x, y = members[b:b + 1, :, h:h + 1, seen], truth[b:b + 1, h:h + 1, seen]
+        if not seen.any():
+            continue
+        crps.append(metrics.crps_ensemble(x.sort(dim=1).values, y, fair=True).flatten())
+        square.append((x.mean(1) - y).square().flatten())
+        energy.append(metrics.energy_score(x, y))
+        if seen.sum() > 1:
+            pairs.append(metrics.variogram_score(x, y))
+    assert found["CRPS_fair_physical"] == pytest.approx(float(torch.cat(crps).mean()), rel=1e-9)
+    assert found["RMSE"] == pytest.approx(float(torch.cat(square).mean().sqrt()), rel=1e-9)
+    assert found["energy_score"] == pytest.approx(float(torch.stack(energy).mean()), rel=1e-9)
+    assert found["variogram_score"] == pytest.approx(float(torch.stack(pairs).mean()), rel=1e-9)
+    sums = [(members[b, :, h, observed[b, h]].sum(-1), truth[b, h, observed[b, h]].sum())
+            for b, h in itertools.product(range(6), range(3))]
+    x, y = torch.stack([each for each, _ in sums]).T[None], torch.stack([each for _, each in sums])[None]
+    crps_sum = metrics.crps_quantile(metrics.member_quantiles(x.sort(dim=1).values), y).sum() / y.abs().sum()
+    assert found["CRPS_sum"] == pytest.approx(float(crps_sum), rel=1e-9)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from data.windows import Extras
 from models import DENOISERS, MEAN_MODELS
 from models.denoiser import MLPDenoiser
 from models.layers import Dropout, IdentityEmbedding, ResidualBlock, StepEmbedding, TokenMixer
@@ -486,3 +487,70 @@ def test_dropout_is_the_identity_in_evaluation_and_at_share_zero():
     assert Dropout(0.5).eval()(values) is values
     assert Dropout(0.0).train()(values) is values
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# Missing values
+
+def masked_windows(batch=3):
+    observed = torch.rand(batch, HISTORY + HORIZON, NODES) < 0.7
+    history, calendar = windows(batch)
+    return history.where(observed[:, :HISTORY], 0.0), calendar, usual(batch), Extras(observed)
+
+
+@pytest.mark.parametrize("network", [STID, QuantileSTID])
+def test_a_history_without_gaps_gives_the_forecast_of_a_network_that_knows_none(network):
+    torch.manual_seed(1)
+    plain = make_stid(network=network, climatology=True, tokens=3)
+    torch.manual_seed(1)
+    masked = make_stid(network=network, climatology=True, tokens=3, masked=True)
+    known = *windows(3), usual(3)
+    full = Extras(torch.ones(3, HISTORY + HORIZON, NODES, dtype=torch.bool))
+    for name, value in plain.state_dict().items():
+        assert torch.equal(masked.state_dict()[name], value), name
+    torch.nn.init.normal_(masked.extra.gaps.weight)
+    assert torch.equal(masked(*known, full), plain(*known))
+    assert set(masked.state_dict()) - set(plain.state_dict()) == {"extra.gaps.weight"}
+
+
+@pytest.mark.parametrize("network", [STID, QuantileSTID])
+def test_the_forecast_depends_on_which_of_the_history_is_missing_and_on_nothing_of_the_future(network):
+    model = make_full_stid(network, masked=True)
+    *known, extras = masked_windows()
+    assert model.extra.gaps.weight.abs().max() == 0
+    torch.nn.init.normal_(model.extra.gaps.weight)
+    forecast, observed = model(*known, extras), extras.observed.clone()
+    observed[:, HISTORY:] = ~observed[:, HISTORY:]
+    assert torch.equal(model(*known, Extras(observed)), forecast)
+    assert torch.equal(model(*known, Extras(observed[:, :HISTORY])), forecast)
+    observed[1, 2, 3] = ~observed[1, 2, 3]
+    moved = (model(*known, Extras(observed)) - forecast).abs().amax((1, 2))
+    assert moved[1] > 1e-4 and (moved[[0, 2]] == 0).all()
+
+
+@pytest.mark.parametrize("network", [STID, QuantileSTID])
+def test_a_missing_target_changes_no_loss_of_stage_1_and_no_gradient(network):
+    model, known, future = make_full_stid(network, masked=True), masked_windows(), torch.randn(3, HORIZON, NODES)
+    scored, found = known[-1].observed[:, HISTORY:], []
+    for value in (0.0, 1e9):
+        model.zero_grad()
+        loss = model.loss(future.where(scored, value), *known)
+        loss.backward()
+        found.append([loss.detach()] + [weight.grad.clone() for weight in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    nothing = Extras(torch.zeros_like(known[-1].observed))
+    assert model.loss(future, *known[:3], nothing) == 0
+
+
+def test_losses_are_means_over_what_is_observed():
+    model, known, future = make_full_stid(masked=True), masked_windows(), torch.randn(3, HORIZON, NODES)
+    scored = known[-1].observed[:, HISTORY:]
+    torch.testing.assert_close(model.loss(future, *known), (model(*known) - future)[scored].square().mean())
+    model = make_full_stid(QuantileSTID, masked=True)
+    pinballs = pinball(model.outlook(*known), future).transpose(0, 1)[:, scored]
+    torch.testing.assert_close(model.loss(future, *known), pinballs.mean())
+
+
+def test_a_network_that_was_trained_without_gaps_refuses_them():
+    *known, extras = masked_windows()
+    with pytest.raises(ValueError, match="train with --missing mask"):
+        make_full_stid()(*known, extras)

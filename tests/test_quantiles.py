@@ -11,6 +11,7 @@ from models.quantiles import (
     LEVELS,
     NORMAL_SCORE_LIMIT,
     equidistant_quantiles,
+    keep_mean_above,
     pinball,
     reorder,
     shift_levels,
@@ -214,3 +215,21 @@ def test_pinball_is_asymmetric_as_its_level_says():
     assert loss.tolist() == pytest.approx([2 * level * 2 for level in LEVELS])
     loss = pinball(torch.zeros(1, len(LEVELS)), torch.tensor([-2.0]))[0]
     assert loss.tolist() == pytest.approx([2 * (1 - level) * 2 for level in LEVELS])
+
+
+def test_members_are_raised_above_the_minimum_as_little_as_keeps_their_mean():
+    members = torch.randn(3, 7, 2, 5, dtype=torch.float64) + 0.4
+    kept = keep_mean_above(members, -0.2)
+    assert kept.min() == -0.2 and torch.equal(kept.argsort(1)[:, -1], members.argsort(1)[:, -1])
+    torch.testing.assert_close(kept.mean(1), members.mean(1).clamp_min(-0.2))
+    for _ in range(50):  # no other members above the minimum, with that mean, are nearer
+        other = (kept + 0.3 * torch.randn_like(kept)).clamp_min(-0.2) + 0.2
+        other = other * ((kept + 0.2).sum(1, keepdim=True) / other.sum(1, keepdim=True)) - 0.2
+        assert ((other - members).square().sum(1) >= (kept - members).square().sum(1) - 1e-12).all()
+
+
+def test_members_that_need_no_raising_stay():
+    members = torch.rand(2, 9, 3, 4)
+    torch.testing.assert_close(keep_mean_above(members, 0.0), members)
+    assert keep_mean_above(members, NOWHERE) is members
+    assert (keep_mean_above(members - 2, 0.0) == 0).all()  # the mean lies below

@@ -34,7 +34,7 @@ def test_quantiles_that_are_too_low_are_lifted_to_where_they_are_right():
     truth = torch.randn(9600, HORIZON, NODES) + offset
     scores = normal_scores(normal_quantiles(9600), truth, torch.rand_like(truth), float("-inf"), 0.0)
     recalibration = Recalibration(NODES, HORIZON, 24)
-    recalibration.fit(zip(scores.split(4000), calendar_of(9600).split(4000), strict=True))
+    recalibration.fit(zip(scores.split(4000), calendar_of(9600).split(4000), (None,) * 3, strict=True))
     moved = recalibration(normal_quantiles(24), calendar_of(24))[:, 9]
     assert (moved - offset).abs().mean() < 0.05 and (moved - offset).abs().max() < 0.25
 
@@ -44,7 +44,7 @@ def test_each_time_of_the_cycle_has_a_shift_of_its_own():
     late = calendar[:, 0] >= 12
     scores = torch.where(late, 0.5, -0.5).view(-1, 1, 1).expand(-1, HORIZON, NODES)
     recalibration = Recalibration(NODES, HORIZON, 24)
-    recalibration.fit([(scores, calendar)])
+    recalibration.fit([(scores, calendar, None)])
     shift = recalibration.shift[recalibration.bins(calendar)]
     assert (shift[late] > 0.3).all() and (shift[~late] < -0.3).all()
 
@@ -53,11 +53,11 @@ def test_the_more_cycles_the_more_is_believed_and_a_time_never_seen_is_left_alon
     shifts = []
     for days in (1, 5, 500):
         recalibration = Recalibration(NODES, HORIZON, 24)
-        recalibration.fit([(torch.full((24 * days, HORIZON, NODES), 0.4), calendar_of(24 * days))])
+        recalibration.fit([(torch.full((24 * days, HORIZON, NODES), 0.4), calendar_of(24 * days), None)])
         shifts.append(float(recalibration.shift.mean()))
     assert 0 < shifts[0] < shifts[1] < shifts[2] < 0.4 and shifts[2] > 0.38
     recalibration = Recalibration(NODES, HORIZON, 24)
-    recalibration.fit([(torch.ones(5, HORIZON, NODES), torch.zeros(5, 2, dtype=torch.long))])
+    recalibration.fit([(torch.ones(5, HORIZON, NODES), torch.zeros(5, 2, dtype=torch.long), None)])
     assert (recalibration.shift[0] > 0).all() and (recalibration.shift[1:] == 0).all()
 
 
@@ -67,3 +67,14 @@ def test_a_cycle_is_split_into_even_times(size, bins):
     found = recalibration.bins(calendar_of(size, size))
     assert len(recalibration.shift) == bins and found.unique().tolist() == list(range(bins))
     assert found.bincount().max() - found.bincount().min() <= 1 and (found.diff() >= 0).all()
+
+
+def test_missing_values_count_in_no_shift_whatever_stands_there():
+    scores, observed = torch.randn(240, HORIZON, NODES), torch.rand(240, HORIZON, NODES) < 0.7
+    one, other, reference = (Recalibration(NODES, HORIZON, 24) for _ in range(3))
+    one.fit([(scores, calendar_of(240), observed)])
+    other.fit([(torch.where(observed, scores, 2.0), calendar_of(240), observed)])
+    assert torch.equal(one.shift, other.shift) and one.shift.abs().max() > 0.01
+    kept = observed[:, 1, 2]
+    reference.fit([(scores[kept], calendar_of(240)[kept], None)])
+    torch.testing.assert_close(one.shift[:, 1, 2], reference.shift[:, 1, 2])

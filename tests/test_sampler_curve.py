@@ -9,6 +9,7 @@ import torch
 
 import main_pretrain
 import main_train
+from models import load_forecaster
 from models.diffusion import SAMPLERS
 from scripts import evaluate, sampler_curve
 from scripts.sampler_curve import CURVE, MEMBERS, SCORES, choose
@@ -87,9 +88,9 @@ def test_what_is_timed_is_the_median_of_forecasts_of_one_window_by_fifty_members
 
     monkeypatch.setattr(sampler_curve, "measure", measure)
     monkeypatch.setattr(sampler_curve, "score_ensemble", score_ensemble)
-    model, content = main_train.load_forecaster(run)
-    data = evaluate.open_run_data(content, "", "cpu")
-    rows = sampler_curve.sampler_curve(model, content["config"], data, torch.device("cpu"), windows=2)
+    trained = load_forecaster(run)
+    data = evaluate.open_run_data(trained.checkpoint, "", "cpu")
+    rows = sampler_curve.sampler_curve(trained.model, trained.checkpoint["config"], data, torch.device("cpu"), 2)
     assert shapes == [(1, 50, 12, 5)] * len(rows)
     assert {row["milliseconds"] for row in rows} == {100.0} and {row["CRPS"] for row in rows} == {"validation"}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_values
+from conftest import random_values, with_gaps
 
 from data import scaling
 from data.scaling import Scaler
@@ -66,3 +66,12 @@ def test_counts_come_back_as_whole_numbers_and_other_values_as_they_are():
     between = torch.tensor([0.5, 2.25])
     torch.testing.assert_close(scaler.physical(scaler.standardize(between)), between, rtol=0, atol=1e-3)
     assert not Scaler.fit(counts + 0.5).whole
+
+
+def test_missing_values_count_in_neither_mean_nor_spread_nor_the_question_of_whole_numbers():
+    values = with_gaps(random_values(3000, 3))
+    observed = values[~np.isnan(values)].astype(np.float64)
+    scaler = Scaler.fit(torch.from_numpy(values))
+    assert scaler.mean == pytest.approx(observed.mean(), rel=1e-12)
+    assert scaler.std == pytest.approx(observed.std(), rel=1e-12)
+    assert Scaler.fit(torch.tensor([[1.0, float("nan")], [3.0, 8.0]])).whole

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from main_train import load_forecaster
+from models import load_forecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from scripts import benchmark, sensitivity
 from utils.config import TrainConfig, parse_config
@@ -60,7 +60,7 @@ def test_only_factors_of_training_are_trained_anew_and_the_base_is_trained_once(
     assert trained == {f"Oracle_6_4_sensitivity{suffix}_{seed}" for suffix in ("", "_scale_threshold_0.5")
                        for seed in (0, 1)}
     for suffix, threshold in (("", 0.1), ("_scale_threshold_0.5", 0.5)):
-        config = load_forecaster(done.folder / "diffusion" / f"Oracle_6_4_sensitivity{suffix}_0")[1]["config"]
+        config = load_forecaster(done.folder / "diffusion" / f"Oracle_6_4_sensitivity{suffix}_0").checkpoint["config"]
         assert (config["process"], config["channels"], config["scale_threshold"]) == ("cost", 8, threshold)
     assert {path.name for path in done.scores.iterdir()} == {
         f"{name}_{seed}.json" for seed in (0, 1)

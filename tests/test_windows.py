@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, make_field, needs_real_data, random_values
+from conftest import SHARED, make_field, needs_real_data, random_values, with_gaps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -271,8 +271,8 @@ def test_a_memory_mapped_field_gives_what_a_field_in_memory_gives(registered, mo
     assert mapped.facts() == inside.facts()
     assert torch.equal(mapped.fluctuation_scale(), inside.fluctuation_scale())
     for one, other in zip(inside.batches("test", 5), mapped.batches("test", 5), strict=True):
-        for item in dataclasses.fields(one):
-            assert torch.equal(getattr(one, item.name), getattr(other, item.name))
+        for left, right in zip(one.known + (one.future,), other.known + (other.future,), strict=True):
+            assert torch.equal(left, right)
 
 
 def test_facts_name_what_a_model_of_the_data_depends_on(data):
@@ -280,6 +280,7 @@ def test_facts_name_what_a_model_of_the_data_depends_on(data):
     assert data.facts() == {
         "num_nodes": 5, "calendar_sizes": [24, 7], "scaler_mean": pytest.approx(float(training.mean())),
         "scaler_std": pytest.approx(float(training.std(correction=0))), "support": None,
+        "masked": False, "covariates": {},
     }
 
 
@@ -290,3 +291,56 @@ def test_lengths_that_would_let_training_and_test_futures_overlap_are_refused():
     data = WindowedField(make_field(random_values(504, 2)), 64, 64)
     last_trained = int(data.starts["train"][-1]) + 64 + 64
     assert last_trained <= int(data.starts["test"][0]) + 64
+
+
+# Missing values
+
+def test_a_field_with_gaps_says_so_in_its_facts_and_its_batches(data):
+    gappy = WindowedField(make_field(with_gaps(random_values(120, 5))), 6, 4)
+    assert gappy.facts()["masked"] is True and data.facts()["masked"] is False
+    batch = gappy.batch(torch.tensor([3, 4]))
+    history, calendar, climatology, extras = batch.known
+    assert extras.observed is batch.observed and batch.observed.shape == (2, 10, 5)
+    assert torch.equal(batch.scored, batch.observed[:, 6:]) and not batch.scored.all()
+    for values in (history, batch.future, climatology):
+        assert values.isfinite().all()
+    assert data.batch(torch.tensor([3])).observed is None and data.batch(torch.tensor([3])).scored is None
+
+
+@pytest.mark.parametrize("seen", [None, 110], ids=["never", "after training"])
+def test_a_node_without_a_value_in_the_training_part_is_named(seen):
+    values = random_values(120, 5)
+    values[:seen, 3] = np.nan
+    with pytest.raises(ValueError, match=r"1 of 5 nodes .* 76 steps that train \(node 3\)"):
+        WindowedField(make_field(values), 6, 4)
+
+
+def test_values_after_the_training_part_reach_neither_scaler_nor_scale_where_values_are_missing():
+    values = with_gaps(random_values(120, 5))
+    altered = np.where(np.arange(120)[:, None] < 76, values, values * -7 + 3)
+    plain, probe = (WindowedField(make_field(each), 6, 4) for each in (values, altered))
+    assert plain.scaler == probe.scaler and torch.equal(plain.fluctuation_scale(), probe.fluctuation_scale())
+    for one, other in zip(plain.batches("train", 16), probe.batches("train", 16), strict=True):
+        assert all(torch.equal(left, right) for left, right in zip(one.known[:3], other.known[:3], strict=True))
+        assert torch.equal(one.future, other.future) and torch.equal(one.observed, other.observed)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_node_a_billion_times_larger_than_the_rest_stays_finite(gaps):
+    values = random_values(120, 5)
+    values[:, 2] *= 1e9
+    data = WindowedField(make_field(with_gaps(values) if gaps else values), 6, 4)
+    for batch in data.batches("test", 7):
+        for each in (batch.history, batch.future, batch.climatology, data.scaler.physical(batch.future)):
+            assert each.isfinite().all() and each.dtype == torch.float32
+    assert data.fluctuation_scale().isfinite().all() and (data.fluctuation_scale() > 0).all()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_that_share_a_batch_with_gaps_weigh_by_their_observed_targets(count):
+    data = WindowedField(make_field(with_gaps(random_values(120, 5), 0.5)), 6, 4)
+    for rank_batches in zip(*(data.batches("train", 16).share_batches(rank, count) for rank in range(count)),
+                            strict=True):
+        means = [batch.weight * batch.future[batch.scored].double().mean() for batch in rank_batches]
+        whole = torch.cat([batch.future[batch.scored] for batch in rank_batches]).double().mean()
+        assert float(sum(means) / count) == pytest.approx(float(whole), rel=1e-6)

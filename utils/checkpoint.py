@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-FORMAT_VERSION = 2  # 2: stage 1 with climatology and recalibration, stage 2 with processes
+FORMAT_VERSION = 3  # 2: stage 1 with climatology and recalibration, stage 2 with processes; 3: stage 2 with its field
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
 WINDOWS = "windows.csv"
 STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written in turn
@@ -48,7 +48,7 @@ def differences(found: dict, wanted: dict) -> list[str]:
 
 def settings(config) -> dict:
     """The flags that decide what a run computes, without those that only say where and whether."""
-    aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run", "resume", "save_minutes")
+    aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run", "tensorboard", "resume", "save_minutes")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
 
 

@@ -50,6 +50,11 @@ class CommonConfig:
     data_dir: str = flag("", DATA, "folder of the arrays (else COST_DATA_DIR, else data/dataset)")
     history_len: int = flag(12, DATA, "past steps that a forecast sees", minimum=1)
     predict_len: int = flag(12, DATA, "future steps that it covers", minimum=1)
+    missing: str = flag("error", DATA, "missing values (NaN): refuse them (error), or leave them out of every loss, "
+                        "statistic and score, and show the networks where they are (mask)", choices=("error", "mask"))
+    null_value: float = flag(None, DATA, "a number that stands for a missing value in the file; needs --missing mask")
+    covariates: str = flag("", DATA, "a file of what is known of every step, over the horizon too (holidays, weather "
+                           "forecasts): a column for each, or an array (time, node, covariate)")
     oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
     dropout: float = flag(0.15, NETWORK, "share of hidden values dropped in training", minimum=0, maximum=0.9)
@@ -74,11 +79,12 @@ class CommonConfig:
     save_minutes: float = flag(10.0, RUN, "minutes after which a run saves where it stands, beside every epoch's end",
                                above=0)
     dry_run: bool = flag(False, RUN, "print the resolved settings and the sizes, then stop")
+    tensorboard: bool = flag(False, RUN, "also write the log for TensorBoard (package tensorboard), in the run folder")
 
 
 DATA_FLAGS = tuple(name for name, item in CommonConfig.__dataclass_fields__.items() if item.metadata["group"] == DATA)
 OF_OWN_FILE = ("freq", "start", "variable", "node_table", "graph", "unit")  # flags that only --data_path reads
-PATHS = ("data_path", "node_table", "graph")  # kept as absolute ones, so that a run finds them from any folder
+PATHS = ("data_path", "node_table", "graph", "covariates")  # made absolute: a run finds them from any folder
 
 
 def other_default(name: str, default):
@@ -219,6 +225,8 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
     alone = [f"--{name}" for name in OF_OWN_FILE if getattr(config, name) and not config.data_path]
     if alone:
         parser.error(f"{', '.join(alone)}: describes a file of your own; give it by --data_path FILE")
+    if config.null_value is not None and config.missing != "mask":
+        parser.error(f"--null_value {config.null_value:g} says what is missing: add --missing mask")
     if isinstance(config, TrainConfig):
         if config.sample_steps > config.diffusion_steps:
             parser.error(f"--sample_steps {config.sample_steps}: choose 1 to {config.diffusion_steps}, "
@@ -247,7 +255,7 @@ class FlagParser(argparse.ArgumentParser):
             if facts["group"] not in groups:
                 groups[facts["group"]] = self.add_argument_group(facts["group"])
             group = groups[facts["group"]]
-            text = f"{facts['help']} (default: {item.default if item.default != '' else 'none'})"
+            text = f"{facts['help']} (default: {'none' if item.default in ('', None) else item.default})"
             if item.type is bool:
                 group.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, help=text)
                 continue

@@ -27,17 +27,22 @@ def progress(batches, text: str):
 
 
 def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
-                      equidistant: bool = False, processes: Processes = ALONE) -> tuple[dict, dict[str, Tensor]]:
+                      equidistant: bool = False, processes: Processes = ALONE,
+                      watch=None) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units;
-    shape (member, horizon, node); equidistant: see `EnsembleScores.compute`. Returns its dict, and that of
+    shape (member, horizon, node); equidistant: see `EnsembleScores.compute`; watch(members, truth, observed), where
+    given, sees every batch of this process too, in physical units. Returns the dict of the scores, and that of
     `EnsembleScores.by_window` with the `start` of each window, which `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
     scores, starts = EnsembleScores(horizon=horizon, node=node, members=members), []
     for batch in progress(own_windows(batches, processes), "forecasting"):
-        scores.update(physical(draw(batch)), physical(batch.future))
+        drawn, truth = physical(draw(batch)), physical(batch.future)
+        scores.update(drawn, truth, batch.scored)
+        if watch:
+            watch(drawn, truth, batch.scored)
         starts.append(batch.start.cpu())
     scores.sums = {name: processes.add(value) for name, value in scores.sums.items()}
     windows = scores.by_window() | {"start": torch.cat(starts)}
@@ -54,7 +59,11 @@ def cross_check(draw, batches, physical) -> dict:
 
     `batches` hold one window each.
     """
-    checks = [crps_cross_check(physical(draw(batch)), physical(batch.future)) for batch in batches]
+    checks = []
+    for batch in batches:
+        scored = slice(None) if batch.scored is None else batch.scored[0].flatten()
+        checks.append(crps_cross_check(physical(draw(batch)).flatten(2)[..., scored],
+                                       physical(batch.future).flatten(1)[..., scored]))
     count = len(checks)
     return {
         "windows": count,
@@ -67,27 +76,33 @@ def cross_check(draw, batches, physical) -> dict:
 def evaluate_mean(predict, batches, physical, processes: Processes = ALONE) -> dict:
     """MAE and RMSE of a deterministic forecast, in all and per horizon.
 
-    predict(batch) -> (batch, horizon, node), standardized.
+    predict(batch) -> (batch, horizon, node), standardized. Missing targets count in nothing.
     """
-    absolute, square, windows = 0, 0, 0
+    absolute, square, targets, windows = 0, 0, 0, 0
     for batch in own_windows(batches, processes):
         error = (physical(predict(batch)) - physical(batch.future)).double()
-        absolute = absolute + error.abs().sum((0, 2))
-        square = square + error.square().sum((0, 2))
+        scored = torch.ones_like(error) if batch.scored is None else batch.scored.double()
+        absolute = absolute + (error.abs() * scored).sum((0, 2))
+        square = square + (error.square() * scored).sum((0, 2))
+        targets = targets + scored.sum((0, 2))
         windows += len(error)
-    absolute, square, windows = (processes.add(torch.as_tensor(each)) for each in (absolute, square, windows))
-    mae, mse = (each / (windows * batch.future.shape[2]) for each in (absolute, square))
+    absolute, square, targets, windows = (processes.add(torch.as_tensor(each))
+                                          for each in (absolute, square, targets, windows))
+    mae, mse, share = absolute / targets, square / targets, targets / targets.mean()
     return {
-        "MAE": mae.mean().item(), "RMSE": mse.mean().sqrt().item(), "windows": int(windows),
+        "MAE": (mae * share).mean().item(), "RMSE": (mse * share).mean().sqrt().item(), "windows": int(windows),
         "per_horizon": {"MAE": mae.tolist(), "RMSE": mse.sqrt().tolist()},
     }
 
 
 @torch.no_grad()
 def mean_over_windows(value, batches, processes: Processes = ALONE) -> Tensor:
-    """Mean of `value(batch)` weighted by the windows of each batch; stays on the device."""
-    total, windows = 0, 0
+    """Mean of `value(batch)` weighted by the windows of each batch; stays on the device.
+
+    Where values are missing, by its observed targets.
+    """
+    total, weights = 0, 0
     for batch in own_windows(batches, processes):
-        total = total + value(batch).double() * len(batch.start)
-        windows += len(batch.start)
-    return processes.add(total) / processes.add(torch.as_tensor(windows))
+        weight = len(batch.start) if batch.scored is None else batch.scored.sum()
+        total, weights = total + value(batch).double() * weight, weights + weight
+    return processes.add(total) / processes.add(torch.as_tensor(weights))

@@ -15,6 +15,7 @@ MEDIAN, DECILES = 9, slice(1, None, 2)  # where they stand in LEVELS
 COVERAGE = 0.9
 MAX_VARIOGRAM_PAIRS = 2000
 PIT_BINS = 20
+COUNTS = "targets", "fields", "paired_fields"  # what sums are divided by
 BY_WINDOW = (  # what a paired comparison of two forecasts needs of every window
     "abs_truth", "crps", "crps_fair", "interval_score", "error_mean", "error_median",
     "abs_truth_sum", "crps_sum", "energy_score", "variogram_score",
@@ -116,7 +117,7 @@ def covered(lower, upper, truth):
 
 # --- calibration --------------------------------------------------------------------------------------------
 
-def qice_counts(deciles, truth):
+def qice_counts(deciles, truth, observed=None):
     """How many observations of each horizon fall in each of the ten bins between the members' deciles.
 
         below, upto = number of the nine interior edges < truth, <= truth
@@ -125,13 +126,15 @@ def qice_counts(deciles, truth):
     Without a tie that is the one bin that holds it, as in CARD; outside the ensemble it is an end bin. An
     observation on an edge, as where many members are zero, is spread over the bins that touch it: the expectation
     of a random choice, where CARD's code gives all to the lowest.
+    Where not `observed` (as truth; None: all are), an observation is left out.
     Shapes: deciles (batch, 9, horizon, node), truth (batch, horizon, node) -> (horizon, 10), float64.
     Source: CARD (arXiv:2206.07275), where QICE comes from; ties: Dunn and Smyth 1996, Czado et al. 2009.
     """
     horizon, truth = truth.shape[1], truth.unsqueeze(1)
     below, upto = (x.sum(1, dtype=torch.int32) for x in (deciles < truth, deciles <= truth))
     step = torch.arange(horizon, device=truth.device).view(-1, 1)
-    pairs = torch.bincount((100 * step + 10 * below + upto).flatten(), minlength=100 * horizon).view(horizon, 100)
+    pairs = _kept(100 * step + 10 * below + upto, observed)
+    pairs = torch.bincount(pairs, minlength=100 * horizon).view(horizon, 100)
     each = torch.arange(10, device=truth.device)
     low, high = each.view(10, 1, 1), each.view(10, 1)
     share = ((low <= each) & (each <= high)).double() / (high - low + 1).clamp_min(1)
@@ -143,25 +146,29 @@ def qice(counts):
     return (counts / counts.sum(-1, keepdim=True) - 0.1).abs().mean(-1)
 
 
-def pit_counts(ordered, truth, bins=PIT_BINS):
+def pit_counts(ordered, truth, observed=None, bins=PIT_BINS):
     """Histogram of the randomised probability integral transform: flat when the forecast is calibrated.
 
         below, tied = number of members < truth, = truth
         the observation is spread evenly over [below, below + tied + 1] / (M + 1)
 
     It is the rank histogram in `bins` bins whatever M, with ties broken evenly: exactly flat, on average, where
-    truth and members are exchangeable, continuous or not.
+    truth and members are exchangeable, continuous or not. Where not `observed`, an observation is left out.
     Shapes: ordered (batch, M, ...), truth (batch, ...) -> (bins,), float64.
     Source: Czado et al. 2009 (randomised PIT, in expectation); ranks: Hamill 2001.
     """
     ranks, truth = ordered.shape[1] + 1, truth.unsqueeze(1)
     below, upto = (x.sum(1, dtype=torch.int32) for x in (ordered < truth, ordered <= truth))
-    pairs = torch.bincount((below.long() * ranks + upto).flatten())
+    pairs = torch.bincount(_kept(below.long() * ranks + upto, observed))
     seen = pairs.nonzero()
     low, high = (seen // ranks).double() / ranks, (seen % ranks + 1).double() / ranks
     edge = torch.arange(bins + 1, device=seen.device).double() / bins
     beyond = ((edge - low) / (high - low)).clamp(0, 1)  # share of each interval below each edge
     return (pairs[seen[:, 0]].double().unsqueeze(1) * beyond.diff(dim=1)).sum(0)
+
+
+def _kept(values, observed):
+    return values.flatten() if observed is None else values[observed]
 
 
 def pit_error(counts):
@@ -241,12 +248,13 @@ def variogram_pairs(num_nodes):
     return torch.tensor([first, second], dtype=torch.long)
 
 
-def variogram_score(members, truth, p=0.5, pairs=None):
+def variogram_score(members, truth, p=0.5, pairs=None, observed=None):
     """Variogram score over node pairs: does the ensemble know how much nodes differ from each other?
 
         mean over pairs (i, j) of (|truth_i - truth_j|^p - mean_m |x_mi - x_mj|^p)^2
 
-    A single node has no pairs and scores 0. Pairs are taken in chunks, so memory is bounded.
+    A single node has no pairs and scores 0. Pairs are taken in chunks, so memory is bounded. A mask `observed` (as
+    truth) leaves the pairs of which it has both.
     Shapes: members (batch, M, horizon, node), truth (batch, horizon, node), pairs (2, pair)
     -> (batch, horizon), float64. Source: Scheuerer and Hamill 2015, equal weights; a mean where they sum.
     """
@@ -259,11 +267,23 @@ def variogram_score(members, truth, p=0.5, pairs=None):
     # nodes first: a node is then one piece of memory, and the mean over members runs along rows
     members_by_node, truth_by_node = members.permute(3, 1, 0, 2).contiguous(), truth.permute(2, 0, 1).contiguous()
     score = truth.new_zeros(truth.shape[:2], dtype=torch.float64)
+    observed_by_node = None if observed is None else observed.permute(2, 0, 1).contiguous()
     elements = _CACHE_ELEMENTS if members.device.type == "cpu" else _CHUNK_ELEMENTS
     for first, second in pairs.split(max(1, elements // max(1, members[..., 0].numel())), dim=1):
         gap = variogram(truth_by_node, first, second) - variogram(members_by_node, first, second).mean(1)
+        if observed is not None:
+            gap *= observed_by_node[first] & observed_by_node[second]
         score += gap.square_().sum(0, dtype=torch.float64)
-    return score / max(1, pairs.shape[1])
+    return score / (max(1, pairs.shape[1]) if observed is None else observed_pairs(observed, pairs).clamp_min(1))
+
+
+def observed_pairs(observed, pairs):
+    """How many of the node pairs are observed both. Shapes: observed (batch, horizon, node) -> (batch, horizon)."""
+    by_node = observed.permute(2, 0, 1).contiguous()
+    count = torch.zeros(observed.shape[:2], dtype=torch.float64, device=observed.device)
+    for first, second in pairs.to(observed.device).split(max(1, _CACHE_ELEMENTS // max(1, count.numel())), dim=1):
+        count += (by_node[first] & by_node[second]).sum(0)
+    return count
 
 
 # --- all of them, streamed ----------------------------------------------------------------------------------
@@ -275,6 +295,8 @@ class EnsembleScores:
         for members, truth in chunks: scores.update(members, truth)
         report = scores.compute()
 
+    With a mask every score is that of the observed targets alone: CRPS_sum sums observed nodes, of truth and members;
+    energy and variogram score are those of a step's observed nodes, and leave out steps that have none.
     `sums` holds all that was seen, in float64 on the members' device; sums of several processes may be added.
     `by_window()` gives what was seen of each window, for comparisons.
     """
@@ -287,12 +309,15 @@ class EnsembleScores:
         self.sums, self._windows = {}, []
 
     @torch.no_grad()
-    def update(self, members, truth):
+    def update(self, members, truth, observed=None):
         """Add a chunk of windows.
 
-        Shapes: members (batch, member, horizon, node), truth (batch, horizon, node). Units: physical.
+        Shapes: members (batch, member, horizon, node), truth (batch, horizon, node), observed as truth: which targets
+        count; None: all. Units: physical.
         Raises: ValueError for another shape or number of members, and for values that are not finite.
         """
+        if observed is not None:  # what is masked becomes a target without error
+            members, truth = members.where(observed.unsqueeze(1), 0), truth.where(observed, 0)
         self._check(members, truth)
         members, truth = (x if x.dtype == torch.float64 else x.float() for x in (members, truth))
         self.pairs = self.pairs.to(members.device)
@@ -307,7 +332,7 @@ class EnsembleScores:
             "crps": crps_quantile(quantiles, truth),
             "crps_fair": crps_ensemble(ordered, truth, fair=True),
             "interval_score": interval_score(lower, upper, truth),
-            "covered": covered(lower, upper, truth),
+            "covered": covered(lower, upper, truth) if observed is None else covered(lower, upper, truth) & observed,
             "error_mean": (mean - truth).abs(),
             "error_median": (quantiles[:, MEDIAN] - truth).abs(),
             "squared_error": (mean - truth).square(),
@@ -319,28 +344,40 @@ class EnsembleScores:
             "abs_truth_sum": node_sum.abs(),
             "crps_sum": crps_quantile(member_quantiles(node_sum_members), node_sum),
             "energy_score": energy_score(members, truth),
-            "variogram_score": variogram_score(members, truth, pairs=self.pairs),
+            "variogram_score": variogram_score(members, truth, pairs=self.pairs, observed=observed),
             "windows": torch.ones_like(node_sum),
+            **self._counts(node_sum, observed),
         }
         chunk = {name: value.sum(0) for name, value in by_step.items()}
-        chunk["bins"] = qice_counts(quantiles[:, DECILES], truth)
-        chunk["PIT"] = pit_counts(ordered, truth).unsqueeze(0)  # of all horizon steps together
+        chunk["bins"] = qice_counts(quantiles[:, DECILES], truth, observed)
+        chunk["PIT"] = pit_counts(ordered, truth, observed).unsqueeze(0)  # of all horizon steps together
         self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
-        self._windows.append({name: by_step[name].sum(1) for name in BY_WINDOW})
+        self._windows.append({name: by_step[name].sum(1) for name in (*BY_WINDOW, *COUNTS)})
+
+    def _counts(self, each, observed):
+        """What the sums are divided by, for each window and step: targets, and fields that have one, or a pair."""
+        if observed is None:
+            ones = torch.ones_like(each)
+            return {"targets": ones * self.node, "fields": ones, "paired_fields": ones}
+        targets = observed.sum(2, dtype=torch.float64)
+        fields = (targets > 0).double()
+        paired = (observed_pairs(observed, self.pairs) > 0).double() if self.pairs.shape[1] else fields
+        return {"targets": targets, "fields": fields, "paired_fields": paired}
 
     def by_window(self):
         """What each window adds to the scores, in the order seen: input of `utils.comparison.paired_difference`.
 
         abs_truth, crps, crps_fair, interval_score, error_mean, error_median: sums over horizon and nodes, and
         targets, their number; abs_truth_sum, crps_sum: sums over the horizon; energy_score, variogram_score: means
-        over the horizon. Shapes: each (windows,), float64, on the CPU.
+        over the horizon, of its observed steps (0 where there is none). Shapes: each (windows,), float64, on the CPU.
         Raises: ValueError when no window was seen.
         """
         if not self._windows:
             raise ValueError("no scores: not one window was forecast")
-        windows = {name: torch.cat([each[name] for each in self._windows]).cpu() for name in BY_WINDOW}
-        windows |= {name: windows[name] / self.horizon for name in ("energy_score", "variogram_score")}
-        return windows | {"targets": torch.full_like(windows["crps"], self.horizon * self.node)}
+        windows = {name: torch.cat([each[name] for each in self._windows]).cpu() for name in (*BY_WINDOW, *COUNTS)}
+        windows |= {name: windows[name] / windows.pop(count).clamp_min(1)
+                    for name, count in (("energy_score", "fields"), ("variogram_score", "paired_fields"))}
+        return windows
 
     def compute(self, equidistant=False):
         """All scores of the windows seen, as plain numbers; `per_horizon` holds lists.
@@ -366,13 +403,14 @@ class EnsembleScores:
             "QICE_floor": perfect_qice(self.members, equidistant),
             "coverage90_floor": perfect_coverage(self.members, equidistant),
             "windows": round(per_horizon["windows"][0].item()),
+            **self._missing_share(total),
             "members": self.members,
             "per_horizon": _plain(self._scores(per_horizon)),
         }
 
     def _scores(self, sums):
         """The scores of all horizon steps or of each: from sums of either."""
-        targets = sums["windows"] * self.node
+        targets = sums["targets"]
         squared_error, variance = sums["squared_error"] / targets, sums["variance"] / targets
         return {
             "CRPS": sums["crps"] / sums["abs_truth"],
@@ -385,10 +423,15 @@ class EnsembleScores:
             "MAE": sums["error_mean"] / targets,
             "MAE_median": sums["error_median"] / targets,
             "RMSE": squared_error.sqrt(),
-            "energy_score": sums["energy_score"] / sums["windows"],
-            "variogram_score": sums["variogram_score"] / sums["windows"],
+            "energy_score": sums["energy_score"] / sums["fields"],
+            "variogram_score": sums["variogram_score"] / sums["paired_fields"],
             "spread_skill": spread_skill(variance, squared_error, self.members),
         }
+
+    def _missing_share(self, total):
+        """Share of the targets that count in no score, where there is any."""
+        share = 1 - (total["targets"] / (total["windows"] * self.node)).item()
+        return {"missing_share": share} if share else {}
 
     def _check(self, members, truth):
         if members.dim() == 4 and members.shape[1] != self.members:

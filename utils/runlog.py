@@ -14,7 +14,8 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
     windows = ", ".join(f"{len(starts)} {split}" for split, starts in data.starts.items())
     values = data.field.values
     times = data.field.calendar.times
-    print(f"{config.data_name}: {len(values)} steps from {times[0]} to {times[-1]}, {data.num_nodes} nodes, "
+    missing = f"{data.field.missing_share:.3%} of the values missing, " if data.field.masked else ""
+    print(f"{config.data_name}: {len(values)} steps from {times[0]} to {times[-1]}, {data.num_nodes} nodes, {missing}"
           f"unit: {data.field.spec.unit}; windows: {windows}")
     print(f"{trained:,} trained weights on {device}; run folder {folder}", flush=True)
     if config.dry_run:
@@ -24,6 +25,32 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
         print(f"memory: field {values.numel() * values.element_size() / 2**20:.1f} MiB; weights, gradients, Adam, "
               f"average and best weights {trained * 24 / 2**20:.1f} MiB; activations of a training step about "
               f"{activations / 2**20:.0f} MiB")
+
+
+def tensorboard_log(folder: Path, wanted: bool):
+    """A function that takes the lines of the log and shows their numbers by epoch in TensorBoard, from `folder`.
+
+    Epochs that come again, as after an interruption, replace those that stood there. Nothing is shown where it is not
+    wanted. Raises: ValueError where TensorBoard is not installed.
+    """
+    if not wanted:
+        return lambda line: None
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # an extra, and slow to import
+    except ImportError as error:
+        raise ValueError("--tensorboard needs the package tensorboard: pip install -r requirements-extras.txt"
+                         ) from error
+    writer = None
+
+    def show(line: dict) -> None:
+        nonlocal writer
+        writer = writer or SummaryWriter(folder, purge_step=line["epoch"])
+        for name, value in line.items():
+            if name != "epoch" and value is not None:
+                writer.add_scalar(name, value, line["epoch"])
+        writer.flush()
+
+    return show
 
 
 def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:

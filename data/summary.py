@@ -1,0 +1,124 @@
+"""What a forecaster remembers of its field, so that it needs no data file: a part of its checkpoint."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .calendar import MINUTES, in_words, make_calendar
+from .covariates import standardize
+from .scaling import Scaler
+from .windows import Batch, WindowedField
+
+
+@dataclass(frozen=True)
+class FieldSummary:
+    """Names, units and time axis of a field, its scaler and its climatology.
+
+    interval       (count, unit) of a step, as on the card of the dataset
+    start          time of the first step of the evaluated segment (the only one of most fields), ISO format
+    first_step     position of that step in the series of all segments: windows are numbered from it
+    trained_steps  leading steps of the series that training windows saw
+    test_step      first step of the first test window
+    grid           (rows, columns) where the nodes are its places in row-major order, or those of them in `kept`
+    axes           latitudes of the rows and longitudes of the columns, where they are that regular
+    coordinates    (node, 2) latitude and longitude in degrees
+    climatology    (slot, node), standardized: what is usual in each slot of the calendar's first cycle, measured
+                   on the reference of the evaluated segment, see `data.climatology`
+    masked         whether values may be missing: NaN in a history
+    covariates     by name, with their scalers
+    """
+
+    name: str
+    unit: str
+    cf_unit: str
+    interval: tuple[int, str]
+    start: str
+    first_step: int
+    trained_steps: int
+    test_step: int
+    node_names: tuple[str, ...]
+    grid: tuple[int, int] | None
+    axes: tuple[Tensor, Tensor] | None
+    kept: Tensor | None
+    coordinates: Tensor | None
+    scaler: Scaler
+    climatology: Tensor
+    masked: bool
+    covariates: dict[str, Scaler]
+
+    @classmethod
+    def of(cls, data: WindowedField) -> "FieldSummary":
+        field, (first, _) = data.field, data.field.segments[-1]
+        spec = field.spec
+        return cls(
+            field.name, spec.unit, spec.cf_unit or spec.unit, spec.interval, str(field.calendar.times[first]), first,
+            len(data.training), int(data.starts["test"][0]), field.node_names, field.grid,
+            field.axes and tuple(map(torch.as_tensor, field.axes)), *map(_tensor, (field.kept, field.coordinates)),
+            data.scaler, data.usual.cpu(), field.masked, data.covariate_scalers,
+        )
+
+    @classmethod
+    def from_state(cls, state: dict) -> "FieldSummary":
+        covariates = {name: Scaler(**scaler) for name, scaler in state["covariates"].items()}
+        return cls(**{**state, "scaler": Scaler(**state["scaler"]), "covariates": covariates})
+
+    def state(self) -> dict:
+        """Numbers and text only: what a checkpoint can hold."""
+        return asdict(self)
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.node_names)
+
+    def step_at(self, time: np.datetime64 | str) -> int:
+        """Position in the series of the step at a time; also before its beginning and after its end.
+
+        Raises: ValueError where no step begins then.
+        """
+        clock, length = self._clock
+        passed = np.datetime64(time, clock) - np.datetime64(self.start, clock)
+        steps, rest = divmod(passed.astype(int), length)
+        if rest:
+            raise ValueError(f"{time}: no step begins then; a step takes {in_words(self.interval)}, one begins at "
+                             f"{self.start}")
+        return self.first_step + int(steps)
+
+    def times(self, step: int, count: int) -> np.ndarray:
+        """Times of `count` steps from the one at position `step`: (count,) of datetime64."""
+        return make_calendar(self._time(step), self.interval, count).times
+
+    def batch(self, history: Tensor, step: Tensor, predict_len: int, covariates: Tensor | None = None) -> Batch:
+        """Windows whose future is not known: histories (batch, H, node) that begin at positions `step` (batch,).
+
+        The same as `WindowedField.batch` gives for windows outside the reference of the climatology, but for the
+        future, which is empty. covariates (batch, H + F, node or 1, covariate). Units: physical.
+        """
+        length = history.shape[1] + predict_len
+        slots = torch.stack([make_calendar(self._time(one), self.interval, length).slots for one in step.tolist()])
+        climatology = self.climatology[slots[..., 0]].to(history.device)
+        history, observed = self.scaler.standardize(history), None
+        if self.masked:
+            observed = ~history.isnan()
+            history = torch.where(observed, history, climatology[:, :history.shape[1]])
+            observed = torch.cat([observed, observed.new_zeros(climatology[:, history.shape[1]:].shape)], dim=1)
+        if covariates is not None:
+            covariates = standardize(covariates, self.covariates).to(history.device)
+        calendar = slots[:, history.shape[1] - 1].to(history.device)
+        return Batch(history, history[:, :0], calendar, climatology, step.to(history.device), observed, covariates)
+
+    @property
+    def _clock(self) -> tuple[str, int]:
+        """NumPy's unit that the interval is counted in, and how many of it make a step."""
+        count, unit = self.interval
+        return ("M", count) if unit == "month" else ("s", 60 * count * MINUTES[unit])
+
+    def _time(self, step: int) -> str:
+        """Time of the step at a position, ISO format."""
+        clock, length = self._clock
+        return str(np.datetime64(self.start, clock) + (step - self.first_step) * length)
+
+
+def _tensor(array: np.ndarray | None) -> Tensor | None:
+    return None if array is None else torch.as_tensor(array)

@@ -1,0 +1,161 @@
+"""The way in for trained models: from a run folder to forecasts in physical units.
+
+    from models import load_forecaster
+
+    forecaster = load_forecaster("save/diffusion/NYCFlights_12_12")
+    forecast = forecaster.forecast(history, start="2014-01-01T00:00", members=50)
+    forecast.mean, forecast.quantile(0.9), forecast.to_frame()
+
+The one module of the package that meets `data` and `utils`: it needs what a checkpoint says of the field, and no data.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.fields import mark_missing
+from data.summary import FieldSummary
+from data.windows import Batch
+from utils.checkpoint import CHECKPOINT, built_from, load_checkpoint
+from utils.config import PretrainConfig, TrainConfig, known_settings
+from utils.device import choose_device
+from utils.evaluation import rows_at_once
+from utils.forecasts import Forecast
+from utils.reproducibility import MemberNoise
+
+from .build import build_forecaster, build_mean_model
+from .diffusion import SAMPLERS
+from .forecaster import Forecaster
+
+SAMPLING_FLAGS = ("nsample", "seed", "sampler", "sample_steps", "sample_precision", "sample_batch")
+"""Flags of stage 2 that may be changed after training."""
+
+
+def ensemble_drawer(model: Forecaster, settings: dict, device: torch.device) -> Callable[[Batch], Tensor]:
+    """The function batch -> members (batch, member, F, node) of a configuration: what every score and picture uses.
+
+    The model is left as it is: other precision than its own is that of a copy.
+    """
+    shape = settings["predict_len"], model.coordinates
+    chunk = rows_at_once(shape[1], device, settings["sample_batch"])
+    if settings["sample_precision"] != "float32":
+        model = copy.deepcopy(model)
+        model.denoiser.round_to(getattr(torch, settings["sample_precision"]))
+
+    def draw(batch: Batch) -> Tensor:
+        noise = MemberNoise(settings["seed"], batch.start, settings["nsample"], shape)
+        return model.sample(*batch.known, noise=noise, members=settings["nsample"], sampler=settings["sampler"],
+                            steps=settings["sample_steps"], chunk=chunk)
+
+    return draw
+
+
+@dataclass(frozen=True)
+class TrainedForecaster:
+    """A trained pair of stages: `model` in eval mode on `device`, the whole `checkpoint`, the `field` it knows."""
+
+    model: Forecaster
+    checkpoint: dict
+    field: FieldSummary
+    device: torch.device
+
+    def forecast(self, history: np.ndarray, start: str | np.datetime64 | Sequence, members: int = 0,
+                 covariates: np.ndarray | None = None, **flags) -> Forecast:
+        """Draw an ensemble of what follows a history.
+
+        history   (H, node), or (window, H, node) for several windows at once
+        start     time of the first step of the history, one for each window
+        members   size of the ensemble; 0: that of the run
+        covariates  (H + F, covariate) or (H + F, node, covariate), where the model was trained with such
+        flags     seed, sampler, sample_steps, sample_precision, sample_batch, as of main_train.py; else the run's
+
+        The numbers are those of `main_train.py` for the same window: they follow from seed, start and member,
+        whatever else is forecast. Units: physical. The members are (member, F, node), or (window, member, F, node).
+        Raises: ValueError for another shape than that of training, missing values, a time between two steps.
+        """
+        settings = self._settings(members, flags)
+        history, start = np.asarray(history), np.asarray(start)
+        steps, nodes = settings["history_len"], self.field.num_nodes
+        if history.ndim not in (2, 3) or history.shape[-2:] != (steps, nodes) or history.shape[:-2] != start.shape:
+            raise ValueError(f"history of shape {history.shape}, start of shape {start.shape}; expected ({steps}, "
+                             f"{nodes}), that is (step, node), and one time, or a window axis before both")
+        windows = history.reshape(-1, steps, nodes)
+        values, _ = mark_missing(torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)),
+                                 settings["null_value"])
+        wrong = values.isinf() if self.field.masked else ~values.isfinite()
+        if wrong.any():
+            window, step, node = wrong.nonzero()[0].tolist()
+            raise ValueError(f"history: value {windows[window, step, node]} at step {step}, node {node}"
+                             f"{f', window {window}' * (len(windows) > 1)}; expected finite numbers"
+                             + " (a model trained with --missing mask takes nan too)" * (not self.field.masked))
+        position = torch.tensor([self.field.step_at(time) for time in start.ravel()])
+        batch = self.field.batch(values.to(self.device), position, settings["predict_len"],
+                                 self._covariates(covariates, start.shape, steps + settings["predict_len"]))
+        drawn = self.field.scaler.physical(ensemble_drawer(self.model, settings, self.device)(batch))
+        times = np.stack([self.field.times(one + steps - 1, 1 + settings["predict_len"]) for one in position.tolist()])
+        return Forecast(
+            drawn.float().cpu().numpy().reshape(*start.shape, *drawn.shape[1:]),
+            times[:, 1:].reshape(*start.shape, -1), times[:, 0].reshape(start.shape), self.field,
+            f"CoST, process {settings['process']}, {settings['nsample']} members, seed {settings['seed']}",
+        )
+
+    def _covariates(self, covariates: np.ndarray | None, lead: tuple[int, ...], length: int) -> Tensor | None:
+        """Covariates as (window, H + F, node or 1, covariate).
+
+        Raises: ValueError where they are not as many as the model was trained with, at every step.
+        """
+        names, nodes = self.field.covariates, self.field.num_nodes
+        if covariates is None and not names:
+            return None
+        found = np.asarray(covariates if covariates is not None else ())
+        if found.ndim == len(lead) + 2:
+            found = found[..., None, :]
+        if not names or found.shape not in [(*lead, length, each, len(names)) for each in (1, nodes)]:
+            given = "no covariates" if covariates is None else f"covariates of shape {np.shape(covariates)}"
+            raise ValueError(f"{given}; this model was trained with {', '.join(names) or 'none'}: expected "
+                             f"(step, covariate) or (step, node, covariate), {length} steps of history and horizon, "
+                             "after the window axis if there is one")
+        if not np.isfinite(found).all():
+            raise ValueError("covariates: a value is missing or infinite; a forecast needs all of them")
+        return torch.from_numpy(np.ascontiguousarray(found.reshape(-1, *found.shape[len(lead):]), dtype=np.float32))
+
+    def _settings(self, members: int, flags: dict) -> dict:
+        """The run's settings with the given ones in their place. Raises: ValueError for what cannot be."""
+        unknown = [name for name in flags if name not in SAMPLING_FLAGS]
+        if unknown:
+            raise ValueError(f"{unknown[0]}: no flag of sampling; the flags are {', '.join(SAMPLING_FLAGS)}")
+        settings = {**self.checkpoint["config"], **flags, **({"nsample": members} if members else {})}
+        if settings["nsample"] < 2:
+            raise ValueError(f"{settings['nsample']} members: an ensemble has 2 at least")
+        if settings["sampler"] not in SAMPLERS:
+            raise ValueError(f"sampler {settings['sampler']!r}: choose one of {', '.join(SAMPLERS)}")
+        if not 1 <= settings["sample_steps"] <= settings["diffusion_steps"]:
+            raise ValueError(f"sample_steps {settings['sample_steps']}: choose 1 to {settings['diffusion_steps']}, the "
+                             "steps that the model was trained with")
+        return settings
+
+
+def load_forecaster(folder: Path | str, device: torch.device | str = "cpu") -> TrainedForecaster:
+    """A trained forecaster from the run folder of stage 2, whose checkpoint holds stage 1 and the field too.
+
+    device: cpu, cuda:N, or auto.
+    Raises: ValueError for a folder or file that is not such a run, OSError where none is.
+    """
+    path = Path(folder).expanduser() / CHECKPOINT
+    content = load_checkpoint(path)
+    if content.get("stage") != "diffusion":
+        raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
+    device = choose_device(str(device))
+    with built_from(path):
+        content["config"] = known_settings(content["config"], TrainConfig, {"sampler": SAMPLERS}, path)
+        content["mean_config"] = known_settings(content["mean_config"], PretrainConfig, {}, path)
+        mean_model = build_mean_model(content["mean_config"], content["data"])
+        model = build_forecaster(content["config"], mean_model, content["data"])
+        model.load_state_dict(content["weights"])
+        field = FieldSummary.from_state(content["field"])
+    return TrainedForecaster(model.to(device).eval(), content, field, device)

@@ -1,0 +1,208 @@
+"""Forecast with a trained pair of stages, and write members and quantiles to a file.
+
+    python -m scripts.forecast save/diffusion/NYCFlights_12_12 --output next.csv
+    python -m scripts.forecast save/diffusion/NYCFlights_12_12 --data_path newer.npz --output next.nc
+    python -m scripts.forecast save/diffusion/NYCFlights_12_12 --rolling 100 --output backtest.parquet
+
+The history is the end of the run's data, or of a newer file of the same field. docs/forecasting.md says more.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.calendar import make_calendar, parse_time, regular_interval
+from data.covariates import read_covariates
+from data.fields import load_field
+from data.readers import listed, read_file
+from data.registry import data_dir_from
+from main_pretrain import own_file
+from main_train import CHOICES
+from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
+from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.device import choose_device
+from utils.distributed import ALONE, Processes, join
+from utils.evaluation import progress, rows_at_once
+from utils.forecasts import VALUES, WRITERS, Forecast, check_output, write_forecasts
+
+
+@dataclass(frozen=True)
+class Series:
+    """What a forecast starts from: values (time, node), the position of their first step in the series of the run, and
+    covariates (time, node or 1, covariate), which may reach further, or None."""
+
+    values: torch.Tensor
+    first: int
+    covariates: torch.Tensor | None
+
+    def window(self, begin: int, history_len: int, predict_len: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """History and covariates of the window that begins at a step. Raises: ValueError where covariates end."""
+        history, covariates = self.values[begin:begin + history_len].float().numpy(), None
+        if self.covariates is not None:
+            covariates = self.covariates[begin:begin + history_len + predict_len].numpy()
+            if len(covariates) < history_len + predict_len:
+                raise ValueError(f"--covariates: they end {history_len + predict_len - len(covariates)} steps before "
+                                 "the horizon does; give a file that covers it")
+        return history, covariates
+
+
+def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariates: str) -> Series:
+    """The field to forecast, of the run's own data or of another file, and its covariates.
+
+    Raises: ValueError when the file holds another field than that of the run: what differs.
+    """
+    config, field = run.checkpoint["config"], run.field
+    if covariates and not field.covariates:
+        raise ValueError(f"--covariates {covariates}: the run was trained without any")
+    if data_path:
+        values, first = read_newer(run, data_path)
+        calendar, begin = make_calendar(str(field.times(first, 1)[0]), field.interval, len(values)), 0
+    else:
+        found = load_field(config["data_name"], data_dir_from(data_dir), config["oracle_nodes"], config["oracle_steps"],
+                           own_file(config), config["missing"], config["null_value"])
+        first, last = found.segments[-1]
+        values, calendar, begin = found.values[first:last], found.calendar, first
+    if not field.covariates:
+        return Series(values, first, None)
+    beside = read_covariates(covariates or config["covariates"], calendar, tuple(field.node_names))
+    if beside.names != tuple(field.covariates):
+        raise ValueError(f"--covariates {beside.source}: {listed(beside.names)}; the run was trained with "
+                         f"{listed(list(field.covariates))}")
+    return Series(values, first, beside.values[begin:])
+
+
+def read_newer(run: TrainedForecaster, data_path: str) -> tuple[torch.Tensor, int]:
+    """Values (time, node) of a file of the run's field, nodes in its order, and the position of the first step.
+
+    Raises: ValueError when it holds another field: what differs.
+    """
+    config, field = run.checkpoint["config"], run.field
+    table = read_file(data_path, config["variable"])
+    first, names = field.first_step, table.node_names or field.node_names
+    if table.times is not None:
+        regular_interval(table.times, lambda step: f"{data_path}: {table.where(step)}", field.interval)
+        first = field.step_at(table.times[0])
+    differing = []
+    if table.values.shape[1] != field.num_nodes:
+        differing.append(f"{table.values.shape[1]} nodes (wanted {field.num_nodes})")
+    elif unknown := sorted(set(names) - set(field.node_names)):
+        differing.append(f"nodes {listed(unknown)} (wanted {listed(sorted(set(field.node_names) - set(names)))})")
+    if table.unit and not config["unit"] and table.unit not in (field.unit, field.cf_unit):
+        differing.append(f"unit {table.unit} (wanted {field.unit})")
+    if differing:
+        raise ValueError(f"{data_path}: another field than the run was trained on: {'; '.join(differing)}")
+    if tuple(names) == tuple(field.node_names):
+        return table.values, first
+    return table.values[:, [names.index(name) for name in field.node_names]], first
+
+
+def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "", rolling: int = 0,
+                   split: str = "") -> Sequence[int]:
+    """Where the histories begin in a series of so many steps, whose first one has the position `first`.
+
+    Without a choice the history is the end of the series, and the future unseen.
+    Raises: ValueError where the series is too short for the choice.
+    """
+    history_len, predict_len = (run.checkpoint["config"][name] for name in ("history_len", "predict_len"))
+
+    def time(step: int) -> np.datetime64:
+        return run.field.times(first + step, 1)[0]
+
+    whole = steps - history_len - predict_len + 1  # windows whose future has been observed
+    if steps < history_len:
+        raise ValueError(f"the data hold {steps} steps; a forecast sees {history_len}")
+    if at:
+        begin = run.field.step_at(parse_time(at, "--at")) - first - history_len
+        if not 0 <= begin <= steps - history_len:
+            raise ValueError(f"--at {at}: the data allow {time(history_len)} to {time(steps)}, the first step that is "
+                             f"forecast after {history_len} observed ones")
+        return [begin]
+    if rolling:
+        if rolling > whole:
+            raise ValueError(f"--rolling {rolling}: the data hold {max(whole, 0)} windows of {history_len} + "
+                             f"{predict_len} observed steps")
+        return range(whole - rolling, whole)
+    if split:
+        begin = max(run.field.test_step - first, 0)
+        if begin >= whole:
+            raise ValueError(f"--split {split}: the data hold no whole window from {time(begin)} on, where it begins")
+        return range(begin, whole)
+    return [steps - history_len]
+
+
+def forecasts(run: TrainedForecaster, series: Series, windows: Sequence[int], flags: dict,
+              processes: Processes = ALONE) -> Iterator[Forecast]:
+    """Forecasts of windows, as many at a time as are sampled together; numbers do not depend on how many these are.
+
+    Several processes draw the windows of a part between them, and all get the whole part.
+    """
+    settings = {**run.checkpoint["config"], **flags}
+    at_once = max(1, rows_at_once(run.field.num_nodes, run.device, settings["sample_batch"]) // settings["nsample"])
+    at_once = min(at_once * processes.count, len(windows))
+    for chosen in progress([windows[k:k + at_once] for k in range(0, len(windows), at_once)], "forecasting"):
+        own = chosen if len(chosen) < processes.count else np.array_split(chosen, processes.count)[processes.rank]
+        parts = [series.window(begin, settings["history_len"], settings["predict_len"]) for begin in own]
+        history, covariates = zip(*parts, strict=True)
+        start = np.concatenate([run.field.times(series.first + begin, 1) for begin in own])
+        part = run.forecast(np.stack(history), start, covariates=np.stack(covariates) if run.field.covariates else None,
+                            **flags)
+        yield part if len(own) == len(chosen) else joined(part, processes)
+
+
+def joined(part: Forecast, processes: Processes) -> Forecast:
+    """The forecasts of all processes, those of the first one first."""
+    def rows(array: np.ndarray) -> np.ndarray:
+        numbers = torch.from_numpy(array.view("int64") if array.dtype.kind == "M" else array)
+        return processes.join_rows(numbers).numpy().view(array.dtype)
+
+    return replace(part, members=rows(part.members), times=rows(part.times), issued=rows(part.issued))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = FlagParser(__doc__.splitlines()[0])
+    parser.add_argument("run_folder", type=Path, help="folder of a stage-2 run")
+    parser.add_argument("--output", type=output_path, required=True,
+                        help=f"file to write; its ending is the format: {', '.join(WRITERS)}")
+    parser.add_argument("--data_path", default="", help="a newer file of the field (else the data of the run)")
+    parser.add_argument("--covariates", default="", help="covariates of that file, over the horizon too (else the file "
+                        "that the run was trained with)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--at", default="", help="first time to forecast; the history ends just before "
+                       "(else the first time after the data)")
+    which.add_argument("--rolling", type=int, default=0, help="forecast the last so many windows that were observed")
+    which.add_argument("--split", choices=("test",), default="", help="forecast every window from the first of the "
+                       "test on")
+    parser.add_argument("--values", choices=VALUES, default=VALUES[0], help="what to write (default: both)")
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace the file if it exists")
+    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", *SAMPLING_FLAGS))
+    given = vars(parser.parse_args(arguments))
+    if given["rolling"] < 0:
+        parser.error(f"--rolling {given['rolling']}: choose a number of windows")
+    check_output(given["output"], given["overwrite"])
+    device = choose_device(given.get("device", TrainConfig.device))
+    processes = join(device)
+    run = load_forecaster(given["run_folder"], device)
+    series = open_series(run, given["data_path"], given.get("data_dir", ""), given["covariates"])
+    windows = choose_windows(run, len(series.values), series.first, given["at"], given["rolling"], given["split"])
+    horizon = run.checkpoint["config"]["history_len"] + series.first
+    seen = sum(begin + horizon < run.field.trained_steps for begin in windows)
+    if seen:
+        print(f"note: {seen} of {len(windows)} windows have futures that the model was trained on: no test of it",
+              file=sys.stderr)
+    flags = {name: given[name] for name in SAMPLING_FLAGS if name in given}
+    drawn = forecasts(run, series, windows, flags, processes)
+    if not processes.first:
+        return sum(0 for _ in drawn)  # it draws its windows; the first one writes
+    write_forecasts(given["output"], drawn, given["values"])
+    times = [run.field.times(horizon + begin, 1)[0] for begin in (windows[0], windows[-1])]
+    print(f"{given['output']}: {len(windows)} window{'s' * (len(windows) > 1)}, the first forecast from {times[0]}"
+          + f", the last from {times[1]}" * (len(windows) > 1))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

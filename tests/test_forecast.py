@@ -1,0 +1,272 @@
+"""The way in for Python and scripts.forecast: same numbers as the evaluation, from any history, to any file."""
+
+import dataclasses
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, random_values
+
+import main_pretrain
+import main_train
+from data.registry import DATASETS, get_spec
+from models import PROCESSES, load_forecaster
+from scripts import forecast
+from utils.evaluation import rows_at_once
+
+LENGTHS = ["--history_len", "6", "--predict_len", "4"]
+TINY = ["--data_name", "Tiny", *LENGTHS, "--epochs", "1", "--channels", "8", "--layers", "1", "--embedding", "8",
+        "--nsample", "5", "--sample_steps", "3", "--test_windows", "8", "--device", "cpu"]
+NODES, STEPS = 4, 150
+
+
+COUNTS = np.maximum(random_values(STEPS, NODES) - 20, 0).round()  # many of them 0
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with the counts as the dataset `Tiny`, and a finished run of every process; tests must not change it."""
+    folder = tmp_path_factory.mktemp("work")
+    np.save(folder / "counts.npy", COUNTS)
+    card = dataclasses.replace(get_spec("Oracle"), synthetic=False, files=("counts.npy",), num_nodes=NODES,
+                               nonnegative=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "Tiny", card)
+        flags = [*TINY, "--data_dir", str(folder), "--save_dir", str(folder)]
+        main_pretrain.main(flags)
+        for process in PROCESSES:
+            main_train.main([*flags, "--process", process, "--run_name", process, "--mean_run",
+                             str(folder / "mean/Tiny_6_4")])
+        yield folder
+
+
+def run_of(work, process="copula"):
+    return work / "diffusion" / f"Tiny_6_4_{process}"
+
+
+def ask(work, output, *flags):
+    """scripts.forecast on the run of the default process."""
+    assert forecast.main([str(run_of(work)), "--data_dir", str(work), "--output", str(output), *flags]) == 0
+
+
+def loaded(path) -> dict:
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+# Same numbers
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_test_window_gets_the_members_that_the_evaluation_draws(work, process):
+    trained = load_forecaster(run_of(work, process))
+    data = main_train.open_run_data(trained.checkpoint, str(work), "cpu")
+    starts = data.starts["test"][3:6]
+    settings = trained.checkpoint["config"]
+    wanted = data.scaler.physical(main_train.ensemble_drawer(trained.model, settings, trained.device)(
+        data.batch(starts))).numpy()
+    history = np.stack([data.field.values[start:start + 6] for start in starts])
+    found = trained.forecast(history, [data.times(int(start))[0] for start in starts])
+    np.testing.assert_allclose(found.members, wanted, rtol=1e-6)
+    assert (found.times[1] == data.times(int(starts[1]))[6:]).all() and found.issued[1] == data.times(int(starts[1]))[5]
+
+
+def test_every_window_of_the_test_is_written_as_it_is_evaluated(work, tmp_path):
+    trained = load_forecaster(run_of(work))
+    data = main_train.open_run_data(trained.checkpoint, str(work), "cpu")
+    draw = main_train.ensemble_drawer(trained.model, trained.checkpoint["config"], trained.device)
+    wanted = torch.cat([data.scaler.physical(draw(batch)) for batch in data.batches("test", 7)])
+    ask(work, tmp_path / "test.npz", "--split", "test")
+    np.testing.assert_allclose(loaded(tmp_path / "test.npz")["members"], wanted.numpy(), rtol=1e-6)
+
+
+def test_the_unseen_future_is_that_of_a_longer_file_at_the_same_time(work, tmp_path):
+    ask(work, tmp_path / "next.npz")
+    np.save(tmp_path / "longer.npy", np.concatenate([COUNTS, random_values(9, NODES) + 100]))
+    ask(work, tmp_path / "later.npz", "--data_path", str(tmp_path / "longer.npy"), "--at", "2020-01-12T06:00")
+    first, second = loaded(tmp_path / "next.npz"), loaded(tmp_path / "later.npz")
+    assert first["times"][0, 0] == np.datetime64("2020-01-12T06:00") and first["members"].shape == (1, 5, 4, NODES)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_neither_chunk_nor_company_nor_way_of_asking_changes_a_member(work, tmp_path):
+    ask(work, tmp_path / "rolling.npz", "--rolling", "5")
+    ask(work, tmp_path / "chunks.npz", "--rolling", "5", "--sample_batch", "2")
+    rolling, chunks = loaded(tmp_path / "rolling.npz"), loaded(tmp_path / "chunks.npz")
+    at = str(rolling["times"][3, 0])
+    ask(work, tmp_path / "one.npz", "--at", at)
+    np.testing.assert_allclose(chunks["members"], rolling["members"], rtol=1e-5)
+    np.testing.assert_allclose(loaded(tmp_path / "one.npz")["members"][0], rolling["members"][3], rtol=1e-5)
+    assert at == "2020-01-12T01:00" and rolling["times"][4, -1] == np.datetime64("2020-01-12T05:00")
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_what_cannot_be_negative_has_no_negative_member(work, process):
+    trained = load_forecaster(run_of(work, process))
+    members = trained.forecast(np.zeros((6, NODES)), "2020-01-12T06:00", members=200).members
+    assert members.min() == 0 and (members == members.round()).all()
+
+
+# The way in for Python
+
+
+def test_a_forecast_needs_no_data_and_follows_from_its_seed(work, monkeypatch):
+    trained = load_forecaster(run_of(work))
+    monkeypatch.setattr(forecast, "load_field", None)
+    one = trained.forecast(COUNTS[-6:], start="2020-01-12T00:00", members=30)
+    assert one.members.shape == (30, 4, NODES) and one.times.shape == (4,)
+    assert one.issued == np.datetime64("2020-01-12T05:00")
+    again, other = (trained.forecast(COUNTS[-6:], "2020-01-12T00:00", members=30, seed=seed) for seed in (0, 1))
+    assert (one.members == again.members).all() and (one.members != other.members).any()
+    both = trained.forecast(np.stack([COUNTS[-6:], COUNTS[:6]]), ["2020-01-12T00:00", "2020-01-06T00:00"], members=30)
+    np.testing.assert_allclose(both.members[0], one.members, rtol=1e-5)
+
+
+@pytest.mark.parametrize("history, start, flags, message", [
+    (np.zeros((5, NODES)), "2020-01-12", {}, r"history of shape \(5, 4\), start of shape \(\); expected \(6, 4\)"),
+    (np.zeros((2, 6, NODES)), "2020-01-12", {}, "one time, or a window axis before both"),
+    (np.full((6, NODES), np.nan), "2020-01-12", {}, "value nan at step 0, node 0; expected finite numbers"),
+    (np.zeros((6, NODES)), "2020-01-12T00:30", {}, "no step begins then; a step takes 1 hour"),
+    (np.zeros((6, NODES)), "2020-01-12", {"sampler": "dpm"}, "sampler 'dpm': choose one of ancestral"),
+    (np.zeros((6, NODES)), "2020-01-12", {"sample_steps": 51}, "sample_steps 51: choose 1 to 50"),
+    (np.zeros((6, NODES)), "2020-01-12", {"members": 1}, "1 members: an ensemble has 2 at least"),
+    (np.zeros((6, NODES)), "2020-01-12", {"temperature": 1}, "temperature: no flag of sampling; the flags are nsample"),
+])
+def test_a_question_that_has_no_answer_is_refused(work, history, start, flags, message):
+    with pytest.raises(ValueError, match=message):
+        load_forecaster(run_of(work)).forecast(history, start, **flags)
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    """On the first weeks of the dataset that it names, for the sake of time."""
+    example, = re.findall(r"```python\n(.*?)```", (ROOT / "docs/forecasting.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("data/dataset").mkdir(parents=True)
+    with np.load(ROOT / "data/dataset/NYCFlights.npz") as whole:
+        np.savez("data/dataset/NYCFlights.npz", values=whole["values"][:500], node_names=whole["node_names"])
+    for stage in (main_pretrain, main_train):
+        stage.main(["--data_dir", "data/dataset", "--epochs", "1", "--channels", "4", "--layers", "0", "--embedding",
+                    "4", "--test_windows", "2", "--sample_steps", "1"])
+    found = {}
+    exec(compile(example, "docs/forecasting.md", "exec"), found)
+    assert found["forecast"].members.shape == (50, 12, 75) and found["forecast"].members.min() == 0
+    assert found["forecast"].issued == np.datetime64("2013-01-21T19:00") and len(found["table"]) == 12 * 75
+
+
+def test_a_run_with_gaps_and_covariates_forecasts_from_such_a_history(work, tmp_path):
+    """The script's forecast at a test window is that of the evaluation; covariates must cover the horizon."""
+    rain = np.random.default_rng(3).normal(size=(STEPS + 4, 1)).astype(np.float32)
+    np.savez(tmp_path / "rain.npz", values=rain, covariate_names=["rain"])
+    np.savez(tmp_path / "short.npz", values=rain[:STEPS], covariate_names=["rain"])
+    np.save(tmp_path / "gaps.npy", np.where(np.arange(STEPS * NODES).reshape(STEPS, NODES) % 9, COUNTS, np.nan))
+    flags = [*TINY, "--data_name", "gaps", "--data_path", str(tmp_path / "gaps.npy"), "--freq", "1h", "--start",
+             "2020-01-06", "--missing", "mask", "--covariates", str(tmp_path / "rain.npz"), "--save_dir", str(tmp_path)]
+    for stage in (main_pretrain, main_train):
+        stage.main(flags)
+    folder = tmp_path / "diffusion/gaps_6_4"
+    forecast.main([str(folder), "--split", "test", "--output", str(tmp_path / "test.npz")])
+    forecast.main([str(folder), "--output", str(tmp_path / "next.npz")])
+    trained = load_forecaster(folder)
+    data = main_train.open_run_data(trained.checkpoint, "", "cpu")
+    draw = main_train.ensemble_drawer(trained.model, trained.checkpoint["config"], trained.device)
+    wanted = torch.cat([data.scaler.physical(draw(batch)) for batch in data.batches("test", 20)])
+    np.testing.assert_allclose(loaded(tmp_path / "test.npz")["members"], wanted.numpy(), rtol=1e-5)
+    assert np.isfinite(loaded(tmp_path / "next.npz")["members"]).all()
+    with pytest.raises(ValueError, match="--covariates: they end 4 steps before the horizon does"):
+        forecast.main([str(folder), "--covariates", str(tmp_path / "short.npz"), "--output", str(tmp_path / "x.csv")])
+    with pytest.raises(ValueError, match="no covariates; this model was trained with rain: expected"):
+        trained.forecast(COUNTS[:6], "2020-01-06")
+
+
+def test_a_newer_file_may_begin_anywhere_and_order_its_nodes_as_it_likes(work, tmp_path):
+    """CSV with time stamps: its last rows are the history, wherever its first one stands in the series."""
+    frame = pd.DataFrame(COUNTS[-20:], columns=[f"node {node}" for node in range(NODES)])
+    frame.insert(0, "time", pd.date_range("2020-01-11T10:00", periods=20, freq="h"))
+    frame[["time", "node 2", "node 0", "node 3", "node 1"]].to_csv(tmp_path / "recent.csv", index=False)
+    ask(work, tmp_path / "next.npz")
+    ask(work, tmp_path / "recent.npz", "--data_path", str(tmp_path / "recent.csv"))
+    first, second = loaded(tmp_path / "next.npz"), loaded(tmp_path / "recent.npz")
+    assert (first["members"] == second["members"]).all() and (first["times"] == second["times"]).all()
+
+
+# What the script refuses
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--at", "soon"], "--at soon: expected a time in ISO 8601"),
+    (["--at", "2020-01-12T00:30"], "2020-01-12T00:30:00: no step begins then; a step takes 1 hour"),
+    (["--at", "2020-02-01"], "--at 2020-02-01: the data allow 2020-01-06T06:00 to 2020-01-12T06:00"),
+    (["--at", "2020-01-06T05:00"], "the first step that is forecast after 6 observed ones"),
+    (["--rolling", "142"], r"--rolling 142: the data hold 141 windows of 6 \+ 4 observed steps"),
+    (["--data_path", "short.npy"], "the data hold 5 steps; a forecast sees 6"),
+    (["--data_path", "short.npy", "--split", "test"], "the data hold 5 steps"),
+    (["--data_path", "other.npy"], r"other.npy: another field than .*: 3 nodes \(wanted 4\)"),
+    (["--data_path", "renamed.npz"], r"renamed.npz: another .*: nodes b, c, d \(wanted node 1, node 2, node 3\)"),
+    (["--data_path", "daily.csv"], r"daily.csv: line 3: time 2020-01-02T00:00, expected 2020-01-01T01:00 \(1 hour"),
+    (["--sample_steps", "60"], "sample_steps 60: choose 1 to 50"),
+])
+def test_a_history_that_does_not_fit_is_refused_by_name(work, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    np.save("short.npy", np.zeros((5, NODES)))
+    np.save("other.npy", np.zeros((50, 3)))
+    np.savez("renamed.npz", values=np.zeros((50, NODES)), node_names=["node 0", "b", "c", "d"])
+    Path("daily.csv").write_text("time,node 0,node 1,node 2,node 3\n2020-01-01,1,1,1,1\n2020-01-02,1,1,1,1\n")
+    with pytest.raises(ValueError, match=message):
+        ask(work, tmp_path / "refused.csv", *flags)
+    assert not (tmp_path / "refused.csv").exists()
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--rolling", "-1"], "--rolling -1: choose a number of windows"),
+    (["--at", "2020-01-12", "--rolling", "3"], "not allowed with argument --at"),
+    (["--nsample", "1"], "1 is out of range; choose a value at least 2"),
+])
+def test_a_flag_that_cannot_be_is_one_line(tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        forecast.main([str(tmp_path), "--output", str(tmp_path / "x.csv"), *flags])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_forecasts_of_what_was_trained_on_are_no_test_and_said_so(work, tmp_path, capsys):
+    ask(work, tmp_path / "all.csv", "--rolling", "141", "--nsample", "2")
+    # the 85 windows of training, and 3 that share targets with the last of them
+    assert "note: 88 of 141 windows have futures that the model was trained on" in capsys.readouterr().err
+    ask(work, tmp_path / "test.csv", "--split", "test")
+    assert capsys.readouterr().err == ""
+
+
+def test_values_chooses_what_is_written(work, tmp_path):
+    ask(work, tmp_path / "x.csv", "--values", "quantiles")
+    assert len(pd.read_csv(tmp_path / "x.csv").columns) == 3 + 19
+    with pytest.raises(ValueError, match="x.csv: it exists"):
+        ask(work, tmp_path / "x.csv")
+    ask(work, tmp_path / "x.csv", "--values", "members", "--overwrite")
+    assert len(pd.read_csv(tmp_path / "x.csv").columns) == 3 + 5
+
+
+def test_no_more_windows_are_in_memory_than_are_sampled_together(work):
+    trained = load_forecaster(run_of(work))
+    parts = [len(part.times) for part in forecast.forecasts(
+        trained, forecast.Series(torch.tensor(COUNTS), 0, None), range(9), {"sample_batch": 10, "nsample": 5})]
+    assert parts == [2, 2, 2, 2, 1] and rows_at_once(NODES, trained.device, 10) == 10
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_forecast_leaves_nothing_half_written(work, tmp_path, number, status):
+    command = [sys.executable, "-m", "scripts.forecast", str(run_of(work)), "--data_path", str(work / "counts.npy"),
+               "--rolling", "141", "--nsample", "5000", "--device", "cpu", "--output", str(tmp_path / "x.csv")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not any(file.stat().st_size for file in tmp_path.iterdir()):
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == status and "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,245 @@
+"""An ensemble forecast in physical units, as arrays, table or dataset, and the files that hold it."""
+
+import contextlib
+import importlib.util
+import itertools
+import math
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .checkpoint import write_atomically
+from .metrics import LEVELS, member_quantiles, sort_members
+
+VALUES = ("both", "members", "quantiles")
+ISSUED, HORIZON, MEMBER, LEVEL = "forecast_reference_time", "horizon", "realization", "quantile"
+COORDINATES = {
+    ISSUED: {"standard_name": ISSUED, "long_name": "time of the last observation", "axis": "T"},
+    "time": {"standard_name": "time", "long_name": "time that is forecast"},
+    HORIZON: {"long_name": "steps after the last observation", "units": "1"},
+    MEMBER: {"standard_name": MEMBER, "long_name": "member of the ensemble", "units": "1"},
+    LEVEL: {"long_name": "level of the quantile", "units": "1"},
+    "node_name": {"long_name": "name of the node"},
+    "lat": {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north"},
+    "lon": {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east"},
+}
+"""Attributes of the coordinates of a dataset, after the CF conventions."""
+
+TIME_UNITS = "minutes since 1970-01-01 00:00:00"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Members of a forecast; or of those of several windows: then every array has a window axis before its others.
+
+    Shapes: members (member, F, node); times (F,), which are forecast; issued (), the time of the last observation.
+    Units: physical. `field` says what is forecast (`data.summary.FieldSummary`), `source` how.
+    """
+
+    members: np.ndarray
+    times: np.ndarray
+    issued: np.ndarray
+    field: Any
+    source: str
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean of the members: (F, node)."""
+        return self.members.mean(-3)
+
+    def quantile(self, level: float | Iterable[float]) -> np.ndarray:
+        """Quantile of the members, linear between the sorted ones as in the scores: (F, node), or (level, F, node).
+
+        Raises: ValueError for a level that is not between 0 and 1.
+        """
+        levels = np.atleast_1d(level)
+        if not ((levels >= 0) & (levels <= 1)).all():
+            raise ValueError(f"quantile {level}: a level lies between 0 and 1")
+        ordered = sort_members(torch.from_numpy(self._windows))
+        lead, steps_and_nodes = self.members.shape[:-3], self.members.shape[-2:]
+        found = member_quantiles(ordered, levels.tolist()).numpy().reshape(*lead, len(levels), *steps_and_nodes)
+        return found if np.ndim(level) else found[..., 0, :, :]
+
+    def to_frame(self, values: str = "both") -> pd.DataFrame:
+        """A long table: one row per window, step and node, with members, quantiles, or both (`values`)."""
+        windows, _, steps, nodes = self._windows.shape
+        columns = {
+            "issue_time": np.repeat(self.issued.reshape(-1), steps * nodes).astype("datetime64[s]"),
+            "valid_time": np.repeat(self.times.reshape(-1), nodes).astype("datetime64[s]"),
+            "node": list(self.field.node_names) * (windows * steps),
+        }
+        names = {"quantiles": [f"q{level:.2f}" for level in LEVELS],
+                 "members": [f"member_{member}" for member in range(self.members.shape[-3])]}
+        for kind, array in self.chosen(values).items():
+            columns |= {name: array[:, place].reshape(-1) for place, name in enumerate(names[kind])}
+        return pd.DataFrame(columns)
+
+    def to_xarray(self, values: str = "both"):
+        """An `xarray.Dataset` after the CF conventions, laid out as docs/forecasting.md says.
+
+        Raises: ValueError where xarray is not installed.
+        """
+        require("xarray")
+        import xarray
+
+        field, space = self.field, Space(self.field)
+        issued, steps = self.issued.reshape(-1).astype("datetime64[s]"), self.times.shape[-1]
+        coordinates = {
+            ISSUED: (ISSUED, issued), "time": ((ISSUED, HORIZON), self.times.reshape(-1, steps).astype(issued.dtype)),
+            HORIZON: (HORIZON, np.arange(1, steps + 1)), **space.coordinates,
+        }
+        variables = {}
+        for kind, array in self.chosen(values).items():
+            axis, places = (LEVEL, LEVELS) if kind == "quantiles" else (MEMBER, range(array.shape[1]))
+            coordinates[axis] = axis, np.array(places)
+            variables[kind] = (ISSUED, axis, HORIZON, *space.axes), space.place(array), {
+                "long_name": f"{kind} of the forecast of {field.name} ({field.unit})", "units": field.cf_unit}
+        coordinates = {name: (axes, array, COORDINATES[name]) for name, (axes, array) in coordinates.items()}
+        return xarray.Dataset(variables, coordinates, {
+            "Conventions": "CF-1.10", "title": f"Ensemble forecast of {field.name}", "source": self.source,
+            "history": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} drawn",
+        })
+
+    def chosen(self, values: str) -> dict[str, np.ndarray]:
+        """The arrays of one of VALUES, each (window, member or level, F, node). Raises: ValueError for another."""
+        if values not in VALUES:
+            raise ValueError(f"values {values!r}: choose one of {', '.join(VALUES)}")
+        chosen = {}
+        if values != "quantiles":
+            chosen["members"] = self._windows
+        if values != "members":
+            chosen["quantiles"] = self.quantile(LEVELS).reshape(-1, len(LEVELS), *self.members.shape[-2:])
+        return chosen
+
+    @property
+    def _windows(self) -> np.ndarray:
+        """The members with a window axis in any case."""
+        return self.members.reshape(-1, *self.members.shape[-3:])
+
+
+class Space:
+    """Where the nodes of a field lie in a dataset: its axes in space and their coordinates; `place` puts values there.
+
+    Nodes of a grid lie in its rows and columns; its other places, land that was left out, get NaN.
+    """
+
+    def __init__(self, field):
+        self.field = field
+        self.axes = ("node",) if not field.grid else ("lat", "lon") if field.axes else ("row", "column")
+        self.coordinates = {} if field.grid else {"node_name": ("node", np.array(field.node_names))}
+        if field.grid and field.axes:
+            lat, lon = field.axes
+            self.coordinates |= {"lat": ("lat", np.asarray(lat)), "lon": ("lon", np.asarray(lon))}
+        elif field.coordinates is not None:
+            lat, lon = np.asarray(field.coordinates).T
+            self.coordinates |= {"lat": (self.axes, self.place(lat)), "lon": (self.axes, self.place(lon))}
+
+    def place(self, values: np.ndarray) -> np.ndarray:
+        """Values (..., node) in space: (..., row, column) on a grid."""
+        if not self.field.grid:
+            return values
+        if self.field.kept is not None:
+            nodes, values = values, np.full((*values.shape[:-1], math.prod(self.field.grid)), np.nan, values.dtype)
+            values[..., np.asarray(self.field.kept)] = nodes
+        return values.reshape(*values.shape[:-1], *self.field.grid)
+
+
+def write_forecasts(path: Path, parts: Iterable[Forecast], values: str = "both") -> None:
+    """Write forecasts of windows, one part after the other, as the ending of `path` says: a whole file or none.
+
+    Each part has a window axis; no more than one of them is in memory. values: one of VALUES.
+    """
+    write_atomically(path, lambda file: WRITERS[path.suffix][0](file, parts, values))
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Refuse before the work what could not be written after it.
+
+    Raises: ValueError for an unknown ending, a file that exists, a package that is missing.
+    """
+    if path.suffix not in WRITERS:
+        raise ValueError(f"--output {path}: the ending says the format; choose one of {', '.join(WRITERS)}")
+    if path.exists() and not overwrite:
+        raise ValueError(f"--output {path}: it exists; choose another name, or --overwrite to replace it")
+    require(*WRITERS[path.suffix][1])
+
+
+def require(*packages: str) -> None:
+    """Raises: ValueError that names the first of the packages that is not installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"the package {package} is missing: pip install {package} (or all optional packages: "
+                             "pip install -r requirements-extras.txt)")
+
+
+def _write_csv(file, parts: Iterable[Forecast], values: str) -> None:
+    for number, part in enumerate(parts):
+        text = part.to_frame(values).to_csv(index=False, header=number == 0, date_format="%Y-%m-%dT%H:%M")
+        file.write(text.encode())
+
+
+def _write_parquet(file, parts: Iterable[Forecast], values: str) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    tables = (pyarrow.Table.from_pandas(part.to_frame(values), preserve_index=False) for part in parts)
+    first = next(tables)
+    with parquet.ParquetWriter(file, first.schema) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
+
+
+def _write_npz(file, parts: Iterable[Forecast], values: str) -> None:
+    """Each array grows in a nameless file beside the output, since an archive takes one entry after the other."""
+    with contextlib.ExitStack() as stack, zipfile.ZipFile(file, "w") as archive:
+        grown = {}
+        for part in parts:
+            for name, array in {"issued": part.issued, "times": part.times, **part.chosen(values)}.items():
+                if name not in grown:
+                    bytes_of = stack.enter_context(tempfile.TemporaryFile(dir=Path(file.name).parent))
+                    grown[name] = bytes_of, {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape[1:]}
+                grown[name][0].write(array.tobytes())
+        windows = grown["issued"][0].tell() // 8
+        for name, (bytes_of, header) in grown.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array_header_1_0(entry, header | {"shape": (windows, *header["shape"])})
+                bytes_of.seek(0)
+                shutil.copyfileobj(bytes_of, entry)
+        for name, array in {"levels": LEVELS, "node_names": part.field.node_names}.items():
+            with archive.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array(entry, np.array(array), allow_pickle=False)
+
+
+def _write_netcdf(file, parts: Iterable[Forecast], values: str) -> None:
+    """xarray writes the first part and with it the layout; the windows of the others are added to its variables."""
+    import netCDF4
+
+    parts, path = iter(parts), file.name
+    first = next(parts).to_xarray(values)
+    encoding = {name: {"_FillValue": np.float32("nan") if name in first.data_vars else None}
+                for name in first.variables}
+    for name in (ISSUED, "time"):
+        encoding[name] |= {"units": TIME_UNITS, "dtype": "int64"}
+    first.to_netcdf(path, engine="netcdf4", encoding=encoding, unlimited_dims=[ISSUED])
+    with netCDF4.Dataset(path, "a") as dataset:
+        for part in parts:
+            written = len(dataset.dimensions[ISSUED])
+            for name, variable in part.to_xarray(values).variables.items():
+                if ISSUED in variable.dims:
+                    array = variable.to_numpy()
+                    array = array.astype("datetime64[m]").astype(int) if array.dtype.kind == "M" else array
+                    dataset[name][written:written + len(array)] = array
+
+
+WRITERS = {".npz": (_write_npz, ()), ".csv": (_write_csv, ()), ".parquet": (_write_parquet, ("pyarrow",)),
+           ".nc": (_write_netcdf, ("xarray", "netCDF4"))}
+"""By the ending of a file: what writes it, and the optional packages that this needs."""
