@@ -332,7 +332,8 @@ def not_a_number(random, name, config_class, folder):
 
 
 def out_of_range(random, name, config_class, folder):
-    item = pick(random, flags(config_class, int, float))
+    item = pick(random, [item for item in flags(config_class, int, float)
+                         if {item.metadata["minimum"], item.metadata["above"]} != {None}])
     facts = item.metadata
     lowest = facts["minimum"] if facts["minimum"] is not None else facts["above"]
     value = pick(random, (lowest - 1, -10**6) if facts["maximum"] is None else (lowest - 1, 2 * facts["maximum"]))

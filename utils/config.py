@@ -311,6 +311,8 @@ def known_settings(settings: dict, config_class, choices: dict, source: Path) ->
     settings = {**settings_of(config_class()), **settings}
     for item in dataclasses.fields(config_class):
         value, allowed = settings.get(item.name, item.default), item.metadata["choices"]
+        if value == item.default:
+            continue
         try:
             if type(value) is not item.type and not (item.type is float and type(value) is int):
                 raise argparse.ArgumentTypeError(f"{value!r} is not of type {item.type.__name__}")
