@@ -102,6 +102,12 @@ def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, dev
     }, windows
 
 
+def statistics_batches(data, config):
+    """Batches of the training windows that the linear dependence is estimated from: fewer of a larger field."""
+    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // (data.predict_len * data.num_nodes)))
+    return data.batches("train", config.val_batch_size, limit=enough)
+
+
 def validation_loss(model: torch.nn.Module, data, config, processes: Processes = ALONE) -> torch.Tensor:
     """Loss on validation windows, each with a step and noise of its own that never change.
 
@@ -135,8 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     seed_step(config.seed, 0)
-    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // (data.predict_len * data.num_nodes)))
-    model.fit_statistics(data.batches("train", config.val_batch_size, limit=enough),
+    model.fit_statistics(statistics_batches(data, config),
                          lambda: data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
     if config.compile:
         model.denoiser.compile()

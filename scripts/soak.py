@@ -7,7 +7,6 @@ command; what they leave at the end is compared, bit by bit, with what an undist
 inputs (`scripts.bad_inputs`): each has to end in a clean error or a correct result. All of it in a temporary folder.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -30,7 +29,7 @@ from scripts.bad_inputs import RUN, TINY, bad_array, bad_checkpoint, bad_command
 from scripts.children import end_of, start_child, start_children
 from utils import checkpoint
 from utils.checkpoint import load_checkpoint
-from utils.config import FlagParser, output_path, run_main
+from utils.config import FlagParser, at_least_one, output_path, run_main
 from utils.runs import newest_state
 
 STAGES = {"mean": (main_pretrain, []),
@@ -38,6 +37,7 @@ STAGES = {"mean": (main_pretrain, []),
 MOST_KILLS = 3  # of a stage, before it may run to its end
 SECONDS, MEMORY = 60, 4 << 30  # that a program may take for a bad input, and bytes beyond what it has
 KINDS = {"array": bad_array, "checkpoint": bad_checkpoint, "command line": bad_command}
+SHARES = 0.45, 0.2, 0.35  # of the kinds among the inputs
 
 
 @dataclass
@@ -108,25 +108,57 @@ def start_stage(stage: str, save_dir: Path, processes: int, often: bool) -> list
     return start_children(lambda: program.main(arguments), processes, save_dir / f"{stage}.out")
 
 
-def kill_one(random: np.random.Generator, children: list[int]) -> bool:
-    """Kill one of the processes, then the others, as torchrun does; whether it was still at work."""
-    victims, statuses = random.permutation(children).tolist(), {}
+def kill_one(random: np.random.Generator, children: list[int]) -> int:
+    """Kill one of the processes, then the others, as torchrun does; how the first one ended, which may be before."""
+    victims, statuses = random.permutation(children).tolist(), []
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
-        statuses[victim] = os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1])
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]))
         time.sleep(random.uniform(0, 0.1) if victim != victims[-1] else 0)
-    return statuses[victims[0]] == -signal.SIGKILL
+    return statuses[0]
 
 
 def phase(folder: Path) -> str:
     """What a run was doing when it was killed, by what it left."""
     if not (folder / checkpoint.CONFIG).exists():
-        return "start-up"
+        return "at start-up"
     if any(folder.glob(f".*{checkpoint.TEMPORARY}")):
         return "within a save"
     if not (newest := newest_state(folder)):
         return "before the first save"
-    return "scoring" if load_checkpoint(newest)["state"]["progress"]["done"] else "training or validation"
+    return "while scoring" if load_checkpoint(newest)["state"]["progress"]["done"] else "in training or validation"
+
+
+def finish_stage(stage: str, save_dir: Path, processes: int) -> float:
+    """Run a stage to its end: seconds. Raises: ValueError with what it said, when it does not end well."""
+    start = time.monotonic()
+    statuses = [end_of(child, 600) for child in start_stage(stage, save_dir, processes, False)]
+    if any(statuses):
+        said = "\n".join(path.read_text()[-2000:] for path in save_dir.glob(f"{stage}.out*"))
+        raise ValueError(f"{stage} ended with {statuses}: {said}")
+    return time.monotonic() - start
+
+
+def train_killed(random: np.random.Generator, save_dir: Path, counts: tuple[int, ...], seconds: dict, kills: int,
+                 tally: Tally) -> None:
+    """Train both stages by processes whose number is one of `counts`, killed at most `kills` times, which are tallied.
+
+    Raises: ValueError when a process ends in an error.
+    """
+    left = kills
+    for stage in STAGES:
+        for _ in range(min(left, int(random.integers(1, MOST_KILLS + 1)))):
+            processes = int(random.choice(counts))
+            children = start_stage(stage, save_dir, processes, random.random() < 0.5)
+            time.sleep(random.uniform(0, seconds[max(counts)][stage]))
+            status = kill_one(random, children)
+            if status == 0:
+                break
+            if status != -signal.SIGKILL:
+                raise ValueError(f"{stage} ended with {status}: {(save_dir / f'{stage}.out').read_text()[-2000:]}")
+            left -= 1
+            tally.ended[f"killed, {phase(save_dir / stage / RUN)}"] += 1
+        finish_stage(stage, save_dir, int(random.choice(counts)))
 
 
 def soak_kills(kills: int, seed: int, folder: Path, deadline: float) -> dict:
@@ -135,46 +167,27 @@ def soak_kills(kills: int, seed: int, folder: Path, deadline: float) -> dict:
     Every third training runs as two processes that meet over gloo, every ninth one changes their number as it goes on.
     """
     undisturbed, seconds, tally, training = {}, {}, Tally(), 0
-    for processes in (1, 2):
-        save_dir = folder / f"undisturbed_{processes}"
-        save_dir.mkdir(parents=True)
-        for stage in STAGES:
-            start = time.monotonic()
-            statuses = [end_of(child, 600) for child in start_stage(stage, save_dir, processes, False)]
-            if any(statuses):
-                raise ValueError(f"{save_dir}: the undisturbed run ended with {statuses}:\n"
-                                 f"{(save_dir / f'{stage}.out').read_text()}")
-            seconds[stage, processes] = time.monotonic() - start
-        undisturbed[processes] = whole_outcome(save_dir)
-    while (tried := sum(tally.tried.values())) < kills and time.monotonic() < deadline:
-        random = np.random.default_rng([seed, training])
-        save_dir = folder / f"training_{training}"
-        save_dir.mkdir()
+    while (left := kills - sum(tally.tried.values())) > 0 and time.monotonic() < deadline:
         counts = (1,) if training % 3 < 2 else (1, 2) if training % 9 == 8 else (2,)
+        for count in {counts[0], max(counts)} - set(undisturbed):
+            (save_dir := folder / f"undisturbed_{count}").mkdir(parents=True)
+            seconds[count] = {stage: finish_stage(stage, save_dir, count) for stage in STAGES}
+            undisturbed[count] = whole_outcome(save_dir)
         kind = {(1,): "one process", (2,): "two processes", (1, 2): "one or two processes"}[counts]
-        spent, where = 0, None
-        for stage in STAGES:
-            for _ in range(min(kills - tried - spent, int(random.integers(1, MOST_KILLS + 1)))):
-                processes = int(random.choice(counts))
-                children = start_stage(stage, save_dir, processes, random.random() < 0.5)
-                time.sleep(random.uniform(0, seconds[stage, processes]))
-                if not kill_one(random, children):
-                    break
-                spent += 1
-                tally.ended[f"killed in {phase(save_dir / stage / RUN)}"] += 1
-            processes = int(random.choice(counts))
-            statuses = [end_of(child, 600) for child in start_stage(stage, save_dir, processes, False)]
-            if any(statuses):
-                where = [f"{stage} ended with {statuses}: {(save_dir / f'{stage}.out').read_text()[-500:]}"]
-                break
-        where = where or unequal(whole_outcome(save_dir), undisturbed[counts[-1] if len(counts) == 1 else 1],
-                                 exact=len(counts) == 1)
+        (save_dir := folder / f"training_{training}").mkdir()
+        before = sum(tally.ended.values())
+        try:
+            train_killed(np.random.default_rng([seed, training]), save_dir, counts, seconds, left, tally)
+            differs = unequal(whole_outcome(save_dir), undisturbed[counts[0]], exact=len(counts) == 1)
+        except ValueError as error:
+            differs = [str(error)]
+        spent = sum(tally.ended.values()) - before
         tally.tried[kind] += spent
-        if where:
-            tally.lost.append({"kind": kind, "faults": spent, "training": training, "differs": where[:5]})
-        shutil.rmtree(save_dir)
-        end = f"LOST: {where[0]}" if where else "ended as if undisturbed"
+        if differs:
+            tally.lost.append({"kind": kind, "faults": spent, "training": training, "differs": differs[:5]})
+        end = f"LOST: {differs[0]}" if differs else "ended as if undisturbed"
         print(f"training {training} by {kind}: killed {spent} times, {end}", flush=True)
+        shutil.rmtree(save_dir)
         training += 1
     return {"trainings": training, **tally.report()}
 
@@ -194,7 +207,7 @@ def soak_inputs(inputs: int, seed: int, folder: Path, pattern: Path, deadline: f
         if time.monotonic() > deadline:
             break
         random = np.random.default_rng([seed, number])
-        kind = random.choice(list(KINDS), p=(0.45, 0.2, 0.35))
+        kind = list(KINDS)[random.choice(len(KINDS), p=SHARES)]
         place = folder / "input"
         place.mkdir()
         bad = KINDS[kind](random, place, *([pattern] if kind != "array" else []))
@@ -230,12 +243,6 @@ def soak(kills: int, inputs: int, seed: int, minutes: float) -> dict:
         given = soak_inputs(inputs, seed, Path(folder), Path(folder, "undisturbed_1"), start + 60 * minutes)
     return {"kills": killed, "inputs": given, "seed": seed, "seconds": round(time.monotonic() - start),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}
-
-
-def at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
