@@ -162,9 +162,7 @@ class WindowedField:
         return (~self._values[steps].isnan()).sum((1, 2))
 
     def covariates(self, steps: Tensor) -> Tensor | None:
-        """Standardized covariates at `steps` (batch, step): (batch, step, node or 1, covariate); None without any.
-
-        """
+        """Standardized covariates at `steps` (batch, step): (batch, step, node or 1, covariate); None without any."""
         return None if self._covariates is None else self._covariates[steps].to(self.device)
 
     def standardized(self, steps: Tensor) -> Tensor:

@@ -173,9 +173,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", help="the data file; its flags are those of main_pretrain.py for --data_path")
     parser.add_argument("--picture", type=output_path, default=None, help="draw the field there (.png or .pdf)")
     parser.add_flags(PretrainConfig, {"mean_model": MEAN_MODELS}, FLAGS)
-    given = vars(parser.parse_args(arguments))
-    picture = given.pop("picture")
-    given = with_own_data({"data_path": given.pop("file"), **given})
+    typed = vars(parser.parse_args(arguments))
+    picture = typed.pop("picture")
+    typed = {"data_path": typed.pop("file"), **typed}
+    given = with_own_data(typed)
     config = replace(PretrainConfig(), **given)
     check_config(config, parser)
     device = choose_device(config.device)
@@ -191,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
         for subject, words in lines.items():
             print(f"{subject:9} {words}", flush=True)
 
-    print(f"{config.data_path} can be read")
+    print(f"{typed['data_path']} can be read")
     say(description(field, periods))
     if picture:
         draw_field(field.values.numpy(), field.calendar.times, *periodogram(series), in_words(field.spec.interval),
@@ -206,9 +207,9 @@ def main(arguments: list[str] | None = None) -> int:
         support = "nonnegative" if data.field.spec.nonnegative else "any"
     say({"windows": ", ".join(f"{len(data.starts[split])} {split}" for split in SPLITS)
          + f" of {config.history_len} + {config.predict_len} steps", **cost(data, config, device)})
-    flags = {name: getattr(config, name) for name in DATA_FLAGS
-             if name in given or name in ("history_len", "predict_len")}
-    flags |= {"batch_size": config.batch_size, "support": support}
+    flags = {name: typed[name] for name in DATA_FLAGS if name in typed}
+    flags |= {name: getattr(config, name) for name in ("history_len", "predict_len", "batch_size")}
+    flags |= {"support": support}
     line = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in flags.items())
     line += " --missing mask" if field.values.isnan().any() else ""
     print(f"train it with\n  python main_pretrain.py {line}\n  python main_train.py {line}")

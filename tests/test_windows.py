@@ -334,3 +334,13 @@ def test_a_node_a_billion_times_larger_than_the_rest_stays_finite(gaps):
         for each in (batch.history, batch.future, batch.climatology, data.scaler.physical(batch.future)):
             assert each.isfinite().all() and each.dtype == torch.float32
     assert data.fluctuation_scale().isfinite().all() and (data.fluctuation_scale() > 0).all()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_that_share_a_batch_with_gaps_weigh_by_their_observed_targets(count):
+    data = WindowedField(make_field(with_gaps(random_values(120, 5), 0.5)), 6, 4)
+    for rank_batches in zip(*(data.batches("train", 16).share_batches(rank, count) for rank in range(count)),
+                            strict=True):
+        means = [batch.weight * batch.future[batch.scored].double().mean() for batch in rank_batches]
+        whole = torch.cat([batch.future[batch.scored] for batch in rank_batches]).double().mean()
+        assert float(sum(means) / count) == pytest.approx(float(whole), rel=1e-6)
