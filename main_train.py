@@ -25,7 +25,7 @@ from utils.distributed import ALONE, Processes, join
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
 from utils.plots import draw_forecast
 from utils.reproducibility import key, keyed_normal, seed_step
-from utils.runlog import describe_run, print_scores
+from utils.runlog import describe_run, print_scores, tensorboard_log
 from utils.runs import open_run
 from utils.training import fit
 
@@ -80,14 +80,17 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> W
 
 
 def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, device: torch.device,
-                   processes: Processes = ALONE) -> tuple[dict, dict]:
-    """Forecast the windows of a split and score them: what `metrics.json` says of an ensemble, and each window's."""
+                   processes: Processes = ALONE, watch=None) -> tuple[dict, dict]:
+    """Forecast the windows of a split and score them: what `metrics.json` says of an ensemble, and each window's.
+
+    watch: see `evaluate_ensemble`.
+    """
     start = time.perf_counter()
     windows_at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
     scores, windows = evaluate_ensemble(
         ensemble_drawer(model, settings, device),
         data.batches(split, windows_at_once, limit=settings["test_windows"]), data.scaler.physical,
-        (settings["nsample"], data.predict_len, data.num_nodes), model.equidistant, processes,
+        (settings["nsample"], data.predict_len, data.num_nodes), model.equidistant, processes, watch,
     )
     return {
         **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed")}, "split": split,
@@ -123,6 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     model = build_forecaster(settings, mean_model, data.facts()).to(device)
     folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
     describe_run(config, data, model, folder, device)
+    show = tensorboard_log(folder, config.tensorboard and processes.first)
     if config.dry_run:
         return 0
     if not (run := open_run(folder, config, {"data": data.facts(), "mean_model": sha256_of(mean_path)}, processes)):
@@ -144,8 +148,12 @@ def main(arguments: list[str] | None = None) -> int:
         with own_rows(batch.rows):
             return model.loss(batch.future, *batch.known, precision=autocast(device, config.amp))
 
+    def log(line):
+        run.log(line)
+        show(line)
+
     result = fit(model, loss, training_batches(data, config, processes),
-                 lambda scored: validation_loss(scored, data, config, processes), config, keep, run.log, run.save,
+                 lambda scored: validation_loss(scored, data, config, processes), config, keep, log, run.save,
                  run.state, score_first=True, processes=processes)
     scores, windows = score_ensemble(model, settings, data, "test", device, processes)
     if not processes.first:

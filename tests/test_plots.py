@@ -1,7 +1,9 @@
-"""Pictures show what they say: the quantiles, the truth, the busiest nodes, names and units."""
+"""Pictures show what they say: the quantiles, the truth, the busiest nodes, names and units on every axis."""
 
 import dataclasses
+import warnings
 
+import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -68,3 +70,135 @@ def test_a_forecast_shows_the_middle_test_window_at_its_busiest_nodes_with_names
         np.testing.assert_allclose(lines["median"], values[middle + 6:middle + 10, node], rtol=1e-4)
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {
         "90 % of members", "50 % of members", "median", "history", "observed"}
+
+
+NODES = 6
+VALUES = np.arange(NODES, dtype=float)
+IMAGE, AXES = VALUES.reshape(2, 3), (np.array([10.0, 20.0]), np.array([100.0, 110.0, 120.0]))
+LINE = np.linspace(0.1, 0.9, 5)
+LOG = [{"epoch": 0, "loss": None, "score": 1.0}, {"epoch": 1, "loss": 0.8, "score": 0.7}]
+BY_HORIZON = {"this run": {"CRPS": [0.1, 0.2, 0.3]}, "persistence": {"CRPS": [0.2, None, 0.4]}}
+PICTURES = {
+    "fan_charts": lambda: plots.fan_charts(TIMES, np.zeros((6, 3)), np.ones((4, 3)), np.ones((9, 4, 3)), list("abc"),
+                                           "mph"),
+    "maps of a grid": lambda: plots.maps({"mean": IMAGE, "spread": IMAGE}, "mph"),
+    "maps of latitudes and longitudes": lambda: plots.maps({"mean": IMAGE, "spread": IMAGE}, "mph", AXES),
+    "maps of points": lambda: plots.maps({"mean": VALUES, "spread": VALUES}, "mph", coordinates=np.ones((NODES, 2))),
+    "reliability_diagram": lambda: plots.reliability_diagram(LINE, LINE),
+    "share_bars": lambda: plots.share_bars(np.full(10, 0.1), "deciles (share)"),
+    "spread_against_skill": lambda: plots.spread_against_skill(LINE, LINE, "mph"),
+    "scores_by_horizon": lambda: plots.scores_by_horizon(BY_HORIZON, {"CRPS": "share"}, "1 hour"),
+    "training_curves": lambda: plots.training_curves({"stage 1": LOG, "stage 2": LOG[1:]}),
+    "correlation_by_distance": lambda: plots.correlation_by_distance(LINE, LINE, LINE, "km"),
+    "correlation_by_pair": lambda: plots.correlation_by_pair(LINE, LINE),
+}
+every_picture = pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
+
+
+def named(label: str) -> bool:
+    """Whether an axis says what it shows and in which unit; time stamps carry theirs."""
+    return label in ("time", "mph") or (label.endswith(")") and " (" in label)
+
+
+@every_picture
+def test_every_axis_has_a_name_and_a_unit(picture):
+    figure = picture()
+    for axes in figure.axes:
+        if not axes.get_visible():
+            continue
+        labels = [axes.get_xlabel() or figure.get_supxlabel(), axes.get_ylabel() or figure.get_supylabel()]
+        if axes.get_label() == "<colorbar>":
+            assert "mph" in labels
+        elif axes.get_title() == "spread":  # beside another map with the same rows
+            assert named(labels[0])
+        else:
+            assert all(map(named, labels)), labels
+    plt.close(figure)
+
+
+@every_picture
+def test_lines_that_are_compared_differ_in_more_than_colour(picture):
+    figure = picture()
+    for axes in figure.axes:
+        named_lines = [line for line in axes.lines if not line.get_label().startswith("_")]
+        styles = [(line.get_linestyle(), line.get_marker()) for line in named_lines]
+        if "median" not in [line.get_label() for line in named_lines]:  # in a fan, history and median do not overlap
+            assert len(set(styles)) == len(styles)
+    plt.close(figure)
+
+
+def test_the_colours_are_told_apart_in_grey_and_from_paper():
+    luminance = [np.dot(matplotlib.colors.to_rgb(color), [0.2126, 0.7152, 0.0722]) for color, _, _ in plots.LOOKS]
+    assert all(0.05 < abs(one - other) for k, one in enumerate(luminance) for other in [*luminance[:k], 1.0])
+
+
+@every_picture
+def test_a_picture_is_written_in_three_formats(picture):
+    files = plots.picture_files(picture())
+    assert list(files) == ["png", "pdf", "svg"]
+    assert files["png"].startswith(b"\x89PNG") and files["pdf"].startswith(b"%PDF") and b"<svg" in files["svg"]
+    assert not plt.get_fignums()
+
+
+def test_a_picture_is_the_same_bytes_each_time():
+    assert plots.picture_files(PICTURES["share_bars"]()) == plots.picture_files(PICTURES["share_bars"]())
+
+
+def test_dollars_in_names_and_units_are_no_formula():
+    figure = plots.fan_charts(TIMES, np.zeros((6, 1)), np.ones((4, 1)), np.ones((9, 4, 1)), [r"$\frac$ 5"], "$ of $")
+    assert len(plots.picture_files(figure)["png"]) > 1000
+
+
+def test_a_map_shows_each_node_in_its_place_and_spread_and_error_in_the_same_colours():
+    figure = plots.maps({"mean": IMAGE, "spread": IMAGE, "error": 2 * IMAGE}, "mph")
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    images = [axes.collections[0] for axes in panels]
+    np.testing.assert_array_equal(images[0].get_array(), IMAGE)
+    assert panels[0].get_ylim() == (2, 0)  # the first row on top
+    assert [image.get_clim() for image in images] == [(0, 5), (0, 10), (0, 10)]
+    plt.close(figure)
+
+
+def test_a_map_with_latitudes_has_the_north_on_top_whatever_their_order():
+    for latitudes in (AXES[0], AXES[0][::-1]):
+        figure = plots.maps({"mean": IMAGE}, "mph", (latitudes, AXES[1]))
+        assert figure.axes[0].get_ylim() == (5, 25) and figure.axes[0].get_xlim() == (95, 125)
+        plt.close(figure)
+
+
+def test_points_lie_at_their_coordinates():
+    places = np.array([[10.0, 20.0]] * NODES) + VALUES[:, None]
+    figure = plots.maps({"mean": VALUES}, "mph", coordinates=places)
+    points = figure.axes[0].collections[0]
+    np.testing.assert_array_equal(points.get_offsets(), places[:, ::-1])  # longitude runs along x
+    np.testing.assert_array_equal(points.get_array(), VALUES)
+    plt.close(figure)
+
+
+def test_a_place_without_a_value_stays_grey_on_the_map():
+    values = np.where(IMAGE == 2, np.nan, IMAGE)
+    with warnings.catch_warnings(action="error"):
+        figure = plots.maps({"mean": values, "spread": values}, "mph")
+    assert figure.axes[0].collections[0].get_array().mask.sum() == 1
+    plt.close(figure)
+
+
+def test_lines_show_the_values_given_and_a_score_that_does_not_exist_leaves_a_gap():
+    figure = plots.scores_by_horizon(BY_HORIZON, {"CRPS": "share"}, "1 hour")
+    ours, other = figure.axes[0].lines
+    assert ours.get_xdata().tolist() == [1, 2, 3] and ours.get_ydata().tolist() == [0.1, 0.2, 0.3]
+    assert np.isnan(other.get_ydata()).tolist() == [False, True, False]
+    plt.close(figure)
+    figure = plots.training_curves({"stage 2": LOG})
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines}
+    assert lines == {"validation": ([0, 1], [1.0, 0.7]), "training": ([1], [0.8])}
+    plt.close(figure)
+
+
+def test_bars_stand_between_their_quantiles_beside_the_line_of_a_calibrated_ensemble():
+    shares = np.array([0.4, 0.3, 0.2, 0.1])
+    axes = plots.share_bars(shares, "deciles (share)").axes[0]
+    assert [bar.get_height() for bar in axes.patches] == shares.tolist()
+    assert [bar.get_x() + bar.get_width() / 2 for bar in axes.patches] == pytest.approx([0.125, 0.375, 0.625, 0.875])
+    assert axes.lines[0].get_ydata() == [0.25, 0.25]
+    plt.close(axes.figure)

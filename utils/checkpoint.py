@@ -44,7 +44,7 @@ def differences(found: dict, wanted: dict) -> list[str]:
 
 def settings(config) -> dict:
     """The flags that decide what a run computes, without those that only say where and whether."""
-    aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run", "resume", "save_minutes")
+    aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run", "tensorboard", "resume", "save_minutes")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
 
 

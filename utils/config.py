@@ -77,6 +77,7 @@ class CommonConfig:
     save_minutes: float = flag(10.0, RUN, "minutes after which a run saves where it stands, beside every epoch's end",
                                above=0)
     dry_run: bool = flag(False, RUN, "print the resolved settings and the sizes, then stop")
+    tensorboard: bool = flag(False, RUN, "also write the log for TensorBoard (package tensorboard), in the run folder")
 
 
 DATA_FLAGS = tuple(name for name, item in CommonConfig.__dataclass_fields__.items() if item.metadata["group"] == DATA)

@@ -27,17 +27,22 @@ def progress(batches, text: str):
 
 
 def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
-                      equidistant: bool = False, processes: Processes = ALONE) -> tuple[dict, dict[str, Tensor]]:
+                      equidistant: bool = False, processes: Processes = ALONE,
+                      watch=None) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units;
-    shape (member, horizon, node); equidistant: see `EnsembleScores.compute`. Returns its dict, and that of
+    shape (member, horizon, node); equidistant: see `EnsembleScores.compute`; watch(members, truth, observed), where
+    given, sees every batch of this process too, in physical units. Returns the dict of the scores, and that of
     `EnsembleScores.by_window` with the `start` of each window, which `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
     scores, starts = EnsembleScores(horizon=horizon, node=node, members=members), []
     for batch in progress(own_windows(batches, processes), "forecasting"):
-        scores.update(physical(draw(batch)), physical(batch.future), batch.scored)
+        drawn, truth = physical(draw(batch)), physical(batch.future)
+        scores.update(drawn, truth, batch.scored)
+        if watch:
+            watch(drawn, truth, batch.scored)
         starts.append(batch.start.cpu())
     scores.sums = {name: processes.add(value) for name, value in scores.sums.items()}
     windows = scores.by_window() | {"start": torch.cat(starts)}

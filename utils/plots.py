@@ -1,5 +1,6 @@
-"""Pictures of forecasts; every axis has a name and a unit."""
+"""Pictures of forecasts, each drawn from given arrays; every axis has a name and a unit."""
 
+import io
 from itertools import cycle
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: E402
 
 INK, BLUE, ORANGE = "#222222", "#2166ac", "#d95f02"  # told apart by the colour-blind and in grey print
+LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (INK, ":", "^"))  # colour, line and marker of what is compared
+MAP_COLORS = matplotlib.colormaps["cividis"].with_extremes(bad="0.75")  # grey: no value
+FORMATS = ("png", "pdf", "svg")
 
 
 def fan_chart(axes, times: np.ndarray, history: np.ndarray, truth: np.ndarray, members: np.ndarray) -> None:
@@ -38,26 +42,204 @@ def draw_forecast(draw, data, path: Path, nodes: int = 4) -> None:
     draw(batch) -> members (batch, member, horizon, node), standardized.
     """
     middle = data.starts["test"][len(data.starts["test"]) // 2]
-    batch = data.batch(middle.reshape(1))
-    physical = data.scaler.physical
-    members, history, future = (physical(values)[0].float().cpu().numpy()
-                                for values in (draw(batch), batch.history, batch.future))
-    busiest = torch.as_tensor(history.mean(0)).argsort(descending=True)[:nodes].tolist()
-    times = data.times(int(middle))
-    columns = min(2, len(busiest))
-    rows = -(-len(busiest) // columns)
+    busiest = data.batch(middle.reshape(1)).history[0].mean(0).argsort(descending=True)[:nodes].tolist()
+    figure = fan_charts(**forecast_window(draw, data, middle, busiest), unit=data.field.spec.unit)
+    _take_dollars_as_they_are(figure)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def forecast_window(draw, data, start: torch.Tensor, nodes: list[int] | np.ndarray) -> dict:
+    """What is drawn of the window that begins at `start`: times, history, truth, members and names of some nodes.
+
+    The arguments of `fan_charts`, in physical units; draw: see `draw_forecast`.
+    """
+    batch = data.batch(start.reshape(1))
+    drawn = {"history": batch.history, "truth": batch.future, "members": draw(batch)}
+    return {"times": data.times(int(start)), "names": [data.field.node_names[node] for node in nodes]} | {
+        name: data.scaler.physical(values)[0].float().cpu().numpy()[..., nodes] for name, values in drawn.items()}
+
+
+def fan_charts(times: np.ndarray, history: np.ndarray, truth: np.ndarray, members: np.ndarray, names: list[str],
+               unit: str) -> plt.Figure:
+    """One window at some nodes as fan charts.
+
+    Shapes: times (H + F,), history (H, node), truth (F, node), members (member, F, node). Units: physical.
+    """
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(5 * columns, 2.8 * rows), squeeze=False, layout="constrained")
-    for axes, node in zip(grid.flat, busiest, strict=False):
-        fan_chart(axes, times, history[:, node], future[:, node], members[:, :, node])
-        axes.set_title(data.field.node_names[node], fontsize=10)
-    for axes in grid.flat[len(busiest):]:
+    for node, (axes, name) in enumerate(zip(grid.flat, names, strict=False)):
+        fan_chart(axes, times, history[:, node], truth[:, node], members[:, :, node])
+        axes.set_title(name, fontsize=10)
+    for axes in grid.flat[len(names):]:
         axes.set_visible(False)
-    figure.supylabel(data.field.spec.unit, fontsize=10)
+    figure.supylabel(unit, fontsize=10)
     figure.supxlabel("time", fontsize=10)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9, frameon=False)
-    figure.savefig(path, dpi=130)
+    return figure
+
+
+def picture_files(figure: plt.Figure) -> dict[str, bytes]:
+    """A figure as PNG, PDF and SVG, the same bytes each time, by the ending of the file; the figure is closed."""
+    files = {}
+    _take_dollars_as_they_are(figure)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not for each format
+    with matplotlib.rc_context({"svg.hashsalt": "report", "pdf.fonttype": 42}):
+        for ending in FORMATS:
+            file = io.BytesIO()
+            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
+            figure.savefig(file, format=ending, dpi=130, metadata=metadata)
+            files[ending] = file.getvalue()
     plt.close(figure)
+    return files
+
+
+def _take_dollars_as_they_are(figure: plt.Figure) -> None:
+    """Names and units are the user's: two dollar signs in them are no formula."""
+    for text in figure.findobj(matplotlib.text.Text):
+        text.set_parse_math(False)
+
+
+def maps(layers: dict[str, np.ndarray], unit: str, axes: tuple[np.ndarray, np.ndarray] | None = None,
+         coordinates: np.ndarray | None = None) -> plt.Figure:
+    """Values of every node side by side: points where there are coordinates, else the image of a grid, NaN in grey.
+
+    The first layer has colours of its own, the others share theirs, so that spread and error can be compared.
+    Shapes: layers (node,) each with coordinates (node, 2), latitude and longitude in degrees; else (row, column), with
+    `axes`, the latitudes of the rows and the longitudes of the columns, where they are known.
+    """
+    figure, panels = plt.subplots(1, len(layers), figsize=(3.7 * len(layers), 3.3), squeeze=False, layout="constrained")
+    shared = np.concatenate([values.ravel() for values in list(layers.values())[1:]] or [[0.0]])
+    named = coordinates is not None or axes is not None
+    across, along = ("longitude (degrees)", "latitude (degrees)") if named else ("column (grid steps)",
+                                                                                  "row (grid steps)")
+    for place, (panel, (name, values)) in enumerate(zip(panels.flat, layers.items(), strict=True)):
+        low, high = (np.nanmin(shared), np.nanmax(shared)) if place else (np.nanmin(values), np.nanmax(values))
+        look = dict(cmap=MAP_COLORS, vmin=low, vmax=high, rasterized=True)
+        if coordinates is not None:
+            drawn = panel.scatter(coordinates[:, 1], coordinates[:, 0], c=values, s=12, **look)
+        elif axes is not None:
+            drawn = panel.pcolormesh(axes[1], axes[0], np.ma.masked_invalid(values), shading="nearest", **look)
+        else:
+            drawn = panel.pcolormesh(np.ma.masked_invalid(values), **look)
+            panel.invert_yaxis()  # the first row on top, as in a print of the array
+        panel.set_xlabel(across)
+        panel.set_ylabel("" if place else along)
+        panel.set_title(name, fontsize=10)
+        figure.colorbar(drawn, ax=panel, location="bottom", label=unit, shrink=0.9)
+    return figure
+
+
+def reliability_diagram(levels: np.ndarray, shares: np.ndarray) -> plt.Figure:
+    """Share of observations below each quantile of the members against its level; a calibrated ensemble: the diagonal.
+
+    Shapes: levels, shares (level,).
+    """
+    figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    axes.plot([0, 1], [0, 1], color=INK, linestyle=":", label="calibrated")
+    axes.plot(levels, shares, color=BLUE, marker="o", markersize=4, label="forecast")
+    axes.set(xlabel="level of the quantile (share)", ylabel="observations below it (share)", xlim=(0, 1), ylim=(0, 1),
+             aspect="equal")
+    axes.legend(frameon=False)
+    return figure
+
+
+def share_bars(shares: np.ndarray, xlabel: str) -> plt.Figure:
+    """Shares of observations in bins of equal probability; a calibrated ensemble fills all alike: the line.
+
+    With ten bins between the deciles QICE is the mean distance from the line; with those of the probability integral
+    transform it is the rank histogram. Shapes: shares (bin,).
+    """
+    figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
+    width = 1 / len(shares)
+    axes.bar((np.arange(len(shares)) + 0.5) * width, shares, width=0.92 * width, color=BLUE, label="forecast")
+    axes.axhline(width, color=INK, linestyle="--", label="calibrated")
+    axes.set(xlabel=xlabel, ylabel="observations (share)", xlim=(0, 1))
+    axes.set_ylim(0, 1.25 * max(shares.max(), width))
+    axes.legend(frameon=False, ncols=2, loc="upper center")
+    return figure
+
+
+def spread_against_skill(spread: np.ndarray, error: np.ndarray, unit: str) -> plt.Figure:
+    """Error of the mean where the members are about so far apart; a calibrated ensemble: the diagonal.
+
+    Shapes: spread, error (group,), roots of the mean variance and squared error. Units: physical.
+    """
+    figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    high = 1.05 * max(spread.max(), error.max(), np.finfo(np.float32).tiny)
+    axes.plot([0, high], [0, high], color=INK, linestyle=":", label="calibrated")
+    axes.plot(spread, error, color=BLUE, marker="o", markersize=4, label="forecast")
+    axes.set(xlabel=f"spread of the members ({unit})", ylabel=f"RMSE of their mean ({unit})", xlim=(0, high),
+             ylim=(0, high), aspect="equal")
+    axes.legend(frameon=False)
+    return figure
+
+
+def scores_by_horizon(forecasts: dict[str, dict], scores: dict[str, str], step: str) -> plt.Figure:
+    """How scores grow along the horizon, a panel each; the first forecast is the one that matters.
+
+    forecasts: by name, the lists of `per_horizon` by score (None where one does not exist); scores: their units, by
+    name; step: of the horizon, as "1 hour".
+    """
+    figure, panels = plt.subplots(1, len(scores), figsize=(3.7 * len(scores), 3.3), squeeze=False,
+                                  layout="constrained")
+    for axes, (score, unit) in zip(panels.flat, scores.items(), strict=True):
+        for (name, values), (color, style, marker) in zip(forecasts.items(), cycle(LOOKS)):
+            line = np.array(values[score], dtype=float)
+            axes.plot(np.arange(1, len(line) + 1), line, color=color, linestyle=style, marker=marker, markersize=3.5,
+                      label=name)
+        axes.set(xlabel=f"horizon (steps of {step})", ylabel=f"{score} ({unit})")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9, frameon=False)
+    return figure
+
+
+def training_curves(stages: dict[str, list[dict]]) -> plt.Figure:
+    """Training loss and validation score of each epoch, a panel for each stage, from the lines of its `log.jsonl`."""
+    figure, panels = plt.subplots(1, len(stages), figsize=(4.6 * len(stages), 3.2), squeeze=False,
+                                  layout="constrained")
+    for axes, (stage, lines) in zip(panels.flat, stages.items(), strict=True):
+        for (field, name), (color, style, marker) in zip((("score", "validation"), ("loss", "training")), LOOKS,
+                                                         strict=False):
+            drawn = [line for line in lines if line[field] is not None]
+            axes.plot([line["epoch"] for line in drawn], [line[field] for line in drawn], color=color, linestyle=style,
+                      marker=marker, markersize=3.5, label=name)
+        axes.set(xlabel="epoch (passes over the training windows)", ylabel="loss (standardized)", title=stage)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False)
+    return figure
+
+
+def correlation_by_distance(distance: np.ndarray, observed: np.ndarray, forecast: np.ndarray, unit: str) -> plt.Figure:
+    """Mean correlation between nodes at about so far from each other: of what came, and in the ensemble.
+
+    Shapes: (bin,) each.
+    """
+    figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
+    axes.axhline(0, color=INK, linewidth=0.6)
+    for name, values, (color, style, marker) in zip(("forecast", "observed"), (forecast, observed), LOOKS,
+                                                    strict=False):
+        axes.plot(distance, values, color=color, linestyle=style, marker=marker, markersize=3.5, label=name)
+    axes.set(xlabel=f"distance between nodes ({unit})", ylabel="correlation (no unit)")
+    axes.legend(frameon=False)
+    return figure
+
+
+def correlation_by_pair(forecast: np.ndarray, observed: np.ndarray) -> plt.Figure:
+    """Correlation that came between pairs of nodes of about the same correlation in the ensemble.
+
+    An ensemble that knows how nodes go together: the diagonal. Shapes: (bin,) each.
+    """
+    figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
+    axes.axline((0, 0), slope=1, color=INK, linestyle=":", label="right dependence")
+    axes.plot(forecast, observed, color=BLUE, marker="o", markersize=4, label="pairs of nodes")
+    axes.set(xlabel="correlation of the members (no unit)", ylabel="correlation observed (no unit)")
+    axes.legend(frameon=False)
+    return figure
 
 
 def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, shares: np.ndarray, step: str, unit: str,
@@ -79,9 +261,8 @@ def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, share
     over_time.set_xlabel("time")
     over_time.set_ylabel(unit)
     over_time.legend(frameon=False, fontsize=9)
-    colors = plt.get_cmap("cividis").with_extremes(bad="0.75")
-    drawn = image.pcolormesh(when, np.arange(values.shape[1])[nodes], seen[:, nodes].T, cmap=colors, shading="nearest",
-                             rasterized=True)
+    drawn = image.pcolormesh(when, np.arange(values.shape[1])[nodes], seen[:, nodes].T, cmap=MAP_COLORS,
+                             shading="nearest", rasterized=True)
     image.set_xlabel("time")
     image.set_ylabel("node (number)")
     figure.colorbar(drawn, ax=image, label=unit)

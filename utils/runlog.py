@@ -27,6 +27,32 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
               f"{activations / 2**20:.0f} MiB")
 
 
+def tensorboard_log(folder: Path, wanted: bool):
+    """A function that takes the lines of the log and shows their numbers by epoch in TensorBoard, from `folder`.
+
+    Epochs that come again, as after an interruption, replace those that stood there. Nothing is shown where it is not
+    wanted. Raises: ValueError where TensorBoard is not installed.
+    """
+    if not wanted:
+        return lambda line: None
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # an extra, and slow to import
+    except ImportError as error:
+        raise ValueError("--tensorboard needs the package tensorboard: pip install -r requirements-extras.txt"
+                         ) from error
+    writer = None
+
+    def show(line: dict) -> None:
+        nonlocal writer
+        writer = writer or SummaryWriter(folder, purge_step=line["epoch"])
+        for name, value in line.items():
+            if name != "epoch" and value is not None:
+                writer.add_scalar(name, value, line["epoch"])
+        writer.flush()
+
+    return show
+
+
 def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
     """Print the scores of a run, one a line, with the floors of a perfect ensemble of as many members."""
     floors = {"QICE": "QICE_floor", "coverage90": "coverage90_floor"}

@@ -1,0 +1,372 @@
+"""One page that shows what a run is worth: report.html in the run folder, and its pictures as PNG and PDF.
+
+    python -m scripts.report save/diffusion/NYCFlights_12_12
+    python -m scripts.report save/diffusion/NYCFlights_12_12 --split validation --windows 100 --output report.html
+
+The windows are forecast once more and pass through the same scores as after training, and so do two forecasters
+without a network, persistence and climatology: what the run is better than. The page needs no network and prints.
+docs/report.md says how to read it.
+"""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from data.registry import sha256_of
+from data.windows import WindowedField
+from main_train import ensemble_drawer, load_forecaster, open_run_data, score_ensemble
+from scripts.benchmark import WINDOWS_AT_ONCE, baseline_drawer
+from utils import checkpoint, plots
+from utils.comparison import paired_difference
+from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.device import choose_device
+from utils.diagnostics import Diagnostics, binned_means, pair_distances
+from utils.evaluation import evaluate_ensemble
+from utils.report import Picture, number, page, paragraph, table
+
+REPORT, PICTURES = "report.html", "pictures"
+BASELINES = ("persistence", "climatology")
+SCORES = ("CRPS", "CRPS_sum", "QICE", "coverage90", "IS", "MAE", "RMSE", "energy_score", "spread_skill")
+BY_HORIZON = ("CRPS", "QICE", "coverage90", "IS", "MAE", "RMSE", "spread_skill")
+IN_UNIT = ("IS", "MAE", "RMSE", "energy_score")
+PICKED_NODES, PICKED_WINDOWS, DRAWN_NODES, TABLE_NODES = 60, 4, 4, 1000
+FAN_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+SPREAD_GROUPS, CORRELATION_BINS = 12, 20
+CAPTIONS = {
+    "forecast": ("One window at the nodes of the highest mean", "What came, the dashed line, should leave the light "
+                 "band at one step in ten, and keep to neither side."),
+    "maps": ("Where it is uncertain, and where it errs", "Means over windows and horizon. Spread and error share their "
+             "colours: they should look alike."),
+    "reliability": ("Reliability", "Below the diagonal at the left and above it at the right: too wide. The other way "
+                    "round: too narrow. All above it: forecasts too high; all below: too low."),
+    "qice": ("QICE: observations by decile", "QICE is the mean distance of the bars from the line."),
+    "pit": ("PIT histogram", "Flat: calibrated. A hump: too wide. A bowl: too narrow. A slope: too high, where the "
+            "left bars are the higher ones, or too low."),
+    "spread_skill": ("Spread against error", "Does the ensemble know when it is uncertain? Then the errors follow the "
+                     "diagonal. Groups of about equal size."),
+    "correlation": ("Correlation between nodes", "Observed: of the errors of the mean. Forecast: of the members around "
+                    "it. They should agree."),
+    "horizon": ("Scores by horizon", "CRPS and RMSE are better when lower; coverage90 should be that of a perfect "
+                "ensemble, given beside the scores above."),
+    "training": ("Training", "The weights of the lowest validation loss are the ones used."),
+}
+"""Title of each picture, and how to read it."""
+WIDE = ("forecast", "maps", "horizon", "training")
+FEW_BLOCKS, FAR_QICE, FAR_COVERAGE, FAR_SPREAD = 10, 3, 0.05, 0.2  # from where on a reader is warned
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecasts:
+    """What was forecast: scores of the run and of the baselines by name, those of each window, and all sums."""
+
+    scores: dict[str, dict]
+    windows: dict[str, dict]
+    diagnostics: Diagnostics
+
+
+def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split: str,
+             device: torch.device) -> Forecasts:
+    """Draw and score the run's ensembles and the baselines' on the same windows."""
+    diagnostics = Diagnostics(data.num_nodes)
+    scores, windows = {}, {}
+    scores["this run"], windows["this run"] = score_ensemble(model, settings, data, split, device,
+                                                               watch=diagnostics.update)
+    for name in BASELINES:
+        scores[name], windows[name] = evaluate_ensemble(
+            baseline_drawer(name, data, None, settings),
+            data.batches(split, WINDOWS_AT_ONCE, limit=settings["test_windows"]), data.scaler.physical,
+            (settings["nsample"], data.predict_len, data.num_nodes),
+        )
+    return Forecasts(scores, windows, diagnostics)
+
+
+def comparison(windows: dict[str, dict], block: int) -> dict[str, dict | None]:
+    """The paired difference in CRPS to every baseline; None where the windows are too few for an interval."""
+    ours = windows["this run"]
+    enough = len(ours["start"]) >= 2 * block
+    return {name: paired_difference(ours, windows[name], "CRPS", block) if enough else None for name in BASELINES}
+
+
+def independent_block(starts: torch.Tensor, length: int) -> int:
+    """Windows in a row that share steps of the series, where a window takes `length` steps."""
+    stride = int(starts.diff().median()) if len(starts) > 1 else 1
+    return max(1, -(-length // stride))
+
+
+def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedField, block: int) -> list[str]:
+    """What a reader should know before believing the scores, in whole sentences."""
+    ours, texts = found.scores["this run"], []
+    blocks = ours["windows"] // block
+    if blocks < FEW_BLOCKS:
+        texts.append(f"Few windows: {ours['windows']} were scored, but windows near each other share their steps; they "
+                     f"are worth about {max(blocks, 1)} independent ones, so every score here is uncertain.")
+    texts += [f"{note[0].upper()}{note[1:]}." for note in data.field.notes]
+    if not data.field.notes and data.num_nodes > len(data.training):
+        texts.append(f"More nodes ({data.num_nodes}) than time steps of training ({len(data.training)}): is the file "
+                     "the right way round, time first?")
+    for name in BASELINES:
+        if found.scores[name]["CRPS"] <= ours["CRPS"]:
+            texts.append(f"{name.capitalize()}, which needs no network, is as good or better: CRPS "
+                         f"{number(found.scores[name]['CRPS'])} against {number(ours['CRPS'])}.")
+    if ours["QICE"] > FAR_QICE * ours["QICE_floor"]:
+        texts.append(f"Calibration: QICE {number(ours['QICE'])} is more than {FAR_QICE} times that of a perfect "
+                     f"ensemble ({number(ours['QICE_floor'])}); see the bars below.")
+    off = ours["coverage90"] - ours["coverage90_floor"]
+    if off < -FAR_COVERAGE or (off > FAR_COVERAGE and not data.scaler.whole):  # many equal counts: any closed interval
+        texts.append(f"The central 90 % interval holds {100 * ours['coverage90']:.1f} % of the observations; a perfect "
+                     f"ensemble of {ours['members']} members: {100 * ours['coverage90_floor']:.1f} %.")
+    spread = ours["spread_skill"]
+    if spread is not None and abs(spread - 1) > FAR_SPREAD:
+        texts.append(f"The ensemble is too {'narrow' if spread < 1 else 'wide'}: spread over error is "
+                     f"{number(spread)}, calibrated is 1.")
+    if not trained:
+        texts.append(f"The run is not finished: its folder has no {checkpoint.METRICS}.")
+    elif trained["best_epoch"] == settings["epochs"]:
+        texts.append(f"The last of {settings['epochs']} epochs was the best: longer training may help (--epochs).")
+    elif trained["best_epoch"] == 0:
+        texts.append("No epoch of stage 2 was better than its start: the dependence between nodes is the linear one "
+                     "that was estimated before training.")
+    texts.append(f"One seed ({settings['seed']}): train others (--seed, --run_name) to see how much is chance.")
+    return texts
+
+
+def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
+                  data: WindowedField) -> Iterator[tuple[str, plt.Figure, str]]:
+    """Every picture of the report: its name in CAPTIONS, its figure, and what it shows in words.
+
+    window: see `plots.forecast_window`. Maps and distances need a grid or coordinates; without, pairs of nodes are
+    compared by their correlation alone.
+    """
+    field, diagnostics, ours = data.field, found.diagnostics, found.scores["this run"]
+    unit, nodes = field.spec.unit, diagnostics.by_node()
+    yield ("forecast", plots.fan_charts(**window, unit=unit), f"Fan charts of {', '.join(window['names'])}: history, "
+           "observations and the bands of the ensemble.")
+    if field.grid or field.coordinates is not None:
+        layers = {"mean forecast": nodes["mean"], "spread of the members": nodes["spread"],
+                  "RMSE of their mean": nodes["RMSE"]}
+        if field.grid:
+            layers = {name: on_grid(values, field.grid, field.kept) for name, values in layers.items()}
+        coordinates = None if field.grid else field.coordinates
+        yield ("maps", plots.maps(layers, unit, field.axes, coordinates), "Maps of the mean forecast, from "
+               f"{number(np.nanmin(nodes['mean']))} to {number(np.nanmax(nodes['mean']))} {unit}, of the spread and of "
+               "the error.")
+
+    pit, bins = np.array(ours["PIT"]), diagnostics.bins()
+    levels, shares = np.arange(1, len(pit)) / len(pit), pit.cumsum()[:-1]
+    low, middle, high = (f"{100 * share:.1f} %" for share in np.interp([0.1, 0.5, 0.9], levels, shares))
+    yield ("reliability", plots.reliability_diagram(levels, shares), f"Reliability diagram: {low} of the observations "
+           f"lie below the 10 % quantile of the members, {middle} below the median, {high} below the 90 % quantile.")
+    yield ("qice", plots.share_bars(bins, "members' deciles (share of members below)"), f"Ten bars from "
+           f"{number(bins.min())} to {number(bins.max())}; calibrated are 0.1 each.")
+    yield ("pit", plots.share_bars(pit, "probability integral transform (share of members below)"), f"{len(pit)} bars "
+           f"from {number(pit.min())} to {number(pit.max())}; calibrated are {number(1 / len(pit))} each.")
+    spread, error = diagnostics.spread_skill(SPREAD_GROUPS)
+    yield ("spread_skill", plots.spread_against_skill(spread, error, unit), f"Error against spread in {len(spread)} "
+           f"groups; the largest spread, {number(spread[-1])}, comes with an error of {number(error[-1])} {unit}.")
+
+    pairs = diagnostics.correlation()
+    observed, expected, weight = pairs["observed"], pairs["forecast"], pairs["weight"]
+    distances = pair_distances(pairs["first"], pairs["second"], field.grid, field.kept, field.coordinates)
+    if len(observed) and distances:
+        distance, distance_unit = distances
+        edges = np.linspace(0, distance.max(), CORRELATION_BINS + 1)
+        distance, observed, expected = binned_means(edges, weight, distance, observed, expected)
+        yield ("correlation", plots.correlation_by_distance(distance, observed, expected, distance_unit),
+               f"Correlation of the nearest nodes: {number(observed[0])} observed, {number(expected[0])} forecast.")
+    elif len(observed):
+        edges = np.quantile(expected, np.linspace(0, 1, CORRELATION_BINS + 1))
+        expected, observed = binned_means(edges, weight, expected, observed)
+        yield ("correlation", plots.correlation_by_pair(expected, observed), "Correlation of the pairs of nodes with "
+               f"the highest forecast one, {number(expected[-1])}: {number(observed[-1])} observed.")
+
+    units = {"CRPS": "share of mean |truth|", "RMSE": unit, "coverage90": "share"}
+    by_horizon = {name: scores["per_horizon"] for name, scores in found.scores.items()}
+    yield ("horizon", plots.scores_by_horizon(by_horizon, units, step_of(data)), f"{', '.join(units)} of "
+           f"{', '.join(by_horizon)} along {data.predict_len} steps.")
+    if logs:
+        yield "training", plots.training_curves(logs), f"Loss over the epochs of {' and '.join(logs)}."
+
+
+def on_grid(values: np.ndarray, grid: tuple[int, int], kept: np.ndarray | None) -> np.ndarray:
+    """Values (node,) as an image (row, column), NaN where a place has no node (see `data.fields.Field`)."""
+    image = np.full(grid, np.nan)
+    image.flat[slice(None) if kept is None else kept] = values
+    return image
+
+
+def spread_out(values: np.ndarray, count: int) -> np.ndarray:
+    """Indices of at most `count` values, evenly spread over their order, first and last included; none that is NaN."""
+    order = np.argsort(values, kind="stable")[:np.isfinite(values).sum()]
+    return np.sort(order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))])
+
+
+def fan_data(draw, data: WindowedField, split: str, nodes: dict[str, np.ndarray], busiest: int) -> dict:
+    """What the node picker draws: some windows at some nodes, see `utils.report.page`."""
+    chosen = np.union1d(spread_out(nodes["CRPS"], PICKED_NODES), [busiest])
+    names = [data.field.node_names[node] for node in chosen]
+    best, worst = np.nanargmin(nodes["CRPS"]), np.nanargmax(nodes["CRPS"])
+    remarks = {best: " (lowest CRPS)", worst: " (highest CRPS)"}
+    unit = data.field.spec.unit
+    texts = [f"CRPS {number(nodes['CRPS'][node])}, MAE {number(nodes['MAE'][node])}, mean "
+             f"{number(nodes['truth'][node])} {unit}; 90 % interval holds {100 * nodes['coverage90'][node]:.0f} %"
+             for node in chosen]
+    windows, drawn = [], []
+    for start in data.batches(split, 1, limit=PICKED_WINDOWS).starts:
+        times = times_of(data, int(start))
+        windows.append({"name": f"from {times[data.history_len]}", "times": times})
+        window = plots.forecast_window(draw, data, start, chosen)
+        quantiles = np.quantile(window["members"], FAN_LEVELS, axis=0)
+        drawn.append([{"history": _rounded(window["history"][:, k]), "observed": _rounded(window["truth"][:, k]),
+                       "quantiles": [_rounded(line) for line in quantiles[:, :, k]]} for k in range(len(chosen))])
+    listed = [{"name": name + remarks.get(node, ""), "text": text, "windows": list(fans)}
+              for node, name, text, fans in zip(chosen, names, texts, zip(*drawn, strict=True), strict=True)]
+    return {"unit": unit, "first": int(np.flatnonzero(chosen == busiest)[0]), "windows": windows, "nodes": listed}
+
+
+def write_pictures(folder: Path, drawn: Iterator[tuple[str, plt.Figure, str]]) -> list[Picture]:
+    """Write every picture as PNG and PDF; the same ones as SVG for the page."""
+    folder.mkdir(exist_ok=True)
+    pictures = []
+    for name, figure, alt in drawn:
+        files = plots.picture_files(figure)
+        pictures.append(Picture(name, CAPTIONS[name][0], alt, CAPTIONS[name][1], files.pop("svg"), name in WIDE))
+        for ending, content in files.items():
+            checkpoint.write_atomically(folder / f"{name}.{ending}", lambda file, content=content: file.write(content))
+    return pictures
+
+
+def read_logs(folder: Path, mean_run: str) -> dict[str, list[dict]]:
+    """The lines of the logs of both stages, where they are still there."""
+    paths = {"stage 1": Path(mean_run) / checkpoint.LOG, "stage 2": folder / checkpoint.LOG}
+    logs = {stage: [json.loads(line) for line in path.read_text().splitlines()]
+            for stage, path in paths.items() if path.is_file()}
+    return {stage: lines for stage, lines in logs.items() if lines}
+
+
+def score_section(found: Forecasts, differences: dict[str, dict | None], unit: str) -> str:
+    """The table of scores, and in words what the run is better than."""
+    rows = [[name, *(scores[score] for score in SCORES)] for name, scores in found.scores.items()]
+    texts = []
+    for name, difference in differences.items():
+        ours, theirs = found.scores["this run"]["CRPS"], found.scores[name]["CRPS"]
+        text = f"CRPS {100 * abs(ours / theirs - 1):.1f} % {'below' if ours < theirs else 'above'} {name}"
+        if difference:
+            text += f" (95 % interval of the difference: {100 * difference['lower']:+.1f} to " \
+                    f"{100 * difference['upper']:+.1f} %)"
+        texts.append(text)
+    perfect = {name: number(found.scores["this run"][f"{name}_floor"]) for name in ("QICE", "coverage90")}
+    caption = f"A perfect ensemble of as many members: QICE {perfect['QICE']}, coverage90 {perfect['coverage90']}, " \
+              f"spread_skill 1. All others are better when lower. {', '.join(IN_UNIT)} in {unit}."
+    return table("Scores", caption, ["forecast", *SCORES], rows) + paragraph("; ".join(texts) + ".")
+
+
+def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str) -> str:
+    """The table of scores by node."""
+    chosen = spread_out(nodes["CRPS"], TABLE_NODES)
+    columns = {"mean observed": "truth", **{name: name for name in ("CRPS", "MAE", "RMSE", "spread", "coverage90")}}
+    rows = [[names[node], *(float(nodes[name][node]) for name in columns.values())]
+            for node in chosen[np.argsort(-nodes["CRPS"][chosen], kind="stable")]]
+    which = "All nodes" if len(rows) == len(names) else f"{len(rows)} of {len(names)} nodes, evenly over their CRPS"
+    return table("Scores by node", f"{which}, the highest CRPS first. Means over windows and horizon, in {unit}; "
+                 "coverage90 is a share.", ["node", *columns], rows)
+
+
+def facts_section(folder: Path, content: dict, data: WindowedField, device: torch.device) -> str:
+    """Data card, settings of both stages, and versions: what one needs to make the run again."""
+    spec, times = data.field.spec, data.field.calendar.times
+    card = {"name": data.field.name, "first step": str(times[0]), "last step": str(times[-1]), "steps": len(times),
+            **{f"{split} windows": len(starts) for split, starts in data.starts.items()}}
+    card |= {name: value for name, value in dataclasses.asdict(spec).items() if value not in (None, "", (), {}, False)}
+    config = checkpoint.read_json(folder / checkpoint.CONFIG)
+    versions = {f"{name}, in training": version for name, version in config["versions"].items()} | {
+        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+        "matplotlib": matplotlib.__version__, "system": f"{platform.system()} {platform.machine()}",
+        "device of the report": str(device), "SHA-256 of the weights": sha256_of(folder / checkpoint.CHECKPOINT),
+    }
+    parts = (("Data", "The card of the dataset.", card), ("Settings of stage 2", "Flags of main_train.py.",
+             content["config"]), ("Settings of stage 1", "Flags of main_pretrain.py.", content["mean_config"]),
+             ("Versions", "What made the run, and this page.", versions))
+    return "".join(f"<h3>{title}</h3>" + table(title, caption, ["name", "value"],
+                                                [[name, str(value)] for name, value in facts.items()], sortable=False)
+                   for title, caption, facts in parts)
+
+
+def step_of(data: WindowedField) -> str:
+    """A step of the horizon in words, as "1 hour"."""
+    count, unit = data.field.spec.interval
+    return f"{count} {unit}{'s' if count > 1 else ''}"
+
+
+def times_of(data: WindowedField, start: int) -> list[str]:
+    """Times of the steps of a window as people write them, down to what says something at this interval."""
+    finest = {"month": "M", "week": "D", "day": "D"}.get(data.field.spec.interval[1], "m")
+    return [time.replace("T", " ") for time in np.datetime_as_string(data.times(start), unit=finest).tolist()]
+
+
+def _rounded(values: np.ndarray) -> list:
+    """Five digits of each value; None for what is missing."""
+    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = FlagParser(__doc__.splitlines()[0])
+    parser.add_argument("run_folder", type=Path, help="folder of a stage-2 run")
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--windows", type=int, default=None, help="windows to forecast, evenly spread; 0: all "
+                        "(default: as many as the run scored)")
+    parser.add_argument("--output", type=output_path, default=None, help=f"the page (default: RUN_FOLDER/{REPORT})")
+    parser.add_flags(TrainConfig, {}, ("data_dir", "device", "sample_batch"))
+    given = vars(parser.parse_args(arguments))
+    if (given["windows"] or 0) < 0:
+        parser.error(f"--windows {given['windows']}: choose a number of windows, or 0 for all")
+    folder, split, device = given["run_folder"], given["split"], choose_device(given.get("device", TrainConfig.device))
+    model, content = load_forecaster(folder)
+    data = open_run_data(content, given.get("data_dir", ""), device)
+    chosen = {"sample_batch": given.get("sample_batch"), "test_windows": given["windows"]}
+    settings = content["config"] | {name: value for name, value in chosen.items() if value is not None}
+
+    found = forecast(model.to(device), settings, data, split, device)
+    ours, starts = found.scores["this run"], found.windows["this run"]["start"]
+    block = independent_block(starts, data.history_len + data.predict_len)
+    nodes, spec = found.diagnostics.by_node(), data.field.spec
+    busiest = np.argsort(-nodes["truth"], kind="stable")[:DRAWN_NODES]
+    draw = ensemble_drawer(model, settings, device)
+    fans = fan_data(draw, data, split, nodes, int(busiest[0]))
+
+    window = plots.forecast_window(draw, data, data.starts[split][len(data.starts[split]) // 2], busiest)
+    pictures = write_pictures(folder / PICTURES,
+                              draw_pictures(found, read_logs(folder, content["mean_run"]), window, data))
+    trained = checkpoint.read_json(folder / checkpoint.METRICS) if (folder / checkpoint.METRICS).exists() else {}
+    horizon = [[step + 1, *(ours["per_horizon"][name][step] for name in BY_HORIZON)]
+               for step in range(data.predict_len)]
+    first, last = times_of(data, int(starts.min()))[data.history_len], times_of(data, int(starts.max()))[-1]
+    text = page(
+        title=f"Forecast report: {data.field.name}",
+        summary=f"{data.num_nodes} nodes, {spec.unit}; {data.predict_len} steps of {step_of(data)} from "
+                f"{data.history_len} of history; {ours['members']} members; {ours['windows']} windows of the {split} "
+                f"split, {first} to {last}. Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
+        warnings=cautions(found, trained, settings, data, block),
+        scores=score_section(found, comparison(found.windows, block), spec.unit),
+        chosen=f"{len(fans['nodes'])} of {data.num_nodes} nodes, from the lowest to the highest CRPS.",
+        pictures=pictures,
+        by_horizon=table("Scores by horizon", f"Horizon in steps of {step_of(data)}; {', '.join(IN_UNIT[:3])} in "
+                         f"{spec.unit}.", ["horizon", *BY_HORIZON], horizon),
+        by_node=node_section(nodes, data.field.node_names, spec.unit),
+        run=facts_section(folder, content, data, device), fans=fans,
+    )
+    output = given["output"] or folder / REPORT
+    checkpoint.write_atomically(output, lambda file: file.write(text.encode()))
+    print(f"report: {output}\npictures: {folder / PICTURES}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

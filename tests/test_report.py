@@ -1,0 +1,326 @@
+"""The report of a run: whole, honest about its limits, closed to what is inserted, and at work in a real browser."""
+
+import base64
+import dataclasses
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from string import Template
+
+import browser
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_field, random_values
+
+import main_pretrain
+import main_train
+from data.registry import DATASETS, get_spec
+from data.windows import WindowedField
+from scripts import report
+from scripts.report import cautions, independent_block, spread_out
+from utils import checkpoint
+from utils.report import number, page, script_json, table
+
+NASTY = ["</script><script>document.title='owned'</script>", "<img src=http://example.org/x>", "a & b \"c\" 'd'",
+         "$x$ $y", "ä –", "", "${script}", "<!-- x"]
+UNIT = "<i>cars</i> & trucks"
+TINY = ["--data_name", "Tiny", "--history_len", "6", "--predict_len", "4", "--epochs", "1", "--channels", "8",
+        "--layers", "1", "--nsample", "8", "--sample_steps", "2", "--test_windows", "10"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished run on a 2 x 4 grid whose names and unit try to break out of the page, reported."""
+    folder = tmp_path_factory.mktemp("report with space")
+    values = 20 + 5 * np.sin(np.arange(300) / 4)[:, None] + random_values(300, 8) / 5
+    np.savez(folder / "values.npz", values=values.astype(np.float32).reshape(300, 8), node_names=np.array(NASTY))
+    spec = dataclasses.replace(get_spec("Oracle"), synthetic=False, files=("values.npz",), num_nodes=8, grid=(2, 4),
+                               shape=((300, 8),), unit=UNIT, source=NASTY[0])
+    places = ["--save_dir", str(folder), "--data_dir", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "Tiny", spec)
+        assert main_pretrain.main([*TINY, *places]) == main_train.main([*TINY, *places]) == 0
+        run_folder = folder / "diffusion/Tiny_6_4"
+        before = {path.name: path.read_bytes() for path in run_folder.iterdir()}
+        assert report.main([str(run_folder), "--data_dir", str(folder)]) == 0
+        assert all((run_folder / name).read_bytes() == content for name, content in before.items())
+        yield run_folder
+
+
+class Page(HTMLParser):
+    """What a page holds: its elements with their attributes, its text, and what stands in its scripts."""
+
+    VOID = {"meta", "link", "img", "path", "rect", "br"}
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.open, self.text, self.scripts = [], [], [], []
+        self.feed(path.read_text())
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def read(run):
+    return Page(run / "report.html")
+
+
+def test_the_page_is_whole_and_every_element_is_closed(read):
+    assert read.open == []
+    names = Template((ROOT / "utils/report.html").read_text()).get_identifiers()
+    assert len(names) > 5 and not [name for name in names if f"${name}" in "".join(read.text)]
+    assert [tag for tag, _ in read.elements if re.fullmatch(r"h\d", tag)][:2] == ["h1", "h2"]
+    assert {"header", "main", "nav", "noscript"} <= {tag for tag, _ in read.elements}
+    assert read.all("html") == [{"lang": "en"}]
+
+
+def test_nothing_in_the_page_is_fetched(read):
+    addresses = [value for _, attributes in read.elements for name, value in attributes.items()
+                 if name in ("src", "href", "srcset", "data", "action", "poster", "background")]
+    assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
+    assert {tag for tag, _ in read.elements}.isdisjoint({"iframe", "object", "embed", "base", "form"})
+    assert "url(" not in "".join(read.text) and "@import" not in "".join(read.text)
+
+
+def test_every_link_leads_to_a_place_and_every_place_has_a_name_of_its_own(read):
+    ids = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {link["href"].removeprefix("#") for link in read.all("a")} <= set(ids)
+    assert {attributes["aria-labelledby"] for attributes in read.all("section")} <= set(ids)
+
+
+def test_every_picture_is_described_and_every_table_explained(read):
+    assert len(read.all("img")) == 9 and all(len(image["alt"]) > 20 for image in read.all("img"))
+    assert len(read.all("figcaption")) == len(read.all("figure")) == 9
+    tables = len(read.all("table"))
+    assert tables == len(read.all("caption")) == 7
+    assert all(heading["scope"] in ("row", "col") for heading in read.all("th"))
+
+
+def test_nothing_inserted_becomes_part_of_the_page(read):
+    assert len(read.all("script")) == 2 and not read.all("i")
+    assert all("src" in image and image["src"].startswith("data:image/svg+xml") for image in read.all("img"))
+    for name in NASTY:
+        assert name in read.text or not name or any(name in text for text in read.text)
+    assert not any("owned" in script for script in read.scripts[1:])
+
+
+def test_the_data_of_the_picker_are_those_of_the_run(read, run):
+    fans = json.loads(read.scripts[0])
+    assert fans["unit"] == UNIT and len(fans["nodes"]) == 8 and len(fans["windows"]) == 4
+    assert [node["name"].split(" (")[0] for node in fans["nodes"]] == [name.split(" (")[0] for name in NASTY]
+    values = np.load(run.parents[1] / "values.npz")["values"]
+    found = WindowedField(make_field(values), 6, 4)
+    first = int(found.starts["test"][0])
+    for node, fan in enumerate(fans["nodes"]):
+        window = fan["windows"][0]
+        np.testing.assert_allclose(window["history"], values[first:first + 6, node], rtol=1e-4)
+        np.testing.assert_allclose(window["observed"], values[first + 6:first + 10, node], rtol=1e-4)
+        assert np.shape(window["quantiles"]) == (5, 4) and (np.diff(window["quantiles"], axis=0) >= 0).all()
+    assert fans["windows"][0]["times"] == [str(time).replace("T", " ") for time in found.times(first)]
+
+
+def test_the_scores_are_those_of_the_run(read, run):
+    metrics = checkpoint.read_json(run / "metrics.json")
+    exact = {float(cell["data-value"]) for cell in read.all("td") if cell.get("data-value")}
+    shown = [*(metrics[name] for name in report.SCORES), *metrics["per_horizon"]["CRPS"]]
+    assert all(any(abs(value - other) < 1e-9 * abs(value) for other in exact) for value in shown)
+    assert "persistence" in read.text and "climatology" in read.text
+
+
+def test_the_pictures_lie_beside_the_page_as_png_and_pdf(run):
+    names = {path.name for path in (run / "pictures").iterdir()}
+    assert names == {f"{name}.{ending}" for name in report.CAPTIONS for ending in ("png", "pdf")}
+
+
+def test_data_settings_and_versions_are_told(read):
+    text = " ".join(read.text)
+    for fact in ("quantile_stid", "copula", "history_len", torch.__version__, "2020-01-06", "licence"):
+        assert fact in text
+
+
+def test_the_only_script_that_may_run_is_the_one_written_here(run, read):
+    policy, = (meta["content"] for meta in read.all("meta") if "http-equiv" in meta)
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    digest = base64.b64encode(hashlib.sha256(read.scripts[1].encode()).digest()).decode()
+    assert policy.endswith(f"script-src 'sha256-{digest}'")
+
+
+def test_another_split_fewer_windows_and_another_place(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "draw_pictures", lambda *_: [])
+    output = tmp_path / "other.html"
+    arguments = [str(run), "--data_dir", str(run.parents[1]), "--split", "validation", "--windows", "3"]
+    assert report.main([*arguments, "--output", str(output)]) == 0
+    text = output.read_text()
+    assert "3 windows of the validation split" in text and str(output) in capsys.readouterr().out
+    assert "Few windows: 3 were scored" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["other.html"]
+
+
+def test_a_stage_1_run_and_a_place_that_is_not_there_are_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="not a stage-2 run"):
+        report.main([str(run.parents[1] / "mean/Tiny_6_4")])
+    for wrong in (["--output", str(tmp_path / "no/report.html")], ["--windows", "-1"], ["--split", "train"]):
+        with pytest.raises(SystemExit, match="2"):
+            report.main([str(run), *wrong])
+
+
+def test_numbers_are_short_for_the_eye_and_exact_for_the_order():
+    assert [number(value) for value in (0.123456, 12345.6, None, float("nan"))] == ["0.1235", "1.235e+04", "–", "–"]
+    text = table("name", "caption", ["node", "CRPS"], [["a", 0.123456], ["b", None], ["c", float("nan")]])
+    assert 'data-value="0.123456">0.1235' in text and text.count('data-value="">–') == 2
+
+
+def test_no_text_can_end_the_element_that_holds_the_data():
+    content = {"name": "</script><!--&"}
+    text = script_json(content)
+    assert not set("<>&") & set(text) and json.loads(text) == content
+    with pytest.raises(ValueError):
+        script_json({"value": float("nan")})
+
+
+def test_a_page_without_warnings_says_so():
+    assert "Nothing was found." in page("t", "s", [], "", "", [], "", "", "", {})
+
+
+def test_nodes_stand_in_their_places_of_the_grid():
+    assert report.on_grid(np.arange(4.0), (2, 2), None).tolist() == [[0, 1], [2, 3]]
+    np.testing.assert_array_equal(report.on_grid(np.array([5.0, 6.0]), (2, 2), np.array([1, 2])),
+                                  [[np.nan, 5], [6, np.nan]])
+
+
+def test_the_nodes_shown_are_spread_from_best_to_worst():
+    values = np.random.default_rng(0).permutation(100).astype(float)
+    values[7] = np.nan
+    chosen = spread_out(values, 10)
+    assert len(chosen) == 10 and 7 not in chosen and (np.diff(chosen) > 0).all()
+    assert {np.nanargmin(values), np.nanargmax(values)} <= set(chosen)
+    assert np.diff(np.sort(values[chosen])).max() < 15
+    assert spread_out(values[:3], 10).tolist() == [0, 1, 2]
+
+
+def test_windows_far_apart_are_independent():
+    assert independent_block(torch.arange(50), 24) == 24
+    assert independent_block(torch.arange(50) * 10, 24) == 3
+    assert independent_block(torch.arange(50) * 30, 24) == 1
+
+
+GOOD = {"CRPS": 0.1, "QICE": 0.004, "QICE_floor": 0.0032, "coverage90": 0.88, "coverage90_floor": 0.882,
+        "spread_skill": 1.0, "windows": 500, "members": 50}
+
+
+@pytest.mark.parametrize("change, baseline, trained, word", [
+    ({}, 0.2, {"best_epoch": 3}, None), ({"windows": 30}, 0.2, {"best_epoch": 3}, "Few windows"),
+    ({}, 0.1, {"best_epoch": 3}, "Persistence"), ({"QICE": 0.01}, 0.2, {"best_epoch": 3}, "QICE"),
+    ({"coverage90": 0.8}, 0.2, {"best_epoch": 3}, "80.0 %"), ({"coverage90": 0.95}, 0.2, {"best_epoch": 3}, "95.0 %"),
+    ({"spread_skill": 0.7}, 0.2, {"best_epoch": 3}, "too narrow"),
+    ({"spread_skill": 1.3}, 0.2, {"best_epoch": 3}, "too wide"), ({}, 0.2, {}, "not finished"),
+    ({}, 0.2, {"best_epoch": 5}, "longer training"), ({}, 0.2, {"best_epoch": 0}, "No epoch"),
+])
+def test_a_reader_is_warned_of_what_is_off_and_of_nothing_else(data, change, baseline, trained, word):
+    scores = {"this run": GOOD | change, "persistence": {"CRPS": baseline}, "climatology": {"CRPS": 0.3}}
+    found = report.Forecasts(scores, {}, None)
+    *special, seed = cautions(found, trained, {"epochs": 5, "seed": 3}, data, 10)
+    assert "One seed (3)" in seed
+    assert (word is None and special == []) or (len(special) == 1 and word in special[0])
+
+
+def test_more_nodes_than_steps_look_like_a_file_the_wrong_way_round():
+    data = WindowedField(make_field(random_values(60, 90)), 6, 4)
+    scores = {"this run": GOOD, "persistence": {"CRPS": 1}, "climatology": {"CRPS": 1}}
+    assert "More nodes (90)" in cautions(report.Forecasts(scores, {}, None), {"best_epoch": 1},
+                                         {"epochs": 5, "seed": 0}, data, 1)[0]
+
+
+@pytest.fixture(scope="module")
+def chromium(run, tmp_path_factory):
+    """A browser that has opened the page."""
+    if browser.MISSING:
+        pytest.skip(browser.MISSING)
+    with browser.Browser(tmp_path_factory.mktemp("profile")) as opened:
+        opened.open(run / "report.html")
+        yield opened
+
+
+def test_a_browser_has_nothing_to_complain_of_and_asks_the_network_for_nothing(chromium, run):
+    chromium.run("document.getElementById('node').dispatchEvent(new Event('change'))")
+    assert chromium.console() == []
+    requests = chromium.requests()
+    assert requests[0] == (run / "report.html").as_uri()
+    assert all(request.startswith("data:image/svg+xml") for request in requests[1:]) and len(requests) == 10
+    assert chromium.run("return document.title") == "Forecast report: Tiny"
+    assert chromium.run("return [...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+
+
+def test_the_policy_of_the_page_stops_what_would_leave_it(chromium):
+    chromium.run("const image = new Image(); image.src = 'http://127.0.0.1:9/x.png'; document.body.append(image); "
+                 "image.remove()")
+    assert any("Content Security Policy" in message for message in chromium.console())
+    assert "http://127.0.0.1:9/x.png" in chromium.requests()  # what is refused is seen here too
+
+
+def test_choosing_a_node_or_a_window_changes_the_picture(chromium):
+    look = "return [document.getElementById('fan').innerHTML, document.getElementById('fan-text').textContent]"
+    choose = ("const select = document.getElementById('{}'); select.value = {}; "
+              "select.dispatchEvent(new Event('change'));" + look)
+    first, other, later = (chromium.run(choose.format(*each)) for each in (("node", 0), ("node", 3), ("window", 2)))
+    assert first[0] != other[0] != later[0] and first[1] != other[1] == later[1]
+    assert other[1].startswith(NASTY[3])
+    assert all(word in later[0] for word in ("median", "history", "observed", "wide-band", "narrow-band"))
+    assert "NaN" not in later[0] and "undefined" not in later[0]
+
+
+def test_a_picker_is_worked_by_keyboard(chromium):
+    chromium.run("document.getElementById('node').value = 0; document.getElementById('node').focus()")
+    before = chromium.run("return document.getElementById('fan-text').textContent")
+    chromium.press("\ue015")  # arrow down
+    assert chromium.run("return document.getElementById('node').value") == "1"
+    assert chromium.run("return document.getElementById('fan-text').textContent") != before
+
+
+def test_a_heading_sorts_its_table_both_ways_by_keyboard(chromium):
+    column = ("const rows = [...document.querySelectorAll('[aria-labelledby=by-node] tbody tr')];"
+              "return rows.map((row) => Number(row.cells[2].dataset.value))")
+    state = ("return [...document.querySelectorAll('[aria-labelledby=by-node] thead th')]"
+             ".map((heading) => heading.getAttribute('aria-sort'))")
+    chromium.run("document.querySelectorAll('[aria-labelledby=by-node] thead button')[2].focus()")
+    chromium.press("\ue007")  # return
+    ascending = chromium.run(column)
+    assert ascending == sorted(ascending) and len(set(ascending)) == 8
+    assert chromium.run(state) == ["none", "none", "ascending", "none", "none", "none", "none"]
+    chromium.press(" ")
+    assert chromium.run(column) == ascending[::-1]
+    assert chromium.run(state)[2] == "descending"
+
+
+def test_a_gap_in_the_history_is_a_gap_in_the_line(chromium):
+    drawn = chromium.run("""
+        const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg'), line = [1, 2, 3, 4, 5];
+        drawFan(svg, 'unit', ['a', 'b', 'c', 'd', 'e', 'f'],
+                {history: [1, null, 2, 3], observed: [null, 2], quantiles: [[1, 1], [1, 1], [2, 2], [3, 3], [3, 3]]});
+        return ['history', 'observed'].map((name) => svg.querySelector('.' + name).getAttribute('d'))""")
+    assert [line.count("M") for line in drawn] == [2, 2] and "null" not in "".join(drawn)
+
+
+def test_the_page_prints_without_its_controls(chromium):
+    assert chromium.print_pdf().startswith(b"%PDF")

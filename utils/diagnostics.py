@@ -1,0 +1,169 @@
+"""What pictures show of an ensemble beyond its scores: streamed, in memory that does not grow with the windows."""
+
+import random
+
+import numpy as np
+import torch
+
+from .metrics import COVERAGE, DECILES, covered, crps_quantile, member_quantiles, qice_counts, sort_members
+
+MAX_CORRELATED_NODES = 500
+BINS_PER_OCTAVE, OCTAVES = 4, 64  # of the spread, from 2**-32 to 2**32 of the unit
+EARTH_RADIUS_KM = 6371.0
+
+
+class Diagnostics:
+    """Sums over chunks of windows from which every picture of a report is drawn.
+
+        diagnostics = Diagnostics(node=560)
+        for members, truth in chunks: diagnostics.update(members, truth)
+        diagnostics.by_node(), .bins(), .spread_skill(groups=10), .correlation()
+
+    `sums` holds all that was seen, in float64; sums of several processes may be added. Correlations are those between
+    at most MAX_CORRELATED_NODES nodes, all or drawn once and for all (`correlated`).
+    """
+
+    def __init__(self, node: int):
+        chosen = range(node)
+        if node > MAX_CORRELATED_NODES:
+            chosen = sorted(random.Random(node).sample(chosen, MAX_CORRELATED_NODES))
+        self.correlated = torch.tensor(chosen)
+        self.sums = {}
+
+    @torch.no_grad()
+    def update(self, members, truth, observed=None):
+        """Add a chunk of windows; where `observed` is False nothing counts.
+
+        Shapes: members (batch, member, horizon, node), truth and observed (batch, horizon, node). Units: physical.
+        """
+        observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
+        truth = truth.where(observed, 0)
+        mean = members.mean(1)
+        deviation, error = members - mean.unsqueeze(1), (truth - mean) * observed
+        variance = deviation.square().sum(1) / (members.shape[1] - 1) * observed
+        ordered = sort_members(members)
+        quantiles = member_quantiles(ordered)
+        by_target = {
+            "targets": observed, "mean": mean, "truth": truth, "variance": variance, "squared_error": error.square(),
+            "absolute_error": error.abs(), "crps": crps_quantile(quantiles, truth),
+            "covered": covered(quantiles[:, 0], quantiles[:, -1], truth),
+        }
+        chunk = {name: (value * observed).sum((0, 1), dtype=torch.float64) for name, value in by_target.items()}
+
+        deciles = quantiles[:, DECILES].movedim(1, -1)[observed]  # (target, decile)
+        chunk["bins"] = qice_counts(deciles[..., None, None], truth[observed][:, None, None])[0]
+
+        size = BINS_PER_OCTAVE * OCTAVES
+        spread = variance[observed].double()
+        place = spread.clamp_min(torch.finfo(spread.dtype).tiny).log2() / 2 * BINS_PER_OCTAVE
+        place = (place.floor().long() + size // 2).clamp(0, size - 1)
+        chunk["spread_targets"] = torch.bincount(place, minlength=size).double()
+        chunk["spread_variance"] = torch.bincount(place, spread, size)
+        chunk["spread_squared_error"] = torch.bincount(place, error[observed].double().square(), size)
+
+        self.correlated = self.correlated.to(truth.device)
+        weight, error = (value[..., self.correlated].float().flatten(0, 1) for value in (observed, error))
+        deviation = (deviation * observed.unsqueeze(1))[..., self.correlated].flatten(0, 2)
+        for name, value in (("pairs", weight), ("error_products", error), ("member_products", deviation)):
+            chunk[name] = (value.T @ value).double()
+        chunk["error_sums"] = error.T.double() @ weight.double()  # of the one node where both were observed
+        self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
+
+    def by_node(self) -> dict[str, np.ndarray]:
+        """Means over windows and horizon of every node, in physical units; NaN for a node that was never observed.
+
+        mean, truth, MAE, CRPS; spread and RMSE, the roots of the mean variance and squared error; coverage90.
+        Shapes: each (node,).
+        """
+        sums = self._numpy("targets", "mean", "truth", "variance", "squared_error", "absolute_error", "crps", "covered")
+        targets = sums.pop("targets")
+        with np.errstate(invalid="ignore"):
+            mean = {name: value / targets for name, value in sums.items()}
+            return {"mean": mean["mean"], "truth": mean["truth"], "spread": np.sqrt(mean["variance"]),
+                    "RMSE": np.sqrt(mean["squared_error"]), "MAE": mean["absolute_error"], "CRPS": mean["crps"],
+                    f"coverage{COVERAGE * 100:.0f}": mean["covered"]}
+
+    def bins(self) -> np.ndarray:
+        """Shares of observations in the ten bins between the members' deciles, see `metrics.qice_counts`: (10,)."""
+        bins = self._numpy("bins")["bins"]
+        return bins / bins.sum()
+
+    def spread_skill(self, groups: int) -> tuple[np.ndarray, np.ndarray]:
+        """Spread and RMSE of targets with about the same spread, in at most `groups` groups of about equal size.
+
+        The groups are runs of narrow bins of the spread (BINS_PER_OCTAVE), so the whole forecast need not be kept.
+        """
+        sums = self._numpy("spread_targets", "spread_variance", "spread_squared_error")
+        targets, variance, squared_error = sums.values()
+        middle = targets.cumsum() - targets / 2
+        group = np.minimum(middle / targets.sum() * groups, groups - 1).astype(int)
+        targets, variance, squared_error = (np.bincount(group, value) for value in (targets, variance, squared_error))
+        some = targets > 0
+        return np.sqrt(variance[some] / targets[some]), np.sqrt(squared_error[some] / targets[some])
+
+    def correlation(self) -> dict[str, np.ndarray]:
+        """Correlation between nodes of the errors of the mean, and of the members around it, pooled over the horizon.
+
+        They agree where the ensemble knows how nodes go together: each member should be off its mean as the truth is.
+        `weight`, the product of the errors' standard deviations: in a mean over pairs it keeps nodes where nothing ever
+        happens, and their rounding, from having a say. Pairs with a node that never varies are left out.
+        Shapes: first, second (the nodes), observed, forecast, weight, each (pair,).
+        """
+        sums = self._numpy("pairs", "error_products", "error_sums", "member_products")
+        first, second = np.triu_indices(len(self.correlated), 1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            errors, members, mean = (sums[name] / sums["pairs"]
+                                     for name in ("error_products", "member_products", "error_sums"))
+            errors -= mean * mean.T
+            deviation = np.sqrt(errors.diagonal())
+        nodes = self.correlated.cpu().numpy()
+        found = {"first": nodes[first], "second": nodes[second],
+                 "observed": _correlation(errors)[first, second], "forecast": _correlation(members)[first, second],
+                 "weight": deviation[first] * deviation[second]}
+        valid = np.isfinite(found["observed"] + found["forecast"])
+        return {name: values[valid] for name, values in found.items()}
+
+    def _numpy(self, *names) -> dict[str, np.ndarray]:
+        if not self.sums:
+            raise ValueError("nothing to draw: not one window was forecast")
+        return {name: self.sums[name].cpu().numpy() for name in names}
+
+
+def _correlation(covariance: np.ndarray) -> np.ndarray:
+    """NaN where a variance is zero up to rounding."""
+    variance = covariance.diagonal()
+    variance = np.where(variance > 1e-12 * np.nanmax(variance, initial=0), variance, np.nan)
+    return covariance / np.sqrt(np.outer(variance, variance))
+
+
+def pair_distances(first: np.ndarray, second: np.ndarray, grid: tuple[int, int] | None = None,
+                   kept: np.ndarray | None = None,
+                   coordinates: np.ndarray | None = None) -> tuple[np.ndarray, str] | None:
+    """Distances between nodes and their unit: great circles in km where coordinates are known, else grid steps.
+
+        haversine = sin^2(dlat / 2) + cos(lat_1) cos(lat_2) sin^2(dlon / 2),    distance = 2 R asin(sqrt(haversine))
+
+    Shapes: first, second (pair,) of nodes; coordinates (node, 2), latitude and longitude in degrees; grid (rows,
+    columns), whose places the nodes are in row-major order, or those `kept` (node,). None where neither is known.
+    """
+    if coordinates is not None:
+        (lat_1, lon_1), (lat_2, lon_2) = (np.radians(np.asarray(coordinates, float)[each]).T
+                                          for each in (first, second))
+        haversine = (np.sin((lat_2 - lat_1) / 2)**2
+                     + np.cos(lat_1) * np.cos(lat_2) * np.sin((lon_2 - lon_1) / 2)**2)
+        return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(haversine.clip(0, 1))), "km"
+    if grid is not None:
+        first, second = (each if kept is None else kept[each] for each in (first, second))
+        (row_1, column_1), (row_2, column_2) = (np.divmod(each, grid[1]) for each in (first, second))
+        return np.hypot(row_2 - row_1, column_2 - column_1), "grid steps"
+    return None
+
+
+def binned_means(edges: np.ndarray, weight: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
+    """Weighted means of each of the values in the bins between ascending edges of the first, without empty bins.
+
+    What lies beyond the outer edges counts in the bins at the ends. Shapes: weight and values (n,) each.
+    """
+    place = np.digitize(values[0], edges[1:-1])
+    total = np.bincount(place, weight, len(edges) - 1)
+    return [np.bincount(place, weight * each, len(total))[total > 0] / total[total > 0] for each in values]
