@@ -22,7 +22,8 @@ import torch
 
 from data.registry import sha256_of
 from data.windows import WindowedField
-from main_train import ensemble_drawer, load_forecaster, open_run_data, score_ensemble
+from main_train import open_run_data, score_ensemble
+from models import ensemble_drawer, load_forecaster
 from scripts.benchmark import WINDOWS_AT_ONCE, baseline_drawer
 from utils import checkpoint, plots
 from utils.comparison import paired_difference
@@ -328,12 +329,13 @@ def main(arguments: list[str] | None = None) -> int:
     if (given["windows"] or 0) < 0:
         parser.error(f"--windows {given['windows']}: choose a number of windows, or 0 for all")
     folder, split, device = given["run_folder"], given["split"], choose_device(given.get("device", TrainConfig.device))
-    model, content = load_forecaster(folder)
+    run = load_forecaster(folder, device)
+    model, content = run.model, run.checkpoint
     data = open_run_data(content, given.get("data_dir", ""), device)
     chosen = {"sample_batch": given.get("sample_batch"), "test_windows": given["windows"]}
     settings = content["config"] | {name: value for name, value in chosen.items() if value is not None}
 
-    found = forecast(model.to(device), settings, data, split, device)
+    found = forecast(model, settings, data, split, device)
     ours, starts = found.scores["this run"], found.windows["this run"]["start"]
     block = independent_block(starts, data.history_len + data.predict_len)
     nodes, spec = found.diagnostics.by_node(), data.field.spec
