@@ -89,11 +89,15 @@ def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split:
     return Forecasts(scores, windows, diagnostics)
 
 
-def comparison(windows: dict[str, dict], block: int) -> dict[str, dict | None]:
-    """The paired difference in CRPS to every baseline; None where the windows are too few for an interval."""
-    ours = windows["this run"]
-    enough = len(ours["start"]) >= 2 * block
-    return {name: paired_difference(ours, windows[name], "CRPS", block) if enough else None for name in BASELINES}
+def comparison(windows: dict[str, dict], name: str, block: int) -> str:
+    """How far the run is from a baseline on the same windows, in words; without an interval, why."""
+    try:
+        difference = paired_difference(windows["this run"], windows[name], "CRPS", block)
+    except ValueError as error:
+        return f"no interval for the difference to {name}: {error}"
+    relative, lower, upper = (100 * difference[key] for key in ("relative", "lower", "upper"))
+    return f"CRPS {abs(relative):.1f} % {'below' if relative < 0 else 'above'} {name} (95 % interval of the " \
+           f"difference: {lower:+.1f} to {upper:+.1f} %)"
 
 
 def independent_block(starts: torch.Tensor, length: int) -> int:
@@ -234,7 +238,6 @@ def fan_data(draw, data: WindowedField, split: str, nodes: dict[str, np.ndarray]
 
 def write_pictures(folder: Path, drawn: Iterator[tuple[str, plt.Figure, str]]) -> list[Picture]:
     """Write every picture as PNG and PDF; the same ones as SVG for the page."""
-    folder.mkdir(exist_ok=True)
     pictures = []
     for name, figure, alt in drawn:
         files = plots.picture_files(figure)
@@ -252,21 +255,14 @@ def read_logs(folder: Path, mean_run: str) -> dict[str, list[dict]]:
     return {stage: lines for stage, lines in logs.items() if lines}
 
 
-def score_section(found: Forecasts, differences: dict[str, dict | None], unit: str) -> str:
+def score_section(found: Forecasts, block: int, unit: str) -> str:
     """The table of scores, and in words what the run is better than."""
     rows = [[name, *(scores[score] for score in SCORES)] for name, scores in found.scores.items()]
-    texts = []
-    for name, difference in differences.items():
-        ours, theirs = found.scores["this run"]["CRPS"], found.scores[name]["CRPS"]
-        text = f"CRPS {100 * abs(ours / theirs - 1):.1f} % {'below' if ours < theirs else 'above'} {name}"
-        if difference:
-            text += f" (95 % interval of the difference: {100 * difference['lower']:+.1f} to " \
-                    f"{100 * difference['upper']:+.1f} %)"
-        texts.append(text)
     perfect = {name: number(found.scores["this run"][f"{name}_floor"]) for name in ("QICE", "coverage90")}
     caption = f"A perfect ensemble of as many members: QICE {perfect['QICE']}, coverage90 {perfect['coverage90']}, " \
               f"spread_skill 1. All others are better when lower. {', '.join(IN_UNIT)} in {unit}."
-    return table("Scores", caption, ["forecast", *SCORES], rows) + paragraph("; ".join(texts) + ".")
+    compared = "; ".join(comparison(found.windows, name, block) for name in BASELINES)
+    return table("Scores", caption, ["forecast", *SCORES], rows) + paragraph(f"{compared}.")
 
 
 def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str) -> str:
@@ -334,6 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = open_run_data(content, given.get("data_dir", ""), device)
     chosen = {"sample_batch": given.get("sample_batch"), "test_windows": given["windows"]}
     settings = content["config"] | {name: value for name, value in chosen.items() if value is not None}
+    (folder / PICTURES).mkdir(exist_ok=True)  # fails before the work where it cannot be written
 
     found = forecast(model, settings, data, split, device)
     ours, starts = found.scores["this run"], found.windows["this run"]["start"]
@@ -356,7 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{data.history_len} of history; {ours['members']} members; {ours['windows']} windows of the {split} "
                 f"split, {first} to {last}. Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
         warnings=cautions(found, trained, settings, data, block),
-        scores=score_section(found, comparison(found.windows, block), spec.unit),
+        scores=score_section(found, block, spec.unit),
         chosen=f"{len(fans['nodes'])} of {data.num_nodes} nodes, from the lowest to the highest CRPS.",
         pictures=pictures,
         by_horizon=table("Scores by horizon", f"Horizon in steps of {step_of(data)}; {', '.join(IN_UNIT[:3])} in "

@@ -225,6 +225,20 @@ def test_windows_far_apart_are_independent():
     assert independent_block(torch.arange(50) * 30, 24) == 1
 
 
+def windows(crps):
+    """What comparisons see of ten windows with these sums of CRPS."""
+    return {"start": torch.arange(10), "crps": torch.full((10,), crps), "abs_truth": torch.ones(10)}
+
+
+def test_the_distance_to_a_simple_forecaster_is_told_with_its_interval_or_why_there_is_none():
+    found = {"this run": windows(0.5), "persistence": windows(1.0), "climatology": windows(0.0)}
+    assert report.comparison(found, "persistence", 2) == \
+        "CRPS 50.0 % below persistence (95 % interval of the difference: -50.0 to -50.0 %)"
+    assert "above" in report.comparison(found | {"persistence": windows(0.4)}, "persistence", 2)
+    assert "do not fit twice into 10" in report.comparison(found, "persistence", 6)
+    assert "no interval for the difference to climatology" in report.comparison(found, "climatology", 2)
+
+
 GOOD = {"CRPS": 0.1, "QICE": 0.004, "QICE_floor": 0.0032, "coverage90": 0.88, "coverage90_floor": 0.882,
         "spread_skill": 1.0, "windows": 500, "members": 50}
 

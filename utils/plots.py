@@ -52,10 +52,14 @@ def draw_forecast(draw, data, path: Path, nodes: int = 4) -> None:
 def forecast_window(draw, data, start: torch.Tensor, nodes: list[int] | np.ndarray) -> dict:
     """What is drawn of the window that begins at `start`: times, history, truth, members and names of some nodes.
 
-    The arguments of `fan_charts`, in physical units; draw: see `draw_forecast`.
+    The arguments of `fan_charts`, in physical units, NaN where a value is missing; draw: see `draw_forecast`.
     """
     batch = data.batch(start.reshape(1))
     drawn = {"history": batch.history, "truth": batch.future, "members": draw(batch)}
+    if batch.observed is not None:
+        known = batch.history.shape[1]
+        drawn |= {"history": batch.history.where(batch.observed[:, :known], torch.nan),
+                  "truth": batch.future.where(batch.scored, torch.nan)}
     return {"times": data.times(int(start)), "names": [data.field.node_names[node] for node in nodes]} | {
         name: data.scaler.physical(values)[0].float().cpu().numpy()[..., nodes] for name, values in drawn.items()}
 
