@@ -20,7 +20,7 @@ from utils.device import autocast, choose_device
 from utils.distributed import Processes, join
 from utils.evaluation import evaluate_mean, mean_over_windows
 from utils.reproducibility import seed_step
-from utils.runlog import describe_run, print_scores, tensorboard_log
+from utils.runlog import describe_run, print_scores
 from utils.runs import open_run
 from utils.training import fit
 
@@ -64,7 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
     model = build_mean_model(settings, data.facts()).to(device)
     folder = checkpoint.run_folder(config.save_dir, "mean", config)
     describe_run(config, data, model, folder, device)
-    show = tensorboard_log(folder, config.tensorboard and processes.first)
     if config.dry_run or not (run := open_run(folder, config, {"data": data.facts()}, processes)):
         return 0
 
@@ -83,11 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         run.keep({"stage": "mean", "config": settings, "data": data.facts(), "weights": weights, "epoch": epoch,
                   "score": score})
 
-    def log(line):
-        run.log(line)
-        show(line)
-
-    result = fit(model, loss, training_batches(data, config, processes), validate, config, keep, log, run.save,
+    result = fit(model, loss, training_batches(data, config, processes), validate, config, keep, run.log, run.save,
                  run.state, processes=processes)
     if config.recalibrate and hasattr(model, "recalibrate"):
         seed_step(config.seed, 0)

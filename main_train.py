@@ -25,7 +25,7 @@ from utils.distributed import ALONE, Processes, join
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
 from utils.plots import draw_forecast
 from utils.reproducibility import key, keyed_normal, seed_step
-from utils.runlog import describe_run, print_scores, tensorboard_log
+from utils.runlog import describe_run, print_scores
 from utils.runs import open_run
 from utils.training import fit
 
@@ -126,7 +126,6 @@ def main(arguments: list[str] | None = None) -> int:
     model = build_forecaster(settings, mean_model, data.facts()).to(device)
     folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
     describe_run(config, data, model, folder, device)
-    show = tensorboard_log(folder, config.tensorboard and processes.first)
     if config.dry_run:
         return 0
     if not (run := open_run(folder, config, {"data": data.facts(), "mean_model": sha256_of(mean_path)}, processes)):
@@ -148,12 +147,8 @@ def main(arguments: list[str] | None = None) -> int:
         with own_rows(batch.rows):
             return model.loss(batch.future, *batch.known, precision=autocast(device, config.amp))
 
-    def log(line):
-        run.log(line)
-        show(line)
-
     result = fit(model, loss, training_batches(data, config, processes),
-                 lambda scored: validation_loss(scored, data, config, processes), config, keep, log, run.save,
+                 lambda scored: validation_loss(scored, data, config, processes), config, keep, run.log, run.save,
                  run.state, score_first=True, processes=processes)
     scores, windows = score_ensemble(model, settings, data, "test", device, processes)
     if not processes.first:

@@ -9,7 +9,7 @@ The history is the end of the run's data, or of a newer file of the same field. 
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ from main_pretrain import own_file
 from main_train import CHOICES
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
 from utils.config import FlagParser, TrainConfig, output_path, run_main
-from utils.distributed import rank_from_environment
+from utils.device import choose_device
+from utils.distributed import ALONE, Processes, join
 from utils.evaluation import progress, rows_at_once
 from utils.forecasts import VALUES, WRITERS, Forecast, check_output, write_forecasts
 
@@ -133,16 +134,32 @@ def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "",
     return [steps - history_len]
 
 
-def forecasts(run: TrainedForecaster, series: Series, windows: Sequence[int], flags: dict) -> Iterator[Forecast]:
-    """Forecasts of windows, as many at a time as are sampled together; numbers do not depend on how many these are."""
+def forecasts(run: TrainedForecaster, series: Series, windows: Sequence[int], flags: dict,
+              processes: Processes = ALONE) -> Iterator[Forecast]:
+    """Forecasts of windows, as many at a time as are sampled together; numbers do not depend on how many these are.
+
+    Several processes draw the windows of a part between them, and all get the whole part.
+    """
     settings = {**run.checkpoint["config"], **flags}
     at_once = max(1, rows_at_once(run.field.num_nodes, run.device, settings["sample_batch"]) // settings["nsample"])
+    at_once = min(at_once * processes.count, len(windows))
     for chosen in progress([windows[k:k + at_once] for k in range(0, len(windows), at_once)], "forecasting"):
-        parts = [series.window(begin, settings["history_len"], settings["predict_len"]) for begin in chosen]
+        own = chosen if len(chosen) < processes.count else np.array_split(chosen, processes.count)[processes.rank]
+        parts = [series.window(begin, settings["history_len"], settings["predict_len"]) for begin in own]
         history, covariates = zip(*parts, strict=True)
-        start = np.concatenate([run.field.times(series.first + begin, 1) for begin in chosen])
-        yield run.forecast(np.stack(history), start, covariates=np.stack(covariates) if run.field.covariates else None,
-                           **flags)
+        start = np.concatenate([run.field.times(series.first + begin, 1) for begin in own])
+        part = run.forecast(np.stack(history), start, covariates=np.stack(covariates) if run.field.covariates else None,
+                            **flags)
+        yield part if len(own) == len(chosen) else joined(part, processes)
+
+
+def joined(part: Forecast, processes: Processes) -> Forecast:
+    """The forecasts of all processes, those of the first one first."""
+    def rows(array: np.ndarray) -> np.ndarray:
+        numbers = torch.from_numpy(array.view("int64") if array.dtype.kind == "M" else array)
+        return processes.join_rows(numbers).numpy().view(array.dtype)
+
+    return replace(part, members=rows(part.members), times=rows(part.times), issued=rows(part.issued))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -165,10 +182,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     if given["rolling"] < 0:
         parser.error(f"--rolling {given['rolling']}: choose a number of windows")
-    if rank_from_environment():
-        return 0  # of several processes the first one forecasts and writes
     check_output(given["output"], given["overwrite"])
-    run = load_forecaster(given["run_folder"], given.get("device", TrainConfig.device))
+    device = choose_device(given.get("device", TrainConfig.device))
+    processes = join(device)
+    run = load_forecaster(given["run_folder"], device)
     series = open_series(run, given["data_path"], given.get("data_dir", ""), given["covariates"])
     windows = choose_windows(run, len(series.values), series.first, given["at"], given["rolling"], given["split"])
     horizon = run.checkpoint["config"]["history_len"] + series.first
@@ -177,7 +194,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"note: {seen} of {len(windows)} windows have futures that the model was trained on: no test of it",
               file=sys.stderr)
     flags = {name: given[name] for name in SAMPLING_FLAGS if name in given}
-    write_forecasts(given["output"], forecasts(run, series, windows, flags), given["values"])
+    drawn = forecasts(run, series, windows, flags, processes)
+    if not processes.first:
+        return sum(0 for _ in drawn)  # it draws its windows; the first one writes
+    write_forecasts(given["output"], drawn, given["values"])
     times = [run.field.times(horizon + begin, 1)[0] for begin in (windows[0], windows[-1])]
     print(f"{given['output']}: {len(windows)} window{'s' * (len(windows) > 1)}, the first forecast from {times[0]}"
           + f", the last from {times[1]}" * (len(windows) > 1))

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, in_child, in_children
 from test_runs import STAGES, TINY, assert_same, call_at, folder_of, outcome, send
 
 from models.stid import QuantileSTID
-from scripts import evaluate
+from scripts import evaluate, forecast
 from utils import checkpoint, training
 from utils.checkpoint import load_checkpoint
 from utils.runs import newest_state
@@ -93,6 +94,22 @@ def test_two_processes_score_a_run_again_as_one_does(alone, tmp_path):
                                                        str(tmp_path / f"{count}.json")]), count)
     one, two = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))
     assert one["windows"] == two["windows"] and one["CRPS"] == pytest.approx(two["CRPS"], rel=1e-9)
+
+
+def test_two_processes_write_the_forecasts_that_one_writes(alone, tmp_path):
+    """faults 50"""
+    files = []
+    for count, rolling in ((1, 9), (2, 9), (1, 0), (2, 0)):  # nine windows, and the one unseen future
+        files.append(tmp_path / f"{count}_{rolling}.npz")
+        assert in_children(lambda rolling=rolling: forecast.main([
+            str(folder_of(alone, "diffusion")), "--rolling", str(rolling), "--device", "cpu", "--sample_batch", "5",
+            "--output", str(files[-1])]), count) == [0] * count
+    for one, two in (files[:2], files[2:]):
+        with np.load(one) as one, np.load(two) as two:
+            assert sorted(one) == sorted(two) and len(one["issued"]) == len(two["issued"])
+            for name in ("issued", "times"):
+                assert np.array_equal(one[name], two[name])
+            np.testing.assert_allclose(one["members"], two["members"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("first, then", [(1, 2), (2, 1)])

@@ -9,7 +9,7 @@ from conftest import ROOT
 ROWS = re.findall(r"^\| (\d+)\. .* \| .* \| (.*) \|$", (ROOT / "docs/reliability.md").read_text(), re.MULTILINE)
 
 
-def tests_of(module: str) -> set[str]:
+def functions_of(module: str) -> set[str]:
     path = ROOT / "tests" / f"{module}.py"
     return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
 
@@ -23,4 +23,4 @@ def test_every_fault_names_tests_that_exist(number, tests):
     named = re.findall(r"`(\w+)::(\w+)`", tests)
     assert named and len(named) == tests.count("`") // 2
     for module, name in named:
-        assert name.startswith("test_") and name in tests_of(module), f"{module}::{name}"
+        assert name.startswith("test_") and name in functions_of(module), f"{module}::{name}"

@@ -12,10 +12,8 @@ from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from scripts.collect_results import BEGIN, DEFAULT, END, markdown, replace_between_marks
 from utils.config import PretrainConfig, TrainConfig
 
-PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/README.md", ROOT / "docs/results/README.md",
-         ROOT / "docs/results/choices.md", ROOT / "docs/own_data.md", ROOT / "docs/data_contract.md",
-         ROOT / "docs/missing_values.md", ROOT / "docs/results/missing.md", ROOT / "docs/forecasting.md",
-         ROOT / "docs/report.md"]
+PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/README.md",
+         *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-FORMAT_VERSION = 2  # 2: stage 1 with climatology and recalibration, stage 2 with processes
+FORMAT_VERSION = 3  # 2: stage 1 with climatology and recalibration, stage 2 with processes; 3: stage 2 with its field
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
 WINDOWS = "windows.csv"
 STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written in turn

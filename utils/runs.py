@@ -30,6 +30,7 @@ from .checkpoint import (
     write_json,
 )
 from .distributed import ALONE, Processes
+from .runlog import tensorboard_log
 
 FINISHED, LOCK = "finished", ".lock"
 
@@ -40,8 +41,8 @@ class Run:
     state: what an unfinished run of the same settings saved last, or None. Of several processes the first one writes.
     """
 
-    def __init__(self, folder: Path, made_by: dict, source: Path | None, lock):
-        self.folder, self._made_by, self._lock = folder, made_by, lock
+    def __init__(self, folder: Path, made_by: dict, source: Path | None, lock, show):
+        self.folder, self._made_by, self._lock, self._show = folder, made_by, lock, show
         self.state = load_checkpoint(source)["state"] if source else None
         self._lines = []
         self._saves = int(source is not None and source.name == STATES[0])
@@ -56,6 +57,7 @@ class Run:
         self._lines.append(line)
         if self._lock:
             append_lines(self.folder / LOG, self._lines)
+            self._show(line)
         self._lines = []
 
     def save(self, state: dict) -> None:
@@ -75,6 +77,7 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = ALONE)
     when there are saved states and none can be read; OSError when it cannot be written.
     """
     made_by, lock = {"config": settings(config), "built_on": built_on}, None
+    show = tensorboard_log(folder, config.tensorboard)
 
     def prepare() -> str:
         nonlocal lock
@@ -94,7 +97,7 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = ALONE)
     source = processes.first_decides(prepare)
     if source == FINISHED:
         return None
-    return Run(folder, made_by, Path(source) if source else None, lock)
+    return Run(folder, made_by, Path(source) if source else None, lock, show)
 
 
 def newest_state(folder: Path) -> Path | None:
