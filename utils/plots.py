@@ -28,9 +28,10 @@ def fan_chart(axes, times: np.ndarray, history: np.ndarray, truth: np.ndarray, m
     axes.fill_between(future, low, high, color=BLUE, alpha=0.2, linewidth=0, label="90 % of members")
     axes.fill_between(future, quarter, upper, color=BLUE, alpha=0.35, linewidth=0, label="50 % of members")
     axes.plot(future, median, color=BLUE, label="median")
-    axes.plot(past, history, color=INK, label="history")
-    axes.plot(np.concatenate([past[-1:], future]), np.concatenate([history[-1:], truth]), color=ORANGE,
-              linestyle="--", label="observed")
+    seen = np.concatenate([history, truth])
+    dots = "." if np.isnan(seen).any() else None  # else a value between two missing ones would not be seen
+    axes.plot(past, history, color=INK, marker=dots, label="history")
+    axes.plot(times[len(past) - 1:], seen[len(past) - 1:], color=ORANGE, linestyle="--", marker=dots, label="observed")
     locator = AutoDateLocator(maxticks=6)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
