@@ -4,8 +4,8 @@
 
 Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.csv (one row per run, every score), .md
 (the ladder beside every published row, with paired intervals) and .tex; for 12 -> 12 also the table between the
-`results` marks of README.md and docs/results/cost_MobileNJ.png. No number in them is typed by hand; those of other papers
-come from docs/results/published_<H>_<F>.csv.
+`results` marks of README.md and docs/results/cost_MobileNJ.png. No number in them is typed by hand; those of other
+papers come from docs/results/published_<H>_<F>.csv.
 """
 
 from pathlib import Path
