@@ -26,6 +26,7 @@ from main_train import open_run_data, score_ensemble
 from models import ensemble_drawer, load_forecaster
 from scripts.benchmark import WINDOWS_AT_ONCE, baseline_drawer
 from utils import checkpoint, plots
+from utils.checkpoint import PICTURES, REPORT
 from utils.comparison import paired_difference
 from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
@@ -33,7 +34,6 @@ from utils.diagnostics import Diagnostics, binned_means, pair_distances
 from utils.evaluation import evaluate_ensemble
 from utils.report import Picture, number, page, paragraph, table
 
-REPORT, PICTURES = "report.html", "pictures"
 BASELINES = ("persistence", "climatology")
 SCORES = ("CRPS", "CRPS_sum", "QICE", "coverage90", "IS", "MAE", "RMSE", "energy_score", "spread_skill")
 BY_HORIZON = ("CRPS", "QICE", "coverage90", "IS", "MAE", "RMSE", "spread_skill")
@@ -280,6 +280,7 @@ def facts_section(folder: Path, content: dict, data: WindowedField, device: torc
     """Data card, settings of both stages, and versions: what one needs to make the run again."""
     spec, times = data.field.spec, data.field.calendar.times
     card = {"name": data.field.name, "first step": str(times[0]), "last step": str(times[-1]), "steps": len(times),
+            "missing values": f"{100 * data.field.missing_share:.2f} %",
             **{f"{split} windows": len(starts) for split, starts in data.starts.items()}}
     card |= {name: value for name, value in dataclasses.asdict(spec).items() if value not in (None, "", (), {}, False)}
     config = checkpoint.read_json(folder / checkpoint.CONFIG)

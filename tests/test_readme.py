@@ -15,13 +15,14 @@ from utils.config import PretrainConfig, TrainConfig
 PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/README.md",
          *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text()
+FLAGS_OF_TORCHRUN = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_id", "rdzv_endpoint", "max"}  # --max-restarts
 
 
 def flags_of_the_programs() -> set[str]:
     fields = {item.name for config in (PretrainConfig, TrainConfig) for item in dataclasses.fields(config)}
     for script in (ROOT / "scripts").glob("*.py"):
         fields |= set(re.findall(r'"--(\w+)"', script.read_text()))
-    return fields | {"help"}
+    return fields | {"help"} | FLAGS_OF_TORCHRUN
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
