@@ -197,7 +197,7 @@ def bad_array(random: np.random.Generator, folder: Path) -> BadInput:
         "main_pretrain": lambda: main_pretrain.main(
             [*own, "--device", "cpu", "--dry_run", "--history_len", "4", "--predict_len", "3"]),
     }.items())
-    return BadInput(f"{layout}, {how}, for {program}", work, (str(path), ARRAY, "--history_len"))
+    return BadInput(f"{layout}, {how}, for {program}", work, (str(path), ARRAY, "--history_len", "--predict_len"))
 
 
 def in_other_order(random, values) -> tuple[str, np.ndarray]:
@@ -250,7 +250,8 @@ def bad_checkpoint(random: np.random.Generator, folder: Path, pattern: Path) -> 
             found, expected = (load_checkpoint(top / stage / RUN / CHECKPOINT)["weights"] for top in (folder, pattern))
             assert all(torch.equal(found[name], value) for name, value in expected.items()), "other weights"
 
-    return BadInput(f"{stage}/{path.name}, {way}: {how}, for {program}", checked, (str(run), "--"))
+    named = (str(run), "--", "Oracle: other data")
+    return BadInput(f"{stage}/{path.name}, {way}: {how}, for {program}", checked, named)
 
 
 def dicts_in(content: dict) -> list[dict]:

@@ -422,6 +422,16 @@ def test_a_setting_that_a_checkpoint_does_not_know_yet_has_its_default(stage):
     assert known_settings(older, stage, STAGES[stage], "model.pt") == settings
 
 
+def test_a_mistake_with_a_line_break_in_it_is_one_line_too(capsys, monkeypatch):
+    monkeypatch.delenv("COST_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit):
+        run_main(lambda: choose_device("cuda\n0"))
+    assert capsys.readouterr().err.splitlines() == ["error: --device cuda 0: use auto, cpu or cuda:N"]
+    with pytest.raises(SystemExit):
+        parse_config(PretrainConfig, STAGES[PretrainConfig], ["--nothing\nelse"])
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_a_slip_of_ours_keeps_its_traceback():
     def main():
         raise AssertionError("ours")

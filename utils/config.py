@@ -233,6 +233,11 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
                          "the number of --diffusion_steps")
 
 
+def one_line(message) -> str:
+    """A message without the line breaks of what it quotes."""
+    return " ".join(str(message).splitlines())
+
+
 class FlagParser(argparse.ArgumentParser):
     """A parser of flags that are fields of a configuration; it says what is wrong in one line."""
 
@@ -240,7 +245,7 @@ class FlagParser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} ({self.prog} --help lists all flags)\n")
+        self.exit(2, f"error: {one_line(message)} ({self.prog} --help lists all flags)\n")
 
     def add_flags(self, config_class, choices: dict, names: tuple[str, ...] | None = None) -> None:
         """Add the fields of a configuration (or those of `names`) in their groups; what is not given is not set.
@@ -364,12 +369,12 @@ def run_main(main) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("COST_TRACEBACK"):
             raise
-        print(f"{who}error: {error}", file=errors)
+        print(f"{who}error: {one_line(error)}", file=errors)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         if os.environ.get("COST_TRACEBACK") or not is_lack_of_memory(error):
             raise
-        print(f"{who}error: not enough memory ({' '.join(str(error).split())}); choose a smaller --batch_size, "
+        print(f"{who}error: not enough memory ({one_line(error)}); choose a smaller --batch_size, "
               "--val_batch_size or --sample_batch, a smaller network or a smaller field", file=errors)
         sys.exit(2)
     finally:
