@@ -16,6 +16,14 @@ from utils.checkpoint import TEMPORARY
 ENDLESS = float("inf")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def threads():
+    """As many threads after these tests as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def soaked(tmp_path_factory):
     """A tiny soak, both parts by the program itself: exit status and figures."""
