@@ -15,6 +15,7 @@ from test_checkpoint import CONTENT, files
 
 import main_pretrain
 import main_train
+from models import load_forecaster
 from models.denoiser import MLPDenoiser
 from scripts.children import in_child
 from utils import checkpoint, training
@@ -222,6 +223,18 @@ def test_a_state_that_does_not_fit_is_refused_and_stays(undisturbed, tmp_path, c
     error = capfd.readouterr().err
     assert "does not fit this program" in error and "--resume" in error and "Traceback" not in error
     assert files(folder)[STATES[0]] == before
+
+
+@pytest.mark.parametrize("part, name, value", [
+    ("config", "sampler", "abc"), ("config", "channels", -1), ("data", "num_nodes", 9), ("mean_config", "layers", None),
+    ("weights", "alpha_bar", torch.ones(2)),
+])
+def test_a_checkpoint_whose_parts_do_not_fit_is_refused_with_its_path(undisturbed, tmp_path, part, name, value):
+    content = load_checkpoint(folder_of(undisturbed, "diffusion") / checkpoint.CHECKPOINT)
+    content[part][name] = value
+    save_checkpoint(tmp_path / checkpoint.CHECKPOINT, content)
+    with pytest.raises(ValueError, match=f"^{tmp_path / checkpoint.CHECKPOINT}: "):
+        load_forecaster(tmp_path)
 
 
 @pytest.mark.parametrize("stage", STAGES)
