@@ -44,7 +44,7 @@ LINEAR = 1.1  # exponent of the growth with the nodes up to which a cost counts 
 COSTS = {"train_1": "stage 1, training", "train_2": "stage 2, training", "forecast": "forecast"}
 BLOCK = 1 << 24  # values written at once
 OVERHEAD = 1 << 27  # bytes that libraries and the allocator take beside what can be counted
-COPIES = 8  # of its largest temporary that a piece of work holds at a time, at most
+COPIES = 12  # of its largest temporary that a piece of work holds at a time, at most; the places of a sort are two
 STATUS = Path("/proc/self/status")
 
 
