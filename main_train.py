@@ -19,7 +19,7 @@ from models import DENOISERS, PROCESSES, build_forecaster, build_mean_model, ens
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
 from utils import checkpoint
-from utils.config import DATA_FLAGS, PretrainConfig, TrainConfig, parse_config, preset, run_main
+from utils.config import DATA_FLAGS, PretrainConfig, TrainConfig, known_settings, parse_config, preset, run_main
 from utils.device import autocast, choose_device
 from utils.distributed import ALONE, Processes, join
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
@@ -58,13 +58,16 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     content = checkpoint.load_checkpoint(path)
     if content.get("stage") != "mean":
         raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
-    found = {"masked": False, "covariates": {}, **content["config"], **content["data"]}
-    differing = checkpoint.differences(found, {**data.facts(), **task})
+    with checkpoint.built_from(path):
+        settings = known_settings(content["config"], PretrainConfig, {}, path)
+        found = {"masked": False, "covariates": {}, **settings, **content["data"]}
+        differing = checkpoint.differences(found, {**data.facts(), **task})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
-    model = build_mean_model(content["config"], data.facts())
-    model.load_state_dict(content["weights"])
-    return model, content["config"], path
+    with checkpoint.built_from(path):
+        model = build_mean_model(settings, data.facts())
+        model.load_state_dict(content["weights"])
+    return model, settings, path
 
 
 def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> WindowedField:
@@ -97,6 +100,12 @@ def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, dev
         "method": settings["process"], **model.sampled_by(settings["sampler"], settings["sample_steps"]),
         "precision": settings["sample_precision"], **scores, "seconds_sample": time.perf_counter() - start,
     }, windows
+
+
+def statistics_batches(data, config):
+    """Batches of the training windows that the linear dependence is estimated from: fewer of a larger field."""
+    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // (data.predict_len * data.num_nodes)))
+    return data.batches("train", config.val_batch_size, limit=enough)
 
 
 def validation_loss(model: torch.nn.Module, data, config, processes: Processes = ALONE) -> torch.Tensor:
@@ -132,8 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     seed_step(config.seed, 0)
-    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // (data.predict_len * data.num_nodes)))
-    model.fit_statistics(data.batches("train", config.val_batch_size, limit=enough),
+    model.fit_statistics(statistics_batches(data, config),
                          lambda: data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
     if config.compile:
         model.denoiser.compile()

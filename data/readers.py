@@ -133,7 +133,7 @@ def read_numpy(path: Path) -> Table:
                     raise ValueError(f"keys {', '.join(archive) or 'none'}; expected a key `values`")
                 extras = {key: archive[key] for key in ("node_names", "times", "latitude", "longitude")
                           if key in archive}
-                array = archive["values"]
+                array = np.asanyarray(archive["values"])  # what is no array comes as bytes
     except Exception as error:  # whatever a damaged file makes NumPy or zipfile raise, the user made one mistake
         detail = "it holds Python objects, which are never loaded" if "allow_pickle" in str(error) else error
         raise ValueError(f"{path}: not a readable NumPy array (.npy or .npz): {detail}") from error

@@ -21,7 +21,8 @@ from torch import Tensor
 from data.fields import mark_missing
 from data.summary import FieldSummary
 from data.windows import Batch
-from utils.checkpoint import CHECKPOINT, load_checkpoint
+from utils.checkpoint import CHECKPOINT, built_from, load_checkpoint
+from utils.config import PretrainConfig, TrainConfig, known_settings
 from utils.device import choose_device
 from utils.evaluation import rows_at_once
 from utils.forecasts import Forecast
@@ -149,8 +150,12 @@ def load_forecaster(folder: Path | str, device: torch.device | str = "cpu") -> T
     content = load_checkpoint(path)
     if content.get("stage") != "diffusion":
         raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
-    facts, device = content["data"], choose_device(str(device))
-    mean_model = build_mean_model(content["mean_config"], facts)
-    model = build_forecaster(content["config"], mean_model, facts)
-    model.load_state_dict(content["weights"])
-    return TrainedForecaster(model.to(device).eval(), content, FieldSummary.from_state(content["field"]), device)
+    device = choose_device(str(device))
+    with built_from(path):
+        content["config"] = known_settings(content["config"], TrainConfig, {"sampler": SAMPLERS}, path)
+        content["mean_config"] = known_settings(content["mean_config"], PretrainConfig, {}, path)
+        mean_model = build_mean_model(content["mean_config"], content["data"])
+        model = build_forecaster(content["config"], mean_model, content["data"])
+        model.load_state_dict(content["weights"])
+        field = FieldSummary.from_state(content["field"])
+    return TrainedForecaster(model.to(device).eval(), content, field, device)

@@ -8,13 +8,11 @@ A file is checked (SHA-256 where it is known, and the shape) before it takes its
 folder is whole; a file that is refused leaves nothing behind, and nothing that is there is overwritten.
 """
 
-import argparse
 import os
 import shutil
 import sys
 import urllib.error
 import urllib.request
-import zipfile
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http.client import HTTPException
@@ -24,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.registry import DATASETS, RELEASE_URL, DatasetSpec, data_dir_from, get_spec, locate, sha256_of
+from utils.config import FlagParser
 
 USER_ERRORS = (OSError, ValueError, HTTPException)
 
@@ -56,11 +55,12 @@ def read_shape(path: Path, file: str) -> tuple[int, ...]:
         if isinstance(array, np.lib.npyio.NpzFile):
             with array:
                 array = array["values"]
-    except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile):
+        kind, shape = array.dtype.kind, array.shape
+    except Exception:  # a damaged file makes NumPy and zipfile raise many kinds, or give bytes
         raise ValueError(f"{file} is refused: not a whole numpy file with one array of numbers") from None
-    if array.dtype.kind not in "iuf":
+    if kind not in "iuf":
         raise ValueError(f"{file} is refused: expected numbers, found an array of type {array.dtype}")
-    return array.shape
+    return shape
 
 
 @contextmanager
@@ -217,8 +217,9 @@ def table(data_dir: Path) -> str:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m scripts.get_data", description=__doc__.split("\n")[0])
+    parser = FlagParser(__doc__.splitlines()[0])
     action = parser.add_mutually_exclusive_group()
+    parser.set_defaults(folder=None, download=None, about=None, available=False, data_dir=None)
     action.add_argument("--from", dest="folder", type=Path, metavar="DIR",
                         help="import every known file found below DIR, by its path or its bare name")
     action.add_argument("--download", nargs="+", metavar="NAME", help="fetch these datasets from the release")

@@ -2,10 +2,6 @@
 
 import dataclasses
 import os
-import signal
-import socket
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +12,6 @@ from data.calendar import make_calendar
 from data.fields import Field
 from data.registry import DATASETS, get_spec
 from data.windows import WindowedField
-from utils.config import run_main
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("COST_SHARED") or ROOT.parent / "shared") / "datasets"
@@ -49,50 +44,6 @@ def make_field(values, interval=(1, "hour"), start="2020-01-06", pair=None) -> F
     names = tuple(f"node {node}" for node in range(values.shape[1]))
     return Field("Tiny", spec, values, make_calendar(start, interval, len(values)), segments, names,
                  missing_share=float(values.isnan().double().mean()))
-
-
-def start_child(work, environment: dict | None = None) -> int:
-    """Fork a process that does `work` as a program does, in silence; nothing is imported anew."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.environ.update(environment or {})
-            torch.set_num_threads(1)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            sys.stdout = open(os.devnull, "w")
-            run_main(work)
-        except SystemExit as done:
-            os._exit(done.code)
-        finally:
-            os._exit(70)
-    return child
-
-
-def end_of(child: int, seconds: float = 60.0) -> int:
-    """Exit status of a child, or minus the signal that ended it. Raises: TimeoutError, after killing it."""
-    for _ in range(int(seconds * 100)):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise TimeoutError("the child did not end")
-
-
-def in_child(work) -> int:
-    """Exit status of a process of its own that does `work`, or minus the signal that ended it."""
-    return end_of(start_child(work))
-
-
-def in_children(work, count: int) -> list[int]:
-    """Exit statuses of `count` processes that meet as those of torchrun do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = [start_child(work, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
-    return [end_of(child) for child in children]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from utils import checkpoint
-from utils.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from utils.checkpoint import built_from, load_checkpoint, save_checkpoint, write_atomically
 
 CONTENT = {"stage": "mean", "config": {"lr": 1e-3, "data_name": "SST"}, "weights": {"a": torch.arange(6.0)}}
 
@@ -168,6 +168,30 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, keep):
     assert "damaged, its SHA-256 is not the one in model.pt.sha256; run its training again" in refusal(path)
     path.with_name("model.pt.sha256").unlink()
     assert "not a readable checkpoint" in refusal(path)
+
+
+def test_a_flipped_bit_is_seen_where_no_sha256_stands_beside_the_file_too(tmp_path):
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, {**CONTENT, "weights": {"a": torch.zeros(1000)}})
+    path.with_name("model.pt.sha256").unlink()
+    whole = bytearray(path.read_bytes())
+    assert load_checkpoint(path)["weights"]["a"].eq(0).all()
+    whole[whole.index(bytes(1000)) + 500] ^= 1
+    path.write_bytes(whole)
+    assert "damaged, its contents differ from their checksums" in refusal(path)
+
+
+@pytest.mark.parametrize("part", ["config", "data", "weights", "state"])
+def test_a_checkpoint_with_a_part_of_another_kind_is_refused(tmp_path, part):
+    save_checkpoint(tmp_path / "model.pt", {**CONTENT, part: "text"})
+    assert f"not a checkpoint of this project: {part}" in refusal(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("slip", [lambda: {}["a"], lambda: torch.nn.Linear(2, 2).load_state_dict({}), lambda: [] + 1])
+def test_what_cannot_be_built_from_a_checkpoint_is_a_fault_of_the_file_in_one_line(slip):
+    with pytest.raises(ValueError, match="^model.pt: does not fit this program") as caught, built_from("model.pt"):
+        slip()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from fnmatch import fnmatch
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -16,6 +17,7 @@ import main_train
 from data.registry import DATASETS
 from models import MEAN_MODELS
 from models.diffusion import NOISE_SCHEDULES
+from utils.checkpoint import settings as checkpoint_settings
 from utils.config import (
     OF_OWN_FILE,
     PRESETS,
@@ -23,6 +25,7 @@ from utils.config import (
     CommonConfig,
     PretrainConfig,
     TrainConfig,
+    known_settings,
     parse_config,
     preset,
     run_main,
@@ -381,6 +384,52 @@ def test_a_mistake_ends_a_program_with_one_line_and_status_2(capsys, monkeypatch
     monkeypatch.setenv("COST_TRACEBACK", "1")
     with pytest.raises(type(error)):
         run_main(main)
+
+
+@pytest.mark.parametrize("work", [lambda: np.empty((2**40, 2**10)), lambda: torch.empty(2**50),
+                                  lambda: torch.empty(2**40, 2**40)], ids=["numpy", "torch", "overflow"])
+def test_a_lack_of_memory_is_one_line_that_names_flags(capsys, monkeypatch, work):
+    monkeypatch.delenv("COST_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        run_main(work)
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("error: not enough memory") and "--batch_size" in said
+
+
+@both_stages
+def test_a_whole_number_too_large_for_anything_is_refused(capsys, stage):
+    with pytest.raises(SystemExit):
+        parse(stage, "--batch_size 2147483648")
+    assert "--batch_size: 2147483648 is out of range; choose a value at most 2147483647" in capsys.readouterr().err
+    assert parse(stage, f"--seed {2**62}").seed == 2**62
+
+
+@both_stages
+@pytest.mark.parametrize("name, value", [("channels", -1), ("channels", "abc"), ("channels", None), ("dropout", [1]),
+                                         ("layers", 10**9), ("lr", float("nan")), ("amp", 1)])
+def test_settings_of_a_checkpoint_that_no_command_line_could_give_are_refused(stage, name, value):
+    settings = checkpoint_settings(stage())
+    assert known_settings(settings, stage, STAGES[stage], "model.pt") == settings
+    with pytest.raises(ValueError, match=f"^model.pt: its --{name} cannot be: "):
+        known_settings({**settings, name: value}, stage, STAGES[stage], "model.pt")
+
+
+@both_stages
+def test_a_setting_that_a_checkpoint_does_not_know_yet_has_its_default(stage):
+    settings = checkpoint_settings(stage())
+    older = {name: value for name, value in settings.items() if name != "ema"}
+    assert known_settings(older, stage, STAGES[stage], "model.pt") == settings
+
+
+def test_a_mistake_with_a_line_break_in_it_is_one_line_too(capsys, monkeypatch):
+    monkeypatch.delenv("COST_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit):
+        run_main(lambda: choose_device("cuda\n0"))
+    assert capsys.readouterr().err.splitlines() == ["error: --device cuda 0: use auto, cpu or cuda:N"]
+    with pytest.raises(SystemExit):
+        parse_config(PretrainConfig, STAGES[PretrainConfig], ["--nothing\nelse"])
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_slip_of_ours_keeps_its_traceback():

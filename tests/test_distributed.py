@@ -10,11 +10,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, in_child, in_children
+from conftest import ROOT
 from test_runs import STAGES, TINY, assert_same, call_at, folder_of, outcome, send
 
 from models.stid import QuantileSTID
 from scripts import evaluate, forecast
+from scripts.children import in_child, in_children
 from utils import checkpoint, training
 from utils.checkpoint import load_checkpoint
 from utils.runs import newest_state

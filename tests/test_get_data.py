@@ -5,6 +5,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import zipfile
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -120,6 +121,20 @@ def test_a_file_that_is_no_field_of_numbers_is_refused(content, source, target, 
     put(source, "Urban/CrowdBM.npy", content)
     said = refusal(capsys, "--from", source, "--data_dir", target)
     assert "Urban/CrowdBM.npy is refused" in said and "allow_pickle" not in said and not target.exists()
+
+
+@pytest.mark.parametrize("member", ["values", "values.npy"])
+def test_an_archive_with_a_forged_member_is_refused(member, source, target, capsys):
+    forged = b"no array" if member == "values" else CROWD.replace(b"(30, 403, 1)", b"(30,-403, 1)")
+    path = put(source, "Urban/CrowdBM.npy", b"")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, forged)
+    said = refusal(capsys, "--from", source, "--data_dir", target)
+    assert "Urban/CrowdBM.npy is refused: not a whole numpy file" in said and not target.exists()
+
+
+def test_an_unknown_flag_is_refused_in_one_line(capsys):
+    assert "--abuot" in refusal(capsys, "--abuot", "SST")
 
 
 def test_a_differing_file_in_the_data_folder_is_never_overwritten(source, target, capsys):

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import in_child
 from test_checkpoint import CONTENT, files
 
 import main_pretrain
 import main_train
+from models import load_forecaster
 from models.denoiser import MLPDenoiser
+from scripts.children import in_child
 from utils import checkpoint, training
 from utils.checkpoint import STATES, damage, load_checkpoint, run_folder, save_checkpoint
 from utils.config import PretrainConfig, TrainConfig
@@ -206,6 +207,34 @@ def test_a_run_whose_states_are_all_damaged_is_refused_and_not_started_over(tmp_
     assert "no saved state of this run can be read; --resume never starts it over" in capfd.readouterr().err
     assert files(folder) == before
     assert run("mean", tmp_path, "--resume", "never") == 0
+
+
+@pytest.mark.parametrize("change", ["no optimizer", "other shapes", "no progress"])
+def test_a_state_that_does_not_fit_is_refused_and_stays(undisturbed, tmp_path, change, capfd):
+    folder = half_way(tmp_path)
+    state = load_checkpoint(folder / STATES[0])
+    if change == "other shapes":
+        state["state"]["model"]["embed.weight"] = torch.zeros(3)
+    else:
+        del state["state"][change.split()[1]]
+    save_checkpoint(folder / STATES[0], state)
+    before = files(folder)[STATES[0]]
+    assert run("mean", tmp_path) == 2
+    error = capfd.readouterr().err
+    assert "does not fit this program" in error and "--resume" in error and "Traceback" not in error
+    assert files(folder)[STATES[0]] == before
+
+
+@pytest.mark.parametrize("part, name, value", [
+    ("config", "sampler", "abc"), ("config", "channels", -1), ("data", "num_nodes", 9), ("mean_config", "layers", None),
+    ("weights", "alpha_bar", torch.ones(2)),
+])
+def test_a_checkpoint_whose_parts_do_not_fit_is_refused_with_its_path(undisturbed, tmp_path, part, name, value):
+    content = load_checkpoint(folder_of(undisturbed, "diffusion") / checkpoint.CHECKPOINT)
+    content[part][name] = value
+    save_checkpoint(tmp_path / checkpoint.CHECKPOINT, content)
+    with pytest.raises(ValueError, match=f"^{tmp_path / checkpoint.CHECKPOINT}: "):
+        load_forecaster(tmp_path)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,5 +1,6 @@
 """Files of a run: whole or not there, and checkpoints that hold numbers, never code."""
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -7,6 +8,8 @@ import io
 import json
 import math
 import os
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.json
 WINDOWS, REPORT, PICTURES = "windows.csv", "report.html", "pictures"
 STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written in turn
 DIGEST, TEMPORARY = ".sha256", ".tmp"  # ends of the names of a checkpoint's SHA-256 and of files being written
+PARTS = "config", "mean_config", "data", "built_on", "weights", "state"  # of a checkpoint that are dicts
 PREFIXES = "module.", "_orig_mod."  # what wrapped models put before the names of their weights
 
 
@@ -105,17 +109,42 @@ def save_checkpoint(path: Path, content: dict) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint by its SHA-256, in words; None when it is whole, or has no SHA-256 beside it."""
+    """What is wrong with a checkpoint by its SHA-256, or where it has none by the checksums inside; None: nothing."""
     if not path.exists():
         return f"{path}: not there"
     digests = path.with_name(path.name + DIGEST)
     if not digests.exists():
-        return None
+        return f"{path}: damaged, its contents differ from their checksums" if _is_bad_archive(path) else None
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest in digests.read_text(errors="replace").split():
         return None
     return f"{path}: damaged, its SHA-256 is not the one in {digests.name}"
+
+
+def _is_bad_archive(path: Path) -> bool:
+    """Whether a part of a zip archive, as torch writes them, differs from its checksum: torch itself never looks."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError):
+        return True
+
+
+@contextlib.contextmanager
+def built_from(source: Path | str):
+    """While it lasts, something is built from a checkpoint: what fails then is a fault of that file.
+
+    Raises: ValueError that begins with `source`.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{source}: does not fit this program ({type(error).__name__}: {reason}); train it again, or "
+                         "use the version that wrote it") from error
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -138,6 +167,8 @@ def load_checkpoint(path: Path) -> dict:
     if content["format"] < FORMAT_VERSION:
         raise ValueError(f"{path}: format version {content['format']}, of an earlier version of this program; this one "
                          f"reads {FORMAT_VERSION}: train it again")
+    if wrong := [name for name in PARTS if not isinstance(content.get(name, {}), dict)]:
+        raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(wrong)} of another kind")
     if "weights" in content:
         content["weights"] = {_plain_name(name): value for name, value in content["weights"].items()}
     return content

@@ -14,12 +14,14 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .checkpoint import settings as settings_of
 from .distributed import hush, leave, rank_from_environment
 from .signals import Stopped, handle, stop_at_once
 
 DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN = (
     "data", "network", "training", "diffusion", "sampling and scores", "run"
 )
+LARGEST_NUMBER = 2**31 - 1  # of a flag that is a whole number and has no maximum of its own
 
 
 def flag(default, group: str, text: str, minimum=None, above=None, maximum=None, choices=None):
@@ -100,7 +102,7 @@ class PretrainConfig(CommonConfig):
     tokens: int = flag(8, NETWORK, "tokens through which nodes learn from each other; 0: every node on its own",
                        minimum=0)
     channels: int = flag(32, NETWORK, "width of each embedding of the mean model", minimum=1)
-    layers: int = flag(4, NETWORK, "residual blocks of the mean model", minimum=0)
+    layers: int = flag(4, NETWORK, "residual blocks of the mean model", minimum=0, maximum=1000)
     recalibrate: bool = flag(True, TRAINING, "after training, correct on the validation part where the quantiles sit "
                              "too high or too low")
     epochs: int = other_default("epochs", 16)
@@ -118,7 +120,7 @@ class TrainConfig(CommonConfig):
     modes: int = flag(16, DIFFUSION, "modes shared by all nodes that copula and one_pass start from", minimum=0)
     eps_model: str = flag("mlp", NETWORK, "denoiser", choices="eps_model")
     channels: int = flag(32, NETWORK, "width of the history embedding of the denoiser", minimum=1)
-    layers: int = flag(2, NETWORK, "residual blocks of the denoiser", minimum=0)
+    layers: int = flag(2, NETWORK, "residual blocks of the denoiser", minimum=0, maximum=1000)
     embedding: int = flag(32, NETWORK, "width of the node and calendar embeddings of the denoiser", minimum=1)
     epochs: int = other_default("epochs", 20)
     lr: float = other_default("lr", 3e-3)
@@ -231,6 +233,11 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
                          "the number of --diffusion_steps")
 
 
+def one_line(message) -> str:
+    """A message without the line breaks of what it quotes."""
+    return " ".join(str(message).splitlines())
+
+
 class FlagParser(argparse.ArgumentParser):
     """A parser of flags that are fields of a configuration; it says what is wrong in one line."""
 
@@ -238,7 +245,7 @@ class FlagParser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} ({self.prog} --help lists all flags)\n")
+        self.exit(2, f"error: {one_line(message)} ({self.prog} --help lists all flags)\n")
 
     def add_flags(self, config_class, choices: dict, names: tuple[str, ...] | None = None) -> None:
         """Add the fields of a configuration (or those of `names`) in their groups; what is not given is not set.
@@ -288,10 +295,11 @@ def _reader(item: dataclasses.Field, allowed):
             raise argparse.ArgumentTypeError(f"{text!r} is unknown{hint} Choose one of {', '.join(allowed)}")
         if item.type is float and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+        largest = LARGEST_NUMBER if facts["maximum"] is None and item.type is int else facts["maximum"]
         for bound, holds, words in (
             (facts["minimum"], lambda limit: value >= limit, "at least"),
             (facts["above"], lambda limit: value > limit, "above"),
-            (facts["maximum"], lambda limit: value <= limit, "at most"),
+            (largest, lambda limit: value <= limit, "at most"),
         ):
             if bound is not None and not holds(bound):
                 raise argparse.ArgumentTypeError(f"{text} is out of range; choose a value {words} {bound}")
@@ -300,11 +308,44 @@ def _reader(item: dataclasses.Field, allowed):
     return read
 
 
+def known_settings(settings: dict, config_class, choices: dict, source: Path) -> dict:
+    """All settings of a stage, as a checkpoint `source` has them; the default where it was written before a flag was.
+
+    Raises: ValueError that begins with `source` for a value that no command line could have given.
+    """
+    settings = {**settings_of(config_class()), **settings}
+    for item in dataclasses.fields(config_class):
+        value, allowed = settings.get(item.name, item.default), item.metadata["choices"]
+        if value == item.default:
+            continue
+        try:
+            if type(value) is not item.type and not (item.type is float and type(value) is int):
+                raise argparse.ArgumentTypeError(f"{value!r} is not of type {item.type.__name__}")
+            if item.type is not bool:
+                _reader(item, choices.get(allowed) if isinstance(allowed, str) else allowed)(str(value))
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{source}: its --{item.name} cannot be: {error}") from None
+    return settings
+
+
 def output_path(text: str) -> Path:
     """The path of a flag that names a file to write: refused before the work is done, not after."""
     if not Path(text).parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: there is no folder {Path(text).parent}")
     return Path(text)
+
+
+def at_least_one(text: str) -> int:
+    """The value of a script's flag that counts something."""
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {LARGEST_NUMBER}")
+    return int(text)
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether NumPy, or torch on a GPU or a CPU, found no memory for something."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory", "calculation overflowed"))
 
 
 def run_main(main) -> None:
@@ -328,7 +369,13 @@ def run_main(main) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("COST_TRACEBACK"):
             raise
-        print(f"{who}error: {error}", file=errors)
+        print(f"{who}error: {one_line(error)}", file=errors)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("COST_TRACEBACK") or not is_lack_of_memory(error):
+            raise
+        print(f"{who}error: not enough memory ({one_line(error)}); choose a smaller --batch_size, "
+              "--val_batch_size or --sample_batch, a smaller network or a smaller field", file=errors)
         sys.exit(2)
     finally:
         sys.stderr = errors  # for the traceback of what nobody expected

@@ -23,6 +23,7 @@ from .checkpoint import (
     TEMPORARY,
     WINDOWS,
     append_lines,
+    built_from,
     damage,
     differences,
     load_checkpoint,
@@ -111,8 +112,9 @@ def newest_state(folder: Path) -> Path | None:
     found, paths = {}, [folder / name for name in STATES if (folder / name).exists()]
     for path in paths:
         try:
-            progress = load_checkpoint(path)["state"]["progress"]
-            found[progress["done"], progress["epoch"], progress["step"]] = path
+            with built_from(path):
+                progress = load_checkpoint(path)["state"]["progress"]
+                found[progress["done"], progress["epoch"], progress["step"]] = path
         except ValueError as error:
             print(f"warning: {error}; going back to the state before it", file=sys.stderr)
     if paths and not found:
@@ -145,8 +147,9 @@ def _origin(folder: Path, config) -> Path | None:
 
 def _refuse_another(folder: Path, what: str, found: dict, made_by: dict, moved: bool = False) -> None:
     """Raises: ValueError that says how the run that was found differs; its name may, where it moved."""
-    found_config = found["config"] | ({"run_name": made_by["config"]["run_name"]} if moved else {})
-    differing = differences(found_config, made_by["config"]) + differences(found["built_on"], made_by["built_on"])
+    with built_from(folder):
+        found_config = found["config"] | ({"run_name": made_by["config"]["run_name"]} if moved else {})
+        differing = differences(found_config, made_by["config"]) + differences(found["built_on"], made_by["built_on"])
     if differing:
         raise ValueError(f"{folder} holds {what} with {', '.join(differing)}; choose --run_name NAME to keep both, or "
                          "--overwrite to replace it")

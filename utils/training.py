@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from .checkpoint import built_from
 from .distributed import ALONE, Processes
 from .reproducibility import key, seed_step
 from .signals import Stopped, deferred
@@ -76,9 +77,10 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
     parts = {"model": model, "scored": scored, "optimizer": optimizer, "schedule": schedule}
     at = Progress(epoch=0 if score_first else 1)
     if state:
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        at = Progress(**state["progress"])
+        with built_from("--resume: the saved state"):
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            at = Progress(**state["progress"])
     shared_loss = processes.parallel(_Loss(model, loss))
     generator = torch.Generator()
     bar = tqdm(total=None, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
