@@ -30,9 +30,10 @@ INTRODUCTION = """# Flags
 
 Written by `python -m scripts.document_flags` from `utils/config.py`; a test fails when the two differ.
 
-What is given on the command line beats the [preset](#presets) of the dataset, that beats the preset of the process, and that the
-default. `--name VALUE` sets a flag; `--name` and `--no-name` turn one on and off. Each stage accepts the flags of the other one
-too, and says that they have no effect on it, so that one line of flags serves both programs.
+What is given on the command line beats the [preset](#presets) of the dataset, that beats the preset of the process, and
+that the default. A flag that is on or off is turned off by `no-` before its name, as in `--no-climatology`.
+Each stage accepts the flags of the other one too, and says that they have no effect on it, so that one line of flags
+serves both programs.
 """
 
 
@@ -58,7 +59,8 @@ def accepted(facts: dict) -> str:
     choices = {"mean_model": MEAN_MODELS, **CHOICES}
     allowed = choices[facts["choices"]] if isinstance(facts["choices"], str) else facts["choices"] or ()
     bounds = {"at least": facts["minimum"], "above": facts["above"], "at most": facts["maximum"]}
-    return ", ".join([*map(typed, allowed), *(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)])
+    limits = [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]
+    return ", ".join([*map(typed, allowed), *limits])
 
 
 def flags_of(group: str) -> list[tuple[str, ...]]:
