@@ -19,9 +19,8 @@ from data.fields import Field, load_field
 from data.readers import listed, say_if_large
 from data.scaling import BLOCK
 from data.windows import SPLITS, WindowedField
-from main_pretrain import build_mean_model, own_file
-from main_train import build_forecaster
-from models import MEAN_MODELS
+from main_pretrain import own_file
+from models import MEAN_MODELS, build_forecaster, build_mean_model
 from scripts.benchmark_speed import training_step
 from utils import checkpoint
 from utils.config import (

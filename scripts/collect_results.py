@@ -3,8 +3,9 @@
     python -m scripts.collect_results [--save_dir save]
 
 Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.csv (one row per run, every score), .md
-(the ladder beside every published row, with paired intervals) and .tex, and the table between the `results` marks
-of README.md. No number in them is typed by hand; those of other papers come from docs/results/published_<H>_<F>.csv.
+(the ladder beside every published row, with paired intervals) and .tex; for 12 -> 12 also the table between the
+`results` marks of README.md and docs/results/cost_MobileNJ.png. No number in them is typed by hand; those of other
+papers come from docs/results/published_<H>_<F>.csv.
 """
 
 from pathlib import Path
@@ -15,6 +16,7 @@ from scripts.benchmark import METHODS
 from utils.checkpoint import read_json, write_atomically
 from utils.comparison import paired_difference
 from utils.config import FlagParser, TrainConfig, run_main
+from utils.plots import draw_quality_against_cost
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -22,6 +24,7 @@ SCORES = ("CRPS", "QICE", "IS", "MAE", "RMSE")  # those of the published tables
 OURS = (*SCORES, "MAE_median", "CRPS_fair", "CRPS_sum", "energy_score", "variogram_score", "coverage90", "PIT_error")
 COMPARED = ("CRPS", "CRPS_sum", "energy_score", "variogram_score")
 DEFAULT = TrainConfig.process
+SIMPLE = [name for name, method in METHODS.items() if method.baseline and not name.startswith("our_")]
 BEGIN, END = "<!-- results: written by scripts/collect_results.py -->\n", "<!-- end of results -->"
 
 
@@ -117,7 +120,6 @@ def differences(runs: pd.DataFrame, block: int) -> tuple[list[str], list[list[st
 
 def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
     """The README's table: the default beside the paper's row and the best of the simple forecasters."""
-    simple = [name for name, method in METHODS.items() if method.baseline and not name.startswith("our_")]
     rows = []
     for data_name, group in runs.groupby("data_name", sort=False):
         paper = published[(published.data_name == data_name) & (published.method == "CoST")]
@@ -130,7 +132,7 @@ def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
             theirs = paper.iloc[0][score] if len(paper) else float("inf")
             shown = f"**{number(value)}**" if value < theirs else number(value)
             row.append(f"{shown} ({theirs:g})" if len(paper) else shown)
-        floor = group[group.method.isin(simple)].groupby("method").CRPS.mean()
+        floor = group[group.method.isin(SIMPLE)].groupby("method").CRPS.mean()
         row += [f"{number(floor.min())} {floor.idxmin()}" if len(floor) else "", number(default.CRPS_sum.mean()),
                 f"{default.coverage90.mean():.3f}", str(default.windows.iloc[0]), str(len(default)),
                 f"{default[[c for c in default if c.startswith('minutes')]].sum(axis=1).mean():.1f}"]
@@ -176,6 +178,25 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
     return published
 
 
+def draw_cost(runs: pd.DataFrame, published: pd.DataFrame, data_name: str = "MobileNJ") -> None:
+    """Quality against the time of a forecast: every process whose speed was measured, and what it has to beat."""
+    runs, points = runs[runs.data_name == data_name], {}
+    for path in sorted(RESULTS.glob(f"speed_{data_name}*.json")):
+        speed = read_json(path)
+        process = speed.get("process", "cost")  # the earlier version had no other
+        rows = runs[runs.method == process]
+        if len(rows):
+            one, seconds = rows.iloc[0], speed["forecast_s"]
+            wanted = f"{one.sampler}-{one.steps}/{'bf16' if one.precision == 'bfloat16' else 'fp32'}"
+            points[process] = seconds.get(wanted, min(seconds.values())), rows.CRPS.mean()  # one pass: no sampler
+    simple = runs[runs.method.isin(SIMPLE)].groupby("method").CRPS.mean()
+    paper = published[(published.data_name == data_name) & (published.method == "CoST")]
+    lines = {f"best simple forecaster: {simple.idxmin()}": simple.min()} if len(simple) else {}
+    lines |= dict(zip(paper.method + " as published", paper.CRPS, strict=True))
+    if points:
+        draw_quality_against_cost(points, lines, RESULTS / f"cost_{data_name}.png")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--save_dir", type=Path, default=ROOT / "save")
@@ -192,6 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
         if lengths == (12, 12):
             text = replace_between_marks(readme.read_text(), summary(group, published))
             write_text(readme, text)
+            draw_cost(group, published)
     print(f"{len(runs)} runs in {RESULTS} and README.md")
     return 0
 

@@ -2,9 +2,9 @@
 
     python -m scripts.measure_missing --data_name MobileNJ --share 0.1 --epochs 10 --report docs/results/missing.md
 
-Three trainings of both stages: on all values; on what is left, with `--missing mask`; and on a file whose gaps carry
-the last value, which then passes for complete. All forecast the same test windows, each from its own history,
-and are scored against the true values: those that were left, and those that were hidden.
+Two trainings of both stages: on all values, and on what is left, with `--missing mask`. Both forecast the same test
+windows, each from its own history, and are scored against the true values: those that were left, and those that were
+hidden.
 """
 
 import math
@@ -30,21 +30,11 @@ WINDOWS_AT_ONCE = 8
 PAGE = """# What missing values cost
 
 Written by `python -m scripts.measure_missing {command}`: a share of all values is hidden at random, in histories and
-futures, in training and test. Three trainings of both stages, one seed: on all values (complete); on those that are
-left, with `--missing mask` (mask); and on a file whose gaps carry the node's last value and pass for complete
-(carried). Each forecasts the same test windows from its own history and is scored against the true values, those left
-and those hidden.
+futures, in training and test. Two trainings of both stages, one seed: on all values (complete), and on those that are
+left, with `--missing mask` (mask). Both forecast the same test windows, each from its own history, and are scored
+against the true values, those left and those hidden.
 
 {table}"""
-
-
-def carried(values: np.ndarray) -> np.ndarray:
-    """Values (time, node) with the last value of the node in each gap (NaN), or the first where it begins with one."""
-    step = np.arange(len(values))[:, None]
-    for _ in range(2):  # forward in time, then backward
-        last = np.maximum.accumulate(np.where(np.isnan(values), 0, step), axis=0)
-        values = np.take_along_axis(values, last, axis=0)[::-1]
-    return values
 
 
 def train(field: Field, values: np.ndarray, name: str, folder: Path, flags: list[str]) -> Path:
@@ -108,8 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         flags += [f"--{flag}", str(value)]
     device = choose_device(given.get("device", TrainConfig.device))
     found = {}
-    for variant, values, missing in (("complete", truth.numpy(), "error"), ("mask", gaps, "mask"),
-                                     ("carried", carried(gaps), "error")):
+    for variant, values, missing in (("complete", truth.numpy(), "error"), ("mask", gaps, "mask")):
         run = train(field, values, variant, folder, [*flags, "--missing", missing])
         found[variant] = scores_of(run, truth, hidden, device, windows)
         for part, scores in found[variant].items():

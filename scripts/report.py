@@ -280,6 +280,7 @@ def facts_section(folder: Path, content: dict, data: WindowedField, device: torc
     """Data card, settings of both stages, and versions: what one needs to make the run again."""
     spec, times = data.field.spec, data.field.calendar.times
     card = {"name": data.field.name, "first step": str(times[0]), "last step": str(times[-1]), "steps": len(times),
+            "missing values": f"{100 * data.field.missing_share:.2f} %",
             **{f"{split} windows": len(starts) for split, starts in data.starts.items()}}
     card |= {name: value for name, value in dataclasses.asdict(spec).items() if value not in (None, "", (), {}, False)}
     config = checkpoint.read_json(folder / checkpoint.CONFIG)

@@ -1,20 +1,12 @@
-"""What missing values cost: values are hidden, three trainings are scored on the same targets."""
+"""What missing values cost: values are hidden, two trainings are scored on the same targets."""
 
-import numpy as np
 import pytest
 from conftest import random_values
 
 from scripts import measure_missing
-from scripts.measure_missing import carried
 
 
-def test_a_gap_carries_the_last_value_of_its_node_or_the_first_one():
-    nan = np.nan
-    values = np.array([[nan, 1.0], [2.0, nan], [nan, nan], [3.0, 4.0]])
-    assert carried(values).tolist() == [[2.0, 1.0], [2.0, 1.0], [2.0, 1.0], [3.0, 4.0]]
-
-
-def test_three_trainings_are_scored_on_what_was_left_and_on_what_was_hidden(registered, tmp_path):
+def test_two_trainings_are_scored_on_what_was_left_and_on_what_was_hidden(registered, tmp_path):
     folder = registered(random_values(120, 3))
     assert measure_missing.main([
         "--data_name", "Tiny", "--data_dir", str(folder), "--share", "0.2", "--history_len", "6", "--predict_len", "4",
@@ -24,7 +16,7 @@ def test_three_trainings_are_scored_on_what_was_left_and_on_what_was_hidden(regi
     assert "--data_name Tiny --share 0.2 " in text and "--history_len 6" in text
     rows = [[cell.strip() for cell in line.strip("| ").split("|")]
             for line in text.splitlines() if line.startswith("|")]
-    assert [row[:2] for row in rows[2:]] == [[variant, part] for variant in ("complete", "mask", "carried")
+    assert [row[:2] for row in rows[2:]] == [[variant, part] for variant in ("complete", "mask")
                                              for part in ("left", "hidden")]
     assert all(float(row[2]) > 0 for row in rows[2:]) and rows[2][2:] != rows[3][2:]
 

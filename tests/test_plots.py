@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import make_field, random_values
+from conftest import make_field, random_values, with_gaps
 
 from data.windows import WindowedField
 from utils import plots
@@ -70,6 +70,21 @@ def test_a_forecast_shows_the_middle_test_window_at_its_busiest_nodes_with_names
         np.testing.assert_allclose(lines["median"], values[middle + 6:middle + 10, node], rtol=1e-4)
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {
         "90 % of members", "50 % of members", "median", "history", "observed"}
+
+
+def test_a_missing_value_is_a_gap_in_the_picture_and_not_what_stands_in_for_it():
+    values = with_gaps(random_values(80, 3))
+    data = WindowedField(make_field(values), 6, 4)
+    start = data.starts["test"][3]
+    window = plots.forecast_window(lambda batch: batch.future[:, None].expand(-1, 9, -1, -1), data, start, [2, 0])
+    np.testing.assert_allclose(np.concatenate([window["history"], window["truth"]]),
+                               values[int(start):int(start) + 10, [2, 0]], rtol=1e-4)
+    assert np.isnan(window["truth"]).any() and np.isfinite(window["members"]).all()
+    assert window["names"] == ["node 2", "node 0"]
+    figure = plots.fan_charts(**window, unit="mph")
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["observed"].get_marker() == "." and lines["median"].get_marker() == "None"
+    plt.close(figure)
 
 
 NODES = 6

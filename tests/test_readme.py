@@ -16,8 +16,8 @@ PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/READM
          *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text()
 ALL_PAGES = "\n".join(page.read_text() for page in PAGES)
-OF_OTHER_PROGRAMS = {  # flags of torchrun, docker and git, up to their first hyphen
-    "nproc_per_node", "nnodes", "rdzv_backend", "rdzv_id", "rdzv_endpoint", "max", "build", "rm", "gpus", "user",
+OTHER_FLAGS = {  # of torchrun and docker, up to their first hyphen; one that an example misspells
+    "nproc_per_node", "nnodes", "rdzv_backend", "rdzv_id", "rdzv_endpoint", "max", "build", "rm", "gpus", "epoch",
 }
 
 
@@ -25,7 +25,7 @@ def flags_of_the_programs() -> set[str]:
     fields = {item.name for config in (PretrainConfig, TrainConfig) for item in dataclasses.fields(config)}
     for script in (ROOT / "scripts").glob("*.py"):
         fields |= set(re.findall(r'"--(\w+)"', script.read_text()))
-    return fields | {"help"} | OF_OTHER_PROGRAMS
+    return fields | {"help"} | OTHER_FLAGS
 
 
 def anchors(page) -> set[str]:

@@ -62,8 +62,9 @@ class Diagnostics:
         chunk["spread_squared_error"] = torch.bincount(place, error[observed].double().square(), size)
 
         self.correlated = self.correlated.to(truth.device)
-        weight, error = (value[..., self.correlated].float().flatten(0, 1) for value in (observed, error))
-        deviation = (deviation * observed.unsqueeze(1))[..., self.correlated].flatten(0, 2)
+        weight, error, deviation = (value[..., self.correlated] for value in (observed, error, deviation))
+        deviation = (deviation * weight.unsqueeze(1)).flatten(0, 2)
+        weight, error = weight.float().flatten(0, 1), error.float().flatten(0, 1)
         for name, value in (("pairs", weight), ("error_products", error), ("member_products", deviation)):
             chunk[name] = (value.T @ value).double()
         chunk["error_sums"] = error.T.double() @ weight.double()  # of the one node where both were observed

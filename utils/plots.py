@@ -28,9 +28,10 @@ def fan_chart(axes, times: np.ndarray, history: np.ndarray, truth: np.ndarray, m
     axes.fill_between(future, low, high, color=BLUE, alpha=0.2, linewidth=0, label="90 % of members")
     axes.fill_between(future, quarter, upper, color=BLUE, alpha=0.35, linewidth=0, label="50 % of members")
     axes.plot(future, median, color=BLUE, label="median")
-    axes.plot(past, history, color=INK, label="history")
-    axes.plot(np.concatenate([past[-1:], future]), np.concatenate([history[-1:], truth]), color=ORANGE,
-              linestyle="--", label="observed")
+    seen = np.concatenate([history, truth])
+    dots = "." if np.isnan(seen).any() else None  # else a value between two missing ones would not be seen
+    axes.plot(past, history, color=INK, marker=dots, label="history")
+    axes.plot(times[len(past) - 1:], seen[len(past) - 1:], color=ORANGE, linestyle="--", marker=dots, label="observed")
     locator = AutoDateLocator(maxticks=6)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
@@ -274,6 +275,23 @@ def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, share
     spectrum.set_xlabel(f"period (steps of {step})")
     spectrum.set_ylabel("share of the variance\nof the node mean (%)")
     figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_quality_against_cost(points: dict[str, tuple[float, float]], lines: dict[str, float], path: Path) -> None:
+    """Draw methods as points (seconds of a forecast, CRPS), and as level lines those whose time is not known."""
+    figure, axes = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
+    for (name, (seconds, score)), (color, _, marker) in zip(points.items(), cycle(LOOKS), strict=False):
+        axes.plot(seconds, score, marker, color=color, markersize=9)
+        axes.annotate(name, (seconds, score), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9)
+    for (name, score), (color, style, _) in zip(lines.items(), cycle(LOOKS[1:]), strict=False):
+        axes.axhline(score, color=color, linestyle=style, linewidth=1)
+        axes.annotate(name, (0.99, score), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                      textcoords="offset points", ha="right", fontsize=9)
+    axes.set(xscale="log", xlabel="seconds of a forecast (50 members of one window)",
+             ylabel="CRPS (unit: mean |truth|)")
+    axes.margins(x=0.15, y=0.18)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 

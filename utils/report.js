@@ -48,8 +48,10 @@ function drawFan(svg, unit, times, { history, observed, quantiles }) {
   const x = (step) => LEFT + (RIGHT - LEFT) * step / (times.length - 1);
   const y = (value) => BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low);
   const point = (value, step) => `${x(step).toFixed(1)} ${y(value).toFixed(1)}`;
-  const path = (line, first) => line.map((value, k) =>  // a missing value leaves a gap
-    value === null ? "" : (k && line[k - 1] !== null ? "L" : "M") + point(value, first + k)).join("");
+  const path = (line, first) => line.map((value, k) => {  // a missing value leaves a gap, a lone one is a dot
+    if (value === null) return "";
+    return k && line[k - 1] !== null ? `L${point(value, first + k)}` : `M${point(value, first + k)}h0`;
+  }).join("");
   const start = history.length;
 
   svg.replaceChildren();
