@@ -80,6 +80,11 @@ def test_nothing_is_left_to_be_filled_in():
     assert not re.findall(r"\{[A-Z_]+\}|TODO|FIXME|^[A-Z]+_[A-Z_]+$", ALL_PAGES, re.MULTILINE)
 
 
+def test_no_score_is_typed_into_the_model_card():
+    card = (ROOT / "docs/model_card.md").read_text().replace("2502.11013", "")
+    assert not re.findall(r"\d\.\d", card)
+
+
 def test_the_results_in_the_readme_are_those_of_the_table():
     """Every row between the marks is the mean over seeds of the default's runs in docs/results/12_12.csv."""
     block = README.split(BEGIN)[1].split(END)[0]

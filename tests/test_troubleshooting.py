@@ -5,8 +5,10 @@ import re
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray
 from conftest import ROOT, random_values, with_gaps
 
 import main_pretrain
@@ -145,6 +147,20 @@ def repeated_hour(folder, _):
 def no_times(folder, _):
     np.save(folder / "own.npy", random_values(100, 3))
     own_file(folder / "own.npy")
+
+
+@provokes("is not a number")
+def text_among_values(folder, _):
+    (folder / "own.csv").write_text("time,a\n2024-01-01T00:00,1\n2024-01-01T01:00,x\n")
+    own_file(folder / "own.csv")
+
+
+@provokes("2 variables")
+def two_fields(folder, _):
+    series = ("time", "node"), random_values(30, 2)
+    xarray.Dataset({"t2m": series, "sst": series}, {"time": pd.date_range("2024-01-01", periods=30)}).to_netcdf(
+        folder / "own.nc")
+    own_file(folder / "own.nc")
 
 
 @provokes("one time stamp")
