@@ -37,7 +37,8 @@ from utils.config import (
 from utils.device import choose_device
 from utils.plots import draw_field
 
-FLAGS = (*OF_OWN_FILE, "data_name", "split", "support", "history_len", "predict_len", "batch_size", "device")
+FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "split", "support", "history_len", "predict_len",
+         "batch_size", "device")
 PEAK = 0.02  # share of the variance under which a period is not worth a word
 ROUNDING = 1e-9  # share of the largest value under which a series is straight
 SUITABLE = range(6, 49)  # periods, in steps, that make good lengths of history and forecast
@@ -179,12 +180,12 @@ def main(arguments: list[str] | None = None) -> int:
     config = replace(PretrainConfig(), **given)
     check_config(config, parser)
     device = choose_device(config.device)
-    field = load_field(config.data_name, Path(), own=own_file(checkpoint.settings(config)), missing="mask")
+    field = load_field(config.data_name, Path(), own=own_file(checkpoint.settings(config)), missing="mask",
+                       null_value=config.null_value)
     for note in field.notes:
         print(f"note: {note}")
-    say_if_large(Path(config.data_path), 12 * field.values.numel())  # three copies in float32
-    whole = replace(field, values=complete(field.values))
-    series = whole.values.double().mean(1).numpy()
+    say_if_large(Path(config.data_path), 8 * field.values.numel())  # with a filled copy in float32
+    series = complete(field.values).double().mean(1).numpy()
     periods = strongest_periods(series, field.spec.interval)
 
     def say(lines: dict[str, str]) -> None:
@@ -199,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{'picture':9} {picture}")
     length = suggested_lengths(periods, len(series))
     config = replace(config, **{"history_len": length, "predict_len": length, **given})
-    data = WindowedField(whole, config.history_len, config.predict_len, device, config.split)
+    data = WindowedField(field, config.history_len, config.predict_len, device, config.split)
     config = replace(config, **{"batch_size": suggested_batch(len(data.starts["train"])), **given})
     support = config.support
     if support == "auto":
@@ -208,9 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
          + f" of {config.history_len} + {config.predict_len} steps", **cost(data, config, device)})
     flags = {name: typed[name] for name in DATA_FLAGS if name in typed}
     flags |= {name: getattr(config, name) for name in ("history_len", "predict_len", "batch_size")}
-    flags |= {"support": support}
+    flags |= {"support": support} | ({"missing": "mask"} if field.masked else {})
     line = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in flags.items())
-    line += " --missing mask" if field.values.isnan().any() else ""
     print(f"train it with\n  python main_pretrain.py {line}\n  python main_train.py {line}")
     return 0
 

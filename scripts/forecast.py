@@ -182,10 +182,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     if given["rolling"] < 0:
         parser.error(f"--rolling {given['rolling']}: choose a number of windows")
-    check_output(given["output"], given["overwrite"])
     device = choose_device(given.get("device", TrainConfig.device))
     processes = join(device)
     run = load_forecaster(given["run_folder"], device)
+    check_output(given["output"], given["overwrite"], (given["data_path"], given["covariates"], *(
+        run.checkpoint["config"][name] for name in ("data_path", "covariates"))))
     series = open_series(run, given["data_path"], given.get("data_dir", ""), given["covariates"])
     windows = choose_windows(run, len(series.values), series.first, given["at"], given["rolling"], given["split"])
     horizon = run.checkpoint["config"]["history_len"] + series.first

@@ -26,6 +26,7 @@ from main_train import open_run_data, score_ensemble
 from models import ensemble_drawer, load_forecaster
 from scripts.benchmark import WINDOWS_AT_ONCE, baseline_drawer
 from utils import checkpoint, plots
+from utils.checkpoint import PICTURES, REPORT
 from utils.comparison import paired_difference
 from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
@@ -33,7 +34,6 @@ from utils.diagnostics import Diagnostics, binned_means, pair_distances
 from utils.evaluation import evaluate_ensemble
 from utils.report import Picture, number, page, paragraph, table
 
-REPORT, PICTURES = "report.html", "pictures"
 BASELINES = ("persistence", "climatology")
 SCORES = ("CRPS", "CRPS_sum", "QICE", "coverage90", "IS", "MAE", "RMSE", "energy_score", "spread_skill")
 BY_HORIZON = ("CRPS", "QICE", "coverage90", "IS", "MAE", "RMSE", "spread_skill")

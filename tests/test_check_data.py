@@ -153,6 +153,15 @@ def test_flags_that_are_given_are_kept(hourly, capsys):
     assert all(flag in line for flag in ("--data_name mine", "--batch_size 16", "--support any", "--unit cars"))
 
 
+def test_a_number_that_stands_for_missing_values_is_counted_with_them(hourly, capsys):
+    counts = pd.read_csv(hourly, index_col=0)
+    missing = int((counts.isna() | (counts == 0)).to_numpy().sum())
+    said = said_of(capsys, hourly, "--missing", "mask", "--null_value", "0")
+    assert missing > 12 and f"{missing} values" in said["missing"] and "0.0% zeros" in said["values"]
+    line = said["all"].split("main_pretrain.py ")[1].splitlines()[0]
+    assert line.count("--missing mask") == 1 and "--null_value 0" in line
+
+
 @pytest.mark.parametrize("text, flags, words", [
     ("time,a\n2024-01-01,1\n2024-01-02,2\n2024-01-04,3\n", [], "line 4: time 2024-01-04T00:00, expected 2024-01-03"),
     ("time,a\n2024-01-01,1\n2024-01-02,2\n", [], "no validation window: 2 steps in all"),

@@ -235,6 +235,14 @@ def test_a_flag_that_cannot_be_is_one_line(tmp_path, capsys, flags, message):
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_the_file_of_the_data_is_never_replaced(work, tmp_path):
+    data = tmp_path / "newer.csv"
+    data.write_text("time,a\n2020-01-01,1\n")
+    with pytest.raises(ValueError, match="that is the file of the data; choose another name"):
+        ask(work, tmp_path / "." / "newer.csv", "--data_path", str(data), "--overwrite")
+    assert data.read_text() == "time,a\n2020-01-01,1\n"
+
+
 def test_forecasts_of_what_was_trained_on_are_no_test_and_said_so(work, tmp_path, capsys):
     ask(work, tmp_path / "all.csv", "--rolling", "141", "--nsample", "2")
     # the 85 windows of training, and 3 that share targets with the last of them

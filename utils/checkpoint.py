@@ -15,7 +15,7 @@ import torch
 
 FORMAT_VERSION = 3  # 2: stage 1 with climatology and recalibration, stage 2 with processes; 3: stage 2 with its field
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
-WINDOWS = "windows.csv"
+WINDOWS, REPORT, PICTURES = "windows.csv", "report.html", "pictures"
 STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written in turn
 DIGEST, TEMPORARY = ".sha256", ".tmp"  # ends of the names of a checkpoint's SHA-256 and of files being written
 PREFIXES = "module.", "_orig_mod."  # what wrapped models put before the names of their weights

@@ -161,11 +161,14 @@ def write_forecasts(path: Path, parts: Iterable[Forecast], values: str = "both")
     write_atomically(path, lambda file: WRITERS[path.suffix][0](file, parts, values))
 
 
-def check_output(path: Path, overwrite: bool) -> None:
+def check_output(path: Path, overwrite: bool, sources: Iterable[str] = ()) -> None:
     """Refuse before the work what could not be written after it.
 
+    sources: files that are read; they are never replaced.
     Raises: ValueError for an unknown ending, a file that exists, a package that is missing.
     """
+    if any(source and path.resolve() == Path(source).expanduser().resolve() for source in sources):
+        raise ValueError(f"--output {path}: that is the file of the data; choose another name")
     if path.suffix not in WRITERS:
         raise ValueError(f"--output {path}: the ending says the format; choose one of {', '.join(WRITERS)}")
     if path.exists() and not overwrite:

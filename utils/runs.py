@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import json
 import platform
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from .checkpoint import (
     LOG,
     METRICS,
     PICTURE,
+    PICTURES,
+    REPORT,
     STATES,
     TEMPORARY,
     WINDOWS,
@@ -173,7 +176,9 @@ def _tidy(folder: Path, source: Path | None) -> None:
                         if line.endswith("\n") and json.loads(line)["epoch"] < progress["epoch"] + progress["done"])
         print(f"going on with {source.parent} at epoch {progress['epoch']}, step {progress['step']}")
     here = source and source.parent == folder
-    for name in (METRICS, WINDOWS, PICTURE) if here else (METRICS, WINDOWS, PICTURE, LOG, CHECKPOINT, *STATES):
+    shutil.rmtree(folder / PICTURES, ignore_errors=True)
+    outcome = METRICS, WINDOWS, PICTURE, REPORT
+    for name in outcome if here else (*outcome, LOG, CHECKPOINT, *STATES):
         (folder / name).unlink(missing_ok=True)
         (folder / f"{name}{DIGEST}").unlink(missing_ok=True)
     if source:
