@@ -1,4 +1,4 @@
-"""What the README says exists."""
+"""What the README and the pages of docs/ say exists."""
 
 import dataclasses
 import re
@@ -15,14 +15,23 @@ from utils.config import PretrainConfig, TrainConfig
 PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/README.md",
          *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text()
-FLAGS_OF_TORCHRUN = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_id", "rdzv_endpoint", "max"}  # --max-restarts
+ALL_PAGES = "\n".join(page.read_text() for page in PAGES)
+OTHER_FLAGS = {  # of torchrun and docker, up to their first hyphen; one that an example misspells
+    "nproc_per_node", "nnodes", "rdzv_backend", "rdzv_id", "rdzv_endpoint", "max", "build", "rm", "gpus", "epoch",
+}
 
 
 def flags_of_the_programs() -> set[str]:
     fields = {item.name for config in (PretrainConfig, TrainConfig) for item in dataclasses.fields(config)}
     for script in (ROOT / "scripts").glob("*.py"):
         fields |= set(re.findall(r'"--(\w+)"', script.read_text()))
-    return fields | {"help"} | FLAGS_OF_TORCHRUN
+    return fields | {"help"} | OTHER_FLAGS
+
+
+def anchors(page) -> set[str]:
+    """What a link to a page may end with: its headings in lower case, words joined by hyphens."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -32,21 +41,35 @@ def test_every_linked_file_exists(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_linked_heading_exists(page):
+    for file, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", page.read_text()):
+        assert anchor in anchors(page.parent / file if file else page), f"{file}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_flag_that_is_named_exists(page):
     assert set(re.findall(r"--(?:no-)?([a-z]\w+)", page.read_text())) - flags_of_the_programs() == set()
 
 
+def test_every_page_of_docs_is_one_click_from_the_readme():
+    linked = {(ROOT / link).resolve() for link in re.findall(r"\]\((docs/[^)#]+)", README)}
+    assert {page for page in (ROOT / "docs").iterdir() if page.suffix in (".md", ".ipynb")} <= linked
+
+
 def test_every_script_and_module_that_is_named_exists():
-    paths = re.findall(r"\b((?:scripts|models|data|utils|tests|docs)/[\w/]+\.(?:py|sh|json|md|csv|png))", README)
-    assert len(paths) > 10
+    named = r"(?<![\w./])((?:scripts|models|data|utils|tests|docs)/[\w/]+\.(?:py|sh|json|md|csv|png))"
+    paths = set(re.findall(named, ALL_PAGES)) - {"scripts/Tide.sh"}  # of an example
+    assert len(paths) > 30
     assert [path for path in paths if not (ROOT / path).exists()] == []
-    modules = re.findall(r"python -m scripts\.(\w+)", README)
-    assert modules and all((ROOT / "scripts" / f"{name}.py").exists() for name in modules)
+    modules = set(re.findall(r"python -m scripts\.(\w+)", ALL_PAGES))
+    assert len(modules) > 5 and all((ROOT / "scripts" / f"{name}.py").exists() for name in modules)
 
 
-def test_every_dataset_sampler_and_schedule_is_in_the_readme():
-    for name in [*DATASETS, *SAMPLERS, *NOISE_SCHEDULES]:
-        assert f"`{name}`" in README or f"`--sampler {name}`" in README or f"`--noise_schedule {name}`" in README, name
+def test_every_dataset_sampler_and_schedule_is_described():
+    assert [name for name in DATASETS if f"`{name}`" not in README] == []
+    method = (ROOT / "docs/method.md").read_text()
+    for flag, choices in (("sampler", SAMPLERS), ("noise_schedule", NOISE_SCHEDULES)):
+        assert [name for name in choices if f"`{name}`" not in method and f"`--{flag} {name}`" not in method] == []
 
 
 def test_every_dataset_has_a_script_of_its_own():
@@ -54,7 +77,12 @@ def test_every_dataset_has_a_script_of_its_own():
 
 
 def test_nothing_is_left_to_be_filled_in():
-    assert not re.findall(r"\{[A-Z_]+\}|TODO|FIXME", README)
+    assert not re.findall(r"\{[A-Z_]+\}|TODO|FIXME|^[A-Z]+_[A-Z_]+$", ALL_PAGES, re.MULTILINE)
+
+
+def test_no_score_is_typed_into_the_model_card():
+    card = (ROOT / "docs/model_card.md").read_text().replace("2502.11013", "")
+    assert not re.findall(r"\d\.\d", card)
 
 
 def test_the_results_in_the_readme_are_those_of_the_table():

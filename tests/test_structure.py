@@ -13,8 +13,8 @@ CODE = sorted([*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (R
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 FOR_PYTHON_USERS = ROOT / "models/pretrained.py"  # where a trained model meets what its checkpoint says of the field
 TOP_LEVEL = {
-    ".ci", ".gitattributes", ".github", ".gitignore", "CITATION.cff", "LICENSE", "README.md", "data", "docs",
-    "main_pretrain.py", "main_train.py", "models", "pyproject.toml", "requirements-dev-lock.txt",
+    ".ci", ".dockerignore", ".gitattributes", ".github", ".gitignore", "CITATION.cff", "LICENSE", "README.md", "data",
+    "docs", "main_pretrain.py", "main_train.py", "models", "pyproject.toml", "requirements-dev-lock.txt",
     "requirements-dev.txt", "requirements-extras.txt", "requirements-lock.txt", "requirements.txt", "save", "scripts",
     "tests", "utils",
 }

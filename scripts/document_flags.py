@@ -1,0 +1,110 @@
+"""Write docs/flags.md: every flag of both stages, as `utils/config.py` has it.
+
+    python -m scripts.document_flags
+"""
+
+import dataclasses
+from pathlib import Path
+
+from main_train import CHOICES
+from models import MEAN_MODELS
+from utils.config import (
+    DATA,
+    DIFFUSION,
+    NETWORK,
+    PRESETS,
+    PROCESS_PRESETS,
+    RUN,
+    SAMPLING,
+    TRAINING,
+    WITHOUT_EFFECT,
+    FlagParser,
+    PretrainConfig,
+    TrainConfig,
+    run_main,
+)
+
+PAGE = Path(__file__).parents[1] / "docs/flags.md"
+STAGES = {PretrainConfig: "stage 1", TrainConfig: "stage 2"}
+INTRODUCTION = """# Flags
+
+Written by `python -m scripts.document_flags` from `utils/config.py`; a test fails when the two differ.
+
+What is given on the command line beats the [preset](#presets) of the dataset, that beats the preset of the process, and
+that the default. A flag that is on or off is turned off by `no-` before its name, as in `--no-climatology`.
+Each stage accepts the flags of the other one too, and says that they have no effect on it, so that one line of flags
+serves both programs.
+"""
+
+
+def typed(value) -> str:
+    """A value of a flag as one would type it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value in ("", None) else f"`{value}`"
+
+
+def listed(flags) -> str:
+    return ", ".join(f"`--{flag}`" for flag in flags)
+
+
+def table(*lines) -> str:
+    """A table of Markdown; the first line names the columns."""
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def accepted(facts: dict) -> str:
+    """The values that a flag accepts, in words; nothing where any of its type will do."""
+    choices = {"mean_model": MEAN_MODELS, **CHOICES}
+    allowed = choices[facts["choices"]] if isinstance(facts["choices"], str) else facts["choices"] or ()
+    bounds = {"at least": facts["minimum"], "above": facts["above"], "at most": facts["maximum"]}
+    limits = [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]
+    return ", ".join([*map(typed, allowed), *limits])
+
+
+def flags_of(group: str) -> list[tuple[str, ...]]:
+    """Rows (flag, default of stage 1, of stage 2, accepted, help) of a group.
+
+    A flag that means another thing in each stage has two rows.
+    """
+    defaults = {}
+    for stage in STAGES:
+        for item in dataclasses.fields(stage):
+            if item.metadata["group"] == group:
+                key = item.name, accepted(item.metadata), item.metadata["help"].replace("%%", "%")
+                defaults.setdefault(key, {})[stage] = typed(item.default)
+    return [(f"`--{name}`", *(found.get(stage, "") for stage in STAGES), values, text)
+            for (name, values, text), found in defaults.items()]
+
+
+def presets() -> list[tuple[str, ...]]:
+    """Rows (of what, stage, flags)."""
+    found = [(f"dataset {name}", stage, chosen) for name, stages in PRESETS.items() for stage, chosen in stages.items()]
+    found += [(f"`--process {name}`", TrainConfig, chosen) for name, chosen in PROCESS_PRESETS.items()]
+    return [(of, STAGES.get(stage, "both"), listed(f"{name} {value}" for name, value in chosen.items()))
+            for of, stage, chosen in found]
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    for group in (DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN):
+        columns = "flag", *(f"default of {stage}" for stage in STAGES.values()), "accepted", "what it is"
+        parts += [f"## {group.capitalize()}\n", table(columns, *flags_of(group))]
+    parts += ["## Presets\n", table(("of", "stage", "flags"), *presets()),
+              "## Flags without effect\n\nA note says so when one of them is given.\n",
+              table(("with", "flags"), *((f"`--process {name}`", listed(flags))
+                                         for name, flags in WITHOUT_EFFECT.items()))]
+    return "\n".join(parts)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    FlagParser(__doc__.splitlines()[0]).parse_args(arguments)
+    PAGE.write_text(page())
+    print(f"wrote {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
