@@ -24,8 +24,8 @@ from utils.config import PretrainConfig, TrainConfig
 from utils.runs import LOCK
 
 NODES, ARRAY = 11, "Energy/SolarPower.npy"  # the dataset of which a file of one's own is accepted
-TINY = ["--data_name", "Oracle", "--oracle_nodes", "4", "--oracle_steps", "200", "--device", "cpu", "--epochs", "3",
-        "--batch_size", "16", "--channels", "4", "--layers", "1", "--ema", "0.9"]
+TINY = ["--data_name", "Oracle", "--oracle_nodes", "4", "--oracle_steps", "200", "--device", "cpu", "--epochs", "12",
+        "--patience", "12", "--batch_size", "16", "--channels", "4", "--layers", "1", "--ema", "0.9"]
 NOT_A_NUMBER = ("", " ", "abc", "nan", "1,5", "0x10", "None", "１.５.２", "🙂", "1e400", "\udcff", "-")
 RUN = "Oracle_12_12"
 UNICODE = ("é", "🙂", "\u202e", "\udcff", "\n")
@@ -365,7 +365,8 @@ def strange_text(random, name, config_class, folder):
     item = pick(random, flags(config_class, str))
     text = pick(random, ("../../etc", "a/b", "x" * 5000, " ", *UNICODE, ".", "~nobody/there", "$HOME", "-", "%s",
                          "a\tb"))
-    return [f"--{item.name}={text}"], (f"--{item.name}", text.splitlines()[0] if text.strip() else "--"), False
+    named = f"--{item.name}", repr(text), text.splitlines()[0] if text.strip() else "--"
+    return [f"--{item.name}={text}"], named, False
 
 
 def wrong_path(random, name, config_class, folder):
