@@ -17,7 +17,6 @@ from models.stid import QuantileSTID
 from scripts import evaluate, forecast
 from scripts.children import in_child, in_children
 from utils import checkpoint, training
-from utils.checkpoint import load_checkpoint
 from utils.runs import newest_state
 
 UNEVEN = ["--batch_size", "15", "--test_windows", "23"]  # 7 and 8 windows of a batch; the last one has 1: none and 1
@@ -129,7 +128,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
             call_at(training, "seed_step", STEPS + 4, send(signal.SIGTERM))
 
     assert in_children(work("mean", tmp_path, before=one_is_told), 2) == [143, 143]
-    progress = load_checkpoint(newest_state(folder_of(tmp_path, "mean")))["state"]["progress"]
+    progress = newest_state(folder_of(tmp_path, "mean")).progress
     assert (progress["epoch"], progress["step"]) == (2, 4)
 
 
