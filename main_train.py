@@ -4,6 +4,7 @@
 """
 
 import shlex
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -171,7 +172,10 @@ def main(arguments: list[str] | None = None) -> int:
         "best_epoch": result.best_epoch, "epochs": result.epochs, "seconds_train": result.seconds,
     }
     draw = ensemble_drawer(model, settings, device)
-    draw_forecast(draw, data, folder / checkpoint.PICTURE)
+    try:
+        draw_forecast(draw, data, folder / checkpoint.PICTURE)
+    except Exception as error:  # whatever goes wrong, a picture is not worth the scores
+        print(f"warning: {checkpoint.PICTURE} could not be drawn: {error}", file=sys.stderr)
     if config.cross_check:
         chosen = data.batches("test", 1, torch.Generator().manual_seed(config.seed), limit=config.cross_check)
         metrics["cross_check"] = cross_check(draw, chosen, data.scaler.physical)
