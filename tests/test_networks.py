@@ -555,3 +555,15 @@ def test_a_network_that_was_trained_without_gaps_refuses_them():
     *known, extras = masked_windows()
     with pytest.raises(ValueError, match="train with --missing mask"):
         make_full_stid()(*known, extras)
+
+
+def test_dropout_can_be_compiled_for_batches_of_several_sizes():
+    """aot_eager traces as the default compiler does, and generates no code: seconds instead of half a minute."""
+    dropout = Dropout(0.3).train()
+    compiled = torch.compile(dropout, backend="aot_eager")
+    for batch in (15, 4, 1):
+        values = torch.randn(batch, 4, 16)
+        torch.manual_seed(batch)
+        expected = dropout(values)
+        torch.manual_seed(batch)
+        assert torch.equal(compiled(values), expected)
