@@ -18,7 +18,7 @@ from utils import checkpoint
 from utils.config import PretrainConfig, parse_config, run_main
 from utils.device import autocast, choose_device
 from utils.distributed import Processes, join
-from utils.evaluation import evaluate_mean, mean_over_windows
+from utils.evaluation import evaluate_mean, mean_over_windows, own_windows
 from utils.reproducibility import seed_step
 from utils.runlog import describe_run, print_scores
 from utils.runs import open_run
@@ -54,6 +54,12 @@ def training_batches(data: WindowedField, config, processes: Processes):
     return batches
 
 
+def check_shares(data: WindowedField, processes: Processes, **limits: int) -> None:
+    """Refuse before the work processes that could not all get a window to score: at most so many of each split."""
+    for split, limit in limits.items():
+        own_windows(data.batches(split, 1, limit=limit), processes)
+
+
 def main(arguments: list[str] | None = None) -> int:
     config = parse_config(PretrainConfig, {"mean_model": MEAN_MODELS}, arguments)
     device = choose_device(config.device)
@@ -64,7 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     model = build_mean_model(settings, data.facts()).to(device)
     folder = checkpoint.run_folder(config.save_dir, "mean", config)
     describe_run(config, data, model, folder, device)
-    if config.dry_run or not (run := open_run(folder, config, {"data": data.facts()}, processes)):
+    if config.dry_run:
+        return 0
+    check_shares(data, processes, validation=0, test=0)
+    if not (run := open_run(folder, config, {"data": data.facts() | data.fingerprint()}, processes)):
         return 0
 
     if config.compile:
@@ -79,8 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         return mean_over_windows(lambda b: scored.loss(b.future, *b.known), batches, processes)
 
     def keep(weights, epoch, score):
-        run.keep({"stage": "mean", "config": settings, "data": data.facts(), "weights": weights, "epoch": epoch,
-                  "score": score})
+        run.keep({"stage": "mean", "config": settings, "data": data.facts(), "fingerprint": data.fingerprint(),
+                  "weights": weights, "epoch": epoch, "score": score})
 
     result = fit(model, loss, training_batches(data, config, processes), validate, config, keep, run.log, run.save,
                  run.state, processes=processes)

@@ -4,6 +4,7 @@
 """
 
 import shlex
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from data.fluctuation import STATISTICS
 from data.registry import sha256_of
 from data.summary import FieldSummary
 from data.windows import WindowedField
-from main_pretrain import open_windows, training_batches
+from main_pretrain import check_shares, open_windows, training_batches
 from models import DENOISERS, PROCESSES, build_forecaster, build_mean_model, ensemble_drawer
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
@@ -58,10 +59,12 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     content = checkpoint.load_checkpoint(path)
     if content.get("stage") != "mean":
         raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
+    if not (folder / checkpoint.METRICS).exists():
+        raise ValueError(f"{folder}: stage 1 has not ended; the same command goes on with it: {command}")
     with checkpoint.built_from(path):
         settings = known_settings(content["config"], PretrainConfig, {}, path)
-        found = {"masked": False, "covariates": {}, **settings, **content["data"]}
-        differing = checkpoint.differences(found, {**data.facts(), **task})
+        found = {**settings, **content["data"], **content["fingerprint"]}
+        differing = checkpoint.differences(found, {**data.facts(), **task, **data.fingerprint()})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
     with checkpoint.built_from(path):
@@ -76,7 +79,7 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> W
     Raises: ValueError when the data folder holds other values than those.
     """
     data = open_windows(content["config"], data_dir, device)
-    differing = checkpoint.differences(data.facts(), content["data"])
+    differing = checkpoint.differences(data.facts() | data.fingerprint(), content["data"] | content["fingerprint"])
     if differing:
         raise ValueError(f"{data.field.name}: other data than the run was trained on: {', '.join(differing)}")
     return data
@@ -137,7 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
     describe_run(config, data, model, folder, device)
     if config.dry_run:
         return 0
-    if not (run := open_run(folder, config, {"data": data.facts(), "mean_model": sha256_of(mean_path)}, processes)):
+    check_shares(data, processes, validation=config.val_windows, test=config.test_windows)
+    built_on = {"data": data.facts() | data.fingerprint(), "mean_model": sha256_of(mean_path)}
+    if not (run := open_run(folder, config, built_on, processes)):
         return 0
 
     seed_step(config.seed, 0)
@@ -148,8 +153,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def keep(weights, epoch, score):
         run.keep({"stage": "diffusion", "config": settings, "mean_config": mean_config,
-                  "mean_run": str(mean_path.parent), "data": data.facts(), "field": FieldSummary.of(data).state(),
-                  "weights": weights, "epoch": epoch, "score": score})
+                  "mean_run": str(mean_path.parent), "data": data.facts(), "fingerprint": data.fingerprint(),
+                  "field": FieldSummary.of(data).state(), "weights": weights, "epoch": epoch, "score": score})
 
     def loss(batch):
         with own_rows(batch.rows):
@@ -166,13 +171,15 @@ def main(arguments: list[str] | None = None) -> int:
         **scores, "mean_run": str(mean_path.parent),
         "best_epoch": result.best_epoch, "epochs": result.epochs, "seconds_train": result.seconds,
     }
-    checkpoint.write_json(folder / checkpoint.METRICS, metrics)
     draw = ensemble_drawer(model, settings, device)
-    draw_forecast(draw, data, folder / checkpoint.PICTURE)
+    try:
+        draw_forecast(draw, data, folder / checkpoint.PICTURE)
+    except Exception as error:  # whatever goes wrong, a picture is not worth the scores
+        print(f"warning: {checkpoint.PICTURE} could not be drawn: {error}", file=sys.stderr)
     if config.cross_check:
         chosen = data.batches("test", 1, torch.Generator().manual_seed(config.seed), limit=config.cross_check)
         metrics["cross_check"] = cross_check(draw, chosen, data.scaler.physical)
-        checkpoint.write_json(folder / checkpoint.METRICS, metrics)
+    checkpoint.write_json(folder / checkpoint.METRICS, metrics)  # last: a folder that has it is finished
     print_scores(metrics, data.field.spec.unit, folder)
     return 0
 

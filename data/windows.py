@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from .scaling import BLOCK, Scaler
 
 ANY_VALUE = (float("-inf"), 0.0)  # the support of a field without a smallest value or steps
 SPLITS = ("train", "validation", "test")
+FINGERPRINT_VALUES = 1 << 24
 
 
 class Extras(NamedTuple):
@@ -64,7 +66,7 @@ class Batch:
 @dataclass(frozen=True)
 class SharedBatch(Batch):
     """What one of several processes gets of a batch: rows (first, last, total), which of it these are, and weight,
-    their number (of observed targets, where values are missing) over that of an average process."""
+    their number over that of an average process."""
 
     rows: tuple[int, int, int] | None = None
     weight: float = 1.0
@@ -127,6 +129,19 @@ class WindowedField:
         """Climatology of each slot of the calendar's first cycle for what comes after the data: (slot, node)."""
         return self._climatology.table()
 
+    def fingerprint(self) -> dict:
+        """What tells these data from any other: time, split, names of nodes, and digests of the values.
+
+        Of a field of more than FINGERPRINT_VALUES values, evenly spread steps are looked at.
+        """
+        values, times = self.field.values, self.field.calendar.times
+        looked_at = min(len(values), max(1, FINGERPRINT_VALUES // self.num_nodes))
+        steps = torch.linspace(0, len(values) - 1, looked_at, dtype=torch.float64).round().long()
+        return {"first_time": str(times[0]), "last_time": str(times[-1]),
+                "windows": {split: [int(starts[0]), int(starts[-1])] for split, starts in self.starts.items()},
+                "node_names_sha256": sha256("\n".join(self.field.node_names).encode()).hexdigest()[:16],
+                "values_sha256": sha256(values[steps].float().numpy().tobytes()).hexdigest()[:16]}
+
     def facts(self) -> dict:
         """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
@@ -155,11 +170,6 @@ class WindowedField:
             window = torch.where(observed, window, climatology)
         return Batch(window[:, :self.history_len], window[:, self.history_len:], calendar, climatology,
                      starts.to(self.device), observed, self.covariates(steps))
-
-    def observed_targets(self, starts: Tensor) -> Tensor:
-        """How many values of the future of each window are observed: (batch,)."""
-        steps = starts.to(self.window_device).unsqueeze(1) + self._offsets[self.history_len:]
-        return (~self._values[steps].isnan()).sum((1, 2))
 
     def covariates(self, steps: Tensor) -> Tensor | None:
         """Standardized covariates at `steps` (batch, step): (batch, step, node or 1, covariate); None without any."""
@@ -238,9 +248,6 @@ class WindowBatches:
             first, last, weight = 0, 1, 0.0
         else:
             weight = (last - first) * count / total
-            if self.data.field.masked:  # a loss is a mean over observed targets
-                targets = self.data.observed_targets(chosen)
-                weight = float(targets[first:last].sum() * count / targets.sum().clamp_min(1))
         return SharedBatch(**vars(self.data.batch(chosen[first:last])), rows=(first, last, total), weight=weight)
 
 

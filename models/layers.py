@@ -30,11 +30,12 @@ class Dropout(nn.Module):
         return values * keep.mul_(65536 / (65536 - self.dropped))
 
 
+@torch.compiler.disable
 def _random_bits(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """16 random bits for every element, as integers."""
     count = math.prod(shape)
     bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
-    return bits.random_(-(2**63), None).view(torch.int16)[:count].view(shape)
+    return bits.random_(-(2**63), None).view(torch.int16)[:count].view(shape).clone()
 
 
 class ResidualBlock(nn.Module):
@@ -148,14 +149,16 @@ def counted(future: Tensor, history: Tensor, calendar: Tensor, climatology: Tens
 
 
 def mean_over(values: Tensor, observed: Tensor | None) -> Tensor:
-    """Mean of the values where `observed`, of all where that is None; 0 where nothing is observed.
+    """Sum of the values where `observed`, divided by the number of all; their mean where that is None.
+
+    So the loss of a batch is the mean of those of its windows, whatever is missing in which.
 
     Shapes: values (batch, F, node) or (batch, level, F, node), observed (batch, F, node).
     """
     if observed is None:
         return values.mean()
     observed = (observed if values.dim() == 3 else observed.unsqueeze(1)).expand_as(values)
-    return (values * observed).sum() / observed.sum().clamp_min(1)
+    return (values * observed).mean()
 
 
 def squared_error(predicted: Tensor, truth: Tensor, observed: Tensor | None) -> Tensor:

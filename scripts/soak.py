@@ -126,7 +126,7 @@ def phase(folder: Path) -> str:
         return "within a save"
     if not (newest := newest_state(folder)):
         return "before the first save"
-    return "while scoring" if load_checkpoint(newest)["state"]["progress"]["done"] else "in training or validation"
+    return "while scoring" if newest.progress["done"] else "in training or validation"
 
 
 def finish_stage(stage: str, save_dir: Path, processes: int) -> float:

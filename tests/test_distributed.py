@@ -10,14 +10,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, random_values
 from test_runs import STAGES, TINY, assert_same, call_at, folder_of, outcome, send
 
 from models.stid import QuantileSTID
 from scripts import evaluate, forecast
 from scripts.children import in_child, in_children
 from utils import checkpoint, training
-from utils.checkpoint import load_checkpoint
 from utils.runs import newest_state
 
 UNEVEN = ["--batch_size", "15", "--test_windows", "23"]  # 7 and 8 windows of a batch; the last one has 1: none and 1
@@ -88,6 +87,42 @@ def test_two_processes_learn_and_forecast_what_one_does(alone, tmp_path, stage):
             assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("process", ["copula", "one_pass"])
+def test_two_processes_learn_what_one_does_where_values_are_missing(tmp_path, process):
+    """faults 9, 50"""
+    values = random_values(200, 4)
+    values[np.random.default_rng(1).random(values.shape) < 0.4] = np.nan
+    np.save(tmp_path / "gaps.npy", values)
+    flags = ["--data_path", str(tmp_path / "gaps.npy"), "--freq", "1h", "--start", "2020-01-06", "--missing", "mask",
+             "--data_name", "Gaps"]
+    for count in (1, 2):
+        for stage, extra in (("mean", []), ("diffusion", ["--process", process])):
+            done = in_children(work(stage, tmp_path / str(count), *flags, *extra), count)
+            assert done == [0] * count
+    for stage in STAGES:
+        one, two = (outcome(tmp_path / str(count) / stage / "Gaps_12_12") for count in (1, 2))
+        del one["metrics"]["best_epoch"], two["metrics"]["best_epoch"]  # two epochs may score alike up to rounding
+        assert_close({**one, "weights": {}, "metrics": {}}, {**two, "weights": {}, "metrics": {}})
+
+
+def test_an_infinite_loss_with_finite_gradients_in_one_process_stops_all(tmp_path, capfd):
+    """faults 54"""
+    def one_is_wrong():
+        right = QuantileSTID.loss
+        if rank() == 1:
+            QuantileSTID.loss = lambda self, *known: right(self, *known) + float("inf")
+
+    assert in_children(work("mean", tmp_path, before=one_is_wrong), 2) == [2, 2]
+    assert "error: epoch 1, step 0: the loss is inf; its batch holds the windows" in capfd.readouterr().err
+
+
+def test_processes_that_could_not_all_get_a_window_are_refused_before_training(alone, tmp_path, capfd):
+    (tmp_path / "mean").symlink_to(alone / "mean")
+    assert in_children(work("diffusion", tmp_path, "--test_windows", "1"), 2) == [2, 2]
+    assert "2 processes cannot share 1 windows: start fewer processes" in capfd.readouterr().err
+    assert not (tmp_path / "diffusion").exists()
+
+
 def test_two_processes_score_a_run_again_as_one_does(alone, tmp_path):
     run = folder_of(alone, "diffusion")
     for count in (1, 2):
@@ -129,7 +164,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
             call_at(training, "seed_step", STEPS + 4, send(signal.SIGTERM))
 
     assert in_children(work("mean", tmp_path, before=one_is_told), 2) == [143, 143]
-    progress = load_checkpoint(newest_state(folder_of(tmp_path, "mean")))["state"]["progress"]
+    progress = newest_state(folder_of(tmp_path, "mean")).progress
     assert (progress["epoch"], progress["step"]) == (2, 4)
 
 

@@ -263,14 +263,14 @@ def test_a_new_stage_1_model_makes_the_finished_stage_2_run_another_one(tmp_path
         run(main_train, tmp_path)
 
 
-def test_scores_survive_a_failing_picture(tmp_path, monkeypatch):
+def test_scores_survive_a_failing_picture(tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise OSError("disk full")
 
     run(main_pretrain, tmp_path)
     monkeypatch.setattr(main_train, "draw_forecast", fail)
-    with pytest.raises(OSError, match="disk full"):
-        run(main_train, tmp_path)
+    assert run(main_train, tmp_path) == 0
+    assert "warning: forecast.png could not be drawn: disk full" in capsys.readouterr().err
     folder = tmp_path / "diffusion" / "Oracle_12_12"
     assert json.loads((folder / "metrics.json").read_text())["CRPS"] > 0 and (folder / "model.pt").exists()
 

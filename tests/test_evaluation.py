@@ -142,9 +142,9 @@ def test_missing_targets_count_in_no_error_and_no_validation_loss(gappy):
     scores = evaluate_mean(predict, gappy.batches("test", 5), gappy.scaler.physical)
     assert scores["MAE"] == pytest.approx(float(error.abs().mean()), rel=1e-6)
     assert scores["RMSE"] == pytest.approx(float(error.square().mean().sqrt()), rel=1e-6)
-    values = [float(mean_over_windows(lambda batch: batch.future[batch.scored].mean(), gappy.batches("test", size)))
+    values = [float(mean_over_windows(lambda batch: (batch.future * batch.scored).mean(), gappy.batches("test", size)))
               for size in (1, 5, 100)]
-    assert values == pytest.approx([float(batch.future[batch.scored].mean())] * 3, abs=1e-6)
+    assert values == pytest.approx([float((batch.future * batch.scored).mean())] * 3, abs=1e-6)
 
 
 def test_an_ensemble_of_a_field_with_gaps_says_how_much_was_missing(gappy):

@@ -541,16 +541,29 @@ def test_a_missing_target_changes_no_loss_of_stage_1_and_no_gradient(network):
     assert model.loss(future, *known[:3], nothing) == 0
 
 
-def test_losses_are_means_over_what_is_observed():
+def test_losses_count_what_is_observed_and_average_by_windows():
     model, known, future = make_full_stid(masked=True), masked_windows(), torch.randn(3, HORIZON, NODES)
     scored = known[-1].observed[:, HISTORY:]
-    torch.testing.assert_close(model.loss(future, *known), (model(*known) - future)[scored].square().mean())
+    torch.testing.assert_close(model.loss(future, *known), (model(*known) - future)[scored].square().sum()
+                               / scored.numel())
     model = make_full_stid(QuantileSTID, masked=True)
     pinballs = pinball(model.outlook(*known), future).transpose(0, 1)[:, scored]
-    torch.testing.assert_close(model.loss(future, *known), pinballs.mean())
+    torch.testing.assert_close(model.loss(future, *known), pinballs.sum() / scored.numel() / len(pinballs))
 
 
 def test_a_network_that_was_trained_without_gaps_refuses_them():
     *known, extras = masked_windows()
     with pytest.raises(ValueError, match="train with --missing mask"):
         make_full_stid()(*known, extras)
+
+
+def test_dropout_can_be_compiled_for_batches_of_several_sizes():
+    """aot_eager traces as the default compiler does, and generates no code: seconds instead of half a minute."""
+    dropout = Dropout(0.3).train()
+    compiled = torch.compile(dropout, backend="aot_eager")
+    for batch in (15, 4, 1):
+        values = torch.randn(batch, 4, 16)
+        torch.manual_seed(batch)
+        expected = dropout(values)
+        torch.manual_seed(batch)
+        assert torch.equal(compiled(values), expected)

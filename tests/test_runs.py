@@ -18,7 +18,7 @@ import main_train
 from models import load_forecaster
 from models.denoiser import MLPDenoiser
 from scripts.children import in_child
-from utils import checkpoint, training
+from utils import checkpoint, runs, training
 from utils.checkpoint import STATES, damage, load_checkpoint, run_folder, save_checkpoint
 from utils.config import PretrainConfig, TrainConfig
 from utils.runs import LOCK, newest_state, open_run
@@ -49,7 +49,7 @@ def outcome(folder: Path) -> dict:
     content = load_checkpoint(folder / checkpoint.CHECKPOINT)
     metrics = checkpoint.read_json(folder / checkpoint.METRICS)
     lines = [json.loads(line) for line in (folder / checkpoint.LOG).read_text().splitlines()]
-    last = load_checkpoint(newest_state(folder))["state"]
+    last = newest_state(folder).content["state"]
     drop = ("seconds", "mean_run")
     return {
         "weights": content.pop("weights"), "checkpoint": {name: content[name] for name in ("config", "epoch", "score")},
@@ -149,7 +149,7 @@ def test_a_run_that_was_told_to_stop_says_so_and_goes_on_where_it_stood(undistur
     folder = folder_of(tmp_path, "diffusion")
     assert not (folder / checkpoint.METRICS).exists() and not list(folder.glob(f"*{checkpoint.TEMPORARY}"))
     expected = {"in training": (2, 4), "in validation": (2, 0)}.get(point, (3, 0))
-    progress = load_checkpoint(newest_state(folder))["state"]["progress"]
+    progress = newest_state(folder).progress
     assert (progress["epoch"], progress["step"]) == expected
     assert run("diffusion", tmp_path) == 0
     assert_same(outcome(folder), outcome(folder_of(undisturbed, "diffusion")))
@@ -162,7 +162,7 @@ def test_a_second_signal_stops_at_once_and_leaves_whole_files(undisturbed, tmp_p
 
     assert run("mean", tmp_path, before=twice) == 130
     folder = folder_of(tmp_path, "mean")
-    progress = load_checkpoint(newest_state(folder))["state"]["progress"]
+    progress = newest_state(folder).progress
     assert (progress["epoch"], progress["step"]) == (2, 0)  # the end of the epoch before: nothing was saved since
     assert damage(folder / checkpoint.CHECKPOINT) is None and not list(folder.glob(f"*{checkpoint.TEMPORARY}"))
     assert run("mean", tmp_path) == 0
@@ -188,9 +188,9 @@ def spoil(path: Path, how: str) -> None:
 def test_a_damaged_state_is_named_and_the_one_before_it_is_taken(undisturbed, tmp_path, how, capfd):
     """faults 41"""
     folder = half_way(tmp_path, epochs=2)
-    newest = newest_state(folder)
+    newest = newest_state(folder).path
     spoil(newest, how)
-    assert newest_state(folder) not in (newest, None)
+    assert newest_state(folder).path != newest
     capfd.readouterr()
     assert run("mean", tmp_path) == 0
     assert f"warning: {newest}: damaged, its SHA-256 is not the one in" in capfd.readouterr().err
@@ -276,7 +276,7 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_and_the_run_goes_on_later(un
     assert run("mean", tmp_path, before=full) == 2
     assert "error: [Errno 28] No space left on device" in capfd.readouterr().err
     folder = folder_of(tmp_path, "mean")
-    assert damage(folder / checkpoint.CHECKPOINT) is None and load_checkpoint(newest_state(folder))
+    assert damage(folder / checkpoint.CHECKPOINT) is None and newest_state(folder)
     assert run("mean", tmp_path) == 0
     assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
 
@@ -416,3 +416,104 @@ def test_a_finished_run_on_another_mean_model_or_other_data_is_refused(tmp_path)
             open_run(tmp_path, TrainConfig(), other)
 
 
+
+
+# What a hostile reader tried
+
+def test_the_own_folder_by_another_spelling_is_the_own_folder(undisturbed, tmp_path):
+    folder = half_way(tmp_path, epochs=2)
+    (tmp_path / "link").symlink_to(folder)
+    assert run("mean", tmp_path, "--resume", str(tmp_path / "link")) == 0
+    assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
+
+
+def test_a_run_that_overwrites_another_goes_on_too_when_its_command_is_given_again(undisturbed, tmp_path, capfd):
+    shutil.copytree(undisturbed / "mean", tmp_path / "mean")
+    assert run("mean", tmp_path, "--overwrite", before=lambda: call_at(training, "seed_step", STEPS + 3, kill)) == -9
+    began = newest_state(folder_of(tmp_path, "mean")).reached
+    assert began == (False, 2, 0)
+    counted = tmp_path / "steps"
+    assert run("mean", tmp_path, "--overwrite", before=lambda: call_at(
+        training, "seed_step", 2 * STEPS + 1, counted.touch)) == 0
+    assert not counted.exists()  # two epochs were left
+    assert_same(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(undisturbed, "mean")))
+
+
+def test_going_on_from_another_folder_spares_what_is_in_the_own_one(tmp_path, capfd):
+    folder = half_way(tmp_path)
+    other = ["--run_name", "b", "--lr", "0.5"]
+    assert run("mean", tmp_path, *other, before=lambda: call_at(training, "seed_step", STEPS + 3, kill)) == -9
+    target = folder.with_name(folder.name + "_b")
+    before = files(target)
+    assert run("mean", tmp_path, "--run_name", "b", "--resume", str(folder)) == 2
+    assert "holds an unfinished run with lr 0.5 (wanted 0.001)" in capfd.readouterr().err
+    assert files(target) == before
+
+
+def test_going_on_from_another_folder_again_goes_on_with_the_own_newer_state(tmp_path):
+    folder, again = half_way(tmp_path), ["--run_name", "b", "--resume"]
+    killed = run("mean", tmp_path, *again, str(folder), before=lambda: call_at(training, "seed_step", STEPS + 3, kill))
+    target = folder.with_name(folder.name + "_b")
+    assert killed == -9 and newest_state(target).reached == (False, 3, 0)
+    counted = tmp_path / "steps"
+    assert run("mean", tmp_path, *again, str(folder), before=lambda: call_at(
+        training, "seed_step", STEPS + 1, counted.touch)) == 0
+    assert not counted.exists()
+
+
+def test_stage_2_waits_for_the_end_of_stage_1(tmp_path, capfd):
+    """faults 26"""
+    half_way(tmp_path)
+    assert run("diffusion", tmp_path) == 2
+    assert "stage 1 has not ended; the same command goes on with it: python main_pretrain.py" in capfd.readouterr().err
+    assert not (tmp_path / "diffusion").exists()
+
+
+def test_chunks_may_change_between_two_parts_of_a_run(undisturbed, tmp_path):
+    (tmp_path / "mean").symlink_to(undisturbed / "mean")
+    assert run("diffusion", tmp_path, before=lambda: call_at(main_train, "evaluate_ensemble", 1, kill)) == -9
+    assert run("diffusion", tmp_path, "--sample_batch", "3") == 0
+    mine, theirs = outcome(folder_of(tmp_path, "diffusion")), outcome(folder_of(undisturbed, "diffusion"))
+    assert mine["metrics"]["CRPS"] == pytest.approx(theirs["metrics"]["CRPS"], rel=1e-6)
+
+
+def test_a_log_that_could_not_be_written_is_whole_at_the_end(undisturbed, tmp_path, capfd):
+    """faults 46, 49"""
+    def no_log():
+        append, calls = runs.append_lines, itertools.count(1)
+
+        def failing(path, lines):
+            if next(calls) in (1, 3):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            append(path, lines)
+
+        runs.append_lines = failing
+
+    assert run("mean", tmp_path, before=no_log) == 0
+    assert capfd.readouterr().err.count("warning: could not save") == 2
+    assert_same(outcome(folder_of(tmp_path, "mean"))["log"], outcome(folder_of(undisturbed, "mean"))["log"])
+
+
+def test_a_line_of_the_log_that_cannot_be_read_stops_no_resume(tmp_path, capfd):
+    folder = half_way(tmp_path)
+    with (folder / checkpoint.LOG).open("a") as log:
+        log.write("garbage\n")
+    assert run("mean", tmp_path) == 0
+    assert "a line cannot be read and is left out: 'garbage" in capfd.readouterr().err
+    assert [line["epoch"] for line in outcome(folder)["log"]] == [1, 2, 3]
+
+
+def test_a_checkpoint_copied_without_its_digest_survives_a_save_that_is_cut(tmp_path, monkeypatch):
+    path, replace, calls = tmp_path / "model.pt", Path.replace, itertools.count(1)
+    save_checkpoint(path, CONTENT)
+    path.with_name("model.pt.sha256").unlink()
+
+    def cut(source, target):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", cut)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, {**CONTENT, "stage": "new"})
+    assert load_checkpoint(path)["stage"] == "mean"

@@ -62,7 +62,7 @@ class Run:
             self.kept.append((epoch, score, {name: value.clone() for name, value in state.items()}))
 
         self.result = fit(self.model, loss or squared, batches, validate, dataclasses.replace(CONFIG, **settings),
-                          keep, self.lines.append, score_first=score_first)
+                          keep, self.lines.extend, score_first=score_first)
 
 
 def weights(model):

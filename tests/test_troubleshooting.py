@@ -336,3 +336,12 @@ def no_pyarrow(folder, monkeypatch):
 @provokes("the loss is")
 def loss_not_finite(folder, _):
     first_stage(folder, "--lr", "1e30", "--overwrite", "--epochs", "3")
+
+
+@provokes("not enough memory")
+def no_memory(folder, monkeypatch):
+    def allocate(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.optim.Adam, "step", allocate)
+    first_stage(folder, "--overwrite")

@@ -101,11 +101,18 @@ def save_checkpoint(path: Path, content: dict) -> None:
     data = io.BytesIO()
     torch.save({"format": FORMAT_VERSION, **content}, data)
     digests = path.with_name(path.name + DIGEST)
-    before = digests.read_bytes() if digests.exists() and path.exists() else b""
+    before = b""
+    if path.exists():
+        before = digests.read_bytes() if digests.exists() else f"{_digest(path)}  {path.name}\n".encode()
     line = f"{hashlib.sha256(data.getbuffer()).hexdigest()}  {path.name}\n".encode()
     write_atomically(digests, lambda file: file.write(before + line))
     write_atomically(path, lambda file: file.write(data.getbuffer()))
     write_atomically(digests, lambda file: file.write(line))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damage(path: Path) -> str | None:
@@ -115,9 +122,7 @@ def damage(path: Path) -> str | None:
     digests = path.with_name(path.name + DIGEST)
     if not digests.exists():
         return f"{path}: damaged, its contents differ from their checksums" if _is_bad_archive(path) else None
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest in digests.read_text(errors="replace").split():
+    if _digest(path) in digests.read_text(errors="replace").split():
         return None
     return f"{path}: damaged, its SHA-256 is not the one in {digests.name}"
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .checkpoint import settings as settings_of
-from .distributed import hush, leave, rank_from_environment
+from .distributed import hush, is_lost_peer, leave, rank_from_environment
 from .signals import Stopped, handle, stop_at_once
 
 DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN = (
@@ -372,6 +372,9 @@ def run_main(main) -> None:
         print(f"{who}error: {one_line(error)}", file=errors)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
+        if is_lost_peer(error):
+            print(f"{who}error: another process ended ({one_line(error)[:100]})", file=errors)
+            sys.exit(1)
         if os.environ.get("COST_TRACEBACK") or not is_lack_of_memory(error):
             raise
         print(f"{who}error: not enough memory ({one_line(error)}); choose a smaller --batch_size, "

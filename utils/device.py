@@ -11,10 +11,14 @@ def choose_device(name: str) -> torch.device:
     Of several processes on a machine (torchrun) each takes a GPU of its own, by LOCAL_RANK.
     Raises: ValueError that says what torch sees.
     """
-    if name == "auto":
-        local_rank = os.environ.get("LOCAL_RANK", 0)
-        return torch.device(f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
-    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and name.startswith("cuda:"):
+    several = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
+    if name == "auto" or (name == "cuda" and several):
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if not several:
+            return torch.device("cuda:0")
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    elif several and name.startswith("cuda:"):
         raise ValueError(f"--device {name}: several processes cannot share it; use --device auto or --device cpu")
     try:
         device = torch.device(name)

@@ -35,8 +35,8 @@ class Processes:
         return self.rank == 0
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over the processes; its weights become those of the first one."""
-        return module if self.count == 1 else DistributedDataParallel(module, broadcast_buffers=False)
+        """The module with gradients averaged over the processes; weights and buffers become those of the first one."""
+        return module if self.count == 1 else DistributedDataParallel(module, forward_sync_buffers=False)
 
     def add(self, values: Tensor) -> Tensor:
         """Sum over the processes, in float64 where there are several."""
@@ -114,6 +114,11 @@ def join(device: torch.device) -> Processes:
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
     return Processes(rank, count, dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD)
+
+
+def is_lost_peer(error: Exception) -> bool:
+    """Whether an error says that another process is gone."""
+    return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
 
 
 def leave() -> None:

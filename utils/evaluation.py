@@ -97,12 +97,9 @@ def evaluate_mean(predict, batches, physical, processes: Processes = ALONE) -> d
 
 @torch.no_grad()
 def mean_over_windows(value, batches, processes: Processes = ALONE) -> Tensor:
-    """Mean of `value(batch)` weighted by the windows of each batch; stays on the device.
-
-    Where values are missing, by its observed targets.
-    """
-    total, weights = 0, 0
+    """Mean of `value(batch)` weighted by the windows of each batch; stays on the device."""
+    total, windows = 0, 0
     for batch in own_windows(batches, processes):
-        weight = len(batch.start) if batch.scored is None else batch.scored.sum()
-        total, weights = total + value(batch).double() * weight, weights + weight
-    return processes.add(total) / processes.add(torch.as_tensor(weights))
+        total = total + value(batch).double() * len(batch.start)
+        windows += len(batch.start)
+    return processes.add(total) / processes.add(torch.as_tensor(windows))

@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: E402
 
+from .checkpoint import write_atomically  # noqa: E402
+
 INK, BLUE, ORANGE = "#222222", "#2166ac", "#d95f02"  # told apart by the colour-blind and in grey print
 LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (INK, ":", "^"))  # colour, line and marker of what is compared
 MAP_COLORS = matplotlib.colormaps["cividis"].with_extremes(bad="0.75")  # grey: no value
@@ -46,7 +48,7 @@ def draw_forecast(draw, data, path: Path, nodes: int = 4) -> None:
     busiest = data.batch(middle.reshape(1)).history[0].mean(0).argsort(descending=True)[:nodes].tolist()
     figure = fan_charts(**forecast_window(draw, data, middle, busiest), unit=data.field.spec.unit)
     _take_dollars_as_they_are(figure)
-    figure.savefig(path, dpi=130)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
     plt.close(figure)
 
 

@@ -3,9 +3,12 @@
 import dataclasses
 import fcntl
 import json
+import math
+import os
 import platform
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,6 +40,7 @@ from .distributed import ALONE, Processes
 from .runlog import tensorboard_log
 
 FINISHED, LOCK = "finished", ".lock"
+WITHOUT_INFLUENCE = "sample_batch", "val_batch_size"  # settings that bound memory and decide nothing
 
 
 class Run:
@@ -45,24 +49,22 @@ class Run:
     state: what an unfinished run of the same settings saved last, or None. Of several processes the first one writes.
     """
 
-    def __init__(self, folder: Path, made_by: dict, source: Path | None, lock, show):
+    def __init__(self, folder: Path, made_by: dict, saved: "SavedState | None", lock, show):
         self.folder, self._made_by, self._lock, self._show = folder, made_by, lock, show
-        self.state = load_checkpoint(source)["state"] if source else None
-        self._lines = []
-        self._saves = int(source is not None and source.name == STATES[0])
+        self.state = saved.content["state"] if saved else None
+        self._saves = int(saved is not None and saved.path.name == STATES[0])
 
     def keep(self, content: dict) -> None:
         """Replace the checkpoint: the best weights so far, and what a forecaster is built from."""
         if self._lock:
             save_checkpoint(self.folder / CHECKPOINT, content)
 
-    def log(self, line: dict) -> None:
-        """Add a line to the log, after those that could not be written before."""
-        self._lines.append(line)
+    def log(self, lines: list[dict]) -> None:
+        """Add lines to the log."""
         if self._lock:
-            append_lines(self.folder / LOG, self._lines)
-            self._show(line)
-        self._lines = []
+            append_lines(self.folder / LOG, lines)
+            for line in lines:
+                self._show(line)
 
     def save(self, state: dict) -> None:
         """Save all that the rest of a fit depends on; the state before it stays beside it."""
@@ -71,59 +73,82 @@ class Run:
             self._saves += 1
 
 
+@dataclass(frozen=True)
+class SavedState:
+    """A state of a fit as it was saved: the file, and what it holds."""
+
+    path: Path
+    content: dict
+
+    @property
+    def progress(self) -> dict:
+        return self.content["state"]["progress"]
+
+    @property
+    def reached(self) -> tuple[bool, int, int]:
+        """How far the fit had come."""
+        return self.progress["done"], self.progress["epoch"], self.progress["step"]
+
+
 def open_run(folder: Path, config, built_on: dict, processes: Processes = ALONE) -> Run | None:
     """Make the run folder ready; None when it holds this very run, finished, which is then left alone.
 
     built_on: what the run depends on beside its settings (facts of the data, digest of the stage-1 model). An
     unfinished run of these settings goes on where it stood, or as `--resume` says; a finished one whose checkpoint is
-    damaged is finished once more. `--overwrite` runs again in any case.
+    damaged is finished once more. `--overwrite` replaces a finished run, and one of other settings.
     Raises: ValueError when the folder holds another run, saying what differs, when a program is at work in it, or
     when there are saved states and none can be read; OSError when it cannot be written.
     """
-    made_by, lock = {"config": settings(config), "built_on": built_on}, None
+    aside = {name: value for name, value in settings(config).items() if name not in WITHOUT_INFLUENCE}
+    made_by, lock, saved = {"config": aside, "built_on": built_on}, None, None
     show = tensorboard_log(folder, config.tensorboard)
 
+    def is_finished() -> bool:
+        return (folder / METRICS).exists() and not config.overwrite and _can_be_left_alone(folder, made_by)
+
     def prepare() -> str:
-        nonlocal lock
-        if (folder / METRICS).exists() and not config.overwrite and _is_finished(folder, made_by):
+        nonlocal lock, saved
+        if is_finished():
             return FINISHED
-        origin = _origin(folder, config)
-        source = newest_state(origin) if origin else None
-        if source:
-            _refuse_another(origin, "an unfinished run", load_checkpoint(source), made_by, moved=origin != folder)
+        given = _state_of_another_folder(config, made_by)
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
-        _tidy(folder, source)
+        if is_finished():  # by the program that held the lock until now
+            return FINISHED
+        saved = _state_to_go_on_from(folder, given, config, made_by)
+        _tidy(folder, saved)
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         write_json(folder / CONFIG, {"config": dataclasses.asdict(config), "built_on": built_on, "versions": versions})
-        return str(source or "")
+        return str(saved.path) if saved else ""
 
     source = processes.first_decides(prepare)
     if source == FINISHED:
         return None
-    return Run(folder, made_by, Path(source) if source else None, lock, show)
+    if source and not saved:
+        saved = SavedState(Path(source), load_checkpoint(Path(source)))
+    return Run(folder, made_by, saved, lock, show)
 
 
-def newest_state(folder: Path) -> Path | None:
+def newest_state(folder: Path) -> SavedState | None:
     """The saved state that is furthest, passing over a damaged one with a warning; None where none was saved.
 
     Raises: ValueError when there are some and none can be read: a run never starts over unasked.
     """
-    found, paths = {}, [folder / name for name in STATES if (folder / name).exists()]
+    found, paths = [], [folder / name for name in STATES if (folder / name).exists()]
     for path in paths:
         try:
             with built_from(path):
-                progress = load_checkpoint(path)["state"]["progress"]
-                found[progress["done"], progress["epoch"], progress["step"]] = path
+                state = SavedState(path, load_checkpoint(path))
+                found.append((state.reached, path.name, state))
         except ValueError as error:
             print(f"warning: {error}; going back to the state before it", file=sys.stderr)
     if paths and not found:
         raise ValueError(f"{folder}: no saved state of this run can be read; --resume never starts it over")
-    return found[max(found)] if found else None
+    return max(found)[-1] if found else None
 
 
-def _is_finished(folder: Path, made_by: dict) -> bool:
-    """Whether a folder with scores can be left alone. Raises: ValueError when it is another run's."""
+def _can_be_left_alone(folder: Path, made_by: dict) -> bool:
+    """Whether a folder with scores is whole. Raises: ValueError when it is another run's."""
     _refuse_another(folder, "a finished run", read_json(folder / CONFIG), made_by)
     if not (damaged := damage(folder / CHECKPOINT)):
         print(f"{folder} holds a finished run of these settings: nothing to do (--overwrite runs it again)")
@@ -134,15 +159,38 @@ def _is_finished(folder: Path, made_by: dict) -> bool:
     return False
 
 
-def _origin(folder: Path, config) -> Path | None:
-    """The folder whose saved state a run goes on from, by `--resume`; None to begin at the beginning."""
+def _state_of_another_folder(config, made_by: dict) -> SavedState | None:
+    """The newest state in the folder that `--resume` names, None without one.
+
+    Raises: ValueError where there is none, or that of a run of other settings.
+    """
     if config.resume in ("auto", "never"):
-        return None if config.overwrite or config.resume == "never" else folder
+        return None
     origin = Path(config.resume).expanduser()
-    if not any((origin / name).exists() for name in STATES):
+    if not (state := newest_state(origin)):
         raise ValueError(f"--resume {config.resume}: no saved state of a run is there ({' or '.join(STATES)}); give "
                          "the folder of a run, auto or never")
-    return origin
+    _refuse_another(origin, "an unfinished run", state.content, made_by, moved=True)
+    return state
+
+
+def _state_to_go_on_from(folder: Path, given: SavedState | None, config, made_by: dict) -> SavedState | None:
+    """The furthest state of this run, in its own folder or `given` by --resume; None to begin at the beginning.
+
+    What torchrun starts again goes on in any case. Raises: ValueError where the own folder holds another run.
+    """
+    states = [given] if given else []
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    replaced = config.overwrite and (folder / METRICS).exists()
+    if restarted or not (replaced or config.resume == "never"):
+        try:
+            if own := newest_state(folder):
+                _refuse_another(folder, "an unfinished run", own.content, made_by)
+                states.append(own)
+        except ValueError:
+            if not config.overwrite:
+                raise
+    return max(states, key=lambda state: state.reached, default=None)
 
 
 def _refuse_another(folder: Path, what: str, found: dict, made_by: dict, moved: bool = False) -> None:
@@ -166,23 +214,30 @@ def _lock(folder: Path):
     return lock
 
 
-def _tidy(folder: Path, source: Path | None) -> None:
+def _tidy(folder: Path, saved: SavedState | None) -> None:
     """Remove what a run that begins would mix with its own files; of one that goes on, keep the log up to its state."""
     for left in folder.glob(f".*{TEMPORARY}"):
         left.unlink()
-    lines = ""
-    if source:
-        progress = load_checkpoint(source)["state"]["progress"]
-        log = source.with_name(LOG)
-        logged = log.read_text().splitlines(keepends=True) if log.exists() else []
-        lines = "".join(line for line in logged
-                        if line.endswith("\n") and json.loads(line)["epoch"] < progress["epoch"] + progress["done"])
-        print(f"going on with {source.parent} at epoch {progress['epoch']}, step {progress['step']}")
-    here = source and source.parent == folder
+    lines = []
+    if saved:
+        log, progress = saved.path.with_name(LOG), saved.progress
+        lines = [line for line in (log.read_text(errors="replace").splitlines(keepends=True) if log.exists() else [])
+                 if _epoch_of(line, log) < progress["epoch"] + progress["done"]]
+        print(f"going on with {saved.path.parent} at epoch {progress['epoch']}, step {progress['step']}")
+    here = saved and saved.path.parent.samefile(folder)
     shutil.rmtree(folder / PICTURES, ignore_errors=True)
     outcome = METRICS, WINDOWS, PICTURE, REPORT
     for name in outcome if here else (*outcome, LOG, CHECKPOINT, *STATES):
         (folder / name).unlink(missing_ok=True)
         (folder / f"{name}{DIGEST}").unlink(missing_ok=True)
-    if source:
-        write_atomically(folder / LOG, lambda file: file.write(lines.encode()))
+    if saved:
+        write_atomically(folder / LOG, lambda file: file.write("".join(lines).encode()))
+
+
+def _epoch_of(line: str, log: Path) -> float:
+    """The epoch of a line of a log; no number is smaller than that of a line that cannot be read."""
+    try:
+        return json.loads(line)["epoch"] if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        print(f"warning: {log}: a line cannot be read and is left out: {line[:50]!r}", file=sys.stderr)
+        return math.inf

@@ -4,11 +4,10 @@ import itertools
 import math
 import sys
 import time
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -34,7 +33,7 @@ class FitResult:
 class Progress:
     """Where a fit stands. With weights, their average and the optimiser it decides all that follows.
 
-    step is the next one of the epoch, loss the sum over those before it.
+    step is the next one of the epoch, loss the sum over those before it; unlogged are lines that could not be written.
     """
 
     epoch: int
@@ -45,6 +44,7 @@ class Progress:
     best_weights: dict | None = None
     done: bool = False
     seconds: float = 0.0
+    unlogged: list = field(default_factory=list)
 
 
 def fit(model, loss, batches, validate, config, keep, log, save=None, state=None, score_first: bool = False,
@@ -54,7 +54,8 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
     loss(batch) -> scalar tensor to descend; the parameters that require a gradient are trained
     batches(generator) -> iterable of shuffled training batches, with a length
     validate(model) -> score, lower is better; called after each epoch in eval mode without gradients
-    keep(state_dict, epoch, score) is called at each new best; log(dict) once per epoch
+    keep(state_dict, epoch, score) is called at each new best; log(lines) once per epoch, with its line and those that
+    could not be written before
     save(state) after every epoch, every `--save_minutes` and when a signal stops the run; given back as `state`, it
     continues the fit to the same bits
     score_first: the weights before the first step, epoch 0, are a candidate too
@@ -66,6 +67,7 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
     """
     device = next(model.parameters()).device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    shared_loss = processes.parallel(_Loss(model, loss))  # from here on all have the weights of the first one
     optimizer = torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.MultiStepLR(
         optimizer, [max(1, round(DECAY_AT * config.epochs))], gamma=config.lr_decay
@@ -81,7 +83,6 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
             for name, part in parts.items():
                 part.load_state_dict(state[name])
             at = Progress(**state["progress"])
-    shared_loss = processes.parallel(_Loss(model, loss))
     generator = torch.Generator()
     bar = tqdm(total=None, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
     clock, saved, unkept = time.perf_counter(), time.perf_counter(), state is not None
@@ -103,7 +104,7 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
         bar.total = bar.total or config.epochs * len(epoch_batches)
         model.train()
         total = torch.tensor(at.loss if processes.first else 0.0, dtype=torch.float64, device=device)
-        look_back = _nothing_yet
+        before = taken = _Step()
         for batch in itertools.islice(epoch_batches, at.step, None):
             seed_step(config.seed, at.epoch, at.step)
             optimizer.zero_grad(set_to_none=True)
@@ -119,19 +120,18 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
             elif averaged:
                 average(averaged_weights, trained, None)
             total += value.detach() / processes.count
-            look_back()  # at the step before: the device is busy with this one meanwhile
-            look_back = partial(_stop_unless, finite, value.detach(), batch, f"epoch {at.epoch}, step {at.step}",
-                                processes)
+            before, taken = taken, _Step(finite, value.detach(), batch, f"epoch {at.epoch}, step {at.step}")
             at.step += 1
             bar.update()
             due = time.perf_counter() - saved > 60 * config.save_minutes
-            number, due = processes.largest(request.number, int(due))
+            number, due, wrong = processes.largest(request.number, int(due), int(not before.finite))
+            before.stop_if(wrong, processes)
             if number or due:
-                look_back()
+                taken.stop_unless_finite(processes)
                 save_progress(total)
             if number:
                 raise Stopped(number)
-        look_back()
+        taken.stop_unless_finite(processes)
         return float(processes.add(total)) / len(epoch_batches)
 
     with deferred() as request:
@@ -147,9 +147,11 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
                 at.best_weights = {name: value.detach().clone() for name, value in scored.state_dict().items()}
                 unkept = not _attempt(keep, at.best_weights, at.epoch, score)
             now = time.perf_counter()
-            _attempt(log, dict(
+            at.unlogged.append(dict(
                 epoch=at.epoch, loss=train_loss, score=score, lr=rate, seconds_train=round(train_end - epoch_start, 3),
                 seconds_validation=round(now - train_end, 3)))
+            if _attempt(log, at.unlogged):
+                at.unlogged = []
             note = f"epoch {at.epoch}/{config.epochs}  score {score:.4f}  best {at.best_score:.4f}"
             if at.epoch:
                 schedule.step()
@@ -169,6 +171,8 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
     bar.close()
     if at.best_weights is None:
         raise FloatingPointError("no validation score was finite; try a smaller --lr")
+    if at.unlogged:
+        log(at.unlogged)
     if unkept:
         keep(at.best_weights, at.best_epoch, at.best_score)
     model.load_state_dict(at.best_weights)
@@ -187,17 +191,30 @@ class _Loss(nn.Module):
         return self.loss(batch)
 
 
-def _nothing_yet() -> None:
-    """There is no step before the first one."""
+@dataclass(frozen=True)
+class _Step:
+    """A step that was taken. It is looked at one step later, while the device is busy with the next one.
 
+    finite: whether the loss of this process and all gradients were, as a tensor on the device.
+    """
 
-def _stop_unless(finite, value, batch, where: str, processes: Processes) -> None:
-    """Raises: FloatingPointError that names the batch, when the loss of a step or a gradient is not finite."""
-    if not finite:
-        windows = processes.join_rows(batch.start).tolist()
-        value = float(processes.add(value))
+    finite: Tensor | bool = True
+    value: Tensor | None = None
+    batch: object = None
+    where: str = ""
+
+    def stop_unless_finite(self, processes: Processes) -> None:
+        wrong, = processes.largest(int(not self.finite))
+        self.stop_if(wrong, processes)
+
+    def stop_if(self, wrong: int, processes: Processes) -> None:
+        """Raises: FloatingPointError that names the batch, where the step was `wrong` in one of the processes."""
+        if not wrong:
+            return
+        windows = processes.join_rows(self.batch.start).tolist()
+        value = float(processes.add(self.value)) / processes.count
         raise FloatingPointError(
-            f"{where}: the loss is {value:g}" + (", a gradient is not finite" if math.isfinite(value) else "") +
+            f"{self.where}: the loss is {value:g}" + (", a gradient is not finite" if math.isfinite(value) else "") +
             f"; its batch holds the windows that begin at time steps {', '.join(map(str, windows))}. Look at the data "
             "there, or try a smaller --lr; the best weights so far are kept"
         )
