@@ -1,6 +1,7 @@
 """What the README and the pages of docs/ say exists."""
 
 import dataclasses
+import json
 import re
 
 import pandas as pd
@@ -96,6 +97,18 @@ def test_the_results_in_the_readme_are_those_of_the_table():
     for row in rows:
         mean = runs[runs.data_name == row[1]].CRPS.mean()
         assert f"{mean:.4f}" in row[2]
+
+
+def test_the_figures_of_reliability_are_those_of_the_soak_and_of_the_benchmark_of_scale():
+    block = README.split("## Reliability")[1].split("\n## ")[0]
+    soak, scale = (json.loads((ROOT / f"docs/results/{name}.json").read_text()) for name in ("soak", "scale"))
+    for part in (soak["kills"], soak["inputs"]):
+        assert f"| {part['tried']} | {part['survived']} | {part['lost']} |" in block
+    row = scale["rows"][-1]
+    assert f"{row['nodes']:,} nodes x {row['time_steps']:,} steps" in block
+    assert f"{row['train_1']:.2f} and {row['train_2']:.2f} s a training window" in block
+    assert f"{row['forecast']:.1f} s a forecast" in block
+    assert f"{row['peak_mb'] / 1000:.1f} GB" in block and scale["linear"] and scale["memory_within_bound"]
 
 
 def test_tables_replace_only_what_stands_between_the_marks():
