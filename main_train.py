@@ -79,7 +79,8 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> W
     Raises: ValueError when the data folder holds other values than those.
     """
     data = open_windows(content["config"], data_dir, device)
-    differing = checkpoint.differences(data.facts() | data.fingerprint(), content["data"] | content["fingerprint"])
+    known = content["data"] | content.get("fingerprint", {})
+    differing = checkpoint.differences(data.facts() | data.fingerprint(), known)
     if differing:
         raise ValueError(f"{data.field.name}: other data than the run was trained on: {', '.join(differing)}")
     return data

@@ -228,7 +228,8 @@ def bad_checkpoint(random: np.random.Generator, folder: Path, pattern: Path) -> 
         ("mean", STATES, "main_pretrain", lambda run: main_pretrain.main([*TINY, "--save_dir", str(folder)])),
     ))
     run = folder / stage / RUN
-    (run / METRICS).unlink()
+    if program == "main_pretrain":
+        (run / METRICS).unlink()  # not finished: it goes on from its state
     path = run / pick(random, names)
     way = pick(random, ("bytes", "bytes without SHA-256", "content", "settings", "weights"))
     if way.startswith("bytes"):

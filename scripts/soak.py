@@ -7,6 +7,7 @@ command; what they leave at the end is compared, bit by bit, with what an undist
 inputs (`scripts.bad_inputs`): each has to end in a clean error or a correct result. All of it in a temporary folder.
 """
 
+import csv
 import json
 import os
 import platform
@@ -20,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 import main_pretrain
@@ -65,7 +65,6 @@ def outcome(folder: Path) -> dict:
     """All that a finished run leaves, without the seconds."""
     content = load_checkpoint(folder / checkpoint.CHECKPOINT)
     lines = [json.loads(line) for line in (folder / checkpoint.LOG).read_text().splitlines()]
-    windows = folder / checkpoint.WINDOWS
 
     def kept(values: dict) -> dict:
         return {name: value for name, value in values.items() if not name.startswith(("seconds", "mean_run"))}
@@ -73,8 +72,16 @@ def outcome(folder: Path) -> dict:
     return {
         **{name: content[name] for name in ("weights", "config", "data", "epoch", "score")},
         "metrics": kept(checkpoint.read_json(folder / checkpoint.METRICS)), "log": [kept(line) for line in lines],
-        "windows": pd.read_csv(windows, float_precision="round_trip").to_dict("list") if windows.exists() else None,
+        "windows": numbers(folder / checkpoint.WINDOWS),
     }
+
+
+def numbers(table: Path) -> list[dict]:
+    """The rows of a CSV of numbers; none where there is no such file, as of a run of stage 1."""
+    if not table.exists():
+        return []
+    with table.open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def forecast(folder: Path) -> torch.Tensor:

@@ -181,7 +181,7 @@ def test_a_flipped_bit_is_seen_where_no_sha256_stands_beside_the_file_too(tmp_pa
     assert "damaged, its contents differ from their checksums" in refusal(path)
 
 
-@pytest.mark.parametrize("part", ["config", "data", "weights", "state"])
+@pytest.mark.parametrize("part", ["config", "data", "fingerprint", "weights", "state"])
 def test_a_checkpoint_with_a_part_of_another_kind_is_refused(tmp_path, part):
     save_checkpoint(tmp_path / "model.pt", {**CONTENT, part: "text"})
     assert f"not a checkpoint of this project: {part}" in refusal(tmp_path / "model.pt")

@@ -21,7 +21,7 @@ CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.json
 WINDOWS, REPORT, PICTURES = "windows.csv", "report.html", "pictures"
 STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written in turn
 DIGEST, TEMPORARY = ".sha256", ".tmp"  # ends of the names of a checkpoint's SHA-256 and of files being written
-PARTS = "config", "mean_config", "data", "built_on", "weights", "state"  # of a checkpoint that are dicts
+PARTS = "config", "mean_config", "data", "fingerprint", "field", "built_on", "weights", "state"  # each a dict
 PREFIXES = "module.", "_orig_mod."  # what wrapped models put before the names of their weights
 
 
