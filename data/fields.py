@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .calendar import Calendar, make_calendar, parse_interval, parse_time, regular_interval, stamp
-from .nodes import read_graph, read_node_table
+from .nodes import numbered, read_graph, read_node_table
 from .readers import Table, listed, read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
 from .scaling import BLOCK
@@ -90,7 +90,7 @@ def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: 
     values = tables[0].values if len(tables) == 1 else torch.cat([table.values for table in tables])
     values, missing_share = mark_missing(values, null_value) if missing == "mask" else (values, 0.0)
     first = tables[0]
-    names = first.node_names or tuple(f"node {node}" for node in range(first.values.shape[1]))
+    names = first.node_names or numbered(first.values.shape[1])
     return Field(
         name, spec, values, calendar, tuple(zip([0, *ends[:-1]], ends, strict=True)), names, first.coordinates,
         read_graph(graph, names) if graph else None, spec.grid or first.grid, first.axes, first.kept,

@@ -90,9 +90,16 @@ def _from_text(path: Path, names: tuple[str, ...]) -> np.ndarray:
     return _as_numbers(table, path, 2)[np.ix_(table.index.get_indexer(names), table.columns.get_indexer(names))]
 
 
+def numbered(count: int) -> tuple[str, ...]:
+    """Names of the nodes of a file that gives none."""
+    return tuple(f"node {node}" for node in range(count))
+
+
 def _from_edges(path: Path, names: tuple[str, ...]) -> np.ndarray:
     edges = _read_csv(path, header=0).rename(columns=str.lower)
     place = {name: node for node, name in enumerate(names)}
+    if names == numbered(len(names)):  # a file without names: edges may give positions
+        place |= {str(node): node for node in range(len(names))}
     ends = [edges[end].map(place) for end in ("from", "to")]
     unknown = dict.fromkeys(name for end, known in zip(("from", "to"), ends, strict=True)
                             for name in edges[end][known.isna()])

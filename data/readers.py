@@ -209,6 +209,9 @@ def from_frame(frame: pd.DataFrame, source: str, first_row: int, row_word: str) 
     def where(row: int) -> str:
         return f"{row_word} {first_row + row}"
 
+    named = find([name for name in frame.columns if name], TIME_NAMES)
+    if named and "" in frame.columns and (frame[""].astype(str) == pd.RangeIndex(len(frame)).astype(str)).all():
+        frame = frame.drop(columns="")  # the numbers of the rows, as pandas writes them
     columns = list(frame.columns)
     time, node, value = (find(columns, names) for names in (TIME_NAMES, NODE_NAMES, VALUE_NAMES))
     if time is None and holds_times(frame.iloc[:, 0]):

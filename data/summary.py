@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .calendar import MINUTES, in_words, make_calendar
+from .calendar import MINUTES, in_words, make_calendar, parse_time
 from .covariates import standardize
-from .scaling import Scaler
+from .scaling import BLOCK, Scaler
 from .windows import Batch, WindowedField
 
 
@@ -27,6 +27,7 @@ class FieldSummary:
     climatology    (slot, node), standardized: what is usual in each slot of the calendar's first cycle, measured
                    on the reference of the evaluated segment, see `data.climatology`
     masked         whether values may be missing: NaN in a history
+    value_range    smallest and largest value of the training part
     covariates     by name, with their scalers
     """
 
@@ -47,6 +48,7 @@ class FieldSummary:
     climatology: Tensor
     masked: bool
     covariates: dict[str, Scaler]
+    value_range: tuple[float, float]
 
     @classmethod
     def of(cls, data: WindowedField) -> "FieldSummary":
@@ -56,7 +58,7 @@ class FieldSummary:
             field.name, spec.unit, spec.cf_unit or spec.unit, spec.interval, str(field.calendar.times[first]), first,
             len(data.training), int(data.starts["test"][0]), field.node_names, field.grid,
             field.axes and tuple(map(torch.as_tensor, field.axes)), *map(_tensor, (field.kept, field.coordinates)),
-            data.scaler, data.usual.cpu(), field.masked, data.covariate_scalers,
+            data.scaler, data.usual.cpu(), field.masked, data.covariate_scalers, _range(data.training),
         )
 
     @classmethod
@@ -72,12 +74,25 @@ class FieldSummary:
     def num_nodes(self) -> int:
         return len(self.node_names)
 
+    def doubt(self, history: Tensor) -> str:
+        """What makes one doubt that a history (..., node), in physical units, is of this field; "" where nothing does.
+
+        That is values beyond those of the training part by more than these lie apart.
+        """
+        (lowest, highest), (low, high) = _range(history), self.value_range
+        if low - (high - low) <= lowest and highest <= high + (high - low):
+            return ""
+        return (f"the history holds values from {lowest:.6g} to {highest:.6g}, the training part held {low:.6g} to "
+                f"{high:.6g} ({self.unit}): is it in another unit?")
+
     def step_at(self, time: np.datetime64 | str) -> int:
         """Position in the series of the step at a time; also before its beginning and after its end.
 
         Raises: ValueError where no step begins then.
         """
         clock, length = self._clock
+        if isinstance(time, str):
+            time = parse_time(time, "start")
         passed = np.datetime64(time, clock) - np.datetime64(self.start, clock)
         steps, rest = divmod(passed.astype(int), length)
         if rest:
@@ -118,6 +133,13 @@ class FieldSummary:
         """Time of the step at a position, ISO format."""
         clock, length = self._clock
         return str(np.datetime64(self.start, clock) + (step - self.first_step) * length)
+
+
+def _range(values: Tensor) -> tuple[float, float]:
+    """Smallest and largest of the values that are not missing; 0 and 0 where all are."""
+    seen = [block[~block.isnan()] for block in values.float().split(BLOCK)]
+    ends = [(float(block.min()), float(block.max())) for block in seen if len(block)]
+    return min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=0.0)
 
 
 def _tensor(array: np.ndarray | None) -> Tensor | None:

@@ -10,6 +10,7 @@ The one module of the package that meets `data` and `utils`: it needs what a che
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,8 @@ class TrainedForecaster:
             raise ValueError(f"history: value {windows[window, step, node]} at step {step}, node {node}"
                              f"{f', window {window}' * (len(windows) > 1)}; expected finite numbers"
                              + " (a model trained with --missing mask takes nan too)" * (not self.field.masked))
+        if doubt := self.field.doubt(values):
+            warnings.warn(doubt, stacklevel=2)
         position = torch.tensor([self.field.step_at(time) for time in start.ravel()])
         batch = self.field.batch(values.to(self.device), position, settings["predict_len"],
                                  self._covariates(covariates, start.shape, steps + settings["predict_len"]))
@@ -147,6 +150,9 @@ def load_forecaster(folder: Path | str, device: torch.device | str = "cpu") -> T
     Raises: ValueError for a folder or file that is not such a run, OSError where none is.
     """
     path = Path(folder).expanduser() / CHECKPOINT
+    if not path.exists():
+        runs = sorted(found.parent.name for found in path.parent.parent.glob(f"*/{CHECKPOINT}"))
+        raise FileNotFoundError(f"{folder}: no run is there" + (f"; beside it are {', '.join(runs)}" if runs else ""))
     content = load_checkpoint(path)
     if content.get("stage") != "diffusion":
         raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")

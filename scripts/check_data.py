@@ -41,6 +41,7 @@ FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "split", "support",
          "batch_size", "device")
 PEAK = 0.02  # share of the variance under which a period is not worth a word
 ROUNDING = 1e-9  # share of the largest value under which a series is straight
+FEW_WINDOWS = 100
 SUITABLE = range(6, 49)  # periods, in steps, that make good lengths of history and forecast
 STATISTICS_WINDOWS, SECONDS = 100, 2.0  # what the measured steps may cost
 
@@ -207,6 +208,11 @@ def main(arguments: list[str] | None = None) -> int:
         support = "nonnegative" if data.field.spec.nonnegative else "any"
     say({"windows": ", ".join(f"{len(data.starts[split])} {split}" for split in SPLITS)
          + f" of {config.history_len} + {config.predict_len} steps", **cost(data, config, device)})
+    lowest = float(field.values[~field.values.isnan()].min())
+    if support == "any" and lowest > 0:
+        print("note: no value is negative: --support nonnegative keeps forecasts so, where that is in its nature")
+    if len(data.starts["train"]) < FEW_WINDOWS:
+        print(f"note: {len(data.starts['train'])} training windows are few: expect no more than climatology gives")
     flags = {name: typed[name] for name in DATA_FLAGS if name in typed}
     flags |= {name: getattr(config, name) for name in ("history_len", "predict_len", "batch_size")}
     flags |= {"support": support} | ({"missing": "mask"} if field.masked else {})

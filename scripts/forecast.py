@@ -8,6 +8,7 @@ The history is the end of the run's data, or of a newer file of the same field. 
 """
 
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,6 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     if given["rolling"] < 0:
         parser.error(f"--rolling {given['rolling']}: choose a number of windows")
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     device = choose_device(given.get("device", TrainConfig.device))
     processes = join(device)
     run = load_forecaster(given["run_folder"], device)

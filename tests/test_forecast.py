@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,22 @@ def test_what_cannot_be_negative_has_no_negative_member(work, process):
 
 
 # The way in for Python
+
+def test_a_history_in_another_unit_is_noted(work, tmp_path, capsys):
+    trained = load_forecaster(run_of(work))
+    with pytest.warns(UserWarning, match="history holds values from .* the training part held .*: is it in another"):
+        trained.forecast(1000 * COUNTS[-6:], start="2020-01-12T00:00")
+    np.save(tmp_path / "other.npy", 1000 * COUNTS)
+    ask(work, tmp_path / "x.npz", "--data_path", str(tmp_path / "other.npy"))
+    assert "note: the history holds values from" in capsys.readouterr().err
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained.forecast(1.5 * COUNTS[-6:], start="2020-01-12T00:00+00:00")
+
+
+def test_a_folder_without_a_run_is_answered_with_those_beside_it(work):
+    with pytest.raises(FileNotFoundError, match="nope: no run is there; beside it are .*" + run_of(work).name):
+        load_forecaster(run_of(work).with_name("nope"))
 
 
 def test_a_forecast_needs_no_data_and_follows_from_its_seed(work, monkeypatch):

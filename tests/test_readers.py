@@ -19,7 +19,7 @@ from scipy import sparse
 
 from data import readers
 from data.fields import OwnFile, load_field
-from data.nodes import read_graph, read_node_table
+from data.nodes import numbered, read_graph, read_node_table
 from data.readers import read_file
 from data.windows import ANY_VALUE, open_data
 
@@ -154,6 +154,17 @@ def test_a_first_column_of_times_is_the_time_whatever_its_name(tmp_path):
     assert str(table.times[0]) == "2024-01-01T06:00:00" and table.node_names == ("a", "b")
     frame().reset_index(names="when").to_parquet(tmp_path / "a.parquet", index=False)
     assert len(read_file(tmp_path / "a.parquet").times) == 48
+
+
+def test_the_numbers_of_rows_that_pandas_writes_are_no_node(tmp_path):
+    frame().reset_index(names="time").to_csv(tmp_path / "a.csv")
+    assert read_file(tmp_path / "a.csv").node_names == NAMES and len(read_file(tmp_path / "a.csv").times) == 48
+
+
+def test_edges_of_a_file_without_names_may_be_positions(tmp_path):
+    edges = written(tmp_path / "g.csv", "from,to\n0,2\nnode 1,node 0\n")
+    assert read_graph(edges, numbered(3)).nonzero().tolist() == [[0, 2], [1, 0]]
+    assert "unknown nodes 0" in refusal(edges, lambda path: read_graph(path, ("node 1", "node 0", "x")))
 
 
 def test_names_that_come_twice_are_refused_and_places_too_close_for_a_name_have_none(tmp_path):
