@@ -345,3 +345,21 @@ def test_processes_that_share_a_batch_weigh_their_rows_by_number(count):
         assert torch.equal(torch.cat([part.start for part in parts]), whole.start)
         mean = sum(part.weight * part.future.double().mean() for part in parts) / count
         assert float(mean) == pytest.approx(float(whole.future.double().mean()), rel=1e-9)
+
+
+def test_data_of_other_values_names_times_or_splits_have_another_fingerprint():
+    """faults 26: a stage-1 model of other data is refused by it, and a run does not go on with other data."""
+    values = random_values(120, 5)
+    later = values.copy()
+    later[-1, 0] += 1
+    fingerprint = WindowedField(make_field(values), 6, 4).fingerprint()
+    assert WindowedField(make_field(values.copy()), 6, 4).fingerprint() == fingerprint
+    others = {
+        "a value of the test": WindowedField(make_field(later), 6, 4),
+        "two nodes swapped": WindowedField(make_field(values[:, [1, 0, 2, 3, 4]].copy()), 6, 4),
+        "other names": WindowedField(dataclasses.replace(make_field(values), node_names=tuple("abcde")), 6, 4),
+        "another start": WindowedField(make_field(values, start="2020-01-06T05:00"), 6, 4),
+        "another split": WindowedField(make_field(values), 6, 4, split="0.5,0.2,0.3"),
+    }
+    for what, other in others.items():
+        assert other.fingerprint() != fingerprint, what
