@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from data.calendar import DAY, MINUTES, Interval, in_words
+from data.covariates import read_covariates
 from data.fields import Field, load_field
 from data.readers import listed, say_if_large
 from data.scaling import BLOCK
@@ -37,8 +38,8 @@ from utils.config import (
 from utils.device import choose_device
 from utils.plots import draw_field
 
-FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "split", "support", "history_len", "predict_len",
-         "batch_size", "device")
+FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "split", "support", "history_len",
+         "predict_len", "batch_size", "device")
 PEAK = 0.02  # share of the variance under which a period is not worth a word
 ROUNDING = 1e-9  # share of the largest value under which a series is straight
 FEW_WINDOWS = 100
@@ -201,7 +202,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{'picture':9} {picture}")
     length = suggested_lengths(periods, len(series))
     config = replace(config, **{"history_len": length, "predict_len": length, **given})
-    data = WindowedField(field, config.history_len, config.predict_len, device, config.split)
+    beside = read_covariates(config.covariates, field.calendar, field.node_names) if config.covariates else None
+    if beside:
+        ahead = len(beside.values) - len(field.values)
+        say({"covariates": f"{listed(list(beside.names))}; they reach {ahead} steps beyond the data, a forecast of the "
+                           f"unseen future needs {config.predict_len}"})
+    data = WindowedField(field, config.history_len, config.predict_len, device, config.split, beside)
     config = replace(config, **{"batch_size": suggested_batch(len(data.starts["train"])), **given})
     support = config.support
     if support == "auto":

@@ -56,6 +56,17 @@ def hourly(tmp_path):
     return path
 
 
+def test_covariates_are_checked_and_stand_in_the_suggested_command(hourly, tmp_path, capsys):
+    times = pd.date_range("2024-01-01", periods=250, freq="h", name="time")
+    pd.DataFrame({"holiday": (times.day_of_week > 4).astype(int)}, times).to_csv(tmp_path / "beside.csv")
+    said = said_of(capsys, hourly, "--covariates", tmp_path / "beside.csv")
+    assert "holiday; they reach 10 steps beyond the data" in said["covariates"]
+    assert f"--covariates {tmp_path / 'beside.csv'}" in said["all"]
+    pd.DataFrame({"holiday": 1.0}, times[5:]).to_csv(tmp_path / "late.csv")
+    with pytest.raises(ValueError, match="--covariates .*late.csv"):
+        said_of(capsys, hourly, "--covariates", tmp_path / "late.csv")
+
+
 @pytest.mark.parametrize("periods, interval, found", [
     ((24,), (1, "hour"), [24]), ((24, 168), (1, "hour"), [24, 168]), ((12,), (1, "month"), [12]),
     ((48, 9), (30, "minute"), [48, 9]), ((100,), (5, "minute"), [100]),
