@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     if config.dry_run:
         return 0
     check_shares(data, processes, validation=0, test=0)
-    if not (run := open_run(folder, config, {"data": data.facts() | data.fingerprint()}, processes)):
+    if not (run := open_run(folder, config, {"data": data.facts() | data.fingerprint}, processes)):
         return 0
 
     if config.compile:
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         return mean_over_windows(lambda b: scored.loss(b.future, *b.known), batches, processes)
 
     def keep(weights, epoch, score):
-        run.keep({"stage": "mean", "config": settings, "data": data.facts(), "fingerprint": data.fingerprint(),
+        run.keep({"stage": "mean", "config": settings, "data": data.facts(), "fingerprint": data.fingerprint,
                   "weights": weights, "epoch": epoch, "score": score})
 
     result = fit(model, loss, training_batches(data, config, processes), validate, config, keep, run.log, run.save,

@@ -64,7 +64,7 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     with checkpoint.built_from(path):
         settings = known_settings(content["config"], PretrainConfig, {}, path)
         found = {**settings, **content["data"], **content["fingerprint"]}
-        differing = checkpoint.differences(found, {**data.facts(), **task, **data.fingerprint()})
+        differing = checkpoint.differences(found, {**data.facts(), **task, **data.fingerprint})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
     with checkpoint.built_from(path):
@@ -80,7 +80,7 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> W
     """
     data = open_windows(content["config"], data_dir, device)
     known = content["data"] | content.get("fingerprint", {})
-    differing = checkpoint.differences(data.facts() | data.fingerprint(), known)
+    differing = checkpoint.differences(data.facts() | data.fingerprint, known)
     if differing:
         raise ValueError(f"{data.field.name}: other data than the run was trained on: {', '.join(differing)}")
     return data
@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     if config.dry_run:
         return 0
     check_shares(data, processes, validation=config.val_windows, test=config.test_windows)
-    built_on = {"data": data.facts() | data.fingerprint(), "mean_model": sha256_of(mean_path)}
+    built_on = {"data": data.facts() | data.fingerprint, "mean_model": sha256_of(mean_path)}
     if not (run := open_run(folder, config, built_on, processes)):
         return 0
 
@@ -152,10 +152,11 @@ def main(arguments: list[str] | None = None) -> int:
     if config.compile:
         model.denoiser.compile()
 
+    about = {"stage": "diffusion", "config": settings, "mean_config": mean_config, "mean_run": str(mean_path.parent),
+             "data": data.facts(), "fingerprint": data.fingerprint, "field": FieldSummary.of(data).state()}
+
     def keep(weights, epoch, score):
-        run.keep({"stage": "diffusion", "config": settings, "mean_config": mean_config,
-                  "mean_run": str(mean_path.parent), "data": data.facts(), "fingerprint": data.fingerprint(),
-                  "field": FieldSummary.of(data).state(), "weights": weights, "epoch": epoch, "score": score})
+        run.keep({**about, "weights": weights, "epoch": epoch, "score": score})
 
     def loss(batch):
         with own_rows(batch.rows):

@@ -1,5 +1,6 @@
 """From a field to batches: chronological split, scaler of the training part, windows gathered by index."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -129,6 +130,7 @@ class WindowedField:
         """Climatology of each slot of the calendar's first cycle for what comes after the data: (slot, node)."""
         return self._climatology.table()
 
+    @functools.cached_property
     def fingerprint(self) -> dict:
         """What tells these data from any other: time, split, names of nodes, and digests of the values.
 

@@ -20,11 +20,11 @@ def build_mean_model(settings: dict, facts: dict) -> nn.Module:
     return MEAN_MODELS[settings["mean_model"]](
         facts["num_nodes"], settings["history_len"], settings["predict_len"], tuple(facts["calendar_sizes"]),
         channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
-        climatology=settings["climatology"], tokens=settings["tokens"], **extra_inputs(facts),
+        climatology=settings["climatology"], tokens=settings["tokens"], **optional_inputs(facts),
     )
 
 
-def extra_inputs(facts: dict) -> dict:
+def optional_inputs(facts: dict) -> dict:
     """What both networks take beside history and calendar, by the facts of the data (also of an older checkpoint)."""
     return {"masked": facts.get("masked", False), "covariates": len(facts.get("covariates", ()))}
 
@@ -46,7 +46,7 @@ def build_forecaster(settings: dict, mean_model: nn.Module, facts: dict) -> nn.M
         return DENOISERS[settings["eps_model"]](
             coordinates, settings["history_len"], settings["predict_len"], calendar_sizes,
             channels=settings["channels"], layers=settings["layers"], embedding=settings["embedding"],
-            dropout=settings["dropout"], endpoint=endpoint, **extra_inputs(facts),
+            dropout=settings["dropout"], endpoint=endpoint, **optional_inputs(facts),
         )
 
     if settings["process"] == "cost":

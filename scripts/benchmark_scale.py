@@ -32,6 +32,7 @@ from main_train import statistics_batches, validation_loss
 from models import build_forecaster, build_mean_model, ensemble_drawer
 from models.quantiles import LEVELS
 from scripts.check_data import saved_bytes
+from scripts.collect_results import markdown
 from utils import checkpoint
 from utils.config import FlagParser, PretrainConfig, TrainConfig, at_least_one, output_path, run_main
 from utils.evaluation import mean_over_windows, rows_at_once
@@ -233,17 +234,18 @@ def report(rows: list[dict], batch_size: int, members: int) -> dict:
 
 def table(result: dict) -> str:
     """The result as a Markdown table: seconds of one processor core per window, and megabytes."""
-    lines = ["| nodes | field | " + " | ".join(f"{text}, s a window" for text in COSTS.values())
-             + " | peak memory | expected bound | peak resident set |", "| --- " * 8 + "|"]
+    rows = []
     for row in result["rows"]:
         size = 4e-6 * row["nodes"] * row["time_steps"]
         sizes = [f"{value:.0f} MB" if value else "not known" for value in (row["peak_mb"], row["bound_mb"],
                                                                           row["peak_resident_set_mb"])]
-        lines.append(f"| {row['nodes']} | {row['time_steps']} steps, {size:.0f} MB | "
-                     + " | ".join([*(f"{row[name]:.3g}" for name in COSTS), *sizes]) + " |")
+        rows.append([str(row["nodes"]), f"{row['time_steps']} steps, {size:.0f} MB",
+                     *(f"{row[name]:.3g}" for name in COSTS), *sizes])
     growth = ", ".join(f"{COSTS[name]} {value:.2f}" for name, value in result["exponent_of_the_largest_two"].items())
-    return "\n".join([*lines, "", f"{result['members']} members a forecast, batches of {result['batch_size']} windows, "
-                      f"one thread. Growth from the last row but one to the last, as a power of the nodes: {growth}."])
+    head = ["nodes", "field", *(f"{text}, s a window" for text in COSTS.values()), "peak memory", "expected bound",
+            "peak resident set"]
+    return (f"{markdown(head, rows)}\n{result['members']} members a forecast, batches of {result['batch_size']} "
+            f"windows, one thread. Growth from the last row but one to the last, as a power of the nodes: {growth}.")
 
 
 def main(arguments: list[str] | None = None) -> int:

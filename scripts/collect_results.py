@@ -8,6 +8,7 @@ Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.c
 papers come from docs/results/published_<H>_<F>.csv.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -64,7 +65,8 @@ def mean_and_spread(values: pd.Series) -> str:
     return f"{text} ± {values.std():.1g}" if len(values) > 1 and text else text
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
+def markdown(head: Sequence[str], rows: list[Sequence[str]]) -> str:
+    """A table; `head` names the columns."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from main_train import CHOICES
 from models import MEAN_MODELS
+from scripts.collect_results import markdown
 from utils.config import (
     DATA,
     DIFFUSION,
@@ -48,12 +49,6 @@ def listed(flags) -> str:
     return ", ".join(f"`--{flag}`" for flag in flags)
 
 
-def table(*lines) -> str:
-    """A table of Markdown; the first line names the columns."""
-    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def accepted(facts: dict) -> str:
     """The values that a flag accepts, in words; nothing where any of its type will do."""
     choices = {"mean_model": MEAN_MODELS, **CHOICES}
@@ -91,11 +86,11 @@ def page() -> str:
     parts = [INTRODUCTION]
     for group in (DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN):
         columns = "flag", *(f"default of {stage}" for stage in STAGES.values()), "accepted", "what it is"
-        parts += [f"## {group.capitalize()}\n", table(columns, *flags_of(group))]
-    parts += ["## Presets\n", table(("of", "stage", "flags"), *presets()),
+        parts += [f"## {group.capitalize()}\n", markdown(columns, flags_of(group))]
+    parts += ["## Presets\n", markdown(("of", "stage", "flags"), presets()),
               "## Flags without effect\n\nA note says so when one of them is given.\n",
-              table(("with", "flags"), *((f"`--process {name}`", listed(flags))
-                                         for name, flags in WITHOUT_EFFECT.items()))]
+              markdown(("with", "flags"), [(f"`--process {name}`", listed(flags))
+                                           for name, flags in WITHOUT_EFFECT.items()])]
     return "\n".join(parts)
 
 

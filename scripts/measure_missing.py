@@ -19,14 +19,14 @@ from data.fields import Field, load_field
 from data.registry import data_dir_from
 from main_train import open_run_data
 from models import ensemble_drawer, load_forecaster
-from scripts.collect_results import markdown
+from scripts.benchmark import WINDOWS_AT_ONCE
+from scripts.collect_results import markdown, write_text
 from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.evaluation import progress
 from utils.metrics import EnsembleScores
 
 SHOWN = ("CRPS", "CRPS_sum", "QICE", "coverage90", "MAE_median", "energy_score")
-WINDOWS_AT_ONCE = 8
 PAGE = """# What missing values cost
 
 Written by `python -m scripts.measure_missing {command}`: a share of all values is hidden at random, in histories and
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         for part, scores in found[variant].items():
             print(f"{variant:9}{part:7}" + "  ".join(f"{key} {scores[key]:.4f}" for key in SHOWN), flush=True)
     if target:
-        target.write_text(page(found, {"data_name": name, "share": share, **given}))
+        write_text(target, page(found, {"data_name": name, "share": share, **given}))
     return 0
 
 

@@ -32,7 +32,9 @@ from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.diagnostics import Diagnostics, binned_means, pair_distances
 from utils.evaluation import evaluate_ensemble
+from utils.forecasts import on_grid
 from utils.report import Picture, number, page, paragraph, table
+from utils.runlog import FAR_COVERAGE
 
 BASELINES = ("persistence", "climatology")
 SCORES = ("CRPS", "CRPS_sum", "QICE", "coverage90", "IS", "MAE", "RMSE", "energy_score", "spread_skill")
@@ -61,7 +63,7 @@ CAPTIONS = {
 }
 """Title of each picture, and how to read it."""
 WIDE = ("forecast", "maps", "horizon", "training")
-FEW_BLOCKS, FAR_QICE, FAR_COVERAGE, FAR_SPREAD = 10, 3, 0.05, 0.2  # from where on a reader is warned
+FEW_BLOCKS, FAR_QICE, FAR_SPREAD = 10, 3, 0.2  # from where on a reader is warned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,13 +200,6 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
            f"{', '.join(by_horizon)} along {data.predict_len} steps.")
     if logs:
         yield "training", plots.training_curves(logs), f"Loss over the epochs of {' and '.join(logs)}."
-
-
-def on_grid(values: np.ndarray, grid: tuple[int, int], kept: np.ndarray | None) -> np.ndarray:
-    """Values (node,) as an image (row, column), NaN where a place has no node (see `data.fields.Field`)."""
-    image = np.full(grid, np.nan)
-    image.flat[slice(None) if kept is None else kept] = values
-    return image
 
 
 def spread_out(values: np.ndarray, count: int) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Several processes give what one gives, stop together, and start again together."""
 
-import csv
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from test_runs import STAGES, TINY, assert_same, call_at, folder_of, outcome, se
 from models.stid import QuantileSTID
 from scripts import evaluate, forecast
 from scripts.children import in_child, in_children
-from utils import checkpoint, training
+from utils import training
 from utils.runs import newest_state
 
 UNEVEN = ["--batch_size", "15", "--test_windows", "23"]  # 7 and 8 windows of a batch; the last one has 1: none and 1
@@ -69,11 +68,6 @@ def assert_close(one, other):
         assert torch.allclose(value.double(), other["weights"][name].double(), rtol=1e-4, atol=1e-5), name
 
 
-def table(folder) -> list[dict]:
-    with (folder / checkpoint.WINDOWS).open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_learn_and_forecast_what_one_does(alone, tmp_path, stage):
     """faults 50, 51, 55"""
@@ -81,7 +75,7 @@ def test_two_processes_learn_and_forecast_what_one_does(alone, tmp_path, stage):
     assert in_children(work(stage, tmp_path), 2) == [0, 0]
     assert_close(outcome(folder_of(tmp_path, stage)), outcome(folder_of(alone, stage)))
     if stage == "diffusion":
-        ours, theirs = table(folder_of(tmp_path, stage)), table(folder_of(alone, stage))
+        ours, theirs = outcome(folder_of(tmp_path, stage))["windows"], outcome(folder_of(alone, stage))["windows"]
         assert [row["start"] for row in ours] == [row["start"] for row in theirs] and len(ours) == 23
         for one, other in zip(ours, theirs, strict=True):
             assert one == pytest.approx(other, rel=1e-5, abs=1e-6)

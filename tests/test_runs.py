@@ -17,6 +17,7 @@ import main_pretrain
 import main_train
 from models import load_forecaster
 from models.denoiser import MLPDenoiser
+from scripts import soak
 from scripts.children import in_child
 from utils import checkpoint, runs, training
 from utils.checkpoint import STATES, damage, load_checkpoint, run_folder, save_checkpoint
@@ -45,34 +46,14 @@ def folder_of(save_dir: Path, stage: str) -> Path:
 
 
 def outcome(folder: Path) -> dict:
-    """All that a run leaves, without the seconds."""
-    content = load_checkpoint(folder / checkpoint.CHECKPOINT)
-    metrics = checkpoint.read_json(folder / checkpoint.METRICS)
-    lines = [json.loads(line) for line in (folder / checkpoint.LOG).read_text().splitlines()]
-    last = newest_state(folder).content["state"]
-    drop = ("seconds", "mean_run")
-    return {
-        "weights": content.pop("weights"), "checkpoint": {name: content[name] for name in ("config", "epoch", "score")},
-        "metrics": {name: value for name, value in metrics.items() if not name.startswith(drop)},
-        "log": [{name: value for name, value in line.items() if not name.startswith(drop)} for line in lines],
-        "state": {**last, "progress": {**last["progress"], "seconds": 0}},
-    }
+    """All that a run leaves and its last state, without the seconds."""
+    state = newest_state(folder).content["state"]
+    return {**soak.outcome(folder), "state": {**state, "progress": {**state["progress"], "seconds": 0}}}
 
 
-def assert_same(one, other, where="") -> None:
+def assert_same(one, other) -> None:
     """Bitwise, all the way down."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for name in one:
-            assert_same(one[name], other[name], f"{where}.{name}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for each, its in zip(one, other, strict=True):
-            assert_same(each, its, f"{where}[]")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other, where
+    assert soak.unequal(one, other, exact=True) == []
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +305,7 @@ def test_a_run_can_go_on_from_the_folder_of_another_which_stays_as_it_is(undistu
     assert run("mean", tmp_path, "--run_name", "copy", "--resume", str(folder)) == 0
     copy = folder.with_name(folder.name + "_copy")
     one, other = outcome(copy), outcome(folder_of(undisturbed, "mean"))
-    assert one["checkpoint"]["config"].pop("run_name") == "copy" and other["checkpoint"]["config"].pop("run_name") == ""
+    assert one["config"].pop("run_name") == "copy" and other["config"].pop("run_name") == ""
     assert_same(one, other)
     assert files(folder) == before
     assert run("mean", tmp_path, "--run_name", "third", "--lr", "0.5", "--resume", str(folder)) == 2

@@ -352,8 +352,8 @@ def test_data_of_other_values_names_times_or_splits_have_another_fingerprint():
     values = random_values(120, 5)
     later = values.copy()
     later[-1, 0] += 1
-    fingerprint = WindowedField(make_field(values), 6, 4).fingerprint()
-    assert WindowedField(make_field(values.copy()), 6, 4).fingerprint() == fingerprint
+    fingerprint = WindowedField(make_field(values), 6, 4).fingerprint
+    assert WindowedField(make_field(values.copy()), 6, 4).fingerprint == fingerprint
     others = {
         "a value of the test": WindowedField(make_field(later), 6, 4),
         "two nodes swapped": WindowedField(make_field(values[:, [1, 0, 2, 3, 4]].copy()), 6, 4),
@@ -362,4 +362,4 @@ def test_data_of_other_values_names_times_or_splits_have_another_fingerprint():
         "another split": WindowedField(make_field(values), 6, 4, split="0.5,0.2,0.3"),
     }
     for what, other in others.items():
-        assert other.fingerprint() != fingerprint, what
+        assert other.fingerprint != fingerprint, what

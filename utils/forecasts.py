@@ -145,12 +145,15 @@ class Space:
 
     def place(self, values: np.ndarray) -> np.ndarray:
         """Values (..., node) in space: (..., row, column) on a grid."""
-        if not self.field.grid:
-            return values
-        if self.field.kept is not None:
-            nodes, values = values, np.full((*values.shape[:-1], math.prod(self.field.grid)), np.nan, values.dtype)
-            values[..., np.asarray(self.field.kept)] = nodes
-        return values.reshape(*values.shape[:-1], *self.field.grid)
+        return on_grid(values, self.field.grid, self.field.kept) if self.field.grid else values
+
+
+def on_grid(values: np.ndarray, grid: tuple[int, int], kept: np.ndarray | torch.Tensor | None) -> np.ndarray:
+    """Values (..., node) as images (..., row, column), NaN where a place has no node (see `data.fields.Field`)."""
+    if kept is not None:
+        nodes, values = values, np.full((*values.shape[:-1], math.prod(grid)), np.nan, values.dtype)
+        values[..., np.asarray(kept)] = nodes
+    return values.reshape(*values.shape[:-1], *grid)
 
 
 def write_forecasts(path: Path, parts: Iterable[Forecast], values: str = "both") -> None:

@@ -7,7 +7,7 @@ import torch
 
 from .checkpoint import settings
 
-NARROW = 0.05  # coverage below that of a perfect ensemble that is worth a word
+FAR_COVERAGE = 0.05  # distance from the coverage of a perfect ensemble that is worth a word
 
 
 def describe_run(config, data, model: torch.nn.Module, folder: Path, device: torch.device) -> None:
@@ -68,7 +68,7 @@ def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
             note = f"  (a perfect ensemble: {metrics[floors[name]]:.4f})" if name in floors else ""
             note = f"  {unit}" if name in in_unit else note
             print(f"  {name:16}{metrics[name]:9.4f}{note}")
-    if metrics.get("coverage90") is not None and metrics["coverage90"] < metrics["coverage90_floor"] - NARROW:
+    if metrics.get("coverage90") is not None and metrics["coverage90"] < metrics["coverage90_floor"] - FAR_COVERAGE:
         print(f"  note: the 90 % intervals hold {metrics['coverage90']:.0%} of what came, those of a perfect ensemble "
               f"{metrics['coverage90_floor']:.0%}: this ensemble is too narrow")
     if "cross_check" in metrics:

@@ -99,8 +99,8 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = ALONE)
     Raises: ValueError when the folder holds another run, saying what differs, when a program is at work in it, or
     when there are saved states and none can be read; OSError when it cannot be written.
     """
-    aside = {name: value for name, value in settings(config).items() if name not in WITHOUT_INFLUENCE}
-    made_by, lock, saved = {"config": aside, "built_on": built_on}, None, None
+    deciding = {name: value for name, value in settings(config).items() if name not in WITHOUT_INFLUENCE}
+    made_by, lock, saved = {"config": deciding, "built_on": built_on}, None, None
     show = tensorboard_log(folder, config.tensorboard)
 
     def is_finished() -> bool:
