@@ -16,6 +16,7 @@ from .climatology import Climatology
 from .covariates import Covariates, read_covariates, standardize
 from .fields import Field, OwnFile, load_field
 from .fluctuation import fluctuation_scale
+from .nodes import nearest_nodes
 from .readers import MEMORY_LIMIT, listed
 from .scaling import BLOCK, Scaler
 
@@ -151,6 +152,10 @@ class WindowedField:
                 "support": list(self.support) if self.field.spec.nonnegative else None,
                 "masked": self.field.masked,
                 "covariates": {name: scaler.mean for name, scaler in self.covariate_scalers.items()}}
+
+    def nearest_nodes(self, count: int) -> Tensor | None:
+        """The nodes nearest to each: (node, count), see `data.nodes.nearest_nodes`."""
+        return nearest_nodes(self.field, count)
 
     def times(self, start: int) -> np.ndarray:
         """Calendar times of the steps of the window that begins at `start`: (H + F,) of datetime64."""
