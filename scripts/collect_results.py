@@ -3,9 +3,10 @@
     python -m scripts.collect_results [--save_dir save]
 
 Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.csv (one row per run, every score), .md
-(the ladder beside every published row, with paired intervals) and .tex; for 12 -> 12 also the table between the
-`results` marks of README.md and docs/results/cost_MobileNJ.png. No number in them is typed by hand; those of other
-papers come from docs/results/published_<H>_<F>.csv.
+(the ladder beside every published row, with paired intervals) and .tex, and joint_<H>_<F>.csv and .md, the scores that
+see how nodes and steps go together; for 12 -> 12 also the table between the `results` marks of README.md and
+docs/results/cost_MobileNJ.png. No number in them is typed by hand; those of other papers come from
+docs/results/published_<H>_<F>.csv.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,10 @@ RESULTS = ROOT / "docs" / "results"
 SCORES = ("CRPS", "QICE", "IS", "MAE", "RMSE")  # those of the published tables
 OURS = (*SCORES, "MAE_median", "CRPS_fair", "CRPS_sum", "energy_score", "variogram_score", "coverage90", "PIT_error")
 COMPARED = ("CRPS", "CRPS_sum", "energy_score", "variogram_score")
+JOINT_COMPARED = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_increments", "energy_score",
+                  "variogram_score")
+JOINT = (*JOINT_COMPARED, "correlation_gap", "autocorrelation_gap", "PIT_error_sum", "PIT_error_regions",
+         "PIT_error_neighbourhoods", "PIT_error_max")
 DEFAULT = TrainConfig.process
 SIMPLE = [name for name, method in METHODS.items() if method.baseline and not name.startswith("our_")]
 BEGIN, END = "<!-- results: written by scripts/collect_results.py -->\n", "<!-- end of results -->"
@@ -104,7 +109,31 @@ def ladder(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[str], list
     return head, rows
 
 
-def differences(runs: pd.DataFrame, block: int) -> tuple[list[str], list[list[str]]]:
+def read_joint(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per run whose .json has joint scores: JOINT, and as control_* those of its members without dependence."""
+    rows = []
+    for _, run in runs.dropna(subset="path").iterrows():
+        if joint := read_json(run.path.with_suffix(".json")).get("joint"):
+            rows.append(run[["data_name", "method", "seed", "windows", "members", "CRPS", "path"]].to_dict())
+            rows[-1] |= {name: joint.get(name) for name in JOINT}
+            rows[-1] |= {f"control_{name}": joint["control"].get(name) for name in JOINT}
+    return pd.DataFrame(rows)
+
+
+def joint_ladder(runs: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """All methods on one dataset: CRPS, and every joint score with that of the control in brackets."""
+    names = ["CRPS", *(name for name in JOINT if runs[name].notna().any())]
+    groups = dict(list(runs.groupby("method", sort=False)))
+    rows = [[method, *(mean_and_spread(group[name]) for name in names), str(len(group))]
+            for method, group in groups.items()]
+    best_in_bold(pd.DataFrame([group[names].mean() for group in groups.values()]), rows, names, 1)
+    for row, group in zip(rows, groups.values(), strict=True):
+        for column, name in enumerate(names[1:], 2):
+            row[column] += f" ({number(group[f'control_{name}'].mean())})"
+    return ["method", *names, "seeds"], rows
+
+
+def differences(runs: pd.DataFrame, block: int, scores: Sequence[str] = COMPARED) -> tuple[list[str], list[list[str]]]:
     """The default against every other method on one dataset: relative difference of each score, 95 % interval."""
     windows = {name: [pd.read_csv(path).to_dict("list") for path in group.path]
                for name, group in runs.dropna(subset="path").groupby("method", sort=False)}
@@ -113,11 +142,11 @@ def differences(runs: pd.DataFrame, block: int) -> tuple[list[str], list[list[st
         if name == DEFAULT or DEFAULT not in windows:
             continue
         row = [name]
-        for score in COMPARED:
+        for score in scores:
             found = paired_difference(windows[DEFAULT], windows[name], score, block)
             row.append(f"{found['relative']:+.1%} [{found['lower']:+.1%}, {found['upper']:+.1%}]")
         rows.append(row)
-    return [f"{DEFAULT} against", *COMPARED], rows
+    return [f"{DEFAULT} against", *scores], rows
 
 
 def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
@@ -180,6 +209,26 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
     return published
 
 
+def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
+    """The joint scores of one task as .csv and .md, where any run has them."""
+    runs = read_joint(runs)
+    if not len(runs):
+        return
+    text = (f"# {lengths[0]} -> {lengths[1]}: joint scores\n\nWritten by `python -m scripts.collect_results`. In "
+            "brackets the score of the control: the same members in another order at every node (for increments and "
+            "autocorrelation: at every step), margins without dependence. Mean ± standard deviation over seeds; "
+            "[scores.md](../scores.md) defines the scores, lower is better in each. Below each table the relative "
+            f"difference of the default, {DEFAULT}, to every method with a paired 95 % interval (circular blocks of a "
+            "window's length, seeds averaged): negative is better.\n")
+    for data_name, group in runs.groupby("data_name", sort=False):
+        known = [score for score in JOINT_COMPARED if group[score].notna().all()]
+        text += (f"\n## {data_name}\n\n{group.windows.iloc[0]} test windows\n\n{markdown(*joint_ladder(group))}\n"
+                 f"{markdown(*differences(group, sum(lengths), known))}")
+    path = RESULTS / "joint_{}_{}.csv".format(*lengths)
+    write_text(path, runs.drop(columns="path").to_csv(index=False, float_format="%.6g"))
+    write_text(path.with_suffix(".md"), text)
+
+
 def draw_cost(runs: pd.DataFrame, published: pd.DataFrame, data_name: str = "MobileNJ") -> None:
     """Quality against the time of a forecast: every process whose speed was measured, and what it has to beat."""
     runs, points = runs[runs.data_name == data_name], {}
@@ -212,6 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     readme = ROOT / "README.md"
     for lengths, group in runs.groupby(["history_len", "predict_len"]):
         published = write_tables(group, lengths)
+        write_joint(group, lengths)
         if lengths == (12, 12):
             text = replace_between_marks(readme.read_text(), summary(group, published))
             write_text(readme, text)

@@ -185,19 +185,14 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
 
     joint = ours["joint"]
     curve = joint["correlation"]
-    lines = {name: np.array(curve[name]) for name in ("forecast", "observed", "control")}
-    if curve["distance"]:
-        yield ("correlation", plots.correlation_by_distance(np.array(curve["distance"]), lines, curve["unit"]),
-               f"Correlation of the nearest nodes: {number(curve['observed'][0])} observed, "
-               f"{number(curve['forecast'][0])} forecast.")
-    elif curve["observed"]:
-        yield ("correlation", plots.correlation_by_pair(lines["forecast"], lines["observed"]), "Correlation of the "
-               f"pairs of nodes with the highest forecast one, {number(curve['forecast'][-1])}: "
-               f"{number(curve['observed'][-1])} observed.")
-    shares = {"forecast": np.array(joint["PIT"]["regions"]), "control": np.array(joint["control"]["PIT"]["regions"])}
-    from_to = {name: f"from {number(bars.min())} to {number(bars.max())}" for name, bars in shares.items()}
-    yield ("regions", plots.share_steps(shares, "PIT of means over regions (share of members below)"),
-           f"Bars of the means over random regions, {from_to['forecast']}; without dependence {from_to['control']}.")
+    if curve["observed"]:
+        place, which = (0, "nearest nodes") if curve["distance"] else (-1, "pairs with the highest forecast one")
+        yield ("correlation", plots.correlation_curve(curve), f"Correlation of the {which}: "
+               f"{number(curve['observed'][place])} observed, {number(curve['forecast'][place])} forecast.")
+    own, without = (f"from {number(min(bars))} to {number(max(bars))}" for bars in
+                    (side["PIT"]["regions"] for side in (joint, joint["control"])))
+    yield ("regions", plots.region_shares(joint), f"Bars of the means over random regions, {own}; of the same members "
+           f"without dependence, {without}.")
 
     units = {"CRPS": "share of mean |truth|", "RMSE": unit, "coverage90": "share"}
     by_horizon = {name: scores["per_horizon"] for name, scores in found.scores.items()}

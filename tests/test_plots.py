@@ -91,6 +91,7 @@ NODES = 6
 VALUES = np.arange(NODES, dtype=float)
 IMAGE, AXES = VALUES.reshape(2, 3), (np.array([10.0, 20.0]), np.array([100.0, 110.0, 120.0]))
 LINE = np.linspace(0.1, 0.9, 5)
+CURVE = {"unit": "km", **dict.fromkeys(("distance", "observed", "forecast", "control"), LINE.tolist())}
 LOG = [{"epoch": 0, "loss": None, "score": 1.0}, {"epoch": 1, "loss": 0.8, "score": 0.7}]
 BY_HORIZON = {"this run": {"CRPS": [0.1, 0.2, 0.3]}, "persistence": {"CRPS": [0.2, None, 0.4]}}
 PICTURES = {
@@ -99,14 +100,17 @@ PICTURES = {
     "maps of a grid": lambda: plots.maps({"mean": IMAGE, "spread": IMAGE}, "mph"),
     "maps of latitudes and longitudes": lambda: plots.maps({"mean": IMAGE, "spread": IMAGE}, "mph", AXES),
     "maps of points": lambda: plots.maps({"mean": VALUES, "spread": VALUES}, "mph", coordinates=np.ones((NODES, 2))),
+    "members on a grid": lambda: plots.member_maps(IMAGE, np.stack([IMAGE, IMAGE + 1]), IMAGE, "mph"),
+    "members at points": lambda: plots.member_maps(VALUES, VALUES[None], VALUES, "mph",
+                                                   coordinates=np.ones((NODES, 2))),
     "reliability_diagram": lambda: plots.reliability_diagram(LINE, LINE),
     "share_bars": lambda: plots.share_bars(np.full(10, 0.1), "deciles (share)"),
     "spread_against_skill": lambda: plots.spread_against_skill(LINE, LINE, "mph"),
     "scores_by_horizon": lambda: plots.scores_by_horizon(BY_HORIZON, {"CRPS": "share"}, "1 hour"),
     "training_curves": lambda: plots.training_curves({"stage 1": LOG, "stage 2": LOG[1:]}),
-    "correlation_by_distance": lambda: plots.correlation_by_distance(LINE, {"forecast": LINE, "control": LINE}, "km"),
-    "share_steps": lambda: plots.share_steps({"forecast": LINE, "control": LINE}, "rank (share)"),
-    "correlation_by_pair": lambda: plots.correlation_by_pair(LINE, LINE),
+    "correlation_curve": lambda: plots.correlation_curve(CURVE),
+    "correlation_curve without distances": lambda: plots.correlation_curve(CURVE | {"distance": None, "unit": None}),
+    "region_shares": lambda: plots.region_shares({"PIT": {"regions": LINE}, "control": {"PIT": {"regions": LINE}}}),
 }
 every_picture = pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
 

@@ -16,7 +16,8 @@ from .checkpoint import write_atomically  # noqa: E402
 
 INK, BLUE, ORANGE = "#222222", "#2166ac", "#d95f02"  # told apart by the colour-blind and in grey print
 LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (INK, ":", "^"))  # colour, line and marker of what is compared
-MAP_COLORS = matplotlib.colormaps["cividis"].with_extremes(bad="0.75")  # grey: no value
+MAP_COLORS, SIGNED_COLORS = (matplotlib.colormaps[name].with_extremes(bad="0.75")  # grey: no value
+                             for name in ("cividis", "PuOr_r"))
 FORMATS = ("png", "pdf", "svg")
 
 
@@ -46,10 +47,7 @@ def draw_forecast(draw, data, path: Path, nodes: int = 4) -> None:
     """
     middle = data.starts["test"][len(data.starts["test"]) // 2]
     busiest = data.batch(middle.reshape(1)).history[0].mean(0).argsort(descending=True)[:nodes].tolist()
-    figure = fan_charts(**forecast_window(draw, data, middle, busiest), unit=data.field.spec.unit)
-    _take_dollars_as_they_are(figure)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
-    plt.close(figure)
+    write_png(fan_charts(**forecast_window(draw, data, middle, busiest), unit=data.field.spec.unit), path)
 
 
 def forecast_window(draw, data, start: torch.Tensor, nodes: list[int] | np.ndarray) -> dict:
@@ -88,6 +86,13 @@ def fan_charts(times: np.ndarray, history: np.ndarray, truth: np.ndarray, member
     return figure
 
 
+def write_png(figure: plt.Figure, path: Path) -> None:
+    """Write a figure as PNG; it is closed."""
+    _take_dollars_as_they_are(figure)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
+    plt.close(figure)
+
+
 def picture_files(figure: plt.Figure) -> dict[str, bytes]:
     """A figure as PNG, PDF and SVG, the same bytes each time, by the ending of the file; the figure is closed."""
     files = {}
@@ -120,24 +125,55 @@ def maps(layers: dict[str, np.ndarray], unit: str, axes: tuple[np.ndarray, np.nd
     """
     figure, panels = plt.subplots(1, len(layers), figsize=(3.7 * len(layers), 3.3), squeeze=False, layout="constrained")
     shared = np.concatenate([values.ravel() for values in list(layers.values())[1:]] or [[0.0]])
-    named = coordinates is not None or axes is not None
-    across, along = ("longitude (degrees)", "latitude (degrees)") if named else ("column (grid steps)",
-                                                                                  "row (grid steps)")
+    across, along = _map_labels(axes, coordinates)
     for place, (panel, (name, values)) in enumerate(zip(panels.flat, layers.items(), strict=True)):
         low, high = (np.nanmin(shared), np.nanmax(shared)) if place else (np.nanmin(values), np.nanmax(values))
-        look = dict(cmap=MAP_COLORS, vmin=low, vmax=high, rasterized=True)
-        if coordinates is not None:
-            drawn = panel.scatter(coordinates[:, 1], coordinates[:, 0], c=values, s=12, **look)
-        elif axes is not None:
-            drawn = panel.pcolormesh(axes[1], axes[0], np.ma.masked_invalid(values), shading="nearest", **look)
-        else:
-            drawn = panel.pcolormesh(np.ma.masked_invalid(values), **look)
-            panel.invert_yaxis()  # the first row on top, as in a print of the array
+        drawn = _map(panel, values, axes, coordinates, cmap=MAP_COLORS, vmin=low, vmax=high)
         panel.set_xlabel(across)
         panel.set_ylabel("" if place else along)
         panel.set_title(name, fontsize=10)
         figure.colorbar(drawn, ax=panel, location="bottom", label=unit, shrink=0.9)
     return figure
+
+
+def member_maps(truth: np.ndarray, members: np.ndarray, mean: np.ndarray, unit: str,
+                axes: tuple[np.ndarray, np.ndarray] | None = None, coordinates: np.ndarray | None = None) -> plt.Figure:
+    """What came beside some members, and below what each differs from the ensemble's mean: structure against structure.
+
+    A row shares its colours. Shapes: truth, mean and each of the members as a layer of `maps`.
+    """
+    columns = {"observed": truth, **{f"member {place}": member for place, member in enumerate(members, 1)}}
+    figure, panels = plt.subplots(2, len(columns), figsize=(3 * len(columns), 5), sharex=True, sharey=True,
+                                  squeeze=False, layout="constrained")
+    rows = {"": (list(columns.values()), MAP_COLORS), " - mean": ([each - mean for each in columns.values()],
+                                                                  SIGNED_COLORS)}
+    for line, (suffix, (layers, colors)) in zip(panels, rows.items(), strict=True):
+        low, high = np.nanmin(layers), np.nanmax(layers)
+        if suffix:
+            low, high = -max(-low, high), max(-low, high)
+        for panel, name, values in zip(line, columns, layers, strict=True):
+            drawn = _map(panel, values, axes, coordinates, cmap=colors, vmin=low, vmax=high)
+            panel.set_title(name + suffix, fontsize=10)
+        figure.colorbar(drawn, ax=line, label=unit)
+    for label, draw in zip(_map_labels(axes, coordinates), (figure.supxlabel, figure.supylabel), strict=True):
+        draw(label, fontsize=10)
+    return figure
+
+
+def _map(panel, values: np.ndarray, axes: tuple[np.ndarray, np.ndarray] | None, coordinates: np.ndarray | None, **look):
+    """Draw one layer of `maps`."""
+    if coordinates is not None:
+        return panel.scatter(coordinates[:, 1], coordinates[:, 0], c=values, s=12, rasterized=True, **look)
+    if axes is not None:
+        return panel.pcolormesh(axes[1], axes[0], np.ma.masked_invalid(values), shading="nearest", rasterized=True,
+                                **look)
+    panel.yaxis.set_inverted(True)  # the first row on top, as in a print of the array
+    return panel.pcolormesh(np.ma.masked_invalid(values), rasterized=True, **look)
+
+
+def _map_labels(axes: tuple[np.ndarray, np.ndarray] | None, coordinates: np.ndarray | None) -> tuple[str, str]:
+    named = coordinates is not None or axes is not None
+    return ("longitude (degrees)", "latitude (degrees)") if named else ("column (grid steps)", "row (grid steps)")
 
 
 def reliability_diagram(levels: np.ndarray, shares: np.ndarray) -> plt.Figure:
@@ -170,16 +206,19 @@ def share_bars(shares: np.ndarray, xlabel: str) -> plt.Figure:
     return figure
 
 
-def share_steps(lines: dict[str, np.ndarray], xlabel: str) -> plt.Figure:
-    """Shares of observations in bins of equal probability, of several forecasts: see `share_bars`.
+def region_shares(joint: dict) -> plt.Figure:
+    """PIT histogram of means over random regions, of the ensemble and its control, see `joint.JointScores.compute`.
 
-    Shapes: each of the named lines (bin,).
+    A calibrated ensemble fills all bins alike; a bowl: too sure of sums over nodes.
     """
     figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-    for (name, shares), (color, style, _) in zip(lines.items(), LOOKS, strict=False):
+    for (name, scores), (color, style, _) in zip({"forecast": joint, "control": joint["control"]}.items(), LOOKS,
+                                                 strict=False):
+        shares = scores["PIT"]["regions"]
         axes.stairs(shares, np.linspace(0, 1, len(shares) + 1), color=color, linestyle=style, linewidth=1.5, label=name)
     axes.axhline(1 / len(shares), color=INK, linestyle=":", label="calibrated")
-    axes.set(xlabel=xlabel, ylabel="observations (share)", xlim=(0, 1), ylim=(0, None))
+    axes.set(xlabel="PIT of means over regions (share of members below)", ylabel="observations (share)", xlim=(0, 1))
+    axes.set_ylim(0, None)
     axes.legend(frameon=False)
     return figure
 
@@ -235,29 +274,22 @@ def training_curves(stages: dict[str, list[dict]]) -> plt.Figure:
     return figure
 
 
-def correlation_by_distance(distance: np.ndarray, lines: dict[str, np.ndarray], unit: str) -> plt.Figure:
-    """Mean correlation between nodes at about so far from each other: of what came, and of forecasts.
+def correlation_curve(curve: dict) -> plt.Figure:
+    """Mean correlation between nodes about so far from each other, of what came, of the members and of their control.
 
-    Shapes: distance and each of the named lines (bin,).
+    curve: see `joint.correlation_curve`. Without distances the observed correlation stands against the forecast one.
     """
     figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
     axes.axhline(0, color=INK, linewidth=0.6)
-    for (name, values), (color, style, marker) in zip(lines.items(), LOOKS, strict=False):
-        axes.plot(distance, values, color=color, linestyle=style, marker=marker, markersize=3.5, label=name)
-    axes.set(xlabel=f"distance between nodes ({unit})", ylabel="correlation (no unit)")
-    axes.legend(frameon=False)
-    return figure
-
-
-def correlation_by_pair(forecast: np.ndarray, observed: np.ndarray) -> plt.Figure:
-    """Correlation that came between pairs of nodes of about the same correlation in the ensemble.
-
-    An ensemble that knows how nodes go together: the diagonal. Shapes: (bin,) each.
-    """
-    figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
-    axes.axline((0, 0), slope=1, color=INK, linestyle=":", label="right dependence")
-    axes.plot(forecast, observed, color=BLUE, marker="o", markersize=4, label="pairs of nodes")
-    axes.set(xlabel="correlation of the members (no unit)", ylabel="correlation observed (no unit)")
+    if curve["distance"]:
+        for name, (color, style, marker) in zip(("forecast", "observed", "control"), LOOKS, strict=True):
+            axes.plot(curve["distance"], curve[name], color=color, linestyle=style, marker=marker, markersize=3.5,
+                      label=name)
+        axes.set(xlabel=f"distance between nodes ({curve['unit']})", ylabel="correlation (no unit)")
+    else:
+        axes.axline((0, 0), slope=1, color=INK, linestyle=":", label="right dependence")
+        axes.plot(curve["forecast"], curve["observed"], color=BLUE, marker="o", markersize=4, label="pairs of nodes")
+        axes.set(xlabel="correlation of the members (no unit)", ylabel="correlation observed (no unit)")
     axes.legend(frameon=False)
     return figure
 

@@ -71,6 +71,10 @@ def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
     if metrics.get("coverage90") is not None and metrics["coverage90"] < metrics["coverage90_floor"] - FAR_COVERAGE:
         print(f"  note: the 90 % intervals hold {metrics['coverage90']:.0%} of what came, those of a perfect ensemble "
               f"{metrics['coverage90_floor']:.0%}: this ensemble is too narrow")
+    for name, score in metrics.get("joint", {}).items():
+        if name.startswith("CRPS_") and name not in shown and score is not None:
+            control = metrics["joint"]["control"][name]
+            print(f"  {name:16}{score:9.4f}  (the same members without dependence: {control:.4f})")
     if "cross_check" in metrics:
         check = metrics["cross_check"]
         print(f"  fair CRPS of {check['windows']} windows: {check['ours']:.6f}, by properscoring "

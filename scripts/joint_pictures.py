@@ -1,0 +1,67 @@
+"""Draw whether the members of finished runs hang together as the world does.
+
+    python -m scripts.joint_pictures save/diffusion/SST_12_12 save/diffusion/Los_Speed_12_12 --out docs/results
+
+For each run, named after its folder: joint_<run>_members.png, three members of one field beside what came, where nodes
+form a grid or have coordinates; joint_<run>_correlation.png, correlation between nodes against their distance; and
+joint_<run>_regions.png, the PIT histogram of means over random regions. The last two stand in the run's metrics.json;
+of a run from before there were joint scores, the test windows are forecast again.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from main_train import open_run_data, score_ensemble
+from models import TrainedForecaster, ensemble_drawer, load_forecaster
+from utils import plots
+from utils.checkpoint import METRICS, read_json
+from utils.config import FlagParser, TrainConfig, run_main
+from utils.device import choose_device
+from utils.forecasts import on_grid
+
+MEMBERS = 3
+
+
+def member_picture(run: TrainedForecaster, data) -> plt.Figure | None:
+    """Some members beside what came, at the last step of the middle test window; None where nodes have no place."""
+    field, middle = data.field, data.starts["test"][len(data.starts["test"]) // 2]
+    if not field.grid and field.coordinates is None:
+        return None
+    window = plots.forecast_window(ensemble_drawer(run.model, run.checkpoint["config"], run.device), data, middle,
+                                   np.arange(data.num_nodes))
+    truth, members = window["truth"][-1], window["members"][:, -1]
+    layers = truth, members[:MEMBERS], members.mean(0)
+    if field.grid:
+        layers = (on_grid(each, field.grid, field.kept) for each in layers)
+    return plots.member_maps(*layers, field.spec.unit, field.axes, None if field.grid else field.coordinates)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = FlagParser(__doc__.splitlines()[0])
+    parser.add_argument("run_folders", type=Path, nargs="+", help="folders of finished stage-2 runs")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the pictures")
+    parser.add_flags(TrainConfig, {}, ("data_dir", "device", "test_windows"))
+    given = vars(parser.parse_args(arguments))
+    device = choose_device(given.get("device", TrainConfig.device))
+    given["out"].mkdir(parents=True, exist_ok=True)
+    for folder in given["run_folders"]:
+        run = load_forecaster(folder, device)
+        data = open_run_data(run.checkpoint, given.get("data_dir", ""), device)
+        joint = read_json(folder / METRICS).get("joint") if (folder / METRICS).exists() else None
+        if not joint or "test_windows" in given:
+            settings = run.checkpoint["config"] | {"test_windows": given.get("test_windows", 0)}
+            joint = score_ensemble(run.model, settings, data, "test", device)[0]["joint"]
+        pictures = {"members": member_picture(run, data), "correlation": plots.correlation_curve(joint["correlation"]),
+                    "regions": plots.region_shares(joint)}
+        for name, figure in pictures.items():
+            if figure:
+                path = given["out"] / f"joint_{folder.resolve().name}_{name}.png"
+                plots.write_png(figure, path)
+                print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
