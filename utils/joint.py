@@ -54,7 +54,8 @@ def shuffled(members, start, axis):
     """
     place = torch.arange(members.shape[axis], device=members.device)
     noise = keyed_normal(key(axis, start.to(members.device).unsqueeze(1), place), members.shape[1:2])
-    order = noise.argsort(-1).transpose(1, 2).unsqueeze(5 - axis)
+    order = torch.from_numpy(noise.numpy().argsort(-1)) if noise.device.type == "cpu" else noise.argsort(-1)
+    order = order.transpose(1, 2).unsqueeze(5 - axis)
     return members.gather(1, order.expand_as(members))
 
 
@@ -173,12 +174,14 @@ class JointScores:
         by_node = low = fields.permute(3, 0, 1, 2).contiguous()  # a node is then one piece of memory
         if observed is not None:
             low = by_node.masked_fill(~observed.permute(2, 0, 1).unsqueeze(2), -torch.inf)
-        found = [by_node.mean(0), *(by_node.index_select(0, nodes).mean(0) for nodes in self.regions),
-                 *(low.index_select(0, nodes).amax(0) for nodes in self.regions)]
-        if self.neighbourhoods is not None:
-            found += by_node[self.neighbourhoods].mean(1)
-        found = torch.stack(found, -1)
-        return found.where(found.isfinite(), 0)
+        means, highest = [by_node.mean(0)], []
+        for nodes in self.regions:
+            picked = by_node.index_select(0, nodes)
+            means.append(picked.mean(0))
+            highest.append((picked if observed is None else low.index_select(0, nodes)).amax(0))
+        around = [] if self.neighbourhoods is None else by_node[self.neighbourhoods].mean(1)
+        found = torch.stack([*means, *highest, *around], -1)
+        return found if observed is None else found.where(found.isfinite(), 0)
 
     def _time(self, members, truth, observed):
         """Scores of the increments of some nodes, by window, and products of steps: what their order changes."""
