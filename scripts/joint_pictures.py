@@ -5,7 +5,7 @@
 For each run, named after its folder: joint_<run>_members.png, three members of one field beside what came, where nodes
 form a grid or have coordinates; joint_<run>_correlation.png, correlation between nodes against their distance; and
 joint_<run>_regions.png, the PIT histogram of means over random regions. The last two stand in the run's metrics.json;
-of a run from before there were joint scores, the test windows are forecast again.
+of a run without, its test windows are forecast again.
 """
 
 from pathlib import Path
@@ -42,17 +42,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("run_folders", type=Path, nargs="+", help="folders of finished stage-2 runs")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the pictures")
-    parser.add_flags(TrainConfig, {}, ("data_dir", "device", "test_windows"))
+    parser.add_flags(TrainConfig, {}, ("data_dir", "device"))
     given = vars(parser.parse_args(arguments))
     device = choose_device(given.get("device", TrainConfig.device))
     given["out"].mkdir(parents=True, exist_ok=True)
     for folder in given["run_folders"]:
         run = load_forecaster(folder, device)
         data = open_run_data(run.checkpoint, given.get("data_dir", ""), device)
-        joint = read_json(folder / METRICS).get("joint") if (folder / METRICS).exists() else None
-        if not joint or "test_windows" in given:
-            settings = run.checkpoint["config"] | {"test_windows": given.get("test_windows", 0)}
-            joint = score_ensemble(run.model, settings, data, "test", device)[0]["joint"]
+        scores = read_json(folder / METRICS) if (folder / METRICS).exists() else {}
+        if "joint" not in scores:
+            scores, _ = score_ensemble(run.model, run.checkpoint["config"], data, "test", device)
+        joint = scores["joint"]
         pictures = {"members": member_picture(run, data), "correlation": plots.correlation_curve(joint["correlation"]),
                     "regions": plots.region_shares(joint)}
         for name, figure in pictures.items():

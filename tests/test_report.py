@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from string import Template
 
@@ -18,7 +19,7 @@ import main_pretrain
 import main_train
 from data.registry import DATASETS, get_spec
 from data.windows import WindowedField
-from scripts import report
+from scripts import joint_pictures, report
 from scripts.report import cautions, independent_block, spread_out
 from utils import checkpoint
 from utils.report import number, page, script_json, table
@@ -143,7 +144,8 @@ def test_the_data_of_the_picker_are_those_of_the_run(read, run):
 def test_the_scores_are_those_of_the_run(read, run):
     metrics = checkpoint.read_json(run / "metrics.json")
     exact = {float(cell["data-value"]) for cell in read.all("td") if cell.get("data-value")}
-    shown = [*(metrics[name] for name in report.SCORES), *metrics["per_horizon"]["CRPS"]]
+    shown = [*(metrics[name] for name in report.SCORES), *metrics["per_horizon"]["CRPS"],
+             *(side["CRPS_regions"] for side in (metrics["joint"], metrics["joint"]["control"]))]
     assert all(any(abs(value - other) < 1e-9 * abs(value) for other in exact) for value in shown)
     assert "persistence" in read.text and "climatology" in read.text
 
@@ -151,6 +153,25 @@ def test_the_scores_are_those_of_the_run(read, run):
 def test_the_pictures_lie_beside_the_page_as_png_and_pdf(run):
     names = {path.name for path in (run / "pictures").iterdir()}
     assert names == {f"{name}.{ending}" for name in report.CAPTIONS for ending in ("png", "pdf")}
+
+
+def test_joint_pictures_are_drawn_from_what_a_run_scored_or_from_new_forecasts(run, tmp_path, monkeypatch):
+    forecast_again = []
+    monkeypatch.setattr(joint_pictures, "score_ensemble",
+                        lambda *given: (forecast_again.append(given), main_train.score_ensemble(*given))[1])
+    flags = ["--out", str(tmp_path / "new"), "--data_dir", str(run.parent.parent)]
+    assert joint_pictures.main([str(run), *flags]) == 0 and not forecast_again
+    names = {f"joint_Tiny_6_4_{what}.png" for what in ("members", "correlation", "regions")}
+    first = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    assert set(first) == names and all(content.startswith(b"\x89PNG") for content in first.values())
+
+    older = tmp_path / "Tiny_6_4"
+    shutil.copytree(run, older)
+    scores = checkpoint.read_json(older / checkpoint.METRICS)
+    del scores["joint"]
+    checkpoint.write_json(older / checkpoint.METRICS, scores)
+    assert joint_pictures.main([str(older), *flags]) == 0 and len(forecast_again) == 1
+    assert {name: (tmp_path / "new" / name).read_bytes() for name in names} == first
 
 
 def test_data_settings_and_versions_are_told(read):
