@@ -81,7 +81,7 @@ def autocorrelation(covariance):
 def correlation_curve(pairs, distances):
     """Mean correlation of pairs of nodes that are about so far apart; each weighs as much as its nodes vary.
 
-    pairs: see `JointScores.correlation`; distances: those of its pairs, and their unit, or None: then pairs are put
+    pairs: see `JointScores.correlations`; distances: those of its pairs, and their unit, or None: then pairs are put
     together by the correlation that is forecast. -> distance and unit (both None without), observed, forecast, control.
     """
     (by, unit), lines = distances or (pairs["forecast"], None), ("observed", "forecast", "control")
@@ -132,9 +132,9 @@ class JointScores:
         if observed is not None:
             members, truth = members.where(observed.unsqueeze(1), 0), truth.where(observed, 0)
         self._to(members.device)
-        control = shuffled(members, start, axis=3)
-        near, near_control = members[..., self.some], shuffled(members[..., self.some], start, axis=2)
-        without = self._space(control, truth, observed) | self._time(near_control, truth, observed) | {
+        near, control = members[..., self.some], shuffled(members, start, axis=3)
+        without = {
+            **self._space(control, truth, observed), **self._time(shuffled(near, start, axis=2), truth, observed),
             "energy_score": energy_score(control, truth),
             "variogram_score": variogram_score(control, truth, pairs=self.pairs, observed=observed),
         }
@@ -150,6 +150,7 @@ class JointScores:
         for name in ("pairs", "some", "correlated"):
             setattr(self, name, getattr(self, name).to(device))
         self.regions = [nodes.to(device) for nodes in self.regions]
+        self.neighbourhoods = None if self.neighbourhoods is None else self.neighbourhoods.to(device)
 
     def _space(self, members, truth, observed):
         """Scores of means and maxima over sets of nodes, by window, and products of nodes: what their order changes."""
