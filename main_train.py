@@ -15,7 +15,7 @@ from data.fluctuation import STATISTICS
 from data.registry import sha256_of
 from data.summary import FieldSummary
 from data.windows import WindowedField
-from main_pretrain import check_shares, open_windows, training_batches
+from main_pretrain import check_shares, open_windows, statistics_batches, training_batches
 from models import DENOISERS, PROCESSES, build_forecaster, build_mean_model, ensemble_drawer
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
@@ -32,7 +32,6 @@ from utils.training import fit
 
 CHOICES = {"process": PROCESSES, "eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
            "scale_statistic": STATISTICS}
-STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 20_000_000  # at most, that the linear dependence is estimated from
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
@@ -104,12 +103,6 @@ def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, dev
         "method": settings["process"], **model.sampled_by(settings["sampler"], settings["sample_steps"]),
         "precision": settings["sample_precision"], **scores, "seconds_sample": time.perf_counter() - start,
     }, windows
-
-
-def statistics_batches(data, config):
-    """Batches of the training windows that the linear dependence is estimated from: fewer of a larger field."""
-    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // (data.predict_len * data.num_nodes)))
-    return data.batches("train", config.val_batch_size, limit=enough)
 
 
 def validation_loss(model: torch.nn.Module, data, config, processes: Processes = ALONE) -> torch.Tensor:

@@ -17,10 +17,12 @@ DENOISERS = {"mlp": MLPDenoiser}
 
 def build_mean_model(settings: dict, facts: dict) -> nn.Module:
     """The stage-1 model of a configuration (as a dict: also that of a checkpoint) for data of these `facts`."""
-    return MEAN_MODELS[settings["mean_model"]](
+    network = MEAN_MODELS[settings["mean_model"]]
+    return network(
         facts["num_nodes"], settings["history_len"], settings["predict_len"], tuple(facts["calendar_sizes"]),
         channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
         climatology=settings["climatology"], tokens=settings["tokens"], **optional_inputs(facts),
+        **{name: settings[name] for name in getattr(network, "own_settings", ())},
     )
 
 

@@ -103,6 +103,9 @@ class PretrainConfig(CommonConfig):
                        minimum=0)
     channels: int = flag(32, NETWORK, "width of each embedding of the mean model", minimum=1)
     layers: int = flag(4, NETWORK, "residual blocks of the mean model", minimum=0, maximum=1000)
+    networks: int = flag(3, NETWORK, "networks whose quantiles are averaged", minimum=1, maximum=100)
+    linear_modes: int = flag(16, NETWORK, "modes common to all nodes whose linear forecast corrects that of the "
+                             "networks, as far as the validation part bears it out; 0: off", minimum=0)
     recalibrate: bool = flag(True, TRAINING, "after training, correct on the validation part where the quantiles sit "
                              "too high or too low")
     epochs: int = other_default("epochs", 16)
@@ -164,12 +167,15 @@ PROCESS_PRESETS = {"cost": dict(channels=128, layers=8, epochs=50, lr=1e-3)}
 """Choices of a process that differ from the defaults; those of cost are published."""
 
 WITHOUT_EFFECT = {
-    "copula": ("scale_threshold", "scale_statistic", "endpoint_signs"),
-    "one_pass": ("scale_threshold", "scale_statistic", "endpoint_signs", "noise_schedule", "beta_first", "beta_last",
-                 "sampler", "sample_steps"),
-    "cost": ("modes",),
+    "mean_model": {"stid": ("networks", "linear_modes", "recalibrate")},
+    "process": {
+        "copula": ("scale_threshold", "scale_statistic", "endpoint_signs"),
+        "one_pass": ("scale_threshold", "scale_statistic", "endpoint_signs", "noise_schedule", "beta_first",
+                     "beta_last", "sampler", "sample_steps"),
+        "cost": ("modes",),
+    },
 }
-"""Flags of stage 2 that a process does not read."""
+"""Flags that a mean model or a process does not read."""
 
 
 def parse_config(config_class, choices: dict, arguments: list[str] | None = None):
@@ -193,10 +199,11 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     given = with_own_data(given)
     name = given.get("data_name", CommonConfig.data_name)
     process = given.get("process", TrainConfig.process)
-    ignored = [name for name in WITHOUT_EFFECT[process] if name in given and config_class is TrainConfig]
-    if ignored:
-        print(f"note: --{', --'.join(ignored)}: no effect with --process {process}", file=sys.stderr)
     config = dataclasses.replace(config_class(), **{**preset(name, config_class, process), **given})
+    for kind, unread in WITHOUT_EFFECT.items():
+        chosen = getattr(config, kind, None)
+        if ignored := [name for name in unread.get(chosen, ()) if name in given]:
+            print(f"note: --{', --'.join(ignored)}: no effect with --{kind} {chosen}", file=sys.stderr)
     check_config(config, parser)
     return config
 
