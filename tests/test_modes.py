@@ -56,7 +56,7 @@ def test_a_forecast_that_knows_nothing_is_moved_to_the_autoregression():
     moved = model(torch.zeros_like(future), history, calendar)
     best = history[:, -1:] * 0.9 ** torch.arange(1, HORIZON + 1).view(1, -1, 1)
     assert (moved - best).square().mean() < 0.05 * best.square().mean()
-    assert (moved - future).square().mean() < 1.05 * (best - future).square().mean()
+    assert (moved - future).square().mean() < 1.1 * (best - future).square().mean()
 
 
 def test_a_forecast_that_cannot_be_bettered_is_left_alone():

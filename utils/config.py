@@ -154,7 +154,7 @@ class TrainConfig(CommonConfig):
 
 PRESETS = {
     "SST": {CommonConfig: dict(batch_size=32)},
-    "BikeDC": {PretrainConfig: dict(epochs=30)},
+    "BikeDC": {PretrainConfig: dict(epochs=30, networks=1)},
     "TaxiBJ": {CommonConfig: dict(batch_size=24)},
     "Los_Speed": {CommonConfig: dict(batch_size=24)},
     "NYCFlights": {CommonConfig: dict(batch_size=64)},
