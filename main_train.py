@@ -106,6 +106,20 @@ def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, dev
     }, windows
 
 
+def neighbours_of(data, config) -> torch.Tensor | None:
+    """The nodes that each listens to, (node, `--neighbours`), nearest first; None where the denoiser needs none.
+
+    Raises: ValueError where it does, and nothing tells which nodes are near.
+    """
+    if "nearest" not in DENOISERS[config.eps_model].mixing:
+        return None
+    nearest = data.nearest_nodes(1 + config.neighbours)
+    if nearest is None:
+        raise ValueError(f"--eps_model {config.eps_model}: {data.field.name} has neither a graph nor a grid nor places of "
+                         "its nodes: give --graph or --node_table to both stages, or choose --eps_model tokens")
+    return nearest[:, 1:].contiguous()
+
+
 def statistics_batches(data, config):
     """Batches of the training windows that the linear dependence is estimated from: fewer of a larger field."""
     enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // (data.predict_len * data.num_nodes)))
@@ -136,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = open_windows(settings, config.data_dir, device)
     mean_model, mean_config, mean_path = load_mean_model(config, data)
     seed_step(config.seed)
-    model = build_forecaster(settings, mean_model, data.facts()).to(device)
+    model = build_forecaster(settings, mean_model, data.facts(), neighbours_of(data, config)).to(device)
     folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
     describe_run(config, data, model, folder, device)
     if config.dry_run:
