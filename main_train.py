@@ -115,7 +115,7 @@ def neighbours_of(data, config) -> torch.Tensor | None:
         return None
     nearest = data.nearest_nodes(1 + config.neighbours)
     if nearest is None:
-        raise ValueError(f"--eps_model {config.eps_model}: {data.field.name} has neither a graph nor a grid nor places of "
+        raise ValueError(f"--eps_model {config.eps_model}: {data.field.name} has no graph, no grid and no places of "
                          "its nodes: give --graph or --node_table to both stages, or choose --eps_model tokens")
     return nearest[:, 1:].contiguous()
 

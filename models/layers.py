@@ -98,27 +98,27 @@ class Mixer(nn.Module):
 
     def __init__(self, width: int, tokens: int, nearest: Tensor | None, channels: int = 32):
         super().__init__()
-        self.sizes = channels, tokens, tokens
-        self.ask, self.out = nn.Linear(width, sum(self.sizes)), nn.Linear(channels, width)
+        self.sizes = channels, 2 * tokens
+        self.ask = nn.Linear(width, sum(self.sizes), bias=False)
+        self.out = nn.Linear(channels, width, bias=False)
         self.mlp = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, channels))
         self.weight = None if nearest is None else nn.Parameter(torch.full(nearest.shape, 1 / max(1, nearest.shape[1])))
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
 
     def forward(self, hidden: Tensor, nearest: Tensor | None) -> Tensor:
-        values, read, write = self.ask(hidden).split(self.sizes, dim=-1)
-        tokens = read.softmax(-2).mT @ values
-        heard = write.softmax(-1) @ (tokens + self.mlp(tokens))
+        values, asked = self.ask(hidden).split(self.sizes, dim=-1)
+        read, write = asked.mT.contiguous().chunk(2, dim=1)  # (batch, token, coordinate), where softmax is fast
+        tokens = read.softmax(2) @ values
+        heard = write.softmax(1).mT @ (tokens + self.mlp(tokens))
         if nearest is not None:
-            heard = heard + self._from_nearest(values, nearest)
-        return hidden + self.out(heard)
+            heard[:, :len(nearest)] += self._from_nearest(values, nearest)
+        return torch.addmm(hidden.flatten(0, 1), heard.flatten(0, 1), self.out.weight.T).view_as(hidden)
 
     def _from_nearest(self, values: Tensor, nearest: Tensor) -> Tensor:
-        """Weighted sums of the neighbours' values, nodes first: gathered in whole rows, and never held one by one."""
-        rows = F.embedding_bag(nearest, values.transpose(0, 1).flatten(1), mode="sum",
-                               per_sample_weights=self.weight.to(values.dtype))
-        rows = F.pad(rows, (0, 0, 0, values.shape[1] - len(nearest)))
-        return rows.unflatten(1, (len(values), -1)).transpose(0, 1)
+        """Weighted sums of the neighbours' values: (batch, node, channel)."""
+        table = values.transpose(0, 1).flatten(1)  # a row is a node of all samples: few and long pieces to gather
+        sums = F.embedding_bag(nearest, table, mode="sum", per_sample_weights=self.weight.to(table.dtype))
+        return sums.unflatten(1, (len(values), -1)).transpose(0, 1)
 
 
 class IdentityEmbedding(nn.Module):
