@@ -45,7 +45,8 @@ def test_nodes_at_one_place_begin_with_themselves():
     assert near[:, 0].tolist() == list(range(6)) and all(len(set(row)) == 3 for row in near.tolist())
 
 
-@pytest.mark.parametrize("places", [{"grid": (2, 3)}, {"coordinates": random_values(6, 2)}, {"graph": torch.ones(6, 6)}])
+@pytest.mark.parametrize("places", [{"grid": (2, 3)}, {"coordinates": random_values(6, 2)},
+                                    {"graph": torch.ones(6, 6)}])
 def test_more_than_there_are_is_all_of_them(places):
     data = WindowedField(field_of(6, **places), 3, 2)
     near = data.nearest_nodes(8)
