@@ -38,9 +38,9 @@ def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> W
     """The dataset of a configuration (as a dict: also that of a checkpoint), as windows on the device."""
     settings = {**dataclasses.asdict(PretrainConfig()), **settings}  # a checkpoint may be older than a flag
     data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
-                     device, settings["oracle_nodes"], settings["oracle_steps"], own_file(settings),
-                     settings["split"], settings["support"], settings["missing"], settings["null_value"],
-                     settings["covariates"])
+                     device, settings["oracle_nodes"], settings["oracle_steps"], settings["oracle_length_scale"],
+                     own_file(settings), settings["split"], settings["support"], settings["missing"],
+                     settings["null_value"], settings["covariates"])
     for note in data.field.notes:
         print(f"note: {data.field.name}: {note}", file=sys.stderr)
     return data

@@ -105,6 +105,20 @@ def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, dev
     }, windows
 
 
+def neighbours_of(data, config) -> torch.Tensor | None:
+    """The nodes that each listens to, (node, `--neighbours`), nearest first; None where the denoiser needs none.
+
+    Raises: ValueError where it does, and nothing tells which nodes are near.
+    """
+    if "nearest" not in DENOISERS[config.eps_model].mixing:
+        return None
+    nearest = data.nearest_nodes(1 + config.neighbours)
+    if nearest is None:
+        raise ValueError(f"--eps_model {config.eps_model}: {data.field.name} has no graph, no grid and no places of "
+                         "its nodes: give --graph or --node_table to both stages, or choose --eps_model tokens")
+    return nearest[:, 1:].contiguous()
+
+
 def validation_loss(model: torch.nn.Module, data, config, processes: Processes = ALONE) -> torch.Tensor:
     """Loss on validation windows, each with a step and noise of its own that never change.
 
@@ -129,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = open_windows(settings, config.data_dir, device)
     mean_model, mean_config, mean_path = load_mean_model(config, data)
     seed_step(config.seed)
-    model = build_forecaster(settings, mean_model, data.facts()).to(device)
+    model = build_forecaster(settings, mean_model, data.facts(), neighbours_of(data, config)).to(device)
     folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
     describe_run(config, data, model, folder, device)
     if config.dry_run:

@@ -1,5 +1,6 @@
-"""What is known of the nodes beside their values: where they are, and the graph that joins them."""
+"""What is known of the nodes beside their values: where they are, the graph that joins them, and who is near whom."""
 
+import heapq
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,56 @@ def check_names(found: list, wanted: tuple[str, ...] | None, source: Path | str)
     if any(faults.values()):
         listing = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in faults.items() if names)
         raise ValueError(f"{source}: names of nodes: {listing}")
+
+
+def nearest_nodes(field, count: int) -> Tensor | None:
+    """The nodes nearest to each: along the graph of a `fields.Field`, else by its coordinates, else on its grid.
+
+        length of an edge = 1 / its larger weight of both directions,    distance in a graph = the shortest way
+
+    Each row begins with the node itself, then the nearest first; where a graph leads to fewer, the node itself fills
+    the row. None for a field without any of the three. Shapes: -> (node, count).
+    """
+    nodes = len(field.node_names)
+    if field.graph is not None:
+        return _nearest_in_graph(field.graph, count)
+    if field.coordinates is not None:  # on the sphere: nearest along the chord is nearest along the ground
+        latitude, longitude = np.radians(field.coordinates.T)
+        places = np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude),
+                           np.sin(latitude)], 1)
+    elif field.grid is not None:
+        places = np.stack(np.divmod(np.arange(nodes) if field.kept is None else field.kept, field.grid[1]), 1)
+    else:
+        return None
+    from scipy.spatial import KDTree  # only here: slow to import
+    found = KDTree(places).query(places, [*range(1, min(count, nodes) + 1)])[1]
+    return _filled([[node, *(other for other in row if other != node)] for node, row in enumerate(found.tolist())],
+                   count)
+
+
+def _nearest_in_graph(graph: Tensor, count: int) -> Tensor:
+    """Dijkstra from each node, until `count` nodes are reached."""
+    weight = torch.maximum(graph, graph.T).fill_diagonal_(0)
+    edges = [[] for _ in weight]
+    first, second = (weight > 0).nonzero(as_tuple=True)
+    for here, there, length in zip(first.tolist(), second.tolist(), (1 / weight[first, second]).tolist(), strict=True):
+        edges[here].append((length, there))
+    found = []
+    for node in range(len(weight)):
+        reached, waiting = [], [(0.0, node)]
+        while waiting and len(reached) < count:
+            distance, here = heapq.heappop(waiting)
+            if here not in reached:
+                reached.append(here)
+                for length, there in edges[here]:
+                    heapq.heappush(waiting, (distance + length, there))
+        found.append(reached)
+    return _filled(found, count)
+
+
+def _filled(rows: list[list[int]], count: int) -> Tensor:
+    """Rows of one length: what is too short is filled with the node that it belongs to."""
+    return torch.tensor([(row + [node] * count)[:count] for node, row in enumerate(rows)])
 
 
 def _read_csv(path: Path | str, **options) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from .climatology import Climatology
 from .covariates import Covariates, read_covariates, standardize
 from .fields import Field, OwnFile, load_field
 from .fluctuation import fluctuation_scale
+from .nodes import nearest_nodes
 from .readers import MEMORY_LIMIT, listed
 from .scaling import BLOCK, Scaler
 
@@ -151,6 +152,10 @@ class WindowedField:
                 "support": list(self.support) if self.field.spec.nonnegative else None,
                 "masked": self.field.masked,
                 "covariates": {name: scaler.mean for name, scaler in self.covariate_scalers.items()}}
+
+    def nearest_nodes(self, count: int) -> Tensor | None:
+        """The nodes nearest to each: (node, count), see `data.nodes.nearest_nodes`."""
+        return nearest_nodes(self.field, count)
 
     def times(self, start: int) -> np.ndarray:
         """Calendar times of the steps of the window that begins at `start`: (H + F,) of datetime64."""
@@ -336,16 +341,16 @@ def with_support(field: Field, nonnegative: bool) -> Field:
 
 
 def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, device: torch.device | str = "cpu",
-              oracle_nodes: int = 32, oracle_steps: int = 4000, own: OwnFile | None = None, split: str = "",
-              support: str = "auto", missing: str = "error", null_value: float | None = None,
-              covariates: str = "") -> WindowedField:
+              oracle_nodes: int = 32, oracle_steps: int = 4000, oracle_length_scale: float = 0.3,
+              own: OwnFile | None = None, split: str = "", support: str = "auto", missing: str = "error",
+              null_value: float | None = None, covariates: str = "") -> WindowedField:
     """The one way in: load the dataset, check it, split it and stand ready to give batches.
 
     split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says. covariates: their
     file.
     Raises: ValueError where the values are not those of the support.
     """
-    field = load_field(name, data_dir, oracle_nodes, oracle_steps, own, missing, null_value)
+    field = load_field(name, data_dir, oracle_nodes, oracle_steps, oracle_length_scale, own, missing, null_value)
     if support != "auto":
         field = with_support(field, support == "nonnegative")
     if support == "nonnegative" and (lowest := smallest(field.values)) < 0:

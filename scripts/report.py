@@ -30,7 +30,7 @@ from utils.checkpoint import PICTURES, REPORT
 from utils.comparison import paired_difference
 from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
-from utils.diagnostics import Diagnostics, binned_means, pair_distances
+from utils.diagnostics import Diagnostics
 from utils.evaluation import evaluate_ensemble
 from utils.forecasts import on_grid
 from utils.report import Picture, number, page, paragraph, table
@@ -38,11 +38,13 @@ from utils.runlog import FAR_COVERAGE
 
 BASELINES = ("persistence", "climatology")
 SCORES = ("CRPS", "CRPS_sum", "QICE", "coverage90", "IS", "MAE", "RMSE", "energy_score", "spread_skill")
+JOINT = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_increments", "energy_score",
+         "variogram_score", "correlation_gap", "autocorrelation_gap", "PIT_error_regions")
 BY_HORIZON = ("CRPS", "QICE", "coverage90", "IS", "MAE", "RMSE", "spread_skill")
 IN_UNIT = ("IS", "MAE", "RMSE", "energy_score")
 PICKED_NODES, PICKED_WINDOWS, DRAWN_NODES, TABLE_NODES = 60, 4, 4, 1000
 FAN_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-SPREAD_GROUPS, CORRELATION_BINS = 12, 20
+SPREAD_GROUPS = 12
 CAPTIONS = {
     "forecast": ("One window at the nodes of the highest mean", "What came, the dashed line, should leave the light "
                  "band at one step in ten, and keep to neither side."),
@@ -56,7 +58,9 @@ CAPTIONS = {
     "spread_skill": ("Spread against error", "Does the ensemble know when it is uncertain? Then the errors follow the "
                      "diagonal. Groups of about equal size."),
     "correlation": ("Correlation between nodes", "Observed: of the errors of the mean. Forecast: of the members around "
-                    "it. They should agree."),
+                    "it. They should agree. Control: the members in another order at every node."),
+    "regions": ("PIT histogram of means over regions", "Flat: the spread of sums over many nodes is right. Control: "
+                "the same members in another order at every node; its bowl is what the dependence repairs."),
     "horizon": ("Scores by horizon", "CRPS and RMSE are better when lower; coverage90 should be that of a perfect "
                 "ensemble, given beside the scores above."),
     "training": ("Training", "The weights of the lowest validation loss are the ones used."),
@@ -78,7 +82,7 @@ class Forecasts:
 def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split: str,
              device: torch.device) -> Forecasts:
     """Draw and score the run's ensembles and the baselines' on the same windows."""
-    diagnostics = Diagnostics(data.num_nodes)
+    diagnostics = Diagnostics()
     scores, windows = {}, {}
     scores["this run"], windows["this run"] = score_ensemble(model, settings, data, split, device,
                                                                watch=diagnostics.update)
@@ -179,20 +183,21 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
     yield ("spread_skill", plots.spread_against_skill(spread, error, unit), f"Error against spread in {len(spread)} "
            f"groups; the largest spread, {number(spread[-1])}, comes with an error of {number(error[-1])} {unit}.")
 
-    pairs = diagnostics.correlation()
-    observed, expected, weight = pairs["observed"], pairs["forecast"], pairs["weight"]
-    distances = pair_distances(pairs["first"], pairs["second"], field.grid, field.kept, field.coordinates)
-    if len(observed) and distances:
-        distance, distance_unit = distances
-        edges = np.linspace(0, distance.max(), CORRELATION_BINS + 1)
-        distance, observed, expected = binned_means(edges, weight, distance, observed, expected)
-        yield ("correlation", plots.correlation_by_distance(distance, observed, expected, distance_unit),
-               f"Correlation of the nearest nodes: {number(observed[0])} observed, {number(expected[0])} forecast.")
-    elif len(observed):
-        edges = np.quantile(expected, np.linspace(0, 1, CORRELATION_BINS + 1))
-        expected, observed = binned_means(edges, weight, expected, observed)
-        yield ("correlation", plots.correlation_by_pair(expected, observed), "Correlation of the pairs of nodes with "
-               f"the highest forecast one, {number(expected[-1])}: {number(observed[-1])} observed.")
+    joint = ours["joint"]
+    curve = joint["correlation"]
+    lines = {name: np.array(curve[name]) for name in ("forecast", "observed", "control")}
+    if curve["distance"]:
+        yield ("correlation", plots.correlation_by_distance(np.array(curve["distance"]), lines, curve["unit"]),
+               f"Correlation of the nearest nodes: {number(curve['observed'][0])} observed, "
+               f"{number(curve['forecast'][0])} forecast.")
+    elif curve["observed"]:
+        yield ("correlation", plots.correlation_by_pair(lines["forecast"], lines["observed"]), "Correlation of the "
+               f"pairs of nodes with the highest forecast one, {number(curve['forecast'][-1])}: "
+               f"{number(curve['observed'][-1])} observed.")
+    shares = {"forecast": np.array(joint["PIT"]["regions"]), "control": np.array(joint["control"]["PIT"]["regions"])}
+    from_to = {name: f"from {number(bars.min())} to {number(bars.max())}" for name, bars in shares.items()}
+    yield ("regions", plots.share_steps(shares, "PIT of means over regions (share of members below)"),
+           f"Bars of the means over random regions, {from_to['forecast']}; without dependence {from_to['control']}.")
 
     units = {"CRPS": "share of mean |truth|", "RMSE": unit, "coverage90": "share"}
     by_horizon = {name: scores["per_horizon"] for name, scores in found.scores.items()}
@@ -258,6 +263,18 @@ def score_section(found: Forecasts, block: int, unit: str) -> str:
               f"spread_skill 1. All others are better when lower. {', '.join(IN_UNIT)} in {unit}."
     compared = "; ".join(comparison(found.windows, name, block) for name in BASELINES)
     return table("Scores", caption, ["forecast", *SCORES], rows) + paragraph(f"{compared}.")
+
+
+def joint_section(found: Forecasts, unit: str) -> str:
+    """The table of scores that see how nodes and steps go together, each forecast above its control."""
+    sides = {}
+    for name, scores in found.scores.items():
+        sides |= {name: scores["joint"], f"{name}, without dependence": scores["joint"]["control"]}
+    return table("Joint scores", "Of means over the field, over random regions and over neighbourhoods, of maxima over "
+                 f"regions and of increments in time; energy_score in {unit}. All are better when lower. Without "
+                 "dependence: the same members in another order at every node (for increments and autocorrelation: at "
+                 "every step).", ["forecast", *JOINT], [[name, *(joint.get(score) for score in JOINT)]
+                                                        for name, joint in sides.items()])
 
 
 def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str) -> str:
@@ -349,7 +366,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{data.history_len} of history; {ours['members']} members; {ours['windows']} windows of the {split} "
                 f"split, {first} to {last}. Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
         warnings=cautions(found, trained, settings, data, block),
-        scores=score_section(found, block, spec.unit),
+        scores=score_section(found, block, spec.unit) + joint_section(found, spec.unit),
         chosen=f"{len(fans['nodes'])} of {data.num_nodes} nodes, from the lowest to the highest CRPS.",
         pictures=pictures,
         by_horizon=table("Scores by horizon", f"Horizon in steps of {step_of(data)}; {', '.join(IN_UNIT[:3])} in "

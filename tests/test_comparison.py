@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from utils.comparison import SCORES, paired_difference
+from utils.joint import JointScores
 from utils.metrics import EnsembleScores
 
 WINDOWS, BLOCK = 240, 24
@@ -107,10 +108,12 @@ def test_the_windows_of_an_accumulator_can_be_compared_by_every_score():
     truth = torch.randn(20, 2, 3, generator=generator)
     runs, reports = [], []
     for width in (1, 3):
-        scores = EnsembleScores(2, 3, 8)
-        scores.update(width * torch.randn(20, 8, 2, 3, generator=generator), truth)
-        runs.append(scores.by_window() | {"start": torch.arange(20)})
-        reports.append(scores.compute())
+        scores, joint = EnsembleScores(2, 3, 8), JointScores(3, torch.tensor([[0, 1], [1, 2], [2, 1]]))
+        members = width * torch.randn(20, 8, 2, 3, generator=generator)
+        scores.update(members, truth)
+        joint.update(members, truth, torch.arange(20))
+        runs.append(scores.by_window() | joint.by_window() | {"start": torch.arange(20)})
+        reports.append(scores.compute() | joint.compute())
     for score in SCORES:
         found = paired_difference(*runs, score, 4)
         assert found["difference"] == pytest.approx(reports[0][score] - reports[1][score], rel=1e-6), score
@@ -124,6 +127,8 @@ def test_what_cannot_be_paired_is_refused():
             paired_difference(windows, [windows, other], "CRPS", BLOCK)
     with pytest.raises(ValueError, match="choose from CRPS"):
         paired_difference(windows, windows, "QICE", BLOCK)
+    with pytest.raises(ValueError, match="no CRPS_regions in the windows of every forecast"):
+        paired_difference(windows, {"start": windows["start"]}, "CRPS_regions", BLOCK)
     for block in (0, WINDOWS // 2 + 1):
         with pytest.raises(ValueError, match="fit twice into 240"):
             paired_difference(windows, windows, "CRPS", block)

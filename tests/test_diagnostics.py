@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from utils import diagnostics
 from utils.diagnostics import Diagnostics, binned_means, pair_distances
 from utils.metrics import EnsembleScores
 
@@ -24,7 +23,7 @@ def forecasts(seed=0, mixing=None, bias=0.0):
 
 
 def gather(members, truth, observed=None, chunk=7):
-    found = Diagnostics(truth.shape[-1])
+    found = Diagnostics()
     for first in range(0, len(truth), chunk):
         part = slice(first, first + chunk)
         found.update(members[part], truth[part], None if observed is None else observed[part])
@@ -73,8 +72,6 @@ def test_what_was_not_observed_counts_nowhere():
     assert math.isnan(nodes["RMSE"][2])
     error = (members.mean(1) - truth)[..., 0][observed[..., 0]]
     assert nodes["RMSE"][0] == pytest.approx(error.square().mean().sqrt().item())
-    pairs = gather(members, spoiled, observed).correlation()
-    assert 2 not in pairs["first"] and 2 not in pairs["second"] and len(pairs["first"]) == 10
 
 
 def test_targets_of_a_like_spread_are_compared_with_their_errors():
@@ -97,42 +94,9 @@ def test_groups_of_spread_stand_in_order_and_an_ensemble_of_equal_members_has_sp
     assert spread.tolist() == pytest.approx([0.0], abs=1e-12) and error[0] > 0
 
 
-def test_correlations_are_those_of_errors_and_of_members_around_their_mean():
-    generator = torch.Generator().manual_seed(2)
-    mixing = torch.randn((NODES, NODES), generator=generator, dtype=torch.float64)
-    members, truth = forecasts(mixing=mixing, bias=3.0)  # a constant error of the mean is no correlation
-    pairs = gather(members, truth).correlation()
-    errors = (truth - members.mean(1)).flatten(0, 1).numpy()
-    around = (members - members.mean(1, keepdim=True)).flatten(0, 2).numpy()
-    upper = np.triu_indices(NODES, 1)
-    np.testing.assert_array_equal([pairs["first"], pairs["second"]], upper)
-    np.testing.assert_allclose(pairs["observed"], np.corrcoef(errors.T)[upper], atol=1e-4)
-    np.testing.assert_allclose(pairs["forecast"], np.corrcoef(around.T)[upper], atol=1e-4)
-    np.testing.assert_allclose(pairs["weight"], np.outer(errors.std(0), errors.std(0))[upper], rtol=1e-3)
-
-
-def test_a_node_that_never_varies_has_no_correlation():
-    members, truth = forecasts()
-    members[..., 1], truth[..., 1] = 5.0, 5.0
-    pairs = gather(members, truth).correlation()
-    assert len(pairs["first"]) == 10 and 1 not in pairs["first"] and 1 not in pairs["second"]
-
-
-def test_correlations_of_many_nodes_are_those_of_some_always_the_same(monkeypatch):
-    monkeypatch.setattr(diagnostics, "MAX_CORRELATED_NODES", 4)
-    members, truth = forecasts()
-    few = gather(members, truth)
-    assert few.sums["member_products"].shape == (4, 4) and torch.equal(few.correlated, Diagnostics(NODES).correlated)
-    monkeypatch.undo()
-    every, some = gather(members, truth).correlation(), few.correlation()
-    known = dict(zip(zip(every["first"], every["second"], strict=True), every["observed"], strict=True))
-    expected = [known[pair] for pair in zip(some["first"], some["second"], strict=True)]
-    np.testing.assert_allclose(some["observed"], expected, atol=1e-6)
-
-
 def test_nothing_seen_is_said():
     with pytest.raises(ValueError, match="not one window"):
-        Diagnostics(3).by_node()
+        Diagnostics().by_node()
 
 
 def test_distances_on_a_grid_are_counted_in_steps():
@@ -152,6 +116,12 @@ def test_distances_between_coordinates_are_great_circles():
     distance, unit = pair_distances(np.array([0, 1, 3, 3]), np.array([1, 2, 4, 3]), coordinates=places)
     assert unit == "km"
     assert distance == pytest.approx([np.pi / 2 * 6371, np.pi * 6371, 343.6, 0], abs=0.5)
+
+
+def test_distances_along_a_graph_are_counted_in_edges_either_way():
+    graph = torch.tensor([[0, 0.2, 0, 0], [0, 0, 0, 0], [0, 0.9, 0, 0], [0, 0, 0, 1]])
+    distance, unit = pair_distances(np.array([0, 0, 1, 0]), np.array([1, 2, 2, 3]), graph=graph)
+    assert distance.tolist() == [1, 2, 1, np.inf] and unit == "edges"
 
 
 def test_nodes_without_a_place_have_no_distance():

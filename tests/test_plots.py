@@ -104,7 +104,8 @@ PICTURES = {
     "spread_against_skill": lambda: plots.spread_against_skill(LINE, LINE, "mph"),
     "scores_by_horizon": lambda: plots.scores_by_horizon(BY_HORIZON, {"CRPS": "share"}, "1 hour"),
     "training_curves": lambda: plots.training_curves({"stage 1": LOG, "stage 2": LOG[1:]}),
-    "correlation_by_distance": lambda: plots.correlation_by_distance(LINE, LINE, LINE, "km"),
+    "correlation_by_distance": lambda: plots.correlation_by_distance(LINE, {"forecast": LINE, "control": LINE}, "km"),
+    "share_steps": lambda: plots.share_steps({"forecast": LINE, "control": LINE}, "rank (share)"),
     "correlation_by_pair": lambda: plots.correlation_by_pair(LINE, LINE),
 }
 every_picture = pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)

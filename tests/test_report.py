@@ -110,10 +110,10 @@ def test_every_link_leads_to_a_place_and_every_place_has_a_name_of_its_own(read)
 
 
 def test_every_picture_is_described_and_every_table_explained(read):
-    assert len(read.all("img")) == 9 and all(len(image["alt"]) > 20 for image in read.all("img"))
-    assert len(read.all("figcaption")) == len(read.all("figure")) == 9
+    assert len(read.all("img")) == 10 and all(len(image["alt"]) > 20 for image in read.all("img"))
+    assert len(read.all("figcaption")) == len(read.all("figure")) == 10
     tables = len(read.all("table"))
-    assert tables == len(read.all("caption")) == 7
+    assert tables == len(read.all("caption")) == 8
     assert all(heading["scope"] in ("row", "col") for heading in read.all("th"))
 
 
@@ -281,7 +281,7 @@ def test_a_browser_has_nothing_to_complain_of_and_asks_the_network_for_nothing(c
     assert chromium.console() == []
     requests = chromium.requests()
     assert requests[0] == (run / "report.html").as_uri()
-    assert all(request.startswith("data:image/svg+xml") for request in requests[1:]) and len(requests) == 10
+    assert all(request.startswith("data:image/svg+xml") for request in requests[1:]) and len(requests) == 11
     assert chromium.run("return document.title") == "Forecast report: Tiny"
     assert chromium.run("return [...document.images].every((image) => image.complete && image.naturalWidth > 0)")
 

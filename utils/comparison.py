@@ -2,7 +2,7 @@
 
 import torch
 
-SCORES = {  # numerator and denominator in `EnsembleScores.by_window`; None: a mean over windows
+SCORES = {  # numerator and denominator in what `evaluate_ensemble` returns of windows; None: a mean over windows
     "CRPS": ("crps", "abs_truth"),
     "CRPS_fair": ("crps_fair", "abs_truth"),
     "CRPS_sum": ("crps_sum", "abs_truth_sum"),
@@ -10,6 +10,8 @@ SCORES = {  # numerator and denominator in `EnsembleScores.by_window`; None: a m
     "MAE_median": ("error_median", "targets"),
     "energy_score": ("energy_score", None),
     "variogram_score": ("variogram_score", None),
+    **{f"CRPS_{name}": (f"crps_{name}", f"abs_truth_{name}")
+       for name in ("regions", "neighbourhoods", "max", "increments")},
 }
 COVERAGE = 0.95
 
@@ -26,12 +28,15 @@ def paired_difference(ours, theirs, score, block, resamples=2000, seed=0):
     `ours`, `theirs`: what `evaluate_ensemble` returns of the windows (torch or numpy), or a list of it, one per
     seed; windows are matched by `start`, whatever their order. Negative means that ours is better.
     -> dict of difference (in units of the score), relative, lower, upper.
-    Raises: ValueError for an unknown score, windows that differ, fewer than two blocks, or a score of 0 of theirs.
+    Raises: ValueError for an unknown score, one that a forecast has not, windows that differ, fewer than two blocks, or
+    a score of 0 of theirs.
     Source: Kunsch 1989 (moving blocks); Politis and Romano 1992 (circular).
     """
     if score not in SCORES:
         raise ValueError(f"no paired comparison by {score!r}: choose from {', '.join(SCORES)}")
     ours, theirs = ([each] if isinstance(each, dict) else list(each) for each in (ours, theirs))
+    if not all(SCORES[score][0] in run for run in ours + theirs):
+        raise ValueError(f"no {score} in the windows of every forecast: evaluate them again")
     runs = [_in_order(run) for run in ours + theirs]
     start = runs[0]["start"]
     for run in runs[1:]:

@@ -57,6 +57,8 @@ class CommonConfig:
                            "forecasts): a column for each, or an array (time, node, covariate)")
     oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
+    oracle_length_scale: float = flag(0.3, DATA, "distance over which the correlation between nodes of Oracle falls by "
+                                      "a factor e, in sides of the square that they lie in", above=0)
     dropout: float = flag(0.15, NETWORK, "share of hidden values dropped in training", minimum=0, maximum=0.9)
     batch_size: int = flag(8, TRAINING, "windows per training step", minimum=1)
     val_batch_size: int = flag(32, TRAINING, "windows per validation step", minimum=1)
@@ -121,7 +123,10 @@ class TrainConfig(CommonConfig):
                         "or, as published, the residual (cost); one_pass: the dependence without diffusion, in one "
                         "network call", choices="process")
     modes: int = flag(16, DIFFUSION, "modes shared by all nodes that copula and one_pass start from", minimum=0)
-    eps_model: str = flag("mlp", NETWORK, "denoiser", choices="eps_model")
+    eps_model: str = flag("mlp", NETWORK, "denoiser: each coordinate on its own (mlp), all joined by tokens (tokens), "
+                          "nodes also with their neighbours by graph, places or grid (graph)", choices="eps_model")
+    mixing_tokens: int = flag(8, NETWORK, "tokens of --eps_model tokens and graph", minimum=1)
+    neighbours: int = flag(8, NETWORK, "nearest nodes that each listens to with --eps_model graph", minimum=1)
     channels: int = flag(32, NETWORK, "width of the history embedding of the denoiser", minimum=1)
     layers: int = flag(2, NETWORK, "residual blocks of the denoiser", minimum=0, maximum=1000)
     embedding: int = flag(32, NETWORK, "width of the node and calendar embeddings of the denoiser", minimum=1)
@@ -174,8 +179,9 @@ WITHOUT_EFFECT = {
                      "beta_last", "sampler", "sample_steps"),
         "cost": ("modes",),
     },
+    "eps_model": {"mlp": ("mixing_tokens", "neighbours"), "tokens": ("neighbours",)},
 }
-"""Flags that a mean model or a process does not read."""
+"""Flags that a choice does not read."""
 
 
 def parse_config(config_class, choices: dict, arguments: list[str] | None = None):

@@ -1,13 +1,10 @@
 """What pictures show of an ensemble beyond its scores: streamed, in memory that does not grow with the windows."""
 
-import random
-
 import numpy as np
 import torch
 
 from .metrics import COVERAGE, DECILES, covered, crps_quantile, member_quantiles, qice_counts, sort_members
 
-MAX_CORRELATED_NODES = 500
 BINS_PER_OCTAVE, OCTAVES = 4, 64  # of the spread, from 2**-32 to 2**32 of the unit
 EARTH_RADIUS_KM = 6371.0
 
@@ -15,19 +12,14 @@ EARTH_RADIUS_KM = 6371.0
 class Diagnostics:
     """Sums over chunks of windows from which every picture of a report is drawn.
 
-        diagnostics = Diagnostics(node=560)
+        diagnostics = Diagnostics()
         for members, truth in chunks: diagnostics.update(members, truth)
-        diagnostics.by_node(), .bins(), .spread_skill(groups=10), .correlation()
+        diagnostics.by_node(), .bins(), .spread_skill(groups=10)
 
-    `sums` holds all that was seen, in float64; sums of several processes may be added. Correlations are those between
-    at most MAX_CORRELATED_NODES nodes, all or drawn once and for all (`correlated`).
+    `sums` holds all that was seen, in float64; sums of several processes may be added.
     """
 
-    def __init__(self, node: int):
-        chosen = range(node)
-        if node > MAX_CORRELATED_NODES:
-            chosen = sorted(random.Random(node).sample(chosen, MAX_CORRELATED_NODES))
-        self.correlated = torch.tensor(chosen)
+    def __init__(self):
         self.sums = {}
 
     @torch.no_grad()
@@ -60,14 +52,6 @@ class Diagnostics:
         chunk["spread_targets"] = torch.bincount(place, minlength=size).double()
         chunk["spread_variance"] = torch.bincount(place, spread, size)
         chunk["spread_squared_error"] = torch.bincount(place, error[observed].double().square(), size)
-
-        self.correlated = self.correlated.to(truth.device)
-        weight, error, deviation = (value[..., self.correlated] for value in (observed, error, deviation))
-        deviation = (deviation * weight.unsqueeze(1)).flatten(0, 2)
-        weight, error = weight.float().flatten(0, 1), error.float().flatten(0, 1)
-        for name, value in (("pairs", weight), ("error_products", error), ("member_products", deviation)):
-            chunk[name] = (value.T @ value).double()
-        chunk["error_sums"] = error.T.double() @ weight.double()  # of the one node where both were observed
         self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
 
     def by_node(self) -> dict[str, np.ndarray]:
@@ -102,50 +86,23 @@ class Diagnostics:
         some = targets > 0
         return np.sqrt(variance[some] / targets[some]), np.sqrt(squared_error[some] / targets[some])
 
-    def correlation(self) -> dict[str, np.ndarray]:
-        """Correlation between nodes of the errors of the mean, and of the members around it, pooled over the horizon.
-
-        They agree where the ensemble knows how nodes go together: each member should be off its mean as the truth is.
-        `weight`, the product of the errors' standard deviations: in a mean over pairs it keeps nodes where nothing ever
-        happens, and their rounding, from having a say. Pairs with a node that never varies are left out.
-        Shapes: first, second (the nodes), observed, forecast, weight, each (pair,).
-        """
-        sums = self._numpy("pairs", "error_products", "error_sums", "member_products")
-        first, second = np.triu_indices(len(self.correlated), 1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            errors, members, mean = (sums[name] / sums["pairs"]
-                                     for name in ("error_products", "member_products", "error_sums"))
-            errors -= mean * mean.T
-            deviation = np.sqrt(errors.diagonal())
-        nodes = self.correlated.cpu().numpy()
-        found = {"first": nodes[first], "second": nodes[second],
-                 "observed": _correlation(errors)[first, second], "forecast": _correlation(members)[first, second],
-                 "weight": deviation[first] * deviation[second]}
-        valid = np.isfinite(found["observed"] + found["forecast"])
-        return {name: values[valid] for name, values in found.items()}
-
     def _numpy(self, *names) -> dict[str, np.ndarray]:
         if not self.sums:
             raise ValueError("nothing to draw: not one window was forecast")
         return {name: self.sums[name].cpu().numpy() for name in names}
 
 
-def _correlation(covariance: np.ndarray) -> np.ndarray:
-    """NaN where a variance is zero up to rounding."""
-    variance = covariance.diagonal()
-    variance = np.where(variance > 1e-12 * np.nanmax(variance, initial=0), variance, np.nan)
-    return covariance / np.sqrt(np.outer(variance, variance))
-
-
 def pair_distances(first: np.ndarray, second: np.ndarray, grid: tuple[int, int] | None = None,
-                   kept: np.ndarray | None = None,
-                   coordinates: np.ndarray | None = None) -> tuple[np.ndarray, str] | None:
-    """Distances between nodes and their unit: great circles in km where coordinates are known, else grid steps.
+                   kept: np.ndarray | None = None, coordinates: np.ndarray | None = None,
+                   graph: torch.Tensor | None = None) -> tuple[np.ndarray, str] | None:
+    """Distances between nodes and their unit: great circles in km where coordinates are known, else grid steps, else
+    edges of a graph, either way along them (infinite where no way leads).
 
         haversine = sin^2(dlat / 2) + cos(lat_1) cos(lat_2) sin^2(dlon / 2),    distance = 2 R asin(sqrt(haversine))
 
     Shapes: first, second (pair,) of nodes; coordinates (node, 2), latitude and longitude in degrees; grid (rows,
-    columns), whose places the nodes are in row-major order, or those `kept` (node,). None where neither is known.
+    columns), whose places the nodes are in row-major order, or those `kept` (node,); graph (node, node), its weights.
+    None where none of them is known.
     """
     if coordinates is not None:
         (lat_1, lon_1), (lat_2, lon_2) = (np.radians(np.asarray(coordinates, float)[each]).T
@@ -157,6 +114,12 @@ def pair_distances(first: np.ndarray, second: np.ndarray, grid: tuple[int, int] 
         first, second = (each if kept is None else kept[each] for each in (first, second))
         (row_1, column_1), (row_2, column_2) = (np.divmod(each, grid[1]) for each in (first, second))
         return np.hypot(row_2 - row_1, column_2 - column_1), "grid steps"
+    if graph is not None:
+        from scipy.sparse import csr_array  # only here: slow to import
+        from scipy.sparse.csgraph import dijkstra
+        nodes, place = np.unique(first, return_inverse=True)
+        return dijkstra(csr_array(graph.numpy() > 0), directed=False, indices=nodes, unweighted=True)[place, second], \
+            "edges"
     return None
 
 

@@ -1,12 +1,15 @@
 """Streams forecasts into scores: one chunk of windows at a time, never all members of all windows."""
 
 import sys
+from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .diagnostics import pair_distances
 from .distributed import ALONE, Processes
+from .joint import NEIGHBOURS, JointScores
 from .metrics import EnsembleScores, crps_cross_check
 
 CPU_VALUES_AT_ONCE, GPU_VALUES_AT_ONCE = 6_000, 1_000_000
@@ -33,20 +36,33 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
 
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units;
     shape (member, horizon, node); equidistant: see `EnsembleScores.compute`; watch(members, truth, observed), where
-    given, sees every batch of this process too, in physical units. Returns the dict of the scores, and that of
-    `EnsembleScores.by_window` with the `start` of each window, which `utils.comparison` pairs forecasts by.
+    given, sees every batch of this process too, in physical units. Returns the dict of the scores, `joint` among them
+    (see `joint.JointScores`), and those of every window with its `start`, which `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
-    scores, starts = EnsembleScores(horizon=horizon, node=node, members=members), []
+    scores, joint, starts = EnsembleScores(horizon, node, members), joint_scores(batches.data), []
     for batch in progress(own_windows(batches, processes), "forecasting"):
         drawn, truth = physical(draw(batch)), physical(batch.future)
         scores.update(drawn, truth, batch.scored)
+        joint.update(drawn, truth, batch.start, batch.scored)
         if watch:
             watch(drawn, truth, batch.scored)
         starts.append(batch.start.cpu())
-    scores.sums = {name: processes.add(value) for name, value in scores.sums.items()}
-    windows = scores.by_window() | {"start": torch.cat(starts)}
-    return scores.compute(equidistant), {name: processes.join_rows(value) for name, value in windows.items()}
+    for each in (scores, joint):
+        each.sums = {name: processes.add(value) for name, value in each.sums.items()}
+    windows = {name: processes.join_rows(value) for name, value in
+               {**scores.by_window(), **joint.by_window(), "start": torch.cat(starts)}.items()}
+    found = scores.compute(equidistant)
+    own = {name: found[name] for name in ("energy_score", "variogram_score")}
+    return {**found, "joint": {**own, **joint.compute()}}, windows
+
+
+def joint_scores(data) -> JointScores:
+    """An empty `JointScores` that knows of the places of the data's nodes what there is to know."""
+    field = data.field
+    return JointScores(data.num_nodes, data.nearest_nodes(NEIGHBOURS),
+                       partial(pair_distances, grid=field.grid, kept=field.kept, coordinates=field.coordinates,
+                               graph=field.graph))
 
 
 def own_windows(batches, processes: Processes):

@@ -286,6 +286,21 @@ def observed_pairs(observed, pairs):
     return count
 
 
+def field_counts(truth, observed, pairs):
+    """What sums over fields are divided by, at each step: targets, and fields that have one, or a pair of nodes.
+
+    Shapes: truth and observed (None: all are) (batch, horizon, node), pairs (2, pair)
+    -> each (batch, horizon), float64.
+    """
+    if observed is None:
+        ones = torch.ones_like(truth[..., 0], dtype=torch.float64)
+        return {"targets": ones * truth.shape[2], "fields": ones, "paired_fields": ones}
+    targets = observed.sum(2, dtype=torch.float64)
+    fields = (targets > 0).double()
+    paired = (observed_pairs(observed, pairs) > 0).double() if pairs.shape[1] else fields
+    return {"targets": targets, "fields": fields, "paired_fields": paired}
+
+
 # --- all of them, streamed ----------------------------------------------------------------------------------
 
 class EnsembleScores:
@@ -346,23 +361,13 @@ class EnsembleScores:
             "energy_score": energy_score(members, truth),
             "variogram_score": variogram_score(members, truth, pairs=self.pairs, observed=observed),
             "windows": torch.ones_like(node_sum),
-            **self._counts(node_sum, observed),
+            **field_counts(truth, observed, self.pairs),
         }
         chunk = {name: value.sum(0) for name, value in by_step.items()}
         chunk["bins"] = qice_counts(quantiles[:, DECILES], truth, observed)
         chunk["PIT"] = pit_counts(ordered, truth, observed).unsqueeze(0)  # of all horizon steps together
         self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
         self._windows.append({name: by_step[name].sum(1) for name in (*BY_WINDOW, *COUNTS)})
-
-    def _counts(self, each, observed):
-        """What the sums are divided by, for each window and step: targets, and fields that have one, or a pair."""
-        if observed is None:
-            ones = torch.ones_like(each)
-            return {"targets": ones * self.node, "fields": ones, "paired_fields": ones}
-        targets = observed.sum(2, dtype=torch.float64)
-        fields = (targets > 0).double()
-        paired = (observed_pairs(observed, self.pairs) > 0).double() if self.pairs.shape[1] else fields
-        return {"targets": targets, "fields": fields, "paired_fields": paired}
 
     def by_window(self):
         """What each window adds to the scores, in the order seen: input of `utils.comparison.paired_difference`.
@@ -398,14 +403,14 @@ class EnsembleScores:
             if total[name] == 0:
                 raise ValueError(f"the normalised CRPS is undefined: {what} is zero in all windows")
         return {
-            **_plain(self._scores(total)),
-            **_plain({"PIT": total["PIT"] / total["PIT"].sum(), "PIT_error": pit_error(total["PIT"])}),
+            **plain(self._scores(total)),
+            **plain({"PIT": total["PIT"] / total["PIT"].sum(), "PIT_error": pit_error(total["PIT"])}),
             "QICE_floor": perfect_qice(self.members, equidistant),
             "coverage90_floor": perfect_coverage(self.members, equidistant),
             "windows": round(per_horizon["windows"][0].item()),
             **self._missing_share(total),
             "members": self.members,
-            "per_horizon": _plain(self._scores(per_horizon)),
+            "per_horizon": plain(self._scores(per_horizon)),
         }
 
     def _scores(self, sums):
@@ -453,7 +458,7 @@ class EnsembleScores:
             )
 
 
-def _plain(scores):
+def plain(scores):
     """Tensors as Python numbers or lists; None for what is not finite, which JSON cannot hold."""
     def plain(value):
         if isinstance(value, list):

@@ -170,6 +170,20 @@ def share_bars(shares: np.ndarray, xlabel: str) -> plt.Figure:
     return figure
 
 
+def share_steps(lines: dict[str, np.ndarray], xlabel: str) -> plt.Figure:
+    """Shares of observations in bins of equal probability, of several forecasts: see `share_bars`.
+
+    Shapes: each of the named lines (bin,).
+    """
+    figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
+    for (name, shares), (color, style, _) in zip(lines.items(), LOOKS, strict=False):
+        axes.stairs(shares, np.linspace(0, 1, len(shares) + 1), color=color, linestyle=style, linewidth=1.5, label=name)
+    axes.axhline(1 / len(shares), color=INK, linestyle=":", label="calibrated")
+    axes.set(xlabel=xlabel, ylabel="observations (share)", xlim=(0, 1), ylim=(0, None))
+    axes.legend(frameon=False)
+    return figure
+
+
 def spread_against_skill(spread: np.ndarray, error: np.ndarray, unit: str) -> plt.Figure:
     """Error of the mean where the members are about so far apart; a calibrated ensemble: the diagonal.
 
@@ -221,15 +235,14 @@ def training_curves(stages: dict[str, list[dict]]) -> plt.Figure:
     return figure
 
 
-def correlation_by_distance(distance: np.ndarray, observed: np.ndarray, forecast: np.ndarray, unit: str) -> plt.Figure:
-    """Mean correlation between nodes at about so far from each other: of what came, and in the ensemble.
+def correlation_by_distance(distance: np.ndarray, lines: dict[str, np.ndarray], unit: str) -> plt.Figure:
+    """Mean correlation between nodes at about so far from each other: of what came, and of forecasts.
 
-    Shapes: (bin,) each.
+    Shapes: distance and each of the named lines (bin,).
     """
     figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
     axes.axhline(0, color=INK, linewidth=0.6)
-    for name, values, (color, style, marker) in zip(("forecast", "observed"), (forecast, observed), LOOKS,
-                                                    strict=False):
+    for (name, values), (color, style, marker) in zip(lines.items(), LOOKS, strict=False):
         axes.plot(distance, values, color=color, linestyle=style, marker=marker, markersize=3.5, label=name)
     axes.set(xlabel=f"distance between nodes ({unit})", ylabel="correlation (no unit)")
     axes.legend(frameon=False)

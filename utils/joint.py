@@ -1,0 +1,277 @@
+"""Scores that see how nodes and steps go together, each beside that of the same members without dependence.
+
+The control has every number of the ensemble once more. Its members are those of the ensemble, put in another order at
+every node (for what is scored in space) or at every step (for what is scored in time): margins stay, dependence goes.
+What lies between the two, the dependence has earned.
+"""
+
+import random
+
+import numpy as np
+import torch
+
+from .diagnostics import binned_means
+from .metrics import (
+    crps_quantile,
+    energy_score,
+    field_counts,
+    member_quantiles,
+    pit_counts,
+    pit_error,
+    plain,
+    sort_members,
+    variogram_pairs,
+    variogram_score,
+)
+from .reproducibility import key, keyed_normal
+
+REGIONS, CENTRES, NEIGHBOURS = 32, 64, 9  # random regions; at most so many neighbourhoods, of so many nodes each
+MAX_CORRELATED_NODES, CORRELATION_BINS = 128, 20
+CONTROL = "control "  # what names of the control's sums begin with
+BY_WINDOW = tuple(f"{what}_{name}" for name in ("regions", "neighbourhoods", "max", "increments")
+                  for what in ("crps", "abs_truth"))
+
+
+# --- which nodes, and in which order ------------------------------------------------------------------------
+
+def drawn(num_nodes, size, draw=None):
+    """Some nodes in their order, drawn once and for all: they follow from the numbers. Shapes: -> (size,)."""
+    return torch.tensor(sorted((draw or random.Random(num_nodes)).sample(range(num_nodes), size)))
+
+
+def random_regions(num_nodes):
+    """Sets of nodes, from two of them to all, sizes evenly spread in logarithm. Shapes: -> a list of (size,)."""
+    draw = random.Random(num_nodes)
+    sizes = np.geomspace(min(2, num_nodes), num_nodes, REGIONS).round().astype(int).tolist()
+    return [drawn(num_nodes, size, draw) for size in sizes]
+
+
+def shuffled(members, start, axis):
+    """The members in an order of its own at every step (axis 2) or every node (axis 3), whole along the other axis.
+
+    An order follows from the window's `start` and the step or node: not from the batch, not from the values.
+    Shapes: members (batch, member, horizon, node), start (batch,).
+    """
+    place = torch.arange(members.shape[axis], device=members.device)
+    noise = keyed_normal(key(axis, start.to(members.device).unsqueeze(1), place), members.shape[1:2])
+    order = noise.argsort(-1).transpose(1, 2).unsqueeze(5 - axis)
+    return members.gather(1, order.expand_as(members))
+
+
+# --- correlations -------------------------------------------------------------------------------------------
+
+def correlation(covariance):
+    """Correlations of a covariance matrix; NaN where a variance is zero up to rounding."""
+    variance = covariance.diagonal()
+    deviation = variance.where(variance > 1e-12 * variance.nan_to_num().max(), torch.nan).sqrt()
+    return covariance / torch.outer(deviation, deviation)
+
+
+def autocorrelation(covariance):
+    """Correlation at every lag from 1 on, pooled over the steps that are so far apart: (step, step) -> (step - 1,).
+
+        sum of covariance[f, f + lag] / sum of deviation[f] * deviation[f + lag]
+    """
+    deviation = covariance.diagonal().sqrt()
+    norm = torch.outer(deviation, deviation)
+    return torch.tensor([covariance.diagonal(lag).sum() / norm.diagonal(lag).sum() for lag in range(1, len(norm))])
+
+
+def correlation_curve(pairs, distances):
+    """Mean correlation of pairs of nodes that are about so far apart; each weighs as much as its nodes vary.
+
+    pairs: see `JointScores.correlation`; distances: those of its pairs, and their unit, or None: then pairs are put
+    together by the correlation that is forecast. -> distance and unit (both None without), observed, forecast, control.
+    """
+    (by, unit), lines = distances or (pairs["forecast"], None), ("observed", "forecast", "control")
+    known = np.isfinite(by)
+    if not known.any():
+        return {"distance": None, "unit": None, **{name: [] for name in lines}}
+    by, weight, *values = (each[known] for each in (by, pairs["weight"], *(pairs[name] for name in lines)))
+    edges = np.linspace(0, by.max(), CORRELATION_BINS + 1) if unit else np.quantile(
+        by, np.linspace(0, 1, CORRELATION_BINS + 1))
+    distance, *means = (each.tolist() for each in binned_means(edges, weight, by, *values))
+    return {"distance": distance if unit else None, "unit": unit, **dict(zip(lines, means, strict=True))}
+
+
+# --- all of them, streamed ----------------------------------------------------------------------------------
+
+class JointScores:
+    """Scores of sums, maxima, increments and correlations, of an ensemble and of its control, over chunks of windows.
+
+        scores = JointScores(node=560, neighbours=neighbours, distances=distances)
+        for members, truth, start in chunks: scores.update(members, truth, start)
+        report = scores.compute()
+
+    neighbours: (node, count), each row a neighbourhood; None: they are not known, and their scores are left out.
+    distances(first, second) -> (distances of these pairs of nodes, their unit) or None.
+    With a mask, sums and maxima are those of the observed nodes, of truth and members alike; a set without any does not
+    count. `sums` holds all that was seen, in float64; sums of several processes may be added.
+    """
+
+    def __init__(self, node, neighbours=None, distances=lambda first, second: None):
+        self.distances, self.pairs, self.regions = distances, variogram_pairs(node), random_regions(node)
+        self.some = torch.linspace(0, node - 1, min(CENTRES, node)).round().long()  # evenly over their order
+        self.correlated = drawn(node, min(MAX_CORRELATED_NODES, node))
+        self.neighbourhoods = None if neighbours is None else neighbours[self.some]
+        counts = {"sum": 1, "regions": len(self.regions), "max": len(self.regions),
+                  "neighbourhoods": 0 if neighbours is None else len(self.some)}
+        last = np.cumsum(list(counts.values())).tolist()
+        self.families = {name: slice(end - count, end) for (name, count), end in zip(counts.items(), last, strict=True)
+                         if count}
+        self.sums, self._windows = {}, []
+
+    @torch.no_grad()
+    def update(self, members, truth, start, observed=None):
+        """Add a chunk of windows.
+
+        Shapes: members (batch, member, horizon, node), truth (batch, horizon, node), start (batch,), observed as truth:
+        which targets count; None: all. Units: physical.
+        """
+        if observed is not None:
+            members, truth = members.where(observed.unsqueeze(1), 0), truth.where(observed, 0)
+        self._to(members.device)
+        control = shuffled(members, start, axis=3)
+        near, near_control = members[..., self.some], shuffled(members[..., self.some], start, axis=2)
+        without = self._space(control, truth, observed) | self._time(near_control, truth, observed) | {
+            "energy_score": energy_score(control, truth),
+            "variogram_score": variogram_score(control, truth, pairs=self.pairs, observed=observed),
+        }
+        chunk = {
+            **self._space(members, truth, observed), **self._time(near, truth, observed),
+            **{CONTROL + name: value for name, value in without.items()},
+            **self._errors(truth - members.mean(1), observed), **field_counts(truth, observed, self.pairs),
+        }
+        self.sums = {name: self.sums.get(name, 0) + value.sum(0) for name, value in chunk.items()}
+        self._windows.append({name: value for name, value in chunk.items() if name in BY_WINDOW})
+
+    def _to(self, device):
+        for name in ("pairs", "some", "correlated"):
+            setattr(self, name, getattr(self, name).to(device))
+        self.regions = [nodes.to(device) for nodes in self.regions]
+
+    def _space(self, members, truth, observed):
+        """Scores of means and maxima over sets of nodes, by window, and products of nodes: what their order changes."""
+        found = self._over_sets(torch.cat([truth.unsqueeze(1), members], 1), observed)
+        seen = None if observed is None else self._over_sets(observed.to(truth).unsqueeze(1))[:, 0] > 0
+        truth, ordered = found[:, 0], sort_members(found[:, 1:])
+        crps = crps_quantile(member_quantiles(ordered), truth)
+        chunk = {"node products": _products(_around_mean(members[..., self.correlated]).flatten(0, 2))}
+        for name, sets in self.families.items():
+            chunk[f"crps_{name}"] = crps[..., sets].sum((1, 2), dtype=torch.float64)
+            chunk[f"abs_truth_{name}"] = truth[..., sets].abs().sum((1, 2), dtype=torch.float64)
+            chunk[f"PIT_{name}"] = pit_counts(ordered[..., sets], truth[..., sets],
+                                              None if seen is None else seen[..., sets]).unsqueeze(0)
+        return chunk
+
+    def _over_sets(self, fields, observed=None):
+        """Mean of the field, of every region and neighbourhood, and maximum of every region; 0 where none is observed.
+
+        Means and not sums, so that small and large sets weigh alike in their score.
+        Shapes: fields (batch, row, horizon, node), 0 where not observed -> (batch, row, horizon, set), see `families`.
+        """
+        by_node = low = fields.permute(3, 0, 1, 2).contiguous()  # a node is then one piece of memory
+        if observed is not None:
+            low = by_node.masked_fill(~observed.permute(2, 0, 1).unsqueeze(2), -torch.inf)
+        found = [by_node.mean(0), *(by_node.index_select(0, nodes).mean(0) for nodes in self.regions),
+                 *(low.index_select(0, nodes).amax(0) for nodes in self.regions)]
+        if self.neighbourhoods is not None:
+            found += by_node[self.neighbourhoods].mean(1)
+        found = torch.stack(found, -1)
+        return found.where(found.isfinite(), 0)
+
+    def _time(self, members, truth, observed):
+        """Scores of the increments of some nodes, by window, and products of steps: what their order changes."""
+        increments, true = members.diff(dim=2), truth[..., self.some].diff(dim=1)
+        if observed is not None:
+            both = observed[:, 1:, self.some] & observed[:, :-1, self.some]
+            increments, true = increments.where(both.unsqueeze(1), 0), true.where(both, 0)
+        crps = crps_quantile(member_quantiles(sort_members(increments)), true)
+        return {"crps_increments": crps.sum((1, 2), dtype=torch.float64),
+                "abs_truth_increments": true.abs().sum((1, 2), dtype=torch.float64),
+                "step products": _products(_around_mean(members).transpose(2, 3).flatten(0, 2))}
+
+    def _errors(self, error, observed):
+        """Moments of the errors of the mean, between nodes and between steps. Shapes: error (batch, horizon, node)."""
+        weight = torch.ones_like(error) if observed is None else observed.to(error)
+        rows = {"node": [x[..., self.correlated].flatten(0, 1) for x in (error, weight)],
+                "step": [x[..., self.some].transpose(1, 2).flatten(0, 1) for x in (error, weight)]}
+        return {f"{between} {name}": value for between, (x, w) in rows.items() for name, value in
+                {"errors": _products(x), "error sums": _products(x, w), "pairs": _products(w)}.items()}
+
+    def by_window(self):
+        """What each window adds to the scores, in the order seen: input of `utils.comparison.paired_difference`.
+
+        Of means over regions, means over neighbourhoods (where they are known), maxima over regions and increments: the
+        sum of their CRPS, crps_*, and of their absolute truth, abs_truth_*. Shapes: each (windows,), float64.
+        """
+        return {name: torch.cat([each[name] for each in self._windows]).cpu() for name in self._windows[0]}
+
+    def correlations(self):
+        """Correlations between nodes of the errors of the mean, and of the members around it, pooled over the horizon.
+
+        They agree where the ensemble knows how nodes go together: each member should be off its mean as the truth is.
+        `weight`, the product of the errors' standard deviations: in a mean over pairs it keeps nodes where nothing ever
+        happens, and their rounding, from having a say. Pairs with a node that never varies are left out.
+        Shapes: first, second (the nodes), observed, forecast, control, weight, each (pair,), in numpy.
+        """
+        sums = {name: value.cpu() for name, value in self.sums.items()}
+        errors, nodes = _error_covariance(sums, "node"), self.correlated.cpu()
+        first, second = torch.triu_indices(len(nodes), len(nodes), 1)
+        deviation = errors.diagonal().sqrt()
+        found = {"first": nodes[first], "second": nodes[second], "observed": correlation(errors)[first, second]}
+        for line, side in (("forecast", ""), ("control", CONTROL)):
+            found[line] = correlation(sums[f"{side}node products"] / sums["node pairs"])[first, second]
+        found["weight"] = deviation[first] * deviation[second]
+        valid = (found["observed"] + found["forecast"] + found["control"]).isfinite()
+        return {name: values[valid].numpy() for name, values in found.items()}
+
+    def compute(self):
+        """All scores of the windows seen, as plain numbers, and those of the `control` beside them.
+
+        CRPS_* are divided by the sum of the absolute truth. PIT lists the shares of `metrics.pit_counts` of each kind
+        of aggregate, PIT_error_* are their mean |share - 1/20|. `autocorrelation` (lags 1, 2, ...) and `correlation`
+        (by distance, see `correlation_curve`) are those of observed errors of the mean, and of members around it;
+        *_gap is the mean difference of the two, without sign. The energy and the variogram score are given for the
+        control alone: those of the ensemble are in `metrics.EnsembleScores`. What does not exist is None.
+        """
+        sums = {name: value.cpu() for name, value in self.sums.items()}
+        steps = {"observed": autocorrelation(_error_covariance(sums, "step")),
+                 "forecast": autocorrelation(sums["step products"] / sums["step pairs"]),
+                 "control": autocorrelation(sums[f"{CONTROL}step products"] / sums["step pairs"])}
+        pairs = self.correlations()
+        curve = correlation_curve(pairs, self.distances(pairs["first"], pairs["second"]))
+
+        def scores(side, line):
+            found = {f"CRPS_{name}": sums[f"{side}crps_{name}"] / sums[f"abs_truth_{name}"]
+                     for name in (*self.families, "increments")}
+            if side:
+                found["energy_score"] = sums[f"{side}energy_score"].sum() / sums["fields"].sum()
+                found["variogram_score"] = sums[f"{side}variogram_score"].sum() / sums["paired_fields"].sum()
+            pit = {name: sums[f"{side}PIT_{name}"] for name in self.families}
+            return plain({
+                **found,
+                "autocorrelation_gap": (steps[line] - steps["observed"]).abs().mean(),
+                "correlation_gap": (torch.tensor(curve[line]) - torch.tensor(curve["observed"])).abs().mean(),
+                **{f"PIT_error_{name}": pit_error(counts) for name, counts in pit.items()},
+            }) | {"PIT": plain({name: counts / counts.sum() for name, counts in pit.items()})}
+
+        return {**scores("", "forecast"), "control": scores(CONTROL, "control"), "autocorrelation": plain(steps),
+                "correlation": curve}
+
+
+def _around_mean(members):
+    return members - members.mean(1, keepdim=True)
+
+
+def _products(rows, others=None):
+    """Sums over the rows of the products of two columns, in float64, with an axis to be summed before them."""
+    rows = rows.double()
+    return (rows.T @ (rows if others is None else others.double())).unsqueeze(0)
+
+
+def _error_covariance(sums, between):
+    """Covariance of the errors around their mean; NaN for a pair that was never observed both."""
+    pairs = sums[f"{between} pairs"]
+    mean = sums[f"{between} error sums"] / pairs
+    return sums[f"{between} errors"] / pairs - mean * mean.T
