@@ -15,7 +15,7 @@ from data.fluctuation import STATISTICS
 from data.registry import sha256_of
 from data.summary import FieldSummary
 from data.windows import WindowedField
-from main_pretrain import check_shares, open_windows, training_batches
+from main_pretrain import check_shares, open_windows, statistics_batches, training_batches
 from models import DENOISERS, PROCESSES, build_forecaster, build_mean_model, ensemble_drawer
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
@@ -32,7 +32,6 @@ from utils.training import fit
 
 CHOICES = {"process": PROCESSES, "eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
            "scale_statistic": STATISTICS}
-STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 20_000_000  # at most, that the linear dependence is estimated from
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
@@ -106,10 +105,18 @@ def score_ensemble(model: torch.nn.Module, settings: dict, data, split: str, dev
     }, windows
 
 
-def statistics_batches(data, config):
-    """Batches of the training windows that the linear dependence is estimated from: fewer of a larger field."""
-    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // (data.predict_len * data.num_nodes)))
-    return data.batches("train", config.val_batch_size, limit=enough)
+def neighbours_of(data, config) -> torch.Tensor | None:
+    """The nodes that each listens to, (node, `--neighbours`), nearest first; None where the denoiser needs none.
+
+    Raises: ValueError where it does, and nothing tells which nodes are near.
+    """
+    if "nearest" not in DENOISERS[config.eps_model].mixing:
+        return None
+    nearest = data.nearest_nodes(1 + config.neighbours)
+    if nearest is None:
+        raise ValueError(f"--eps_model {config.eps_model}: {data.field.name} has no graph, no grid and no places of "
+                         "its nodes: give --graph or --node_table to both stages, or choose --eps_model tokens")
+    return nearest[:, 1:].contiguous()
 
 
 def validation_loss(model: torch.nn.Module, data, config, processes: Processes = ALONE) -> torch.Tensor:
@@ -136,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = open_windows(settings, config.data_dir, device)
     mean_model, mean_config, mean_path = load_mean_model(config, data)
     seed_step(config.seed)
-    model = build_forecaster(settings, mean_model, data.facts()).to(device)
+    model = build_forecaster(settings, mean_model, data.facts(), neighbours_of(data, config)).to(device)
     folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
     describe_run(config, data, model, folder, device)
     if config.dry_run:

@@ -341,16 +341,16 @@ def with_support(field: Field, nonnegative: bool) -> Field:
 
 
 def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, device: torch.device | str = "cpu",
-              oracle_nodes: int = 32, oracle_steps: int = 4000, own: OwnFile | None = None, split: str = "",
-              support: str = "auto", missing: str = "error", null_value: float | None = None,
-              covariates: str = "") -> WindowedField:
+              oracle_nodes: int = 32, oracle_steps: int = 4000, oracle_length_scale: float = 0.3,
+              own: OwnFile | None = None, split: str = "", support: str = "auto", missing: str = "error",
+              null_value: float | None = None, covariates: str = "") -> WindowedField:
     """The one way in: load the dataset, check it, split it and stand ready to give batches.
 
     split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says. covariates: their
     file.
     Raises: ValueError where the values are not those of the support.
     """
-    field = load_field(name, data_dir, oracle_nodes, oracle_steps, own, missing, null_value)
+    field = load_field(name, data_dir, oracle_nodes, oracle_steps, oracle_length_scale, own, missing, null_value)
     if support != "auto":
         field = with_support(field, support == "nonnegative")
     if support == "nonnegative" and (lowest := smallest(field.values)) < 0:

@@ -2,9 +2,10 @@
 
 import sys
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .denoiser import MLPDenoiser
+from .denoiser import GraphDenoiser, MLPDenoiser, TokenDenoiser
 from .dependence import FactorModel
 from .diffusion import NOISE_SCHEDULES
 from .forecaster import PROCESSES, ResidualForecaster
@@ -12,15 +13,18 @@ from .quantiles import ANY_VALUE
 from .stid import STID, QuantileSTID
 
 MEAN_MODELS = {"quantile_stid": QuantileSTID, "stid": STID}
-DENOISERS = {"mlp": MLPDenoiser}
+DENOISERS = {"mlp": MLPDenoiser, "tokens": TokenDenoiser, "graph": GraphDenoiser}
 
 
 def build_mean_model(settings: dict, facts: dict) -> nn.Module:
     """The stage-1 model of a configuration (as a dict: also that of a checkpoint) for data of these `facts`."""
-    return MEAN_MODELS[settings["mean_model"]](
+    network = MEAN_MODELS[settings["mean_model"]]
+    own = {"networks": settings["networks"], "linear_modes": settings["linear_modes"]}
+    return network(
         facts["num_nodes"], settings["history_len"], settings["predict_len"], tuple(facts["calendar_sizes"]),
         channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
         climatology=settings["climatology"], tokens=settings["tokens"], **optional_inputs(facts),
+        **{name: own[name] for name in getattr(network, "own_settings", ())},
     )
 
 
@@ -29,10 +33,11 @@ def optional_inputs(facts: dict) -> dict:
     return {"masked": facts.get("masked", False), "covariates": len(facts.get("covariates", ()))}
 
 
-def build_forecaster(settings: dict, mean_model: nn.Module, facts: dict) -> nn.Module:
+def build_forecaster(settings: dict, mean_model: nn.Module, facts: dict, nearest: Tensor | None = None) -> nn.Module:
     """The forecaster of a stage-2 configuration (as a dict: also that of a checkpoint), nothing in it fitted yet.
 
-    facts: those of the data, `WindowedField.facts()`.
+    facts: those of the data, `WindowedField.facts()`. nearest (node, `--neighbours`): those that nodes listen to, where
+    the denoiser mixes them; weights that are loaded bring their own.
     """
     num_nodes, calendar_sizes = facts["num_nodes"], tuple(facts["calendar_sizes"])
     support = tuple(facts["support"] or ANY_VALUE)
@@ -42,11 +47,17 @@ def build_forecaster(settings: dict, mean_model: nn.Module, facts: dict) -> nn.M
         raise ValueError(f"the noise variances fall from {beta[0]:g} to {beta[-1]:g}: choose --beta_first at most "
                          "--beta_last")
 
+    if nearest is None:
+        nearest = torch.zeros(num_nodes, settings["neighbours"], dtype=torch.long)
+    mixing = {"tokens": settings["mixing_tokens"], "nearest": nearest}
+
     def denoiser(coordinates: int, endpoint: bool) -> nn.Module:
-        return DENOISERS[settings["eps_model"]](
+        network = DENOISERS[settings["eps_model"]]
+        return network(
             coordinates, settings["history_len"], settings["predict_len"], calendar_sizes,
             channels=settings["channels"], layers=settings["layers"], embedding=settings["embedding"],
             dropout=settings["dropout"], endpoint=endpoint, **optional_inputs(facts),
+            **{name: mixing[name] for name in network.mixing},
         )
 
     if settings["process"] == "cost":

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .layers import ExtraInputs, IdentityEmbedding, ResidualBlock, StepEmbedding
+from .layers import ExtraInputs, IdentityEmbedding, Mixer, ResidualBlock, StepEmbedding
 
 
 class MLPDenoiser(nn.Module):
@@ -18,6 +18,8 @@ class MLPDenoiser(nn.Module):
     step (batch,) integers, or (1,) for all; result (batch, F, node). Units: standardized.
     Source: CoST section 4.4 and its published settings (8 layers, 128 channels, embeddings of 32).
     """
+
+    mixing = ()  # which of `tokens` and `nearest` it takes
 
     def __init__(self, num_nodes: int, history_len: int, predict_len: int, calendar_sizes: tuple[int, ...],
                  channels: int = 128, layers: int = 8, embedding: int = 32, dropout: float = 0.15,
@@ -45,7 +47,11 @@ class MLPDenoiser(nn.Module):
     def forward(self, noisy: Tensor, step: Tensor, context: Tensor) -> Tensor:
         dtype = self.project.weight.dtype
         known = (context + self.embed_step(step).unsqueeze(1)).to(dtype)  # small where all rows share a window
-        return self.project(self.blocks(known + self.embed_noisy(noisy.transpose(1, 2).to(dtype)))).transpose(1, 2)
+        return self.project(self.work(known + self.embed_noisy(noisy.transpose(1, 2).to(dtype)))).transpose(1, 2)
+
+    def work(self, hidden: Tensor) -> Tensor:
+        """The hidden layers: (batch, node, width) -> (batch, node, width)."""
+        return self.blocks(hidden)
 
     def round_to(self, dtype: torch.dtype) -> None:
         """Round the weights that work at every step to `dtype`, for sampling only.
@@ -55,3 +61,32 @@ class MLPDenoiser(nn.Module):
         self.embed_noisy.to(dtype)
         self.blocks.to(dtype)
         self.project.to(dtype)
+
+
+class TokenDenoiser(MLPDenoiser):
+    """The same network, in which the coordinates of a sample hear each other before each block, see `Mixer`.
+
+    Mixers start at zero: a new one computes what the `MLPDenoiser` of the same seed does.
+    """
+
+    mixing = "tokens",
+
+    def __init__(self, *task, tokens: int = 8, nearest: Tensor | None = None, **choices):
+        super().__init__(*task, **choices)
+        self.register_buffer("nearest", nearest)
+        self.mixers = nn.ModuleList(Mixer(self.project.in_features, tokens, nearest) for _ in self.blocks)
+
+    def work(self, hidden: Tensor) -> Tensor:
+        for mixer, block in zip(self.mixers, self.blocks, strict=True):
+            hidden = block(mixer(hidden, self.nearest))
+        return hidden
+
+    def round_to(self, dtype: torch.dtype) -> None:
+        super().round_to(dtype)
+        self.mixers.to(dtype)
+
+
+class GraphDenoiser(TokenDenoiser):
+    """A `TokenDenoiser` whose nodes also hear their `nearest` ones (node, neighbour), kept with the weights."""
+
+    mixing = "tokens", "nearest"

@@ -81,6 +81,46 @@ class TokenMixer(nn.Module):
         return hidden + self.out(self.write(hidden).softmax(-1) @ tokens)
 
 
+class Mixer(nn.Module):
+    """Let the coordinates of a sample hear each other, through tokens and from their nearest nodes, at a linear cost.
+
+        values, read, write = ask(hidden)
+        tokens = softmax over coordinates(read) @ values,    tokens += mlp(tokens)
+        heard = softmax over tokens(write) @ tokens  +  sum over j of weight[i, j] * values[nearest[i, j]]
+        hidden += out(heard)
+
+    Values are narrow, and everything in between is: a denoiser passes here at every step of every member. The weights
+    of neighbours are learned for each node. Coordinates after the nodes (modes) have none and hear tokens alone. The
+    last layer starts at zero: at first every coordinate is on its own.
+    Shapes: hidden (batch, coordinate, width) -> the same; nearest (node, neighbour) or None.
+    Source: tokens as in `TokenMixer`; neighbours: a graph convolution with a weight for each edge.
+    """
+
+    def __init__(self, width: int, tokens: int, nearest: Tensor | None, channels: int = 32):
+        super().__init__()
+        self.sizes = channels, 2 * tokens
+        self.ask = nn.Linear(width, sum(self.sizes), bias=False)
+        self.out = nn.Linear(channels, width, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, channels))
+        self.weight = None if nearest is None else nn.Parameter(torch.full(nearest.shape, 1 / max(1, nearest.shape[1])))
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, hidden: Tensor, nearest: Tensor | None) -> Tensor:
+        values, asked = self.ask(hidden).split(self.sizes, dim=-1)
+        read, write = asked.mT.contiguous().chunk(2, dim=1)  # (batch, token, coordinate), where softmax is fast
+        tokens = read.softmax(2) @ values
+        heard = write.softmax(1).mT @ (tokens + self.mlp(tokens))
+        if nearest is not None:
+            heard[:, :len(nearest)] += self._from_nearest(values, nearest)
+        return torch.addmm(hidden.flatten(0, 1), heard.flatten(0, 1), self.out.weight.T).view_as(hidden)
+
+    def _from_nearest(self, values: Tensor, nearest: Tensor) -> Tensor:
+        """Weighted sums of the neighbours' values: (batch, node, channel)."""
+        table = values.transpose(0, 1).flatten(1)  # a row is a node of all samples: few and long pieces to gather
+        sums = F.embedding_bag(nearest, table, mode="sum", per_sample_weights=self.weight.to(table.dtype))
+        return sums.unflatten(1, (len(values), -1)).transpose(0, 1)
+
+
 class IdentityEmbedding(nn.Module):
     """Who and when: a learned vector per node, and one per slot of each calendar cycle.
 

@@ -57,6 +57,8 @@ class CommonConfig:
                            "forecasts): a column for each, or an array (time, node, covariate)")
     oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
+    oracle_length_scale: float = flag(0.3, DATA, "distance over which the correlation between nodes of Oracle falls by "
+                                      "a factor e, in sides of the square that they lie in", above=0)
     dropout: float = flag(0.15, NETWORK, "share of hidden values dropped in training", minimum=0, maximum=0.9)
     batch_size: int = flag(8, TRAINING, "windows per training step", minimum=1)
     val_batch_size: int = flag(32, TRAINING, "windows per validation step", minimum=1)
@@ -103,6 +105,9 @@ class PretrainConfig(CommonConfig):
                        minimum=0)
     channels: int = flag(32, NETWORK, "width of each embedding of the mean model", minimum=1)
     layers: int = flag(4, NETWORK, "residual blocks of the mean model", minimum=0, maximum=1000)
+    networks: int = flag(3, NETWORK, "networks whose quantiles are averaged", minimum=1, maximum=100)
+    linear_modes: int = flag(16, NETWORK, "modes common to all nodes whose linear forecast corrects that of the "
+                             "networks, as far as the validation part bears it out; 0: off", minimum=0)
     recalibrate: bool = flag(True, TRAINING, "after training, correct on the validation part where the quantiles sit "
                              "too high or too low")
     epochs: int = other_default("epochs", 16)
@@ -118,7 +123,10 @@ class TrainConfig(CommonConfig):
                         "or, as published, the residual (cost); one_pass: the dependence without diffusion, in one "
                         "network call", choices="process")
     modes: int = flag(16, DIFFUSION, "modes shared by all nodes that copula and one_pass start from", minimum=0)
-    eps_model: str = flag("mlp", NETWORK, "denoiser", choices="eps_model")
+    eps_model: str = flag("mlp", NETWORK, "denoiser: each coordinate on its own (mlp), all joined by tokens (tokens), "
+                          "nodes also with their neighbours by graph, places or grid (graph)", choices="eps_model")
+    mixing_tokens: int = flag(8, NETWORK, "tokens of --eps_model tokens and graph", minimum=1)
+    neighbours: int = flag(8, NETWORK, "nearest nodes that each listens to with --eps_model graph", minimum=1)
     channels: int = flag(32, NETWORK, "width of the history embedding of the denoiser", minimum=1)
     layers: int = flag(2, NETWORK, "residual blocks of the denoiser", minimum=0, maximum=1000)
     embedding: int = flag(32, NETWORK, "width of the node and calendar embeddings of the denoiser", minimum=1)
@@ -151,7 +159,7 @@ class TrainConfig(CommonConfig):
 
 PRESETS = {
     "SST": {CommonConfig: dict(batch_size=32)},
-    "BikeDC": {PretrainConfig: dict(epochs=30)},
+    "BikeDC": {PretrainConfig: dict(epochs=30, networks=1)},
     "TaxiBJ": {CommonConfig: dict(batch_size=24)},
     "Los_Speed": {CommonConfig: dict(batch_size=24)},
     "NYCFlights": {CommonConfig: dict(batch_size=64)},
@@ -164,12 +172,16 @@ PROCESS_PRESETS = {"cost": dict(channels=128, layers=8, epochs=50, lr=1e-3)}
 """Choices of a process that differ from the defaults; those of cost are published."""
 
 WITHOUT_EFFECT = {
-    "copula": ("scale_threshold", "scale_statistic", "endpoint_signs"),
-    "one_pass": ("scale_threshold", "scale_statistic", "endpoint_signs", "noise_schedule", "beta_first", "beta_last",
-                 "sampler", "sample_steps"),
-    "cost": ("modes",),
+    "mean_model": {"stid": ("networks", "linear_modes", "recalibrate")},
+    "process": {
+        "copula": ("scale_threshold", "scale_statistic", "endpoint_signs"),
+        "one_pass": ("scale_threshold", "scale_statistic", "endpoint_signs", "noise_schedule", "beta_first",
+                     "beta_last", "sampler", "sample_steps"),
+        "cost": ("modes",),
+    },
+    "eps_model": {"mlp": ("mixing_tokens", "neighbours"), "tokens": ("neighbours",)},
 }
-"""Flags of stage 2 that a process does not read."""
+"""Flags that a choice does not read."""
 
 
 def parse_config(config_class, choices: dict, arguments: list[str] | None = None):
@@ -193,10 +205,11 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     given = with_own_data(given)
     name = given.get("data_name", CommonConfig.data_name)
     process = given.get("process", TrainConfig.process)
-    ignored = [name for name in WITHOUT_EFFECT[process] if name in given and config_class is TrainConfig]
-    if ignored:
-        print(f"note: --{', --'.join(ignored)}: no effect with --process {process}", file=sys.stderr)
     config = dataclasses.replace(config_class(), **{**preset(name, config_class, process), **given})
+    for kind, unread in WITHOUT_EFFECT.items():
+        chosen = getattr(config, kind, None)
+        if ignored := [name for name in unread.get(chosen, ()) if name in given]:
+            print(f"note: --{', --'.join(ignored)}: no effect with --{kind} {chosen}", file=sys.stderr)
     check_config(config, parser)
     return config
 

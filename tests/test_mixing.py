@@ -1,0 +1,179 @@
+"""Denoisers that mix nodes: they begin as the one that does not, hear whom they should, and cost what nodes do."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_values, with_gaps
+
+from data.windows import WindowedField
+from main_pretrain import main as pretrain
+from main_train import main as train
+from main_train import neighbours_of
+from models import DENOISERS, PROCESSES, build_forecaster, build_mean_model, ensemble_drawer, load_forecaster
+from models.layers import Mixer
+from scripts.check_data import saved_bytes
+from utils import checkpoint
+from utils.config import PretrainConfig, TrainConfig
+
+NODES, HISTORY, HORIZON, SIZES = 6, 5, 3, (24, 7)
+RING = torch.tensor([[(node - 1) % NODES, (node + 1) % NODES] for node in range(NODES)])
+MIXING = [name for name, network in DENOISERS.items() if network.mixing]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(7)
+
+
+def make_denoiser(name, coordinates=NODES, nearest=RING, trained=True, **settings):
+    """A denoiser; `trained`: its mixers say something, as after some steps."""
+    torch.manual_seed(1)
+    network = DENOISERS[name]
+    mixing = {option: value for option, value in {"tokens": 3, "nearest": nearest}.items() if option in network.mixing}
+    model = network(coordinates, HISTORY, HORIZON, SIZES, channels=8, layers=2, embedding=4, endpoint=False, **mixing,
+                    **settings)
+    if trained:
+        for mixer in (module for module in model.modules() if isinstance(module, Mixer)):
+            torch.nn.init.normal_(mixer.out.weight, std=0.3)
+    return model.eval()
+
+
+def inputs(coordinates=NODES, batch=2):
+    """Noisy sample, step, history and calendar."""
+    calendar = torch.stack([torch.randint(size, (batch,)) for size in SIZES], dim=1)
+    return (torch.randn(batch, HORIZON, coordinates), torch.randint(50, (batch,)),
+            torch.randn(batch, HISTORY, coordinates), calendar)
+
+
+def denoise(model, noisy, step, *known):
+    return model(noisy, step, model.encode(*known))
+
+
+def heard(mixer, nearest, coordinates=NODES):
+    """Which coordinates (row) move with which (column): (coordinate, coordinate) of bools."""
+    hidden = torch.randn(1, coordinates, 5)
+    moved = torch.autograd.functional.jacobian(lambda hidden: mixer(hidden, nearest).sum((0, 2)), hidden)
+    return moved[:, 0].abs().sum(-1) > 0
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_a_new_one_is_the_denoiser_without_mixing_to_the_bit(name):
+    given = inputs()
+    assert torch.equal(denoise(make_denoiser(name, trained=False), *given), denoise(make_denoiser("mlp"), *given))
+    assert not torch.allclose(denoise(make_denoiser(name), *given), denoise(make_denoiser("mlp"), *given), atol=1e-3)
+
+
+def test_every_coordinate_hears_every_other_through_tokens():
+    mixer = Mixer(5, 3, None)
+    assert torch.equal(heard(mixer, None), torch.eye(NODES, dtype=torch.bool))
+    torch.nn.init.normal_(mixer.out.weight)
+    assert heard(mixer, None).all()
+
+
+def test_a_node_hears_its_neighbours_by_their_weights_and_none_further_away():
+    mixer, values = Mixer(5, 3, RING), torch.zeros(1, NODES + 2, 32)  # two modes, which are nobody's neighbours
+    values[0, 3], values[0, NODES:] = 1, 9
+    torch.nn.init.normal_(mixer.weight)
+    sums = mixer._from_nearest(values, RING)
+    expected = torch.zeros(1, NODES, 32)
+    expected[0, 2], expected[0, 4] = mixer.weight[2, 1].detach(), mixer.weight[4, 0].detach()
+    torch.testing.assert_close(sums, expected)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_nodes_in_another_order_are_denoised_in_that_order(name):
+    order = torch.tensor([2, 5, 0, 3, 1, 4])
+    place = order.argsort()
+    noisy, step, history, calendar = inputs()
+    one, other = make_denoiser(name), make_denoiser(name, nearest=place[RING[order]])
+    other.identity.node.data = one.identity.node.data[order]
+    for mixer, before in zip(other.mixers, one.mixers, strict=True):
+        if mixer.weight is not None:
+            mixer.weight.data = torch.randn(NODES, 2)
+            before.weight.data = mixer.weight.data[place]
+    torch.testing.assert_close(denoise(one, noisy, step, history, calendar)[..., order],
+                               denoise(other, noisy[..., order], step, history[..., order], calendar))
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_members_and_windows_do_not_hear_each_other(name):
+    model, given = make_denoiser(name), inputs(batch=3)
+    alone = torch.cat([denoise(model, *(part[row:row + 1] for part in given)) for row in range(3)])
+    torch.testing.assert_close(denoise(model, *given), alone)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_memory_of_a_training_step_grows_with_the_nodes_and_not_their_square(name):
+    def kept(nodes):
+        nearest = torch.randint(nodes, (nodes, 8))
+        model, given = make_denoiser(name, nodes + 16, nearest).train(), inputs(nodes + 16, 1)
+        return saved_bytes(lambda: denoise(model, *given).sum())
+
+    few, many = kept(1_000), kept(20_000)
+    assert many < 20.5 * few and many < 20_000 * 4_000  # a single number for each pair of nodes: 1.6 GB
+
+
+# As a part of the program
+
+def make_forecaster(data, name, process):
+    """A forecaster of a field of five nodes on a line, whose mixers say something."""
+    mean_settings = checkpoint.settings(PretrainConfig()) | {"history_len": 6, "predict_len": 4}
+    config = dataclasses.replace(TrainConfig(), history_len=6, predict_len=4, eps_model=name, process=process,
+                                 neighbours=2, channels=8, layers=2, embedding=4, nsample=4)
+    settings = checkpoint.settings(config)
+    model = build_forecaster(settings, build_mean_model(mean_settings, data.facts()), data.facts(),
+                             neighbours_of(data, config))
+    model.fit_statistics(data.batches("train", 32), data.fluctuation_scale)
+    for mixer in model.denoiser.mixers:
+        torch.nn.init.normal_(mixer.out.weight, std=0.3)
+    torch.nn.init.normal_(model.denoiser.project.weight, std=0.3)
+    return model.eval(), settings
+
+
+@pytest.fixture
+def data(field):
+    return WindowedField(dataclasses.replace(field, grid=(1, 5)), 6, 4)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", MIXING)
+def test_in_every_process_all_weights_learn_and_members_follow_from_their_keys(data, name, process):
+    model, settings = make_forecaster(data, name, process)
+    batch = next(iter(data.batches("train", 8)))
+    model.train()
+    model.loss(batch.future, *batch.known, precision=torch.autocast("cpu", torch.bfloat16)).backward()
+    assert not [key for key, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+    model.eval()
+    draws = [ensemble_drawer(model, {**settings, "sample_batch": size}, torch.device("cpu"))(batch) for size in (3, 32)]
+    torch.testing.assert_close(*draws, rtol=1e-4, atol=1e-4)
+    half = ensemble_drawer(model, {**settings, "sample_precision": "bfloat16"}, torch.device("cpu"))(batch)
+    assert (half - draws[0]).abs().mean() < 0.1 * draws[0].std()
+    assert all(weight.dtype == torch.float32 for weight in model.denoiser.mixers.parameters())
+
+
+def test_neighbours_are_the_nearest_of_the_field_without_the_node_itself(data):
+    model, _ = make_forecaster(data, "graph", "copula")
+    assert [set(row) for row in model.denoiser.nearest.tolist()[1:4]] == [{0, 2}, {1, 3}, {2, 4}]
+
+
+def test_a_field_without_places_is_refused_with_the_ways_out(field):
+    config = dataclasses.replace(TrainConfig(), eps_model="graph")
+    with pytest.raises(ValueError, match="--graph or --node_table .* --eps_model tokens"):
+        neighbours_of(WindowedField(field, 6, 4), config)
+    assert neighbours_of(WindowedField(field, 6, 4), dataclasses.replace(config, eps_model="tokens")) is None
+
+
+def test_a_run_takes_its_neighbours_along_and_forecasts_without_the_graph(tmp_path):
+    values, graph = with_gaps(random_values(200, 5)), tmp_path / "edges.csv"
+    np.save(tmp_path / "mine.npy", values)
+    graph.write_text("from,to\n0,4\n4,2\n")
+    flags = ["--data_path", str(tmp_path / "mine.npy"), "--graph", str(graph), "--freq", "1h", "--start", "2024-01-01",
+             "--missing", "mask", "--epochs", "1", "--channels", "8", "--layers", "2", "--save_dir", str(tmp_path)]
+    assert pretrain(flags) == 0
+    assert train([*flags, "--eps_model", "graph", "--neighbours", "2", "--nsample", "4", "--test_windows", "4"]) == 0
+    graph.unlink()
+    forecaster = load_forecaster(tmp_path / "diffusion/mine_12_12")
+    assert forecaster.model.denoiser.nearest.tolist() == [[4, 2], [1, 1], [4, 0], [3, 3], [0, 2]]
+    assert np.isfinite(forecaster.forecast(values[:12], "2024-01-01").members).all()
