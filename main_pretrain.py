@@ -24,6 +24,7 @@ from utils.runlog import describe_run, print_scores
 from utils.runs import open_run
 from utils.training import fit
 
+STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 20_000_000  # at most, that linear models are estimated from
 
 def own_file(settings: dict) -> OwnFile | None:
     """The user's own file of a configuration, None for a dataset of the registry."""
@@ -54,6 +55,12 @@ def training_batches(data: WindowedField, config, processes: Processes):
     return batches
 
 
+def statistics_batches(data: WindowedField, config):
+    """Batches of the training windows that linear models are estimated from: fewer of a larger field."""
+    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // (data.predict_len * data.num_nodes)))
+    return data.batches("train", config.val_batch_size, limit=enough)
+
+
 def check_shares(data: WindowedField, processes: Processes, **limits: int) -> None:
     """Refuse before the work processes that could not all get a window to score: at most so many of each split."""
     for split, limit in limits.items():
@@ -77,7 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     if config.compile:
-        model.blocks.compile()
+        for network in getattr(model, "networks", [model]):
+            network.blocks.compile()
 
     def loss(batch):
         with own_rows(batch.rows), autocast(device, config.amp):
@@ -93,10 +101,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     result = fit(model, loss, training_batches(data, config, processes), validate, config, keep, run.log, run.save,
                  run.state, processes=processes)
+    calibration = data.calibration(config.val_batch_size)
+    seed_step(config.seed, 0)
+    if config.linear_modes and hasattr(model, "combine"):
+        model.combine(statistics_batches(data, config), calibration)
     if config.recalibrate and hasattr(model, "recalibrate"):
-        seed_step(config.seed, 0)
-        model.recalibrate(data.calibration(config.val_batch_size), data.support)
-        keep(model.state_dict(), result.best_epoch, result.best_score)
+        model.recalibrate(calibration, data.support)
+    keep(model.state_dict(), result.best_epoch, result.best_score)
     start = time.perf_counter()
     scores = evaluate_mean(lambda b: model(*b.known), data.batches("test", config.val_batch_size),
                            data.scaler.physical, processes)

@@ -15,7 +15,7 @@ from data.fluctuation import STATISTICS
 from data.registry import sha256_of
 from data.summary import FieldSummary
 from data.windows import WindowedField
-from main_pretrain import check_shares, open_windows, training_batches
+from main_pretrain import check_shares, open_windows, statistics_batches, training_batches
 from models import DENOISERS, PROCESSES, build_forecaster, build_mean_model, ensemble_drawer
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
@@ -32,7 +32,6 @@ from utils.training import fit
 
 CHOICES = {"process": PROCESSES, "eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
            "scale_statistic": STATISTICS}
-STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 20_000_000  # at most, that the linear dependence is estimated from
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
@@ -118,12 +117,6 @@ def neighbours_of(data, config) -> torch.Tensor | None:
         raise ValueError(f"--eps_model {config.eps_model}: {data.field.name} has no graph, no grid and no places of "
                          "its nodes: give --graph or --node_table to both stages, or choose --eps_model tokens")
     return nearest[:, 1:].contiguous()
-
-
-def statistics_batches(data, config):
-    """Batches of the training windows that the linear dependence is estimated from: fewer of a larger field."""
-    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // (data.predict_len * data.num_nodes)))
-    return data.batches("train", config.val_batch_size, limit=enough)
 
 
 def validation_loss(model: torch.nn.Module, data, config, processes: Processes = ALONE) -> torch.Tensor:

@@ -18,10 +18,13 @@ DENOISERS = {"mlp": MLPDenoiser, "tokens": TokenDenoiser, "graph": GraphDenoiser
 
 def build_mean_model(settings: dict, facts: dict) -> nn.Module:
     """The stage-1 model of a configuration (as a dict: also that of a checkpoint) for data of these `facts`."""
-    return MEAN_MODELS[settings["mean_model"]](
+    network = MEAN_MODELS[settings["mean_model"]]
+    own = {"networks": settings["networks"], "linear_modes": settings["linear_modes"]}
+    return network(
         facts["num_nodes"], settings["history_len"], settings["predict_len"], tuple(facts["calendar_sizes"]),
         channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
         climatology=settings["climatology"], tokens=settings["tokens"], **optional_inputs(facts),
+        **{name: own[name] for name in getattr(network, "own_settings", ())},
     )
 
 

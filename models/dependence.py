@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .modes import leading_axes
+
 RIDGE = 1e-3  # share of the mean variance added to each covariance before it is factorised
 SMALLEST_REST = 0.05  # of a node's variance, that the modes leave at least where a score is drawn
 POOLED = 0.5  # share of the covariance over steps that a node takes from all nodes
@@ -51,15 +53,7 @@ class FactorModel(nn.Module):
         self.spread.copy_(_mean_square(scores, known, 0).sqrt().clamp_min(1e-2))
         scaled = scores / self.spread if known is None else scores / self.spread * known  # gaps: the mean, 0
         if self.modes:
-            fields = scaled.flatten(0, 1)
-            if len(fields) < self.num_nodes:
-                _, vectors = torch.linalg.eigh(fields @ fields.T)
-                axes = fields.T @ vectors[:, -self.modes:]
-            else:
-                _, vectors = torch.linalg.eigh(fields.T @ fields)
-                axes = vectors[:, -self.modes:]
-            axes = nn.functional.pad(axes, (0, self.modes - axes.shape[1]))  # fewer fields than modes: any axes
-            self.axes.copy_(torch.linalg.qr(axes).Q)
+            self.axes.copy_(leading_axes(scaled.flatten(0, 1), self.modes))
         self.mode_spread.copy_((scaled @ self.axes).square().mean((0, 1)).sqrt().clamp_min(1e-3))
         if known is not None:
             for _ in range(2):  # the first time the modes are still those of fields with gaps

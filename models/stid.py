@@ -1,5 +1,7 @@
 """Stage 1: what is expected of the future, from history, node identity, calendar and climatology."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from .layers import (
     mean_over,
     squared_error,
 )
+from .modes import ModeForecast
 from .quantiles import LEVELS, normal_scores, pinball
 from .recalibration import Recalibration
 
@@ -29,11 +32,9 @@ class STID(nn.Module):
     Source: Shao et al. 2022 (arXiv:2208.05233); CoST's stage 1.
     """
 
-    outputs = 1  # per node and horizon step
-
     def __init__(self, num_nodes: int, history_len: int, predict_len: int, calendar_sizes: tuple[int, ...],
                  channels: int = 32, layers: int = 4, dropout: float = 0.15, climatology: bool = True, tokens: int = 8,
-                 masked: bool = False, covariates: int = 0):
+                 masked: bool = False, covariates: int = 0, outputs: int = 1):
         super().__init__()
         self.predict_len = predict_len
         self.identity = IdentityEmbedding(num_nodes, calendar_sizes, channels)
@@ -45,7 +46,7 @@ class STID(nn.Module):
             blocks += [TokenMixer(width, tokens)] if tokens and layer else []
             blocks += [ResidualBlock(width, dropout)]
         self.blocks = nn.Sequential(*blocks)
-        self.project = nn.Linear(width, predict_len * self.outputs)
+        self.project = nn.Linear(width, predict_len * outputs)
         self.extra = ExtraInputs(history_len, predict_len, channels, masked, covariates)
 
     def forward(self, *known) -> Tensor:
@@ -67,41 +68,82 @@ class STID(nn.Module):
         return squared_error(self(*known).float(), future, counted(future, *known))
 
 
-class QuantileSTID(STID):
-    """The same network with 19 outputs: the conditional quantiles of every node and horizon step.
+class QuantileSTID(nn.Module):
+    """The conditional quantiles of every node and horizon step: what networks with 19 outputs say on average.
 
-    `quantiles` gives them in rising order, (batch, level, F, node); the network itself gives their mean, which
-    stands for the conditional mean. Both are recalibrated once `recalibrate` was called.
-    Source: quantile regression, Koenker and Bassett 1978; sorted: Chernozhukov et al. 2010.
+        quantiles = recalibration(mean over networks of their sorted outputs + shift of the common modes)
+
+    The networks differ by the weights that they start from; they are trained side by side and judged together.
+    Shift and recalibration do nothing until `combine` and `recalibrate` have fitted them. `quantiles` gives (batch,
+    level, F, node) in rising order; the model itself gives their mean, which stands for the conditional mean.
+    Source: quantile regression, Koenker and Bassett 1978; sorted: Chernozhukov et al. 2010; several networks:
+    Lakshminarayanan et al. 2017 (arXiv:1612.01474).
     """
 
-    outputs = len(LEVELS)
+    own_settings = "networks", "linear_modes"  # beside those of a network
 
-    def __init__(self, num_nodes: int, history_len: int, predict_len: int, calendar_sizes: tuple[int, ...], **choices):
-        super().__init__(num_nodes, history_len, predict_len, calendar_sizes, **choices)
+    def __init__(self, num_nodes: int, history_len: int, predict_len: int, calendar_sizes: tuple[int, ...],
+                 networks: int = 3, linear_modes: int = 16, **choices):
+        super().__init__()
+        self.networks = nn.ModuleList(
+            STID(num_nodes, history_len, predict_len, calendar_sizes, outputs=len(LEVELS), **choices)
+            for _ in range(networks))
+        self.modes = ModeForecast(num_nodes, history_len, predict_len, calendar_sizes[0], linear_modes)
         self.recalibration = Recalibration(num_nodes, predict_len, calendar_sizes[0])
 
     def forward(self, *known) -> Tensor:
         return self.quantiles(*known).mean(1)
 
+    def trained_quantiles(self, *known) -> Tensor:
+        """Quantiles of the networks alone."""
+        return sum(network.outlook(*known).float().sort(1).values for network in self.networks) / len(self.networks)
+
     def raw_quantiles(self, *known) -> Tensor:
-        """Quantiles as trained, without recalibration."""
-        return self.outlook(*known).sort(1).values
+        """Quantiles without recalibration."""
+        quantiles = self.trained_quantiles(*known)
+        return quantiles + self.modes(*self._anomalies(quantiles, *known)).unsqueeze(1)
 
     def quantiles(self, history: Tensor, calendar: Tensor, *others) -> Tensor:
         return self.recalibration(self.raw_quantiles(history, calendar, *others), calendar)
 
     def loss(self, future: Tensor, *known) -> Tensor:
-        """Mean over the levels of twice the pinball loss: the CRPS, as far as 19 quantiles see it."""
-        return mean_over(pinball(self.outlook(*known).float(), future), counted(future, *known))
+        """Mean over the levels of twice the pinball loss: the CRPS, as far as 19 quantiles see it.
+
+        In training the mean of the networks' own losses, in evaluation the loss of their average.
+        """
+        observed = counted(future, *known)
+        if not self.training:
+            return mean_over(pinball(self.trained_quantiles(*known), future), observed)
+        return sum(mean_over(pinball(network.outlook(*known).float(), future), observed)
+                   for network in self.networks) / len(self.networks)
 
     @torch.no_grad()
     def scores(self, future: Tensor, uniform: Tensor, support: tuple[float, float], *known) -> Tensor:
-        """Normal scores (batch, F, node) of the future under the quantiles as trained; see `normal_scores`."""
+        """Normal scores (batch, F, node) of the future under `raw_quantiles`; see `normal_scores`."""
         return normal_scores(self.raw_quantiles(*known), future, uniform, *support)
 
     @torch.no_grad()
-    def recalibrate(self, batches, support: tuple[float, float]) -> None:
-        """Fit the recalibration to validation batches. Call it after training, in eval mode."""
+    def combine(self, training: Iterable, validation: Iterable) -> None:
+        """Fit the forecast of common modes to training batches, and how far it is believed to validation batches.
+
+        Call it after training, in eval mode; a missing value counts as the usual one.
+        """
+        def future_anomaly(batch):
+            usual = batch.climatology[:, -batch.future.shape[1]:]
+            return (batch.future if batch.scored is None else batch.future.where(batch.scored, usual)) - usual
+
+        self.modes.fit((batch.history - batch.climatology[:, :batch.history.shape[1]], batch.calendar,
+                        future_anomaly(batch)) for batch in training)
+        self.modes.believe((*self._anomalies(self.trained_quantiles(*batch.known), *batch.known),
+                            future_anomaly(batch)) for batch in validation)
+
+    @torch.no_grad()
+    def recalibrate(self, batches: Iterable, support: tuple[float, float]) -> None:
+        """Fit the recalibration to validation batches. Call it after `combine`, in eval mode."""
         self.recalibration.fit((self.scores(batch.future, torch.rand_like(batch.future), support, *batch.known),
                                 batch.calendar, batch.scored) for batch in batches)
+
+    def _anomalies(self, quantiles: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor, extras=None):
+        """Inputs of `modes`: forecast and history as deviations from the usual, and the calendar."""
+        past, ahead = climatology.split([history.shape[1], quantiles.shape[2]], dim=1)
+        return quantiles.mean(1) - ahead, history - past, calendar

@@ -31,7 +31,7 @@ from utils.reproducibility import MemberNoise
 PUBLISHED_INPUTS = ["--no-climatology", "--tokens", "0"]
 STAGE_1 = {
     "stid": ["--mean_model", "stid", "--epochs", "50", "--patience", "15", "--ema", "0", *PUBLISHED_INPUTS],
-    "quantile_stid": ["--epochs", "30", "--no-recalibrate", *PUBLISHED_INPUTS],
+    "quantile_stid": [*"--epochs 30 --networks 1 --linear_modes 0 --no-recalibrate".split(), *PUBLISHED_INPUTS],
     "ours": [],
 }
 WINDOWS_AT_ONCE = 8
@@ -45,7 +45,7 @@ class Method:
     stage_1: str | None = None
     baseline: str | None = None
     stage_2: tuple[str, ...] = ()
-    untrained: bool = False
+    untrained_of: str = ""  # the run whose network is taken out
 
 
 METHODS = {
@@ -54,12 +54,15 @@ METHODS = {
     **{name: Method("quantile_stid", name) for name in ("quantile", "schaake", "schaake_slot")},
     "cost": Method("stid", stage_2=("--process", "cost")),
     **{f"our_{name}": Method("ours", name) for name in ("quantile", "schaake", "schaake_slot")},
-    "gaussian_copula": Method("ours", stage_2=("--process", "copula"), untrained=True),
+    "nodewise": Method("ours", stage_2=("--modes", "0")),
+    "gaussian_copula": Method("ours", stage_2=("--process", "copula"), untrained_of="copula"),
     "one_pass": Method("ours", stage_2=("--process", "one_pass")),
+    **{name: Method("ours", stage_2=("--eps_model", name)) for name in ("tokens", "graph")},
     "copula": Method("ours", stage_2=("--process", "copula")),
 }
 """The ladder, from the last value to the default; `our_` stands on our stage 1, the rows before on published inputs.
-gaussian_copula is copula with the diffusion network taken out: what is between the two, the diffusion earned."""
+gaussian_copula is copula with the diffusion network taken out: what is between the two, the diffusion earned. nodewise
+is copula without common modes, tokens and graph are copula with networks that mix nodes."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,12 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
     if mean_run:
         facts["minutes_stage_1"] = checkpoint.read_json(mean_run / checkpoint.METRICS)["seconds_train"] / 60
     if method.stage_2:
-        folder = task.stage(method.stage_2[-1], main_train, [*method.stage_2, "--mean_run", str(mean_run)])
+        folder = task.stage(method.untrained_of or name, main_train, [*method.stage_2, "--mean_run", str(mean_run)])
         run = load_forecaster(folder, device)
         trained = checkpoint.read_json(folder / checkpoint.METRICS)
         facts |= {"minutes_stage_2": trained["seconds_train"] / 60, "best_epoch": trained["best_epoch"]}
         settings = {**run.checkpoint["config"], "sample_precision": "bfloat16", "test_windows": task.test_windows}
-        if method.untrained:
+        if method.untrained_of:
             facts["minutes_stage_2"] = 0.0
             torch.nn.init.zeros_(run.model.denoiser.project.weight)
             torch.nn.init.zeros_(run.model.denoiser.project.bias)

@@ -89,9 +89,9 @@ def page() -> str:
         parts += [f"## {group.capitalize()}\n", markdown(columns, flags_of(group))]
     parts += ["## Presets\n", markdown(("of", "stage", "flags"), presets()),
               "## Flags without effect\n\nA note says so when one of them is given.\n",
-              markdown(("with", "flags"), [(f"`--{choice} {name}`", listed(flags))
-                                           for choice, without in WITHOUT_EFFECT.items()
-                                           for name, flags in without.items()])]
+              markdown(("with", "flags"), [(f"`--{kind} {name}`", listed(flags))
+                                           for kind, unread in WITHOUT_EFFECT.items()
+                                           for name, flags in unread.items()])]
     return "\n".join(parts)
 
 

@@ -37,12 +37,15 @@ def result(results):
 
 
 def mean_gflop(history, horizon, nodes=5, cycles=2, outputs=19):
-    """By hand: history and climatology, residual blocks, tokens between them, and the outputs of stage 1."""
+    """By hand: of each network history and climatology, residual blocks, tokens between them and outputs; then the
+    modes, of which the histories, 3 steps of them times 3 waves of the day, and those waves are seen."""
     mean = PretrainConfig()
     width = mean.channels * (2 + cycles)
     mixer = nodes * (2 * width**2 + 4 * width * mean.tokens) + 2 * mean.tokens * width**2
-    return 2e-9 * (nodes * ((2 * history + horizon) * mean.channels + 2 * mean.layers * width**2
-                            + width * horizon * outputs) + (mean.layers - 1) * mixer)
+    network = nodes * ((2 * history + horizon) * mean.channels + 2 * mean.layers * width**2
+                       + width * horizon * outputs) + (mean.layers - 1) * mixer
+    modes = nodes * ((history + 2 * horizon) * nodes + (1 + 6 + 2 * (history + 3 * 6)) * horizon)
+    return 2e-9 * (mean.networks * network + modes)
 
 
 def forecast_gflop(config, steps, nodes=5, cycles=2, step_size=64):

@@ -187,7 +187,7 @@ def test_both_stages_take_covariates_and_keep_their_names(project, process):
     content = load_checkpoint(folder / "diffusion/Tiny_6_4/model.pt")
     assert list(content["data"]["covariates"]) == ["shock"]
     assert content["weights"]["denoiser.extra.table.weight"].shape == (16, 10)
-    assert load_forecaster(folder / "diffusion/Tiny_6_4").model.mean_model.extra.table is not None
+    assert load_forecaster(folder / "diffusion/Tiny_6_4").model.mean_model.networks[0].extra.table is not None
 
 
 def test_stage_2_refuses_a_stage_1_model_of_other_covariates(project):

@@ -710,7 +710,7 @@ def make_masked(process):
     else:
         model = PROCESSES[process](mean, denoiser, BETA, dependence, ANY_VALUE)
         model.fit_statistics([with_gaps(make_batch(40)), with_gaps(make_batch(40))], lambda: SCALE)
-    for network in (mean, denoiser):
+    for network in (*getattr(mean, "networks", [mean]), denoiser):
         torch.nn.init.normal_(network.extra.gaps.weight, std=0.3)
         torch.nn.init.normal_(network.project.weight, std=0.1)
     return model.eval()

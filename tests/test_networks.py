@@ -9,7 +9,7 @@ import torch
 from data.windows import Extras
 from models import DENOISERS, MEAN_MODELS
 from models.denoiser import MLPDenoiser
-from models.layers import Dropout, IdentityEmbedding, ResidualBlock, StepEmbedding, TokenMixer
+from models.layers import Dropout, ExtraInputs, IdentityEmbedding, ResidualBlock, StepEmbedding, TokenMixer
 from models.quantiles import LEVELS, pinball
 from models.stid import STID, QuantileSTID
 
@@ -249,7 +249,8 @@ def test_conditional_quantiles_rise_with_their_level_and_their_mean_is_the_forec
     quantiles = model.quantiles(*inputs)
     assert quantiles.shape == (3, len(LEVELS), HORIZON, NODES)
     assert (quantiles.diff(dim=1) >= 0).all()
-    assert (model.outlook(*inputs).diff(dim=1) < 0).any(), "an untrained network has its outputs in any order"
+    outlook = model.networks[0].outlook(*inputs)
+    assert (outlook.diff(dim=1) < 0).any(), "an untrained network has its outputs in any order"
     torch.testing.assert_close(model(*inputs), quantiles.mean(1))
 
 
@@ -257,15 +258,28 @@ def test_stage_1_losses_are_the_squared_error_and_twice_the_pinball_loss():
     future, inputs = torch.randn(3, HORIZON, NODES), (*windows(3), usual(3))
     mean, quantile = make_full_stid(), make_full_stid(QuantileSTID)
     torch.testing.assert_close(mean.loss(future, *inputs), (mean(*inputs) - future).square().mean())
-    torch.testing.assert_close(quantile.loss(future, *inputs), pinball(quantile.outlook(*inputs), future).mean())
+    torch.testing.assert_close(quantile.loss(future, *inputs), pinball(quantile.quantiles(*inputs), future).mean())
+    own = [pinball(network.outlook(*inputs), future).mean() for network in quantile.networks]
+    for network in quantile.networks:
+        network.apply(lambda module: setattr(module, "dropped", 0))  # training without chance
+    torch.testing.assert_close(quantile.train().loss(future, *inputs), sum(own) / 3)
+
+
+def test_quantiles_are_those_of_the_networks_on_average():
+    inputs = *windows(3), usual(3)
+    model = make_full_stid(QuantileSTID)
+    found = [network.outlook(*inputs).sort(1).values for network in model.networks]
+    assert len(found) == 3 and (found[0] - found[1]).abs().min() > 0, "they start from different weights"
+    torch.testing.assert_close(model.trained_quantiles(*inputs), (found[0] + found[1] + found[2]) / 3)
+    torch.testing.assert_close(model.quantiles(*inputs), model.trained_quantiles(*inputs), rtol=0, atol=1e-5)
 
 
 def test_the_quantile_loss_is_least_at_the_quantiles_of_the_data():
     """A network of constants, fitted: its outputs become the quantiles of a skewed law."""
-    model = make_stid(1, network=QuantileSTID, layers=0)
+    model = make_stid(1, network=QuantileSTID, layers=0, networks=1)
     future = torch.distributions.Exponential(1.0).sample((4000, HORIZON, 1))
     inputs = torch.zeros(4000, HISTORY, 1), torch.zeros(4000, 2, dtype=torch.long), torch.zeros(4000, 8, 1)
-    optimizer = torch.optim.Adam([model.project.bias], lr=0.05)
+    optimizer = torch.optim.Adam([model.networks[0].project.bias], lr=0.05)
     for step in range(400):
         optimizer.param_groups[0]["lr"] = 0.05 if step < 300 else 0.005
         optimizer.zero_grad()
@@ -497,27 +511,39 @@ def masked_windows(batch=3):
     return history.where(observed[:, :HISTORY], 0.0), calendar, usual(batch), Extras(observed)
 
 
+def one_network(kind):
+    """Settings of a stage 1 that consists of one network."""
+    return {"networks": 1} if kind is QuantileSTID else {}
+
+
+def weights_of_gaps(model):
+    return [module.gaps.weight for module in model.modules() if isinstance(module, ExtraInputs)]
+
+
 @pytest.mark.parametrize("network", [STID, QuantileSTID])
 def test_a_history_without_gaps_gives_the_forecast_of_a_network_that_knows_none(network):
     torch.manual_seed(1)
-    plain = make_stid(network=network, climatology=True, tokens=3)
+    plain = make_stid(network=network, climatology=True, tokens=3, **one_network(network))
     torch.manual_seed(1)
-    masked = make_stid(network=network, climatology=True, tokens=3, masked=True)
+    masked = make_stid(network=network, climatology=True, tokens=3, masked=True, **one_network(network))
     known = *windows(3), usual(3)
     full = Extras(torch.ones(3, HISTORY + HORIZON, NODES, dtype=torch.bool))
     for name, value in plain.state_dict().items():
         assert torch.equal(masked.state_dict()[name], value), name
-    torch.nn.init.normal_(masked.extra.gaps.weight)
+    gaps, = weights_of_gaps(masked)
+    torch.nn.init.normal_(gaps)
     assert torch.equal(masked(*known, full), plain(*known))
-    assert set(masked.state_dict()) - set(plain.state_dict()) == {"extra.gaps.weight"}
+    added, = set(masked.state_dict()) - set(plain.state_dict())
+    assert added.endswith("extra.gaps.weight")
 
 
 @pytest.mark.parametrize("network", [STID, QuantileSTID])
 def test_the_forecast_depends_on_which_of_the_history_is_missing_and_on_nothing_of_the_future(network):
     model = make_full_stid(network, masked=True)
     *known, extras = masked_windows()
-    assert model.extra.gaps.weight.abs().max() == 0
-    torch.nn.init.normal_(model.extra.gaps.weight)
+    for gaps in weights_of_gaps(model):
+        assert gaps.abs().max() == 0
+        torch.nn.init.normal_(gaps)
     forecast, observed = model(*known, extras), extras.observed.clone()
     observed[:, HISTORY:] = ~observed[:, HISTORY:]
     assert torch.equal(model(*known, Extras(observed)), forecast)
@@ -547,7 +573,7 @@ def test_losses_count_what_is_observed_and_average_by_windows():
     torch.testing.assert_close(model.loss(future, *known), (model(*known) - future)[scored].square().sum()
                                / scored.numel())
     model = make_full_stid(QuantileSTID, masked=True)
-    pinballs = pinball(model.outlook(*known), future).transpose(0, 1)[:, scored]
+    pinballs = pinball(model.quantiles(*known), future).transpose(0, 1)[:, scored]
     torch.testing.assert_close(model.loss(future, *known), pinballs.sum() / scored.numel() / len(pinballs))
 
 

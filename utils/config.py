@@ -105,6 +105,9 @@ class PretrainConfig(CommonConfig):
                        minimum=0)
     channels: int = flag(32, NETWORK, "width of each embedding of the mean model", minimum=1)
     layers: int = flag(4, NETWORK, "residual blocks of the mean model", minimum=0, maximum=1000)
+    networks: int = flag(3, NETWORK, "networks whose quantiles are averaged", minimum=1, maximum=100)
+    linear_modes: int = flag(16, NETWORK, "modes common to all nodes whose linear forecast corrects that of the "
+                             "networks, as far as the validation part bears it out; 0: off", minimum=0)
     recalibrate: bool = flag(True, TRAINING, "after training, correct on the validation part where the quantiles sit "
                              "too high or too low")
     epochs: int = other_default("epochs", 16)
@@ -156,7 +159,7 @@ class TrainConfig(CommonConfig):
 
 PRESETS = {
     "SST": {CommonConfig: dict(batch_size=32)},
-    "BikeDC": {PretrainConfig: dict(epochs=30)},
+    "BikeDC": {PretrainConfig: dict(epochs=30, networks=1)},
     "TaxiBJ": {CommonConfig: dict(batch_size=24)},
     "Los_Speed": {CommonConfig: dict(batch_size=24)},
     "NYCFlights": {CommonConfig: dict(batch_size=64)},
@@ -169,6 +172,7 @@ PROCESS_PRESETS = {"cost": dict(channels=128, layers=8, epochs=50, lr=1e-3)}
 """Choices of a process that differ from the defaults; those of cost are published."""
 
 WITHOUT_EFFECT = {
+    "mean_model": {"stid": ("networks", "linear_modes", "recalibrate")},
     "process": {
         "copula": ("scale_threshold", "scale_statistic", "endpoint_signs"),
         "one_pass": ("scale_threshold", "scale_statistic", "endpoint_signs", "noise_schedule", "beta_first",
@@ -177,7 +181,7 @@ WITHOUT_EFFECT = {
     },
     "eps_model": {"mlp": ("mixing_tokens", "neighbours"), "tokens": ("neighbours",)},
 }
-"""Flags of stage 2 that have no effect with a value of another one."""
+"""Flags that a choice does not read."""
 
 
 def parse_config(config_class, choices: dict, arguments: list[str] | None = None):
@@ -202,10 +206,10 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     name = given.get("data_name", CommonConfig.data_name)
     process = given.get("process", TrainConfig.process)
     config = dataclasses.replace(config_class(), **{**preset(name, config_class, process), **given})
-    for choice, without in WITHOUT_EFFECT.items() if config_class is TrainConfig else ():
-        value = getattr(config, choice)
-        if ignored := [name for name in without.get(value, ()) if name in given]:
-            print(f"note: --{', --'.join(ignored)}: no effect with --{choice} {value}", file=sys.stderr)
+    for kind, unread in WITHOUT_EFFECT.items():
+        chosen = getattr(config, kind, None)
+        if ignored := [name for name in unread.get(chosen, ()) if name in given]:
+            print(f"note: --{', --'.join(ignored)}: no effect with --{kind} {chosen}", file=sys.stderr)
     check_config(config, parser)
     return config
 

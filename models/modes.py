@@ -1,0 +1,137 @@
+"""A second opinion on what all nodes have in common: a linear forecast, believed as far as it proved right."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+RECENT = 3  # steps of the history whose effect depends on the time of the cycle
+HARMONICS = 3  # of the calendar's first cycle, at most
+PENALTIES = tuple(10.0 ** (k / 2) for k in range(-6, 3))  # of ridge regression, .001 to 10; cross-validation chooses
+FOLDS = 6  # stretches of time that take turns in it
+BLOCKS = 8  # stretches of time that tell chance from skill, at most
+DOUBT = 2.0  # squared errors of a belief that are taken from it
+
+
+def leading_axes(fields: Tensor, count: int) -> Tensor:
+    """The directions over the nodes in which fields vary most: (field, node) -> (node, count), orthonormal.
+
+    Of all nodes or all fields, whichever are fewer, the covariance is decomposed. Where there are fewer fields than
+    axes, the rest are any.
+    """
+    if len(fields) < fields.shape[1]:
+        axes = fields.T @ torch.linalg.eigh(fields @ fields.T).eigenvectors.flip(1)[:, :count]
+    else:
+        axes = torch.linalg.eigh(fields.T @ fields).eigenvectors.flip(1)[:, :count]
+    return torch.linalg.qr(nn.functional.pad(axes, (0, count - axes.shape[1]))).Q
+
+
+class ModeForecast(nn.Module):
+    """Shift a forecast along the modes that all nodes share, towards a linear forecast of these.
+
+        mode  = axes . anomaly / spread,    anomaly = value - climatology
+        shift = axes . (spread * belief * (linear mode - mode of the forecast))
+
+    A network that sees thousands of nodes still sees no more futures of a common mode than there are windows that do
+    not overlap, and learns those by heart. Ridge regression on the histories of the mode and of the largest one, and on
+    the time of the cycle, cannot; the two are combined mode by mode. A belief is the regression of what the forecast
+    missed on what the linear one would have changed, over validation windows, between 0 and 1, less what chance alone
+    would give. Not fitted, no mode is believed.
+
+    Shapes: history and forecast (batch, H, node), (batch, F, node), anomalies; calendar (batch, cycle) of the last
+    history step. Units: standardized.
+    Source: combined forecasts, Bates and Granger 1969; shrinkage, the positive part of James and Stein 1961.
+    """
+
+    def __init__(self, num_nodes: int, history_len: int, predict_len: int, size: int, modes: int):
+        super().__init__()
+        self.size, self.modes = size, min(modes, num_nodes)
+        self.harmonics = min(HARMONICS, (size - 1) // 2)
+        recent, cycle = min(RECENT, history_len), 2 * self.harmonics
+        features = 1 + cycle + 2 * (history_len + recent * cycle)
+        self.register_buffer("axes", torch.zeros(num_nodes, self.modes))
+        self.register_buffer("spread", torch.ones(self.modes))
+        self.register_buffer("weights", torch.zeros(self.modes, features, predict_len))
+        self.register_buffer("belief", torch.zeros(self.modes))
+
+    def forward(self, forecast: Tensor, history: Tensor, calendar: Tensor) -> Tensor:
+        """The shift of a forecast: (batch, F, node)."""
+        change = self.linear(self._project(history), calendar) - self._project(forecast)
+        return (change * (self.belief * self.spread)) @ self.axes.T
+
+    @torch.no_grad()
+    def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Find the modes and the linear forecast of each, from histories, calendar and futures of training windows.
+
+        The windows come in the order of time: those of a stretch of it tell how those of the others should be fitted.
+        """
+        history, calendar, future = (torch.cat(each) for each in zip(*parts, strict=True))
+        self.axes.copy_(leading_axes(future.flatten(0, 1), self.modes))
+        self.spread.copy_((history @ self.axes).square().mean((0, 1)).sqrt().clamp_min(1e-6))
+        features, target = self._features(self._project(history), calendar).double(), self._project(future).double()
+        for mode in range(self.modes):
+            self.weights[mode] = ridge(features[mode], target[..., mode])
+
+    @torch.no_grad()
+    def believe(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+        """Weigh linear forecasts by what they would have improved: forecasts, histories, calendar and futures.
+
+        Of validation windows in the order of time, or of any windows that fitted neither of the two.
+        """
+        gain, size = [], []
+        for forecast, history, calendar, future in parts:
+            change = (self.linear(self._project(history), calendar) - self._project(forecast)).double()
+            gain.append((change * self._project(future - forecast)).sum(1))
+            size.append(change.square().sum(1))
+        gain, size = torch.cat(gain), torch.cat(size)
+        blocks = min(BLOCKS, len(gain) // self.weights.shape[-1])
+        if blocks < 2:  # too few to tell chance from skill
+            return
+        gain, size = (torch.stack([block.sum(0) for block in each.tensor_split(blocks)]) for each in (gain, size))
+        total = size.sum(0).clamp_min(1e-12)
+        belief = gain.sum(0) / total
+        error = ((gain - belief * size).square().sum(0) * blocks / (blocks - 1)).sqrt() / total
+        self.belief.copy_(belief.clamp(0, 1) * (1 - DOUBT * (error / belief).square()).clamp_min(0))
+
+    def linear(self, history: Tensor, calendar: Tensor) -> Tensor:
+        """The linear forecast of every mode from its history (batch, H, mode): (batch, F, mode)."""
+        return torch.einsum("mbp,mpf->bfm", self._features(history, calendar), self.weights)
+
+    def _project(self, anomaly: Tensor) -> Tensor:
+        return anomaly @ self.axes / self.spread
+
+    def _features(self, history: Tensor, calendar: Tensor) -> Tensor:
+        """What is regressed on: (mode, batch, feature); the largest mode sees its own history twice."""
+        angle = 2 * math.pi / self.size * calendar[:, :1] * torch.arange(1, self.harmonics + 1, device=calendar.device)
+        cycle = torch.cat([angle.sin(), angle.cos()], dim=1)
+        paths = history.permute(2, 0, 1)
+        moved = (paths[..., -RECENT:].unsqueeze(-1) * cycle.unsqueeze(1)).flatten(2)
+        own = torch.cat([paths, moved], dim=2)
+        time = torch.cat([torch.ones_like(angle.sum(1, keepdim=True)), cycle], dim=1).expand(len(own), -1, -1)
+        return torch.cat([time, own, own[:1].expand_as(own)], dim=2)
+
+
+def ridge(features: Tensor, target: Tensor) -> Tensor:
+    """Ridge regression of (row, step) on (row, feature), its penalty by cross-validation: (feature, step).
+
+    The first feature is constant and not penalised; the others are scaled to a mean square of 1.
+    Source: Hoerl and Kennard 1970.
+    """
+    size = features.square().mean(0).sqrt().clamp_min(1e-9)
+    features = features / size
+    penalised = torch.ones_like(size).diag()
+    penalised[0, 0] = 1e-6
+
+    def solve(rows: Tensor, wanted: Tensor, penalty: float) -> Tensor:
+        return torch.linalg.solve(rows.T @ rows / len(rows) + penalty * penalised, rows.T @ wanted / len(rows))
+
+    stretches = torch.arange(len(features), device=features.device).tensor_split(min(FOLDS, len(features)))
+    errors = dict.fromkeys(PENALTIES, 0.0)
+    for held in stretches:
+        fitted = torch.ones(len(features), dtype=torch.bool, device=features.device)
+        fitted[held] = False
+        for penalty in PENALTIES if fitted.any() else ():
+            found = features[held] @ solve(features[fitted], target[fitted], penalty)
+            errors[penalty] += float((found - target[held]).square().sum())
+    return solve(features, target, min(errors, key=errors.get)) / size.unsqueeze(1)

@@ -1,0 +1,132 @@
+"""The linear forecast of common modes: it finds what is there, and is believed no further than it proved right."""
+
+import pytest
+import torch
+
+from models.modes import PENALTIES, ModeForecast, leading_axes, ridge
+
+HISTORY, HORIZON, NODES, SLOTS = 4, 3, 10, 24
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(3)
+
+
+def common_mode(windows, noise=0.1, decay=0.9):
+    """Histories, calendar and futures of a field whose nodes follow one autoregression, by unequal weights."""
+    path = torch.zeros(windows + HISTORY + HORIZON)
+    for step in range(1, len(path)):
+        path[step] = decay * path[step - 1] + torch.randn(())
+    weights = torch.linspace(0.5, 1.5, NODES)
+    values = path.unfold(0, HISTORY + HORIZON, 1)[:windows].unsqueeze(-1) * weights
+    values = values + noise * torch.randn_like(values)
+    calendar = torch.stack([torch.arange(windows) % SLOTS, torch.zeros(windows, dtype=torch.long)], dim=1)
+    return values[:, :HISTORY], calendar, values[:, HISTORY:]
+
+
+def fitted(training, modes=2):
+    model = ModeForecast(NODES, HISTORY, HORIZON, SLOTS, modes)
+    model.fit([training])
+    return model
+
+
+def test_before_it_is_fitted_it_shifts_nothing():
+    history, calendar, future = common_mode(20)
+    shift = ModeForecast(NODES, HISTORY, HORIZON, SLOTS, 2)(torch.randn_like(future), history, calendar)
+    assert shift.shape == future.shape and (shift == 0).all()
+
+
+@pytest.mark.parametrize("fields, nodes", [(200, 6), (5, 40), (2, 8)])
+def test_leading_axes_are_orthonormal_and_span_what_varies_most(fields, nodes):
+    values = torch.randn(fields, 1) @ torch.randn(1, nodes) * 10 + 0.1 * torch.randn(fields, nodes)
+    axes = leading_axes(values, 3)
+    torch.testing.assert_close(axes.T @ axes, torch.eye(3), rtol=0, atol=1e-5)
+    assert (values @ axes[:, :1]).square().sum() > 0.98 * values.square().sum()
+
+
+def test_a_forecast_that_knows_nothing_is_moved_to_the_autoregression():
+    """decay ** (step + 1) times the last value is the best that can be said."""
+    model = fitted(common_mode(2000))
+    history, calendar, future = common_mode(600)
+    nothing = torch.zeros_like(future)
+    model.believe([(nothing, history, calendar, future)])
+    assert model.belief[0] > 0.85
+    history, calendar, future = common_mode(600)
+    moved = model(torch.zeros_like(future), history, calendar)
+    best = history[:, -1:] * 0.9 ** torch.arange(1, HORIZON + 1).view(1, -1, 1)
+    assert (moved - best).square().mean() < 0.05 * best.square().mean()
+    assert (moved - future).square().mean() < 1.1 * (best - future).square().mean()
+
+
+def test_a_forecast_that_cannot_be_bettered_is_left_alone():
+    model = fitted(common_mode(2000))
+    history, calendar, future = common_mode(600)
+    model.believe([(future + 0.01 * torch.randn_like(future), history, calendar, future)])
+    assert (model.belief < 0.05).all()
+
+
+def test_two_forecasts_with_independent_errors_of_one_size_are_believed_alike():
+    model = fitted(common_mode(4000), modes=1)
+    history, calendar, future = common_mode(4000)
+    axis = model.axes * model.spread
+    linear = model.linear(history @ model.axes / model.spread, calendar) @ axis.T
+    missed = (future - linear).square().mean().sqrt()
+    other = future + missed / axis.square().mean().sqrt() * torch.randn(len(future), HORIZON, 1) @ axis.T
+    model.believe(zip(*(each.split(500) for each in (other, history, calendar, future)), strict=True))
+    assert model.belief.item() == pytest.approx(0.5, abs=0.08)
+
+
+def test_gains_of_one_stretch_of_time_alone_are_believed_less_than_steady_ones():
+    model = fitted(common_mode(2000), modes=1)
+    history, calendar, future = common_mode(800)
+    late = (torch.arange(800) >= 700).view(-1, 1, 1)
+    steady, once = 0 * future, torch.where(late, 0, future)
+    beliefs = []
+    for forecast in (steady, once):
+        model.belief.zero_()
+        model.believe([(forecast, history, calendar, future)])
+        beliefs.append(model.belief.item())
+    assert beliefs[0] > 0.85 and beliefs[1] < 0.1
+
+
+def test_with_too_few_windows_to_judge_nothing_is_believed():
+    model = fitted(common_mode(500))
+    history, calendar, future = common_mode(2 * HORIZON - 1)
+    model.believe([(torch.zeros_like(future), history, calendar, future)])
+    assert (model.belief == 0).all()
+
+
+def test_the_time_of_the_cycle_is_part_of_the_forecast():
+    """A mode that is a sine of the slot, whatever the history: only the calendar can tell it."""
+    windows = 960
+    history, calendar, _ = common_mode(windows)
+    history = torch.randn_like(history)
+    angle = 2 * torch.pi * calendar[:, 0] / SLOTS
+    future = angle.sin().view(-1, 1, 1).expand(-1, HORIZON, NODES) + 0.05 * torch.randn(windows, HORIZON, NODES)
+    model = fitted((history, calendar, future), modes=1)
+    found = model.linear(history @ model.axes / model.spread, calendar) * model.spread @ model.axes.T
+    assert (found - future).square().mean() < 0.05 * future.square().mean()
+
+
+@pytest.mark.parametrize("nodes, history, slots, modes", [(1, 1, 1, 4), (3, 2, 2, 16), (5, 12, 7, 0)])
+def test_small_fields_short_histories_and_short_cycles_are_taken(nodes, history, slots, modes):
+    model = ModeForecast(nodes, history, HORIZON, slots, modes)
+    windows = 40
+    past, future = torch.randn(windows, history, nodes), torch.randn(windows, HORIZON, nodes)
+    calendar = torch.randint(slots, (windows, 1))
+    model.fit([(past, calendar, future)])
+    model.believe([(future * 0, past, calendar, future)])
+    assert model.modes == min(modes, nodes) and model(future, past, calendar).isfinite().all()
+
+
+def test_ridge_finds_a_plane_and_shrinks_noise():
+    features = torch.randn(3000, 5).double() * torch.tensor([1.0, 1.0, 100.0, 1e-3, 1.0])
+    features[:, 0] = 1
+    wanted = torch.tensor([[2.0], [1.0], [0.02], [500.0], [0.0]], dtype=torch.float64)
+    torch.testing.assert_close(ridge(features, features @ wanted), wanted, rtol=2e-2, atol=2e-2)
+    few = features[:30]
+    noise = torch.randn(30, 1, dtype=torch.float64)
+    plain = torch.linalg.lstsq(few / few.square().mean(0).sqrt(), noise).solution
+    shrunk = ridge(few, noise) * few.square().mean(0).sqrt().unsqueeze(1)
+    assert shrunk[1:].norm() < 0.5 * plain[1:].norm() and max(PENALTIES) > 1
