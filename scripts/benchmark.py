@@ -54,15 +54,14 @@ METHODS = {
     **{name: Method("quantile_stid", name) for name in ("quantile", "schaake", "schaake_slot")},
     "cost": Method("stid", stage_2=("--process", "cost")),
     **{f"our_{name}": Method("ours", name) for name in ("quantile", "schaake", "schaake_slot")},
-    "nodewise": Method("ours", stage_2=("--modes", "0")),
     "gaussian_copula": Method("ours", stage_2=("--process", "copula"), untrained_of="copula"),
     "one_pass": Method("ours", stage_2=("--process", "one_pass")),
     **{name: Method("ours", stage_2=("--eps_model", name)) for name in ("tokens", "graph")},
     "copula": Method("ours", stage_2=("--process", "copula")),
 }
 """The ladder, from the last value to the default; `our_` stands on our stage 1, the rows before on published inputs.
-gaussian_copula is copula with the diffusion network taken out: what is between the two, the diffusion earned. nodewise
-is copula without common modes, tokens and graph are copula with networks that mix nodes."""
+gaussian_copula is copula with the diffusion network taken out: what is between the two, the diffusion earned; our_quantile
+is all that a network of each node on its own can do, tokens and graph are copula with networks that mix nodes."""
 
 
 @dataclass(frozen=True)

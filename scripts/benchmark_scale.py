@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +27,10 @@ import torch
 
 from data.readers import MEMORY_LIMIT
 from main_pretrain import open_windows
-from main_train import statistics_batches, validation_loss
+from main_train import CHOICES, neighbours_of, statistics_batches, validation_loss
 from models import build_forecaster, build_mean_model, ensemble_drawer
 from models.quantiles import LEVELS
+from scripts.benchmark_speed import seconds_of
 from scripts.check_data import saved_bytes
 from scripts.collect_results import markdown
 from utils import checkpoint
@@ -50,8 +50,9 @@ STATUS = Path("/proc/self/status")
 
 
 def write_field(path: Path, steps: int, nodes: int) -> None:
-    """A field (time, node) in float32 on disk, block by block: a daily cycle of its own for every node, and noise.
+    """A field (time, row, column) in float32 on disk, block by block: a daily cycle of its own for each node, noise.
 
+    The grid of the nodes is as near to a square as their number allows.
     Raises: ValueError when the disk has not enough space.
     """
     needed, free = 4 * steps * nodes, shutil.disk_usage(path.parent).free
@@ -59,7 +60,8 @@ def write_field(path: Path, steps: int, nodes: int) -> None:
         raise ValueError(f"--folder {path.parent}: {free / 1e9:.1f} GB are free, the field takes {needed / 1e9:.1f} GB")
     random = np.random.default_rng(nodes)
     phase = random.uniform(0, 2 * np.pi, nodes).astype(np.float32)
-    values = np.lib.format.open_memmap(path, "w+", np.float32, (steps, nodes))
+    rows = next(rows for rows in range(math.isqrt(nodes), 0, -1) if nodes % rows == 0)
+    values = np.lib.format.open_memmap(path, "w+", np.float32, (steps, rows, nodes // rows)).reshape(steps, nodes)
     for first in range(0, steps, max(1, BLOCK // nodes)):
         hours = np.arange(first, min(first + max(1, BLOCK // nodes), steps), dtype=np.float32)[:, None]
         noise = random.standard_normal((len(hours), nodes), dtype=np.float32)
@@ -92,13 +94,6 @@ def private_bytes() -> int:
     """Resident memory that is not that of a file."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
-
-
-def seconds_of(call) -> float:
-    """Processor seconds of a call."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def train(model, loss, data, config, steps: int) -> float:
@@ -155,7 +150,8 @@ def measure(nodes: int, steps: int, config: TrainConfig, train_steps: int, folde
             result, expected = run_both(path, config, train_steps, before)
     finally:
         path.unlink(missing_ok=True)
-    return {"nodes": nodes, "time_steps": steps, **result, "expected_mb": {k: v / 1e6 for k, v in expected.items()},
+    return {"nodes": nodes, "time_steps": steps, "eps_model": config.eps_model, **result,
+            "expected_mb": {k: v / 1e6 for k, v in expected.items()},
             "bound_mb": bound(expected) / 1e6, "peak_mb": peak.bytes and peak.bytes / 1e6,
             "peak_resident_set_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             * (1 if sys.platform == "darwin" else 1024) / 1e6}
@@ -164,7 +160,8 @@ def measure(nodes: int, steps: int, config: TrainConfig, train_steps: int, folde
 def measure_elsewhere(nodes: int, given: dict, folder: Path) -> dict:
     """What `measure` gives, in a process of its own, whose peak memory is then that of this field alone."""
     answer = folder / "row.json"
-    same = [f"--{name}={given[name]}" for name in ("steps", "train_steps", "batch_size", "nsample") if name in given]
+    same = [f"--{name}={given[name]}" for name in ("steps", "train_steps", "batch_size", "nsample", "eps_model")
+            if name in given]
     subprocess.run([sys.executable, "-m", "scripts.benchmark_scale", "--nodes", str(nodes), *same, "--folder", folder,
                     "--json", answer], check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
     return json.loads(answer.read_text())["rows"][0]
@@ -195,7 +192,7 @@ def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> 
     result["validation_1"] = seconds_of(lambda: mean_over_windows(mean_loss, some)) / len(some.starts)
     mean_model.eval()
     result["recalibration"] = seconds_of(lambda: mean_model.recalibrate(some, data.support)) / len(some.starts)
-    model = build_forecaster(settings, mean_model, data.facts())
+    model = build_forecaster(settings, mean_model, data.facts(), neighbours_of(data, config))
     result["statistics_s"] = seconds_of(
         lambda: model.fit_statistics(statistics_batches(data, config), data.fluctuation_scale))
 
@@ -258,11 +255,12 @@ def main(arguments: list[str] | None = None) -> int:
                         help="folder for the generated field (default: that of temporary files)")
     parser.add_argument("--json", type=output_path, default=None, help="write the numbers there")
     parser.add_argument("--table", type=output_path, default=None, help="write the table there as Markdown")
-    parser.add_flags(TrainConfig, {}, ("batch_size", "nsample"))
+    parser.add_flags(TrainConfig, CHOICES, ("batch_size", "nsample", "eps_model"))
     given = vars(parser.parse_args(arguments))
     if not given["folder"].is_dir():
         raise ValueError(f"--folder {given['folder']}: no such folder")
-    config = replace(TrainConfig(), **{name: given[name] for name in ("batch_size", "nsample") if name in given})
+    config = replace(TrainConfig(), **{name: given[name] for name in ("batch_size", "nsample", "eps_model")
+                                       if name in given})
     rows = []
     with tempfile.TemporaryDirectory(dir=given["folder"]) as folder:
         for nodes in given["nodes"]:

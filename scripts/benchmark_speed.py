@@ -1,6 +1,7 @@
 """Measure what training and sampling cost on this machine, and how near they come to its matrix-multiply peak.
 
     python -m scripts.benchmark_speed --data_name MobileNJ --json speed.json
+    python -m scripts.benchmark_speed --data_name MobileNJ --denoisers     # what each denoiser costs beside the first
 
 The networks are untrained, which costs the same. Where the dataset's array is absent, values of its shape are
 generated. Everything is measured in one run, because a time means little without the peak of the same machine.
@@ -26,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.registry import DATASETS, get_spec
 from data.windows import WindowedField
 from main_pretrain import open_windows
-from main_train import CHOICES
-from models import build_forecaster, build_mean_model, ensemble_drawer
+from main_train import CHOICES, neighbours_of
+from models import DENOISERS, build_forecaster, build_mean_model, ensemble_drawer
 from utils import checkpoint
 from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, preset, run_main
 from utils.device import autocast, choose_device
@@ -38,6 +39,7 @@ from utils.training import fit
 FORECASTS = (("dpm2m", 10), ("dpm2m", 20), ("ddim", 20), ("ancestral", 50))
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 TRAINING_STEPS, MOST_REPEATS = 4, 5
+ROUNDS = 10  # in which all denoisers take their turns
 
 
 def open_or_generate(config: TrainConfig, device: torch.device) -> tuple[WindowedField, str]:
@@ -69,6 +71,13 @@ def measure(call, device: torch.device, budget: float) -> list[float]:
         call()
         times.append(clock() - start)
     return times
+
+
+def seconds_of(call) -> float:
+    """Processor seconds of a call."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def count_gflop(call) -> float:
@@ -118,6 +127,71 @@ def training_step(model, loss, data: WindowedField, config, budget: float) -> fl
     return statistics.median(run(epochs)) / steps[0]
 
 
+def mean_model_of(config: TrainConfig, data: WindowedField, device: torch.device):
+    """An untrained stage 1 for a stage-2 configuration, and its own configuration."""
+    mean_config = replace(PretrainConfig(), data_name=config.data_name, history_len=config.history_len,
+                          predict_len=config.predict_len, **preset(config.data_name, PretrainConfig))
+    return build_mean_model(checkpoint.settings(mean_config), data.facts()).to(device), mean_config
+
+
+def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: torch.device):
+    """An untrained forecaster on top of a stage 1, its linear dependence measured."""
+    model = build_forecaster(checkpoint.settings(config), mean_model, data.facts(), neighbours_of(data, config))
+    model.to(device).fit_statistics(data.batches("train", config.val_batch_size, limit=100), data.fluctuation_scale)
+    return model
+
+
+def compare_denoisers(config: TrainConfig, device: torch.device, rounds: int = ROUNDS) -> dict:
+    """What a training step and a forecast cost with each denoiser, in seconds and over the first one's.
+
+    All take their turns in every round, so that what disturbs one disturbs the others too; medians over the rounds. On
+    a CPU seconds are the processor's: other programs do not count.
+    """
+    seed_step(config.seed)
+    data, values = open_or_generate(config, device)
+    mean_model, _ = mean_model_of(config, data, device)
+    trained, window = (next(iter(data.batches(split, size)))
+                       for split, size in (("train", config.batch_size), ("test", 1)))
+
+    def calls(name: str) -> dict:
+        """The pieces of work with a denoiser."""
+        chosen = replace(config, eps_model=name)
+        model = forecaster_of(chosen, data, mean_model, device)
+        optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=config.lr)
+
+        def train():
+            model.train()
+            optimizer.zero_grad()
+            model.loss(trained.future, *trained.known).backward()
+            optimizer.step()
+
+        def forecast(precision: str):
+            draw = ensemble_drawer(model.eval(), {**checkpoint.settings(chosen), "sample_precision": precision}, device)
+            return lambda: model.eval() and draw(window)
+
+        return {"training step": train, **{f"forecast, {name}": forecast(PRECISIONS[name]) for name in PRECISIONS}}
+
+    work = {name: calls(name) for name in DENOISERS}
+    first = next(iter(work))
+    seconds = {what: {name: [] for name in work} for what in work[first]}
+    for number in range(rounds + 1):
+        for what, of in seconds.items():
+            for name, times in of.items():
+                call = work[name][what]
+                time_of = seconds_of(call) if device.type == "cpu" else measure(call, device, 0)[0]
+                times += [time_of] * (number > 0)  # the first round warms up
+    return {
+        "data_name": config.data_name, "process": config.process, "values": values, "nodes": data.num_nodes,
+        "members": config.nsample, "batch_size": config.batch_size, "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "torch": torch.__version__,
+        "rounds": rounds,
+        "seconds": {what: {name: statistics.median(times) for name, times in of.items()}
+                    for what, of in seconds.items()},
+        "ratio": {what: {name: statistics.median(one / other for one, other in zip(times, of[first], strict=True))
+                         for name, times in of.items()} for what, of in seconds.items()},
+    }
+
+
 def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -> dict:
     """Times, arithmetic and shares of the peak, as one flat dict; `budget` bounds the seconds of repeats per time.
 
@@ -127,14 +201,11 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     seed_step(config.seed)
     data, values = open_or_generate(config, device)
     nodes = data.num_nodes
-    mean_config = replace(PretrainConfig(), data_name=config.data_name, history_len=config.history_len,
-                          predict_len=config.predict_len, **preset(config.data_name, PretrainConfig))
-    mean_model = build_mean_model(checkpoint.settings(mean_config), data.facts()).to(device)
+    mean_model, mean_config = mean_model_of(config, data, device)
     mean_step = training_step(mean_model, lambda b: mean_model.loss(b.future, *b.known), data,
                               mean_config, budget)
     settings = checkpoint.settings(config)
-    model = build_forecaster(settings, mean_model, data.facts()).to(device)
-    model.fit_statistics(data.batches("train", config.val_batch_size, limit=100), data.fluctuation_scale)
+    model = forecaster_of(config, data, mean_model, device)
     linear = max((layer for layer in model.denoiser.modules() if isinstance(layer, torch.nn.Linear)),
                  key=lambda layer: layer.weight.numel())
     rows = model.coordinates * min(config.nsample, rows_at_once(nodes, device, config.sample_batch))
@@ -167,7 +238,7 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     gemm = {name: max(before[name], again) for name, again in peaks().items()}  # another program may have disturbed one
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
-        "data_name": config.data_name, "process": config.process,
+        "data_name": config.data_name, "process": config.process, "eps_model": config.eps_model,
         "values": values, "nodes": nodes, "members": config.nsample,
         "batch_size": config.batch_size, "mean_batch_size": mean_config.batch_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -207,17 +278,30 @@ def table(result: dict) -> str:
     return "\n".join([*lines, f"peak resident memory {result['peak_rss_mb']:.0f} MB"])
 
 
+def table_of_denoisers(result: dict) -> str:
+    """The result of `compare_denoisers` as text."""
+    lines = [f"{result['data_name']}: {result['nodes']} nodes, {result['members']} members, batch "
+             f"{result['batch_size']}; {result['device']}, {result['threads']} threads, torch {result['torch']}; "
+             "processor seconds, and their ratio to those of the first"]
+    lines += [f"{what:20}" + "".join(f"{name:>10} {result['seconds'][what][name]:.4f} ({ratio:.2f})"
+                                     for name, ratio in of.items()) for what, of in result["ratio"].items()]
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
-    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", "process"))
+    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", "process", "eps_model"))
     parser.add_argument("--data_name", default="MobileNJ", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--denoisers", action="store_true", help="compare all denoisers instead")
     parser.add_argument("--json", type=output_path, default=None, help="write the numbers there")
-    given = {"data_dir": "", "device": "auto", **vars(parser.parse_args(arguments))}
+    given = {"data_dir": "", "device": "auto", "denoisers": False, **vars(parser.parse_args(arguments))}
     process = given.get("process", TrainConfig.process)
     config = replace(TrainConfig(), data_name=given["data_name"], data_dir=given["data_dir"], process=process,
+                     eps_model=given.get("eps_model", TrainConfig.eps_model),
                      **preset(given["data_name"], TrainConfig, process))
-    result = benchmark(config, choose_device(given["device"]))
-    print(table(result))
+    device = choose_device(given["device"])
+    result = compare_denoisers(config, device) if given["denoisers"] else benchmark(config, device)
+    print(table_of_denoisers(result) if given["denoisers"] else table(result))
     if given["json"]:
         checkpoint.write_json(given["json"], result)
     return 0

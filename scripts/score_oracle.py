@@ -1,30 +1,36 @@
-"""Divide the scores of a run on the synthetic field by those of the exact forecaster.
+"""Divide the scores of runs on the synthetic field by those of the exact forecaster.
 
-    python -m scripts.score_oracle save/diffusion/Oracle_12_12 [--json FILE]
+    python -m scripts.score_oracle save/diffusion/Oracle_12_12 [FOLDER ...] [--json FILE] [--table FILE]
 
 The field's predictive law given the history is known exactly; as many members as the run has are drawn from it and
 pass through the same scores on the same test windows. No forecast can be better on average: a ratio of 1 is perfect.
+Joint scores stand beside those of the run's shuffled control, and the correlation of members against distance beside
+that of the law.
 """
 
+import statistics
 from pathlib import Path
 
 import torch
 
-from data.synthetic import make_oracle
+from data.synthetic import OracleField, make_oracle
 from data.windows import WindowedField
 from main_pretrain import open_windows
-from utils.checkpoint import CONFIG, METRICS, read_json, write_json
-from utils.config import FlagParser, output_path, run_main
-from utils.evaluation import evaluate_ensemble
+from scripts.collect_results import markdown
+from utils.checkpoint import CONFIG, METRICS, read_json, write_atomically, write_json
+from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.evaluation import evaluate_ensemble, joint_scores
+from utils.joint import correlation_curve
 
 SHOWN = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "RMSE", "energy_score", "variogram_score",
          "spread_skill")
+JOINT = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_increments", "energy_score",
+         "variogram_score")
+GAPS = ("forecast", "control")  # the lines of a run whose correlations are held against the law's
 
 
-def score_exact(data: WindowedField, members: int, seed: int = 0, limit: int = 0) -> dict:
+def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: int = 0, limit: int = 0) -> dict:
     """Scores of an ensemble drawn from the exact predictive law on test windows of the synthetic field."""
-    steps, nodes = data.field.values.shape
-    oracle = make_oracle(nodes, steps)
     generator = torch.Generator().manual_seed(seed)
 
     def draw(batch):
@@ -33,32 +39,113 @@ def score_exact(data: WindowedField, members: int, seed: int = 0, limit: int = 0
         return data.scaler.standardize(law.sample(members, generator))
 
     scores, _ = evaluate_ensemble(draw, data.batches("test", 8, limit=limit), data.scaler.physical,
-                                  (members, data.predict_len, nodes))
+                                  (members, data.predict_len, data.num_nodes))
     return scores
+
+
+def law_curve(data: WindowedField, oracle: OracleField) -> dict:
+    """Correlation between nodes under the predictive law against distance, of the pairs that a run's curve is of.
+
+    It is the spatial covariance whatever the step: space and time are apart in this field.
+    """
+    scores = joint_scores(data)
+    nodes = scores.correlated.cpu()
+    first, second = nodes[torch.triu_indices(len(nodes), len(nodes), 1)]
+    law, spread = oracle.spatial_covariance[first, second], oracle.spread.mean(0)
+    pairs = {"weight": spread[first] * spread[second], **dict.fromkeys(("observed", "forecast", "control"), law)}
+    curve = correlation_curve({name: values.numpy() for name, values in pairs.items()},
+                              scores.distances(first.numpy(), second.numpy()))
+    return {name: curve[name] for name in ("distance", "unit")} | {"law": curve["observed"]}
+
+
+def compare_joint(ours: dict, exact: dict, law: dict) -> dict:
+    """Joint scores of a run and of its control over the exact forecaster's, and correlations against the law's.
+
+    `gap`: the largest difference over distances, without sign; that of the exact forecaster is the sampling's own.
+    """
+    lines = {name: ours["correlation"][name] for name in GAPS} | {"exact": exact["correlation"]["forecast"]}
+    return {
+        "ratio": {name: ours[name] / exact[name] for name in JOINT if name in ours},
+        "control_ratio": {name: ours["control"][name] / exact[name] for name in JOINT if name in ours},
+        "correlation": law | lines,
+        "gap": {name: max(abs(one - true) for one, true in zip(line, law["law"], strict=True))
+                for name, line in lines.items()},
+    }
+
+
+def compare(folder: Path) -> dict:
+    """A run's scores, those of the exact forecaster, and their ratios.
+
+    Raises: ValueError for a folder that is not of a stage-2 run on the synthetic field.
+    """
+    config = read_json(folder / CONFIG)["config"]
+    if config["data_name"] != "Oracle":
+        raise ValueError(f"{folder}: a run on {config['data_name']}; only Oracle has an exact forecaster")
+    ours = read_json(folder / METRICS)
+    if "members" not in ours:
+        raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
+    data = open_windows(config, "", "cpu")
+    length_scale = config.get("oracle_length_scale", TrainConfig.oracle_length_scale)
+    steps, nodes = data.field.values.shape
+    oracle = make_oracle(nodes, steps, length_scale=length_scale)
+    exact = score_exact(data, oracle, ours["members"], limit=config["test_windows"])
+    run = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
+                                         "sampler", "steps", "best_epoch", "epochs")}
+    return {
+        **run, "nodes": nodes, "length_scale": length_scale, "eps_model": config["eps_model"],
+        "ours": {name: ours[name] for name in SHOWN}, "exact": {name: exact[name] for name in SHOWN},
+        "ratio": {name: ours[name] / exact[name] for name in SHOWN},
+        **({"joint": compare_joint(ours["joint"], exact["joint"], law_curve(data, oracle))} if "joint" in ours else {}),
+    }
+
+
+def show(found: dict) -> None:
+    """Print a comparison."""
+    print(f"{found['nodes']} nodes, length scale {found['length_scale']:g}, --eps_model {found['eps_model']}, seed "
+          f"{found['seed']}: {found['windows']} test windows, {found['members']} members\n"
+          f"{'':20}{'ours':>10}{'exact':>10}{'ratio':>8}")
+    for name in SHOWN:
+        print(f"{name:20}{found['ours'][name]:10.4f}{found['exact'][name]:10.4f}{found['ratio'][name]:8.3f}")
+    if "joint" in found:
+        joint = found["joint"]
+        print(f"{'':40}{'ratio':>8}{'  without dependence':>20}")
+        for name, ratio in joint["ratio"].items():
+            print(f"{name:40}{ratio:8.3f}{joint['control_ratio'][name]:20.3f}")
+        gap = joint["gap"]
+        print(f"{'correlation, largest gap to the law':40}{gap['forecast']:8.3f}{gap['control']:20.3f}   (the exact "
+              f"forecaster's {gap['exact']:.3f})")
+
+
+def table(runs: list[dict]) -> str:
+    """Joint scores over the exact forecaster's as a Markdown table: mean over seeds, largest gap of any."""
+    rows, groups = [], {}
+    for run in runs:
+        groups.setdefault((run["nodes"], run["length_scale"], run["eps_model"]), []).append(run)
+    for (nodes, length_scale, denoiser), same in groups.items():
+        for side, gap, text in (("ratio", "forecast", denoiser),
+                                ("control_ratio", "control", f"{denoiser}, without dependence")):
+            mean = [statistics.mean(run["joint"][side][name] for run in same) for name in JOINT]
+            rows.append([str(nodes), f"{length_scale:g}", text, str(len(same)), *(f"{value:.3f}" for value in mean),
+                         f"{max(run['joint']['gap'][gap] for run in same):.3f}"])
+    return markdown(["nodes", "length scale", "denoiser", "seeds", *JOINT, "correlation, largest gap"], rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
-    parser.add_argument("run_folder", type=Path, help="folder of a finished stage-2 run on Oracle")
+    parser.add_argument("run_folders", type=Path, nargs="+", metavar="run_folder",
+                        help="folders of finished stage-2 runs on Oracle")
     parser.add_argument("--json", type=output_path, default=None, help="write the scores and ratios there")
+    parser.add_argument("--table", type=output_path, default=None, help="write a table of the joint scores there")
     given = parser.parse_args(arguments)
-    config = read_json(given.run_folder / CONFIG)["config"]
-    if config["data_name"] != "Oracle":
-        raise ValueError(f"{given.run_folder}: a run on {config['data_name']}; only Oracle has an exact forecaster")
-    ours = read_json(given.run_folder / METRICS)
-    if "members" not in ours:
-        raise ValueError(f"{given.run_folder}: not a stage-2 run; main_train.py makes one")
-    data = open_windows(config, "", "cpu")
-    exact = score_exact(data, ours["members"], limit=config["test_windows"])
-    ratio = {name: ours[name] / exact[name] for name in SHOWN}
-    print(f"{ours['windows']} test windows, {ours['members']} members\n{'':16}{'ours':>10}{'exact':>10}{'ratio':>8}")
-    for name in SHOWN:
-        print(f"{name:16}{ours[name]:10.4f}{exact[name]:10.4f}{ratio[name]:8.3f}")
+    runs = []
+    for folder in given.run_folders:
+        runs.append(compare(folder))
+        show(runs[-1])
     if given.json:
-        run = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
-                                             "sampler", "steps", "best_epoch", "epochs")}
-        write_json(given.json, {**run, "ours": {name: ours[name] for name in SHOWN},
-                                "exact": {name: exact[name] for name in SHOWN}, "ratio": ratio})
+        write_json(given.json, runs[0] if len(runs) == 1 else {"runs": runs})
+    if given.table:
+        text = f"{table(runs)}\n".encode()
+        write_atomically(given.table, lambda file: file.write(text))
     return 0
 
 

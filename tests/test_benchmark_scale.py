@@ -27,7 +27,7 @@ def test_a_field_is_written_in_blocks_as_the_same_values_and_needs_space(tmp_pat
     monkeypatch.setattr(benchmark_scale, "BLOCK", 70)
     write_field(tmp_path / "two.npy", 100, 7)
     one, two = np.load(tmp_path / "one.npy"), np.load(tmp_path / "two.npy")
-    assert one.shape == (100, 7) and one.dtype == np.float32 and np.isfinite(one).all()
+    assert one.shape == (100, 1, 7) and one.dtype == np.float32 and np.isfinite(one).all()
     assert np.array_equal(one, two)
     with pytest.raises(ValueError, match="--folder .* GB are free, the field takes 400000.0 GB"):
         write_field(tmp_path / "three.npy", 10**7, 10**7)
@@ -56,8 +56,10 @@ def test_a_cost_that_grows_as_a_power_of_the_nodes_is_linear_or_not():
     assert table(linear).count("| 1000 |") == 1 and "power of the nodes: stage 1, training 1.00" in table(linear)
 
 
-def test_a_tiny_field_goes_through_both_stages_within_the_bound_and_is_removed(tmp_path):
-    row = measure(5, 300, TINY, 1, tmp_path)
+@pytest.mark.parametrize("denoiser", ["mlp", "graph"])
+def test_a_tiny_field_goes_through_both_stages_within_the_bound_and_is_removed(tmp_path, denoiser):
+    row = measure(5, 300, dataclasses.replace(TINY, eps_model=denoiser), 1, tmp_path)
+    assert row["eps_model"] == denoiser
     assert list(tmp_path.iterdir()) == []
     assert all(row[name] > 0 for name in (*COSTS, "open_s", "validation_1", "validation_2", "recalibration", "scores"))
     assert row["bound_mb"] * 1e6 == pytest.approx(bound({k: v * 1e6 for k, v in row["expected_mb"].items()}))

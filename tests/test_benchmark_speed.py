@@ -6,7 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scripts.benchmark_speed import FORECASTS, benchmark, count_gflop, main, open_or_generate, table, training_step
+from models import DENOISERS
+from scripts.benchmark_speed import (
+    FORECASTS,
+    benchmark,
+    compare_denoisers,
+    count_gflop,
+    main,
+    open_or_generate,
+    table,
+    table_of_denoisers,
+    training_step,
+)
 from utils.config import PretrainConfig, TrainConfig
 
 CPU = torch.device("cpu")
@@ -109,3 +120,11 @@ def test_the_program_writes_its_numbers_and_says_that_values_are_generated(tmp_p
     assert {"train_step_s", "forecast_s", "gflop_per_forecast", "gemm_gflops", "peak_rss_mb"} <= set(written)
     assert written["values"] == "generated" and written["nodes"] == 11
     assert "generated values" in capsys.readouterr().out
+
+
+def test_every_denoiser_is_compared_with_the_first_in_every_piece_of_work():
+    result = compare_denoisers(replace(TINY, nsample=2), CPU, rounds=1)
+    for what, ratios in result["ratio"].items():
+        assert set(ratios) == set(DENOISERS) and ratios["mlp"] == 1 and all(ratio > 0 for ratio in ratios.values())
+        assert result["seconds"][what]["graph"] == pytest.approx(ratios["graph"] * result["seconds"][what]["mlp"])
+    assert "forecast, bf16" in table_of_denoisers(result)

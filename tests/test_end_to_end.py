@@ -12,6 +12,7 @@ from conftest import ROOT, SHARED, needs_real_data, random_values, with_gaps
 
 import main_pretrain
 import main_train
+from data.synthetic import make_oracle
 from data.windows import open_data
 from main_train import score_ensemble
 from models import load_forecaster
@@ -199,13 +200,19 @@ def test_a_run_can_be_scored_again_with_another_sampler(runs, tmp_path, sampler)
 
 
 def test_the_exact_forecaster_is_calibrated_under_our_scores_and_beats_a_tiny_run(runs, tmp_path):
-    score_oracle.main([str(runs / "diffusion" / "Oracle_12_12"), "--json", str(tmp_path / "ratio.json")])
-    assert json.loads((tmp_path / "ratio.json").read_text())["ratio"]["CRPS"] > 1
-    data = open_data("Oracle", ROOT, 12, 12, "cpu", 8, 6000)
-    exact = score_oracle.score_exact(data, members=50)
+    score_oracle.main([str(runs / "diffusion" / "Oracle_12_12"), "--json", str(tmp_path / "ratio.json"),
+                       "--table", str(tmp_path / "joint.md")])
+    found = json.loads((tmp_path / "ratio.json").read_text())
+    assert found["ratio"]["CRPS"] > 1 and found["joint"]["ratio"]["CRPS_regions"] > 1
+    assert (tmp_path / "joint.md").read_text().count("| mlp, without dependence |") == 1
+    data, oracle = open_data("Oracle", ROOT, 12, 12, "cpu", 8, 6000), make_oracle(8, 6000)
+    exact = score_oracle.score_exact(data, oracle, members=50)
     assert exact["QICE"] == pytest.approx(exact["QICE_floor"], abs=0.003)
     assert exact["coverage90"] == pytest.approx(exact["coverage90_floor"], abs=0.01)
     assert exact["spread_skill"] == pytest.approx(1, abs=0.02)
+    joint = score_oracle.compare_joint(exact["joint"], exact["joint"], score_oracle.law_curve(data, oracle))
+    assert joint["gap"]["forecast"] < 0.01 and joint["gap"]["control"] > 0.3
+    assert joint["control_ratio"]["CRPS_regions"] > 1.01 and joint["ratio"]["CRPS_regions"] == 1
 
 
 def test_averaged_weights_half_precision_and_float32_training_all_run(tmp_path):
