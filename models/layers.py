@@ -58,10 +58,10 @@ class ResidualBlock(nn.Module):
 class TokenMixer(nn.Module):
     """Let nodes learn from each other at a cost linear in their number: a few tokens read all nodes and write back.
 
-        tokens = softmax over nodes(read) @ value(hidden),    tokens += mlp(tokens)
-        hidden += out(softmax over tokens(write) @ tokens)
+        tokens = value(softmax over nodes(read) @ hidden),    tokens += mlp(tokens)
+        hidden += softmax over tokens(write) @ out(tokens)
 
-    The last layer starts at zero: at first every node is on its own.
+    All wide layers see tokens, not nodes. The last one starts at zero: at first every node is on its own.
     Shapes: (batch, node, width) -> (batch, node, width).
     Source: the induced points of Set Transformer (Lee et al. 2019, arXiv:1810.00825), here without queries: node
     identity is in the hidden values.
@@ -76,9 +76,9 @@ class TokenMixer(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        tokens = self.read(hidden).softmax(-2).mT @ self.value(hidden)
+        tokens = self.value(self.read(hidden).softmax(-2).mT @ hidden)
         tokens = tokens + self.mlp(tokens)
-        return hidden + self.out(self.write(hidden).softmax(-1) @ tokens)
+        return hidden + self.write(hidden).softmax(-1) @ self.out(tokens)
 
 
 class Mixer(nn.Module):

@@ -41,7 +41,7 @@ def mean_gflop(history, horizon, nodes=5, cycles=2, outputs=19):
     modes, of which the histories, 3 steps of them times 3 waves of the day, and those waves are seen."""
     mean = PretrainConfig()
     width = mean.channels * (2 + cycles)
-    mixer = nodes * (2 * width**2 + 4 * width * mean.tokens) + 2 * mean.tokens * width**2
+    mixer = nodes * 4 * width * mean.tokens + 4 * mean.tokens * width**2
     network = nodes * ((2 * history + horizon) * mean.channels + 2 * mean.layers * width**2
                        + width * horizon * outputs) + (mean.layers - 1) * mixer
     modes = nodes * ((history + 2 * horizon) * nodes + (1 + 6 + 2 * (history + 3 * 6)) * horizon)
