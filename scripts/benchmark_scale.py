@@ -191,6 +191,7 @@ def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> 
     some = data.batches("validation", config.val_batch_size, limit=config.val_batch_size)
     result["validation_1"] = seconds_of(lambda: mean_over_windows(mean_loss, some)) / len(some.starts)
     mean_model.eval()
+    result["combination_s"] = seconds_of(lambda: mean_model.combine(statistics_batches(data, config), some))
     result["recalibration"] = seconds_of(lambda: mean_model.recalibrate(some, data.support)) / len(some.starts)
     model = build_forecaster(settings, mean_model, data.facts(), neighbours_of(data, config))
     result["statistics_s"] = seconds_of(
