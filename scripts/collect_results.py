@@ -160,7 +160,7 @@ def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
         row = [data_name]
         for score in SCORES:
             value = default[score].mean()
-            theirs = paper.iloc[0][score] if len(paper) else float("inf")
+            theirs = paper.iloc[0][score] if len(paper) else float("-inf")
             shown = f"**{number(value)}**" if value < theirs else number(value)
             row.append(f"{shown} ({theirs:g})" if len(paper) else shown)
         floor = group[group.method.isin(SIMPLE)].groupby("method").CRPS.mean()
