@@ -112,9 +112,10 @@ def train(model, loss, data, config, steps: int) -> float:
 def expected_bytes(before: int, data, mean_model, model, config: TrainConfig, kept: dict[str, int]) -> dict[str, int]:
     """What memory should be bounded by, by its parts; they are linear in the nodes, none depends on the time steps.
 
-        before + overhead + field (in memory, else 0) + 24 bytes per weight + the largest of the four kinds of work
+        before + overhead + field (in memory, else 0) + 24 bytes per weight + training + the largest of the other work
 
-    kept: what the forward pass of each stage keeps for a training batch; the backward pass takes as much again.
+    kept: what the forward pass of each stage keeps for a training batch; the backward pass takes as much again, and
+    what training freed may stay with the allocator while other work is done.
     """
     nodes, horizon, steps = data.num_nodes, data.predict_len, data.history_len + data.predict_len
     values = data.field.values.numel() * 4
@@ -135,7 +136,7 @@ def expected_bytes(before: int, data, mean_model, model, config: TrainConfig, ke
 
 
 def bound(expected: dict[str, int]) -> int:
-    work = ("training", "validation", "statistics", "sampling")
+    work = ("validation", "statistics", "sampling")  # one at a time
     return sum(size for name, size in expected.items() if name not in work) + max(expected[name] for name in work)
 
 
