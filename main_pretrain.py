@@ -24,7 +24,8 @@ from utils.runlog import describe_run, print_scores
 from utils.runs import open_run
 from utils.training import fit
 
-STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 20_000_000  # at most, that linear models are estimated from
+STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 40_000_000  # at most, that linear models are estimated from
+
 
 def own_file(settings: dict) -> OwnFile | None:
     """The user's own file of a configuration, None for a dataset of the registry."""
@@ -57,7 +58,7 @@ def training_batches(data: WindowedField, config, processes: Processes):
 
 def statistics_batches(data: WindowedField, config):
     """Batches of the training windows that linear models are estimated from: fewer of a larger field."""
-    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // (data.predict_len * data.num_nodes)))
+    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // ((data.history_len + data.predict_len) * data.num_nodes)))
     return data.batches("train", config.val_batch_size, limit=enough)
 
 

@@ -114,8 +114,9 @@ def neighbours_of(data, config) -> torch.Tensor | None:
         return None
     nearest = data.nearest_nodes(1 + config.neighbours)
     if nearest is None:
+        give = "give --graph or --node_table to both stages, or " if config.data_path else ""
         raise ValueError(f"--eps_model {config.eps_model}: {data.field.name} has no graph, no grid and no places of "
-                         "its nodes: give --graph or --node_table to both stages, or choose --eps_model tokens")
+                         f"its nodes: {give}choose --eps_model tokens")
     return nearest[:, 1:].contiguous()
 
 

@@ -112,6 +112,8 @@ class Mixer(nn.Module):
         heard = write.softmax(1).mT @ (tokens + self.mlp(tokens))
         if nearest is not None:
             heard[:, :len(nearest)] += self._from_nearest(values, nearest)
+        if self.training:  # what is handed on keeps its precision under autocast
+            return hidden + self.out(heard)
         return torch.addmm(hidden.flatten(0, 1), heard.flatten(0, 1), self.out.weight.T).view_as(hidden)
 
     def _from_nearest(self, values: Tensor, nearest: Tensor) -> Tensor:

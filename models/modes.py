@@ -11,7 +11,8 @@ HARMONICS = 3  # of the calendar's first cycle, at most
 PENALTIES = tuple(10.0 ** (k / 2) for k in range(-6, 3))  # of ridge regression, .001 to 10; cross-validation chooses
 FOLDS = 6  # stretches of time that take turns in it
 BLOCKS = 8  # stretches of time that tell chance from skill, at most
-DOUBT = 2.0  # squared errors of a belief that are taken from it
+DOUBT = 2.0  # squared standard errors that are taken from the square of a belief
+SMALLEST_SHARE = 0.1  # of a mode that is observed, by which it is divided at least
 
 
 def leading_axes(fields: Tensor, count: int) -> Tensor:
@@ -40,7 +41,7 @@ class ModeForecast(nn.Module):
     would give. Not fitted, no mode is believed.
 
     Shapes: history and forecast (batch, H, node), (batch, F, node), anomalies; calendar (batch, cycle) of the last
-    history step. Units: standardized.
+    history step; observed (batch, F, node): which of the futures are not missing, None: all. Units: standardized.
     Source: combined forecasts, Bates and Granger 1969; shrinkage, the positive part of James and Stein 1961.
     """
 
@@ -61,29 +62,37 @@ class ModeForecast(nn.Module):
         return (change * (self.belief * self.spread)) @ self.axes.T
 
     @torch.no_grad()
-    def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Find the modes and the linear forecast of each, from histories, calendar and futures of training windows.
+    def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor | None]]) -> None:
+        """Find the modes and the linear forecast of each, from training windows: history, calendar, future, observed.
 
         The windows come in the order of time: those of a stretch of it tell how those of the others should be fitted.
+        A mode of a future with gaps is the one that fits its observed nodes best.
         """
-        history, calendar, future = (torch.cat(each) for each in zip(*parts, strict=True))
+        history, calendar, future, observed = zip(*parts, strict=True)
+        history, calendar, future = (torch.cat(each) for each in (history, calendar, future))
         self.axes.copy_(leading_axes(future.flatten(0, 1), self.modes))
         self.spread.copy_((history @ self.axes).square().mean((0, 1)).sqrt().clamp_min(1e-6))
         features, target = self._features(self._project(history), calendar).double(), self._project(future).double()
+        if observed[0] is not None:
+            target /= self._share(torch.cat(observed)).clamp_min(SMALLEST_SHARE)
         for mode in range(self.modes):
             self.weights[mode] = ridge(features[mode], target[..., mode])
 
     @torch.no_grad()
-    def believe(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
-        """Weigh linear forecasts by what they would have improved: forecasts, histories, calendar and futures.
+    def believe(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]]) -> None:
+        """Weigh linear forecasts by what they would have improved: forecast, history, calendar, future, observed.
 
         Of validation windows in the order of time, or of any windows that fitted neither of the two.
         """
+        self.belief.zero_()
         gain, size = [], []
-        for forecast, history, calendar, future in parts:
+        for forecast, history, calendar, future, observed in parts:
             change = (self.linear(self._project(history), calendar) - self._project(forecast)).double()
-            gain.append((change * self._project(future - forecast)).sum(1))
-            size.append(change.square().sum(1))
+            missed, weighed = future - forecast, change.square()
+            if observed is not None:
+                missed, weighed = missed * observed, weighed * self._share(observed)
+            gain.append((change * self._project(missed)).sum(1))
+            size.append(weighed.sum(1))
         gain, size = torch.cat(gain), torch.cat(size)
         blocks = min(BLOCKS, len(gain) // self.weights.shape[-1])
         if blocks < 2:  # too few to tell chance from skill
@@ -92,7 +101,8 @@ class ModeForecast(nn.Module):
         total = size.sum(0).clamp_min(1e-12)
         belief = gain.sum(0) / total
         error = ((gain - belief * size).square().sum(0) * blocks / (blocks - 1)).sqrt() / total
-        self.belief.copy_(belief.clamp(0, 1) * (1 - DOUBT * (error / belief).square()).clamp_min(0))
+        certain = (1 - DOUBT * (error / belief).square()).nan_to_num(0).clamp_min(0)  # 0 / 0: nothing to gain
+        self.belief.copy_(belief.clamp(0, 1) * certain)
 
     def linear(self, history: Tensor, calendar: Tensor) -> Tensor:
         """The linear forecast of every mode from its history (batch, H, mode): (batch, F, mode)."""
@@ -100,6 +110,10 @@ class ModeForecast(nn.Module):
 
     def _project(self, anomaly: Tensor) -> Tensor:
         return anomaly @ self.axes / self.spread
+
+    def _share(self, observed: Tensor) -> Tensor:
+        """How much of each mode is observed: (batch, F, mode)."""
+        return observed.to(self.axes.dtype) @ self.axes.square()
 
     def _features(self, history: Tensor, calendar: Tensor) -> Tensor:
         """What is regressed on: (mode, batch, feature); the largest mode sees its own history twice."""
@@ -123,15 +137,16 @@ def ridge(features: Tensor, target: Tensor) -> Tensor:
     penalised = torch.ones_like(size).diag()
     penalised[0, 0] = 1e-6
 
-    def solve(rows: Tensor, wanted: Tensor, penalty: float) -> Tensor:
-        return torch.linalg.solve(rows.T @ rows / len(rows) + penalty * penalised, rows.T @ wanted / len(rows))
+    def solver(rows: Tensor, wanted: Tensor):
+        square, product = rows.T @ rows / len(rows), rows.T @ wanted / len(rows)
+        return lambda penalty: torch.linalg.solve(square + penalty * penalised, product)
 
-    stretches = torch.arange(len(features), device=features.device).tensor_split(min(FOLDS, len(features)))
-    errors = dict.fromkeys(PENALTIES, 0.0)
-    for held in stretches:
+    errors = dict.fromkeys(reversed(PENALTIES), 0.0)  # of those that are as good, the largest: also where none is tried
+    folds = min(FOLDS, len(features))
+    for held in torch.arange(len(features), device=features.device).tensor_split(folds) if folds > 1 else ():
         fitted = torch.ones(len(features), dtype=torch.bool, device=features.device)
         fitted[held] = False
-        for penalty in PENALTIES if fitted.any() else ():
-            found = features[held] @ solve(features[fitted], target[fitted], penalty)
-            errors[penalty] += float((found - target[held]).square().sum())
-    return solve(features, target, min(errors, key=errors.get)) / size.unsqueeze(1)
+        solve = solver(features[fitted], target[fitted])
+        for penalty in PENALTIES:
+            errors[penalty] += float((features[held] @ solve(penalty) - target[held]).square().sum())
+    return solver(features, target)(min(errors, key=errors.get)) / size.unsqueeze(1)

@@ -126,16 +126,15 @@ class QuantileSTID(nn.Module):
     def combine(self, training: Iterable, validation: Iterable) -> None:
         """Fit the forecast of common modes to training batches, and how far it is believed to validation batches.
 
-        Call it after training, in eval mode; a missing value counts as the usual one.
+        Call it after training, in eval mode.
         """
-        def future_anomaly(batch):
-            usual = batch.climatology[:, -batch.future.shape[1]:]
-            return (batch.future if batch.scored is None else batch.future.where(batch.scored, usual)) - usual
+        def truth(batch):
+            return batch.future - batch.climatology[:, -batch.future.shape[1]:], batch.scored
 
-        self.modes.fit((batch.history - batch.climatology[:, :batch.history.shape[1]], batch.calendar,
-                        future_anomaly(batch)) for batch in training)
-        self.modes.believe((*self._anomalies(self.trained_quantiles(*batch.known), *batch.known),
-                            future_anomaly(batch)) for batch in validation)
+        self.modes.fit((batch.history - batch.climatology[:, :batch.history.shape[1]], batch.calendar, *truth(batch))
+                       for batch in training)
+        self.modes.believe((*self._anomalies(self.trained_quantiles(*batch.known), *batch.known), *truth(batch))
+                           for batch in validation)
 
     @torch.no_grad()
     def recalibrate(self, batches: Iterable, support: tuple[float, float]) -> None:

@@ -53,8 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         if "joint" not in scores:
             scores, _ = score_ensemble(run.model, run.checkpoint["config"], data, "test", device)
         joint = scores["joint"]
-        pictures = {"members": member_picture(run, data), "correlation": plots.correlation_curve(joint["correlation"]),
-                    "regions": plots.region_shares(joint)}
+        curve = joint["correlation"]
+        pictures = {"members": member_picture(run, data), "regions": plots.region_shares(joint),
+                    "correlation": plots.correlation_curve(curve) if curve["forecast"] else None}
         for name, figure in pictures.items():
             if figure:
                 path = given["out"] / f"joint_{folder.resolve().name}_{name}.png"

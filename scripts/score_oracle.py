@@ -8,6 +8,7 @@ Joint scores stand beside those of the run's shuffled control, and the correlati
 that of the law.
 """
 
+import math
 import statistics
 from pathlib import Path
 
@@ -63,12 +64,13 @@ def compare_joint(ours: dict, exact: dict, law: dict) -> dict:
 
     `gap`: the largest difference over distances, without sign; that of the exact forecaster is the sampling's own.
     """
+    known = [name for name in JOINT if ours.get(name) is not None]  # a single step has no increments
     lines = {name: ours["correlation"][name] for name in GAPS} | {"exact": exact["correlation"]["forecast"]}
     return {
-        "ratio": {name: ours[name] / exact[name] for name in JOINT if name in ours},
-        "control_ratio": {name: ours["control"][name] / exact[name] for name in JOINT if name in ours},
+        "ratio": {name: ours[name] / exact[name] for name in known},
+        "control_ratio": {name: ours["control"][name] / exact[name] for name in known},
         "correlation": law | lines,
-        "gap": {name: max(abs(one - true) for one, true in zip(line, law["law"], strict=True))
+        "gap": {name: max((abs(one - true) for one, true in zip(line, law["law"], strict=True)), default=0.0)
                 for name, line in lines.items()},
     }
 
@@ -117,15 +119,16 @@ def show(found: dict) -> None:
 
 
 def table(runs: list[dict]) -> str:
-    """Joint scores over the exact forecaster's as a Markdown table: mean over seeds, largest gap of any."""
+    """Joint scores over the exact forecaster's as a Markdown table, of the runs that have them: mean over seeds, largest gap of any."""
     rows, groups = [], {}
-    for run in runs:
+    for run in (run for run in runs if "joint" in run):
         groups.setdefault((run["nodes"], run["length_scale"], run["eps_model"]), []).append(run)
     for (nodes, length_scale, denoiser), same in groups.items():
         for side, gap, text in (("ratio", "forecast", denoiser),
                                 ("control_ratio", "control", f"{denoiser}, without dependence")):
-            mean = [statistics.mean(run["joint"][side][name] for run in same) for name in JOINT]
-            rows.append([str(nodes), f"{length_scale:g}", text, str(len(same)), *(f"{value:.3f}" for value in mean),
+            means = [statistics.mean(run["joint"][side].get(name, math.nan) for run in same) for name in JOINT]
+            rows.append([str(nodes), f"{length_scale:g}", text, str(len(same)),
+                         *("" if math.isnan(value) else f"{value:.3f}" for value in means),
                          f"{max(run['joint']['gap'][gap] for run in same):.3f}"])
     return markdown(["nodes", "length scale", "denoiser", "seeds", *JOINT, "correlation, largest gap"], rows)
 

@@ -169,7 +169,8 @@ class JointScores:
     def _over_sets(self, fields, observed=None):
         """Mean of the field, of every region and neighbourhood, and maximum of every region; 0 where none is observed.
 
-        Means and not sums, so that small and large sets weigh alike in their score.
+        Means and not sums, so that small and large sets weigh alike in their score; with gaps, the sum of the observed
+        nodes over the size of the set.
         Shapes: fields (batch, row, horizon, node), 0 where not observed -> (batch, row, horizon, set), see `families`.
         """
         by_node = low = fields.permute(3, 0, 1, 2).contiguous()  # a node is then one piece of memory
