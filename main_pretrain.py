@@ -58,7 +58,8 @@ def training_batches(data: WindowedField, config, processes: Processes):
 
 def statistics_batches(data: WindowedField, config):
     """Batches of the training windows that linear models are estimated from: fewer of a larger field."""
-    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // ((data.history_len + data.predict_len) * data.num_nodes)))
+    values = (data.history_len + data.predict_len) * data.num_nodes
+    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // values))
     return data.batches("train", config.val_batch_size, limit=enough)
 
 

@@ -60,8 +60,9 @@ METHODS = {
     "copula": Method("ours", stage_2=("--process", "copula")),
 }
 """The ladder, from the last value to the default; `our_` stands on our stage 1, the rows before on published inputs.
-our_quantile is all that a second stage of each node on its own can do. gaussian_copula is copula with the diffusion network
-taken out: what is between the two, the diffusion earned. tokens and graph are copula with networks that mix nodes."""
+our_quantile is all that a second stage of each node on its own can do. gaussian_copula is copula with the network of
+the diffusion taken out: what is between the two, the diffusion earned. tokens and graph are copula with networks that
+mix nodes."""
 
 
 @dataclass(frozen=True)

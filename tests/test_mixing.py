@@ -160,8 +160,10 @@ def test_neighbours_are_the_nearest_of_the_field_without_the_node_itself(data):
 
 def test_a_field_without_places_is_refused_with_the_ways_out(field):
     config = dataclasses.replace(TrainConfig(), eps_model="graph")
-    with pytest.raises(ValueError, match="--graph or --node_table .* --eps_model tokens"):
+    with pytest.raises(ValueError, match="of its nodes: choose --eps_model tokens"):
         neighbours_of(WindowedField(field, 6, 4), config)
+    with pytest.raises(ValueError, match="give --graph or --node_table to both stages, or choose --eps_model tokens"):
+        neighbours_of(WindowedField(field, 6, 4), dataclasses.replace(config, data_path="own.csv"))
     assert neighbours_of(WindowedField(field, 6, 4), dataclasses.replace(config, eps_model="tokens")) is None
 
 
