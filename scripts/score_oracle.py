@@ -119,7 +119,7 @@ def show(found: dict) -> None:
 
 
 def table(runs: list[dict]) -> str:
-    """Joint scores over the exact forecaster's as a Markdown table, of runs that have them: mean over seeds, largest gap."""
+    """Joint scores over the exact forecaster's as a Markdown table: mean over seeds, largest gap of any."""
     rows, groups = [], {}
     for run in (run for run in runs if "joint" in run):
         groups.setdefault((run["nodes"], run["length_scale"], run["eps_model"]), []).append(run)
