@@ -94,7 +94,7 @@ def compare(folder: Path) -> dict:
     run = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
                                          "sampler", "steps", "best_epoch", "epochs")}
     return {
-        **run, "nodes": nodes, "length_scale": length_scale, "eps_model": config["eps_model"],
+        **run, "nodes": nodes, "time_steps": steps, "length_scale": length_scale, "eps_model": config["eps_model"],
         "ours": {name: ours[name] for name in SHOWN}, "exact": {name: exact[name] for name in SHOWN},
         "ratio": {name: ours[name] / exact[name] for name in SHOWN},
         **({"joint": compare_joint(ours["joint"], exact["joint"], law_curve(data, oracle))} if "joint" in ours else {}),
@@ -122,15 +122,17 @@ def table(runs: list[dict]) -> str:
     """Joint scores over the exact forecaster's as a Markdown table: mean over seeds, largest gap of any."""
     rows, groups = [], {}
     for run in (run for run in runs if "joint" in run):
-        groups.setdefault((run["nodes"], run["length_scale"], run["eps_model"]), []).append(run)
-    for (nodes, length_scale, denoiser), same in groups.items():
+        task = tuple(run[name] for name in ("nodes", "time_steps", "length_scale", "windows", "eps_model"))
+        groups.setdefault(task, []).append(run)
+    for (*sizes, denoiser), same in groups.items():
         for side, gap, text in (("ratio", "forecast", denoiser),
                                 ("control_ratio", "control", f"{denoiser}, without dependence")):
             means = [statistics.mean(run["joint"][side].get(name, math.nan) for run in same) for name in JOINT]
-            rows.append([str(nodes), f"{length_scale:g}", text, str(len(same)),
+            rows.append([*(f"{size:g}" for size in sizes), text, str(len(same)),
                          *("" if math.isnan(value) else f"{value:.3f}" for value in means),
                          f"{max(run['joint']['gap'][gap] for run in same):.3f}"])
-    return markdown(["nodes", "length scale", "denoiser", "seeds", *JOINT, "correlation, largest gap"], rows)
+    return markdown(["nodes", "steps", "length scale", "test windows", "denoiser", "seeds", *JOINT,
+                     "correlation, largest gap"], rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
