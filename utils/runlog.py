@@ -74,7 +74,7 @@ def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
     for name, score in metrics.get("joint", {}).items():
         if name.startswith("CRPS_") and name not in shown and score is not None:
             control = metrics["joint"]["control"][name]
-            print(f"  {name:19}{score:6.4f}  (the same members without dependence: {control:.4f})")
+            print(f"  {name:20}{score:.4f}  (the same members without dependence: {control:.4f})")
     if "cross_check" in metrics:
         check = metrics["cross_check"]
         print(f"  fair CRPS of {check['windows']} windows: {check['ours']:.6f}, by properscoring "
