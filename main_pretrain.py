@@ -103,13 +103,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     result = fit(model, loss, training_batches(data, config, processes), validate, config, keep, run.log, run.save,
                  run.state, processes=processes)
-    calibration = data.calibration(config.val_batch_size)
-    seed_step(config.seed, 0)
-    if config.linear_modes and hasattr(model, "combine"):
-        model.combine(statistics_batches(data, config), calibration)
-    if config.recalibrate and hasattr(model, "recalibrate"):
-        model.recalibrate(calibration, data.support)
-    keep(model.state_dict(), result.best_epoch, result.best_score)
+    if hasattr(model, "recalibrate"):  # what is fitted after training belongs to the checkpoint too
+        calibration = data.calibration(config.val_batch_size)
+        seed_step(config.seed, 0)
+        if config.linear_modes and hasattr(model, "combine"):
+            model.combine(statistics_batches(data, config), calibration)
+        if config.recalibrate:
+            model.recalibrate(calibration, data.support)
+        keep(model.state_dict(), result.best_epoch, result.best_score)
     start = time.perf_counter()
     scores = evaluate_mean(lambda b: model(*b.known), data.batches("test", config.val_batch_size),
                            data.scaler.physical, processes)

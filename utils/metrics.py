@@ -460,12 +460,12 @@ class EnsembleScores:
 
 def plain(scores):
     """Tensors as Python numbers or lists; None for what is not finite, which JSON cannot hold."""
-    def plain(value):
+    def finite(value):
         if isinstance(value, list):
-            return [plain(each) for each in value]
+            return [finite(each) for each in value]
         return value if math.isfinite(value) else None
 
-    return {name: plain(value.tolist()) for name, value in scores.items()}
+    return {name: finite(value.tolist()) for name, value in scores.items()}
 
 
 def crps_cross_check(members, truth):
