@@ -33,6 +33,7 @@ from utils.training import fit
 CHOICES = {"process": PROCESSES, "eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
            "scale_statistic": STATISTICS}
 GOLDEN_RATIO = (5**0.5 - 1) / 2
+PREPARED_BYTES = 1 << 29  # of what stage 1 says of the training windows, at most, that is kept for all epochs
 
 
 def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
@@ -136,6 +137,35 @@ def validation_loss(model: torch.nn.Module, data, config, processes: Processes =
     return mean_over_windows(loss, batches, processes)
 
 
+@torch.no_grad()
+def prepare_windows(model: torch.nn.Module, data, batch_size: int) -> torch.Tensor | None:
+    """What the loss takes from stage 1 of every training window, in the order of time: (window, ...).
+
+    None where that is more than PREPARED_BYTES: then every step computes its own.
+    """
+    prepared, first = None, int(data.starts["train"][0])
+    for batch in data.batches("train", batch_size):
+        part = model.prepare(batch.future, *batch.known)
+        if prepared is None:
+            if part[0].nbytes * len(data.starts["train"]) > PREPARED_BYTES:
+                return None
+            prepared = part.new_empty(len(data.starts["train"]), *part.shape[1:])
+        prepared[batch.start - first] = part
+    return prepared
+
+
+def training_loss(model: torch.nn.Module, data, config, device: torch.device):
+    """The function training batch -> loss of stage 2."""
+    prepared, first = prepare_windows(model, data, config.val_batch_size), data.starts["train"][0].to(device)
+
+    def loss(batch):
+        known = None if prepared is None else prepared[batch.start - first]
+        with own_rows(batch.rows):
+            return model.loss(batch.future, *batch.known, prepared=known, precision=autocast(device, config.amp))
+
+    return loss
+
+
 def main(arguments: list[str] | None = None) -> int:
     config = parse_config(TrainConfig, CHOICES, arguments)
     device = choose_device(config.device)
@@ -166,11 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     def keep(weights, epoch, score):
         run.keep({**about, "weights": weights, "epoch": epoch, "score": score})
 
-    def loss(batch):
-        with own_rows(batch.rows):
-            return model.loss(batch.future, *batch.known, precision=autocast(device, config.amp))
-
-    result = fit(model, loss, training_batches(data, config, processes),
+    result = fit(model, training_loss(model, data, config, device), training_batches(data, config, processes),
                  lambda scored: validation_loss(scored, data, config, processes), config, keep, run.log, run.save,
                  run.state, score_first=True, processes=processes)
     scores, windows = score_ensemble(model, settings, data, "test", device, processes)

@@ -10,7 +10,14 @@ from .dependence import FactorModel
 from .diffusion import SAMPLERS, NoiseSchedule, diffuse, draw_endpoint
 from .draws import draw
 from .layers import counted, extra_inputs, mean_over, squared_error
-from .quantiles import ANY_VALUE, equidistant_quantiles, keep_mean_above, reorder, to_support
+from .quantiles import (
+    ANY_VALUE,
+    equidistant_quantiles,
+    keep_mean_above,
+    normal_scores,
+    reorder,
+    to_support,
+)
 
 FULL_PRECISION = contextlib.nullcontext()
 
@@ -28,8 +35,8 @@ def _rows(noise, first: int, last: int, draw: int) -> Tensor:
 class Forecaster(nn.Module):
     """Joint forecast of the horizon: a frozen stage-1 model and a diffusion model on top of it.
 
-    A process says what is diffused: `target` of a window, `predict_noise` in a noisy one, and `decode` back to
-    members of the field.
+    A process says what its `loss` takes from stage 1 (`prepare`: the same at every epoch, so that it can be computed
+    once), and how what is diffused becomes members of the field (`decode`).
 
     `known` is what a forecast may see: history, calendar, climatology, and the extras of a field that has any.
     Shapes: history (batch, H, node), future (batch, F, node), calendar (batch, cycle) of the last history step,
@@ -118,8 +125,13 @@ class ResidualForecaster(Forecaster):
     def coordinates(self) -> int:
         return len(self.fluctuation_scale)
 
-    def loss(self, future: Tensor, *known, step: Tensor | None = None, noise: Tensor | None = None,
-             precision=FULL_PRECISION) -> Tensor:
+    def prepare(self, future: Tensor, *known) -> Tensor:
+        """The residual of the future, and what is expected of it, 0, in place of a missing one: (batch, F, node)."""
+        residual, observed = future - self.mean(*known), counted(future, *known)
+        return residual if observed is None else residual.where(observed, 0.0)
+
+    def loss(self, future: Tensor, *known, prepared: Tensor | None = None, step: Tensor | None = None,
+             noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:
         """One Monte-Carlo draw of the noise-prediction loss (Ho et al. 2020, Eq. 14), on the horizon only.
 
         Step and noise are drawn here unless given: validation gives the same ones at every epoch, so that two
@@ -127,9 +139,7 @@ class ResidualForecaster(Forecaster):
         `precision` is a context for the arithmetic of the denoiser, e.g. autocast; the mean stays in full precision,
         the same as in sampling.
         """
-        residual, observed = future - self.mean(*known), counted(future, *known)
-        if observed is not None:
-            residual = residual.where(observed, 0.0)  # what is expected of it, in place of a missing one
+        residual = self.prepare(future, *known) if prepared is None else prepared
         if step is None:
             step = self._draw_step(residual)
         if noise is None:
@@ -139,7 +149,7 @@ class ResidualForecaster(Forecaster):
         with precision:
             context = self.denoiser.condition(self.encode(*known), endpoint)
             predicted = self.denoiser(noisy, step, context)
-        return squared_error(predicted.float(), noise[0], observed)
+        return squared_error(predicted.float(), noise[0], counted(future, *known))
 
     def encode(self, history: Tensor, calendar: Tensor, climatology: Tensor, extras=None) -> Tensor:
         return self.denoiser.encode(history, calendar, *extra_inputs(history, extras))
@@ -205,8 +215,12 @@ class CopulaForecaster(Forecaster):
         masked = observed[0] is not None
         self.dependence.fit(torch.cat(scores), torch.cat(histories), torch.cat(observed) if masked else None)
 
-    def loss(self, future: Tensor, *known, step: Tensor | None = None, noise: Tensor | None = None,
-             precision=FULL_PRECISION) -> Tensor:
+    def prepare(self, future: Tensor, *known) -> Tensor:
+        """The levels between which the future lies under its conditional quantiles: (batch, 2, F, node)."""
+        return self.mean_model.levels(future, self.support, *known)
+
+    def loss(self, future: Tensor, *known, prepared: Tensor | None = None, step: Tensor | None = None,
+             noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:
         """One Monte-Carlo draw of the squared error of v; 1 for a network that knows nothing but the covariance.
 
         Step and noise (3, batch, F, coordinate) are drawn here unless given, see `ResidualForecaster.loss`; the last
@@ -217,7 +231,7 @@ class CopulaForecaster(Forecaster):
             step = self._draw_step(future)
         if noise is None:
             noise = self._draw_noise(future)
-        scores, observed = self._scores(noise[2], future, *known)
+        scores, observed = self._scores(noise[2], prepared, future, *known)
         white = self.dependence.whiten(scores)
         level = self.alpha_bar[step].to(white.dtype).view(-1, 1, 1)
         noisy = level.sqrt() * white + (1 - level).sqrt() * noise[0]
@@ -237,10 +251,12 @@ class CopulaForecaster(Forecaster):
     def _draw_noise(self, future: Tensor) -> Tensor:
         return draw(partial(torch.randn, device=future.device), (3, *future.shape[:2], self.coordinates), axis=1)
 
-    def _scores(self, noise: Tensor, future: Tensor, *known) -> tuple[Tensor, Tensor | None]:
+    def _scores(self, noise: Tensor, prepared: Tensor | None, future: Tensor,
+                *known) -> tuple[Tensor, Tensor | None]:
         """Normal scores of the future, and which coordinates count in the loss; None: all."""
         noise = noise[..., :future.shape[-1]]
-        scores = self.mean_model.scores(future, torch.special.ndtr(noise), self.support, *known)
+        levels = self.prepare(future, *known) if prepared is None else prepared
+        scores = normal_scores(levels, torch.special.ndtr(noise))
         observed = counted(future, *known)
         if observed is None:
             return scores, None
@@ -268,12 +284,12 @@ class OnePassForecaster(CopulaForecaster):
     Source: training on a proper score: Bouchacourt et al. 2016 (arXiv:1606.02556); fair: Ferro 2014.
     """
 
-    def loss(self, future: Tensor, *known, step: Tensor | None = None, noise: Tensor | None = None,
-             precision=FULL_PRECISION) -> Tensor:
+    def loss(self, future: Tensor, *known, prepared: Tensor | None = None, step: Tensor | None = None,
+             noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:
         """Fair CRPS of two members in normal scores, mean over nodes plus mean over modes of unit variance."""
         if noise is None:
             noise = self._draw_noise(future)
-        scores, observed = self._scores(noise[2], future, *known)
+        scores, observed = self._scores(noise[2], prepared, future, *known)
         truth = self.dependence.coordinates(scores)
         context = self.encode(*known)
         with precision:

@@ -69,15 +69,12 @@ def shift_levels(quantiles: Tensor, shift: Tensor) -> Tensor:
     return torch.lerp(quantiles.gather(1, left), quantiles.gather(1, left + 1), share)
 
 
-def normal_scores(quantiles: Tensor, truth: Tensor, uniform: Tensor, minimum: float, step: float) -> Tensor:
-    """Normal score of each value under its conditional quantiles: standard normal when these are right.
+def levels_of(quantiles: Tensor, truth: Tensor, minimum: float, step: float) -> Tensor:
+    """The levels between which each value lies under its conditional quantiles: P(value < truth), P(value <= truth).
 
-        score = normal quantile of P(value <= truth),    linear in it between two quantiles
-
-    A value at the `minimum` of its support stands for all that lies below, a whole number (`step` above 0) for all
-    that is rounded to it: its level is drawn between the two ends by `uniform` (randomised probability integral
-    transform, Dunn and Smyth 1996).
-    Shapes: quantiles (batch, level, ...), truth and uniform (batch, ...) -> (batch, ...).
+    Linear in the normal quantile of the level between two quantiles. They differ where a value stands for many: at the
+    `minimum` of its support for all that lies below, as a whole number (`step` above 0) for all that is rounded to it.
+    Shapes: quantiles (batch, level, ...), truth (batch, ...) -> (batch, 2, ...).
     """
     known = _normal_levels(quantiles)
 
@@ -91,7 +88,17 @@ def normal_scores(quantiles: Tensor, truth: Tensor, uniform: Tensor, minimum: fl
 
     highest = score(truth + step / 2)
     lowest = score(truth - step / 2) if step else highest
-    level = torch.lerp(torch.special.ndtr(lowest) * (truth > minimum), torch.special.ndtr(highest), uniform)
+    return torch.stack([torch.special.ndtr(lowest) * (truth > minimum), torch.special.ndtr(highest)], dim=1)
+
+
+def normal_scores(levels: Tensor, uniform: Tensor) -> Tensor:
+    """Normal scores of values that lie between two levels each: standard normal when the quantiles are right.
+
+    Where the levels differ, `uniform` draws one between them.
+    Shapes: levels (batch, 2, ...) of `levels_of`, uniform (batch, ...) -> (batch, ...).
+    Source: the randomised probability integral transform, Dunn and Smyth 1996.
+    """
+    level = torch.lerp(levels[:, 0], levels[:, 1], uniform)
     return torch.special.ndtri(level).clamp(-NORMAL_SCORE_LIMIT, NORMAL_SCORE_LIMIT)
 
 

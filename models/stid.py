@@ -16,7 +16,7 @@ from .layers import (
     squared_error,
 )
 from .modes import ModeForecast
-from .quantiles import LEVELS, normal_scores, pinball
+from .quantiles import LEVELS, levels_of, normal_scores, pinball
 from .recalibration import Recalibration
 
 
@@ -118,9 +118,13 @@ class QuantileSTID(nn.Module):
                    for network in self.networks) / len(self.networks)
 
     @torch.no_grad()
+    def levels(self, future: Tensor, support: tuple[float, float], *known) -> Tensor:
+        """Levels (batch, 2, F, node) between which the future lies under `raw_quantiles`; see `levels_of`."""
+        return levels_of(self.raw_quantiles(*known), future, *support)
+
     def scores(self, future: Tensor, uniform: Tensor, support: tuple[float, float], *known) -> Tensor:
         """Normal scores (batch, F, node) of the future under `raw_quantiles`; see `normal_scores`."""
-        return normal_scores(self.raw_quantiles(*known), future, uniform, *support)
+        return normal_scores(self.levels(future, support, *known), uniform)
 
     @torch.no_grad()
     def combine(self, training: Iterable, validation: Iterable) -> None:

@@ -8,7 +8,6 @@ generated. Everything is measured in one run, because a time means little withou
 """
 
 import contextlib
-import functools
 import io
 import os
 import resource
@@ -27,11 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.registry import DATASETS, get_spec
 from data.windows import WindowedField
 from main_pretrain import open_windows
-from main_train import CHOICES, neighbours_of
+from main_train import CHOICES, neighbours_of, training_loss
 from models import DENOISERS, build_forecaster, build_mean_model, ensemble_drawer
 from utils import checkpoint
 from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, preset, run_main
-from utils.device import autocast, choose_device
+from utils.device import choose_device
 from utils.evaluation import rows_at_once
 from utils.reproducibility import seed_step
 from utils.training import fit
@@ -215,12 +214,9 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
 
     before = peaks()
 
-    def loss(batch, half=False):
-        return model.loss(batch.future, *batch.known, precision=autocast(device, half))
-
-    train_gflop = count_gflop(lambda: loss(next(iter(data.batches("train", config.batch_size)))).backward())
-    train_step = {name: training_step(model, functools.partial(loss, half=name == "bf16"), data, config, budget)
-                  for name in PRECISIONS}
+    loss = {name: training_loss(model, data, replace(config, amp=name == "bf16"), device) for name in PRECISIONS}
+    train_gflop = count_gflop(lambda: loss["fp32"](next(iter(data.batches("train", config.batch_size)))).backward())
+    train_step = {name: training_step(model, loss[name], data, config, budget) for name in PRECISIONS}
 
     window, forecast, gflop = next(iter(data.batches("test", 1))), {}, {}
     for name, dtype in PRECISIONS.items():

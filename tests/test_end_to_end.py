@@ -355,3 +355,13 @@ def test_values_after_the_training_part_change_no_weight_of_stage_1(gappy):
                               change=change, name=f"{change.__name__}{share}")
             weights.append(load_checkpoint(folder / "mean/Tiny_12_12/model.pt")["weights"])
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@both_processes
+def test_stage_1_asked_once_or_at_every_step_trains_the_same_model(runs, process, tmp_path, monkeypatch):
+    monkeypatch.setattr(main_train, "PREPARED_BYTES", 0)
+    flags = COST if process == "cost" else []
+    assert run(main_train, tmp_path, *flags, "--mean_run", str(runs / "mean/Oracle_12_12")) == 0
+    once, each_time = (pd.read_json(folder / "diffusion" / FOLDERS[process] / "log.jsonl", lines=True)
+                       for folder in (runs, tmp_path))
+    np.testing.assert_allclose(each_time[["loss", "score"]], once[["loss", "score"]], rtol=1e-4)

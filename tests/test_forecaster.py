@@ -476,7 +476,7 @@ class NormalMargins(nn.Module):
         super().__init__()
         self.mean, self.std = mean, std
 
-    scores = QuantileSTID.scores
+    levels, scores = QuantileSTID.levels, QuantileSTID.scores
 
     def raw_quantiles(self, history, calendar, climatology):
         levels = torch.special.ndtri(torch.tensor(LEVELS)).view(1, -1, 1, 1)
@@ -748,3 +748,16 @@ def test_without_gaps_in_its_data_a_forecaster_made_for_gaps_is_the_plain_one(pr
     given = dict(step=torch.tensor([3, 20, 40]), noise=torch.randn(3, 3, HORIZON, model.coordinates))
     torch.testing.assert_close(model.loss(whole.future, *whole.known, **given),
                                model.loss(batch.future, *batch.known, **given))
+
+
+# What stage 1 says of a training window is computed once
+
+@every_process
+def test_the_loss_takes_nothing_from_stage_1_but_what_was_prepared(process):
+    model, batch = MAKE[process](), make_batch(16)
+    given = dict(step=torch.arange(16), noise=torch.randn(3, 16, HORIZON, model.coordinates))
+    asked, prepared = model.eval().loss(batch.future, *batch.known, **given), model.prepare(batch.future, *batch.known)
+    model.mean_model = None
+    assert torch.equal(model.loss(batch.future, *batch.known, prepared=prepared, **given), asked)
+    other = model.loss(batch.future, *batch.known, prepared=prepared.flip(0), **given)
+    assert not torch.isclose(other, asked)

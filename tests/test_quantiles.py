@@ -29,7 +29,7 @@ def seeded():
 
 
 def normal_scores(quantiles, truth, uniform, minimum=NOWHERE, step=0.0):
-    return margins.normal_scores(quantiles, truth, uniform, minimum, step)
+    return margins.normal_scores(margins.levels_of(quantiles, truth, minimum, step), uniform)
 
 
 def normal_quantiles(mean=0.0, std=1.0, shape=(1, 3, 4)):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.quantiles import LEVELS, normal_scores
+from models.quantiles import LEVELS, levels_of, normal_scores
 from models.recalibration import BINS, Recalibration
 
 HORIZON, NODES = 3, 4
@@ -32,7 +32,7 @@ def test_before_it_is_fitted_it_changes_nothing():
 def test_quantiles_that_are_too_low_are_lifted_to_where_they_are_right():
     offset = torch.tensor([0.5, -0.3, 0.0, 0.2]) + torch.tensor([[0.0], [0.1], [-0.1]])
     truth = torch.randn(9600, HORIZON, NODES) + offset
-    scores = normal_scores(normal_quantiles(9600), truth, torch.rand_like(truth), float("-inf"), 0.0)
+    scores = normal_scores(levels_of(normal_quantiles(9600), truth, float("-inf"), 0.0), torch.rand_like(truth))
     recalibration = Recalibration(NODES, HORIZON, 24)
     recalibration.fit(zip(scores.split(4000), calendar_of(9600).split(4000), (None,) * 3, strict=True))
     moved = recalibration(normal_quantiles(24), calendar_of(24))[:, 9]
