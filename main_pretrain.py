@@ -41,7 +41,7 @@ def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> W
     data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
                      device, settings["oracle_nodes"], settings["oracle_steps"], settings["oracle_length_scale"],
                      own_file(settings), settings["split"], settings["support"], settings["missing"],
-                     settings["null_value"], settings["covariates"])
+                     settings["null_value"], settings["covariates"], settings["lags"])
     for note in data.field.notes:
         print(f"note: {data.field.name}: {note}", file=sys.stderr)
     return data

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .calendar import MINUTES, in_words, make_calendar, parse_time
 from .covariates import standardize
+from .lags import with_lags
 from .scaling import BLOCK, Scaler
 from .windows import Batch, WindowedField
 
@@ -29,6 +30,7 @@ class FieldSummary:
     masked         whether values may be missing: NaN in a history
     value_range    smallest and largest value of the training part
     covariates     by name, with their scalers
+    lags           steps between a value and the earlier one that is seen with it, shortest first
     """
 
     name: str
@@ -49,6 +51,7 @@ class FieldSummary:
     masked: bool
     covariates: dict[str, Scaler]
     value_range: tuple[float, float]
+    lags: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, data: WindowedField) -> "FieldSummary":
@@ -59,6 +62,7 @@ class FieldSummary:
             len(data.training), int(data.starts["test"][0]), field.node_names, field.grid,
             field.axes and tuple(map(torch.as_tensor, field.axes)), *map(_tensor, (field.kept, field.coordinates)),
             data.scaler, data.usual.cpu(), field.masked, data.covariate_scalers, _range(data.training),
+            data.lags,
         )
 
     @classmethod
@@ -73,6 +77,11 @@ class FieldSummary:
     @property
     def num_nodes(self) -> int:
         return len(self.node_names)
+
+    @property
+    def reach(self) -> int:
+        """Steps before the history that a forecast looks back to."""
+        return max(self.lags, default=0)
 
     def doubt(self, history: Tensor) -> str:
         """What makes one doubt that a history (..., node), in physical units, is of this field; "" where nothing does.
@@ -105,21 +114,26 @@ class FieldSummary:
         return make_calendar(self._time(step), self.interval, count).times
 
     def batch(self, history: Tensor, step: Tensor, predict_len: int, covariates: Tensor | None = None) -> Batch:
-        """Windows whose future is not known: histories (batch, H, node) that begin at positions `step` (batch,).
+        """Windows whose future is not known: histories (batch, reach + H, node), of which the last H steps, from the
+        positions `step` (batch,) on, are the windows'.
 
         The same as `WindowedField.batch` gives for windows outside the reference of the climatology, but for the
         future, which is empty. covariates (batch, H + F, node or 1, covariate). Units: physical.
         """
+        whole, observed = self.scaler.standardize(history), None
+        history = whole[:, self.reach:]
         length = history.shape[1] + predict_len
         slots = torch.stack([make_calendar(self._time(one), self.interval, length).slots for one in step.tolist()])
         climatology = self.climatology[slots[..., 0]].to(history.device)
-        history, observed = self.scaler.standardize(history), None
         if self.masked:
             observed = ~history.isnan()
             history = torch.where(observed, history, climatology[:, :history.shape[1]])
             observed = torch.cat([observed, observed.new_zeros(climatology[:, history.shape[1]:].shape)], dim=1)
         if covariates is not None:
             covariates = standardize(covariates, self.covariates).to(history.device)
+        if self.lags:
+            lagged = [whole[:, self.reach - lag:][:, :length] for lag in self.lags]
+            covariates = with_lags(covariates, torch.stack(lagged, dim=-1), climatology)
         calendar = slots[:, history.shape[1] - 1].to(history.device)
         return Batch(history, history[:, :0], calendar, climatology, step.to(history.device), observed, covariates)
 

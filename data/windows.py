@@ -16,6 +16,7 @@ from .climatology import Climatology
 from .covariates import Covariates, read_covariates, standardize
 from .fields import Field, OwnFile, load_field
 from .fluctuation import fluctuation_scale
+from .lags import choose_lags, with_lags
 from .nodes import nearest_nodes
 from .readers import MEMORY_LIMIT, listed
 from .scaling import BLOCK, Scaler
@@ -40,7 +41,8 @@ class Batch:
     the split or batch.
 
     observed (batch, H + F, node): which values are not missing, None for a field without gaps; history and future hold
-    the climatology where they are. covariates (batch, H + F, node or 1, covariate), standardized; None without."""
+    the climatology where they are. covariates (batch, H + F, node or 1, covariate), standardized, those of a file
+    before the field's own lags; None without any."""
 
     history: Tensor
     future: Tensor
@@ -82,7 +84,7 @@ class WindowedField:
     """
 
     def __init__(self, field: Field, history_len: int, predict_len: int, device: torch.device | str = "cpu",
-                 split: str = "", covariates: Covariates | None = None):
+                 split: str = "", covariates: Covariates | None = None, lags: str = "none"):
         self.history_len, self.predict_len, self.device = history_len, predict_len, device
         self.starts, training_steps = split_windows(field, history_len, predict_len, split)
         self.training = field.values[:training_steps]
@@ -100,6 +102,7 @@ class WindowedField:
         if covariates is not None:
             self.covariate_scalers = covariates.scalers(training_steps)
             self._covariates = standardize(covariates.values, self.covariate_scalers).to(self.window_device)
+        self.lags = choose_lags(lags, field.calendar, predict_len, training_steps)
         (_, first_end), *evaluated = field.segments
         references = [(0, training_steps)] + [(first, first + field.spec.validation_steps) for first, _ in evaluated]
         self._evaluated_from = first_end if evaluated else len(field.values)
@@ -147,11 +150,12 @@ class WindowedField:
 
     def facts(self) -> dict:
         """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
+        beside = {name: scaler.mean for name, scaler in self.covariate_scalers.items()}
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
                 "scaler_mean": self.scaler.mean, "scaler_std": self.scaler.std,
                 "support": list(self.support) if self.field.spec.nonnegative else None,
                 "masked": self.field.masked,
-                "covariates": {name: scaler.mean for name, scaler in self.covariate_scalers.items()}}
+                "covariates": beside | {f"lag {lag}": self.scaler.mean for lag in self.lags}}
 
     def nearest_nodes(self, count: int) -> Tensor | None:
         """The nodes nearest to each: (node, count), see `data.nodes.nearest_nodes`."""
@@ -172,15 +176,25 @@ class WindowedField:
         window, observed = self.scaler.standardize(self._values[steps].to(self.device)), None
         calendar = self._slots[starts + self.history_len - 1].to(self.device)
         climatology = self._climatology(steps, self._segment(starts)).to(self.device)
+        covariates = self.covariates(steps)
+        if self.lags:
+            covariates = with_lags(covariates, self._lagged(steps), climatology)
         if self.field.masked:
             observed = ~window.isnan()
             window = torch.where(observed, window, climatology)
         return Batch(window[:, :self.history_len], window[:, self.history_len:], calendar, climatology,
-                     starts.to(self.device), observed, self.covariates(steps))
+                     starts.to(self.device), observed, covariates)
 
     def covariates(self, steps: Tensor) -> Tensor | None:
-        """Standardized covariates at `steps` (batch, step): (batch, step, node or 1, covariate); None without any."""
+        """Standardized covariates of the file at `steps` (batch, step), or None: (batch, step, node or 1, covariate)."""
         return None if self._covariates is None else self._covariates[steps].to(self.device)
+
+    def _lagged(self, steps: Tensor) -> Tensor:
+        """Values `lags` earlier than `steps` (batch, step), NaN before the segment: (batch, step, node, lag)."""
+        earlier = steps.unsqueeze(-1) - torch.tensor(self.lags, device=steps.device)
+        known = earlier >= (steps[:, :1] >= self._evaluated_from).unsqueeze(-1) * self._evaluated_from
+        values = self.scaler.standardize(self._values[earlier.clamp_min(0)])
+        return torch.where(known.unsqueeze(-1), values, torch.nan).transpose(2, 3).to(self.device)
 
     def standardized(self, steps: Tensor) -> Tensor:
         """Values at any steps of the series, gaps filled with the mean of their slot: (*steps.shape, node)."""
@@ -343,11 +357,11 @@ def with_support(field: Field, nonnegative: bool) -> Field:
 def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, device: torch.device | str = "cpu",
               oracle_nodes: int = 32, oracle_steps: int = 4000, oracle_length_scale: float = 0.3,
               own: OwnFile | None = None, split: str = "", support: str = "auto", missing: str = "error",
-              null_value: float | None = None, covariates: str = "") -> WindowedField:
+              null_value: float | None = None, covariates: str = "", lags: str = "none") -> WindowedField:
     """The one way in: load the dataset, check it, split it and stand ready to give batches.
 
     split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says. covariates: their
-    file.
+    file. lags: see `lags.choose_lags`.
     Raises: ValueError where the values are not those of the support.
     """
     field = load_field(name, data_dir, oracle_nodes, oracle_steps, oracle_length_scale, own, missing, null_value)
@@ -356,4 +370,4 @@ def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, dev
     if support == "nonnegative" and (lowest := smallest(field.values)) < 0:
         raise ValueError(f"--support nonnegative: {name} has values down to {lowest:g}; leave the flag out")
     beside = read_covariates(covariates, field.calendar, field.node_names) if covariates else None
-    return WindowedField(field, history_len, predict_len, device, split, beside)
+    return WindowedField(field, history_len, predict_len, device, split, beside, lags)

@@ -65,11 +65,18 @@ class TrainedForecaster:
     field: FieldSummary
     device: torch.device
 
+    @property
+    def history_steps(self) -> int:
+        """Steps before the horizon that a forecast looks at."""
+        return self.field.reach + self.checkpoint["config"]["history_len"]
+
     def forecast(self, history: np.ndarray, start: str | np.datetime64 | Sequence, members: int = 0,
                  covariates: np.ndarray | None = None, **flags) -> Forecast:
         """Draw an ensemble of what follows a history.
 
-        history   (H, node), or (window, H, node) for several windows at once
+        history   (history_steps, node), or (window, history_steps, node) for several windows at once: the H steps
+                  before the horizon, and with `--lags` as many before these as the longest lag, where NaN stands for
+                  what is not known
         start     time of the first step of the history, one for each window
         members   size of the ensemble; 0: that of the run
         covariates  (H + F, covariate) or (H + F, node, covariate), where the model was trained with such
@@ -81,14 +88,17 @@ class TrainedForecaster:
         """
         settings = self._settings(members, flags)
         history, start = np.asarray(history), np.asarray(start)
-        steps, nodes = settings["history_len"], self.field.num_nodes
+        steps, nodes, seen = self.history_steps, self.field.num_nodes, settings["history_len"]
         if history.ndim not in (2, 3) or history.shape[-2:] != (steps, nodes) or history.shape[:-2] != start.shape:
             raise ValueError(f"history of shape {history.shape}, start of shape {start.shape}; expected ({steps}, "
                              f"{nodes}), that is (step, node), and one time, or a window axis before both")
         windows = history.reshape(-1, steps, nodes)
         values, _ = mark_missing(torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)),
                                  settings["null_value"])
-        wrong = values.isinf() if self.field.masked else ~values.isfinite()
+        may_miss = values.isnan()
+        if not self.field.masked:
+            may_miss[:, -seen:] = False
+        wrong = ~values.isfinite() & ~may_miss
         if wrong.any():
             window, step, node = wrong.nonzero()[0].tolist()
             raise ValueError(f"history: value {windows[window, step, node]} at step {step}, node {node}"
@@ -96,11 +106,11 @@ class TrainedForecaster:
                              + " (a model trained with --missing mask takes nan too)" * (not self.field.masked))
         if doubt := self.field.doubt(values):
             warnings.warn(doubt, stacklevel=2)
-        position = torch.tensor([self.field.step_at(time) for time in start.ravel()])
+        position = torch.tensor([self.field.step_at(time) + steps - seen for time in start.ravel()])
         batch = self.field.batch(values.to(self.device), position, settings["predict_len"],
-                                 self._covariates(covariates, start.shape, steps + settings["predict_len"]))
+                                 self._covariates(covariates, start.shape, seen + settings["predict_len"]))
         drawn = self.field.scaler.physical(ensemble_drawer(self.model, settings, self.device)(batch))
-        times = np.stack([self.field.times(one + steps - 1, 1 + settings["predict_len"]) for one in position.tolist()])
+        times = np.stack([self.field.times(one + seen - 1, 1 + settings["predict_len"]) for one in position.tolist()])
         return Forecast(
             drawn.float().cpu().numpy().reshape(*start.shape, *drawn.shape[1:]),
             times[:, 1:].reshape(*start.shape, -1), times[:, 0].reshape(start.shape), self.field,

@@ -33,16 +33,23 @@ from utils.forecasts import VALUES, WRITERS, Forecast, check_output, write_forec
 
 @dataclass(frozen=True)
 class Series:
-    """What a forecast starts from: values (time, node), the position of their first step in the series of the run, and
-    covariates (time, node or 1, covariate), which may reach further, or None."""
+    """What a forecast starts from: values (time, node), the position of their first step in the series of the run, the
+    steps before a history that it looks back to, and covariates (time, node or 1, covariate), which may reach further,
+    or None."""
 
     values: torch.Tensor
     first: int
+    reach: int
     covariates: torch.Tensor | None
 
     def window(self, begin: int, history_len: int, predict_len: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """History and covariates of the window that begins at a step. Raises: ValueError where covariates end."""
-        history, covariates = self.values[begin:begin + history_len].float().numpy(), None
+        """History and covariates of the window that begins at a step, NaN for steps before the series.
+
+        Raises: ValueError where covariates end.
+        """
+        known = self.values[max(begin - self.reach, 0):begin + history_len].float().numpy()
+        missing, covariates = self.reach + history_len - len(known), None
+        history = np.pad(known, ((missing, 0), (0, 0)), constant_values=np.nan)
         if self.covariates is not None:
             covariates = self.covariates[begin:begin + history_len + predict_len].numpy()
             if len(covariates) < history_len + predict_len:
@@ -68,12 +75,12 @@ def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariate
         first, last = found.segments[-1]
         values, calendar, begin = found.values[first:last], found.calendar, first
     if not field.covariates:
-        return Series(values, first, None)
+        return Series(values, first, field.reach, None)
     beside = read_covariates(covariates or config["covariates"], calendar, tuple(field.node_names))
     if beside.names != tuple(field.covariates):
         raise ValueError(f"--covariates {beside.source}: {listed(beside.names)}; the run was trained with "
                          f"{listed(list(field.covariates))}")
-    return Series(values, first, beside.values[begin:])
+    return Series(values, first, field.reach, beside.values[begin:])
 
 
 def read_newer(run: TrainedForecaster, data_path: str) -> tuple[torch.Tensor, int]:
@@ -148,7 +155,7 @@ def forecasts(run: TrainedForecaster, series: Series, windows: Sequence[int], fl
         own = chosen if len(chosen) < processes.count else np.array_split(chosen, processes.count)[processes.rank]
         parts = [series.window(begin, settings["history_len"], settings["predict_len"]) for begin in own]
         history, covariates = zip(*parts, strict=True)
-        start = np.concatenate([run.field.times(series.first + begin, 1) for begin in own])
+        start = np.concatenate([run.field.times(series.first + begin - series.reach, 1) for begin in own])
         part = run.forecast(np.stack(history), start, covariates=np.stack(covariates) if run.field.covariates else None,
                             **flags)
         yield part if len(own) == len(chosen) else joined(part, processes)

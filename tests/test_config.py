@@ -165,7 +165,7 @@ def test_every_flag_of_the_program_takes_a_value_and_hands_it_on(stage):
         if allowed:
             values = list(STAGES[stage][allowed] if isinstance(allowed, str) else allowed)
         elif item.type is str:
-            values = [{"data_name": "Oracle", "run_name": "my-run_1.0"}.get(item.name, "/some/where")]
+            values = [{"data_name": "Oracle", "run_name": "my-run_1.0", "lags": "24,168"}.get(item.name, "/some/where")]
         else:
             low = facts["minimum"] if facts["minimum"] is not None else facts["above"] or 0
             values = [item.type(low) + (0.25 if item.type is float else 1)]

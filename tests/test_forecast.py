@@ -280,7 +280,7 @@ def test_values_chooses_what_is_written(work, tmp_path):
 def test_no_more_windows_are_in_memory_than_are_sampled_together(work):
     trained = load_forecaster(run_of(work))
     parts = [len(part.times) for part in forecast.forecasts(
-        trained, forecast.Series(torch.tensor(COUNTS), 0, None), range(9), {"sample_batch": 10, "nsample": 5})]
+        trained, forecast.Series(torch.tensor(COUNTS), 0, 0, None), range(9), {"sample_batch": 10, "nsample": 5})]
     assert parts == [2, 2, 2, 2, 1] and rows_at_once(NODES, trained.device, 10) == 10
 
 

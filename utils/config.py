@@ -55,6 +55,8 @@ class CommonConfig:
     null_value: float = flag(None, DATA, "a number that stands for a missing value in the file; needs --missing mask")
     covariates: str = flag("", DATA, "a file of what is known of every step, over the horizon too (holidays, weather "
                            "forecasts): a column for each, or an array (time, node, covariate)")
+    lags: str = flag("none", DATA, "also show the values so many steps before each step of a window, 24,168; auto: a "
+                     "day and a week, or a year, before; none: nothing but the window")
     oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
     oracle_length_scale: float = flag(0.3, DATA, "distance over which the correlation between nodes of Oracle falls by "
@@ -162,7 +164,7 @@ PRESETS = {
     "BikeDC": {PretrainConfig: dict(epochs=30, networks=1)},
     "TaxiBJ": {CommonConfig: dict(batch_size=24)},
     "Los_Speed": {CommonConfig: dict(batch_size=24)},
-    "NYCFlights": {CommonConfig: dict(batch_size=64)},
+    "NYCFlights": {CommonConfig: dict(batch_size=64, lags="auto")},
     "Oracle": {CommonConfig: dict(batch_size=64)},
 }
 """Choices per dataset that differ from the defaults; most batch sizes are the authors' release's."""
@@ -238,6 +240,8 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
     alone = [f"--{name}" for name in OF_OWN_FILE if getattr(config, name) and not config.data_path]
     if alone:
         parser.error(f"{', '.join(alone)}: describes a file of your own; give it by --data_path FILE")
+    if not re.fullmatch(r"none|auto|\d+(,\d+)*", config.lags):
+        parser.error(f"--lags {config.lags}: expected auto, none, or numbers of steps, as 24,168")
     if config.null_value is not None and config.missing != "mask":
         parser.error(f"--null_value {config.null_value:g} says what is missing: add --missing mask")
     if isinstance(config, TrainConfig):

@@ -1,0 +1,45 @@
+"""Lags: what the field itself was a day, a week or a year before each step of a window."""
+
+import torch
+from torch import Tensor
+
+from .calendar import Calendar
+
+KNOWN_SHARE = 0.25  # of the training steps must have a value that much earlier, or auto leaves a lag out
+
+
+def choose_lags(text: str, calendar: Calendar, predict_len: int, training_steps: int) -> tuple[int, ...]:
+    """The lags that `--lags` names, in steps, shortest first: none, auto, or numbers (24,168).
+
+    auto: the cycles of the calendar, a day and a week of hourly data, a year of monthly ones; where a cycle is shorter
+    than the horizon a multiple of it, and none that too little of the training part has.
+    Raises: ValueError for a lag that is shorter than the horizon, or longer than the training part.
+    """
+    if text == "none":
+        return ()
+    if text == "auto":
+        cycles = [calendar.sizes[0]]
+        if calendar.names[1:] == ("day of week",):
+            cycles.append(7 * calendar.sizes[0])
+        lags = {-(-predict_len // cycle) * cycle for cycle in cycles}
+        return tuple(sorted(lag for lag in lags if lag <= (1 - KNOWN_SHARE) * training_steps))
+    lags = sorted({int(part) for part in text.split(",")})
+    if lags[0] < predict_len:
+        raise ValueError(f"--lags {text}: {lags[0]} steps before the last step of the horizon nothing is known yet; "
+                         f"choose lags of at least --predict_len {predict_len}")
+    if lags[-1] >= training_steps:
+        raise ValueError(f"--lags {text}: the training part has {training_steps} steps, none of them has a value "
+                         f"{lags[-1]} steps earlier; choose shorter lags")
+    return tuple(lags)
+
+
+def with_lags(covariates: Tensor | None, lagged: Tensor, usual: Tensor) -> Tensor:
+    """Covariates and lagged values as one tensor, what is usual at the step in place of a missing value.
+
+    Shapes: covariates (batch, step, node or 1, covariate) or None, lagged (batch, step, node, lag), usual (batch, step,
+    node) -> (batch, step, node, covariate + lag). Units: standardized.
+    """
+    lagged = torch.where(lagged.isnan(), usual.unsqueeze(-1), lagged)
+    if covariates is None:
+        return lagged
+    return torch.cat([covariates.expand(*lagged.shape[:3], -1), lagged], dim=-1)

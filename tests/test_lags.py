@@ -1,0 +1,175 @@
+"""Lags: chosen from the calendar, taken from the field's own past and nothing later, and worth what they repeat."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_field, random_values
+
+import main_pretrain
+import main_train
+from data.calendar import make_calendar
+from data.covariates import Covariates
+from data.lags import choose_lags
+from data.windows import WindowedField
+from models import load_forecaster
+from scripts import forecast
+from utils.checkpoint import read_json
+
+HISTORY, HORIZON, STEPS, NODES = 6, 4, 150, 4
+LENGTHS = ["--history_len", str(HISTORY), "--predict_len", str(HORIZON)]
+
+
+def windows(values=None, lags="24,48", **facts):
+    values = random_values(STEPS, NODES) if values is None else values
+    return WindowedField(make_field(values, **facts), HISTORY, HORIZON, lags=lags)
+
+
+# Which lags
+
+@pytest.mark.parametrize("interval, predict_len, steps, wanted", [
+    ((1, "hour"), 12, 1000, (24, 168)),
+    ((1, "hour"), 25, 1000, (48, 168)),
+    ((1, "hour"), 100, 1000, (120, 168)),
+    ((1, "hour"), 12, 200, (24,)),
+    ((1, "hour"), 12, 24, ()),
+    ((5, "minute"), 12, 3000, (288, 2016)),
+    ((1, "day"), 5, 1000, (7,)),
+    ((1, "week"), 12, 1000, (53,)),
+    ((1, "month"), 12, 1000, (12,)),
+    ((1, "month"), 13, 1000, (24,)),
+])
+def test_auto_takes_the_cycles_of_the_calendar_that_the_training_part_has_seen(interval, predict_len, steps, wanted):
+    assert choose_lags("auto", make_calendar("2020-01-06", interval, 10), predict_len, steps) == wanted
+
+
+def test_lags_are_those_that_are_named_each_once_shortest_first_or_none():
+    calendar = make_calendar("2020-01-06", (1, "hour"), 10)
+    assert choose_lags("168,24,24", calendar, 12, 200) == (24, 168)
+    assert choose_lags("none", calendar, 12, 200) == () and choose_lags("12", calendar, 12, 200) == (12,)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("24,3", "--lags 24,3: 3 steps before the last step of the horizon nothing is known yet; choose lags of at least "
+             "--predict_len 4"),
+    ("0", "at least --predict_len 4"),
+    ("100", "--lags 100: the training part has 94 steps, none of them has a value 100 steps earlier"),
+])
+def test_lags_that_cannot_be_are_refused(text, words):
+    with pytest.raises(ValueError) as caught:
+        windows(lags=text)
+    assert words in str(caught.value)
+
+
+# What a window sees
+
+def test_a_batch_holds_the_values_so_much_earlier_and_what_is_usual_where_there_are_none():
+    data = windows()
+    values = data.scaler.standardize(data.field.values)
+    batch = data.batch(torch.tensor([100, 40]))
+    assert batch.covariates.shape == (2, HISTORY + HORIZON, NODES, 2)
+    for row, start in enumerate((100, 40)):
+        for column, lag in enumerate((24, 48)):
+            earlier = start - lag
+            missing = min(max(-earlier, 0), HISTORY + HORIZON)
+            found = batch.covariates[row, ..., column]
+            torch.testing.assert_close(found[missing:], values[max(earlier, 0):earlier + HISTORY + HORIZON])
+            torch.testing.assert_close(found[:missing], batch.climatology[row, :missing])
+    assert missing == 8, "two days before, the second window has two values"
+
+
+def test_lags_stand_behind_the_covariates_of_a_file():
+    beside = torch.randn(STEPS, 1, 1)
+    data = WindowedField(make_field(random_values(STEPS, NODES)), HISTORY, HORIZON, lags="24",
+                         covariates=Covariates("x.csv", ("a",), beside))
+    batch, only = data.batch(torch.tensor([80])), windows(lags="24").batch(torch.tensor([80]))
+    assert torch.equal(batch.covariates[..., 1:], only.covariates)
+    assert (batch.covariates[..., 0] == batch.covariates[:, :, :1, 0]).all()
+    assert list(data.facts()["covariates"]) == ["a", "lag 24"]
+
+
+def test_a_missing_value_is_what_is_usual_and_no_step_looks_into_another_segment():
+    values = torch.as_tensor(random_values(STEPS, NODES))
+    values[70, 2] = torch.nan
+    batch = windows(values, "24").batch(torch.tensor([90]))
+    assert batch.covariates[0, 4, 2, 0] == batch.climatology[0, 4, 2]
+    pair = windows(random_values(STEPS, NODES), "24", pair=(80, 40))
+    batch = pair.batch(torch.tensor([80, 100]))
+    assert torch.equal(batch.covariates[0, ..., 0], batch.climatology[0])
+    assert torch.equal(batch.covariates[1, :4, :, 0], batch.climatology[1, :4])
+    torch.testing.assert_close(batch.covariates[1, 4:, :, 0], pair.scaler.standardize(pair.field.values[80:86]))
+
+
+@pytest.mark.parametrize("lags", ["auto", "4", "7,24"])
+def test_what_a_test_window_knows_does_not_change_with_what_comes_after_its_history(lags):
+    values = torch.as_tensor(random_values(STEPS, NODES))
+    start = 135
+    altered = values.clone()
+    altered[start + HISTORY:] *= 3
+    one, other = (windows(each, lags).batch(torch.tensor([start])) for each in (values, altered))
+    assert torch.equal(one.known[3].covariates, other.known[3].covariates) and not torch.equal(one.future, other.future)
+
+
+# Both stages
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Hours that are those of the day before with small changes, as an .npy; a run without and with lags."""
+    folder = tmp_path_factory.mktemp("lags")
+    days = np.random.default_rng(0).normal(size=(20, 24, NODES)) * np.array([3] + [1] * 19)[:, None, None]
+    days[1:] *= 0.3
+    np.save(folder / "days.npy", 20 + days.cumsum(0).reshape(-1, NODES).astype(np.float32))
+    for name in ("none", "auto"):
+        flags = own_flags(folder, name)
+        assert main_pretrain.main(flags) == 0 and main_train.main(flags) == 0
+    return folder
+
+
+def own_flags(folder, lags):
+    return ["--data_path", str(folder / "days.npy"), "--freq", "1h", "--start", "2020-01-06", *LENGTHS, "--lags", lags,
+            "--save_dir", str(folder / lags), "--channels", "16", "--layers", "2", "--epochs", "12", "--embedding", "8",
+            "--nsample", "20", "--sample_steps", "3", "--device", "cpu", "--lr", "0.005"]
+
+
+def test_lags_lower_the_error_of_a_field_that_repeats_itself(work):
+    without, lagged = (read_json(work / name / "diffusion/days_6_4/metrics.json")["CRPS"] for name in ("none", "auto"))
+    assert lagged < 0.7 * without
+
+
+def test_a_forecast_of_a_test_window_is_that_of_the_evaluation(work):
+    run = load_forecaster(work / "auto/diffusion/days_6_4")
+    assert run.field.lags == (24, 168) and run.history_steps == 168 + HISTORY
+    data = main_train.open_run_data(run.checkpoint, "", "cpu")
+    settings = run.checkpoint["config"]
+    start = int(data.starts["test"][3])
+    wanted = data.scaler.physical(main_train.ensemble_drawer(run.model, settings, run.device)(
+        data.batch(torch.tensor([start]))))[0].numpy()
+    values, first = data.field.values.numpy(), start - 168
+    found = run.forecast(values[first:start + HISTORY], start=data.field.calendar.times[first])
+    np.testing.assert_allclose(found.members, wanted, rtol=1e-5)
+    assert found.times[0] == data.field.calendar.times[start + HISTORY]
+    assert forecast.main([str(work / "auto/diffusion/days_6_4"), "--split", "test", "--device", "cpu", "--output",
+                          str(work / "test.npz")]) == 0
+    np.testing.assert_allclose(np.load(work / "test.npz")["members"][3], wanted, rtol=1e-5)
+
+
+def test_what_lies_before_the_series_may_be_unknown_but_not_what_the_history_holds(work, tmp_path):
+    run = load_forecaster(work / "auto/diffusion/days_6_4")
+    values = np.load(work / "days.npy")[:run.history_steps].copy()
+    values[:30] = np.nan
+    assert np.isfinite(run.forecast(values, start="2020-01-06").members).all()
+    np.save(tmp_path / "short.npy", np.load(work / "days.npy")[30:run.history_steps])
+    output = tmp_path / "next.npz"
+    assert forecast.main([str(work / "auto/diffusion/days_6_4"), "--data_path", str(tmp_path / "short.npy"), "--device",
+                          "cpu", "--output", str(output)]) == 0
+    assert np.load(output)["members"].shape[-2:] == (HORIZON, NODES)
+    values[-2, 1] = np.nan
+    with pytest.raises(ValueError, match="value nan at step 172, node 1"):
+        run.forecast(values, start="2020-01-06")
+    with pytest.raises(ValueError, match=r"expected \(174, 4\)"):
+        run.forecast(values[-HISTORY:], start="2020-01-13")
+
+
+def test_stage_2_refuses_a_stage_1_with_other_lags(work):
+    flags = [*own_flags(work, "24"), "--save_dir", str(work / "auto")]
+    with pytest.raises(ValueError, match="the stage-1 model does not fit: covariates .*lag 168.*--lags 24"):
+        main_train.main([*flags, "--run_name", "other", "--mean_run", str(work / "auto/mean/days_6_4")])
