@@ -63,7 +63,7 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
         raise ValueError(f"{folder}: stage 1 has not ended; the same command goes on with it: {command}")
     with checkpoint.built_from(path):
         settings = known_settings(content["config"], PretrainConfig, {}, path)
-        found = {**settings, **content["data"], **content["fingerprint"]}
+        found = {"lag_steps": [], **settings, **content["data"], **content["fingerprint"]}
         differing = checkpoint.differences(found, {**data.facts(), **task, **data.fingerprint})
     if differing:
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")

@@ -150,12 +150,12 @@ class WindowedField:
 
     def facts(self) -> dict:
         """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
-        beside = {name: scaler.mean for name, scaler in self.covariate_scalers.items()}
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
                 "scaler_mean": self.scaler.mean, "scaler_std": self.scaler.std,
                 "support": list(self.support) if self.field.spec.nonnegative else None,
                 "masked": self.field.masked,
-                "covariates": beside | {f"lag {lag}": self.scaler.mean for lag in self.lags}}
+                "covariates": {name: scaler.mean for name, scaler in self.covariate_scalers.items()},
+                "lag_steps": list(self.lags)}
 
     def nearest_nodes(self, count: int) -> Tensor | None:
         """The nodes nearest to each: (node, count), see `data.nodes.nearest_nodes`."""
@@ -186,7 +186,7 @@ class WindowedField:
                      starts.to(self.device), observed, covariates)
 
     def covariates(self, steps: Tensor) -> Tensor | None:
-        """Standardized covariates of the file at `steps` (batch, step), or None: (batch, step, node or 1, covariate)."""
+        """Standardized covariates of the file at `steps` (batch, step): (batch, step, node or 1, covariate) or None."""
         return None if self._covariates is None else self._covariates[steps].to(self.device)
 
     def _lagged(self, steps: Tensor) -> Tensor:

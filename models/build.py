@@ -20,17 +20,19 @@ def build_mean_model(settings: dict, facts: dict) -> nn.Module:
     """The stage-1 model of a configuration (as a dict: also that of a checkpoint) for data of these `facts`."""
     network = MEAN_MODELS[settings["mean_model"]]
     own = {"networks": settings["networks"], "linear_modes": settings["linear_modes"]}
+    lags = len(facts.get("lag_steps", ()))
     return network(
         facts["num_nodes"], settings["history_len"], settings["predict_len"], tuple(facts["calendar_sizes"]),
         channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
-        climatology=settings["climatology"], tokens=settings["tokens"], **optional_inputs(facts),
+        climatology=settings["climatology"], tokens=settings["tokens"], lags=lags, **optional_inputs(facts),
         **{name: own[name] for name in getattr(network, "own_settings", ())},
     )
 
 
 def optional_inputs(facts: dict) -> dict:
     """What both networks take beside history and calendar, by the facts of the data (also of an older checkpoint)."""
-    return {"masked": facts.get("masked", False), "covariates": len(facts.get("covariates", ()))}
+    return {"masked": facts.get("masked", False),
+            "covariates": len(facts.get("covariates", ())) + len(facts.get("lag_steps", ()))}
 
 
 def build_forecaster(settings: dict, mean_model: nn.Module, facts: dict, nearest: Tensor | None = None) -> nn.Module:

@@ -24,8 +24,9 @@ class STID(nn.Module):
     """Residual MLP on [history, node, calendar]: the conditional mean.
 
     With `climatology` it also sees what is usual at the steps of history and horizon, and starts from a learned
-    mixture of the last value and that; with `tokens` the nodes learn from each other between the blocks. Without
-    either it is the published network.
+    mixture of the last value, of that, and of the `lags` last of its `covariates`, which are earlier values of the
+    field itself; with `tokens` the nodes learn from each other between the blocks. Without either it is the published
+    network.
 
     Shapes: history (batch, H, node), calendar (batch, cycle) of the last history step, climatology (batch, H + F,
     node), and what the field has beside them, see `ExtraInputs` -> (batch, F, node). Units: standardized.
@@ -34,13 +35,14 @@ class STID(nn.Module):
 
     def __init__(self, num_nodes: int, history_len: int, predict_len: int, calendar_sizes: tuple[int, ...],
                  channels: int = 32, layers: int = 4, dropout: float = 0.15, climatology: bool = True, tokens: int = 8,
-                 masked: bool = False, covariates: int = 0, outputs: int = 1):
+                 masked: bool = False, covariates: int = 0, lags: int = 0, outputs: int = 1):
         super().__init__()
         self.predict_len = predict_len
         self.identity = IdentityEmbedding(num_nodes, calendar_sizes, channels)
         width = channels + self.identity.width
         self.embed = nn.Linear((2 * history_len + predict_len) if climatology else history_len, channels)
         self.persistence = nn.Parameter(torch.zeros(predict_len)) if climatology else None
+        self.repetition = nn.Parameter(torch.zeros(predict_len, 1 + lags)) if climatology and lags else None
         blocks = []
         for layer in range(layers):
             blocks += [TokenMixer(width, tokens)] if tokens and layer else []
@@ -62,6 +64,10 @@ class STID(nn.Module):
             return outlook
         share = self.persistence.sigmoid().unsqueeze(-1)
         usual = torch.lerp(climatology[:, -self.predict_len:], history[:, -1:], share)
+        if self.repetition is not None:
+            lags = self.repetition.shape[1] - 1
+            usual = torch.cat([usual.unsqueeze(-1), extras.covariates[:, -self.predict_len:, :, -lags:]], dim=-1)
+            usual = (usual * self.repetition.softmax(-1).unsqueeze(1)).sum(-1)
         return outlook.float() + usual.unsqueeze(1)
 
     def loss(self, future: Tensor, *known) -> Tensor:

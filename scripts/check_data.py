@@ -17,6 +17,7 @@ import torch
 from data.calendar import DAY, MINUTES, Interval, in_words
 from data.covariates import read_covariates
 from data.fields import Field, load_field
+from data.lags import choose_lags
 from data.readers import listed, say_if_large
 from data.scaling import BLOCK
 from data.windows import SPLITS, WindowedField
@@ -38,7 +39,7 @@ from utils.config import (
 from utils.device import choose_device
 from utils.plots import draw_field
 
-FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "split", "support", "history_len",
+FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags", "split", "support", "history_len",
          "predict_len", "batch_size", "device")
 PEAK = 0.02  # share of the variance under which a period is not worth a word
 ROUNDING = 1e-9  # share of the largest value under which a series is straight
@@ -207,7 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
         ahead = len(beside.values) - len(field.values)
         say({"covariates": f"{listed(list(beside.names))}; they reach {ahead} steps beyond the data, a forecast of the "
                            f"unseen future needs {config.predict_len}"})
-    data = WindowedField(field, config.history_len, config.predict_len, device, config.split, beside)
+    data = WindowedField(field, config.history_len, config.predict_len, device, config.split, beside,
+                         config.lags)
     config = replace(config, **{"batch_size": suggested_batch(len(data.starts["train"])), **given})
     support = config.support
     if support == "auto":
@@ -219,6 +221,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("note: no value is negative: --support nonnegative keeps forecasts so, where that is in its nature")
     if len(data.starts["train"]) < FEW_WINDOWS:
         print(f"note: {len(data.starts['train'])} training windows are few: expect no more than climatology gives")
+    lags = choose_lags("auto", field.calendar, config.predict_len, len(data.training))
+    if lags and config.lags == "none":
+        print(f"note: --lags auto would show the networks the values {' and '.join(map(str, lags))} steps earlier too; "
+              "compare the scores of stage 1 with and without it")
     flags = {name: typed[name] for name in DATA_FLAGS if name in typed}
     flags |= {name: getattr(config, name) for name in ("history_len", "predict_len", "batch_size")}
     flags |= {"support": support} | ({"missing": "mask"} if field.masked else {})

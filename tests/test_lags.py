@@ -10,8 +10,8 @@ import main_train
 from data.calendar import make_calendar
 from data.covariates import Covariates
 from data.lags import choose_lags
-from data.windows import WindowedField
-from models import load_forecaster
+from data.windows import Extras, WindowedField
+from models import MEAN_MODELS, load_forecaster
 from scripts import forecast
 from utils.checkpoint import read_json
 
@@ -84,7 +84,7 @@ def test_lags_stand_behind_the_covariates_of_a_file():
     batch, only = data.batch(torch.tensor([80])), windows(lags="24").batch(torch.tensor([80]))
     assert torch.equal(batch.covariates[..., 1:], only.covariates)
     assert (batch.covariates[..., 0] == batch.covariates[:, :, :1, 0]).all()
-    assert list(data.facts()["covariates"]) == ["a", "lag 24"]
+    assert list(data.facts()["covariates"]) == ["a"] and data.facts()["lag_steps"] == [24]
 
 
 def test_a_missing_value_is_what_is_usual_and_no_step_looks_into_another_segment():
@@ -107,6 +107,19 @@ def test_what_a_test_window_knows_does_not_change_with_what_comes_after_its_hist
     altered[start + HISTORY:] *= 3
     one, other = (windows(each, lags).batch(torch.tensor([start])) for each in (values, altered))
     assert torch.equal(one.known[3].covariates, other.known[3].covariates) and not torch.equal(one.future, other.future)
+
+
+def test_a_network_starts_from_a_mixture_of_what_is_usual_and_its_lags():
+    model = MEAN_MODELS["stid"](NODES, HISTORY, 3, (24, 7), channels=8, layers=1, covariates=3, lags=2).eval()
+    with torch.no_grad():
+        model.project.weight.zero_(), model.project.bias.zero_()
+        model.persistence.fill_(-100)
+        model.repetition.copy_(torch.eye(3) * 100)
+    history, calendar = torch.randn(5, HISTORY, NODES), torch.zeros(5, 2, dtype=torch.long)
+    climatology, covariates = torch.randn(5, HISTORY + 3, NODES), torch.randn(5, HISTORY + 3, NODES, 3)
+    found = model(history, calendar, climatology, Extras(None, covariates))
+    wanted = torch.stack([climatology[:, -3], covariates[:, -2, :, 1], covariates[:, -1, :, 2]], dim=1)
+    torch.testing.assert_close(found, wanted)
 
 
 # Both stages
@@ -171,5 +184,5 @@ def test_what_lies_before_the_series_may_be_unknown_but_not_what_the_history_hol
 
 def test_stage_2_refuses_a_stage_1_with_other_lags(work):
     flags = [*own_flags(work, "24"), "--save_dir", str(work / "auto")]
-    with pytest.raises(ValueError, match="the stage-1 model does not fit: covariates .*lag 168.*--lags 24"):
+    with pytest.raises(ValueError, match=r"does not fit: lag_steps \[24, 168\] .wanted \[24\].; .*--lags 24"):
         main_train.main([*flags, "--run_name", "other", "--mean_run", str(work / "auto/mean/days_6_4")])

@@ -280,7 +280,7 @@ def test_facts_name_what_a_model_of_the_data_depends_on(data):
     assert data.facts() == {
         "num_nodes": 5, "calendar_sizes": [24, 7], "scaler_mean": pytest.approx(float(training.mean())),
         "scaler_std": pytest.approx(float(training.std(correction=0))), "support": None,
-        "masked": False, "covariates": {},
+        "masked": False, "covariates": {}, "lag_steps": [],
     }
 
 
