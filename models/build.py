@@ -65,7 +65,7 @@ def build_forecaster(settings: dict, mean_model: nn.Module, facts: dict, nearest
     if settings["process"] == "cost":
         if hasattr(mean_model, "quantiles"):
             print("note: --process cost on the mean of a quantile model; as published, stage 1 runs with --mean_model "
-                  "stid --no-climatology --tokens 0", file=sys.stderr)
+                  "stid --no-climatology --tokens 0 --lr 0.001", file=sys.stderr)
         return ResidualForecaster(mean_model, denoiser(num_nodes, endpoint=True), beta, num_nodes,
                                   settings["endpoint_signs"], support)
     if not hasattr(mean_model, "quantiles"):

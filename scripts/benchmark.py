@@ -30,8 +30,9 @@ from utils.reproducibility import MemberNoise
 
 PUBLISHED_INPUTS = ["--no-climatology", "--tokens", "0"]
 STAGE_1 = {
-    "stid": ["--mean_model", "stid", "--epochs", "50", "--patience", "15", "--ema", "0", *PUBLISHED_INPUTS],
-    "quantile_stid": [*"--epochs 30 --networks 1 --linear_modes 0 --no-recalibrate".split(), *PUBLISHED_INPUTS],
+    "stid": [*"--mean_model stid --epochs 50 --patience 15 --lr 0.001 --ema 0".split(), *PUBLISHED_INPUTS],
+    "quantile_stid": [*"--epochs 30 --lr 0.001 --networks 1 --linear_modes 0 --no-recalibrate".split(),
+                      *PUBLISHED_INPUTS],
     "ours": [],
 }
 WINDOWS_AT_ONCE = 8

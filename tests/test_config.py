@@ -71,7 +71,7 @@ def test_a_flag_given_its_default_value_still_beats_the_preset(stage):
 
 
 def test_the_published_settings_are_those_of_the_process_cost():
-    mean = parse(PretrainConfig, "--data_name MobileNJ")
+    mean = parse(PretrainConfig, "--data_name MobileNJ --lr 0.001")
     diffusion = parse(TrainConfig, "--data_name MobileNJ --process cost")
     assert diffusion.epochs == 50
     for config in (mean, diffusion):
@@ -91,7 +91,9 @@ def test_the_published_settings_are_those_of_the_process_cost():
 def test_the_defaults_are_conditional_quantiles_and_a_small_network_for_their_dependence():
     mean, diffusion = parse(PretrainConfig), parse(TrainConfig)
     assert (mean.mean_model, mean.climatology, mean.tokens) == ("quantile_stid", True, 8)
-    assert (mean.epochs, mean.ema, mean.patience) == (16, 0.99, 5)
+    assert (mean.epochs, mean.lr, mean.lags) == (24, 0.003, "auto"), "the dataset's preset"
+    mean = parse(PretrainConfig, "--data_name Oracle")
+    assert (mean.epochs, mean.lr, mean.ema, mean.patience, mean.lags) == (16, 0.003, 0.99, 5, "none")
     assert (diffusion.process, diffusion.modes, diffusion.ema) == ("copula", 16, 0.99)
     assert (diffusion.channels, diffusion.layers) == (32, 2)
 

@@ -66,7 +66,7 @@ class CommonConfig:
     val_batch_size: int = flag(32, TRAINING, "windows per validation step", minimum=1)
     epochs: int = flag(50, TRAINING, "most passes over the training windows", minimum=1)
     patience: int = flag(5, TRAINING, "stop after so many epochs without a better validation score", minimum=1)
-    lr: float = flag(1e-3, TRAINING, "learning rate of Adam", above=0)
+    lr: float = flag(3e-3, TRAINING, "learning rate of Adam", above=0)
     lr_decay: float = flag(0.4, TRAINING, "factor on the learning rate after 40 %% of the epochs", above=0, maximum=1)
     weight_decay: float = flag(1e-5, TRAINING, "weight decay of Adam", minimum=0)
     ema: float = flag(0.0, TRAINING, "decay of averaged weights, which are then scored and kept; 0: off", minimum=0,
@@ -133,7 +133,6 @@ class TrainConfig(CommonConfig):
     layers: int = flag(2, NETWORK, "residual blocks of the denoiser", minimum=0, maximum=1000)
     embedding: int = flag(32, NETWORK, "width of the node and calendar embeddings of the denoiser", minimum=1)
     epochs: int = other_default("epochs", 20)
-    lr: float = other_default("lr", 3e-3)
     ema: float = other_default("ema", 0.99)
     val_windows: int = flag(0, TRAINING, "validation windows scored after each epoch, evenly spread; 0: all", minimum=0)
     diffusion_steps: int = flag(50, DIFFUSION, "steps N of the forward process", minimum=1)
@@ -160,11 +159,11 @@ class TrainConfig(CommonConfig):
 
 
 PRESETS = {
-    "SST": {CommonConfig: dict(batch_size=32)},
+    "SST": {CommonConfig: dict(batch_size=32), PretrainConfig: dict(lr=1e-3)},
     "BikeDC": {PretrainConfig: dict(epochs=30, networks=1)},
     "TaxiBJ": {CommonConfig: dict(batch_size=24)},
-    "Los_Speed": {CommonConfig: dict(batch_size=24)},
-    "NYCFlights": {CommonConfig: dict(batch_size=64, lags="auto")},
+    "Los_Speed": {CommonConfig: dict(batch_size=24), PretrainConfig: dict(lr=1e-3)},
+    "NYCFlights": {CommonConfig: dict(batch_size=64, lags="auto"), PretrainConfig: dict(epochs=24)},
     "Oracle": {CommonConfig: dict(batch_size=64)},
 }
 """Choices per dataset that differ from the defaults; most batch sizes are the authors' release's."""
