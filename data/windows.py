@@ -98,7 +98,7 @@ class WindowedField:
         self._values = field.values.to(device) if in_memory else field.values
         self._slots = field.calendar.slots.to(self.window_device)
         self._offsets = torch.arange(history_len + predict_len, device=self.window_device)
-        self._covariates, self.covariate_scalers = None, {}
+        self._covariates, self.covariate_scalers, self._nearest = None, {}, {}
         if covariates is not None:
             self.covariate_scalers = covariates.scalers(training_steps)
             self._covariates = standardize(covariates.values, self.covariate_scalers).to(self.window_device)
@@ -158,8 +158,10 @@ class WindowedField:
                 "lag_steps": list(self.lags)}
 
     def nearest_nodes(self, count: int) -> Tensor | None:
-        """The nodes nearest to each: (node, count), see `data.nodes.nearest_nodes`."""
-        return nearest_nodes(self.field, count)
+        """The nodes nearest to each: (node, count), see `data.nodes.nearest_nodes`; looked for once."""
+        if count not in self._nearest:
+            self._nearest[count] = nearest_nodes(self.field, count)
+        return self._nearest[count]
 
     def times(self, start: int) -> np.ndarray:
         """Calendar times of the steps of the window that begins at `start`: (H + F,) of datetime64."""
