@@ -33,11 +33,9 @@ STAGE_1 = {
     "stid": [*"--mean_model stid --epochs 50 --patience 15 --lr 0.001 --ema 0".split(), *PUBLISHED_INPUTS],
     "quantile_stid": [*"--epochs 30 --lr 0.001 --networks 1 --linear_modes 0 --no-recalibrate".split(),
                       *PUBLISHED_INPUTS],
-    "ours": [],
 }
 WINDOWS_AT_ONCE = 8
 SHOWN = ("CRPS", "CRPS_sum", "QICE", "IS", "MAE_median", "energy_score", "variogram_score")
-
 
 NO_LAGS = "--lags", "none"
 
@@ -123,7 +121,7 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
     """Train what a method needs and score it: what its .json and its .csv hold."""
     method, device = METHODS[name], choose_device("auto")
     task = replace(task, flags=[*task.flags, *method.data])
-    mean_run = task.stage(method.stage_1, main_pretrain, STAGE_1[method.stage_1]) if method.stage_1 else None
+    mean_run = task.stage(method.stage_1, main_pretrain, STAGE_1.get(method.stage_1, [])) if method.stage_1 else None
     facts = {"method": name}
     if mean_run:
         facts["minutes_stage_1"] = checkpoint.read_json(mean_run / checkpoint.METRICS)["seconds_train"] / 60

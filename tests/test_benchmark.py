@@ -1,0 +1,43 @@
+"""The ladder: every row is made from its stages, scored once, and sees the lags that it says."""
+
+import numpy as np
+import pytest
+
+from scripts import benchmark
+from utils.checkpoint import read_json
+
+TINY = "--channels 8 --layers 1 --epochs 1 --device cpu".split()
+
+
+@pytest.fixture
+def run(registered, tmp_path, monkeypatch):
+    """Scores rows of the ladder for seed 0 on a small field whose networks are small too; gives the scores by row."""
+    days = np.random.default_rng(0).normal(size=(10, 24, 4)).astype(np.float32)
+    monkeypatch.setenv("COST_DATA_DIR", str(registered(20 + days.reshape(240, 4))))
+    stage = benchmark.Task.stage
+    monkeypatch.setattr(benchmark.Task, "stage", lambda self, kind, program, extra: stage(
+        self, kind, program, [*extra, *TINY]))
+
+    def score(*methods):
+        assert benchmark.main(["--data_names", "Tiny", "--methods", ",".join(methods), "--seeds", "0", "--history_len",
+                               "6", "--predict_len", "4", "--save_dir", str(tmp_path / "save")]) == 0
+        return {path.stem: read_json(path) for path in (tmp_path / "save/benchmark/test/Tiny_6_4").glob("*.json")}
+    score.folder = tmp_path / "save"
+    return score
+
+
+def test_every_row_of_the_ladder_is_scored_on_every_test_window(run):
+    names = set(benchmark.METHODS) - {"graph"}  # the field has no places
+    found = run(*names)
+    assert set(found) == {f"{name}_0" for name in names}
+    assert len({scores["windows"] for scores in found.values()}) == 1
+    assert all(found[f"{name}_0"]["method"] == name and np.isfinite(found[f"{name}_0"]["CRPS"]) for name in names)
+    with_lags = {path.parent.name for path in run.folder.glob("*/*/config.json")
+                 if read_json(path)["config"]["lags"] != "none"}
+    assert with_lags == {"Tiny_6_4_ours_lags_0", "Tiny_6_4_lags_0"}
+
+
+def test_a_row_that_was_scored_is_not_scored_again(run, capsys):
+    first = run("persistence")
+    capsys.readouterr()
+    assert run("persistence") == first and capsys.readouterr().out == ""
