@@ -45,14 +45,14 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
     folder = Path(config.mean_run or checkpoint.run_folder(config.save_dir, "mean", config)).expanduser()
     path = folder / checkpoint.CHECKPOINT
     task = {name: getattr(config, name) for name in ("data_name", "history_len", "predict_len")}
+    usual = replace(PretrainConfig(), **preset(config.data_name, PretrainConfig))
     if config.dry_run and not path.exists():
         print(f"note: {path}: there is no stage-1 model yet")
-        mean_config = replace(PretrainConfig(), **{**task, **preset(config.data_name, PretrainConfig)})
-        settings = checkpoint.settings(mean_config)
+        settings = checkpoint.settings(replace(usual, **task))
         return build_mean_model(settings, data.facts()), settings, path
     command = "python main_pretrain.py"
     for name in (*DATA_FLAGS, "save_dir", "run_name"):
-        if name in task or getattr(config, name) != getattr(TrainConfig, name):
+        if name in task or getattr(config, name) != getattr(usual, name):
             command += f" --{name} {shlex.quote(str(getattr(config, name)))}"
     if not path.exists():
         raise ValueError(f"{path}: there is no stage-1 model; run first: {command} (or give --mean_run FOLDER)")

@@ -137,6 +137,13 @@ def test_stage_2_without_stage_1_names_the_command(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("lags, shown", [([], False), (["--lags", "auto"], False), (["--lags", "none"], True)])
+def test_the_command_of_stage_1_says_what_its_preset_does_not(tmp_path, lags, shown):
+    with pytest.raises(ValueError, match="no stage-1 model") as caught:
+        run(main_train, tmp_path, "--data_name", "NYCFlights", *lags)
+    assert ("--lags none" in str(caught.value)) == shown and ("--lags auto" not in str(caught.value))
+
+
 @pytest.mark.parametrize("other, named", [
     (["--predict_len", "6"], "predict_len 12 .wanted 6"),
     (["--oracle_nodes", "5"], "num_nodes 6 .wanted 5"),
