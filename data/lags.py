@@ -1,26 +1,29 @@
 """Lags: what the field itself was a day, a week or a year before each step of a window."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .calendar import Calendar
+from .calendar import DAY, Calendar
 
+YEAR = 365.25 * DAY  # minutes
+PERIODS = {"step of day": (DAY, 7 * DAY), "day of week": (7 * DAY,), "step of year": (YEAR,), "month": (YEAR,)}
+"""Minutes after which a field may repeat itself, by the first cycle of its calendar."""
 KNOWN_SHARE = 0.25  # of the training steps must have a value that much earlier, or auto leaves a lag out
 
 
 def choose_lags(text: str, calendar: Calendar, predict_len: int, training_steps: int) -> tuple[int, ...]:
     """The lags that `--lags` names, in steps, shortest first: none, auto, or numbers (24,168).
 
-    auto: the cycles of the calendar, a day and a week of hourly data, a year of monthly ones; where a cycle is shorter
-    than the horizon a multiple of it, and none that too little of the training part has.
+    auto: a day and a week of hourly data, a week of daily ones, a year of longer steps; where that is shorter than the
+    horizon a multiple of it, and none that too little of the training part has.
     Raises: ValueError for a lag that is shorter than the horizon, or longer than the training part.
     """
     if text == "none":
         return ()
     if text == "auto":
-        cycles = [calendar.sizes[0]]
-        if calendar.names[1:] == ("day of week",):
-            cycles.append(7 * calendar.sizes[0])
+        step = np.median(np.diff(calendar.times) / np.timedelta64(1, "m"))  # months are not of equal length
+        cycles = [max(1, round(period / step)) for period in PERIODS[calendar.names[0]]]
         lags = {-(-predict_len // cycle) * cycle for cycle in cycles}
         return tuple(sorted(lag for lag in lags if lag <= (1 - KNOWN_SHARE) * training_steps))
     lags = sorted({int(part) for part in text.split(",")})

@@ -34,9 +34,13 @@ def windows(values=None, lags="24,48", **facts):
     ((1, "hour"), 12, 24, ()),
     ((5, "minute"), 12, 3000, (288, 2016)),
     ((1, "day"), 5, 1000, (7,)),
-    ((1, "week"), 12, 1000, (53,)),
+    ((7, "hour"), 3, 1000, (3, 24)),
+    ((1, "week"), 12, 1000, (52,)),
+    ((5, "day"), 12, 1000, (73,)),
     ((1, "month"), 12, 1000, (12,)),
     ((1, "month"), 13, 1000, (24,)),
+    ((3, "month"), 4, 1000, (4,)),
+    ((12, "month"), 1, 1000, (1,)),
 ])
 def test_auto_takes_the_cycles_of_the_calendar_that_the_training_part_has_seen(interval, predict_len, steps, wanted):
     assert choose_lags("auto", make_calendar("2020-01-06", interval, 10), predict_len, steps) == wanted
