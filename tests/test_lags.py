@@ -10,6 +10,7 @@ import main_train
 from data.calendar import make_calendar
 from data.covariates import Covariates
 from data.lags import choose_lags
+from data.summary import FieldSummary
 from data.windows import Extras, WindowedField
 from models import MEAN_MODELS, load_forecaster
 from scripts import forecast
@@ -111,6 +112,23 @@ def test_what_a_test_window_knows_does_not_change_with_what_comes_after_its_hist
     altered[start + HISTORY:] *= 3
     one, other = (windows(each, lags).batch(torch.tensor([start])) for each in (values, altered))
     assert torch.equal(one.known[3].covariates, other.known[3].covariates) and not torch.equal(one.future, other.future)
+
+
+@pytest.mark.parametrize("pair", [None, (90, 15)], ids=["one field", "two fields"])
+def test_gaps_covariates_and_lags_reach_a_window_of_a_forecast_as_they_do_from_the_data(pair):
+    values = random_values(220, NODES)
+    values[::7, 1] = np.nan
+    beside = Covariates("x.csv", ("a", "b"), torch.randn(220, 1, 2) * 5 + 3)
+    data = WindowedField(make_field(values, pair=pair), HISTORY, HORIZON, lags="7,24", covariates=beside)
+    summary, starts = FieldSummary.of(data), data.starts["test"][[0, 3, 20]]
+    first, last = data.field.segments[-1]
+    series = forecast.Series(data.field.values[first:last], first, summary.reach, beside.values[first:])
+    history, covariates = zip(*(series.window(start - first, HISTORY, HORIZON) for start in starts.tolist()), strict=True)
+    found = summary.batch(torch.as_tensor(np.stack(history)), starts, HORIZON, torch.as_tensor(np.stack(covariates)))
+    wanted = data.batch(starts)
+    for name in ("history", "calendar", "climatology", "covariates", "start"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    assert np.isnan(history[0][:9]).all() == bool(pair), "the second field begins within the lags of its first windows"
 
 
 def test_a_network_starts_from_a_mixture_of_what_is_usual_and_its_lags():
