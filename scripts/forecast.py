@@ -203,6 +203,10 @@ def main(arguments: list[str] | None = None) -> int:
     if seen:
         print(f"note: {seen} of {len(windows)} windows have futures that the model was trained on: no test of it",
               file=sys.stderr)
+    short = max(run.field.reach - min(windows), 0)
+    if short:
+        print(f"note: the data begin {short} steps too late for all lags ({listed(list(run.field.lags))}) of the first "
+              "window: what is usual stands for what is not there", file=sys.stderr)
     flags = {name: given[name] for name in SAMPLING_FLAGS if name in given}
     drawn = forecasts(run, series, windows, flags, processes)
     if not processes.first:

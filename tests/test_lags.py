@@ -123,7 +123,8 @@ def test_gaps_covariates_and_lags_reach_a_window_of_a_forecast_as_they_do_from_t
     summary, starts = FieldSummary.of(data), data.starts["test"][[0, 3, 20]]
     first, last = data.field.segments[-1]
     series = forecast.Series(data.field.values[first:last], first, summary.reach, beside.values[first:])
-    history, covariates = zip(*(series.window(start - first, HISTORY, HORIZON) for start in starts.tolist()), strict=True)
+    windows = [series.window(start - first, HISTORY, HORIZON) for start in starts.tolist()]
+    history, covariates = zip(*windows, strict=True)
     found = summary.batch(torch.as_tensor(np.stack(history)), starts, HORIZON, torch.as_tensor(np.stack(covariates)))
     wanted = data.batch(starts)
     for name in ("history", "calendar", "climatology", "covariates", "start"):
@@ -187,7 +188,7 @@ def test_a_forecast_of_a_test_window_is_that_of_the_evaluation(work):
     np.testing.assert_allclose(np.load(work / "test.npz")["members"][3], wanted, rtol=1e-5)
 
 
-def test_what_lies_before_the_series_may_be_unknown_but_not_what_the_history_holds(work, tmp_path):
+def test_what_lies_before_the_series_may_be_unknown_but_not_what_the_history_holds(work, tmp_path, capsys):
     run = load_forecaster(work / "auto/diffusion/days_6_4")
     values = np.load(work / "days.npy")[:run.history_steps].copy()
     values[:30] = np.nan
@@ -197,6 +198,9 @@ def test_what_lies_before_the_series_may_be_unknown_but_not_what_the_history_hol
     assert forecast.main([str(work / "auto/diffusion/days_6_4"), "--data_path", str(tmp_path / "short.npy"), "--device",
                           "cpu", "--output", str(output)]) == 0
     assert np.load(output)["members"].shape[-2:] == (HORIZON, NODES)
+    assert "the data begin 30 steps too late for all lags (24, 168) of the first window" in capsys.readouterr().err
+    assert forecast.main([str(work / "auto/diffusion/days_6_4"), "--device", "cpu", "--output", str(output),
+                          "--overwrite"]) == 0 and "too late" not in capsys.readouterr().err
     values[-2, 1] = np.nan
     with pytest.raises(ValueError, match="value nan at step 172, node 1"):
         run.forecast(values, start="2020-01-06")
