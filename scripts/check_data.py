@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     if len(data.starts["train"]) < FEW_WINDOWS:
         print(f"note: {len(data.starts['train'])} training windows are few: expect no more than climatology gives")
     lags = choose_lags("auto", field.calendar, config.predict_len, len(data.training))
-    if lags and config.lags == "none":
+    if lags and "lags" not in typed:
         print(f"note: --lags auto would show the networks the values {' and '.join(map(str, lags))} steps earlier too; "
               "compare the scores of stage 1 with and without it")
     flags = {name: typed[name] for name in DATA_FLAGS if name in typed}

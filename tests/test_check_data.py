@@ -164,6 +164,13 @@ def test_flags_that_are_given_are_kept(hourly, capsys):
     assert all(flag in line for flag in ("--data_name mine", "--batch_size 16", "--support any", "--unit cars"))
 
 
+@pytest.mark.parametrize("flags, proposed", [((), True), (("--lags", "none"), False), (("--lags", "24"), False)])
+def test_lags_are_proposed_where_nothing_is_said_of_them(hourly, capsys, flags, proposed):
+    said = said_of(capsys, hourly, "--history_len", "8", "--predict_len", "4", "--device", "cpu", *flags)["all"]
+    assert ("--lags auto would show the networks the values 24 steps earlier too" in said) == proposed
+    assert " ".join(flags) in said.split("train it with")[1]
+
+
 def test_a_number_that_stands_for_missing_values_is_counted_with_them(hourly, capsys):
     counts = pd.read_csv(hourly, index_col=0)
     missing = int((counts.isna() | (counts == 0)).to_numpy().sum())

@@ -208,6 +208,12 @@ def test_what_lies_before_the_series_may_be_unknown_but_not_what_the_history_hol
         run.forecast(values[-HISTORY:], start="2020-01-13")
 
 
+def test_a_run_says_which_lags_it_takes(work, capsys):
+    for lags, said in (("auto", "; lags: 24, 168\n"), ("48", "; lags: 48\n"), ("none", " test\n")):
+        assert main_pretrain.main([*own_flags(work, lags), "--dry_run"]) == 0
+        assert said in capsys.readouterr().out
+
+
 def test_stage_2_refuses_a_stage_1_with_other_lags(work):
     flags = [*own_flags(work, "24"), "--save_dir", str(work / "auto")]
     with pytest.raises(ValueError, match=r"does not fit: lag_steps \[24, 168\] .wanted \[24\].; .*--lags 24"):
