@@ -143,23 +143,21 @@ def prepare_windows(model: torch.nn.Module, data, batch_size: int) -> torch.Tens
 
     None where that is more than PREPARED_BYTES: then every step computes its own.
     """
-    prepared, first = None, int(data.starts["train"][0])
+    prepared = None
     for batch in data.batches("train", batch_size):
         part = model.prepare(batch.future, *batch.known)
         if prepared is None:
             if part[0].nbytes * len(data.starts["train"]) > PREPARED_BYTES:
                 return None
             prepared = part.new_empty(len(data.starts["train"]), *part.shape[1:])
-        prepared[batch.start - first] = part
+        prepared[batch.start] = part  # training windows begin at steps 0, 1, 2, ...
     return prepared
 
 
-def training_loss(model: torch.nn.Module, data, config, device: torch.device):
-    """The function training batch -> loss of stage 2."""
-    prepared, first = prepare_windows(model, data, config.val_batch_size), data.starts["train"][0].to(device)
-
+def training_loss(model: torch.nn.Module, prepared: torch.Tensor | None, config, device: torch.device):
+    """The function training batch -> loss of stage 2, with what `prepare_windows` gave."""
     def loss(batch):
-        known = None if prepared is None else prepared[batch.start - first]
+        known = None if prepared is None else prepared[batch.start]
         with own_rows(batch.rows):
             return model.loss(batch.future, *batch.known, prepared=known, precision=autocast(device, config.amp))
 
@@ -196,7 +194,10 @@ def main(arguments: list[str] | None = None) -> int:
     def keep(weights, epoch, score):
         run.keep({**about, "weights": weights, "epoch": epoch, "score": score})
 
-    result = fit(model, training_loss(model, data, config, device), training_batches(data, config, processes),
+    start = time.perf_counter()
+    prepared = prepare_windows(model, data, config.val_batch_size)
+    seconds_prepare = time.perf_counter() - start
+    result = fit(model, training_loss(model, prepared, config, device), training_batches(data, config, processes),
                  lambda scored: validation_loss(scored, data, config, processes), config, keep, run.log, run.save,
                  run.state, score_first=True, processes=processes)
     scores, windows = score_ensemble(model, settings, data, "test", device, processes)
@@ -205,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     checkpoint.write_table(folder / checkpoint.WINDOWS, windows)
     metrics = {
         **scores, "mean_run": str(mean_path.parent),
-        "best_epoch": result.best_epoch, "epochs": result.epochs, "seconds_train": result.seconds,
+        "best_epoch": result.best_epoch, "epochs": result.epochs, "seconds_train": result.seconds + seconds_prepare,
     }
     draw = ensemble_drawer(model, settings, device)
     try:

@@ -28,7 +28,7 @@ def choose_lags(text: str, calendar: Calendar, predict_len: int, training_steps:
         return tuple(sorted(lag for lag in lags if lag <= (1 - KNOWN_SHARE) * training_steps))
     lags = sorted({int(part) for part in text.split(",")})
     if lags[0] < predict_len:
-        raise ValueError(f"--lags {text}: {lags[0]} steps before the last step of the horizon nothing is known yet; "
+        raise ValueError(f"--lags {text}: {lags[0]} steps before the last step of the horizon lies the future; "
                          f"choose lags of at least --predict_len {predict_len}")
     if lags[-1] >= training_steps:
         raise ValueError(f"--lags {text}: the training part has {training_steps} steps, none of them has a value "

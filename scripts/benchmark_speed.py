@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.registry import DATASETS, get_spec
 from data.windows import WindowedField
 from main_pretrain import open_windows
-from main_train import CHOICES, neighbours_of, training_loss
+from main_train import CHOICES, neighbours_of, prepare_windows, training_loss
 from models import DENOISERS, build_forecaster, build_mean_model, ensemble_drawer
 from utils import checkpoint
 from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, preset, run_main
@@ -214,7 +214,8 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
 
     before = peaks()
 
-    loss = {name: training_loss(model, data, replace(config, amp=name == "bf16"), device) for name in PRECISIONS}
+    prepared = prepare_windows(model, data, config.val_batch_size)
+    loss = {name: training_loss(model, prepared, replace(config, amp=name == "bf16"), device) for name in PRECISIONS}
     train_gflop = count_gflop(lambda: loss["fp32"](next(iter(data.batches("train", config.batch_size)))).backward())
     train_step = {name: training_step(model, loss[name], data, config, budget) for name in PRECISIONS}
 

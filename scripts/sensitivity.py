@@ -19,7 +19,7 @@ from data.fluctuation import STATISTICS
 from data.registry import DATASETS
 from models import load_forecaster
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
-from scripts.benchmark import STAGE_1, Task, chosen
+from scripts.benchmark import NO_LAGS, STAGE_1, Task, chosen
 from scripts.collect_results import markdown, mean_and_spread, write_text
 from scripts.evaluate import CHANGEABLE
 from utils import checkpoint
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen(given.data_name, DATASETS, "data_name")
     flags, runs = ["--process", "cost", *shlex.split(given.base)], []
     for seed in map(int, given.seeds.split(",")):
-        task = Task(given.data_name, seed, SPLIT, [], given.save_dir, given.test_windows)
+        task = Task(given.data_name, seed, SPLIT, list(NO_LAGS), given.save_dir, given.test_windows)
         base = parse(task, flags)
         runs += [scored(variant, task, flags, base) for variant in variants_of(factors, base)]
     runs = pd.DataFrame(runs)
