@@ -157,11 +157,12 @@ def compare_denoisers(config: TrainConfig, device: torch.device, rounds: int = R
         chosen = replace(config, eps_model=name)
         model = forecaster_of(chosen, data, mean_model, device)
         optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=config.lr)
+        prepared = model.prepare(trained.future, *trained.known)
 
         def train():
             model.train()
             optimizer.zero_grad()
-            model.loss(trained.future, *trained.known).backward()
+            model.loss(trained.future, *trained.known, prepared=prepared).backward()
             optimizer.step()
 
         def forecast(precision: str):
