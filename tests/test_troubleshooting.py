@@ -178,6 +178,16 @@ def short_validation(folder, _):
     own_array(folder, random_values(60, 3))
 
 
+@provokes("lies the future")
+def short_lag(folder, _):
+    own_array(folder, random_values(100, 3), "--lags", "6")
+
+
+@provokes("the training part has ... steps")
+def long_lag(folder, _):
+    own_array(folder, random_values(30, 3), "--lags", "24", "--history_len", "4", "--predict_len", "4")
+
+
 @provokes("(.npy or .npz)")
 def truncated_file(folder, _):
     np.save(folder / "whole.npy", random_values(100, 3))
