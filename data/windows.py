@@ -194,7 +194,7 @@ class WindowedField:
     def _lagged(self, steps: Tensor) -> Tensor:
         """Values `lags` earlier than `steps` (batch, step), NaN before the segment: (batch, step, node, lag)."""
         earlier = steps.unsqueeze(-1) - torch.tensor(self.lags, device=steps.device)
-        known = earlier >= (steps[:, :1] >= self._evaluated_from).unsqueeze(-1) * self._evaluated_from
+        known = earlier >= self._segment(steps[:, :1]).unsqueeze(-1) * self._evaluated_from
         values = self.scaler.standardize(self._values[earlier.clamp_min(0)])
         return torch.where(known.unsqueeze(-1), values, torch.nan).transpose(2, 3).to(self.device)
 
