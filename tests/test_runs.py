@@ -293,7 +293,7 @@ def test_an_unfinished_run_of_other_settings_is_refused_with_what_differs(tmp_pa
     folder = half_way(tmp_path)
     before = files(folder)
     assert run("mean", tmp_path, "--lr", "0.5") == 2
-    assert "holds an unfinished run with lr 0.001 (wanted 0.5); choose --run_name" in capfd.readouterr().err
+    assert "holds an unfinished run with lr 0.003 (wanted 0.5); choose --run_name" in capfd.readouterr().err
     assert files(folder) == before
     assert run("mean", tmp_path, "--lr", "0.5", "--resume", "never") == 0
     assert checkpoint.read_json(folder / checkpoint.CONFIG)["config"]["lr"] == 0.5
@@ -309,7 +309,7 @@ def test_a_run_can_go_on_from_the_folder_of_another_which_stays_as_it_is(undistu
     assert_same(one, other)
     assert files(folder) == before
     assert run("mean", tmp_path, "--run_name", "third", "--lr", "0.5", "--resume", str(folder)) == 2
-    assert "unfinished run with lr 0.001 (wanted 0.5)" in capfd.readouterr().err
+    assert "unfinished run with lr 0.003 (wanted 0.5)" in capfd.readouterr().err
     assert run("mean", tmp_path, "--run_name", "third", "--resume", str(tmp_path)) == 2
     assert f"--resume {tmp_path}: no saved state of a run is there" in capfd.readouterr().err
     assert not folder.with_name(folder.name + "_third").exists()
@@ -427,7 +427,7 @@ def test_going_on_from_another_folder_spares_what_is_in_the_own_one(tmp_path, ca
     target = folder.with_name(folder.name + "_b")
     before = files(target)
     assert run("mean", tmp_path, "--run_name", "b", "--resume", str(folder)) == 2
-    assert "holds an unfinished run with lr 0.5 (wanted 0.001)" in capfd.readouterr().err
+    assert "holds an unfinished run with lr 0.5 (wanted 0.003)" in capfd.readouterr().err
     assert files(target) == before
 
 
