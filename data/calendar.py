@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 DAY = 1440  # minutes
+YEAR = 365.25 * DAY
 MINUTES = {"minute": 1, "hour": 60, "day": DAY, "week": 7 * DAY}
 UNITS = {"min": (1, "minute"), "t": (1, "minute"), "h": (1, "hour"), "d": (1, "day"), "w": (1, "week"),
          "M": (1, "month"), "MS": (1, "month"), "ME": (1, "month"), "q": (3, "month"), "y": (12, "month")}

@@ -1,18 +1,14 @@
 """Lags: what the field itself was a day, a week or a year before each step of a window."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .calendar import DAY, Calendar
+from .calendar import DAY, MINUTES, YEAR, Interval
 
-YEAR = 365.25 * DAY  # minutes
-PERIODS = {"step of day": (DAY, 7 * DAY), "day of week": (7 * DAY,), "step of year": (YEAR,), "month": (YEAR,)}
-"""Minutes after which a field may repeat itself, by the first cycle of its calendar."""
 KNOWN_SHARE = 0.25  # of the training steps must have a value that much earlier, or auto leaves a lag out
 
 
-def choose_lags(text: str, calendar: Calendar, predict_len: int, training_steps: int) -> tuple[int, ...]:
+def choose_lags(text: str, interval: Interval, predict_len: int, training_steps: int) -> tuple[int, ...]:
     """The lags that `--lags` names, in steps, shortest first: none, auto, or numbers (24,168).
 
     auto: a day and a week of hourly data, a week of daily ones, a year of longer steps; where that is shorter than the
@@ -22,8 +18,10 @@ def choose_lags(text: str, calendar: Calendar, predict_len: int, training_steps:
     if text == "none":
         return ()
     if text == "auto":
-        step = np.median(np.diff(calendar.times) / np.timedelta64(1, "m"))  # months are not of equal length
-        cycles = [max(1, round(period / step)) for period in PERIODS[calendar.names[0]]]
+        count, unit = interval
+        step = count * (YEAR / 12 if unit == "month" else MINUTES[unit])
+        periods = (DAY, 7 * DAY) if step < DAY else (7 * DAY,) if step == DAY else (YEAR,)
+        cycles = [max(1, round(period / step)) for period in periods]
         lags = {-(-predict_len // cycle) * cycle for cycle in cycles}
         return tuple(sorted(lag for lag in lags if lag <= (1 - KNOWN_SHARE) * training_steps))
     lags = sorted({int(part) for part in text.split(",")})

@@ -102,7 +102,8 @@ class WindowedField:
         if covariates is not None:
             self.covariate_scalers = covariates.scalers(training_steps)
             self._covariates = standardize(covariates.values, self.covariate_scalers).to(self.window_device)
-        self.lags = choose_lags(lags, field.calendar, predict_len, training_steps)
+        self.lags = choose_lags(lags, field.spec.interval, predict_len, training_steps)
+        self._lag_steps = torch.tensor(self.lags, device=self.window_device)
         (_, first_end), *evaluated = field.segments
         references = [(0, training_steps)] + [(first, first + field.spec.validation_steps) for first, _ in evaluated]
         self._evaluated_from = first_end if evaluated else len(field.values)
@@ -193,7 +194,7 @@ class WindowedField:
 
     def _lagged(self, steps: Tensor) -> Tensor:
         """Values `lags` earlier than `steps` (batch, step), NaN before the segment: (batch, step, node, lag)."""
-        earlier = steps.unsqueeze(-1) - torch.tensor(self.lags, device=steps.device)
+        earlier = steps.unsqueeze(-1) - self._lag_steps
         known = earlier >= self._segment(steps[:, :1]).unsqueeze(-1) * self._evaluated_from
         values = self.scaler.standardize(self._values[earlier.clamp_min(0)])
         return torch.where(known.unsqueeze(-1), values, torch.nan).transpose(2, 3).to(self.device)

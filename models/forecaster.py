@@ -10,14 +10,7 @@ from .dependence import FactorModel
 from .diffusion import SAMPLERS, NoiseSchedule, diffuse, draw_endpoint
 from .draws import draw
 from .layers import counted, extra_inputs, mean_over, squared_error
-from .quantiles import (
-    ANY_VALUE,
-    equidistant_quantiles,
-    keep_mean_above,
-    normal_scores,
-    reorder,
-    to_support,
-)
+from .quantiles import ANY_VALUE, equidistant_quantiles, keep_mean_above, normal_scores, reorder, to_support
 
 FULL_PRECISION = contextlib.nullcontext()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.calendar import DAY, MINUTES, Interval, in_words
+from data.calendar import DAY, MINUTES, YEAR, Interval, in_words
 from data.covariates import read_covariates
 from data.fields import Field, load_field
 from data.lags import choose_lags
@@ -92,7 +92,7 @@ def cycles(interval: Interval) -> dict[str, int]:
     minutes = count * MINUTES[unit]
     whole = {name: length // minutes for name, length in (("day", DAY), ("week", 7 * DAY))
              if length % minutes == 0 and length > minutes}
-    return {**whole, "year": round(365.25 * DAY / minutes)}
+    return {**whole, "year": round(YEAR / minutes)}
 
 
 def suggested_lengths(periods: list[tuple[int, float]], steps: int) -> int:
@@ -208,8 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
         ahead = len(beside.values) - len(field.values)
         say({"covariates": f"{listed(list(beside.names))}; they reach {ahead} steps beyond the data, a forecast of the "
                            f"unseen future needs {config.predict_len}"})
-    data = WindowedField(field, config.history_len, config.predict_len, device, config.split, beside,
-                         config.lags)
+    data = WindowedField(field, config.history_len, config.predict_len, device, config.split, beside, config.lags)
     config = replace(config, **{"batch_size": suggested_batch(len(data.starts["train"])), **given})
     support = config.support
     if support == "auto":
@@ -221,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("note: no value is negative: --support nonnegative keeps forecasts so, where that is in its nature")
     if len(data.starts["train"]) < FEW_WINDOWS:
         print(f"note: {len(data.starts['train'])} training windows are few: expect no more than climatology gives")
-    lags = choose_lags("auto", field.calendar, config.predict_len, len(data.training))
+    lags = choose_lags("auto", field.spec.interval, config.predict_len, len(data.training))
     if lags and "lags" not in typed:
         print(f"note: --lags auto would show the networks the values {' and '.join(map(str, lags))} steps earlier too; "
               "compare the scores of stage 1 with and without it")

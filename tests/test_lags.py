@@ -7,7 +7,6 @@ from conftest import make_field, random_values
 
 import main_pretrain
 import main_train
-from data.calendar import make_calendar
 from data.covariates import Covariates
 from data.lags import choose_lags
 from data.summary import FieldSummary
@@ -44,13 +43,13 @@ def windows(values=None, lags="24,48", **facts):
     ((12, "month"), 1, 1000, (1,)),
 ])
 def test_auto_takes_the_cycles_of_the_calendar_that_the_training_part_has_seen(interval, predict_len, steps, wanted):
-    assert choose_lags("auto", make_calendar("2020-01-06", interval, 10), predict_len, steps) == wanted
+    assert choose_lags("auto", interval, predict_len, steps) == wanted
 
 
 def test_lags_are_those_that_are_named_each_once_shortest_first_or_none():
-    calendar = make_calendar("2020-01-06", (1, "hour"), 10)
-    assert choose_lags("168,24,24", calendar, 12, 200) == (24, 168)
-    assert choose_lags("none", calendar, 12, 200) == () and choose_lags("12", calendar, 12, 200) == (12,)
+    hourly = (1, "hour")
+    assert choose_lags("168,24,24", hourly, 12, 200) == (24, 168)
+    assert choose_lags("none", hourly, 12, 200) == () and choose_lags("12", hourly, 12, 200) == (12,)
 
 
 @pytest.mark.parametrize("text, words", [
