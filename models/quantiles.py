@@ -55,15 +55,16 @@ def _probit_weights(levels: int, members: int) -> Tensor:
     return weights
 
 
-def shift_levels(quantiles: Tensor, shift: Tensor) -> Tensor:
-    """Quantiles read at other levels: the one at LEVELS[l] moves to the level whose normal quantile is `shift` higher.
+def read_elsewhere(quantiles: Tensor, shift: Tensor, widening: Tensor | float = 1.0) -> Tensor:
+    """Quantiles read at other levels: moved by `shift`, and further from each other for a `widening` above 1.
 
-        shifted_l = quantile at Phi(Phi^-1(l) + shift),    linear in the normal quantile, as in `equidistant_quantiles`
+        read_l = quantile at Phi(widening * Phi^-1(l) + shift),    linear in the normal quantile of the level, as in
+                                                                   `equidistant_quantiles`
 
-    Shapes: quantiles (batch, level, F, node), shift (batch, F, node). Order is kept.
+    Shapes: quantiles (batch, level, F, node), shift (batch, F, node), widening a number. Order is kept.
     """
     known = _normal_levels(quantiles)
-    wanted = known.view(-1, 1, 1) + shift.unsqueeze(1)
+    wanted = (widening * known).view(-1, 1, 1) + shift.unsqueeze(1)
     left = torch.searchsorted(known, wanted, right=True).sub_(1).clamp_(0, len(known) - 2)
     share = (wanted - known[left]) / (known[left + 1] - known[left])
     return torch.lerp(quantiles.gather(1, left), quantiles.gather(1, left + 1), share)

@@ -13,8 +13,8 @@ from models.quantiles import (
     equidistant_quantiles,
     keep_mean_above,
     pinball,
+    read_elsewhere,
     reorder,
-    shift_levels,
     to_support,
 )
 from utils.metrics import LEVELS as SCORED_LEVELS
@@ -190,16 +190,16 @@ def test_members_are_moved_to_the_nearest_value_that_the_field_can_take():
 
 @pytest.mark.parametrize("shift", [-0.7, -0.1, 0.0, 0.3, 1.0])
 def test_shifting_the_levels_of_a_normal_law_moves_its_mean_by_as_many_standard_deviations(shift):
-    found = shift_levels(normal_quantiles(2, 3), torch.full((1, 3, 4), shift))
+    found = read_elsewhere(normal_quantiles(2, 3), torch.full((1, 3, 4), shift))
     torch.testing.assert_close(found, normal_quantiles(2 + 3 * shift, 3), rtol=0, atol=1e-4)
 
 
 def test_shifting_levels_keeps_their_order_and_no_shift_changes_nothing():
     quantiles, shift = rising(), torch.randn(5, 3, 4)
-    torch.testing.assert_close(shift_levels(quantiles, torch.zeros(5, 3, 4)), quantiles, rtol=0, atol=1e-5)
-    assert (shift_levels(quantiles, shift).diff(dim=1) >= -1e-5).all()
-    one = shift_levels(quantiles[2:3], shift[2:3])
-    torch.testing.assert_close(shift_levels(quantiles, shift)[2:3], one)
+    torch.testing.assert_close(read_elsewhere(quantiles, torch.zeros(5, 3, 4)), quantiles, rtol=0, atol=1e-5)
+    assert (read_elsewhere(quantiles, shift).diff(dim=1) >= -1e-5).all()
+    one = read_elsewhere(quantiles[2:3], shift[2:3])
+    torch.testing.assert_close(read_elsewhere(quantiles, shift)[2:3], one)
 
 
 # Loss

@@ -1,10 +1,10 @@
-"""Recalibration: it finds by how much the quantiles were too low, and believes little of what little data say."""
+"""Recalibration: it finds how far off and how narrow quantiles were, and believes little of what little data say."""
 
 import pytest
 import torch
 
 from models.quantiles import LEVELS, levels_of, normal_scores
-from models.recalibration import BINS, Recalibration
+from models.recalibration import BINS, CLAMPED_VARIANCE, LARGEST_SCORE, Recalibration
 
 HORIZON, NODES = 3, 4
 
@@ -78,3 +78,57 @@ def test_missing_values_count_in_no_shift_whatever_stands_there():
     kept = observed[:, 1, 2]
     reference.fit([(scores[kept], calendar_of(240)[kept], None)])
     torch.testing.assert_close(one.shift[:, 1, 2], reference.shift[:, 1, 2])
+
+
+def fitted(scores, size=24, observed=None):
+    recalibration = Recalibration(NODES, HORIZON, size)
+    recalibration.fit([(scores, calendar_of(len(scores), size), observed)])
+    return recalibration
+
+
+def test_quantiles_that_are_too_narrow_are_widened_to_where_they_cover_what_they_should():
+    truth = 0.4 + 1.3 * torch.randn(9600, HORIZON, NODES)
+    scores = normal_scores(levels_of(normal_quantiles(9600), truth, float("-inf"), 0.0), torch.rand_like(truth))
+    recalibration = fitted(scores)
+    moved = recalibration(normal_quantiles(9600), calendar_of(9600))
+    covered = ((truth > moved[:, 0]) & (truth < moved[:, -1])).float().mean()
+    assert recalibration.widening > 1.2 and abs(covered - 0.9) < 0.02
+    torch.testing.assert_close(moved[:, 9], recalibration.shift[recalibration.bins(calendar_of(9600))])
+
+
+def test_quantiles_are_never_narrowed_and_left_alone_where_they_are_right():
+    assert fitted(0.8 * torch.randn(2400, HORIZON, NODES)).widening == 1
+    assert fitted(torch.randn(24000, HORIZON, NODES)).widening < 1.01
+
+
+def test_the_more_cycles_the_more_of_a_widening_is_believed():
+    found = [float(fitted(1.25 * torch.randn(24 * days, HORIZON, NODES)).widening) for days in (2, 10, 200)]
+    assert 1 < found[0] < found[1] < found[2] < 1.3
+
+
+@pytest.mark.parametrize("cycles", [2, 5, 40])
+def test_widening_is_that_of_a_cycle_which_the_shifts_have_not_seen(cycles):
+    """Scores that share most of their deviation within a cycle: the shifts follow the cycles they were fitted to."""
+    found, wanted = [], []
+    for _ in range(200):
+        common = torch.randn(2 * cycles, 1, HORIZON, NODES)
+        seen, unseen = (1.5 * common).expand(-1, 24, -1, -1).flatten(0, 1).clamp(-LARGEST_SCORE, LARGEST_SCORE).chunk(2)
+        recalibration = fitted(seen)
+        belief = cycles / (cycles + 3)
+        found.append(float(recalibration.widening) ** (2 / belief))
+        around = unseen - recalibration.shift[recalibration.bins(calendar_of(len(unseen)))]
+        wanted.append(float(around.square().mean()) / CLAMPED_VARIANCE)
+    assert sum(found) == pytest.approx(sum(wanted), rel=0.05)
+
+
+def test_missing_values_widen_nothing_and_without_any_value_nothing_moves():
+    scores, observed = torch.randn(240, HORIZON, NODES), torch.rand(240, HORIZON, NODES) < 0.7
+    widening = fitted(1.3 * scores, observed=observed).widening
+    assert widening == fitted(torch.where(observed, 1.3 * scores, 2.5), observed=observed).widening > 1
+    empty = fitted(scores, observed=torch.zeros_like(observed))
+    assert empty.widening == 1 and (empty.shift == 0).all()
+
+
+def test_the_variance_of_scores_that_are_held_within_limits():
+    held = torch.randn(4_000_000).clamp(-LARGEST_SCORE, LARGEST_SCORE)
+    assert held.square().mean() == pytest.approx(CLAMPED_VARIANCE, abs=3e-3)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-FORMAT_VERSION = 4  # 2: stage 1 recalibrated, stage 2 with processes; 3: stage 2 with its field; 4: several networks
+FORMAT_VERSION = 5  # 2: recalibration, processes; 3: stage 2 with its field; 4: several networks; 5: widening
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
 WINDOWS, REPORT, PICTURES = "windows.csv", "report.html", "pictures"
 STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written in turn

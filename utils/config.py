@@ -111,7 +111,7 @@ class PretrainConfig(CommonConfig):
     linear_modes: int = flag(16, NETWORK, "modes common to all nodes whose linear forecast corrects that of the "
                              "networks, as far as the validation part bears it out; 0: off", minimum=0)
     recalibrate: bool = flag(True, TRAINING, "after training, correct on the validation part where the quantiles sit "
-                             "too high or too low")
+                             "too high, too low or too close together")
     epochs: int = other_default("epochs", 16)
     ema: float = other_default("ema", 0.99)
 
