@@ -6,6 +6,7 @@
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from data.fluctuation import STATISTICS
 from data.registry import sha256_of
 from data.summary import FieldSummary
-from data.windows import WindowedField
+from data.windows import Batch, WindowedField
 from main_pretrain import check_shares, open_windows, statistics_batches, training_batches
 from models import DENOISERS, PROCESSES, build_forecaster, build_mean_model, ensemble_drawer
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
@@ -23,7 +24,7 @@ from utils import checkpoint
 from utils.config import DATA_FLAGS, PretrainConfig, TrainConfig, known_settings, parse_config, preset, run_main
 from utils.device import autocast, choose_device
 from utils.distributed import ALONE, Processes, join
-from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, rows_at_once
+from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
 from utils.plots import draw_forecast
 from utils.reproducibility import key, keyed_normal, seed_step
 from utils.runlog import describe_run, print_scores
@@ -33,7 +34,7 @@ from utils.training import fit
 CHOICES = {"process": PROCESSES, "eps_model": DENOISERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
            "scale_statistic": STATISTICS}
 GOLDEN_RATIO = (5**0.5 - 1) / 2
-PREPARED_BYTES = 1 << 29  # of what stage 1 says of the training windows, at most, that is kept for all epochs
+PREPARED_BYTES = 1 << 29  # of what stage 1 says of the windows of a split, at most, that is kept for all epochs
 
 
 def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
@@ -121,45 +122,50 @@ def neighbours_of(data, config) -> torch.Tensor | None:
     return nearest[:, 1:].contiguous()
 
 
-def validation_loss(model: torch.nn.Module, data, config, processes: Processes = ALONE) -> torch.Tensor:
+@torch.no_grad()
+def prepare_windows(model: torch.nn.Module, batches) -> Callable[[Batch], torch.Tensor | None]:
+    """Ask the frozen stage 1 once about each of these windows; the function batch -> what it said, for the loss.
+
+    The function gives None where that is more than PREPARED_BYTES: then the loss asks at every step.
+    """
+    kept, starts = None, batches.starts.sort().values.to(next(model.parameters()).device)
+    for batch in batches:
+        said = model.prepare(batch.future, *batch.known)
+        if kept is None:
+            if said[0].nbytes * len(starts) > PREPARED_BYTES:
+                return lambda batch: None
+            kept = said.new_empty(len(starts), *said.shape[1:])
+        kept[torch.searchsorted(starts, batch.start)] = said
+    return lambda batch: kept[torch.searchsorted(starts, batch.start)]
+
+
+def validation_batches(data, config):
+    return data.batches("validation", config.val_batch_size, limit=config.val_windows)
+
+
+def validation_loss(model: torch.nn.Module, data, config, processes: Processes = ALONE,
+                    prepared=lambda batch: None) -> torch.Tensor:
     """Loss on validation windows, each with a step and noise of its own that never change.
 
     The steps follow the multiples of the golden ratio: any stretch of windows visits all of them evenly. It costs
-    one network call per window, where a sampled score costs members x steps of them.
+    one network call per window, where a sampled score costs members x steps of them. prepared: see `prepare_windows`.
     """
     def loss(batch):
         shape = 3, data.predict_len, model.coordinates
         noise = keyed_normal(key(config.seed, batch.start), shape).transpose(0, 1)
         step = (batch.start * GOLDEN_RATIO % 1 * len(model.schedule)).long()
-        return model.loss(batch.future, *batch.known, step=step, noise=noise)
+        return model.loss(batch.future, *batch.known, prepared=prepared(batch), step=step, noise=noise)
 
-    batches = data.batches("validation", config.val_batch_size, limit=config.val_windows)
-    return mean_over_windows(loss, batches, processes)
-
-
-@torch.no_grad()
-def prepare_windows(model: torch.nn.Module, data, batch_size: int) -> torch.Tensor | None:
-    """What the loss takes from stage 1 of every training window, in the order of time: (window, ...).
-
-    None where that is more than PREPARED_BYTES: then every step computes its own.
-    """
-    prepared = None
-    for batch in data.batches("train", batch_size):
-        part = model.prepare(batch.future, *batch.known)
-        if prepared is None:
-            if part[0].nbytes * len(data.starts["train"]) > PREPARED_BYTES:
-                return None
-            prepared = part.new_empty(len(data.starts["train"]), *part.shape[1:])
-        prepared[batch.start] = part  # training windows begin at steps 0, 1, 2, ...
-    return prepared
+    return mean_over_windows(loss, validation_batches(data, config), processes)
 
 
-def training_loss(model: torch.nn.Module, prepared: torch.Tensor | None, config, device: torch.device):
+def training_loss(model: torch.nn.Module, prepared: Callable[[Batch], torch.Tensor | None], config,
+                  device: torch.device):
     """The function training batch -> loss of stage 2, with what `prepare_windows` gave."""
     def loss(batch):
-        known = None if prepared is None else prepared[batch.start]
         with own_rows(batch.rows):
-            return model.loss(batch.future, *batch.known, prepared=known, precision=autocast(device, config.amp))
+            return model.loss(batch.future, *batch.known, prepared=prepared(batch),
+                              precision=autocast(device, config.amp))
 
     return loss
 
@@ -195,11 +201,12 @@ def main(arguments: list[str] | None = None) -> int:
         run.keep({**about, "weights": weights, "epoch": epoch, "score": score})
 
     start = time.perf_counter()
-    prepared = prepare_windows(model, data, config.val_batch_size)
+    training = prepare_windows(model, data.batches("train", config.val_batch_size))
+    validation = prepare_windows(model, own_windows(validation_batches(data, config), processes))
     seconds_prepare = time.perf_counter() - start
-    result = fit(model, training_loss(model, prepared, config, device), training_batches(data, config, processes),
-                 lambda scored: validation_loss(scored, data, config, processes), config, keep, run.log, run.save,
-                 run.state, score_first=True, processes=processes)
+    result = fit(model, training_loss(model, training, config, device), training_batches(data, config, processes),
+                 lambda scored: validation_loss(scored, data, config, processes, validation), config, keep, run.log,
+                 run.save, run.state, score_first=True, processes=processes)
     scores, windows = score_ensemble(model, settings, data, "test", device, processes)
     if not processes.first:
         return 0

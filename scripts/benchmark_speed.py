@@ -215,7 +215,7 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
 
     before = peaks()
 
-    prepared = prepare_windows(model, data, config.val_batch_size)
+    prepared = prepare_windows(model, data.batches("train", config.val_batch_size))
     loss = {name: training_loss(model, prepared, replace(config, amp=name == "bf16"), device) for name in PRECISIONS}
     train_gflop = count_gflop(lambda: loss["fp32"](next(iter(data.batches("train", config.batch_size)))).backward())
     train_step = {name: training_step(model, loss[name], data, config, budget) for name in PRECISIONS}

@@ -8,6 +8,7 @@ stages are run for the estimate of time and memory. Nothing is kept.
 """
 
 import shlex
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from data.readers import listed, say_if_large
 from data.scaling import BLOCK
 from data.windows import SPLITS, WindowedField
 from main_pretrain import own_file
+from main_train import prepare_windows, training_loss
 from models import MEAN_MODELS, build_forecaster, build_mean_model
-from scripts.benchmark_speed import training_step
+from scripts.benchmark_speed import TRAINING_STEPS, training_step
 from utils import checkpoint
 from utils.config import (
     DATA_FLAGS,
@@ -159,9 +161,12 @@ def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> d
     forecaster = build_forecaster(checkpoint.settings(train), model, data.facts()).to(device)
     forecaster.fit_statistics(data.batches("train", config.val_batch_size, limit=STATISTICS_WINDOWS),
                               data.fluctuation_scale)
-    second = training_step(forecaster, lambda b: forecaster.loss(b.future, *b.known), data, train, SECONDS)
+    start, some = time.perf_counter(), data.batches("train", train.batch_size, limit=TRAINING_STEPS * train.batch_size)
+    prepared = prepare_windows(forecaster, some)
+    preparing = (time.perf_counter() - start) * len(data.starts["train"]) / len(some.starts)
+    second = training_step(forecaster, training_loss(forecaster, prepared, train, device), data, train, SECONDS)
     steps = len(data.batches("train", config.batch_size))
-    minutes = steps * (first * config.epochs + second * train.epochs) / 60
+    minutes = (steps * (first * config.epochs + second * train.epochs) + preparing) / 60
     return {
         "cost": f"{steps} steps an epoch; a step of stage 1 takes {first:.3g} s, of stage 2 {second:.3g} s on {device} "
                 f"(threads: {torch.get_num_threads()}): at most {minutes:.2g} minutes for {config.epochs} and "

@@ -15,7 +15,7 @@ import main_train
 from data.synthetic import make_oracle
 from data.windows import open_data
 from main_train import score_ensemble
-from models import load_forecaster
+from models import PROCESSES, load_forecaster
 from scripts import evaluate, score_oracle
 from scripts.evaluate import open_run_data
 from utils.checkpoint import load_checkpoint
@@ -366,9 +366,14 @@ def test_values_after_the_training_part_change_no_weight_of_stage_1(gappy):
 
 @both_processes
 def test_stage_1_asked_once_or_at_every_step_trains_the_same_model(runs, process, tmp_path, monkeypatch):
-    monkeypatch.setattr(main_train, "PREPARED_BYTES", 0)
-    flags = COST if process == "cost" else []
-    assert run(main_train, tmp_path, *flags, "--mean_run", str(runs / "mean/Oracle_12_12")) == 0
-    once, each_time = (pd.read_json(folder / "diffusion" / FOLDERS[process] / "log.jsonl", lines=True)
-                       for folder in (runs, tmp_path))
-    np.testing.assert_allclose(each_time[["loss", "score"]], once[["loss", "score"]], rtol=1e-4)
+    flags = ["--mean_run", str(runs / "mean/Oracle_12_12"), *(COST if process == "cost" else [])]
+    ask, asked, logs = PROCESSES[process].prepare, [], []
+    monkeypatch.setattr(PROCESSES[process], "prepare",
+                        lambda self, future, *known: asked.append(len(future)) or ask(self, future, *known))
+    for limit in (main_train.PREPARED_BYTES, 0):
+        asked.clear()
+        monkeypatch.setattr(main_train, "PREPARED_BYTES", limit)
+        assert run(main_train, tmp_path / str(limit), *flags) == 0
+        logs.append(pd.read_json(tmp_path / str(limit) / "diffusion" / FOLDERS[process] / "log.jsonl", lines=True))
+        assert (sum(asked) == 166 + 55) if limit else (sum(asked) > 2 * 166 + 3 * 55)
+    np.testing.assert_allclose(*(log[["loss", "score"]] for log in logs), rtol=1e-4)
