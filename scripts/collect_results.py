@@ -36,11 +36,6 @@ SIMPLE = [name for name, method in METHODS.items() if method.baseline and not na
 BEGIN, END = "<!-- results: written by scripts/collect_results.py -->\n", "<!-- end of results -->"
 
 
-def read_earlier() -> pd.DataFrame:
-    """Runs of the published process by an earlier version of this repository: the same rows, no scores by window."""
-    return pd.read_csv(RESULTS / "earlier_12_12.csv")
-
-
 def read_runs(folder: Path) -> pd.DataFrame:
     """One row per scored run on a whole split: what its .json says without nested values, and where its windows are."""
     rows = []
@@ -114,7 +109,7 @@ def ladder(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[str], list
 def read_joint(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per run whose .json has joint scores: JOINT, and as control_* those of its members without dependence."""
     rows = []
-    for _, run in runs.dropna(subset="path").iterrows():
+    for _, run in runs.iterrows():
         if joint := read_json(run.path.with_suffix(".json")).get("joint"):
             rows.append(run[["data_name", "method", "seed", "windows", "members", "CRPS", "path"]].to_dict())
             rows[-1] |= {name: joint.get(name) for name in JOINT}
@@ -138,7 +133,7 @@ def joint_ladder(runs: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 def differences(runs: pd.DataFrame, block: int, scores: Sequence[str] = COMPARED) -> tuple[list[str], list[list[str]]]:
     """The default against every other method on one dataset: relative difference of each score, 95 % interval."""
     windows = {name: [pd.read_csv(path).to_dict("list") for path in group.path]
-               for name, group in runs.dropna(subset="path").groupby("method", sort=False)}
+               for name, group in runs.groupby("method", sort=False)}
     rows = []
     for name in windows:
         if name == DEFAULT or DEFAULT not in windows:
@@ -194,8 +189,7 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
     members = ", ".join(map(str, sorted(set(runs.members))))
     text = (f"# {lengths[0]} -> {lengths[1]}: the ladder\n\nWritten by `python -m scripts.collect_results`. Published: "
             "single seed, from the tables of arXiv:2502.11013, as printed there. The rest: every test window, "
-            f"{members} members, mean ± standard deviation over seeds; minutes of one run on one CPU core (rows from "
-            "earlier_12_12.csv: on two). Below each "
+            f"{members} members, mean ± standard deviation over seeds; minutes of one run on one CPU core. Below each "
             f"table the relative difference of the default, {DEFAULT}, to every method with a paired 95 % interval "
             "(circular blocks of a window's length, seeds averaged): negative is better. Rows named `our_` and "
             f"gaussian_copula stand on the same stage 1 as {DEFAULT}; that sees lags on NYCFlights alone, by its "
@@ -238,7 +232,7 @@ def draw_cost(runs: pd.DataFrame, published: pd.DataFrame, data_name: str = "Mob
     runs, points = runs[runs.data_name == data_name], {}
     for path in sorted(RESULTS.glob(f"speed_{data_name}*.json")):
         speed = read_json(path)
-        process = speed.get("process", "cost")  # the earlier version had no other
+        process = speed["process"]
         rows = runs[runs.method == process]
         if len(rows):
             one, seconds = rows.iloc[0], speed["forecast_s"]
@@ -256,12 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--save_dir", type=Path, default=ROOT / "save")
     given = parser.parse_args(arguments)
-    runs = read_runs(given.save_dir / "benchmark" / "test")
-    earlier = read_earlier()
-    task = ["data_name", "history_len", "predict_len", "method"]
-    scored = set(map(tuple, runs[task].to_numpy()))
-    earlier = earlier[[tuple(row) not in scored for row in earlier[task].to_numpy()]]
-    runs = in_ladder_order(pd.concat([runs, earlier], ignore_index=True))
+    runs = in_ladder_order(read_runs(given.save_dir / "benchmark" / "test"))
     readme = ROOT / "README.md"
     for lengths, group in runs.groupby(["history_len", "predict_len"]):
         published = write_tables(group, lengths)
