@@ -1,16 +1,32 @@
 """Recalibration: where the validation part shows that quantiles sit in the wrong place, read them at other levels."""
 
 from collections.abc import Iterable
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
 
-from .quantiles import read_elsewhere
+from .quantiles import LEVELS, read_elsewhere
 
 BINS = 24  # of the calendar's first cycle, at most
 PRIOR = 3.0  # cycles (days, years) of evidence at which half of what was seen is believed
 LARGEST_SCORE = 2.5  # a single outlier counts no more than this
-CLAMPED_VARIANCE = 0.97756  # of standard normal scores that are held within +-LARGEST_SCORE
+OUTERMOST = NormalDist().inv_cdf(LEVELS[-1])  # scores beyond are extrapolated and tell of no width
+WIDEST = 3.0
+
+
+def spread_of(mean_square: Tensor) -> Tensor:
+    """The standard deviation, from 1 to WIDEST, of normal scores whose mean square is so large.
+
+    Those beyond OUTERMOST are counted as if they lay there.
+    """
+    spread = torch.linspace(1, WIDEST, 2001, dtype=torch.float64)
+    edge = OUTERMOST / spread
+    inside = torch.special.erf(edge / 2**0.5)
+    density = (-edge.square() / 2).exp() * (2 / torch.pi) ** 0.5
+    known = spread.square() * (inside - edge * density + edge.square() * (1 - inside))
+    place = torch.searchsorted(known, mean_square.double().cpu()).clamp_max(len(spread) - 1)
+    return spread[place].to(mean_square)
 
 
 class Recalibration(nn.Module):
@@ -18,13 +34,12 @@ class Recalibration(nn.Module):
 
         belief   = cycles / (cycles + PRIOR)
         shift    = belief * mean normal score of the validation windows at that time of the cycle
-        widening = max(1, root mean square of the scores around the shifts) ^ belief
+        widening = max(1, spread of the scores of the later half around the shifts of the earlier half) ^ belief
 
-    A normal score is 0 on average, and 1 in its mean square, where the quantiles are right. The number of cycles (days,
-    or years of months) behind a statistic decides how much of it is believed, as in the mean of a normal law with a
-    normal prior. The mean square is that of a cycle which the shifts have not seen. Quantiles are never narrowed: the
-    same windows have chosen the epoch and the shifts, and later ones lie further from the training part.
-    Both leave the ranks of an ensemble's members as they are, so that joint paths stay.
+    Normal scores are standard normal where the quantiles are right. The number of cycles (days or weeks, years of
+    months) behind a statistic decides how much of it is believed, as in the mean of a normal law with a normal prior.
+    Quantiles are never narrowed: the same windows have chosen the epoch, and later ones lie further from the training
+    part. Both leave the ranks of an ensemble's members as they are, so that joint paths stay.
     Shapes: quantiles (batch, level, F, node), calendar (batch, cycle); shift (bin, F, node), widening a number.
     Units: normal scores.
     """
@@ -39,29 +54,40 @@ class Recalibration(nn.Module):
         return calendar[:, 0] * len(self.shift) // self.size
 
     @torch.no_grad()
-    def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> None:
-        """Measure shifts and widening from parts of the validation windows.
+    def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor | None, Tensor]], windows: int) -> None:
+        """Measure shifts and widening from parts of the validation windows in the order of time, so many in all.
 
-        Their normal scores (window, F, node), calendar, and which scores count (window, F, node), None: all.
+        Their normal scores (window, F, node), calendar, which scores count, None: all, and which of them can tell how
+        wide quantiles are (both as the scores).
         """
-        total, squares, count = (torch.zeros_like(self.shift) for _ in range(3))
-        for scores, calendar, observed in parts:
-            bins = self.bins(calendar)
-            weight = torch.ones_like(scores) if observed is None else observed.to(scores.dtype)
-            scores = scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
-            total.index_add_(0, bins, weight * scores)
-            squares.index_add_(0, bins, weight * scores.square())
-            count.index_add_(0, bins, weight)
-        cycles = count * len(self.shift) / self.size
-        belief = cycles / (cycles + PRIOR)
-        self.shift.copy_(total / count.clamp_min(1) * belief)
-
-        around = squares - 2 * self.shift * total + self.shift.square() * count
-        # what a cycle deviates that the shifts have not seen, over one that they have: cycles are taken as independent
-        unseen = (cycles + belief.square()) / (cycles - 2 * belief + belief.square())
-        variance = (around * unseen).nansum() / count.sum().clamp_min(1) / CLAMPED_VARIANCE
-        cycles = cycles.mean()
-        self.widening.copy_(variance.clamp_min(1) ** (cycles / (cycles + PRIOR) / 2))
+        total, count = torch.zeros_like(self.shift), torch.zeros_like(self.shift)
+        squares, told = torch.zeros(2, dtype=torch.float64, device=total.device)
+        seen, half, earlier = 0, -(-windows // 2), None
+        for scores, calendar, observed, tells in parts:
+            counted = torch.ones_like(scores) if observed is None else observed.to(scores.dtype)
+            part = scores, self.bins(calendar), counted, counted * tells
+            pieces = zip(*(each.tensor_split([max(half - seen, 0)]) for each in part), strict=True)
+            seen += len(scores)
+            for late, (scores, bins, counted, tells) in enumerate(pieces):
+                if late and len(scores):
+                    earlier = self._shift(total, count) if earlier is None else earlier
+                    around = (scores - earlier[bins]).clamp(-OUTERMOST, OUTERMOST)
+                    squares += (tells * around.square()).sum(dtype=torch.float64)
+                    told += tells.sum(dtype=torch.float64)
+                total.index_add_(0, bins, counted * scores.clamp(-LARGEST_SCORE, LARGEST_SCORE))
+                count.index_add_(0, bins, counted)
+        self.shift.copy_(self._shift(total, count))
+        cycles = self._cycles(count)
+        cycles = cycles.sum() / (cycles > 0).sum().clamp_min(1) / 2  # of the later half, at times that the calendar has
+        self.widening.copy_(spread_of(squares / told.clamp_min(1)) ** (cycles / (cycles + PRIOR)))
 
     def forward(self, quantiles: Tensor, calendar: Tensor) -> Tensor:
         return read_elsewhere(quantiles, self.shift[self.bins(calendar)], self.widening)
+
+    def _cycles(self, count: Tensor) -> Tensor:
+        return count * len(self.shift) / self.size
+
+    def _shift(self, total: Tensor, count: Tensor) -> Tensor:
+        """The mean score, as far as it is believed."""
+        cycles = self._cycles(count)
+        return total / count.clamp_min(1) * cycles / (cycles + PRIOR)

@@ -147,10 +147,19 @@ class QuantileSTID(nn.Module):
                            for batch in validation)
 
     @torch.no_grad()
-    def recalibrate(self, batches: Iterable, support: tuple[float, float]) -> None:
-        """Fit the recalibration to validation batches. Call it after `combine`, in eval mode."""
-        self.recalibration.fit((self.scores(batch.future, torch.rand_like(batch.future), support, *batch.known),
-                                batch.calendar, batch.scored) for batch in batches)
+    def recalibrate(self, batches, support: tuple[float, float]) -> None:
+        """Fit the recalibration to batches of validation windows. Call it after `combine`, in eval mode.
+
+        Quantiles that differ by a step of the `support` at most, as those of rare counts, cannot tell how wide they
+        should be.
+        """
+        def part(batch):
+            quantiles = self.raw_quantiles(*batch.known)
+            levels = levels_of(quantiles, batch.future, *support)
+            return (normal_scores(levels, torch.rand_like(batch.future)), batch.calendar, batch.scored,
+                    quantiles[:, -1] - quantiles[:, 0] > support[1])
+
+        self.recalibration.fit(map(part, batches), len(batches.starts))
 
     def _anomalies(self, quantiles: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor, extras=None):
         """Inputs of `modes`: forecast and history as deviations from the usual, and the calendar."""

@@ -1,12 +1,16 @@
 """Recalibration: it finds how far off and how narrow quantiles were, and believes little of what little data say."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from models.quantiles import LEVELS, levels_of, normal_scores
-from models.recalibration import BINS, CLAMPED_VARIANCE, LARGEST_SCORE, Recalibration
+from models.recalibration import BINS, OUTERMOST, WIDEST, Recalibration, spread_of
+from models.stid import QuantileSTID
 
 HORIZON, NODES = 3, 4
+ALL = (torch.ones(1, 1, 1, dtype=torch.bool),)  # every score tells how wide quantiles are
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +27,12 @@ def normal_quantiles(count):
     return levels.view(1, -1, 1, 1).expand(count, -1, HORIZON, NODES)
 
 
+def fitted(scores, size=24, observed=None, tells=ALL[0]):
+    recalibration = Recalibration(NODES, HORIZON, size)
+    recalibration.fit([(scores, calendar_of(len(scores), size), observed, tells)], len(scores))
+    return recalibration
+
+
 def test_before_it_is_fitted_it_changes_nothing():
     quantiles = torch.randn(30, len(LEVELS), HORIZON, NODES).sort(1).values
     torch.testing.assert_close(Recalibration(NODES, HORIZON, 24)(quantiles, calendar_of(30)), quantiles,
@@ -34,7 +44,7 @@ def test_quantiles_that_are_too_low_are_lifted_to_where_they_are_right():
     truth = torch.randn(9600, HORIZON, NODES) + offset
     scores = normal_scores(levels_of(normal_quantiles(9600), truth, float("-inf"), 0.0), torch.rand_like(truth))
     recalibration = Recalibration(NODES, HORIZON, 24)
-    recalibration.fit(zip(scores.split(4000), calendar_of(9600).split(4000), (None,) * 3, strict=True))
+    recalibration.fit(zip(scores.split(4000), calendar_of(9600).split(4000), (None,) * 3, ALL * 3, strict=True), 9600)
     moved = recalibration(normal_quantiles(24), calendar_of(24))[:, 9]
     assert (moved - offset).abs().mean() < 0.05 and (moved - offset).abs().max() < 0.25
 
@@ -44,7 +54,7 @@ def test_each_time_of_the_cycle_has_a_shift_of_its_own():
     late = calendar[:, 0] >= 12
     scores = torch.where(late, 0.5, -0.5).view(-1, 1, 1).expand(-1, HORIZON, NODES)
     recalibration = Recalibration(NODES, HORIZON, 24)
-    recalibration.fit([(scores, calendar, None)])
+    recalibration.fit([(scores, calendar, None, *ALL)], len(scores))
     shift = recalibration.shift[recalibration.bins(calendar)]
     assert (shift[late] > 0.3).all() and (shift[~late] < -0.3).all()
 
@@ -52,12 +62,10 @@ def test_each_time_of_the_cycle_has_a_shift_of_its_own():
 def test_the_more_cycles_the_more_is_believed_and_a_time_never_seen_is_left_alone():
     shifts = []
     for days in (1, 5, 500):
-        recalibration = Recalibration(NODES, HORIZON, 24)
-        recalibration.fit([(torch.full((24 * days, HORIZON, NODES), 0.4), calendar_of(24 * days), None)])
-        shifts.append(float(recalibration.shift.mean()))
+        shifts.append(float(fitted(torch.full((24 * days, HORIZON, NODES), 0.4)).shift.mean()))
     assert 0 < shifts[0] < shifts[1] < shifts[2] < 0.4 and shifts[2] > 0.38
     recalibration = Recalibration(NODES, HORIZON, 24)
-    recalibration.fit([(torch.ones(5, HORIZON, NODES), torch.zeros(5, 2, dtype=torch.long), None)])
+    recalibration.fit([(torch.ones(5, HORIZON, NODES), torch.zeros(5, 2, dtype=torch.long), None, *ALL)], 5)
     assert (recalibration.shift[0] > 0).all() and (recalibration.shift[1:] == 0).all()
 
 
@@ -72,18 +80,12 @@ def test_a_cycle_is_split_into_even_times(size, bins):
 def test_missing_values_count_in_no_shift_whatever_stands_there():
     scores, observed = torch.randn(240, HORIZON, NODES), torch.rand(240, HORIZON, NODES) < 0.7
     one, other, reference = (Recalibration(NODES, HORIZON, 24) for _ in range(3))
-    one.fit([(scores, calendar_of(240), observed)])
-    other.fit([(torch.where(observed, scores, 2.0), calendar_of(240), observed)])
+    one.fit([(scores, calendar_of(240), observed, *ALL)], 240)
+    other.fit([(torch.where(observed, scores, 2.0), calendar_of(240), observed, *ALL)], 240)
     assert torch.equal(one.shift, other.shift) and one.shift.abs().max() > 0.01
     kept = observed[:, 1, 2]
-    reference.fit([(scores[kept], calendar_of(240)[kept], None)])
+    reference.fit([(scores[kept], calendar_of(240)[kept], None, *ALL)], 240)
     torch.testing.assert_close(one.shift[:, 1, 2], reference.shift[:, 1, 2])
-
-
-def fitted(scores, size=24, observed=None):
-    recalibration = Recalibration(NODES, HORIZON, size)
-    recalibration.fit([(scores, calendar_of(len(scores), size), observed)])
-    return recalibration
 
 
 def test_quantiles_that_are_too_narrow_are_widened_to_where_they_cover_what_they_should():
@@ -96,29 +98,56 @@ def test_quantiles_that_are_too_narrow_are_widened_to_where_they_cover_what_they
     torch.testing.assert_close(moved[:, 9], recalibration.shift[recalibration.bins(calendar_of(9600))])
 
 
-def test_quantiles_are_never_narrowed_and_left_alone_where_they_are_right():
+def test_quantiles_are_never_narrowed():
     assert fitted(0.8 * torch.randn(2400, HORIZON, NODES)).widening == 1
-    assert fitted(torch.randn(24000, HORIZON, NODES)).widening < 1.01
+
+
+@pytest.mark.parametrize("size, windows", [(24, 2400), (48, 280), (288, 400), (288, 100), (12, 330), (24, 3)])
+@pytest.mark.parametrize("shared", [0.0, 0.5])
+def test_quantiles_that_are_right_are_left_alone_however_much_neighbouring_windows_share(size, windows, shared):
+    """Each score is standard normal; with `shared` those of windows that follow each other are alike."""
+    found = []
+    for _ in range(20):
+        noise = torch.randn(windows, HORIZON, NODES)
+        for window in range(1, windows if shared else 1):
+            noise[window] = shared * noise[window - 1] + (1 - shared**2) ** 0.5 * noise[window]
+        found.append(float(fitted(noise, size).widening))
+    assert sum(found) / len(found) < 1.03
+
+
+@pytest.mark.parametrize("size", [24, 288])
+def test_widening_is_that_of_later_windows_around_the_shifts_of_earlier_ones(size):
+    """Scores of a day are all alike: shifts follow the days they were fitted to, and miss later ones by more."""
+    days, found, wanted = 20, [], []
+    for _ in range(60):
+        scores = (1.2 * torch.randn(2 * days, 1, HORIZON, NODES)).expand(-1, size, -1, -1).flatten(0, 1)
+        earlier, later = scores.chunk(2)
+        found.append(float(fitted(scores, size).widening) ** ((days + 3) / days))
+        recalibration = fitted(earlier, size)
+        around = later - recalibration.shift[recalibration.bins(calendar_of(len(later), size))]
+        wanted.append(float(around.std()))
+    assert sum(found) == pytest.approx(sum(wanted), rel=0.01) and sum(found) > 60 * 1.2
+
+
+def test_a_batch_that_holds_the_middle_is_split_there():
+    scores, whole = 1.3 * torch.randn(100, HORIZON, NODES), Recalibration(NODES, HORIZON, 24)
+    parts = [(part, calendar, None, *ALL) for part, calendar in zip(scores.split(33), calendar_of(100).split(33),
+                                                                    strict=True)]
+    whole.fit(parts, 100)
+    torch.testing.assert_close(whole.widening, fitted(scores).widening)
+    torch.testing.assert_close(whole.shift, fitted(scores).shift)
 
 
 def test_the_more_cycles_the_more_of_a_widening_is_believed():
-    found = [float(fitted(1.25 * torch.randn(24 * days, HORIZON, NODES)).widening) for days in (2, 10, 200)]
+    found = [float(fitted(1.25 * torch.randn(24 * days, HORIZON, NODES)).widening) for days in (4, 20, 200)]
     assert 1 < found[0] < found[1] < found[2] < 1.3
 
 
-@pytest.mark.parametrize("cycles", [2, 5, 40])
-def test_widening_is_that_of_a_cycle_which_the_shifts_have_not_seen(cycles):
-    """Scores that share most of their deviation within a cycle: the shifts follow the cycles they were fitted to."""
-    found, wanted = [], []
-    for _ in range(200):
-        common = torch.randn(2 * cycles, 1, HORIZON, NODES)
-        seen, unseen = (1.5 * common).expand(-1, 24, -1, -1).flatten(0, 1).clamp(-LARGEST_SCORE, LARGEST_SCORE).chunk(2)
-        recalibration = fitted(seen)
-        belief = cycles / (cycles + 3)
-        found.append(float(recalibration.widening) ** (2 / belief))
-        around = unseen - recalibration.shift[recalibration.bins(calendar_of(len(unseen)))]
-        wanted.append(float(around.square().mean()) / CLAMPED_VARIANCE)
-    assert sum(found) == pytest.approx(sum(wanted), rel=0.05)
+def test_times_that_the_calendar_never_has_take_nothing_from_the_belief():
+    scores = 1.3 * torch.randn(400, HORIZON, NODES)
+    quarterly = Recalibration(NODES, HORIZON, 12)
+    quarterly.fit([(scores, calendar_of(400, 4) * 3, None, *ALL)], 400)
+    assert quarterly.widening == pytest.approx(float(fitted(scores, 4).widening), rel=1e-5)
 
 
 def test_missing_values_widen_nothing_and_without_any_value_nothing_moves():
@@ -129,6 +158,40 @@ def test_missing_values_widen_nothing_and_without_any_value_nothing_moves():
     assert empty.widening == 1 and (empty.shift == 0).all()
 
 
-def test_the_variance_of_scores_that_are_held_within_limits():
-    held = torch.randn(4_000_000).clamp(-LARGEST_SCORE, LARGEST_SCORE)
-    assert held.square().mean() == pytest.approx(CLAMPED_VARIANCE, abs=3e-3)
+def test_scores_that_cannot_tell_shift_levels_and_widen_nothing():
+    scores = torch.randn(2400, HORIZON, NODES)
+    odd = torch.arange(NODES) % 2 == 1
+    mixed = fitted(torch.where(odd, 0.5 + 2 * scores, scores), tells=~odd.expand_as(scores))
+    assert mixed.widening == pytest.approx(1, abs=0.02) and (mixed.shift.mean((0, 1))[odd] > 0.3).all()
+
+
+@pytest.mark.parametrize("rate, smooth", [(0.02, 0), (0.05, 0), (0.3, 0), (0.3, 1), (3.0, 1), (30.0, 0)])
+def test_right_quantiles_of_counts_are_left_alone(rate, smooth):
+    """Quantiles of whole numbers, and those between them that round to them."""
+    truth = torch.poisson(torch.full((2400, HORIZON, NODES), rate))
+    drawn = torch.poisson(torch.full((1_000_000,), rate)) + smooth * (torch.rand(1_000_000) - 0.5)
+    quantiles = drawn.quantile(torch.tensor(LEVELS)).view(1, -1, 1, 1).expand(2400, -1, HORIZON, NODES)
+    model = QuantileSTID(NODES, 2, HORIZON, (24,), networks=1, linear_modes=0, channels=2, layers=1)
+    model.raw_quantiles = lambda *known: quantiles
+    batch = SimpleNamespace(known=(), future=truth, calendar=calendar_of(2400), scored=None, starts=truth[:, 0, 0])
+    model.recalibrate(OneBatch(batch), (0.0, 1.0))
+    assert model.recalibration.widening < 1.03
+
+
+class OneBatch(list):
+    def __init__(self, batch):
+        super().__init__([batch])
+        self.starts = batch.starts
+
+
+@pytest.mark.parametrize("spread", [1.0, 1.15, 2.0])
+@pytest.mark.parametrize("outliers", [0.0, 1e4])
+def test_a_spread_is_found_from_scores_held_within_the_outermost_level(spread, outliers):
+    scores = spread * torch.randn(1_000_000)
+    scores += outliers * (scores.abs() > OUTERMOST) * scores.sign()  # how far out they lie changes nothing
+    found = spread_of(scores.clamp(-OUTERMOST, OUTERMOST).square().mean())
+    assert found == pytest.approx(spread, abs=0.01)
+
+
+def test_a_spread_has_bounds():
+    assert spread_of(torch.tensor(0.0)) == 1 and spread_of(torch.tensor(1e9)) == WIDEST
