@@ -3,6 +3,7 @@
     python main_train.py --data_name SST --device auto --batch_size 8 --history_len 12 --predict_len 12
 """
 
+import functools
 import shlex
 import sys
 import time
@@ -67,7 +68,11 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
         found = {"lag_steps": [], **settings, **content["data"], **content["fingerprint"]}
         differing = checkpoint.differences(found, {**data.facts(), **task, **data.fingerprint})
     if differing:
-        raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; run: {command}")
+        others = " ".join(f"--{name} {settings[name]}" for name in DATA_FLAGS
+                          if name in settings and name not in task and settings[name] != getattr(config, name))
+        raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; "
+                         + (f"it was trained with {others}: give this stage the same, or " if others else "")
+                         + f"run: {command}")
     with checkpoint.built_from(path):
         model = build_mean_model(settings, data.facts())
         model.load_state_dict(content["weights"])
@@ -122,21 +127,37 @@ def neighbours_of(data, config) -> torch.Tensor | None:
     return nearest[:, 1:].contiguous()
 
 
-@torch.no_grad()
-def prepare_windows(model: torch.nn.Module, batches) -> Callable[[Batch], torch.Tensor | None]:
-    """Ask the frozen stage 1 once about each of these windows; the function batch -> what it said, for the loss.
+def can_be_kept(said: torch.Tensor, windows: int) -> bool:
+    """Whether what stage 1 says of so many windows is kept, by what it `said` of some."""
+    return said[0].nbytes * windows <= PREPARED_BYTES
 
-    The function gives None where that is more than PREPARED_BYTES: then the loss asks at every step.
+
+def prepare_windows(model: torch.nn.Module, batches) -> Callable[[Batch], torch.Tensor | None]:
+    """The function batch of some of these windows, and of no others -> what the frozen stage 1 says of them.
+
+    It is asked about all of them at the first call. Where that is too much to be kept the function gives None: then
+    the loss asks at every step.
     """
-    kept, starts = None, batches.starts.sort().values.to(next(model.parameters()).device)
-    for batch in batches:
-        said = model.prepare(batch.future, *batch.known)
-        if kept is None:
-            if said[0].nbytes * len(starts) > PREPARED_BYTES:
-                return lambda batch: None
-            kept = said.new_empty(len(starts), *said.shape[1:])
-        kept[torch.searchsorted(starts, batch.start)] = said
-    return lambda batch: kept[torch.searchsorted(starts, batch.start)]
+    starts = batches.starts.sort().values.to(next(model.parameters()).device)
+
+    @functools.cache
+    @torch.no_grad()
+    def of_all() -> torch.Tensor | None:
+        kept = None
+        for batch in batches:
+            said = model.prepare(batch.future, *batch.known)
+            if kept is None:
+                if not can_be_kept(said, len(starts)):
+                    return None
+                kept = said.new_empty(len(starts), *said.shape[1:])
+            kept[torch.searchsorted(starts, batch.start)] = said
+        return kept
+
+    def prepared(batch: Batch) -> torch.Tensor | None:
+        kept = of_all()
+        return None if kept is None else kept[torch.searchsorted(starts, batch.start)]
+
+    return prepared
 
 
 def validation_batches(data, config):
@@ -163,9 +184,9 @@ def training_loss(model: torch.nn.Module, prepared: Callable[[Batch], torch.Tens
                   device: torch.device):
     """The function training batch -> loss of stage 2, with what `prepare_windows` gave."""
     def loss(batch):
+        known = prepared(batch)
         with own_rows(batch.rows):
-            return model.loss(batch.future, *batch.known, prepared=prepared(batch),
-                              precision=autocast(device, config.amp))
+            return model.loss(batch.future, *batch.known, prepared=known, precision=autocast(device, config.amp))
 
     return loss
 
@@ -200,10 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
     def keep(weights, epoch, score):
         run.keep({**about, "weights": weights, "epoch": epoch, "score": score})
 
-    start = time.perf_counter()
     training = prepare_windows(model, data.batches("train", config.val_batch_size))
     validation = prepare_windows(model, own_windows(validation_batches(data, config), processes))
-    seconds_prepare = time.perf_counter() - start
     result = fit(model, training_loss(model, training, config, device), training_batches(data, config, processes),
                  lambda scored: validation_loss(scored, data, config, processes, validation), config, keep, run.log,
                  run.save, run.state, score_first=True, processes=processes)
@@ -213,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     checkpoint.write_table(folder / checkpoint.WINDOWS, windows)
     metrics = {
         **scores, "mean_run": str(mean_path.parent),
-        "best_epoch": result.best_epoch, "epochs": result.epochs, "seconds_train": result.seconds + seconds_prepare,
+        "best_epoch": result.best_epoch, "epochs": result.epochs, "seconds_train": result.seconds,
     }
     draw = ensemble_drawer(model, settings, device)
     try:

@@ -133,7 +133,7 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
         kind = "steps must be equally long"
     if not months and abs(found - expected) == np.timedelta64(1, "h") and int(str(expected)[11:13]) <= 4:
         kind += "; local time with daylight saving must be written in UTC"
-    asked = f", --freq {in_words(wanted)}" if wanted else ""
+    asked = ", as --freq or the run says" if wanted else ""
     due = expected if months else stamp(expected)
     raise ValueError(f"{where(step)}: time {stamp(times[step])}, expected {due} ({in_words(interval)} after "
                      f"{stamp(times[step - 1])}{asked}): {kind}")

@@ -21,8 +21,8 @@ def choose_lags(text: str, interval: Interval, predict_len: int, training_steps:
         count, unit = interval
         step = count * (YEAR / 12 if unit == "month" else MINUTES[unit])
         periods = (DAY, 7 * DAY) if step < DAY else (7 * DAY,) if step == DAY else (YEAR,)
-        cycles = [max(1, round(period / step)) for period in periods]
-        lags = {-(-predict_len // cycle) * cycle for cycle in cycles}
+        cycles = [round(period / step) for period in periods]
+        lags = {-(-predict_len // cycle) * cycle for cycle in cycles if cycle > 1}  # else no step is like another
         return tuple(sorted(lag for lag in lags if lag <= (1 - KNOWN_SHARE) * training_steps))
     lags = sorted({int(part) for part in text.split(",")})
     if lags[0] < predict_len:

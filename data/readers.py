@@ -284,7 +284,10 @@ def numbers(column: pd.Series, source: str, where: Callable[[int], str]) -> np.n
         wrong = (parsed.isna() & column.notna()).to_numpy()
         if wrong.any():
             row = int(wrong.argmax())
-            raise ValueError(f"{source}: {where(row)}, column {column.name}: {column.iloc[row]!r} is not a number")
+            found = str(column.iloc[row])
+            hint = ("; write 1234.5, not 1.234,5 or 1,234.5" if "," in found and any(map(str.isdigit, found)) else
+                    "; a long table has three columns: time, node, value" if wrong.all() else "")
+            raise ValueError(f"{source}: {where(row)}, column {column.name}: {found!r} is not a number{hint}")
     values = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
     check_finite(values[:, None], source, lambda row, _: f"{where(row)}, column {column.name}")
     return values

@@ -216,6 +216,7 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     before = peaks()
 
     prepared = prepare_windows(model, data.batches("train", config.val_batch_size))
+    prepared(next(iter(data.batches("train", 1))))  # stage 1 is asked before anything is counted
     loss = {name: training_loss(model, prepared, replace(config, amp=name == "bf16"), device) for name in PRECISIONS}
     train_gflop = count_gflop(lambda: loss["fp32"](next(iter(data.batches("train", config.batch_size)))).backward())
     train_step = {name: training_step(model, loss[name], data, config, budget) for name in PRECISIONS}

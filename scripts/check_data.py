@@ -23,9 +23,9 @@ from data.readers import listed, say_if_large
 from data.scaling import BLOCK
 from data.windows import SPLITS, WindowedField
 from main_pretrain import own_file
-from main_train import prepare_windows, training_loss
+from main_train import can_be_kept, training_loss
 from models import MEAN_MODELS, build_forecaster, build_mean_model
-from scripts.benchmark_speed import TRAINING_STEPS, training_step
+from scripts.benchmark_speed import training_step
 from utils import checkpoint
 from utils.config import (
     DATA_FLAGS,
@@ -46,6 +46,7 @@ FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags
 PEAK = 0.02  # share of the variance under which a period is not worth a word
 ROUNDING = 1e-9  # share of the largest value under which a series is straight
 FEW_WINDOWS = 100
+FAR = {"lowest": 1.0, "highest": 10.0}  # times the range of all other values: peaks are rare and high by themselves
 SUITABLE = range(6, 49)  # periods, in steps, that make good lengths of history and forecast
 STATISTICS_WINDOWS, SECONDS = 100, 2.0  # what the measured steps may cost
 
@@ -150,6 +151,16 @@ def saved_bytes(loss) -> int:
     return sum(kept.values())
 
 
+def far_from_all_others(values: torch.Tensor) -> float | None:
+    """The lowest or highest value, where it comes more than once and lies further off than all others are spread."""
+    for end, odd in (("lowest", values.min()), ("highest", values.max())):
+        others = values[values != odd]
+        if len(values) - len(others) > 1 and len(others) and (
+                (others - odd).abs().min() > FAR[end] * (others.max() - others.min()).clamp_min(1e-9)):
+            return float(odd)
+    return None
+
+
 def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> dict[str, str]:
     """What training both stages on this data takes, measured on a few steps, in words."""
     train = TrainConfig(history_len=config.history_len, predict_len=config.predict_len, batch_size=config.batch_size)
@@ -161,12 +172,13 @@ def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> d
     forecaster = build_forecaster(checkpoint.settings(train), model, data.facts()).to(device)
     forecaster.fit_statistics(data.batches("train", config.val_batch_size, limit=STATISTICS_WINDOWS),
                               data.fluctuation_scale)
-    start, some = time.perf_counter(), data.batches("train", train.batch_size, limit=TRAINING_STEPS * train.batch_size)
-    prepared = prepare_windows(forecaster, some)
-    preparing = (time.perf_counter() - start) * len(data.starts["train"]) / len(some.starts)
-    second = training_step(forecaster, training_loss(forecaster, prepared, train, device), data, train, SECONDS)
+    start = time.perf_counter()
+    said = forecaster.prepare(batch.future, *batch.known)
+    asking, kept = time.perf_counter() - start, can_be_kept(said, len(data.starts["train"]))
+    second = training_step(forecaster, training_loss(forecaster, lambda b: said[:len(b.start)] if kept else None, train,
+                                                     device), data, train, SECONDS)
     steps = len(data.batches("train", config.batch_size))
-    minutes = (steps * (first * config.epochs + second * train.epochs) + preparing) / 60
+    minutes = steps * (first * config.epochs + second * train.epochs + kept * asking) / 60
     return {
         "cost": f"{steps} steps an epoch; a step of stage 1 takes {first:.3g} s, of stage 2 {second:.3g} s on {device} "
                 f"(threads: {torch.get_num_threads()}): at most {minutes:.2g} minutes for {config.epochs} and "
@@ -220,7 +232,11 @@ def main(arguments: list[str] | None = None) -> int:
         support = "nonnegative" if data.field.spec.nonnegative else "any"
     say({"windows": ", ".join(f"{len(data.starts[split])} {split}" for split in SPLITS)
          + f" of {config.history_len} + {config.predict_len} steps", **cost(data, config, device)})
-    lowest = float(field.values[~field.values.isnan()].min())
+    known = field.values[~field.values.isnan()]
+    lowest = float(known.min())
+    if (odd := far_from_all_others(known)) is not None:
+        print(f"note: {odd:g} stands {int((known == odd).sum())} times, far from all other values: if it means that "
+              f"there is none, give --missing mask --null_value={odd:g}")
     if support == "any" and lowest > 0:
         print("note: no value is negative: --support nonnegative keeps forecasts so, where that is in its nature")
     if len(data.starts["train"]) < FEW_WINDOWS:

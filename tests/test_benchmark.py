@@ -41,3 +41,11 @@ def test_a_row_that_was_scored_is_not_scored_again(run, capsys):
     first = run("persistence")
     capsys.readouterr()
     assert run("persistence") == first and capsys.readouterr().out == ""
+
+
+def test_without_names_the_rows_of_the_tables_are_scored(run, monkeypatch):
+    scored = []
+    monkeypatch.setattr(benchmark, "score", lambda name, task: scored.append(name) or (
+        dict.fromkeys(benchmark.SHOWN, 0.0), {"window": [0]}))
+    run()
+    assert scored == [name for name, method in benchmark.METHODS.items() if not method.only]

@@ -152,6 +152,6 @@ def test_stamps_that_are_not_regular_are_refused_with_the_first_bad_row(stamps, 
 def test_stamps_that_contradict_the_interval_of_the_flag_are_refused_with_both():
     """faults 17"""
     times = make_calendar("2013-01-01", (1, "day"), 5).times
-    with pytest.raises(ValueError, match=r"time 2013-01-02T00:00, expected 2013-01-01T01:00 .*--freq 1 hour\): steps "
-                                         "of the file are 1 day"):
+    with pytest.raises(ValueError, match=r"time 2013-01-02T00:00, expected 2013-01-01T01:00 .*or the run says\): "
+                                         "steps of the file are 1 day"):
         regular_interval(times, str, (1, "hour"))

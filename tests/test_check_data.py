@@ -10,12 +10,15 @@ import torch
 from conftest import ROOT, make_field, random_values
 
 import main_pretrain
+import main_train
 from data.fields import OwnFile, load_field
+from models import PROCESSES
 from scripts import check_data
 from scripts.check_data import (
     complete,
     cycles,
     description,
+    far_from_all_others,
     periodogram,
     saved_bytes,
     strongest_periods,
@@ -201,3 +204,29 @@ def test_a_field_with_a_step_without_any_value_is_drawn(tmp_path):
     check_data.draw_field(field.values.numpy(), field.calendar.times, *periodogram(wave(30, 6)), "1 hour", "mm",
                           tmp_path / "a.png", most=10)
     assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.05
+
+
+@pytest.mark.parametrize("limit, times", [(main_train.PREPARED_BYTES, [8]), (0, None)])
+def test_stage_1_is_asked_at_every_step_of_stage_2_where_a_run_would(hourly, capsys, monkeypatch, limit, times):
+    asked, ask = [], PROCESSES["copula"].prepare
+    monkeypatch.setattr(main_train, "PREPARED_BYTES", limit)
+    monkeypatch.setattr(PROCESSES["copula"], "prepare",
+                        lambda self, future, *known: asked.append(len(future)) or ask(self, future, *known))
+    said_of(capsys, hourly)
+    assert asked == times if times else len(asked) > 3
+
+
+@pytest.mark.parametrize("values, odd", [
+    ([0, 3, 5, -999, 9, -999], -999), ([1.5, 1e20, 0, 1e20], 1e20), ([0, 3, 5, -999, 9], None), ([0, 1, 0, 1, 5, 5], None),
+    ([0, 0, 0, 40, 50, 60], 0), ([7, 7, 7], None),
+])
+def test_a_number_that_may_stand_for_missing_values_is_found(values, odd):
+    assert far_from_all_others(torch.tensor(values, dtype=torch.float32)) == pytest.approx(odd)
+
+
+def test_a_number_that_may_stand_for_missing_values_is_told(hourly, capsys):
+    counts = pd.read_csv(hourly, index_col=0)
+    counts.iloc[::50, 0] = -999
+    counts.to_csv(hourly)
+    assert "note: -999 stands 5 times, far from all other values" in said_of(capsys, hourly)["all"]
+    assert "far from" not in said_of(capsys, hourly, "--missing", "mask", "--null_value=-999")["all"]

@@ -149,6 +149,7 @@ def test_the_command_of_stage_1_says_what_its_preset_does_not(tmp_path, lags, sh
     (["--oracle_nodes", "5"], "num_nodes 6 .wanted 5"),
     (["--oracle_steps", "320"], "scaler_mean"),
     (["--data_name", "NYCFlights"], "data_name Oracle .wanted NYCFlights"),
+    (["--lags", "24"], "lag_steps .*it was trained with --lags none: give this stage the same, or run: .*--lags 24"),
 ])
 def test_stage_2_refuses_a_stage_1_of_other_data_naming_what_differs(runs, tmp_path, other, named):
     with pytest.raises(ValueError, match=named):

@@ -40,7 +40,7 @@ def windows(values=None, lags="24,48", **facts):
     ((1, "month"), 12, 1000, (12,)),
     ((1, "month"), 13, 1000, (24,)),
     ((3, "month"), 4, 1000, (4,)),
-    ((12, "month"), 1, 1000, (1,)),
+    ((12, "month"), 1, 1000, ()),
 ])
 def test_auto_takes_the_cycles_of_the_calendar_that_the_training_part_has_seen(interval, predict_len, steps, wanted):
     assert choose_lags("auto", interval, predict_len, steps) == wanted

@@ -377,6 +377,9 @@ def test_a_large_file_says_its_memory_first(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("text, words", [
     ("time,a\n2024-01-01,1\n2024-01-02,x1\n", "line 3, column a: 'x1' is not a number"),
+    ('time,a\n2024-01-01,1\n2024-01-02,"3,5"\n', "line 3, column a: '3,5' is not a number; write 1234.5"),
+    ("stamp,sensor,flow\n2024-01-01,a,1\n2024-01-01,b,2\n",
+     "line 2, column sensor: 'a' is not a number; a long table has three columns: time, node, value"),
     ("time,a\n2024-01-01,1\n\n2024-01-02,3\n", "line 3: no time; expected ISO 8601"),
     ("time,a\n2024-01-01,1\n31.1.2024,2\n", "line 3: time '31.1.2024'; expected ISO 8601, as 2013-01-31T18:00"),
     ("time,a\n2024-01-01,1\n2024-02-30,2\n", "line 3: time '2024-02-30'"),
@@ -421,7 +424,7 @@ def test_irregular_stamps_of_a_file_are_refused_with_its_first_bad_line(tmp_path
 
 
 @pytest.mark.parametrize("flags, words", [
-    ({"freq": "30min"}, "line 3: .*--freq 30 minutes.: steps of the file are 1 hour"),
+    ({"freq": "30min"}, "line 3: .*30 minutes after .*as --freq or the run says.: steps of the file are 1 hour"),
     ({"start": "2024-03-29"}, "--start 2024-03-29: the first time stamp of .*a.csv is 2024-03-30T00:00"),
     ({"start": "yesterday"}, "--start yesterday: expected a time in ISO 8601"),
     ({"freq": "often"}, "--freq often: expected a number and a unit"),

@@ -171,7 +171,7 @@ def load_checkpoint(path: Path) -> dict:
         raise ValueError(f"{path}: format version {content['format']}; this program reads {FORMAT_VERSION}")
     if content["format"] < FORMAT_VERSION:
         raise ValueError(f"{path}: format version {content['format']}, of an earlier version of this program; this one "
-                         f"reads {FORMAT_VERSION}: train it again")
+                         f"reads {FORMAT_VERSION}: train it again, with --overwrite")
     if wrong := [name for name in PARTS if not isinstance(content.get(name, {}), dict)]:
         raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(wrong)} of another kind")
     if "weights" in content:
