@@ -217,8 +217,8 @@ def test_stage_1_is_asked_at_every_step_of_stage_2_where_a_run_would(hourly, cap
 
 
 @pytest.mark.parametrize("values, odd", [
-    ([0, 3, 5, -999, 9, -999], -999), ([1.5, 1e20, 0, 1e20], 1e20), ([0, 3, 5, -999, 9], None), ([0, 1, 0, 1, 5, 5], None),
-    ([0, 0, 0, 40, 50, 60], 0), ([7, 7, 7], None),
+    ([0, 3, 5, -999, 9, -999], -999), ([1.5, 1e20, 0, 1e20], 1e20), ([0, 3, 5, -999, 9], None),
+    ([0, 1, 0, 1, 5, 5], None), ([0, 0, 0, 40, 50, 60], 0), ([7, 7, 7], None),
 ])
 def test_a_number_that_may_stand_for_missing_values_is_found(values, odd):
     assert far_from_all_others(torch.tensor(values, dtype=torch.float32)) == pytest.approx(odd)
