@@ -4,7 +4,6 @@
 """
 
 import functools
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,16 @@ from models import DENOISERS, PROCESSES, build_forecaster, build_mean_model, ens
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
 from utils import checkpoint
-from utils.config import DATA_FLAGS, PretrainConfig, TrainConfig, known_settings, parse_config, preset, run_main
+from utils.config import (
+    DATA_FLAGS,
+    PretrainConfig,
+    TrainConfig,
+    as_flags,
+    known_settings,
+    parse_config,
+    preset,
+    run_main,
+)
 from utils.device import autocast, choose_device
 from utils.distributed import ALONE, Processes, join
 from utils.evaluation import cross_check, evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
@@ -52,10 +60,9 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
         print(f"note: {path}: there is no stage-1 model yet")
         settings = checkpoint.settings(replace(usual, **task))
         return build_mean_model(settings, data.facts()), settings, path
-    command = "python main_pretrain.py"
-    for name in (*DATA_FLAGS, "save_dir", "run_name"):
-        if name in task or getattr(config, name) != getattr(usual, name):
-            command += f" --{name} {shlex.quote(str(getattr(config, name)))}"
+    given = {name: getattr(config, name) for name in (*DATA_FLAGS, "save_dir", "run_name")}
+    told = {name: value for name, value in given.items() if name in task or value != getattr(usual, name)}
+    command = f"python main_pretrain.py {as_flags(told)}"
     if not path.exists():
         raise ValueError(f"{path}: there is no stage-1 model; run first: {command} (or give --mean_run FOLDER)")
     content = checkpoint.load_checkpoint(path)
@@ -68,8 +75,8 @@ def load_mean_model(config, data) -> tuple[torch.nn.Module, dict, Path]:
         found = {"lag_steps": [], **settings, **content["data"], **content["fingerprint"]}
         differing = checkpoint.differences(found, {**data.facts(), **task, **data.fingerprint})
     if differing:
-        others = " ".join(f"--{name} {settings[name]}" for name in DATA_FLAGS
-                          if name in settings and name not in task and settings[name] != getattr(config, name))
+        others = as_flags({name: settings[name] for name in DATA_FLAGS
+                           if name in settings and name not in task and settings[name] != given[name]})
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; "
                          + (f"it was trained with {others}: give this stage the same, or " if others else "")
                          + f"run: {command}")

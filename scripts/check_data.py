@@ -7,7 +7,6 @@ It reads the file as both stages do, with the same flags, and says what they wou
 stages are run for the estimate of time and memory. Nothing is kept.
 """
 
-import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,8 @@ from data.scaling import BLOCK
 from data.windows import SPLITS, WindowedField
 from main_pretrain import own_file
 from main_train import can_be_kept, training_loss
-from models import MEAN_MODELS, build_forecaster, build_mean_model
-from scripts.benchmark_speed import training_step
+from models import MEAN_MODELS, build_mean_model
+from scripts.benchmark_speed import forecaster_of, training_step
 from utils import checkpoint
 from utils.config import (
     DATA_FLAGS,
@@ -33,6 +32,7 @@ from utils.config import (
     FlagParser,
     PretrainConfig,
     TrainConfig,
+    as_flags,
     check_config,
     output_path,
     run_main,
@@ -48,7 +48,7 @@ ROUNDING = 1e-9  # share of the largest value under which a series is straight
 FEW_WINDOWS = 100
 FAR = {"lowest": 1.0, "highest": 10.0}  # times the range of all other values: peaks are rare and high by themselves
 SUITABLE = range(6, 49)  # periods, in steps, that make good lengths of history and forecast
-STATISTICS_WINDOWS, SECONDS = 100, 2.0  # what the measured steps may cost
+SECONDS = 2.0  # what the measured steps may cost
 
 
 def complete(values: torch.Tensor) -> torch.Tensor:
@@ -169,9 +169,7 @@ def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> d
     memory = saved_bytes(lambda: model.loss(batch.future, *batch.known))
     weights = sum(weight.numel() for weight in model.parameters())
     first = training_step(model, lambda b: model.loss(b.future, *b.known), data, config, SECONDS)
-    forecaster = build_forecaster(checkpoint.settings(train), model, data.facts()).to(device)
-    forecaster.fit_statistics(data.batches("train", config.val_batch_size, limit=STATISTICS_WINDOWS),
-                              data.fluctuation_scale)
+    forecaster = forecaster_of(train, data, model, device)
     start = time.perf_counter()
     said = forecaster.prepare(batch.future, *batch.known)
     asking, kept = time.perf_counter() - start, can_be_kept(said, len(data.starts["train"]))
@@ -248,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = {name: typed[name] for name in DATA_FLAGS if name in typed}
     flags |= {name: getattr(config, name) for name in ("history_len", "predict_len", "batch_size")}
     flags |= {"support": support} | ({"missing": "mask"} if field.masked else {})
-    line = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in flags.items())
+    line = as_flags(flags)
     print(f"train it with\n  python main_pretrain.py {line}\n  python main_train.py {line}")
     return 0
 

@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 import re
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,11 @@ class CommonConfig:
 DATA_FLAGS = tuple(name for name, item in CommonConfig.__dataclass_fields__.items() if item.metadata["group"] == DATA)
 OF_OWN_FILE = ("freq", "start", "variable", "node_table", "graph", "unit")  # flags that only --data_path reads
 PATHS = ("data_path", "node_table", "graph", "covariates")  # made absolute: a run finds them from any folder
+
+
+def as_flags(values: dict) -> str:
+    """Values by the names of their flags, as one types them in a shell."""
+    return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in values.items())
 
 
 def other_default(name: str, default):
