@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .scaling import Scaler
 
-STATISTICS = ("std", "variance", "global", "none")
+STATISTICS = ("std", "variance")
 SPECTRUM_BYTES = 1 << 28  # about what one block of nodes takes, unless 256 nodes take more
 FLOOR = 1e-4  # of a constant node; standardized units
 
@@ -17,8 +17,6 @@ def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, 
         amplitude   = |FFT(series)|
         fluctuation = inverse FFT of the components with amplitude < threshold * largest amplitude of the node
         scale       = std (or variance) of the fluctuation over time, at least FLOOR
-
-    "global" gives every node the root mean variance of all, "none" gives 0: the process without a scale (DDPM).
 
     Shapes: training (time, node) in physical units -> (node,). Units: standardized (std) or their square.
     The largest amplitude is usually that of the zero frequency: the node's mean level, standardized.
@@ -46,9 +44,5 @@ def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, 
         part = (power * twice).sum(0) / time**2
         parts.append(part * time / (~missing).sum(0) if gaps else part)
     variance = torch.cat(parts)
-    if statistic == "none":
-        return torch.zeros_like(variance, dtype=torch.float32)
-    if statistic == "global":
-        variance = variance.mean().expand_as(variance)
     scale = variance if statistic == "variance" else variance.sqrt()
     return scale.clamp_min(FLOOR).float()

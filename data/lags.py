@@ -1,8 +1,5 @@
 """Lags: what the field itself was a day, a week or a year before each step of a window."""
 
-import torch
-from torch import Tensor
-
 from .calendar import DAY, MINUTES, YEAR, Interval
 
 KNOWN_SHARE = 0.25  # of the training steps must have a value that much earlier, or auto leaves a lag out
@@ -32,15 +29,3 @@ def choose_lags(text: str, interval: Interval, predict_len: int, training_steps:
         raise ValueError(f"--lags {text}: the training part has {training_steps} steps, none of them has a value "
                          f"{lags[-1]} steps earlier; choose shorter lags")
     return tuple(lags)
-
-
-def with_lags(covariates: Tensor | None, lagged: Tensor, usual: Tensor) -> Tensor:
-    """Covariates and lagged values as one tensor, what is usual at the step in place of a missing value.
-
-    Shapes: covariates (batch, step, node or 1, covariate) or None, lagged (batch, step, node, lag), usual (batch, step,
-    node) -> (batch, step, node, covariate + lag). Units: standardized.
-    """
-    lagged = torch.where(lagged.isnan(), usual.unsqueeze(-1), lagged)
-    if covariates is None:
-        return lagged
-    return torch.cat([covariates.expand(*lagged.shape[:3], -1), lagged], dim=-1)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .calendar import MINUTES, in_words, make_calendar, parse_time
 from .covariates import standardize
-from .lags import with_lags
 from .scaling import BLOCK, Scaler
 from .windows import Batch, WindowedField
 
@@ -120,22 +119,17 @@ class FieldSummary:
         The same as `WindowedField.batch` gives for windows outside the reference of the climatology, but for the
         future, which is empty. covariates (batch, H + F, node or 1, covariate). Units: physical.
         """
-        whole, observed = self.scaler.standardize(history), None
-        history = whole[:, self.reach:]
-        length = history.shape[1] + predict_len
+        whole = self.scaler.standardize(history)
+        history_len = whole.shape[1] - self.reach
+        length = history_len + predict_len
         slots = torch.stack([make_calendar(self._time(one), self.interval, length).slots for one in step.tolist()])
         climatology = self.climatology[slots[..., 0]].to(history.device)
-        if self.masked:
-            observed = ~history.isnan()
-            history = torch.where(observed, history, climatology[:, :history.shape[1]])
-            observed = torch.cat([observed, observed.new_zeros(climatology[:, history.shape[1]:].shape)], dim=1)
         if covariates is not None:
             covariates = standardize(covariates, self.covariates).to(history.device)
-        if self.lags:
-            lagged = [whole[:, self.reach - lag:][:, :length] for lag in self.lags]
-            covariates = with_lags(covariates, torch.stack(lagged, dim=-1), climatology)
-        calendar = slots[:, history.shape[1] - 1].to(history.device)
-        return Batch(history, history[:, :0], calendar, climatology, step.to(history.device), observed, covariates)
+        lagged = [whole[:, self.reach - lag:][:, :length] for lag in self.lags]
+        return Batch.of(whole[:, self.reach:], history_len, slots[:, history_len - 1].to(history.device), climatology,
+                        step.to(history.device), self.masked, covariates,
+                        torch.stack(lagged, dim=-1) if lagged else None)
 
     @property
     def _clock(self) -> tuple[str, int]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from .calendar import parse_time
 from .climatology import Climatology
+from .context import Context
 from .covariates import Covariates, read_covariates, standardize
 from .fields import Field, OwnFile, load_field
 from .fluctuation import fluctuation_scale
-from .lags import choose_lags, with_lags
+from .lags import choose_lags
 from .nodes import nearest_nodes
 from .readers import MEMORY_LIMIT, listed
 from .scaling import BLOCK, Scaler
@@ -26,45 +26,39 @@ SPLITS = ("train", "validation", "test")
 FINGERPRINT_VALUES = 1 << 24
 
 
-class Extras(NamedTuple):
-    """What only some fields have, see `Batch`. Networks read the history's part of `observed`, losses the future's."""
-
-    observed: Tensor | None = None
-    covariates: Tensor | None = None
-
-
 @dataclass(frozen=True)
 class Batch:
-    """Some windows: history (batch, H, node) and future (batch, F, node), standardized; calendar (batch, cycle),
-    the slots of the last history step (those of the horizon follow from them); climatology (batch, H + F, node),
-    see `data.climatology`; start (batch,), the windows' first step in the series, which names a window whatever
-    the split or batch.
+    """Some windows: what a forecast may see of them, `context`, and what it is scored on, future (batch, F, node), the
+    climatology where it is missing; start (batch,), the windows' first step in the series, which names a window
+    whatever the split or batch. Units: standardized."""
 
-    observed (batch, H + F, node): which values are not missing, None for a field without gaps; history and future hold
-    the climatology where they are. covariates (batch, H + F, node or 1, covariate), standardized, those of a file
-    before the field's own lags; None without any."""
-
-    history: Tensor
+    context: Context
     future: Tensor
-    calendar: Tensor
-    climatology: Tensor
     start: Tensor
-    observed: Tensor | None = None
-    covariates: Tensor | None = None
     rows = None  # all there are, see SharedBatch
-
-    @property
-    def known(self) -> tuple:
-        """What a forecast may see: history, calendar, climatology, and `Extras` where there are any."""
-        known = self.history, self.calendar, self.climatology
-        if self.observed is None and self.covariates is None:
-            return known
-        return *known, Extras(self.observed, self.covariates)
 
     @property
     def scored(self) -> Tensor | None:
         """Which values of the future count in a loss or score: (batch, F, node); None: all."""
-        return None if self.observed is None else self.observed[:, self.history.shape[1]:]
+        return self.context.target_mask
+
+    @classmethod
+    def of(cls, window: Tensor, history_len: int, calendar: Tensor, climatology: Tensor, start: Tensor, masked: bool,
+           covariates: Tensor | None = None, lagged: Tensor | None = None) -> "Batch":
+        """The batch of windows (batch, H + F, node), or (batch, H, node) where the future is unknown and stays empty.
+
+        Where `masked`, NaN in a window is a missing value, which the climatology replaces. It also replaces NaN among
+        the `lagged` values (batch, H + F, node, lag). Other shapes: see `Context`.
+        """
+        observed = None
+        if masked:
+            observed = torch.zeros_like(climatology, dtype=torch.bool)
+            observed[:, :window.shape[1]] = ~window.isnan()
+            window = torch.where(window.isnan(), climatology[:, :window.shape[1]], window)
+        if lagged is not None:
+            lagged = torch.where(lagged.isnan(), climatology.unsqueeze(-1), lagged)
+        context = Context(window[:, :history_len], calendar, climatology, observed, covariates, lagged)
+        return cls(context, window[:, history_len:], start)
 
 
 @dataclass(frozen=True)
@@ -80,11 +74,14 @@ class WindowedField:
     """All windows of a field, split in time; nothing is copied but the batch that is asked for.
 
     starts    first step of every window, by split
-    training  the part of the series that training windows see: only this reaches scaler and fluctuation scale
+    training  the part of the series that training windows see: only this reaches any statistic
+    measured  the part that scaler and fluctuation scale are estimated from: `training`, or as published
+              (`training_span` "histories") what the histories of the training windows see
     """
 
     def __init__(self, field: Field, history_len: int, predict_len: int, device: torch.device | str = "cpu",
-                 split: str = "", covariates: Covariates | None = None, lags: str = "none"):
+                 split: str = "", covariates: Covariates | None = None, lags: str = "none",
+                 training_span: str = "targets"):
         self.history_len, self.predict_len, self.device = history_len, predict_len, device
         self.starts, training_steps = split_windows(field, history_len, predict_len, split)
         self.training = field.values[:training_steps]
@@ -93,7 +90,8 @@ class WindowedField:
         self.field = field
         if field.masked:
             refuse_unseen_nodes(field, self.training)
-        self.scaler = Scaler.fit(self.training)
+        self.measured = self.training if training_span == "targets" else self.training[:-predict_len]
+        self.scaler = Scaler.fit(self.measured)
         in_memory = field.values.numel() * 4 <= MEMORY_LIMIT
         self._values = field.values.to(device) if in_memory else field.values
         self._slots = field.calendar.slots.to(self.window_device)
@@ -170,23 +168,17 @@ class WindowedField:
 
     def fluctuation_scale(self, threshold: float = 0.1, statistic: str = "std") -> Tensor:
         """Fluctuation scale of the training part, see `data.fluctuation`: (node,), standardized."""
-        return fluctuation_scale(self.training, self.scaler, threshold, statistic)
+        return fluctuation_scale(self.measured, self.scaler, threshold, statistic)
 
     def batch(self, starts: Tensor) -> Batch:
         """Gather the windows that begin at `starts` (batch,): one indexing operation, then to the device."""
         starts = starts.to(self.window_device)
         steps = starts.unsqueeze(1) + self._offsets
-        window, observed = self.scaler.standardize(self._values[steps].to(self.device)), None
+        window = self.scaler.standardize(self._values[steps].to(self.device))
         calendar = self._slots[starts + self.history_len - 1].to(self.device)
         climatology = self._climatology(steps, self._segment(starts)).to(self.device)
-        covariates = self.covariates(steps)
-        if self.lags:
-            covariates = with_lags(covariates, self._lagged(steps), climatology)
-        if self.field.masked:
-            observed = ~window.isnan()
-            window = torch.where(observed, window, climatology)
-        return Batch(window[:, :self.history_len], window[:, self.history_len:], calendar, climatology,
-                     starts.to(self.device), observed, covariates)
+        return Batch.of(window, self.history_len, calendar, climatology, starts.to(self.device), self.field.masked,
+                        self.covariates(steps), self._lagged(steps) if self.lags else None)
 
     def covariates(self, steps: Tensor) -> Tensor | None:
         """Standardized covariates of the file at `steps` (batch, step): (batch, step, node or 1, covariate) or None."""
@@ -360,7 +352,8 @@ def with_support(field: Field, nonnegative: bool) -> Field:
 def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, device: torch.device | str = "cpu",
               oracle_nodes: int = 32, oracle_steps: int = 4000, oracle_length_scale: float = 0.3,
               own: OwnFile | None = None, split: str = "", support: str = "auto", missing: str = "error",
-              null_value: float | None = None, covariates: str = "", lags: str = "none") -> WindowedField:
+              null_value: float | None = None, covariates: str = "", lags: str = "none",
+              training_span: str = "targets") -> WindowedField:
     """The one way in: load the dataset, check it, split it and stand ready to give batches.
 
     split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says. covariates: their
@@ -373,4 +366,4 @@ def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, dev
     if support == "nonnegative" and (lowest := smallest(field.values)) < 0:
         raise ValueError(f"--support nonnegative: {name} has values down to {lowest:g}; leave the flag out")
     beside = read_covariates(covariates, field.calendar, field.node_names) if covariates else None
-    return WindowedField(field, history_len, predict_len, device, split, beside, lags)
+    return WindowedField(field, history_len, predict_len, device, split, beside, lags, training_span)

@@ -38,7 +38,7 @@ VALUES, REPEATS, KEYS = 0, 1, 2  # draws of the noise; KEYS is the first of as m
 
 def persistence(data, members: int, **_) -> Callable:
     """The last value + Gaussian with the root mean square error of training windows per node and horizon."""
-    return _gaussian_around(lambda batch: batch.history[:, -1:], data.batches("train", FIT_BATCH), members)
+    return _gaussian_around(lambda batch: batch.context.history[:, -1:], data.batches("train", FIT_BATCH), members)
 
 
 def seasonal_naive(data, members: int, **_) -> Callable:
@@ -214,7 +214,7 @@ def _validation_residuals(data, point: Callable) -> tuple[Tensor, Tensor]:
     for batch in data.calibration(FIT_BATCH):
         residual = batch.future - point(batch)
         fields.append(residual if batch.scored is None else residual.masked_fill(~batch.scored, math.nan))
-        slots.append(batch.calendar[:, 0])
+        slots.append(batch.context.calendar[:, 0])
     return torch.cat(fields), torch.cat(slots)
 
 
@@ -232,7 +232,7 @@ def _field_drawer(fields: Tensor, slots: Tensor, size: int, members: int, same_s
     width = size // SLOTS_PER_WIDTH if same_slot else size
 
     def draw_fields(batch, noise):
-        distance = _circular_distance(batch.calendar[:, 0], slots, size)
+        distance = _circular_distance(batch.context.calendar[:, 0], slots, size)
         allowed = distance <= distance.amin(1, keepdim=True).clamp_min(width)
         return fields[_pick(allowed, members, noise)]
 

@@ -1,77 +1,89 @@
 """Models from settings: those of a command line, or those that a checkpoint holds."""
 
-import sys
+import inspect
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .denoiser import GraphDenoiser, MLPDenoiser, TokenDenoiser
-from .dependence import FactorModel
+from .denoiser import GraphDenoiser, MLPDenoiser, PublishedDenoiser, TokenDenoiser
 from .diffusion import NOISE_SCHEDULES
-from .forecaster import PROCESSES, ResidualForecaster
+from .forecaster import Forecaster
+from .itransformer import ITransformer
+from .layers import Task
+from .linear import DLinear
+from .margins import QuantileMargin, ResidualMargin
+from .mean import CommonModes, Ensemble, MeanModel, RecalibratedMean, RecalibratedQuantiles
+from .noise import CovarianceNoise, IndependentNoise
 from .quantiles import ANY_VALUE
-from .stid import STID, QuantileSTID
+from .scale import FluctuationScale
+from .stid import STID
 
-MEAN_MODELS = {"quantile_stid": QuantileSTID, "stid": STID}
-DENOISERS = {"mlp": MLPDenoiser, "tokens": TokenDenoiser, "graph": GraphDenoiser}
-
-
-def build_mean_model(settings: dict, facts: dict) -> nn.Module:
-    """The stage-1 model of a configuration (as a dict: also that of a checkpoint) for data of these `facts`."""
-    network = MEAN_MODELS[settings["mean_model"]]
-    own = {"networks": settings["networks"], "linear_modes": settings["linear_modes"]}
-    lags = len(facts.get("lag_steps", ()))
-    return network(
-        facts["num_nodes"], settings["history_len"], settings["predict_len"], tuple(facts["calendar_sizes"]),
-        channels=settings["channels"], layers=settings["layers"], dropout=settings["dropout"],
-        climatology=settings["climatology"], tokens=settings["tokens"], lags=lags, **optional_inputs(facts),
-        **{name: own[name] for name in getattr(network, "own_settings", ())},
-    )
+MEAN_MODELS = {"stid": STID, "itransformer": ITransformer, "dlinear": DLinear}
+DENOISERS = {"mlp": MLPDenoiser, "tokens": TokenDenoiser, "graph": GraphDenoiser, "stid": PublishedDenoiser}
+MARGINS = ("scaled", "residual", "quantile")
+NOISES = ("covariance", "independent")
 
 
-def optional_inputs(facts: dict) -> dict:
-    """What both networks take beside history and calendar, by the facts of the data (also of an older checkpoint)."""
-    return {"masked": facts.get("masked", False),
-            "covariates": len(facts.get("covariates", ())) + len(facts.get("lag_steps", ()))}
+def task_of(settings: dict, metadata: dict) -> Task:
+    """The sizes of a configuration for data of this `metadata` (`WindowedField.facts()`; also of a checkpoint)."""
+    return Task(metadata["num_nodes"], settings["history_len"], settings["predict_len"],
+                tuple(metadata["calendar_sizes"]), metadata["masked"], len(metadata["covariates"]),
+                len(metadata["lag_steps"]))
 
 
-def build_forecaster(settings: dict, mean_model: nn.Module, facts: dict, nearest: Tensor | None = None) -> nn.Module:
+def build_mean_model(settings: dict, metadata: dict) -> MeanModel:
+    """The stage-1 model of a configuration (as a dict: also that of a checkpoint), nothing in it fitted yet."""
+    task, backbone = task_of(settings, metadata), MEAN_MODELS[settings["mean_model"]]
+    named = inspect.signature(backbone).parameters.keys() - {"task", "objective"}
+    flags = {name: settings[name] for name in settings.keys() & named}
+    model = Ensemble([backbone(task, settings["objective"], **flags) for _ in range(settings["networks"])])
+    if settings["linear_modes"]:
+        model = CommonModes(model, task, settings["linear_modes"])
+    if settings["recalibrate"]:
+        model = (RecalibratedQuantiles if settings["objective"] == "quantiles" else RecalibratedMean)(model, task)
+    return model
+
+
+def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict,
+                     nearest: Tensor | None = None) -> Forecaster:
     """The forecaster of a stage-2 configuration (as a dict: also that of a checkpoint), nothing in it fitted yet.
 
-    facts: those of the data, `WindowedField.facts()`. nearest (node, `--neighbours`): those that nodes listen to, where
-    the denoiser mixes them; weights that are loaded bring their own.
+    nearest (node, `--neighbours`): the nodes that each is mixed with, where the denoiser mixes them; weights that are
+    loaded bring their own.
+    Raises: ValueError for parts that do not fit each other.
     """
-    num_nodes, calendar_sizes = facts["num_nodes"], tuple(facts["calendar_sizes"])
-    support = tuple(facts["support"] or ANY_VALUE)
+    task, support = task_of(settings, metadata), tuple(metadata["support"] or ANY_VALUE)
     bounds = {name: settings[f"beta_{name}"] for name in ("first", "last") if settings[f"beta_{name}"]}
     beta = NOISE_SCHEDULES[settings["noise_schedule"]](settings["diffusion_steps"], **bounds)
     if (beta.diff() < 0).any():
         raise ValueError(f"the noise variances fall from {beta[0]:g} to {beta[-1]:g}: choose --beta_first at most "
                          "--beta_last")
 
+    quantile = settings["margin"] == "quantile"
+    if quantile and mean_model.objective != "quantiles":
+        raise ValueError(f"--margin quantile builds on conditional quantiles, found a stage-1 model of --objective "
+                         f"{mean_model.objective}: train one with --objective quantiles, or choose --margin scaled")
+    if settings["endpoint"] != "none" and (settings["margin"] != "residual" or settings["noise"] != "independent"):
+        raise ValueError(f"--endpoint {settings['endpoint']} is a fluctuation scale in units of the residual: it needs "
+                         "--margin residual --noise independent")
+    if quantile:
+        margin = QuantileMargin(support)
+    else:
+        scale = FluctuationScale(settings["scale"], task.num_nodes, task.predict_len, task.calendar_sizes[0])
+        inputs = tuple(name for name in ("mean", "scale") if settings[f"condition_{name}"])
+        margin = ResidualMargin(scale, support, settings["margin"] == "scaled", settings["center"], inputs)
+    noise = IndependentNoise(task.num_nodes) if settings["noise"] == "independent" else \
+        CovarianceNoise(task.num_nodes, task.predict_len, settings["modes"])
+
+    network = DENOISERS[settings["denoiser"]]
     if nearest is None:
-        nearest = torch.zeros(num_nodes, settings["neighbours"], dtype=torch.long)
+        nearest = torch.zeros(task.num_nodes, settings["neighbours"], dtype=torch.long)
     mixing = {"tokens": settings["mixing_tokens"], "nearest": nearest}
-
-    def denoiser(coordinates: int, endpoint: bool) -> nn.Module:
-        network = DENOISERS[settings["eps_model"]]
-        return network(
-            coordinates, settings["history_len"], settings["predict_len"], calendar_sizes,
-            channels=settings["channels"], layers=settings["layers"], embedding=settings["embedding"],
-            dropout=settings["dropout"], endpoint=endpoint, **optional_inputs(facts),
-            **{name: mixing[name] for name in network.mixing},
-        )
-
-    if settings["process"] == "cost":
-        if hasattr(mean_model, "quantiles"):
-            print("note: --process cost on the mean of a quantile model; as published, stage 1 runs with --mean_model "
-                  "stid --no-climatology --tokens 0 --lr 0.001", file=sys.stderr)
-        return ResidualForecaster(mean_model, denoiser(num_nodes, endpoint=True), beta, num_nodes,
-                                  settings["endpoint_signs"], support)
-    if not hasattr(mean_model, "quantiles"):
-        raise ValueError(f"--process {settings['process']} builds on the conditional quantiles of stage 1, found a "
-                         "model of the mean alone; run main_pretrain.py with --mean_model quantile_stid, or choose "
-                         "--process cost")
-    dependence = FactorModel(num_nodes, settings["predict_len"], settings["modes"])
-    return PROCESSES[settings["process"]](mean_model, denoiser(dependence.width, endpoint=False), beta, dependence,
-                                          support)
+    denoiser = network(
+        replace(task, num_nodes=noise.width), task.history_len + task.predict_len * len(margin.inputs),
+        channels=settings["channels"], layers=settings["layers"], embedding=settings["embedding"],
+        dropout=settings["dropout"], endpoint=settings["endpoint"] != "none",
+        **{name: mixing[name] for name in network.mixing},
+    )
+    return Forecaster(mean_model, margin, noise, denoiser, beta, settings["prediction"], settings["endpoint"])

@@ -1,70 +1,110 @@
-"""Denoiser: what a process asks about a noisy sample (its noise, or v), given everything known about its window."""
+"""Denoisers: networks that predict the noise (or v) in a noisy sample, given the context of its window."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .layers import ExtraInputs, IdentityEmbedding, Mixer, ResidualBlock, StepEmbedding
+from .layers import ExtraInputs, IdentityEmbedding, Mixer, ResidualBlock, StepEmbedding, Task
 
 
 class MLPDenoiser(nn.Module):
-    """Residual MLP in the manner of STID on [history, noisy residual, endpoint, node, calendar] plus the step.
+    """Residual MLP in the manner of STID on [inputs of the window, noisy sample, endpoint, node, calendar, step].
 
-    What does not change along a sampling path is computed once: `encode` for a window (history, node, calendar),
-    `condition` for a member of it (endpoint, where the process has one). `forward` then costs the residual blocks and
-    little else. The first linear layer is the sum of its three parts, so this is the same network as one fed with
-    everything at every step.
+    What does not change along a sampling path is computed once: `encode` for a window, `condition` for the endpoint of
+    a member, where there is one. `forward` then costs the residual blocks and little else. The first linear layer is
+    the sum of its parts, so this is the network that is given all inputs at every step.
 
-    Shapes: history, noisy, endpoint (batch, H or F, node); calendar (batch, cycle) of the last history step;
-    step (batch,) integers, or (1,) for all; result (batch, F, node). Units: standardized.
-    Source: CoST section 4.4 and its published settings (8 layers, 128 channels, embeddings of 32).
+    task: its nodes are the coordinates of the noise. steps: length S of the inputs, history and others.
+    Shapes: inputs (batch, S, coordinate); noisy, endpoint (batch, F, coordinate); calendar (batch, cycle);
+    step (batch,) integers, or (1,) for all; result (batch, F, coordinate). Units: standardized.
+    Source: CoST section 4.4.
     """
 
     mixing = ()  # which of `tokens` and `nearest` it takes
 
-    def __init__(self, num_nodes: int, history_len: int, predict_len: int, calendar_sizes: tuple[int, ...],
-                 channels: int = 128, layers: int = 8, embedding: int = 32, dropout: float = 0.15,
-                 endpoint: bool = True, masked: bool = False, covariates: int = 0):
+    def __init__(self, task: Task, steps: int, channels: int = 32, layers: int = 2, embedding: int = 32,
+                 dropout: float = 0.15, endpoint: bool = False):
         super().__init__()
-        self.identity = IdentityEmbedding(num_nodes, calendar_sizes, embedding)
+        self.identity = IdentityEmbedding(task, embedding)
         width = channels + self.identity.width
-        self.embed_history = nn.Linear(history_len, channels)
-        self.embed_endpoint = nn.Linear(predict_len, width, bias=False) if endpoint else None
-        self.embed_noisy = nn.Linear(predict_len, width, bias=False)
-        self.embed_step = StepEmbedding(width)
+        joined = self.joined_width(channels, width)
+        self.embed_inputs = nn.Linear(steps, channels)
+        self.embed_endpoint = nn.Linear(task.predict_len, joined, bias=False) if endpoint else None
+        self.embed_noisy = nn.Linear(task.predict_len, joined, bias=False)
+        self.embed_step = self.step_embedding(joined)
         self.blocks = nn.Sequential(*(ResidualBlock(width, dropout) for _ in range(layers)))
-        self.project = nn.Linear(width, predict_len)
-        self.extra = ExtraInputs(history_len, predict_len, channels, masked, covariates)
+        self.project = nn.Linear(width, task.predict_len)
+        self.extra = ExtraInputs(task, channels)
 
-    def encode(self, history: Tensor, calendar: Tensor, *extra) -> Tensor:
-        """Context of a window: (batch, node, width); `extra` is for `ExtraInputs`."""
-        return torch.cat([self.extra(self.embed_history(history.transpose(1, 2)), *extra), self.identity(calendar)],
-                         dim=-1)
+    @staticmethod
+    def joined_width(channels: int, width: int) -> int:
+        """Leading hidden values to which sample, endpoint and step are added: all of them."""
+        return width
 
-    def condition(self, context: Tensor, endpoint: Tensor) -> Tensor:
-        """Context of a member: that of its window plus its endpoint. Batch may be 1 in `context`."""
-        return context + self.embed_endpoint(endpoint.transpose(1, 2))
+    @staticmethod
+    def step_embedding(width: int) -> nn.Module:
+        return StepEmbedding(width)
 
-    def forward(self, noisy: Tensor, step: Tensor, context: Tensor) -> Tensor:
+    def encode(self, inputs: Tensor, calendar: Tensor, missing: Tensor | None, features: Tensor | None) -> Tensor:
+        """Hidden values of a window: (batch, coordinate, width); missing and features: see `ExtraInputs`."""
+        hidden = self.extra(self.embed_inputs(inputs.transpose(1, 2)), missing, features)
+        return torch.cat([hidden, self.identity(calendar)], dim=-1)
+
+    def condition(self, hidden: Tensor, endpoint: Tensor) -> Tensor:
+        """Hidden values of a member: those of its window and its endpoint. Batch may be 1 in `hidden`."""
+        return hidden + self._widen(self.embed_endpoint(endpoint.transpose(1, 2)))
+
+    def forward(self, noisy: Tensor, step: Tensor, hidden: Tensor) -> Tensor:
         dtype = self.project.weight.dtype
-        known = (context + self.embed_step(step).unsqueeze(1)).to(dtype)  # small where all rows share a window
-        return self.project(self.work(known + self.embed_noisy(noisy.transpose(1, 2).to(dtype)))).transpose(1, 2)
+        hidden = (hidden + self._widen(self.embed_step(step).unsqueeze(1))).to(dtype)  # small where rows share a window
+        hidden = hidden + self._widen(self.embed_noisy(noisy.transpose(1, 2).to(dtype)))
+        return self.project(self.work(hidden)).transpose(1, 2)
 
     def work(self, hidden: Tensor) -> Tensor:
-        """The hidden layers: (batch, node, width) -> (batch, node, width)."""
+        """The hidden layers: (batch, coordinate, width) -> (batch, coordinate, width)."""
         return self.blocks(hidden)
 
     def round_to(self, dtype: torch.dtype) -> None:
         """Round the weights that work at every step to `dtype`, for sampling only.
 
-        They then run in it throughout; the context and everything outside the network stay in float32.
+        They then run in it throughout; the inputs and everything outside the network stay in float32.
         """
-        self.embed_noisy.to(dtype)
-        self.blocks.to(dtype)
-        self.project.to(dtype)
+        for part in (self.embed_noisy, self.blocks, self.project):
+            part.to(dtype)
+
+    def _widen(self, values: Tensor) -> Tensor:
+        """Values of the joined width, with zeros for the other hidden values."""
+        short = self.project.in_features - values.shape[-1]
+        return F.pad(values, (0, short)) if short else values
+
+
+class PublishedDenoiser(MLPDenoiser):
+    """The denoiser of the authors' release: sample, endpoint and step enter its leading `channels` alone.
+
+    Its step code has frequencies from 1 to 10,000 and one linear layer more; its first layer is initialised as one of
+    2 (H + F) inputs. Differs from the release, without effect on any output: no weights for inputs that are always 0,
+    nor for outputs that no loss reads (4,236 of 886,520 for 560 nodes, 12 + 12 steps of hourly data).
+    Source: the authors' release of arXiv:2502.11013; step code: CSDI (arXiv:2107.03502).
+    """
+
+    def __init__(self, task: Task, steps: int, endpoint: bool = True, **choices):
+        super().__init__(task, steps, endpoint=endpoint, **choices)
+        bound = (2 * (task.history_len + task.predict_len)) ** -0.5
+        for part in (self.embed_inputs, self.embed_endpoint, self.embed_noisy):
+            for weight in () if part is None else part.parameters():
+                nn.init.uniform_(weight, -bound, bound)
+
+    @staticmethod
+    def joined_width(channels: int, width: int) -> int:
+        return channels
+
+    @staticmethod
+    def step_embedding(width: int) -> nn.Module:
+        return nn.Sequential(StepEmbedding(128, size=128, highest=1e4), nn.SiLU(), nn.Linear(128, width))
 
 
 class TokenDenoiser(MLPDenoiser):
-    """The same network, in which the coordinates of a sample hear each other before each block, see `Mixer`.
+    """The same network with node mixing through tokens before each block, see `Mixer`.
 
     Mixers start at zero: a new one computes what the `MLPDenoiser` of the same seed does.
     """
@@ -87,6 +127,6 @@ class TokenDenoiser(MLPDenoiser):
 
 
 class GraphDenoiser(TokenDenoiser):
-    """A `TokenDenoiser` whose nodes also hear their `nearest` ones (node, neighbour), kept with the weights."""
+    """A `TokenDenoiser` that also mixes each node with its `nearest` ones (node, neighbour), kept with the weights."""
 
     mixing = "tokens", "nearest"

@@ -2,12 +2,31 @@
 
 import functools
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.context import Context
+
 from .draws import draw
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every network is built for: the sizes of its inputs and outputs.
+
+    calendar_sizes: slots of each cycle of the calendar; masked: values may be missing; covariates, lags: how many.
+    """
+
+    num_nodes: int
+    history_len: int
+    predict_len: int
+    calendar_sizes: tuple[int, ...]
+    masked: bool = False
+    covariates: int = 0
+    lags: int = 0
 
 
 class Dropout(nn.Module):
@@ -126,18 +145,19 @@ class Mixer(nn.Module):
 class IdentityEmbedding(nn.Module):
     """Who and when: a learned vector per node, and one per slot of each calendar cycle.
 
-    `calendar_sizes` are the numbers of slots of the cycles, e.g. (24, 7) for hourly data: hour of day, day of week.
-    Shapes: calendar (batch, cycle) of integer slots -> (batch, node, width), width = size * (1 + cycles).
+    The cycles are those of the calendar, e.g. hour of day and day of week for hourly data.
+    Shapes: calendar (batch, cycle) of integer slots -> (batch, node, width), width = size + cycles * calendar_size.
     Source: STID (arXiv:2208.05233), Eq. 2-3.
     """
 
-    def __init__(self, num_nodes: int, calendar_sizes: tuple[int, ...], size: int):
+    def __init__(self, task: Task, size: int, calendar_size: int = 0):
         super().__init__()
-        self.node = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_nodes, size)))
-        self.slots = nn.ModuleList(nn.Embedding(slots, size) for slots in calendar_sizes)
+        calendar_size = calendar_size or size
+        self.node = nn.Parameter(nn.init.xavier_uniform_(torch.empty(task.num_nodes, size)))
+        self.slots = nn.ModuleList(nn.Embedding(slots, calendar_size) for slots in task.calendar_sizes)
         for table in self.slots:
             nn.init.xavier_uniform_(table.weight)
-        self.width = size * (1 + len(calendar_sizes))
+        self.width = size + calendar_size * len(task.calendar_sizes)
 
     def forward(self, calendar: Tensor) -> Tensor:
         batch, nodes = len(calendar), len(self.node)
@@ -148,46 +168,56 @@ class IdentityEmbedding(nn.Module):
 
 
 class ExtraInputs(nn.Module):
-    """What a window may bring beside its history: which of it is missing, and covariates of history and horizon.
+    """What a window may have beside its history: a mask of missing values, and features of history and horizon.
 
-        hidden += gaps @ missing + table @ covariates
+        hidden += gaps @ missing + table @ features
 
     A history without gaps adds nothing, whatever was learned; at first gaps add nothing either.
-    Shapes: hidden (batch, node, channels), missing (batch, H, node), 1 where it is, covariates (batch, H + F, node or
-    1, covariate).
-    Raises: ValueError where a network is given what it was not made for, or not what it was.
+    Shapes: hidden (batch, node, channels), missing (batch, H, node), 1 where a value is missing, features (batch,
+    H + F, node or 1, feature).
+    Raises: ValueError where a network is given what it was not made for, or lacks what it was made for.
     """
 
-    def __init__(self, history_len: int, predict_len: int, channels: int, masked: bool = False, covariates: int = 0):
+    def __init__(self, task: Task, channels: int):
         super().__init__()
-        self.gaps = nn.Linear(history_len, channels, bias=False) if masked else None
-        self.table = nn.Linear((history_len + predict_len) * covariates, channels, bias=False) if covariates else None
-        if masked:
+        length, features = task.history_len + task.predict_len, task.covariates + task.lags
+        self.gaps = nn.Linear(task.history_len, channels, bias=False) if task.masked else None
+        self.table = nn.Linear(length * features, channels, bias=False) if features else None
+        if task.masked:
             nn.init.zeros_(self.gaps.weight)
 
-    def forward(self, hidden: Tensor, missing: Tensor | None = None, covariates: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, missing: Tensor | None, features: Tensor | None) -> Tensor:
         if missing is not None:
             if self.gaps is None:
                 raise ValueError("missing values, and a model that was trained without any: train with --missing mask")
             hidden = hidden + self.gaps(missing.transpose(1, 2))
-        if (covariates is None) != (self.table is None):
+        if (features is None) != (self.table is None):
             raise ValueError("a model needs the covariates that it was trained with (--covariates), and no others")
-        if covariates is not None:
-            hidden = hidden + self.table(covariates.transpose(1, 2).flatten(2))
+        if features is not None:
+            hidden = hidden + self.table(features.transpose(1, 2).flatten(2))
         return hidden
 
 
-def extra_inputs(history: Tensor, extras) -> tuple:
-    """What `ExtraInputs` takes of a window's extras (`observed`, `covariates`): missing and covariates, or nothing."""
-    if extras is None:
-        return ()
-    missing = None if extras.observed is None else (~extras.observed[:, :history.shape[1]]).to(history.dtype)
-    return missing, extras.covariates
+class InitialForecast(nn.Module):
+    """A learned mixture of the last value, the climatology and, where a task has any, the lags: (batch, F, node).
 
+        mixture = share * last value + (1 - share) * climatology,    initial = sum of weight * [mixture, lags]
 
-def counted(future: Tensor, history: Tensor, calendar: Tensor, climatology: Tensor, extras=None) -> Tensor | None:
-    """Which values of the future count in a loss, by what is known: (batch, F, node); None: all."""
-    return None if extras is None or extras.observed is None else extras.observed[:, -future.shape[1]:]
+    `share` and the weights are learned for each step; the weights add up to 1. A network predicts departures from it.
+    """
+
+    def __init__(self, task: Task):
+        super().__init__()
+        self.share = nn.Parameter(torch.zeros(task.predict_len))
+        self.weights = nn.Parameter(torch.zeros(task.predict_len, 1 + task.lags)) if task.lags else None
+
+    def forward(self, context: Context) -> Tensor:
+        share = self.share.sigmoid().unsqueeze(-1)
+        mixture = torch.lerp(context.future_climatology, context.history[:, -1:], share)
+        if self.weights is None:
+            return mixture
+        parts = torch.cat([mixture.unsqueeze(-1), context.lags[:, context.history_len:]], dim=-1)
+        return (parts * self.weights.softmax(-1).unsqueeze(1)).sum(-1)
 
 
 def mean_over(values: Tensor, observed: Tensor | None) -> Tensor:
@@ -211,18 +241,21 @@ def squared_error(predicted: Tensor, truth: Tensor, observed: Tensor | None) -> 
 
 
 class StepEmbedding(nn.Module):
-    """Diffusion step as sines and cosines of many wavelengths, then a small MLP.
+    """Diffusion step as sines and cosines of many frequencies, then a small MLP.
+
+        frequencies = highest^(k / (K - 1)), k = 0 .. K - 1, from 1 to `highest`
 
     Shapes: step (batch,) of integers -> (batch, width).
     Source: Ho et al. 2020 (arXiv:2006.11239), appendix B, after Vaswani et al. 2017, section 3.5.
     """
 
-    def __init__(self, width: int, size: int = 64):
+    def __init__(self, width: int, size: int = 64, highest: float = 1e-4):
         super().__init__()
-        wavelengths = torch.exp(torch.arange(size // 2) * (-math.log(1e4) / (size // 2 - 1)))
-        self.register_buffer("wavelengths", wavelengths, persistent=False)
+        half = size // 2
+        self.register_buffer("frequencies", torch.exp(torch.arange(half) * (math.log(highest) / (half - 1))),
+                             persistent=False)
         self.project = nn.Sequential(nn.Linear(size, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, step: Tensor) -> Tensor:
-        angle = step.unsqueeze(-1) * self.wavelengths
+        angle = step.unsqueeze(-1) * self.frequencies
         return self.project(torch.cat([angle.sin(), angle.cos()], dim=-1))

@@ -31,9 +31,9 @@ from utils.reproducibility import MemberNoise
 
 from .build import build_forecaster, build_mean_model
 from .diffusion import SAMPLERS
-from .forecaster import Forecaster
+from .forecaster import Forecaster, Sampling
 
-SAMPLING_FLAGS = ("nsample", "seed", "sampler", "sample_steps", "sample_precision", "sample_batch")
+SAMPLING_FLAGS = ("nsample", "members", "seed", "sampler", "sample_steps", "sample_precision", "sample_batch")
 """Flags of stage 2 that may be changed after training."""
 
 
@@ -44,14 +44,14 @@ def ensemble_drawer(model: Forecaster, settings: dict, device: torch.device) -> 
     """
     shape = settings["predict_len"], model.coordinates
     chunk = rows_at_once(shape[1], device, settings["sample_batch"])
+    sampling = Sampling(settings["nsample"], settings["members"], settings["sampler"], settings["sample_steps"], chunk)
     if settings["sample_precision"] != "float32":
         model = copy.deepcopy(model)
         model.denoiser.round_to(getattr(torch, settings["sample_precision"]))
 
     def draw(batch: Batch) -> Tensor:
-        noise = MemberNoise(settings["seed"], batch.start, settings["nsample"], shape)
-        return model.sample(*batch.known, noise=noise, members=settings["nsample"], sampler=settings["sampler"],
-                            steps=settings["sample_steps"], chunk=chunk)
+        noise = MemberNoise(settings["seed"], batch.start, model.draws(sampling), shape)
+        return model.sample(batch.context, noise, sampling)
 
     return draw
 
@@ -114,7 +114,7 @@ class TrainedForecaster:
         return Forecast(
             drawn.float().cpu().numpy().reshape(*start.shape, *drawn.shape[1:]),
             times[:, 1:].reshape(*start.shape, -1), times[:, 0].reshape(start.shape), self.field,
-            f"CoST, process {settings['process']}, {settings['nsample']} members, seed {settings['seed']}",
+            f"CoST, recipe {settings['recipe']}, {settings['nsample']} members, seed {settings['seed']}",
         )
 
     def _covariates(self, covariates: np.ndarray | None, lead: tuple[int, ...], length: int) -> Tensor | None:

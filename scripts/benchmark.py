@@ -105,11 +105,11 @@ def baseline_drawer(name: str, data, model, settings: dict):
     if model is not None:
         @torch.no_grad()
         def mean(batch):
-            return model(*batch.known)
+            return model(batch.context)
 
         @torch.no_grad()
         def quantiles(batch):
-            return model.quantiles(*batch.known)
+            return model.quantiles(batch.context)
     fitted = BASELINES[name](data, members, mean=mean, quantiles=quantiles)
 
     def draw(batch):

@@ -185,7 +185,7 @@ def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> 
     batch = next(iter(data.batches("train", config.batch_size)))
 
     def mean_loss(batch):
-        return mean_model.loss(batch.future, *batch.known)
+        return mean_model.loss(batch.future, batch.context)
 
     kept = {"stage 1": saved_bytes(lambda: mean_loss(batch))}
     result["train_1"] = train(mean_model, mean_loss, data, mean_config, train_steps)
@@ -199,7 +199,7 @@ def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> 
         lambda: model.fit_statistics(statistics_batches(data, config), data.fluctuation_scale))
 
     def loss(batch):
-        return model.loss(batch.future, *batch.known)
+        return model.loss(batch.future, batch.context)
 
     kept["stage 2"] = saved_bytes(lambda: loss(batch))
     result["train_2"] = train(model, loss, data, config, train_steps)

@@ -157,12 +157,12 @@ def compare_denoisers(config: TrainConfig, device: torch.device, rounds: int = R
         chosen = replace(config, eps_model=name)
         model = forecaster_of(chosen, data, mean_model, device)
         optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=config.lr)
-        prepared = model.prepare(trained.future, *trained.known)
+        prepared = model.prepare(trained.future, trained.context)
 
         def train():
             model.train()
             optimizer.zero_grad()
-            model.loss(trained.future, *trained.known, prepared=prepared).backward()
+            model.loss(trained.future, trained.context, prepared=prepared).backward()
             optimizer.step()
 
         def forecast(precision: str):
@@ -202,7 +202,7 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     data, values = open_or_generate(config, device)
     nodes = data.num_nodes
     mean_model, mean_config = mean_model_of(config, data, device)
-    mean_step = training_step(mean_model, lambda b: mean_model.loss(b.future, *b.known), data,
+    mean_step = training_step(mean_model, lambda b: mean_model.loss(b.future, b.context), data,
                               mean_config, budget)
     settings = checkpoint.settings(config)
     model = forecaster_of(config, data, mean_model, device)

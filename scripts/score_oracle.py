@@ -35,7 +35,7 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
     generator = torch.Generator().manual_seed(seed)
 
     def draw(batch):
-        history = data.scaler.physical(batch.history)
+        history = data.scaler.physical(batch.context.history)
         law = oracle.predictive(history, batch.start, data.predict_len)
         return data.scaler.standardize(law.sample(members, generator))
 

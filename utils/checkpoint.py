@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-FORMAT_VERSION = 5  # 2: recalibration, processes; 3: stage 2 with its field; 4: several networks; 5: widening
+FORMAT_VERSION = 6  # 6: recipes; margin, noise and diffusion as parts of stage 2
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
 WINDOWS, REPORT, PICTURES = "windows.csv", "report.html", "pictures"
 STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written in turn
@@ -26,9 +26,10 @@ PREFIXES = "module.", "_orig_mod."  # what wrapped models put before the names o
 
 
 def run_folder(save_dir: str, stage: str, config) -> Path:
-    """Folder of a run: save/<stage>/<data>_<H>_<F>, with `--run_name` as a suffix."""
-    name = f"{config.data_name}_{config.history_len}_{config.predict_len}"
-    return Path(save_dir).expanduser() / stage / (f"{name}_{config.run_name}" if config.run_name else name)
+    """Folder of a run: save/<stage>/<data>_<H>_<F>; a recipe other than the default and `--run_name` are suffixes."""
+    recipe = "" if config.recipe == type(config).recipe else config.recipe
+    parts = config.data_name, config.history_len, config.predict_len, recipe, config.run_name
+    return Path(save_dir).expanduser() / stage / "_".join(str(part) for part in parts if part)
 
 
 def differences(found: dict, wanted: dict) -> list[str]:

@@ -1,7 +1,7 @@
-"""Settings: one frozen dataclass per stage, presets per dataset, the only command line parser.
+"""Settings: one frozen dataclass per stage, recipes, presets per dataset, the only command line parser.
 
-A field of a dataclass is a flag. Order: command line > preset of the dataset > default.
-To add a flag, add a field; to add a dataset's choices, add a line to PRESETS.
+A field of a dataclass is a flag. Order: command line > preset of the dataset > recipe > default.
+To add a flag, add a field; to add a recipe, a line to RECIPES; to add a dataset's choices, a line to PRESETS.
 """
 
 import argparse
@@ -19,22 +19,25 @@ from .checkpoint import settings as settings_of
 from .distributed import hush, is_lost_peer, leave, rank_from_environment
 from .signals import Stopped, handle, stop_at_once
 
-DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN = (
-    "data", "network", "training", "diffusion", "sampling and scores", "run"
+RECIPE, DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN = (
+    "recipe", "data", "network", "training", "diffusion", "sampling and scores", "run"
 )
 LARGEST_NUMBER = 2**31 - 1  # of a flag that is a whole number and has no maximum of its own
 
 
-def flag(default, group: str, text: str, minimum=None, above=None, maximum=None, choices=None):
-    """A dataclass field that is a flag: default, `--help` group and text, and the values it accepts."""
-    metadata = dict(group=group, help=text, minimum=minimum, above=above, maximum=maximum, choices=choices)
-    return field(default=default, metadata=metadata)
+def flag(default, group: str, text: str, minimum=None, above=None, maximum=None, choices=None, alias=None):
+    """A dataclass field that is a flag: default, `--help` group and text, the values it accepts, an older name."""
+    return field(default=default, metadata=dict(group=group, help=text, minimum=minimum, above=above, maximum=maximum,
+                                                choices=choices, alias=alias))
 
 
 @dataclass(frozen=True)
 class CommonConfig:
     """Flags of both stages."""
 
+    recipe: str = flag("cost", RECIPE, "values of all flags of both stages that are not given: CoST with the "
+                       "improvements of this project (cost), exactly as published (published), or a copula of "
+                       "conditional quantiles (copula)", choices=("cost", "published", "copula"))
     data_name: str = flag("NYCFlights", DATA, "dataset of the registry; `python -m scripts.get_data` lists them")
     data_path: str = flag("", DATA, "a file of your own instead: .npy, .npz, .csv, .csv.gz, .parquet, .nc or .zarr; it "
                           "is named by --data_name, else as the file is")
@@ -48,6 +51,9 @@ class CommonConfig:
                         "nonnegative where the smallest training value is 0", choices=("auto", "any", "nonnegative"))
     split: str = flag("", DATA, "shares of training, validation and test windows, 0.6,0.2,0.2 if not given, or the two "
                       "times at which validation and test begin, as 2013-09-01,2013-11-01")
+    training_span: str = flag("targets", DATA, "steps that scaler and spectral fluctuation scale are estimated from: "
+                              "up to the last training target, or to the last training history, as published",
+                              choices=("targets", "histories"))
     data_dir: str = flag("", DATA, "folder of the arrays (else COST_DATA_DIR, else data/dataset)")
     history_len: int = flag(12, DATA, "past steps that a forecast sees", minimum=1)
     predict_len: int = flag(12, DATA, "future steps that it covers", minimum=1)
@@ -104,38 +110,58 @@ def other_default(name: str, default):
 
 @dataclass(frozen=True)
 class PretrainConfig(CommonConfig):
-    """Flags of stage 1, what is expected of the future."""
+    """Flags of stage 1, the deterministic mean model."""
 
-    mean_model: str = flag("quantile_stid", NETWORK, "conditional quantiles (quantile_stid) or the mean alone (stid)",
-                           choices="mean_model")
-    climatology: bool = flag(True, NETWORK, "show the network what is usual at the steps of history and horizon")
-    tokens: int = flag(8, NETWORK, "tokens through which nodes learn from each other; 0: every node on its own",
-                       minimum=0)
+    mean_model: str = flag("stid", NETWORK, "backbone of the mean model", choices="mean_model")
+    objective: str = flag("quantiles", TRAINING, "what the mean model minimises: squared error (mse), absolute error "
+                          "(mae), or the pinball loss of 19 quantiles, whose average is the mean (quantiles)",
+                          choices="objective")
+    select: str = flag("loss", TRAINING, "validation score that chooses the epoch: the loss, or the mean absolute "
+                       "error (mae, as published)", choices=("loss", "mae"))
+    climatology: bool = flag(True, NETWORK, "give the mean model the climatology at the steps of history and horizon")
+    tokens: int = flag(8, NETWORK, "tokens through which stid mixes nodes; 0: every node on its own", minimum=0)
     channels: int = flag(32, NETWORK, "width of each embedding of the mean model", minimum=1)
-    layers: int = flag(4, NETWORK, "residual blocks of the mean model", minimum=0, maximum=1000)
-    networks: int = flag(3, NETWORK, "networks whose quantiles are averaged", minimum=1, maximum=100)
+    calendar_channels: int = flag(0, NETWORK, "width of its calendar embeddings; 0: as --channels", minimum=0)
+    layers: int = flag(4, NETWORK, "blocks of the mean model", minimum=0, maximum=1000)
+    networks: int = flag(3, NETWORK, "networks whose outputs are averaged", minimum=1, maximum=100)
     linear_modes: int = flag(16, NETWORK, "modes common to all nodes whose linear forecast corrects that of the "
-                             "networks, as far as the validation part bears it out; 0: off", minimum=0)
-    recalibrate: bool = flag(True, TRAINING, "after training, correct on the validation part where the quantiles sit "
-                             "too high, too low or too close together")
+                             "networks, weighted by its skill on the validation part; 0: off", minimum=0)
+    recalibrate: bool = flag(True, TRAINING, "after training, correct biases of the forecast, and the width of "
+                             "quantiles, that the validation part shows")
     epochs: int = other_default("epochs", 16)
     ema: float = other_default("ema", 0.99)
 
 
 @dataclass(frozen=True)
 class TrainConfig(CommonConfig):
-    """Flags of stage 2, the diffusion model on top of stage 1."""
+    """Flags of stage 2, the diffusion model of the residual."""
 
     mean_run: str = flag("", DATA, "folder of the stage-1 run (else the one of the same dataset, lengths and run name)")
-    process: str = flag("copula", DIFFUSION, "what is diffused: the dependence between the margins of stage 1 (copula) "
-                        "or, as published, the residual (cost); one_pass: the dependence without diffusion, in one "
-                        "network call", choices="process")
-    modes: int = flag(16, DIFFUSION, "modes shared by all nodes that copula and one_pass start from", minimum=0)
-    eps_model: str = flag("mlp", NETWORK, "denoiser: each coordinate on its own (mlp), all joined by tokens (tokens), "
-                          "nodes also with their neighbours by graph, places or grid (graph)", choices="eps_model")
-    mixing_tokens: int = flag(8, NETWORK, "tokens of --eps_model tokens and graph", minimum=1)
-    neighbours: int = flag(8, NETWORK, "nearest nodes that each listens to with --eps_model graph", minimum=1)
-    channels: int = flag(32, NETWORK, "width of the history embedding of the denoiser", minimum=1)
+    margin: str = flag("scaled", DIFFUSION, "what is diffused: the residual over the fluctuation scale (scaled), the "
+                       "residual (residual), or normal scores under the quantiles of stage 1 (quantile)",
+                       choices="margin")
+    noise: str = flag("covariance", DIFFUSION, "noise of the diffusion: with the covariance of the training residuals "
+                      "over nodes and steps, or independent", choices="noise")
+    modes: int = flag(16, DIFFUSION, "modes shared by all nodes in --noise covariance", minimum=0)
+    prediction: str = flag("v", DIFFUSION, "what the denoiser predicts", choices="prediction")
+    scale: str = flag("cycle", DIFFUSION, "fluctuation scale: of each node and time of the calendar's first cycle, "
+                      "from training residuals (cycle); of each node, from the spectrum of its training series, as "
+                      "published (spectrum); one for the field (global)", choices="scale")
+    scale_threshold: float = flag(0.1, DIFFUSION, "--scale spectrum: amplitude, as a share of a node's largest, below "
+                                  "which a component is fluctuation", above=0)
+    scale_statistic: str = flag("std", DIFFUSION, "--scale spectrum: spread of the fluctuation",
+                                choices="scale_statistic")
+    endpoint: str = flag("none", DIFFUSION, "endpoint of the diffusion: 0 (none), or the fluctuation scale with random "
+                         "(signed, as published) or positive signs", choices="endpoint")
+    condition_mean: bool = flag(True, DIFFUSION, "give the denoiser the mean")
+    condition_scale: bool = flag(True, DIFFUSION, "give the denoiser the logarithm of the fluctuation scale")
+    center: bool = flag(True, DIFFUSION, "centre the members of each ensemble on the stage-1 mean")
+    denoiser: str = flag("mlp", NETWORK, "network: each node on its own (mlp), with node mixing by tokens (tokens) and "
+                         "by neighbours in graph, map or grid (graph), or that of the authors' release (stid)",
+                         choices="denoiser", alias="eps_model")
+    mixing_tokens: int = flag(8, NETWORK, "tokens of --denoiser tokens and graph", minimum=1)
+    neighbours: int = flag(8, NETWORK, "nearest nodes that --denoiser graph mixes each node with", minimum=1)
+    channels: int = flag(32, NETWORK, "width of the input embedding of the denoiser", minimum=1)
     layers: int = flag(2, NETWORK, "residual blocks of the denoiser", minimum=0, maximum=1000)
     embedding: int = flag(32, NETWORK, "width of the node and calendar embeddings of the denoiser", minimum=1)
     epochs: int = other_default("epochs", 20)
@@ -147,12 +173,9 @@ class TrainConfig(CommonConfig):
                              maximum=0.999)
     beta_last: float = flag(0.0, DIFFUSION, "last noise variance; 0: the schedule's own, 0.5 (cosine: "
                             "at most 0.999)", minimum=0, maximum=0.999)
-    scale_threshold: float = flag(0.1, DIFFUSION, "spectral amplitude, as a share of a node's largest, under which "
-                                  "a component counts as fluctuation", above=0)
-    scale_statistic: str = flag("std", DIFFUSION, "spread of the fluctuation; global: one for all nodes; none: 0",
-                                choices="scale_statistic")
-    endpoint_signs: bool = flag(True, DIFFUSION, "random signs of the endpoint of process cost")
     nsample: int = flag(50, SAMPLING, "members of the ensemble", minimum=2)
+    members: str = flag("random", SAMPLING, "kind of members: random draws, or quantiles at equidistant levels in the "
+                        "rank order of draws", choices="members")
     sampler: str = flag("dpm2m", SAMPLING, "sampler", choices="sampler")
     sample_steps: int = flag(10, SAMPLING, "network calls per member, 1 to --diffusion_steps", minimum=1)
     sample_batch: int = flag(0, SAMPLING, "members sampled at a time, which bounds memory; 0: chosen from the "
@@ -164,7 +187,25 @@ class TrainConfig(CommonConfig):
                             "difference", minimum=0)
 
 
-PRESETS = {
+RECIPES = {
+    "cost": {},
+    "published": {
+        CommonConfig: dict(support="any", training_span="histories", lr=1e-3, epochs=50, ema=0.0),
+        PretrainConfig: dict(objective="mse", select="mae", patience=50, climatology=False, tokens=0, networks=1,
+                             linear_modes=0, recalibrate=False),
+        TrainConfig: dict(margin="residual", noise="independent", prediction="noise", scale="spectrum",
+                          endpoint="signed", condition_mean=False, condition_scale=False, center=False, denoiser="stid",
+                          channels=128, layers=8, sampler="ancestral", sample_steps=50),
+    },
+    "copula": {
+        PretrainConfig: dict(objective="quantiles"),
+        TrainConfig: dict(margin="quantile", condition_mean=False, condition_scale=False, center=False,
+                          members="quantiles"),
+    },
+}
+"""Values of both stages that differ from the defaults, which are those of `cost`."""
+
+_OURS = {
     "SST": {CommonConfig: dict(batch_size=32), PretrainConfig: dict(lr=1e-3)},
     "BikeDC": {PretrainConfig: dict(epochs=30, networks=1)},
     "TaxiBJ": {CommonConfig: dict(batch_size=24)},
@@ -172,23 +213,33 @@ PRESETS = {
     "NYCFlights": {CommonConfig: dict(batch_size=64, lags="auto"), PretrainConfig: dict(epochs=24)},
     "Oracle": {CommonConfig: dict(batch_size=64)},
 }
-"""Choices per dataset that differ from the defaults; most batch sizes are the authors' release's."""
-
-
-PROCESS_PRESETS = {"cost": dict(channels=128, layers=8, epochs=50, lr=1e-3)}
-"""Choices of a process that differ from the defaults; those of cost are published."""
+PRESETS = {
+    "cost": _OURS,
+    "copula": _OURS,
+    "published": {
+        "SST": {CommonConfig: dict(batch_size=32), PretrainConfig: dict(channels=64, calendar_channels=32, layers=8)},
+        **{name: {CommonConfig: dict(batch_size=24)} for name in ("BikeDC", "TaxiBJ", "Los_Speed")},
+        **{name: {CommonConfig: dict(batch_size=64)} for name in ("NYCFlights", "Oracle")},
+    },
+}
+"""Choices per recipe and dataset; those of `published` are of the authors' scripts, for the datasets that they have."""
 
 WITHOUT_EFFECT = {
-    "mean_model": {"stid": ("networks", "linear_modes", "recalibrate")},
-    "process": {
-        "copula": ("scale_threshold", "scale_statistic", "endpoint_signs"),
-        "one_pass": ("scale_threshold", "scale_statistic", "endpoint_signs", "noise_schedule", "beta_first",
-                     "beta_last", "sampler", "sample_steps"),
-        "cost": ("modes",),
-    },
-    "eps_model": {"mlp": ("mixing_tokens", "neighbours"), "tokens": ("neighbours",)},
+    "mean_model": {"itransformer": ("climatology", "tokens", "calendar_channels"),
+                   "dlinear": ("climatology", "tokens", "calendar_channels", "channels", "layers")},
+    "margin": {"quantile": ("scale", "scale_threshold", "scale_statistic", "condition_mean", "condition_scale",
+                            "center")},
+    "scale": {name: ("scale_threshold", "scale_statistic") for name in ("cycle", "global")},
+    "noise": {"independent": ("modes",)},
+    "denoiser": {**{name: ("mixing_tokens", "neighbours") for name in ("mlp", "stid")}, "tokens": ("neighbours",)},
 }
 """Flags that a choice does not read."""
+
+REPLACED = {
+    "process": "--recipe cost, published or copula",
+    "endpoint_signs": "--endpoint none, signed or positive",
+}
+"""Flags of earlier versions, and what to give instead."""
 
 
 def parse_config(config_class, choices: dict, arguments: list[str] | None = None):
@@ -198,21 +249,23 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     """
     parser = FlagParser(config_class.__doc__)
     parser.add_flags(config_class, choices)
-    for name in _fields_of_other_stage(config_class):
-        parser.add_argument(f"--{name}", nargs="?", const="", help=argparse.SUPPRESS)
+    for item in _fields_of_other_stage(config_class):
+        names = [f"--{name}" for name in (item.name, item.metadata["alias"]) if name]
+        parser.add_argument(*names, nargs="?", const="", help=argparse.SUPPRESS)
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
+        name = unknown[0].split("=")[0]
+        if instead := REPLACED.get(name.lstrip("-").removeprefix("no-")):
+            parser.error(f"{name} is a flag of an earlier version: give {instead}")
         options = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=3)
+        near = difflib.get_close_matches(name, options, n=3)
         parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
     given = vars(given)
-    unused = [name for name in _fields_of_other_stage(config_class) if given.pop(name, None) is not None]
+    unused = [item.name for item in _fields_of_other_stage(config_class) if given.pop(item.name, None) is not None]
     if unused:
         print(f"note: --{', --'.join(unused)}: no effect on this stage, read by the other one", file=sys.stderr)
     given = with_own_data(given)
-    name = given.get("data_name", CommonConfig.data_name)
-    process = given.get("process", TrainConfig.process)
-    config = dataclasses.replace(config_class(), **{**preset(name, config_class, process), **given})
+    config = resolve(config_class, given)
     for kind, unread in WITHOUT_EFFECT.items():
         chosen = getattr(config, kind, None)
         if ignored := [name for name in unread.get(chosen, ()) if name in given]:
@@ -221,11 +274,14 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     return config
 
 
-def preset(data_name: str, config_class, process: str = TrainConfig.process) -> dict:
-    """The preset of a dataset for a stage: that of the process, what holds for both stages, what for this one."""
-    settings = PRESETS.get(data_name, {})
-    of_process = PROCESS_PRESETS.get(process, {}) if config_class is TrainConfig else {}
-    return {**of_process, **settings.get(CommonConfig, {}), **settings.get(config_class, {})}
+def resolve(config_class, given: dict):
+    """The configuration of a stage: what is given, else preset of the dataset, else recipe, else default."""
+    recipe = given.get("recipe", CommonConfig.recipe)
+    layers = RECIPES[recipe], PRESETS[recipe].get(given.get("data_name", CommonConfig.data_name), {})
+    values = {}
+    for layer in layers:
+        values |= {**layer.get(CommonConfig, {}), **layer.get(config_class, {})}
+    return dataclasses.replace(config_class(), **{**values, **given})
 
 
 def with_own_data(given: dict) -> dict:
@@ -290,15 +346,15 @@ class FlagParser(argparse.ArgumentParser):
             allowed = tuple(choices[allowed]) if isinstance(allowed, str) else allowed
             if allowed:
                 text = f"{text}; one of {', '.join(allowed)}"
-            group.add_argument(f"--{item.name}", type=_reader(item, allowed), metavar=item.type.__name__.upper(),
-                               help=text)
+            options = [f"--{name}" for name in (item.name, facts["alias"]) if name]
+            group.add_argument(*options, type=_reader(item, allowed), metavar=item.type.__name__.upper(), help=text)
 
 
-def _fields_of_other_stage(config_class) -> list[str]:
+def _fields_of_other_stage(config_class) -> list[dataclasses.Field]:
     """Flags that only the other stage reads; accepted and named, so that one line of flags serves both scripts."""
     other = TrainConfig if config_class is PretrainConfig else PretrainConfig
     own = {item.name for item in dataclasses.fields(config_class)}
-    return [item.name for item in dataclasses.fields(other) if item.name not in own]
+    return [item for item in dataclasses.fields(other) if item.name not in own]
 
 
 def _reader(item: dataclasses.Field, allowed):
@@ -311,6 +367,8 @@ def _reader(item: dataclasses.Field, allowed):
         except ValueError:
             kind = {int: "a whole number", float: "a number"}[item.type]
             raise argparse.ArgumentTypeError(f"{text!r} is not {kind}") from None
+        if allowed:
+            value = {name.lower(): name for name in allowed}.get(str(value).lower(), value)
         if allowed and value not in allowed:
             near = difflib.get_close_matches(text, allowed, n=1)
             hint = f"; did you mean {near[0]}?" if near else "."

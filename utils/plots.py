@@ -46,7 +46,7 @@ def draw_forecast(draw, data, path: Path, nodes: int = 4) -> None:
     draw(batch) -> members (batch, member, horizon, node), standardized.
     """
     middle = data.starts["test"][len(data.starts["test"]) // 2]
-    busiest = data.batch(middle.reshape(1)).history[0].mean(0).argsort(descending=True)[:nodes].tolist()
+    busiest = data.batch(middle.reshape(1)).context.history[0].mean(0).argsort(descending=True)[:nodes].tolist()
     write_png(fan_charts(**forecast_window(draw, data, middle, busiest), unit=data.field.spec.unit), path)
 
 
@@ -56,10 +56,10 @@ def forecast_window(draw, data, start: torch.Tensor, nodes: list[int] | np.ndarr
     The arguments of `fan_charts`, in physical units, NaN where a value is missing; draw: see `draw_forecast`.
     """
     batch = data.batch(start.reshape(1))
-    drawn = {"history": batch.history, "truth": batch.future, "members": draw(batch)}
-    if batch.observed is not None:
-        known = batch.history.shape[1]
-        drawn |= {"history": batch.history.where(batch.observed[:, :known], torch.nan),
+    drawn = {"history": batch.context.history, "truth": batch.future, "members": draw(batch)}
+    if batch.context.observed is not None:
+        known = batch.context.history.shape[1]
+        drawn |= {"history": batch.context.history.where(batch.context.observed[:, :known], torch.nan),
                   "truth": batch.future.where(batch.scored, torch.nan)}
     return {"times": data.times(int(start)), "names": [data.field.node_names[node] for node in nodes]} | {
         name: data.scaler.physical(values)[0].float().cpu().numpy()[..., nodes] for name, values in drawn.items()}

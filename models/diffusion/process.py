@@ -88,3 +88,20 @@ def reverse_mean(noisy: Tensor, noise: Tensor, endpoint: Tensor, schedule: Noise
     """
     beta, alpha, alpha_bar = (values[step] for values in (schedule.beta, schedule.alpha, schedule.alpha_bar))
     return (noisy - beta / (1 - alpha_bar).sqrt() * noise) / alpha.sqrt() + (1 - 1 / alpha.sqrt()) * endpoint
+
+
+def velocity(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """What a network predicts in place of the noise: v = sqrt(alpha_bar) * noise - sqrt(1 - alpha_bar) * clean.
+
+    Its variance is 1 at every noise level where that of the clean value is.
+    Shapes: clean (the shifted residual) and noise alike; alpha_bar (batch,).
+    Source: Salimans and Ho 2022 (arXiv:2202.00512), appendix D.
+    """
+    alpha_bar = broadcast(alpha_bar, clean)
+    return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * clean
+
+
+def velocity_to_noise(noisy: Tensor, predicted: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noise in a noisy shifted residual by its v: sqrt(1 - alpha_bar) * noisy + sqrt(alpha_bar) * v."""
+    alpha_bar = broadcast(alpha_bar, noisy)
+    return (1 - alpha_bar).sqrt() * noisy + alpha_bar.sqrt() * predicted

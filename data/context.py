@@ -1,0 +1,64 @@
+"""What a forecast may see of a window: one named object that data, both stages and every network pass on."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """Inputs of a forecast. Units: standardized.
+
+    history      (batch, H, node), the climatology where a value is missing
+    calendar     (batch, cycle), slots of the last history step; those of the horizon follow from them
+    climatology  (batch, H + F, node), see `data.climatology`
+    observed     (batch, H + F, node), which values are not missing; None for a field without gaps. A network may read
+                 the history's part only, a loss reads the future's
+    covariates   (batch, H + F, node or 1, covariate), those of a file; None without any
+    lags         (batch, H + F, node, lag), earlier values of the field; None without any
+    """
+
+    history: Tensor
+    calendar: Tensor
+    climatology: Tensor
+    observed: Tensor | None = None
+    covariates: Tensor | None = None
+    lags: Tensor | None = None
+
+    @property
+    def history_len(self) -> int:
+        return self.history.shape[1]
+
+    @property
+    def anomaly(self) -> Tensor:
+        """The history as a departure from the climatology: (batch, H, node)."""
+        return self.history - self.climatology[:, :self.history_len]
+
+    @property
+    def future_climatology(self) -> Tensor:
+        """Climatology of the horizon: (batch, F, node)."""
+        return self.climatology[:, self.history_len:]
+
+    @property
+    def missing(self) -> Tensor | None:
+        """1 where a value of the history is missing, else 0: (batch, H, node); None for a field without gaps."""
+        return None if self.observed is None else (~self.observed[:, :self.history_len]).to(self.history.dtype)
+
+    @property
+    def target_mask(self) -> Tensor | None:
+        """Which values of the future count in a loss: (batch, F, node); None: all."""
+        return None if self.observed is None else self.observed[:, self.history_len:]
+
+    @property
+    def features(self) -> Tensor | None:
+        """Covariates and lags together: (batch, H + F, node or 1, feature); None without any."""
+        if self.lags is None or self.covariates is None:
+            return self.lags if self.covariates is None else self.covariates
+        return torch.cat([self.covariates.expand(*self.lags.shape[:3], -1), self.lags], dim=-1)
+
+    @classmethod
+    def join(cls, contexts: list["Context"]) -> "Context":
+        """The windows of several contexts as one."""
+        parts = ([getattr(context, item.name) for context in contexts] for item in fields(cls))
+        return cls(*(None if part[0] is None else torch.cat(part) for part in parts))

@@ -1,0 +1,38 @@
+"""DLinear: one linear map of the trend of a history and one of what is left of it."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.context import Context
+
+from .layers import ExtraInputs, InitialForecast, Task
+from .mean import MeanModel
+
+WINDOW = 25  # steps of the moving average, at most
+
+
+class DLinear(MeanModel):
+    """Linear in trend (moving average) and remainder of the anomaly, the same maps for all nodes.
+
+        change = trend_map(moving average of the anomaly) + remainder_map(anomaly - moving average)
+
+    Source: Zeng et al. 2023 (arXiv:2205.13504); differs from it: it works on departures from the climatology and
+    changes an `InitialForecast`.
+    """
+
+    def __init__(self, task: Task, objective: str):
+        super().__init__(objective)
+        self.predict_len = task.predict_len
+        self.half = (min(WINDOW, task.history_len) - 1) // 2
+        size = task.predict_len * self.outputs
+        self.trend_map, self.remainder_map = nn.Linear(task.history_len, size), nn.Linear(task.history_len, size)
+        self.extra = ExtraInputs(task, size)
+        self.initial = InitialForecast(task)
+
+    def predict(self, context: Context) -> Tensor:
+        anomaly = context.anomaly.transpose(1, 2)
+        padded = F.pad(anomaly, (self.half, self.half), mode="replicate")
+        trend = F.avg_pool1d(padded, 2 * self.half + 1, stride=1)
+        change = self.extra(self.trend_map(trend) + self.remainder_map(anomaly - trend), context.missing,
+                            context.features)
+        return change.unflatten(-1, (self.predict_len, -1)).permute(0, 3, 2, 1) + self.initial(context).unsqueeze(1)

@@ -1,0 +1,192 @@
+"""Stage 1: the contract of a mean model, and the wrappers that work on any of them."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from data.context import Context
+
+from .layers import Task, mean_over
+from .modes import ModeForecast
+from .quantiles import LEVELS, levels_of, normal_scores, pinball
+from .recalibration import Recalibration
+
+OBJECTIVES = {
+    "mse": (1, lambda predicted, truth: (predicted - truth.unsqueeze(1)).square()),
+    "mae": (1, lambda predicted, truth: (predicted - truth.unsqueeze(1)).abs()),
+    "quantiles": (len(LEVELS), pinball),
+}
+"""What stage 1 is trained for: the number of outputs of every node and step, and the error of each of them."""
+
+
+class MeanModel(nn.Module):
+    """Base class of stage 1: a forecast of every node and step of the horizon, by one network or by several.
+
+    A subclass implements `predict` and calls `super().__init__(objective)`. It is built as `Subclass(task, objective,
+    **flags)`: `task` has all sizes, `objective` is a key of `OBJECTIVES`, and the other parameters of its constructor
+    are named as the flags of stage 1 that it reads. A line in `MEAN_MODELS` (`models/build.py`) makes it known.
+
+    Of a `Context` it may read history, calendar and climatology; `missing`, where task.masked (the history then holds
+    the climatology in its gaps); and `features` of history and horizon, where the task has covariates or lags. `loss`
+    leaves out missing targets, so that a subclass need not know of them.
+    Units: standardized.
+    """
+
+    compiled: tuple[str, ...] = ()
+    """Names of the submodules that --compile compiles."""
+
+    def __init__(self, objective: str):
+        super().__init__()
+        self.objective = objective
+        self.outputs, self._error = OBJECTIVES[objective]
+
+    def predict(self, context: Context) -> Tensor:
+        """All outputs: (batch, output, F, node)."""
+        raise NotImplementedError
+
+    def forward(self, context: Context) -> Tensor:
+        """The mean: (batch, F, node). Of quantiles at equidistant levels it is their average."""
+        return self.predict(context).mean(1)
+
+    def loss(self, future: Tensor, context: Context) -> Tensor:
+        """Mean error of the objective over all outputs and targets that are not missing: a scalar."""
+        return mean_over(self._error(self.predict(context).float(), future), context.target_mask)
+
+    def calibrate(self, training: Iterable, validation, support: tuple[float, float]) -> None:
+        """Estimate, after training and in eval mode, what is not trained by gradients. Nothing by default.
+
+        training, validation: batches in the order of time; support: see `data.windows.WindowedField.support`.
+        """
+
+    @property
+    def uncalibrated(self) -> "MeanModel":
+        """The model without what was fitted to validation quantiles."""
+        return self
+
+    def compile_networks(self) -> None:
+        for name in self.compiled:
+            getattr(self, name).compile()
+
+
+class Ensemble(MeanModel):
+    """The average of several networks that differ by their initial weights; quantiles are sorted before.
+
+    They are trained side by side and judged together: in training the mean of their losses, in evaluation the loss of
+    their average.
+    Source: Lakshminarayanan et al. 2017 (arXiv:1612.01474); sorted quantiles: Chernozhukov et al. 2010.
+    """
+
+    def __init__(self, networks: list[MeanModel]):
+        super().__init__(networks[0].objective)
+        self.networks = nn.ModuleList(networks)
+
+    def predict(self, context: Context) -> Tensor:
+        return sum(network.predict(context).float().sort(1).values for network in self.networks) / len(self.networks)
+
+    def loss(self, future: Tensor, context: Context) -> Tensor:
+        if not self.training:
+            return super().loss(future, context)
+        return sum(network.loss(future, context) for network in self.networks) / len(self.networks)
+
+    def compile_networks(self) -> None:
+        for network in self.networks:
+            network.compile_networks()
+
+
+class _Wrapper(MeanModel):
+    """A model around another one, whose loss and training it keeps."""
+
+    def __init__(self, inner: MeanModel):
+        super().__init__(inner.objective)
+        self.inner = inner
+
+    def loss(self, future: Tensor, context: Context) -> Tensor:
+        return self.inner.loss(future, context)
+
+    def compile_networks(self) -> None:
+        self.inner.compile_networks()
+
+
+class CommonModes(_Wrapper):
+    """All outputs shifted along the modes that the nodes share, see `ModeForecast`; no shift until `calibrate`."""
+
+    def __init__(self, inner: MeanModel, task: Task, modes: int):
+        super().__init__(inner)
+        self.modes = ModeForecast(task.num_nodes, task.history_len, task.predict_len, task.calendar_sizes[0], modes)
+
+    def predict(self, context: Context) -> Tensor:
+        predicted = self.inner.predict(context)
+        return predicted + self.modes(*self._anomalies(predicted, context)).unsqueeze(1)
+
+    @torch.no_grad()
+    def calibrate(self, training: Iterable, validation, support: tuple[float, float]) -> None:
+        self.inner.calibrate(training, validation, support)
+
+        def truth(batch):
+            return batch.future - batch.context.future_climatology, batch.scored
+
+        self.modes.fit((batch.context.anomaly, batch.context.calendar, *truth(batch)) for batch in training)
+        self.modes.believe((*self._anomalies(self.inner.predict(batch.context), batch.context), *truth(batch))
+                           for batch in validation)
+
+    @staticmethod
+    def _anomalies(predicted: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs of `ModeForecast`: forecast and history as departures from the climatology, and the calendar."""
+        return predicted.mean(1) - context.future_climatology, context.anomaly, context.calendar
+
+
+class RecalibratedQuantiles(_Wrapper):
+    """Quantiles read at other levels where validation shows a bias or too small a width, see `Recalibration`."""
+
+    def __init__(self, inner: MeanModel, task: Task):
+        super().__init__(inner)
+        self.recalibration = Recalibration(task.num_nodes, task.predict_len, task.calendar_sizes[0])
+
+    @property
+    def uncalibrated(self) -> MeanModel:
+        return self.inner
+
+    def predict(self, context: Context) -> Tensor:
+        return self.recalibration(self.inner.predict(context), context.calendar)
+
+    @torch.no_grad()
+    def calibrate(self, training: Iterable, validation, support: tuple[float, float]) -> None:
+        """Quantiles that differ by a step of the `support` at most, as those of rare counts, determine no width."""
+        self.inner.calibrate(training, validation, support)
+
+        def part(batch):
+            quantiles = self.inner.predict(batch.context)
+            levels = levels_of(quantiles, batch.future, *support)
+            return (normal_scores(levels, torch.rand_like(batch.future)), batch.context.calendar, batch.scored,
+                    quantiles[:, -1] - quantiles[:, 0] > support[1])
+
+        self.recalibration.fit(map(part, validation), len(validation.starts))
+
+
+class RecalibratedMean(_Wrapper):
+    """A mean shifted where validation shows a bias: the shift of `Recalibration` in units of each node's residuals."""
+
+    def __init__(self, inner: MeanModel, task: Task):
+        super().__init__(inner)
+        self.recalibration = Recalibration(task.num_nodes, task.predict_len, task.calendar_sizes[0])
+        self.register_buffer("spread", torch.zeros(task.num_nodes))
+
+    def predict(self, context: Context) -> Tensor:
+        shift = self.spread * self.recalibration.shift[self.recalibration.bins(context.calendar)]
+        return self.inner.predict(context) + shift.unsqueeze(1)
+
+    @torch.no_grad()
+    def calibrate(self, training: Iterable, validation, support: tuple[float, float]) -> None:
+        self.inner.calibrate(training, validation, support)
+
+        def residual(batch):
+            found = batch.future - self.inner(batch.context)
+            return found if batch.scored is None else found * batch.scored
+
+        squares = sum(residual(batch).square().sum((0, 1)) for batch in validation)
+        counts = sum((torch.ones_like(batch.future) if batch.scored is None else batch.scored).sum((0, 1))
+                     for batch in validation)
+        self.spread.copy_((squares / counts.clamp_min(1)).sqrt().clamp_min(1e-6))
+        self.recalibration.fit(((residual(batch) / self.spread, batch.context.calendar, batch.scored,
+                                 torch.zeros_like(batch.future)) for batch in validation), len(validation.starts))

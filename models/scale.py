@@ -1,0 +1,58 @@
+"""Fluctuation scale: the spread of the residual that is expected at a node and a time."""
+
+import torch
+from torch import Tensor, nn
+
+BINS = 48  # of the calendar's first cycle, at most
+PRIOR = 24.0  # residuals of a node and bin that count as much as the node's own mean
+FLOOR = 0.02  # of the root mean square of all nodes: the smallest scale of a node that hardly varies
+SCALES = ("cycle", "spectrum", "global")
+
+
+class FluctuationScale(nn.Module):
+    """The fluctuation scale of every node and step of the horizon: calendar (batch, cycle) -> (batch, F, node).
+
+    cycle     root mean square of training residuals per node and time of the calendar's first cycle (hour of day,
+              month), shrunk towards that of the node:
+
+                  scale^2 = (sum of residual^2 in the bin + PRIOR * mean residual^2 of the node) / (count + PRIOR)
+
+    spectrum  as published: spread of the weak spectral components of the node's training series, see
+              `data.fluctuation`; one value for each node
+    global    the root mean square of all training residuals, one value for the field
+
+    Units: standardized. Source: CoST section 4.3 (spectrum).
+    """
+
+    def __init__(self, kind: str, num_nodes: int, predict_len: int, size: int):
+        super().__init__()
+        self.kind, self.size = kind, size
+        self.register_buffer("table", torch.ones(min(size, BINS) if kind == "cycle" else 1, num_nodes))
+        self.register_buffer("ahead", torch.arange(1, predict_len + 1), persistent=False)
+
+    def bins(self, calendar: Tensor) -> Tensor:
+        """Rows of the table at the steps of the horizon: (batch, F)."""
+        return (calendar[:, :1] + self.ahead) % self.size * len(self.table) // self.size
+
+    def forward(self, calendar: Tensor) -> Tensor:
+        return self.table[self.bins(calendar)]
+
+    @torch.no_grad()
+    def fit(self, residual: Tensor, calendar: Tensor, observed: Tensor | None, spectrum) -> None:
+        """Estimate it from training residuals (window, F, node); spectrum() gives the published scale (node,)."""
+        if self.kind == "spectrum":
+            self.table.copy_(spectrum())
+            return
+        counts = torch.ones_like(residual) if observed is None else observed.to(residual.dtype)
+        squares = residual.square() * counts
+        node = squares.sum((0, 1)) / counts.sum((0, 1)).clamp_min(1)
+        overall = (squares.sum() / counts.sum().clamp_min(1)).clamp_min(1e-12)
+        if self.kind == "global":
+            self.table.copy_(overall.sqrt().expand_as(self.table))
+            return
+        bins = self.bins(calendar).flatten()
+        total, count = torch.zeros_like(self.table), torch.zeros_like(self.table)
+        total.index_add_(0, bins, squares.flatten(0, 1))
+        count.index_add_(0, bins, counts.flatten(0, 1))
+        variance = (total + PRIOR * node) / (count + PRIOR)
+        self.table.copy_(variance.clamp_min(FLOOR**2 * overall).sqrt())

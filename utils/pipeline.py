@@ -1,0 +1,281 @@
+"""Where data, models and training meet: what both programs and the scripts share, one function for each step."""
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from data.fields import OwnFile
+from data.fluctuation import STATISTICS
+from data.registry import data_dir_from
+from data.windows import Batch, WindowedField, open_data
+from models import (
+    DENOISERS,
+    ENDPOINTS,
+    MARGINS,
+    MEAN_MODELS,
+    MEMBERS,
+    NOISES,
+    OBJECTIVES,
+    PREDICTIONS,
+    SCALES,
+    Forecaster,
+    MeanModel,
+    build_mean_model,
+    ensemble_drawer,
+)
+from models.diffusion import NOISE_SCHEDULES, SAMPLERS
+from models.draws import own_rows
+
+from . import checkpoint
+from .config import DATA_FLAGS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
+from .device import autocast
+from .distributed import ALONE, Processes
+from .evaluation import evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
+from .reproducibility import key, keyed_normal
+
+CHOICES = {"mean_model": MEAN_MODELS, "objective": OBJECTIVES, "margin": MARGINS, "noise": NOISES,
+           "prediction": PREDICTIONS, "scale": SCALES, "endpoint": ENDPOINTS, "denoiser": DENOISERS,
+           "members": MEMBERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES, "scale_statistic": STATISTICS}
+STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 40_000_000  # at most, that linear models are estimated from
+PREPARED_BYTES = 1 << 29  # of stage-1 output about the windows of a split, at most, that is kept for all epochs
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+
+# --- data ----------------------------------------------------------------------------------------------------
+
+def own_file(settings: dict) -> OwnFile | None:
+    """The user's own file of a configuration, None for a dataset of the registry."""
+    if not settings["data_path"]:
+        return None
+    return OwnFile(settings["data_path"], settings["freq"], settings["start"], settings["variable"],
+                   settings["node_table"], settings["graph"], settings["unit"])
+
+
+def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> WindowedField:
+    """The dataset of a configuration (as a dict: also that of a checkpoint), as windows on the device."""
+    settings = {**dataclasses.asdict(PretrainConfig()), **settings}  # a checkpoint may be older than a flag
+    data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
+                     device, settings["oracle_nodes"], settings["oracle_steps"], settings["oracle_length_scale"],
+                     own_file(settings), settings["split"], settings["support"], settings["missing"],
+                     settings["null_value"], settings["covariates"], settings["lags"], settings["training_span"])
+    for note in data.field.notes:
+        print(f"note: {data.field.name}: {note}", file=sys.stderr)
+    return data
+
+
+def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> WindowedField:
+    """The data that a checkpoint was trained on.
+
+    Raises: ValueError when the data folder holds other values than those.
+    """
+    data = open_windows(content["config"], data_dir, device)
+    known = content["data"] | content.get("fingerprint", {})
+    differing = checkpoint.differences(data.facts() | data.fingerprint, known)
+    if differing:
+        raise ValueError(f"{data.field.name}: other data than the run was trained on: {', '.join(differing)}")
+    return data
+
+
+def training_batches(data: WindowedField, config, processes: Processes):
+    """The function generator -> shuffled training batches of `--batch_size` windows, shared by the processes."""
+    def batches(generator):
+        whole = data.batches("train", config.batch_size, generator)
+        return whole.share_batches(processes.rank, processes.count) if processes.count > 1 else whole
+
+    return batches
+
+
+def statistics_batches(data: WindowedField, config):
+    """Batches of the training windows that linear models are estimated from: fewer of a larger field."""
+    values = (data.history_len + data.predict_len) * data.num_nodes
+    enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // values))
+    return data.batches("train", config.val_batch_size, limit=enough)
+
+
+def check_shares(data: WindowedField, processes: Processes, **limits: int) -> None:
+    """Refuse before the work processes that could not all get a window to score: at most so many of each split."""
+    for split, limit in limits.items():
+        own_windows(data.batches(split, 1, limit=limit), processes)
+
+
+def neighbours_of(data: WindowedField, config) -> torch.Tensor | None:
+    """The nodes that each is mixed with, (node, `--neighbours`), nearest first; None where the denoiser needs none.
+
+    Raises: ValueError where it does, and nothing determines which nodes are near.
+    """
+    if "nearest" not in DENOISERS[config.denoiser].mixing:
+        return None
+    nearest = data.nearest_nodes(1 + config.neighbours)
+    if nearest is None:
+        give = "give --graph or --node_table to both stages, or " if config.data_path else ""
+        raise ValueError(f"--denoiser {config.denoiser}: {data.field.name} has no graph, no grid and no places of "
+                         f"its nodes: {give}choose --denoiser tokens")
+    return nearest[:, 1:].contiguous()
+
+
+# --- stage 1 -------------------------------------------------------------------------------------------------
+
+def mean_loss(model: MeanModel, config, device: torch.device):
+    """The function training batch -> loss of stage 1."""
+    def loss(batch):
+        with own_rows(batch.rows), autocast(device, config.amp):
+            return model.loss(batch.future, batch.context)
+
+    return loss
+
+
+def mean_score(data: WindowedField, config, processes: Processes = ALONE):
+    """The function model -> validation score of stage 1: its loss, or the mean absolute error (`--select`)."""
+    def of_batch(model, batch):
+        if config.select == "loss":
+            return model.loss(batch.future, batch.context)
+        error = (model(batch.context) - batch.future).abs()
+        return error.mean() if batch.scored is None else (error * batch.scored).mean()
+
+    def score(model):
+        batches = data.batches("validation", config.val_batch_size)
+        return mean_over_windows(functools.partial(of_batch, model), batches, processes)
+
+    return score
+
+
+def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel, dict, Path]:
+    """The stage-1 model that a stage-2 run builds on: model, its settings, its checkpoint.
+
+    A stage-2 variant (`--run_name`) without a stage 1 of its own takes that of the same data and recipe. A dry run
+    without one takes an untrained model.
+    Raises: ValueError when there is none, or one for another recipe, other data or lengths: what differs, and the
+    command to run.
+    """
+    task = {name: getattr(config, name) for name in ("data_name", "history_len", "predict_len")}
+    preset = resolve(PretrainConfig, {**task, "recipe": config.recipe})
+    folder = Path(config.mean_run or checkpoint.run_folder(config.save_dir, "mean", config)).expanduser()
+    shared = checkpoint.run_folder(config.save_dir, "mean", dataclasses.replace(config, run_name=""))
+    if not config.mean_run and not (folder / checkpoint.CHECKPOINT).exists() and (shared / checkpoint.METRICS).exists():
+        print(f"note: {folder} is not there: stage 1 is that of {shared}", file=sys.stderr)
+        folder = shared
+    path = folder / checkpoint.CHECKPOINT
+    if config.dry_run and not path.exists():
+        print(f"note: {path}: there is no stage-1 model yet")
+        settings = checkpoint.settings(preset)
+        return build_mean_model(settings, data.facts()), settings, path
+    given = {name: getattr(config, name) for name in (*DATA_FLAGS, "recipe", "save_dir", "run_name")}
+    explicit = {name: value for name, value in given.items() if name in task or value != getattr(preset, name)}
+    if config.recipe != PretrainConfig.recipe:
+        explicit["recipe"] = config.recipe
+    command = f"python main_pretrain.py {as_flags(explicit)}"
+    if not path.exists():
+        raise ValueError(f"{path}: there is no stage-1 model; run first: {command} (or give --mean_run FOLDER)")
+    content = checkpoint.load_checkpoint(path)
+    if content.get("stage") != "mean":
+        raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
+    if not (folder / checkpoint.METRICS).exists():
+        raise ValueError(f"{folder}: stage 1 has not ended; the same command goes on with it: {command}")
+    with checkpoint.built_from(path):
+        settings = known_settings(content["config"], PretrainConfig, {}, path)
+        found = {**settings, **content["data"], **content["fingerprint"]}
+        differing = checkpoint.differences(found, {**data.facts(), **task, **data.fingerprint})
+    if settings["recipe"] != config.recipe and not config.mean_run:
+        raise ValueError(f"{path}: stage 1 was trained with --recipe {settings['recipe']}, this stage has --recipe "
+                         f"{config.recipe}: give both the same; run: {command}")
+    if differing:
+        others = as_flags({name: settings[name] for name in DATA_FLAGS
+                           if name in settings and name not in task and settings[name] != given[name]})
+        raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; "
+                         + (f"it was trained with {others}: give this stage the same, or " if others else "")
+                         + f"run: {command}")
+    with checkpoint.built_from(path):
+        model = build_mean_model(settings, data.facts())
+        model.load_state_dict(content["weights"])
+    return model, settings, path
+
+
+# --- stage 2 -------------------------------------------------------------------------------------------------
+
+def can_be_kept(prepared: torch.Tensor, windows: int) -> bool:
+    """Whether stage-1 output about so many windows is kept, by what is `prepared` for some."""
+    return prepared[0].nbytes * windows <= PREPARED_BYTES
+
+
+def prepare_windows(model: Forecaster, batches) -> Callable[[Batch], torch.Tensor | None]:
+    """The function batch of some of these windows, and of no others -> the frozen stage-1 output about them.
+
+    It is computed for all of them at the first call. Where that is too much to be kept the function gives None: then
+    the loss computes it at every step.
+    """
+    starts = batches.starts.sort().values.to(next(model.parameters()).device)
+
+    @functools.cache
+    @torch.no_grad()
+    def of_all() -> torch.Tensor | None:
+        kept = None
+        for batch in batches:
+            prepared = model.prepare(batch.future, batch.context)
+            if kept is None:
+                if not can_be_kept(prepared, len(starts)):
+                    return None
+                kept = prepared.new_empty(len(starts), *prepared.shape[1:])
+            kept[torch.searchsorted(starts, batch.start)] = prepared
+        return kept
+
+    def prepared(batch: Batch) -> torch.Tensor | None:
+        kept = of_all()
+        return None if kept is None else kept[torch.searchsorted(starts, batch.start)]
+
+    return prepared
+
+
+def validation_batches(data: WindowedField, config):
+    return data.batches("validation", config.val_batch_size, limit=config.val_windows)
+
+
+def validation_loss(model: Forecaster, data: WindowedField, config, processes: Processes = ALONE,
+                    prepared=lambda batch: None) -> torch.Tensor:
+    """Loss on validation windows, each with a step and noise of its own that never change.
+
+    The steps follow the multiples of the golden ratio: any stretch of windows visits all of them evenly. It costs
+    one network call per window, where a sampled score costs members x steps of them. prepared: see `prepare_windows`.
+    """
+    def loss(batch):
+        shape = 3, data.predict_len, model.coordinates
+        noise = keyed_normal(key(config.seed, batch.start), shape).transpose(0, 1)
+        step = (batch.start * GOLDEN_RATIO % 1 * len(model.schedule)).long()
+        return model.loss(batch.future, batch.context, prepared=prepared(batch), step=step, noise=noise)
+
+    return mean_over_windows(loss, validation_batches(data, config), processes)
+
+
+def training_loss(model: Forecaster, prepared: Callable[[Batch], torch.Tensor | None], config, device: torch.device):
+    """The function training batch -> loss of stage 2, with what `prepare_windows` gave."""
+    def loss(batch):
+        known = prepared(batch)
+        with own_rows(batch.rows):
+            return model.loss(batch.future, batch.context, prepared=known, precision=autocast(device, config.amp))
+
+    return loss
+
+
+def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split: str, device: torch.device,
+                   processes: Processes = ALONE, watch=None) -> tuple[dict, dict]:
+    """Forecast the windows of a split and score them: the scores of `metrics.json`, and those of each window.
+
+    watch: see `evaluate_ensemble`.
+    """
+    start = time.perf_counter()
+    windows_at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
+    scores, windows = evaluate_ensemble(
+        ensemble_drawer(model, settings, device),
+        data.batches(split, windows_at_once, limit=settings["test_windows"]), data.scaler.physical,
+        (settings["nsample"], data.predict_len, data.num_nodes), settings["members"] == "quantiles", processes, watch,
+    )
+    return {
+        **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed", "recipe")},
+        "split": split, "method": settings["recipe"],
+        **{name: settings[name] for name in ("sampler", "sample_steps", "sample_precision")},
+        "member_kind": settings["members"], **scores, "seconds_sample": time.perf_counter() - start,
+    }, windows
