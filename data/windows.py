@@ -124,7 +124,10 @@ class WindowedField:
     @property
     def support(self) -> tuple[float, float]:
         """Smallest value that the field can take and the distance between two values (0: none), standardized."""
-        if not self.field.spec.nonnegative:
+        return self.support_where(self.field.spec.nonnegative)
+
+    def support_where(self, nonnegative: bool) -> tuple[float, float]:
+        if not nonnegative:
             return ANY_VALUE
         return float(self.scaler.standardize(torch.zeros(()))), 1 / self.scaler.std if self.scaler.whole else 0.0
 

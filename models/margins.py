@@ -43,24 +43,27 @@ class ResidualMargin(nn.Module):
 
     @torch.no_grad()
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
-        """The conditional mean: (batch, F, node)."""
-        return mean_model(context)
+        """The conditional mean and the fluctuation scale: (batch, 2, F, node)."""
+        predicted = mean_model.predict(context)
+        return torch.stack([predicted.mean(1), self.scale.state(predicted)], dim=1)
 
     def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
         return self.given(mean_model, context)
 
     def fit(self, futures: Tensor, prepared: Tensor, context: Context, spectrum) -> None:
         """Estimate the fluctuation scale from training windows, see `FluctuationScale.fit`."""
-        self.scale.fit(futures - prepared, context.calendar, context.target_mask, spectrum)
+        mean, state = prepared.unbind(1)
+        self.scale.fit((futures - mean) / state, context.calendar, context.target_mask, spectrum)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
-        residual = future - prepared
-        return residual / self.scale(context.calendar) if self.scaled else residual
+        mean, state = prepared.unbind(1)
+        return (future - mean) / (state * self.scale(context.calendar)) if self.scaled else future - mean
 
     def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
         """Inputs of the denoiser beside the context, (batch, F, node) each: anomalies, and values of nodes."""
-        anomalies = [given - context.future_climatology] if "mean" in self.inputs else []
-        return anomalies, [self.scale(context.calendar).log()] if "scale" in self.inputs else []
+        mean, state = given.unbind(1)
+        anomalies = [mean - context.future_climatology] if "mean" in self.inputs else []
+        return anomalies, [(state * self.scale(context.calendar)).log()] if "scale" in self.inputs else []
 
     def draws(self, members: int, kind: str) -> int:
         """How many samples of z an ensemble of so many members takes."""
@@ -70,8 +73,9 @@ class ResidualMargin(nn.Module):
         """Members of an ensemble of a kind, random or its smoothed quantiles, from `draws` samples of z."""
         if self.center:
             z = (z - z.mean(1, keepdim=True)) * (z.shape[1] / (z.shape[1] - 1)) ** 0.5
-        residual = self.width * z * self.scale(context.calendar).unsqueeze(1) if self.scaled else self.width * z
-        drawn = given.unsqueeze(1) + residual
+        mean, state = given.unsqueeze(2).unbind(1)
+        residual = self.width * z * state * self.scale(context.calendar).unsqueeze(1) if self.scaled else self.width * z
+        drawn = mean + residual
         if kind == "quantiles":
             drawn = smooth_members(drawn, members)
         return to_support(keep_mean_above(drawn, self.support[0]), *self.support)

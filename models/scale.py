@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from .recalibration import OUTERMOST
+
 BINS = 48  # of the calendar's first cycle, at most
 PRIOR = 24.0  # residuals of a node and bin that count as much as the node's own mean
+SMALLEST_STATE = 0.01  # standardized units
 FLOOR = 0.02  # of the root mean square of all nodes: the smallest scale of a node that hardly varies
-SCALES = ("cycle", "spectrum", "global")
+SCALES = ("cycle", "quantiles", "spectrum", "global")
 
 
 class FluctuationScale(nn.Module):
@@ -19,6 +22,8 @@ class FluctuationScale(nn.Module):
 
     spectrum  as published: spread of the weak spectral components of the node's training series, see
               `data.fluctuation`; one value for each node
+    quantiles the same of residuals divided by `state`, the spread of the conditional quantiles of stage 1: the scale
+              then also depends on the history
     global    the root mean square of all training residuals, one value for the field
 
     Units: standardized. Source: CoST section 4.3 (spectrum).
@@ -27,7 +32,7 @@ class FluctuationScale(nn.Module):
     def __init__(self, kind: str, num_nodes: int, predict_len: int, size: int):
         super().__init__()
         self.kind, self.size = kind, size
-        self.register_buffer("table", torch.ones(min(size, BINS) if kind == "cycle" else 1, num_nodes))
+        self.register_buffer("table", torch.ones(min(size, BINS) if kind in ("cycle", "quantiles") else 1, num_nodes))
         self.register_buffer("ahead", torch.arange(1, predict_len + 1), persistent=False)
 
     def bins(self, calendar: Tensor) -> Tensor:
@@ -36,6 +41,15 @@ class FluctuationScale(nn.Module):
 
     def forward(self, calendar: Tensor) -> Tensor:
         return self.table[self.bins(calendar)]
+
+    def state(self, predicted: Tensor) -> Tensor:
+        """The part of the scale that depends on the history, from the outputs of stage 1: (batch, F, node).
+
+        (highest quantile - lowest) / its value for a standard normal law; 1 where the scale has no such part.
+        """
+        if self.kind != "quantiles":
+            return torch.ones_like(predicted[:, 0])
+        return ((predicted[:, -1] - predicted[:, 0]) / (2 * OUTERMOST)).clamp_min(SMALLEST_STATE)
 
     @torch.no_grad()
     def fit(self, residual: Tensor, calendar: Tensor, observed: Tensor | None, spectrum) -> None:

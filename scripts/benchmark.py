@@ -1,16 +1,16 @@
 """Run methods x datasets x seeds of the benchmark one after another, and skip what is done.
 
     python -m scripts.benchmark --data_names MobileNJ,Los_Speed,BikeDC,SST --seeds 0,1,2
-    python -m scripts.benchmark --data_names MobileNJ --methods gaussian,copula --split validation --save_dir /tmp/try
+    python -m scripts.benchmark --data_names MobileNJ --methods gaussian,cost --split validation --save_dir /tmp/try
 
-A run that was cut goes on where it stopped: finished stages and scored methods are left alone. Each method leaves
+A run that was cut resumes: finished stages and scored methods are left alone. Each method leaves
 save/benchmark/<split>/<data>_<H>_<F>/<method>_<seed>.json and .csv (scores of every window);
-`python -m scripts.collect_results` makes the tables. Choices are made on `--split validation`; methods that measure
+`python -m scripts.collect_results` makes the tables. Choices are made on `--split validation`; methods that estimate
 something there (spreads, residuals, recalibration) look better on it than they would elsewhere.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,55 +23,67 @@ from models import load_forecaster
 from models.baselines import BASELINES, EQUIDISTANT
 from models.quantiles import to_support
 from utils import checkpoint
-from utils.config import FlagParser, TrainConfig, parse_config, run_main
+from utils.config import FlagParser, PretrainConfig, TrainConfig, parse_config, run_main
 from utils.device import choose_device
 from utils.evaluation import evaluate_ensemble
+from utils.pipeline import CHOICES, load_mean_model, open_windows, score_ensemble
 from utils.reproducibility import MemberNoise
 
-PUBLISHED_INPUTS = ["--no-climatology", "--tokens", "0"]
-STAGE_1 = {
-    "stid": [*"--mean_model stid --epochs 50 --patience 15 --lr 0.001 --ema 0".split(), *PUBLISHED_INPUTS],
-    "quantile_stid": [*"--epochs 30 --lr 0.001 --networks 1 --linear_modes 0 --no-recalibrate".split(),
-                      *PUBLISHED_INPUTS],
-}
 WINDOWS_AT_ONCE = 8
 SHOWN = ("CRPS", "CRPS_sum", "QICE", "IS", "MAE_median", "energy_score", "variogram_score")
 
-NO_LAGS = "--lags", "none"
+PUBLISHED = "--recipe", "published"
+STAGE_1 = {
+    "published": PUBLISHED,
+    "quantile_stid": ("--no-climatology", "--tokens", "0", "--networks", "1", "--linear_modes", "0", "--no-recalibrate",
+                      "--epochs", "30", "--lr", "0.001", "--lags", "none"),
+    "ours": (),
+    "lags": ("--lags", "auto"),
+    "no_lags": ("--lags", "none"),
+}
+"""Stage-1 models that rows build on, by the flags that make them: as published, its quantile network, the default."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a row of the table is made: its stage-1 model, and a baseline on it or the flags of a stage 2."""
+    """How a row of the tables is made: its stage-1 model, and a baseline on it, or a stage 2 and how it is sampled."""
 
-    stage_1: str | None = None
-    baseline: str | None = None
-    stage_2: tuple[str, ...] = ()
-    untrained_of: str = ""  # the run whose network is taken out
-    data: tuple[str, ...] = ()  # flags of both stages and of a baseline
+    stage_1: str = ""
+    baseline: str = ""
+    stage_2: tuple[str, ...] | None = None  # flags; None: no stage 2
+    trained_as: str = ""  # the row whose stage 2 it samples; itself where empty
+    sampling: dict = field(default_factory=dict)  # settings in place of those that stage 2 was trained with
+    untrained: bool = False  # whether the trained network is replaced by the Gaussian that it starts from
     only: tuple[str, ...] = ()  # datasets of the tables that have this row; none: all
 
 
+FAST = {"sampler": "dpm2m", "sample_steps": 10}
 METHODS = {
     **{name: Method(baseline=name) for name in ("persistence", "climatology", "seasonal_naive")},
-    **{name: Method("stid", name, data=NO_LAGS)
+    **{name: Method("published", name)
        for name in ("gaussian", "conformal", "residual_fields", "residual_fields_slot")},
-    **{name: Method("quantile_stid", name, data=NO_LAGS) for name in ("quantile", "schaake", "schaake_slot")},
-    "cost": Method("stid", stage_2=("--process", "cost"), data=NO_LAGS),
-    **{f"our_{name}": Method("ours", name) for name in ("quantile", "schaake", "schaake_slot")},
-    "gaussian_copula": Method("ours", stage_2=("--process", "copula"), untrained_of="copula"),
-    "one_pass": Method("ours", stage_2=("--process", "one_pass")),
-    **{name: Method("ours", stage_2=("--eps_model", name), only=("MobileNJ", "Los_Speed", "BikeDC"))
-       for name in ("tokens", "graph")},
-    "no_lags": Method("ours_no_lags", stage_2=("--process", "copula"), data=NO_LAGS, only=("NYCFlights",)),
-    "lags": Method("ours_lags", stage_2=("--process", "copula"), data=("--lags", "auto"), only=("MobileNJ",)),
-    "copula": Method("ours", stage_2=("--process", "copula")),
+    **{name: Method("quantile_stid", name) for name in ("quantile", "schaake", "schaake_slot")},
+    "published": Method("published", stage_2=PUBLISHED),
+    "published_fast": Method("published", stage_2=PUBLISHED, trained_as="published", sampling=FAST),
+    **{f"our_{name}": Method("ours", name) for name in ("quantile", "schaake")},
+    "copula": Method("ours", stage_2=("--recipe", "copula")),
+    "copula_random": Method("ours", stage_2=("--recipe", "copula"), trained_as="copula",
+                            sampling={"members": "random"}),
+    "cost_untrained": Method("ours", stage_2=(), trained_as="cost", untrained=True),
+    "cost_global": Method("ours", stage_2=("--scale", "global")),
+    "cost_lags": Method("lags", stage_2=("--lags", "auto"), only=("MobileNJ",)),
+    "cost_no_lags": Method("no_lags", stage_2=("--lags", "none"), only=("NYCFlights",)),
+    "cost_smooth": Method("ours", stage_2=(), trained_as="cost", sampling={"members": "quantiles"}),
+    "cost": Method("ours", stage_2=()),
 }
-"""The ladder, from the last value to the default; `our_` stands on our stage 1, the rows before on published inputs.
-our_quantile is all that a second stage of each node on its own can do. gaussian_copula is copula with the network of
-the diffusion taken out: what is between the two, the diffusion earned. tokens and graph are copula with networks that
-mix nodes. lags sees also a day and a week (a year) before each step of a window, no_lags nothing but its 12 steps;
-copula does as the preset of the dataset says. The protocol of the published rows knows no lags."""
+"""The rows of the tables, from the last value to the default recipe.
+
+`published` is the paper's system, `published_fast` its networks with DPM-Solver++ in 10 steps. cost_untrained is cost
+with the trained network replaced by the Gaussian that it starts from: the difference is what the diffusion learned.
+cost_global has one fluctuation scale for the field. `our_` baselines stand on the stage 1 of cost, the others on
+published inputs. cost_lags also sees a day and a week (a year) before each step of a window, cost_no_lags nothing but
+its 12 steps; the published protocol has no lags.
+"""
 
 
 @dataclass(frozen=True)
@@ -85,75 +97,67 @@ class Task:
     save_dir: Path
     test_windows: int
 
-    def stage(self, kind: str, program, extra: list[str]) -> Path:
-        """Run a stage of the pipeline unless it is done; its folder. `kind` tells runs of a stage apart."""
-        run_name = f"{kind}_{self.seed}"
+    def stage(self, kind: str, program, extra: tuple[str, ...]) -> Path:
+        """Run a stage of the pipeline unless it is done; its folder. `kind` distinguishes runs of a stage."""
+        config_class, stage = (TrainConfig, "diffusion") if program is main_train else (PretrainConfig, "mean")
         arguments = ["--data_name", self.data_name, "--seed", str(self.seed), "--save_dir", str(self.save_dir),
-                     "--run_name", run_name, "--amp", *self.flags, *extra]
+                     "--run_name", f"{kind}_{self.seed}", *self.flags, *extra]
         if program is main_train:
             arguments += ["--test_windows", "2"]  # its own forecast of the test split is not what is reported
         program.main(arguments)
-        config_class = main_train.TrainConfig if program is main_train else main_pretrain.PretrainConfig
-        config = parse_config(config_class, {**main_train.CHOICES, "mean_model": main_pretrain.MEAN_MODELS}, arguments)
-        return checkpoint.run_folder(config.save_dir, "diffusion" if program is main_train else "mean", config)
+        return checkpoint.run_folder(str(self.save_dir), stage, parse_config(config_class, CHOICES, arguments))
 
 
 def baseline_drawer(name: str, data, model, settings: dict):
     """The function batch -> members of a baseline, all of them values that the field can take."""
     members, shape = settings["nsample"], (settings["predict_len"], data.num_nodes)
-    mean = quantiles = None
-    if model is not None:
-        @torch.no_grad()
-        def mean(batch):
-            return model(batch.context)
-
-        @torch.no_grad()
-        def quantiles(batch):
-            return model.quantiles(batch.context)
-    fitted = BASELINES[name](data, members, mean=mean, quantiles=quantiles)
+    support = data.support_where(DATASETS[settings["data_name"]].nonnegative)  # also where the recipe restricts nothing
+    fitted = BASELINES[name](data, members, mean=model and (lambda batch: model(batch.context)),
+                             quantiles=model and (lambda batch: model.predict(batch.context)))
 
     def draw(batch):
         noise = MemberNoise(settings["seed"], batch.start, members, shape)
-        return to_support(fitted(batch, lambda k: noise(k, 0, len(batch.start) * members)), *data.support)
+        return to_support(fitted(batch, lambda k: noise(k, 0, len(batch.start) * members)), *support)
 
     return draw
 
 
 def score(name: str, task: Task) -> tuple[dict, dict]:
     """Train what a method needs and score it: what its .json and its .csv hold."""
-    method, device = METHODS[name], choose_device("auto")
-    task = replace(task, flags=[*task.flags, *method.data])
-    mean_run = task.stage(method.stage_1, main_pretrain, STAGE_1.get(method.stage_1, [])) if method.stage_1 else None
-    facts = {"method": name}
+    method, device, facts = METHODS[name], choose_device("auto"), {"method": name}
+    flags = STAGE_1[method.stage_1] if method.stage_1 else ("--lags", "none")
+    mean_run = task.stage(method.stage_1, main_pretrain, flags) if method.stage_1 else None
     if mean_run:
         facts["minutes_stage_1"] = checkpoint.read_json(mean_run / checkpoint.METRICS)["seconds_train"] / 60
-    if method.stage_2:
-        folder = task.stage(method.untrained_of or name, main_train, [*method.stage_2, "--mean_run", str(mean_run)])
+    if method.stage_2 is not None:
+        folder = task.stage(method.trained_as or name, main_train, (*method.stage_2, "--mean_run", str(mean_run)))
         run = load_forecaster(folder, device)
         trained = checkpoint.read_json(folder / checkpoint.METRICS)
         facts |= {"minutes_stage_2": trained["seconds_train"] / 60, "best_epoch": trained["best_epoch"]}
-        settings = {**run.checkpoint["config"], "sample_precision": "bfloat16", "test_windows": task.test_windows}
-        if method.untrained_of:
+        settings = {**run.checkpoint["config"], **method.sampling, "test_windows": task.test_windows}
+        if method.untrained:
             facts["minutes_stage_2"] = 0.0
             torch.nn.init.zeros_(run.model.denoiser.project.weight)
             torch.nn.init.zeros_(run.model.denoiser.project.bias)
-        data = main_pretrain.open_windows(settings, "", device)
-        scores, windows = main_train.score_ensemble(run.model, settings, data, task.split, device)
+        data = open_windows(settings, "", device)
+        scores, windows = score_ensemble(run.model, settings, data, task.split, device)
         return {**scores, **facts}, windows
     mean_flags = ["--mean_run", str(mean_run)] if mean_run else []
-    config = parse_config(TrainConfig, main_train.CHOICES, ["--data_name", task.data_name, "--seed", str(task.seed),
-                                                            *task.flags, *mean_flags])
+    config = parse_config(TrainConfig, CHOICES, ["--data_name", task.data_name, "--seed", str(task.seed), *task.flags,
+                                                 *flags, *mean_flags])
     settings = checkpoint.settings(config)
-    data = main_pretrain.open_windows(settings, "", device)
-    model = main_train.load_mean_model(config, data)[0].to(device).eval() if mean_run else None
+    data = open_windows(settings, "", device)
+    model = load_mean_model(config, data)[0].to(device).eval() if mean_run else None
     start = time.perf_counter()
+    equidistant = method.baseline in EQUIDISTANT
     scores, windows = evaluate_ensemble(
         baseline_drawer(method.baseline, data, model, settings),
         data.batches(task.split, WINDOWS_AT_ONCE, limit=task.test_windows), data.scaler.physical,
-        (config.nsample, config.predict_len, data.num_nodes), method.baseline in EQUIDISTANT,
+        (config.nsample, config.predict_len, data.num_nodes), equidistant,
     )
     common = {key: settings[key] for key in ("data_name", "history_len", "predict_len", "seed")}
-    return {**common, "split": task.split, **scores, **facts, "seconds_sample": time.perf_counter() - start}, windows
+    return {**common, "split": task.split, "member_kind": "quantiles" if equidistant else "random", **scores, **facts,
+            "seconds_sample": time.perf_counter() - start}, windows
 
 
 def chosen(text: str, known, flag: str) -> list[str]:
