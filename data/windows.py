@@ -42,7 +42,8 @@ class Batch:
 
     observed (batch, H + F, node): which values are not missing, None for a field without gaps; history and future hold
     the climatology where they are. covariates (batch, H + F, node or 1, covariate), standardized, those of a file
-    before the field's own lags; None without any."""
+    before the field's own lags; None without any. truth (batch, F, node): the future in physical units as the data
+    hold it, NaN where it is missing, which scores are measured with; None in a forecast."""
 
     history: Tensor
     future: Tensor
@@ -51,6 +52,7 @@ class Batch:
     start: Tensor
     observed: Tensor | None = None
     covariates: Tensor | None = None
+    truth: Tensor | None = None
     rows = None  # all there are, see SharedBatch
 
     @property
@@ -176,7 +178,8 @@ class WindowedField:
         """Gather the windows that begin at `starts` (batch,): one indexing operation, then to the device."""
         starts = starts.to(self.window_device)
         steps = starts.unsqueeze(1) + self._offsets
-        window, observed = self.scaler.standardize(self._values[steps].to(self.device)), None
+        physical = self._values[steps].to(self.device)
+        window, observed = self.scaler.standardize(physical), None
         calendar = self._slots[starts + self.history_len - 1].to(self.device)
         climatology = self._climatology(steps, self._segment(starts)).to(self.device)
         covariates = self.covariates(steps)
@@ -186,7 +189,7 @@ class WindowedField:
             observed = ~window.isnan()
             window = torch.where(observed, window, climatology)
         return Batch(window[:, :self.history_len], window[:, self.history_len:], calendar, climatology,
-                     starts.to(self.device), observed, covariates)
+                     starts.to(self.device), observed, covariates, physical[:, self.history_len:])
 
     def covariates(self, steps: Tensor) -> Tensor | None:
         """Standardized covariates of the file at `steps` (batch, step): (batch, step, node or 1, covariate) or None."""
