@@ -7,6 +7,7 @@ from torch import Tensor
 
 BLOCK = 1024  # time steps read at once, so that a memory map stays on disk
 WHOLE_WITHIN = 1e-3, 1e-6  # absolute, and as a share of the value
+LARGEST_WHOLE = 2.0**24  # beyond, every float32 is a whole number
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,9 @@ class Scaler:
         standardized = (physical - mean) / std
 
     Missing values (NaN) count in none of it.
-    whole: all training values are whole numbers (counts); then a physical value that misses one by the rounding
-    of float32 is given back as exactly that, so that equal counts stay equal.
+    whole: the training values are whole numbers (counts), those that a float32 could hold a fraction of; then a
+    physical value that misses a whole number by the rounding of float32 is given back as exactly that, so that equal
+    counts stay equal.
     """
 
     mean: float
@@ -31,16 +33,27 @@ class Scaler:
         mean = sum(float(block.double().nansum()) for block in training.split(BLOCK)) / count
         square = sum(float((block.double() - mean).square().nansum()) for block in training.split(BLOCK))
         std = (square / count) ** 0.5
-        whole = all(bool(((block == block.round()) | block.isnan()).all()) for block in training.split(BLOCK))
-        return cls(mean, std if std > 1e-12 * max(abs(mean), 1e-300) else 1.0, whole)
+        return cls(mean, std if std > 1e-12 * max(abs(mean), 1e-300) else 1.0, is_whole(training))
 
     def standardize(self, physical: Tensor) -> Tensor:
         return (physical.float() - self.mean) * (1 / self.std)  # CUDA divides so too: the same bits everywhere
 
     def physical(self, standardized: Tensor) -> Tensor:
-        physical = standardized * self.std + self.mean
+        """Physical values in float64; zero comes back as zero, so that it equals the zeros of the data."""
+        physical = standardized.double().mul_(self.std).add_(self.mean)
         if not self.whole:
-            return physical
+            return physical.masked_fill_(standardized == self.standardize(torch.zeros(())).item(), 0.0)
         nearest = physical.round()
         absolute, relative = WHOLE_WITHIN
-        return torch.where((physical - nearest).abs() < absolute + relative * nearest.abs(), nearest, physical)
+        return torch.where((physical - nearest).abs_() < relative * nearest.abs() + absolute, nearest, physical)
+
+
+def is_whole(values: Tensor) -> bool:
+    """Whether values (time, node) are whole numbers and not all of them zero, missing or beyond LARGEST_WHOLE."""
+    some = False
+    for block in map(Tensor.float, values.split(BLOCK)):
+        small = block[block.abs() < LARGEST_WHOLE]
+        if bool((small != small.round()).any()):
+            return False
+        some |= bool(small.any())
+    return some

@@ -28,13 +28,15 @@ FINGERPRINT_VALUES = 1 << 24
 
 @dataclass(frozen=True)
 class Batch:
-    """Some windows: what a forecast may see of them, `context`, and what it is scored on, future (batch, F, node), the
-    climatology where it is missing; start (batch,), the windows' first step in the series, which names a window
-    whatever the split or batch. Units: standardized."""
+    """Some windows: what a forecast may see of them, `context`, and what a loss compares it with, future (batch, F,
+    node), standardized, the climatology where it is missing; start (batch,), the windows' first step in the series,
+    which names a window whatever the split or batch; truth (batch, F, node), the future in physical units as the data
+    hold it, NaN where it is missing, which scores are measured with; None in a forecast."""
 
     context: Context
     future: Tensor
     start: Tensor
+    truth: Tensor | None = None
     rows = None  # all there are, see SharedBatch
 
     @property
@@ -177,11 +179,13 @@ class WindowedField:
         """Gather the windows that begin at `starts` (batch,): one indexing operation, then to the device."""
         starts = starts.to(self.window_device)
         steps = starts.unsqueeze(1) + self._offsets
-        window = self.scaler.standardize(self._values[steps].to(self.device))
+        physical = self._values[steps].to(self.device)
         calendar = self._slots[starts + self.history_len - 1].to(self.device)
         climatology = self._climatology(steps, self._segment(starts)).to(self.device)
-        return Batch.of(window, self.history_len, calendar, climatology, starts.to(self.device), self.field.masked,
-                        self.covariates(steps), self._lagged(steps) if self.lags else None)
+        batch = Batch.of(self.scaler.standardize(physical), self.history_len, calendar, climatology,
+                         starts.to(self.device), self.field.masked, self.covariates(steps),
+                         self._lagged(steps) if self.lags else None)
+        return replace(batch, truth=physical[:, self.history_len:])
 
     def covariates(self, steps: Tensor) -> Tensor | None:
         """Standardized covariates of the file at `steps` (batch, step): (batch, step, node or 1, covariate) or None."""

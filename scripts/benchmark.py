@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
                 scores, windows = score(name, task)
                 checkpoint.write_table(path.with_suffix(".csv"), windows)
                 checkpoint.write_json(path, {**scores, "test_windows": given["test_windows"]})
-                shown = ", ".join(f"{key} {scores[key]:.4f}" for key in SHOWN)
+                shown = ", ".join(f"{key} {scores[key]:.4g}" for key in SHOWN)
                 print(f"{data_name} {name} {seed}: {shown}", flush=True)
     return 0
 

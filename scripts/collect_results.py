@@ -58,7 +58,11 @@ def in_ladder_order(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def number(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
+    """Four decimals below 1, two above; significant digits of what is very small or large."""
+    if pd.isna(value):
+        return ""
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1 or value == 0 else f"{value:.2f}" if 1 <= abs(value) < 1e6 \
+        else f"{value:.2g}"
 
 
 def mean_and_spread(values: pd.Series) -> str:

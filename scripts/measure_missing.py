@@ -52,7 +52,6 @@ def scores_of(run: Path, truth: torch.Tensor, hidden: torch.Tensor, device: torc
     """Scores of a run on the test windows: on the targets that were left, and on those that were hidden."""
     trained = load_forecaster(run, device)
     data, settings = open_run_data(trained.checkpoint, "", device), trained.checkpoint["config"]
-    truth = data.scaler.physical(data.scaler.standardize(truth))  # zeros to the bit those of members
     draw = ensemble_drawer(trained.model, settings, device)
     scores = {part: EnsembleScores(settings["predict_len"], data.num_nodes, settings["nsample"])
               for part in ("left", "hidden")}

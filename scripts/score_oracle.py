@@ -107,7 +107,7 @@ def show(found: dict) -> None:
           f"{found['seed']}: {found['windows']} test windows, {found['members']} members\n"
           f"{'':20}{'ours':>10}{'exact':>10}{'ratio':>8}")
     for name in SHOWN:
-        print(f"{name:20}{found['ours'][name]:10.4f}{found['exact'][name]:10.4f}{found['ratio'][name]:8.3f}")
+        print(f"{name:20}{found['ours'][name]:10.4g}{found['exact'][name]:10.4g}{found['ratio'][name]:8.3f}")
     if "joint" in found:
         joint = found["joint"]
         print(f"{'':40}{'ratio':>8}{'  without dependence':>20}")

@@ -83,7 +83,17 @@ def test_targets_of_a_like_spread_are_compared_with_their_errors():
     np.testing.assert_allclose(error, [1, 8], rtol=0.1)
     one = found.spread_skill(1)
     nodes = found.by_node()
-    np.testing.assert_allclose(one, [[math.sqrt((nodes[name]**2).mean())] for name in ("spread", "RMSE")])
+    wanted = [math.sqrt((nodes[name]**2).mean()) for name in ("spread", "RMSE")]
+    np.testing.assert_allclose(one, [[wanted[0] * math.sqrt(1 + 1 / MEMBERS)], [wanted[1]]])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-22, 1e20])
+def test_the_one_group_of_all_targets_has_the_spread_skill_of_the_scores_in_any_unit(size):
+    members, truth = (size * each for each in forecasts())
+    scores = EnsembleScores(HORIZON, NODES, MEMBERS)
+    scores.update(members, truth)
+    (spread,), (error,) = gather(members.float(), truth.float()).spread_skill(1)
+    assert spread / error == pytest.approx(scores.compute()["spread_skill"], rel=1e-5)
 
 
 def test_groups_of_spread_stand_in_order_and_an_ensemble_of_equal_members_has_spread_zero():

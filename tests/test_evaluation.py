@@ -129,6 +129,74 @@ def test_one_node_and_one_step_ahead_can_be_scored():
     assert np.isfinite(scores["CRPS"]) and scores["windows"] == len(data.starts["test"])
 
 
+# Precision
+
+IN_UNIT = ("CRPS_fair_physical", "IS", "MAE", "MAE_median", "RMSE", "energy_score", "variogram_score")
+
+
+@pytest.mark.parametrize("factor", [1e-20, 1e-5, 1.0, 1e5, 1e20])
+@pytest.mark.parametrize("kind", ["around a level", "many zeros", "gaps", "a node 1e6 times larger"])
+def test_scores_do_not_depend_on_the_unit_of_the_field(kind, factor):
+    values = random_values(120, 5).astype(np.float64)
+    if kind == "many zeros":
+        values = (values - 22).clip(0)
+    if kind == "gaps":
+        values = with_gaps(values)
+    if kind == "a node 1e6 times larger":
+        values[:, 2] *= 1e6
+
+    def scores(times):
+        data = WindowedField(make_field((values * times).astype(np.float32)), 6, 4)
+        minimum = data.scaler.standardize(torch.zeros(()))
+        ensemble, windows = evaluate_ensemble(
+            lambda batch: draw(batch).clamp_min(minimum) if kind == "many zeros" else draw(batch),
+            data.batches("test", 5), data.scaler.physical, (MEMBERS, 4, 5))
+        mean = evaluate_mean(predict, data.batches("test", 5), data.scaler.physical)
+        return {"ensemble": ensemble, "mean": mean, "windows": {name: x.tolist() for name, x in windows.items()}}
+
+    # 4096 is a power of 2: the arithmetic of float32 is the same in that unit, and no field here is near its limits
+    wanted, found = flat(scores(4096.0)), flat(scores(factor))
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        group, *rest = name[1:].split("/")
+        physical = rest[-1] in IN_UNIT or (len(rest) > 1 and rest[-2] in IN_UNIT) or (
+            group == "windows" and rest[0] not in ("start", "targets"))
+        size, near = factor / 4096 if physical else 1, 1e-5 if group == "windows" else 1e-6
+        assert found[name] == (value and pytest.approx(value * size, rel=near, abs=1e-6 * size)), name
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-20, 1e20, 1e22])
+def test_squares_of_very_small_and_very_large_fields_neither_vanish_nor_overflow(size):
+    data = WindowedField(make_field((random_values(120, 5) * size).astype(np.float32)), 6, 4)
+    found = evaluate_ensemble(draw, data.batches("test", 5), data.scaler.physical, (MEMBERS, 4, 5))[0]
+    mean = evaluate_mean(predict, data.batches("test", 5), data.scaler.physical)
+    members, truth = arrays(data)
+    assert found["RMSE"] == pytest.approx(np.sqrt((((members.mean(1) - truth) / size)**2).mean()) * size, rel=1e-5)
+    assert found["spread_skill"] == pytest.approx(
+        np.sqrt((MEMBERS + 1) / MEMBERS * (members / size).var(1, ddof=1).mean()) / (found["RMSE"] / size), rel=1e-5)
+    assert mean["RMSE"] > 0 and all(value is None or np.isfinite(value) for value in flat(found).values())
+
+
+def test_truth_without_any_value_but_zero_has_no_normalised_score_whatever_the_mean_of_training():
+    values = random_values(120, 5) + 100  # with this mean 0, standardized in float32 and back, is 7.6e-6
+    values[80:] = 0
+    data = WindowedField(make_field(values), 6, 4)
+    with pytest.raises(ValueError, match="the truth is zero in all windows"):
+        evaluate_ensemble(draw, data.batches("test", 5, limit=4), data.scaler.physical, (MEMBERS, 4, 5))
+
+
+def test_a_node_a_billion_times_larger_leaves_the_truth_of_the_others_as_it_is():
+    values = random_values(120, 5)
+    values[:, 2] *= 1e9
+    data = WindowedField(make_field(values), 6, 4)
+    truth = np.stack([values[start + 6:start + 10] for start in range(89, 111)]).astype(np.float64)
+    seen = []
+    _, windows = evaluate_ensemble(draw, data.batches("test", 5), data.scaler.physical, (MEMBERS, 4, 5),
+                                   watch=lambda members, truth, observed: seen.append(truth))
+    assert np.array_equal(torch.cat(seen).numpy(), truth)
+    np.testing.assert_allclose(windows["abs_truth"], np.abs(truth).sum((1, 2)), rtol=1e-12)
+
+
 # Missing values
 
 @pytest.fixture

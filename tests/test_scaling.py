@@ -24,7 +24,7 @@ def test_standardized_values_have_mean_zero_and_spread_one_and_come_back():
     assert standardized.dtype == torch.float32
     assert float(standardized.mean()) == pytest.approx(0, abs=1e-5)
     assert float(standardized.std(correction=0)) == pytest.approx(1, abs=1e-5)
-    assert torch.allclose(scaler.physical(standardized), values, atol=1e-4)
+    assert torch.allclose(scaler.physical(standardized), values.double(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("level", [0.0, 7.3, -1e9, 1e30])
@@ -64,7 +64,7 @@ def test_counts_come_back_as_whole_numbers_and_other_values_as_they_are():
     scaler = Scaler.fit(counts)
     assert scaler.whole and (scaler.physical(scaler.standardize(counts)) == counts).all()
     between = torch.tensor([0.5, 2.25])
-    torch.testing.assert_close(scaler.physical(scaler.standardize(between)), between, rtol=0, atol=1e-3)
+    torch.testing.assert_close(scaler.physical(scaler.standardize(between)), between.double(), rtol=0, atol=1e-3)
     assert not Scaler.fit(counts + 0.5).whole
 
 
@@ -75,3 +75,23 @@ def test_missing_values_count_in_neither_mean_nor_spread_nor_the_question_of_who
     assert scaler.mean == pytest.approx(observed.mean(), rel=1e-12)
     assert scaler.std == pytest.approx(observed.std(), rel=1e-12)
     assert Scaler.fit(torch.tensor([[1.0, float("nan")], [3.0, 8.0]])).whole
+
+
+@pytest.mark.parametrize("level, spread", [(20.0, 5.0), (-3e4, 0.7), (1e-22, 1e-23), (1e21, 3e20)])
+def test_zero_comes_back_as_exactly_zero_and_physical_values_are_float64(level, spread):
+    values = level + spread * torch.from_numpy(random_values(60, 3)).sub(20).div(5)
+    scaler = Scaler.fit(values)
+    assert not scaler.whole
+    found = scaler.physical(scaler.standardize(torch.tensor([0.0, level, level + spread])))
+    assert found.dtype == torch.float64 and found[0] == 0
+    exact = torch.tensor([0.0, level, level + spread]).double()
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6 * spread)
+
+
+def test_values_that_no_float32_could_hold_a_fraction_of_are_not_taken_for_counts():
+    values = torch.from_numpy(random_values(100, 3))
+    values[:, 0] = 0
+    assert not Scaler.fit(values * 1e20).whole and not Scaler.fit(torch.zeros(50, 2)).whole
+    counts = values.round()
+    counts[:, 1] *= 1e9
+    assert Scaler.fit(counts).whole

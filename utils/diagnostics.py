@@ -5,7 +5,7 @@ import torch
 
 from .metrics import COVERAGE, DECILES, covered, crps_quantile, member_quantiles, qice_counts, sort_members
 
-BINS_PER_OCTAVE, OCTAVES = 4, 64  # of the spread, from 2**-32 to 2**32 of the unit
+BINS_PER_OCTAVE, OCTAVES = 4, 256  # of the spread, from 2**-128 to 2**128 of the unit: those of float32
 EARTH_RADIUS_KM = 6371.0
 
 
@@ -29,10 +29,11 @@ class Diagnostics:
         Shapes: members (batch, member, horizon, node), truth and observed (batch, horizon, node). Units: physical.
         """
         observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
-        truth = truth.where(observed, 0)
+        members, truth = members.double(), truth.where(observed, 0).double()
         mean = members.mean(1)
         deviation, error = members - mean.unsqueeze(1), (truth - mean) * observed
         variance = deviation.square().sum(1) / (members.shape[1] - 1) * observed
+        variance = variance.where(variance > 1e-24 * mean.square(), 0.0)  # of equal members: the rounding of their mean
         ordered = sort_members(members)
         quantiles = member_quantiles(ordered)
         by_target = {
@@ -46,12 +47,12 @@ class Diagnostics:
         chunk["bins"] = qice_counts(deciles[..., None, None], truth[observed][:, None, None])[0]
 
         size = BINS_PER_OCTAVE * OCTAVES
-        spread = variance[observed].double()
+        spread = variance[observed]
         place = spread.clamp_min(torch.finfo(spread.dtype).tiny).log2() / 2 * BINS_PER_OCTAVE
         place = (place.floor().long() + size // 2).clamp(0, size - 1)
         chunk["spread_targets"] = torch.bincount(place, minlength=size).double()
-        chunk["spread_variance"] = torch.bincount(place, spread, size)
-        chunk["spread_squared_error"] = torch.bincount(place, error[observed].double().square(), size)
+        chunk["spread_variance"] = torch.bincount(place, spread * (1 + 1 / members.shape[1]), size)
+        chunk["spread_squared_error"] = torch.bincount(place, error[observed].square(), size)
         self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
 
     def by_node(self) -> dict[str, np.ndarray]:
@@ -75,6 +76,8 @@ class Diagnostics:
 
     def spread_skill(self, groups: int) -> tuple[np.ndarray, np.ndarray]:
         """Spread and RMSE of targets with about the same spread, in at most `groups` groups of about equal size.
+
+            spread = sqrt((M + 1) / M * mean unbiased member variance),    as in `metrics.spread_skill`
 
         The groups are runs of narrow bins of the spread (BINS_PER_OCTAVE), so the whole forecast need not be kept.
         """

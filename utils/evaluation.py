@@ -12,6 +12,7 @@ from .distributed import ALONE, Processes
 from .joint import NEIGHBOURS, JointScores
 from .metrics import EnsembleScores, crps_cross_check
 
+FAST = torch.float32  # for what is computed of every member, relative to the level and size of the field
 CPU_VALUES_AT_ONCE, GPU_VALUES_AT_ONCE = 6_000, 1_000_000
 
 
@@ -34,15 +35,15 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
                       watch=None) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
-    draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units;
+    draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units, float64;
     shape (member, horizon, node); equidistant: see `EnsembleScores.compute`; watch(members, truth, observed), where
     given, sees every batch of this process too, in physical units. Returns the dict of the scores, `joint` among them
     (see `joint.JointScores`), and those of every window with its `start`, which `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
-    scores, joint, starts = EnsembleScores(horizon, node, members), joint_scores(batches.data), []
+    scores, joint, starts = EnsembleScores(horizon, node, members, FAST), joint_scores(batches.data, FAST), []
     for batch in progress(own_windows(batches, processes), "forecasting"):
-        drawn, truth = physical(draw(batch)), physical(batch.future)
+        drawn, truth = physical(draw(batch)), batch.truth.double()
         scores.update(drawn, truth, batch.scored)
         joint.update(drawn, truth, batch.start, batch.scored)
         if watch:
@@ -57,12 +58,12 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
     return {**found, "joint": {**own, **joint.compute()}}, windows
 
 
-def joint_scores(data) -> JointScores:
+def joint_scores(data, precision: torch.dtype = torch.float64) -> JointScores:
     """An empty `JointScores` that knows of the places of the data's nodes what there is to know."""
     field = data.field
-    return JointScores(data.num_nodes, data.nearest_nodes(NEIGHBOURS),
-                       partial(pair_distances, grid=field.grid, kept=field.kept, coordinates=field.coordinates,
-                               graph=field.graph))
+    distances = partial(pair_distances, grid=field.grid, kept=field.kept, coordinates=field.coordinates,
+                        graph=field.graph)
+    return JointScores(data.num_nodes, data.nearest_nodes(NEIGHBOURS), distances, precision)
 
 
 def own_windows(batches, processes: Processes):
@@ -79,7 +80,7 @@ def cross_check(draw, batches, physical) -> dict:
     for batch in batches:
         scored = slice(None) if batch.scored is None else batch.scored[0].flatten()
         checks.append(crps_cross_check(physical(draw(batch)).flatten(2)[..., scored],
-                                       physical(batch.future).flatten(1)[..., scored]))
+                                       batch.truth.flatten(1)[..., scored]))
     count = len(checks)
     return {
         "windows": count,
@@ -96,11 +97,12 @@ def evaluate_mean(predict, batches, physical, processes: Processes = ALONE) -> d
     """
     absolute, square, targets, windows = 0, 0, 0, 0
     for batch in own_windows(batches, processes):
-        error = (physical(predict(batch)) - physical(batch.future)).double()
-        scored = torch.ones_like(error) if batch.scored is None else batch.scored.double()
-        absolute = absolute + (error.abs() * scored).sum((0, 2))
-        square = square + (error.square() * scored).sum((0, 2))
-        targets = targets + scored.sum((0, 2))
+        error = physical(predict(batch)) - batch.truth
+        scored = torch.ones_like(error, dtype=torch.bool) if batch.scored is None else batch.scored
+        error = error.where(scored, 0.0)
+        absolute = absolute + error.abs().sum((0, 2))
+        square = square + error.square().sum((0, 2))
+        targets = targets + scored.sum((0, 2), dtype=torch.float64)
         windows += len(error)
     absolute, square, targets, windows = (processes.add(torch.as_tensor(each))
                                           for each in (absolute, square, targets, windows))

@@ -15,6 +15,7 @@ from .metrics import (
     crps_quantile,
     energy_score,
     field_counts,
+    in_units,
     member_quantiles,
     pit_counts,
     pit_error,
@@ -107,11 +108,13 @@ class JointScores:
     neighbours: (node, count), each row a neighbourhood; None: they are not known, and their scores are left out.
     distances(first, second) -> (distances of these pairs of nodes, their unit) or None.
     With a mask, sums and maxima are those of the observed nodes, of truth and members alike; a set without any does not
-    count. `sums` holds all that was seen, in float64; sums of several processes may be added.
+    count. `sums` holds all that was seen, in float64; sums of several processes may be added. precision: see
+    `metrics.EnsembleScores`.
     """
 
-    def __init__(self, node, neighbours=None, distances=lambda first, second: None):
-        self.distances, self.pairs, self.regions = distances, variogram_pairs(node), random_regions(node)
+    def __init__(self, node, neighbours=None, distances=lambda first, second: None, precision=torch.float64):
+        self.precision, self.distances = precision, distances
+        self.pairs, self.regions = variogram_pairs(node), random_regions(node)
         self.some = torch.linspace(0, node - 1, min(CENTRES, node)).round().long()  # evenly over their order
         self.correlated = drawn(node, min(MAX_CORRELATED_NODES, node))
         self.neighbourhoods = None if neighbours is None else neighbours[self.some]
@@ -129,8 +132,8 @@ class JointScores:
         Shapes: members (batch, member, horizon, node), truth (batch, horizon, node), start (batch,), observed as truth:
         which targets count; None: all. Units: physical.
         """
-        if observed is not None:
-            members, truth = members.where(observed.unsqueeze(1), 0), truth.where(observed, 0)
+        physical = (truth if observed is None else truth.where(observed, 0)).double()
+        members, truth, unit = in_units(members, truth, observed, self.precision)
         self._to(members.device)
         near, control = members[..., self.some], shuffled(members, start, axis=3)
         without = {
@@ -141,8 +144,10 @@ class JointScores:
         chunk = {
             **self._space(members, truth, observed), **self._time(near, truth, observed),
             **{CONTROL + name: value for name, value in without.items()},
-            **self._errors(truth - members.mean(1), observed), **field_counts(truth, observed, self.pairs),
+            **self._errors(truth - members.mean(1), observed),
         }
+        chunk = {name: value * unit ** _power(name) for name, value in chunk.items()}
+        chunk |= {**self._sizes(physical, observed), **field_counts(truth, observed, self.pairs)}
         self.sums = {name: self.sums.get(name, 0) + value.sum(0) for name, value in chunk.items()}
         self._windows.append({name: value for name, value in chunk.items() if name in BY_WINDOW})
 
@@ -161,7 +166,6 @@ class JointScores:
         chunk = {"node products": _products(_around_mean(members[..., self.correlated]).flatten(0, 2))}
         for name, sets in self.families.items():
             chunk[f"crps_{name}"] = crps[..., sets].sum((1, 2), dtype=torch.float64)
-            chunk[f"abs_truth_{name}"] = truth[..., sets].abs().sum((1, 2), dtype=torch.float64)
             chunk[f"PIT_{name}"] = pit_counts(ordered[..., sets], truth[..., sets],
                                               None if seen is None else seen[..., sets]).unsqueeze(0)
         return chunk
@@ -187,14 +191,26 @@ class JointScores:
 
     def _time(self, members, truth, observed):
         """Scores of the increments of some nodes, by window, and products of steps: what their order changes."""
-        increments, true = members.diff(dim=2), truth[..., self.some].diff(dim=1)
+        increments, true = members.diff(dim=2), self._increments(truth, observed)
         if observed is not None:
-            both = observed[:, 1:, self.some] & observed[:, :-1, self.some]
-            increments, true = increments.where(both.unsqueeze(1), 0), true.where(both, 0)
+            increments = increments.where(self._both(observed).unsqueeze(1), 0)
         crps = crps_quantile(member_quantiles(sort_members(increments)), true)
         return {"crps_increments": crps.sum((1, 2), dtype=torch.float64),
-                "abs_truth_increments": true.abs().sum((1, 2), dtype=torch.float64),
                 "step products": _products(_around_mean(members).transpose(2, 3).flatten(0, 2))}
+
+    def _increments(self, truth, observed):
+        increments = truth[..., self.some].diff(dim=1)
+        return increments if observed is None else increments.where(self._both(observed), 0)
+
+    def _both(self, observed):
+        return observed[:, 1:, self.some] & observed[:, :-1, self.some]
+
+    def _sizes(self, truth, observed):
+        """Sums of the absolute truth of all that is scored, by window: what a CRPS is divided by."""
+        found = self._over_sets(truth.unsqueeze(1), observed)[:, 0]
+        sizes = {name: found[..., sets] for name, sets in self.families.items()}
+        sizes["increments"] = self._increments(truth, observed)
+        return {f"abs_truth_{name}": values.abs().sum((1, 2)) for name, values in sizes.items()}
 
     def _errors(self, error, observed):
         """Moments of the errors of the mean, between nodes and between steps. Shapes: error (batch, horizon, node)."""
@@ -263,6 +279,11 @@ class JointScores:
 
         return {**scores("", "forecast"), "control": scores(CONTROL, "control"), "autocorrelation": plain(steps),
                 "correlation": curve}
+
+
+def _power(name):
+    """The power of the unit of the values that a sum is in."""
+    return 0 if "PIT" in name or name.endswith("pairs") else 2 if name.endswith(("products", "errors")) else 1
 
 
 def _around_mean(members):

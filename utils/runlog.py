@@ -66,20 +66,20 @@ def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
     print(f"{metrics['split']} split: {metrics['windows']} windows{members}")
     for name in shown:
         if metrics.get(name) is not None:
-            note = f"  (a perfect ensemble: {metrics[floors[name]]:.4f})" if name in floors else ""
+            note = f"  (a perfect ensemble: {metrics[floors[name]]:.4g})" if name in floors else ""
             note = f"  {unit}" if name in in_unit else note
-            print(f"  {name:16}{metrics[name]:9.4f}{note}")
+            print(f"  {name:18} {metrics[name]:<9.4g}{note}")
     if metrics.get("coverage90") is not None and metrics["coverage90"] < metrics["coverage90_floor"] - FAR_COVERAGE:
         print(f"  note: the 90 % intervals hold {metrics['coverage90']:.0%} of what came, those of a perfect ensemble "
               f"{metrics['coverage90_floor']:.0%}: this ensemble is too narrow")
     for name, score in metrics.get("joint", {}).items():
         if name.startswith("CRPS_") and name not in shown and score is not None:
             control = metrics["joint"]["control"][name]
-            print(f"  {name:20}{score:.4f}  (the same members without dependence: {control:.4f})")
+            print(f"  {name:20}{score:.4g}  (the same members without dependence: {control:.4g})")
     if "cross_check" in metrics:
         check = metrics["cross_check"]
-        print(f"  fair CRPS of {check['windows']} windows: {check['ours']:.6f}, by properscoring "
-              f"{check['properscoring']:.6f}; largest difference {check['largest_difference']:.1e}")
+        print(f"  fair CRPS of {check['windows']} windows: {check['ours']:.6g}, by properscoring "
+              f"{check['properscoring']:.6g}; largest difference {check['largest_difference']:.1e}")
     seconds = {"training": metrics.get("seconds_train"), "forecasting": metrics["seconds_sample"]}
     print("seconds: " + ", ".join(f"{value:.0f} {what}" for what, value in seconds.items() if value is not None))
     if folder:
