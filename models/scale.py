@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .recalibration import OUTERMOST
 
 BINS = 48  # of the calendar's first cycle, at most
-PRIOR = 24.0  # residuals of a node and bin that count as much as the node's own mean
+PRIOR = 3.0  # cycles (days, years) of residuals in a bin that count as much as the mean square of the node
 SMALLEST_STATE = 0.01  # standardized units
 FLOOR = 0.02  # of the root mean square of all nodes: the smallest scale of a node that hardly varies
 SCALES = ("cycle", "quantiles", "spectrum", "global")
@@ -18,7 +18,9 @@ class FluctuationScale(nn.Module):
     cycle     root mean square of training residuals per node and time of the calendar's first cycle (hour of day,
               month), shrunk towards that of the node:
 
-                  scale^2 = (sum of residual^2 in the bin + PRIOR * mean residual^2 of the node) / (count + PRIOR)
+                  scale^2 = (cycles * mean residual^2 in the bin + PRIOR * that of the node) / (cycles + PRIOR)
+
+              cycles (days, years) are what is independent of each other in a bin: windows that overlap are not
 
     spectrum  as published: spread of the weak spectral components of the node's training series, see
               `data.fluctuation`; one value for each node
@@ -68,5 +70,6 @@ class FluctuationScale(nn.Module):
         total, count = torch.zeros_like(self.table), torch.zeros_like(self.table)
         total.index_add_(0, bins, squares.flatten(0, 1))
         count.index_add_(0, bins, counts.flatten(0, 1))
-        variance = (total + PRIOR * node) / (count + PRIOR)
+        cycles = count * len(self.table) / (self.size * len(self.ahead))
+        variance = (cycles * total / count.clamp_min(1) + PRIOR * node) / (cycles + PRIOR)
         self.table.copy_(variance.clamp_min(FLOOR**2 * overall).sqrt())
