@@ -85,7 +85,7 @@ class Forecaster(nn.Module):
             prepared.append(self.prepare(batch.future, batch.context))
             contexts.append(batch.context)
         futures, prepared, context = torch.cat(futures), torch.cat(prepared), Context.join(contexts)
-        self.margin.fit(futures, prepared, context, spectrum)
+        self.margin.fit(self.mean_model, futures, prepared, context, spectrum)
         self.noise.fit(self.margin.encode(futures, prepared, context, torch.rand_like(futures)), context)
 
     def prepare(self, future: Tensor, context: Context) -> Tensor:

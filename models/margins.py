@@ -30,8 +30,9 @@ class ResidualMargin(nn.Module):
 
         z = (future - mean) / scale,    member = mean + width * scale * (z - mean of z over members)
 
-    The last term, `center`, makes the stage-1 mean the mean of the members. `width` is 1 until `calibrate`. Members
-    are moved to values of the `support`, their mean being kept.
+    The last term, `center`, makes the stage-1 mean the mean of the members. `width` is the widening that the validation
+    part asks for, see `MeanModel.widening`: training residuals, which z is standardized by, cannot show it. Members are
+    moved to values of the `support`, their mean being kept.
     Source: CoST section 4.2 (residual).
     """
 
@@ -50,8 +51,9 @@ class ResidualMargin(nn.Module):
     def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
         return self.given(mean_model, context)
 
-    def fit(self, futures: Tensor, prepared: Tensor, context: Context, spectrum) -> None:
+    def fit(self, mean_model: MeanModel, futures: Tensor, prepared: Tensor, context: Context, spectrum) -> None:
         """Estimate the fluctuation scale from training windows, see `FluctuationScale.fit`."""
+        self.width.fill_(mean_model.widening)
         mean, state = prepared.unbind(1)
         self.scale.fit((futures - mean) / state, context.calendar, context.target_mask, spectrum)
 
@@ -107,7 +109,7 @@ class QuantileMargin(nn.Module):
         """The levels between which the future lies under the uncalibrated quantiles: (batch, 2, F, node)."""
         return levels_of(mean_model.uncalibrated.predict(context), future, *self.support)
 
-    def fit(self, futures: Tensor, prepared: Tensor, context: Context, spectrum) -> None:
+    def fit(self, mean_model: MeanModel, futures: Tensor, prepared: Tensor, context: Context, spectrum) -> None:
         """Nothing to estimate."""
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:

@@ -64,6 +64,11 @@ class MeanModel(nn.Module):
         """The model without what was fitted to validation quantiles."""
         return self
 
+    @property
+    def widening(self) -> Tensor | float:
+        """By how much validation shows the quantiles to be too narrow, see `Recalibration`; 1 where nothing does."""
+        return 1.0
+
     def compile_networks(self) -> None:
         for name in self.compiled:
             getattr(self, name).compile()
@@ -146,6 +151,10 @@ class RecalibratedQuantiles(_Wrapper):
     @property
     def uncalibrated(self) -> MeanModel:
         return self.inner
+
+    @property
+    def widening(self) -> Tensor:
+        return self.recalibration.widening
 
     def predict(self, context: Context) -> Tensor:
         return self.recalibration(self.inner.predict(context), context.calendar)

@@ -9,7 +9,7 @@ BINS = 48  # of the calendar's first cycle, at most
 PRIOR = 3.0  # cycles (days, years) of residuals in a bin that count as much as the mean square of the node
 SMALLEST_STATE = 0.01  # standardized units
 FLOOR = 0.02  # of the root mean square of all nodes: the smallest scale of a node that hardly varies
-SCALES = ("cycle", "quantiles", "spectrum", "global")
+SCALES = ("quantiles", "cycle", "spectrum", "global")
 
 
 class FluctuationScale(nn.Module):

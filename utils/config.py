@@ -144,9 +144,10 @@ class TrainConfig(CommonConfig):
                       "over nodes and steps, or independent", choices="noise")
     modes: int = flag(16, DIFFUSION, "modes shared by all nodes in --noise covariance", minimum=0)
     prediction: str = flag("v", DIFFUSION, "what the denoiser predicts", choices="prediction")
-    scale: str = flag("cycle", DIFFUSION, "fluctuation scale: of each node and time of the calendar's first cycle, "
-                      "from training residuals (cycle); of each node, from the spectrum of its training series, as "
-                      "published (spectrum); one for the field (global)", choices="scale")
+    scale: str = flag("quantiles", DIFFUSION, "fluctuation scale: spread of training residuals by node and time of the "
+                      "calendar's first cycle (cycle), times the spread of the quantiles of stage 1 (quantiles); of "
+                      "each node, from the spectrum of its training series, as published (spectrum); one for the "
+                      "field (global)", choices="scale")
     scale_threshold: float = flag(0.1, DIFFUSION, "--scale spectrum: amplitude, as a share of a node's largest, below "
                                   "which a component is fluctuation", above=0)
     scale_statistic: str = flag("std", DIFFUSION, "--scale spectrum: spread of the fluctuation",
@@ -229,7 +230,7 @@ WITHOUT_EFFECT = {
                    "dlinear": ("climatology", "tokens", "calendar_channels", "channels", "layers")},
     "margin": {"quantile": ("scale", "scale_threshold", "scale_statistic", "condition_mean", "condition_scale",
                             "center")},
-    "scale": {name: ("scale_threshold", "scale_statistic") for name in ("cycle", "global")},
+    "scale": {name: ("scale_threshold", "scale_statistic") for name in ("quantiles", "cycle", "global")},
     "noise": {"independent": ("modes",)},
     "denoiser": {**{name: ("mixing_tokens", "neighbours") for name in ("mlp", "stid")}, "tokens": ("neighbours",)},
 }
