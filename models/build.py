@@ -65,8 +65,8 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict,
         raise ValueError(f"--margin quantile builds on conditional quantiles, found a stage-1 model of --objective "
                          f"{mean_model.objective}: train one with --objective quantiles, or choose --margin scaled")
     if not quantile and settings["scale"] == "quantiles" and mean_model.objective != "quantiles":
-        raise ValueError(f"--scale quantiles is the spread of conditional quantiles, found a stage-1 model of --objective "
-                         f"{mean_model.objective}: choose --scale cycle")
+        raise ValueError("--scale quantiles is the spread of conditional quantiles, found a stage-1 model of "
+                         f"--objective {mean_model.objective}: choose --scale cycle")
     if settings["endpoint"] != "none" and (settings["margin"] != "residual" or settings["noise"] != "independent"):
         raise ValueError(f"--endpoint {settings['endpoint']} is a fluctuation scale in units of the residual: it needs "
                          "--margin residual --noise independent")
