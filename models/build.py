@@ -73,7 +73,8 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict,
     if quantile:
         margin = QuantileMargin(support)
     else:
-        scale = FluctuationScale(settings["scale"], task.num_nodes, task.predict_len, task.calendar_sizes[0])
+        scale = FluctuationScale(settings["scale"], task.num_nodes, task.predict_len, task.calendar_sizes[0],
+                                 support[1])
         inputs = tuple(name for name in ("mean", "scale") if settings[f"condition_{name}"])
         margin = ResidualMargin(scale, support, settings["margin"] == "scaled", settings["center"], inputs)
     noise = IndependentNoise(task.num_nodes) if settings["noise"] == "independent" else \

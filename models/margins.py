@@ -55,17 +55,17 @@ class ResidualMargin(nn.Module):
         """Estimate the fluctuation scale from training windows, see `FluctuationScale.fit`."""
         self.width.fill_(mean_model.widening)
         mean, state = prepared.unbind(1)
-        self.scale.fit((futures - mean) / state, context.calendar, context.target_mask, spectrum)
+        self.scale.fit(futures - mean, state, context.calendar, context.target_mask, spectrum)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         mean, state = prepared.unbind(1)
-        return (future - mean) / (state * self.scale(context.calendar)) if self.scaled else future - mean
+        return (future - mean) / self.scale(context.calendar, state) if self.scaled else future - mean
 
     def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
         """Inputs of the denoiser beside the context, (batch, F, node) each: anomalies, and values of nodes."""
         mean, state = given.unbind(1)
         anomalies = [mean - context.future_climatology] if "mean" in self.inputs else []
-        return anomalies, [(state * self.scale(context.calendar)).log()] if "scale" in self.inputs else []
+        return anomalies, [self.scale(context.calendar, state).log()] if "scale" in self.inputs else []
 
     def draws(self, members: int, kind: str) -> int:
         """How many samples of z an ensemble of so many members takes."""
@@ -75,9 +75,11 @@ class ResidualMargin(nn.Module):
         """Members of an ensemble of a kind, random or its smoothed quantiles, from `draws` samples of z."""
         if self.center:
             z = (z - z.mean(1, keepdim=True)) * (z.shape[1] / (z.shape[1] - 1)) ** 0.5
-        mean, state = given.unsqueeze(2).unbind(1)
-        residual = self.width * z * state * self.scale(context.calendar).unsqueeze(1) if self.scaled else self.width * z
-        drawn = mean + residual
+        mean, state = given.unbind(1)
+        residual = self.width * z
+        if self.scaled:
+            residual = residual * self.scale(context.calendar, state).unsqueeze(1)
+        drawn = mean.unsqueeze(1) + residual
         if kind == "quantiles":
             drawn = smooth_members(drawn, members)
         return to_support(keep_mean_above(drawn, self.support[0]), *self.support)

@@ -7,8 +7,8 @@ from .recalibration import OUTERMOST
 
 BINS = 48  # of the calendar's first cycle, at most
 PRIOR = 3.0  # cycles (days, years) of residuals in a bin that count as much as the mean square of the node
-SMALLEST_STATE = 0.01  # standardized units
-FLOOR = 0.02  # of the root mean square of all nodes: the smallest scale of a node that hardly varies
+FLOOR = 0.03  # the smallest scale, as a share of the root mean square of all residuals
+ROUNDING = 12**-0.5  # standard deviation of the error of rounding, in steps
 SCALES = ("quantiles", "cycle", "spectrum", "global")
 
 
@@ -28,12 +28,14 @@ class FluctuationScale(nn.Module):
               then also depends on the history
     global    the root mean square of all training residuals, one value for the field
 
-    Units: standardized. Source: CoST section 4.3 (spectrum).
+    No scale is below FLOOR, nor, where values are multiples of a `step` (counts), below the error of rounding to it:
+    nodes that never varied in training may vary later. Units: standardized. Source: CoST section 4.3 (spectrum).
     """
 
-    def __init__(self, kind: str, num_nodes: int, predict_len: int, size: int):
+    def __init__(self, kind: str, num_nodes: int, predict_len: int, size: int, step: float = 0.0):
         super().__init__()
-        self.kind, self.size = kind, size
+        self.kind, self.size, self.rounding = kind, size, step * ROUNDING
+        self.register_buffer("floor", torch.zeros(()))
         self.register_buffer("table", torch.ones(min(size, BINS) if kind in ("cycle", "quantiles") else 1, num_nodes))
         self.register_buffer("ahead", torch.arange(1, predict_len + 1), persistent=False)
 
@@ -41,8 +43,9 @@ class FluctuationScale(nn.Module):
         """Rows of the table at the steps of the horizon: (batch, F)."""
         return (calendar[:, :1] + self.ahead) % self.size * len(self.table) // self.size
 
-    def forward(self, calendar: Tensor) -> Tensor:
-        return self.table[self.bins(calendar)]
+    def forward(self, calendar: Tensor, state: Tensor | float = 1.0) -> Tensor:
+        """The scale at a calendar (batch, cycle) and a `state` (batch, F, node), see `state`: (batch, F, node)."""
+        return (state * self.table[self.bins(calendar)]).clamp_min(self.floor)
 
     def state(self, predicted: Tensor) -> Tensor:
         """The part of the scale that depends on the history, from the outputs of stage 1: (batch, F, node).
@@ -51,25 +54,29 @@ class FluctuationScale(nn.Module):
         """
         if self.kind != "quantiles":
             return torch.ones_like(predicted[:, 0])
-        return ((predicted[:, -1] - predicted[:, 0]) / (2 * OUTERMOST)).clamp_min(SMALLEST_STATE)
+        return ((predicted[:, -1] - predicted[:, 0]) / (2 * OUTERMOST)).clamp_min(max(self.rounding, 1e-3))
 
     @torch.no_grad()
-    def fit(self, residual: Tensor, calendar: Tensor, observed: Tensor | None, spectrum) -> None:
-        """Estimate it from training residuals (window, F, node); spectrum() gives the published scale (node,)."""
+    def fit(self, residual: Tensor, state: Tensor, calendar: Tensor, observed: Tensor | None, spectrum) -> None:
+        """Estimate it from training windows: residual, state, observed (window, F, node), calendar (window, cycle).
+
+        spectrum() gives the published scale (node,).
+        """
         if self.kind == "spectrum":
             self.table.copy_(spectrum())
             return
         counts = torch.ones_like(residual) if observed is None else observed.to(residual.dtype)
-        squares = residual.square() * counts
-        node = squares.sum((0, 1)) / counts.sum((0, 1)).clamp_min(1)
-        overall = (squares.sum() / counts.sum().clamp_min(1)).clamp_min(1e-12)
+        rms = ((residual.square() * counts).sum() / counts.sum().clamp_min(1)).sqrt()
+        self.floor.copy_((FLOOR * rms).clamp_min(max(self.rounding, 1e-6)))
         if self.kind == "global":
-            self.table.copy_(overall.sqrt().expand_as(self.table))
+            self.table.copy_(rms.expand_as(self.table))
             return
+        squares = (residual / state).square() * counts
+        node = squares.sum((0, 1)) / counts.sum((0, 1)).clamp_min(1)
         bins = self.bins(calendar).flatten()
         total, count = torch.zeros_like(self.table), torch.zeros_like(self.table)
         total.index_add_(0, bins, squares.flatten(0, 1))
         count.index_add_(0, bins, counts.flatten(0, 1))
         cycles = count * len(self.table) / (self.size * len(self.ahead))
         variance = (cycles * total / count.clamp_min(1) + PRIOR * node) / (cycles + PRIOR)
-        self.table.copy_(variance.clamp_min(FLOOR**2 * overall).sqrt())
+        self.table.copy_(variance.sqrt())
