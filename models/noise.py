@@ -13,6 +13,7 @@ from .modes import leading_axes
 
 RIDGE = 1e-3  # share of the mean variance added to each covariance before it is factorised
 SMALLEST_IDIOSYNCRATIC = 0.05  # of a node's variance, that the modes leave at least where a value is imputed
+SMALLEST_SPREAD = 0.25  # of z at a node and step, as a share of the root mean square of all: rarely varying nodes
 POOLED = 0.5  # share of the covariance over steps that a node takes from all nodes
 
 
@@ -85,7 +86,8 @@ class CovarianceNoise(nn.Module):
     def fit(self, z: Tensor, context: Context) -> None:
         """Estimate everything from training windows: z (window, F, node) of their futures, and their contexts."""
         known = context.target_mask
-        self.spread.copy_(_mean_square(z, known, 0).sqrt().clamp_min(1e-2))
+        square = _mean_square(z, known, 0)
+        self.spread.copy_(square.sqrt().clamp_min(SMALLEST_SPREAD * square.mean().sqrt().clamp_min(1e-2)))
         scaled = z / self.spread if known is None else z / self.spread * known  # gaps: the mean, 0
         if self.modes:
             self.axes.copy_(leading_axes(scaled.flatten(0, 1), self.modes))
@@ -103,7 +105,7 @@ class CovarianceNoise(nn.Module):
         nodes = torch.lerp(nodes, nodes.mean(0) / variance.mean().clamp_min(1e-6) * variance, POOLED)
         covariance = torch.cat([nodes, modes]).double()
         variance = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-6).view(-1, 1, 1)
-        ridge = RIDGE * variance * torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
+        ridge = torch.maximum(RIDGE * variance, SMALLEST_SPREAD**2 - variance) * torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
         kept = 1 - self.axes.square().sum(1).clamp_max(0.95)  # share of independent values that the axes leave
         covariance[:self.num_nodes] /= kept.view(-1, 1, 1)
         root = torch.linalg.cholesky((covariance if known is None else _without_negative_part(covariance)) + ridge)
