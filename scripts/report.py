@@ -96,14 +96,17 @@ def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split:
 
 
 def comparison(windows: dict[str, dict], name: str, block: int) -> str:
-    """How far the run is from a baseline on the same windows, in words; without an interval, why."""
+    """How far the run is from a baseline on the same windows, in words."""
     try:
         difference = paired_difference(windows["this run"], windows[name], "CRPS", block)
     except ValueError as error:
         return f"no interval for the difference to {name}: {error}"
-    relative, lower, upper = (100 * difference[key] for key in ("relative", "lower", "upper"))
-    return f"CRPS {abs(relative):.1f} % {'below' if relative < 0 else 'above'} {name} (95 % interval of the " \
-           f"difference: {lower:+.1f} to {upper:+.1f} %)"
+    relative = 100 * difference["relative"]
+    text = f"CRPS {abs(relative):.1f} % {'below' if relative < 0 else 'above'} {name}"
+    if difference["lower"] is None:
+        return f"{text} (too few windows for an interval of the difference)"
+    lower, upper = (100 * difference[key] for key in ("lower", "upper"))
+    return f"{text} (95 % interval of the difference: {lower:+.1f} to {upper:+.1f} %)"
 
 
 def independent_block(starts: torch.Tensor, length: int) -> int:
