@@ -17,7 +17,7 @@ import pandas as pd
 
 from scripts.benchmark import METHODS
 from utils.checkpoint import read_json, write_atomically
-from utils.comparison import paired_difference
+from utils.comparison import in_words, paired_difference
 from utils.config import FlagParser, TrainConfig, run_main
 from utils.plots import draw_quality_against_cost
 
@@ -144,8 +144,7 @@ def differences(runs: pd.DataFrame, block: int, scores: Sequence[str] = COMPARED
             continue
         row = [name]
         for score in scores:
-            found = paired_difference(windows[DEFAULT], windows[name], score, block)
-            row.append(f"{found['relative']:+.1%} [{found['lower']:+.1%}, {found['upper']:+.1%}]")
+            row.append(in_words(paired_difference(windows[DEFAULT], windows[name], score, block)))
         rows.append(row)
     return [f"{DEFAULT} against", *scores], rows
 
@@ -195,7 +194,8 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
             "single seed, from the tables of arXiv:2502.11013, as printed there. The rest: every test window, "
             f"{members} members, mean ± standard deviation over seeds; minutes of one run on one CPU core. Below each "
             f"table the relative difference of the default, {DEFAULT}, to every method with a paired 95 % interval "
-            "(circular blocks of a window's length, seeds averaged): negative is better. Rows named `our_` and "
+            "(none where the windows are worth fewer than 8 independent ones), seeds averaged: negative is better. Rows "
+            "named `our_` and "
             f"gaussian_copula stand on the same stage 1 as {DEFAULT}; that sees lags on NYCFlights alone, by its "
             "preset. lags sees values of a day and a week (a year) before each step, as the seasonal naive forecast, "
             "no_lags and the rows above nothing but the history.\n")
@@ -220,8 +220,8 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
             "brackets the score of the control: the same members in another order at every node (for increments and "
             "autocorrelation: at every step), margins without dependence. Mean ± standard deviation over seeds; "
             "[scores.md](../scores.md) defines the scores, lower is better in each. Below each table the relative "
-            f"difference of the default, {DEFAULT}, to every method with a paired 95 % interval (circular blocks of a "
-            "window's length, seeds averaged): negative is better.\n")
+            f"difference of the default, {DEFAULT}, to every method with a paired 95 % interval (none where the "
+            "windows are worth fewer than 8 independent ones), seeds averaged: negative is better.\n")
     for data_name, group in runs.groupby("data_name", sort=False):
         known = [score for score in JOINT_COMPARED if group[score].notna().all()]
         text += (f"\n## {data_name}\n\n{group.windows.iloc[0]} test windows\n\n{markdown(*joint_ladder(group))}\n"

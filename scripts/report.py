@@ -37,10 +37,10 @@ from utils.report import Picture, number, page, paragraph, table
 from utils.runlog import FAR_COVERAGE
 
 BASELINES = ("persistence", "climatology")
-SCORES = ("CRPS", "CRPS_sum", "QICE", "coverage90", "IS", "MAE", "RMSE", "energy_score", "spread_skill")
+SCORES = ("CRPS", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "energy_score", "spread_skill")
 JOINT = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_increments", "energy_score",
          "variogram_score", "correlation_gap", "autocorrelation_gap", "PIT_error_regions")
-BY_HORIZON = ("CRPS", "QICE", "coverage90", "IS", "MAE", "RMSE", "spread_skill")
+BY_HORIZON = ("CRPS", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "spread_skill")
 IN_UNIT = ("IS", "MAE", "RMSE", "energy_score")
 PICKED_NODES, PICKED_WINDOWS, DRAWN_NODES, TABLE_NODES = 60, 4, 4, 1000
 FAN_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -52,7 +52,7 @@ CAPTIONS = {
              "colours: they should look alike."),
     "reliability": ("Reliability", "Below the diagonal at the left and above it at the right: too wide. The other way "
                     "round: too narrow. All above it: forecasts too high; all below: too low."),
-    "qice": ("QICE: observations by decile", "QICE is the mean distance of the bars from the line."),
+    "qice": ("Observations by decile", "QICE_ties is the mean distance of the bars from the line."),
     "pit": ("PIT histogram", "Flat: calibrated. A hump: too wide. A bowl: too narrow. A slope: too high, where the "
             "left bars are the higher ones, or too low."),
     "spread_skill": ("Spread against error", "Does the ensemble know when it is uncertain? Then the errors follow the "
@@ -96,14 +96,17 @@ def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split:
 
 
 def comparison(windows: dict[str, dict], name: str, block: int) -> str:
-    """How far the run is from a baseline on the same windows, in words; without an interval, why."""
+    """How far the run is from a baseline on the same windows, in words."""
     try:
         difference = paired_difference(windows["this run"], windows[name], "CRPS", block)
     except ValueError as error:
         return f"no interval for the difference to {name}: {error}"
-    relative, lower, upper = (100 * difference[key] for key in ("relative", "lower", "upper"))
-    return f"CRPS {abs(relative):.1f} % {'below' if relative < 0 else 'above'} {name} (95 % interval of the " \
-           f"difference: {lower:+.1f} to {upper:+.1f} %)"
+    relative = 100 * difference["relative"]
+    text = f"CRPS {abs(relative):.1f} % {'below' if relative < 0 else 'above'} {name}"
+    if difference["lower"] is None:
+        return f"{text} (too few windows for an interval of the difference)"
+    lower, upper = (100 * difference[key] for key in ("lower", "upper"))
+    return f"{text} (95 % interval of the difference: {lower:+.1f} to {upper:+.1f} %)"
 
 
 def independent_block(starts: torch.Tensor, length: int) -> int:
@@ -127,9 +130,9 @@ def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedFiel
         if found.scores[name]["CRPS"] <= ours["CRPS"]:
             texts.append(f"{name.capitalize()}, which needs no network, is as good or better: CRPS "
                          f"{number(found.scores[name]['CRPS'])} against {number(ours['CRPS'])}.")
-    if ours["QICE"] > FAR_QICE * ours["QICE_floor"]:
-        texts.append(f"Calibration: QICE {number(ours['QICE'])} is more than {FAR_QICE} times that of a perfect "
-                     f"ensemble ({number(ours['QICE_floor'])}); see the bars below.")
+    if ours["QICE_ties"] > FAR_QICE * ours["QICE_floor"]:
+        texts.append(f"Calibration: QICE_ties {number(ours['QICE_ties'])} is more than {FAR_QICE} times that of a "
+                     f"perfect ensemble ({number(ours['QICE_floor'])}); see the bars below.")
     off = ours["coverage90"] - ours["coverage90_floor"]
     if off < -FAR_COVERAGE or (off > FAR_COVERAGE and not data.scaler.whole):  # many equal counts: any closed interval
         texts.append(f"The central 90 % interval holds {100 * ours['coverage90']:.1f} % of the observations; a perfect "
@@ -254,8 +257,9 @@ def score_section(found: Forecasts, block: int, unit: str) -> str:
     """The table of scores, and in words what the run is better than."""
     rows = [[name, *(scores[score] for score in SCORES)] for name, scores in found.scores.items()]
     perfect = {name: number(found.scores["this run"][f"{name}_floor"]) for name in ("QICE", "coverage90")}
-    caption = f"A perfect ensemble of as many members: QICE {perfect['QICE']}, coverage90 {perfect['coverage90']}, " \
-              f"spread_skill 1. All others are better when lower. {', '.join(IN_UNIT)} in {unit}."
+    caption = f"A perfect ensemble of as many members: QICE_ties {perfect['QICE']}, coverage90 " \
+              f"{perfect['coverage90']}, spread_skill 1. All others are better when lower. {', '.join(IN_UNIT)} in " \
+              f"{unit}."
     compared = "; ".join(comparison(found.windows, name, block) for name in BASELINES)
     return table("Scores", caption, ["forecast", *SCORES], rows) + paragraph(f"{compared}.")
 

@@ -48,7 +48,7 @@ def test_nodes_and_deciles_agree_with_the_scores():
     found, scores = gather(members, truth), EnsembleScores(HORIZON, NODES, MEMBERS)
     scores.update(members, truth)
     report, nodes = scores.compute(), found.by_node()
-    assert np.abs(found.bins() - 0.1).mean() == pytest.approx(report["QICE"])
+    assert np.abs(found.bins() - 0.1).mean() == pytest.approx(report["QICE_ties"])
     assert nodes["CRPS"].mean() / truth.abs().mean() == pytest.approx(report["CRPS"])
     assert nodes["coverage90"].mean() == pytest.approx(report["coverage90"])
     assert math.sqrt((nodes["RMSE"]**2).mean()) == pytest.approx(report["RMSE"])

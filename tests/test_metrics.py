@@ -16,11 +16,11 @@ from utils.metrics import EnsembleScores
 KEYS = {
     "CRPS", "CRPS_fair", "CRPS_fair_physical", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "MAE_median",
     "RMSE", "energy_score", "variogram_score", "spread_skill", "QICE_floor", "coverage90_floor", "windows",
-    "members", "per_horizon", "PIT", "PIT_error",
+    "members", "per_horizon", "PIT", "PIT_error", "QICE_ties", "ensemble",
 }
 KEYS_PER_HORIZON = {
     "CRPS", "CRPS_fair", "CRPS_fair_physical", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "MAE_median", "RMSE",
-    "energy_score", "variogram_score", "spread_skill",
+    "energy_score", "variogram_score", "spread_skill", "QICE_ties",
 }
 
 
@@ -53,6 +53,7 @@ def flat(report):
 def assert_same(one, other, rel):
     one, other = flat(one), flat(other)
     assert one.keys() == other.keys()
+    assert one.pop("ensemble") == other.pop("ensemble")
     for name in one:
         assert one[name] == pytest.approx(other[name], rel=rel, abs=1e-12), name
 
@@ -140,7 +141,8 @@ def test_interval_score_agrees_with_scoringrules():
 def bins_of(members, truth):
     """The bins that share one observation, and that their shares are equal."""
     quantiles = metrics.member_quantiles(torch.tensor(members).view(1, -1, 1, 1))
-    counts = metrics.qice_counts(quantiles[:, metrics.DECILES], torch.tensor(truth).view(1, 1, 1))[0]
+    pairs = metrics.decile_counts(quantiles[:, metrics.DECILES], torch.tensor(truth).view(1, 1, 1))
+    counts = metrics.shared_bins(pairs)[0]
     bins = counts.nonzero().flatten().tolist()
     assert counts[bins].tolist() == pytest.approx([1 / len(bins)] * len(bins))
     return bins
@@ -179,18 +181,30 @@ def test_an_observation_on_many_edges_is_spread_over_all_bins_that_touch_them():
 
 def test_without_ties_the_bins_are_those_of_card():
     members, truth = forecast(batch=40, members=50)
-    counts = metrics.qice_counts(metrics.member_quantiles(members.sort(dim=1).values)[:, metrics.DECILES], truth)
+    pairs = metrics.decile_counts(metrics.member_quantiles(members.sort(dim=1).values)[:, metrics.DECILES], truth)
+    counts = metrics.shared_bins(pairs)
     assert counts.dtype == torch.float64
     np.testing.assert_array_equal(counts, lowest_bin_counts(members, truth))
+    assert torch.equal(counts, metrics.lowest_bins(pairs))
+
+
+def test_observations_on_edges_count_in_the_lowest_bin_by_the_rule_of_card():
+    members, truth = ((x - 8).clamp_min(0).round() for x in forecast(batch=40, members=50))
+    pairs = metrics.decile_counts(metrics.member_quantiles(members.sort(dim=1).values)[:, metrics.DECILES], truth)
+    np.testing.assert_array_equal(metrics.lowest_bins(pairs), lowest_bin_counts(members, truth))
+    assert not torch.equal(metrics.lowest_bins(pairs), metrics.shared_bins(pairs))
+    report = score(members, truth)
+    bins = lowest_bin_counts(members, truth).sum(0)
+    assert report["QICE"] == pytest.approx(np.abs(bins / bins.sum() - 0.1).mean())
 
 
 @pytest.mark.parametrize("zeros", [0.3, 0.82, 0.88])
 def test_a_perfect_forecast_of_many_zeros_scores_near_the_floor(zeros):
     ordered, truth = zero_inflated(zeros)
-    counts = metrics.qice_counts(metrics.member_quantiles(ordered)[:, metrics.DECILES], truth)
+    pairs = metrics.decile_counts(metrics.member_quantiles(ordered)[:, metrics.DECILES], truth)
+    counts = metrics.shared_bins(pairs)
     assert metrics.qice(counts).item() < metrics.perfect_qice(50) + 0.002
-    former = torch.from_numpy(lowest_bin_counts(ordered, truth))
-    assert metrics.qice(former).item() > (0.04 if zeros < 0.5 else 0.1)
+    assert metrics.qice(metrics.lowest_bins(pairs)).item() > (0.04 if zeros < 0.5 else 0.1)
     assert metrics.pit_error(metrics.pit_counts(ordered, truth)).item() < 0.003
 
 
@@ -229,7 +243,7 @@ def test_the_floors_are_what_a_perfect_ensemble_scores(members):
     draws = torch.rand(400_000, members + 1)
     quantiles = metrics.member_quantiles(draws[:, 1:].sort(dim=1).values[..., None, None])
     truth = draws[:, :1, None]
-    qice = metrics.qice(metrics.qice_counts(quantiles[:, metrics.DECILES], truth)).item()
+    qice = metrics.qice(metrics.shared_bins(metrics.decile_counts(quantiles[:, metrics.DECILES], truth))).item()
     coverage = metrics.covered(quantiles[:, 0], quantiles[:, -1], truth).double().mean().item()
     assert qice == pytest.approx(metrics.perfect_qice(members), abs=4e-4)
     assert coverage == pytest.approx(metrics.perfect_coverage(members), abs=2e-3)
@@ -331,7 +345,7 @@ def literal_scores(members, truth):
         return np.mean(per_level)
 
     batch, count, horizon, node = members.shape
-    bins, interval, inside, error, error_median = np.zeros(10), [], [], [], []
+    lowest, bins, interval, inside, error, error_median = np.zeros(10), np.zeros(10), [], [], [], []
     fair, variance = 0.0, []
     for b in range(batch):
         for h in range(horizon):
@@ -340,6 +354,7 @@ def literal_scores(members, truth):
                 edges = np.quantile(x, np.arange(1, 10) / 10)
                 touched = slice(sum(edge < y for edge in edges), sum(edge <= y for edge in edges) + 1)
                 bins[touched] += 1 / (touched.stop - touched.start)
+                lowest[touched.start] += 1
                 low, high = np.quantile(x, [0.05, 0.95])
                 fine = 20 * (low - y) * (y < low) + 20 * (y - high) * (y > high)
                 interval.append(high - low + fine)
@@ -355,7 +370,8 @@ def literal_scores(members, truth):
         "CRPS_sum": crps(members.sum(-1), truth.sum(-1)),
         "CRPS_fair": fair / np.abs(truth).sum(),
         "CRPS_fair_physical": fair / truth.size,
-        "QICE": np.mean(np.abs(bins / bins.sum() - 0.1)),
+        "QICE": np.mean(np.abs(lowest / lowest.sum() - 0.1)),
+        "QICE_ties": np.mean(np.abs(bins / bins.sum() - 0.1)),
         "IS": np.mean(interval),
         "coverage90": np.mean(inside),
         "MAE": np.mean(np.abs(error)),

@@ -1,6 +1,9 @@
 """Is one forecast better than another, or were the test windows kind to it? Paired over the same windows."""
 
+import math
+
 import torch
+from scipy.special import stdtrit
 
 SCORES = {  # numerator and denominator in what `evaluate_ensemble` returns of windows; None: a mean over windows
     "CRPS": ("crps", "abs_truth"),
@@ -14,26 +17,29 @@ SCORES = {  # numerator and denominator in what `evaluate_ensemble` returns of w
        for name in ("regions", "neighbourhoods", "max", "increments")},
 }
 COVERAGE = 0.95
+FEWEST_BLOCKS = 8  # independent blocks of windows; of fewer no interval is given
+BLOCKS_PER_COSINE = 4  # slower cosines see little of the correlation within a block
 
 
-def paired_difference(ours, theirs, score, block, resamples=2000, seed=0):
-    """How much the score of one forecast differs from another's, and a 95 % interval from a paired block bootstrap.
+def paired_difference(ours, theirs, score, block):
+    """How much the score of one forecast differs from another's, and its 95 % interval.
 
         relative = (ours - theirs) / theirs,    score = sum numerator / sum denominator (`SCORES`)
-        lower, upper = 2.5 % and 97.5 % quantile of `relative` over resamples of circular blocks of windows
+        lower, upper = relative -+ half width of the mean of what each window adds to it, see `half_width`
 
-    Neighbouring windows share their steps, so single windows would make the interval too narrow: `block` windows
-    in a row are drawn together, history_len + predict_len for windows one step apart. Several seeds of a method
-    are averaged, window by window, before resampling: the interval is about the windows, not about the seeds.
+    `block`: so many windows in a row share steps of the series, history_len + predict_len for windows one step apart.
+    Several seeds of a method are averaged, window by window: the interval is about the windows, not about the seeds.
     `ours`, `theirs`: what `evaluate_ensemble` returns of the windows (torch or numpy), or a list of it, one per
     seed; windows are matched by `start`, whatever their order. Negative means that ours is better.
-    -> dict of difference (in units of the score), relative, lower, upper.
-    Raises: ValueError for an unknown score, one that a forecast has not, windows that differ, fewer than two blocks, or
-    a score of 0 of theirs.
-    Source: Kunsch 1989 (moving blocks); Politis and Romano 1992 (circular).
+    -> dict of difference (in units of the score), relative, lower, upper; the last two are None where the windows are
+    too few for an interval.
+    Raises: ValueError for an unknown score, one that a forecast has not, windows that differ, a block below 1, or a
+    score of 0 of theirs.
     """
     if score not in SCORES:
         raise ValueError(f"no paired comparison by {score!r}: choose from {', '.join(SCORES)}")
+    if block < 1:
+        raise ValueError(f"blocks of {block} windows: a block has 1 at least")
     ours, theirs = ([each] if isinstance(each, dict) else list(each) for each in (ours, theirs))
     if not all(SCORES[score][0] in run for run in ours + theirs):
         raise ValueError(f"no {score} in the windows of every forecast: evaluate them again")
@@ -45,22 +51,47 @@ def paired_difference(ours, theirs, score, block, resamples=2000, seed=0):
                 f"cannot pair forecasts of different windows: one has {len(start)} (from step {_first(start)}), "
                 f"another {len(run['start'])} (from step {_first(run['start'])}); evaluate both on the same windows"
             )
-    if not 1 <= block <= len(start) // 2:
-        raise ValueError(f"blocks of {block} windows do not fit twice into {len(start)}: evaluate more windows")
-
-    ours, theirs = (_sums(each, score) for each in (runs[:len(ours)], runs[len(ours):]))
-    ours_score, theirs_score = (each.sum(1)[0] / each.sum(1)[1] for each in (ours, theirs))
+    (ours, ours_size), (theirs, theirs_size) = (_sums(each, score) for each in (runs[:len(ours)], runs[len(ours):]))
+    ours_score, theirs_score = ours.sum() / ours_size.sum(), theirs.sum() / theirs_size.sum()
     if theirs_score == 0:
         raise ValueError(f"the other forecast's {score} is 0: there is no relative difference to it")
-    resampled = _resampled_sums(torch.cat([ours, theirs]), block, resamples, seed)
-    ratio = resampled[0] / resampled[1] / (resampled[2] / resampled[3]) - 1
-    tail = (1 - COVERAGE) / 2
-    lower, upper = torch.quantile(ratio, ratio.new_tensor([tail, 1 - tail])).tolist()
+    ratio = ours_score / theirs_score
+    added = (ours - ours_score * ours_size) / ours_size.mean() - ratio * (
+        theirs - theirs_score * theirs_size) / theirs_size.mean()
+    half = half_width(added / theirs_score, block)
+    relative = (ratio - 1).item()
     return {
-        "difference": (ours_score - theirs_score).item(),
-        "relative": ((ours_score - theirs_score) / theirs_score).item(),
-        "lower": lower, "upper": upper,
+        "difference": (ours_score - theirs_score).item(), "relative": relative,
+        "lower": None if half is None else relative - half, "upper": None if half is None else relative + half,
     }
+
+
+def half_width(values, block):
+    """Half the width of the 95 % interval of a mean of correlated values; None for fewer than FEWEST_BLOCKS blocks.
+
+        weight_j = sqrt(2 / n) * sum_w values_w * cos(pi * j * (w + 1/2) / n),    j = 1 .. B
+        half width = t(.975, B) * sqrt(mean_j weight_j^2 / n),    B = n / (BLOCKS_PER_COSINE * block), rounded
+
+    The slowest cosines measure the variance of the mean, and their number is the freedom of Student's t. What a
+    bootstrap of blocks leaves out, the correlation between blocks and the error of a variance from few of them,
+    is in it: docs/results/intervals.md compares them.
+    Shapes: values (..., n) -> a number, or (...). Source: Mueller 2004; Lazarus, Lewis, Stock and Watson 2018.
+    """
+    count = values.shape[-1]
+    if count < FEWEST_BLOCKS * block:
+        return None
+    cosines = round(count / (BLOCKS_PER_COSINE * block))
+    place = (torch.arange(count, dtype=values.dtype) + 0.5) * math.pi / count
+    weights = values @ (place.unsqueeze(1) * torch.arange(1, cosines + 1)).cos() * (2 / count) ** 0.5
+    half = (weights.square().mean(-1) / count).sqrt() * stdtrit(cosines, (1 + COVERAGE) / 2)
+    return half.item() if half.dim() == 0 else half
+
+
+def in_words(found):
+    """A relative difference with its interval: "-3.1% [-5.0%, -1.2%]", without one "-3.1% (no interval)"."""
+    if found["lower"] is None:
+        return f"{found['relative']:+.1%} (no interval)"
+    return f"{found['relative']:+.1%} [{found['lower']:+.1%}, {found['upper']:+.1%}]"
 
 
 def _first(start):
@@ -80,20 +111,3 @@ def _sums(runs, score):
     pairs = [torch.stack([run[above], torch.ones_like(run[above]) if below is None else run[below]]).double()
              for run in runs]
     return torch.stack(pairs).mean(0)
-
-
-def _resampled_sums(values, block, resamples, seed):
-    """Sums over resamples of circular blocks, cut to the length of the original.
-
-    Shapes: values (row, windows) -> (row, resamples): every row sees the same blocks.
-    """
-    windows = values.shape[1]
-    whole, rest = divmod(windows, block)
-    generator = torch.Generator().manual_seed(seed)
-    first = torch.randint(windows, (resamples, whole + 1), generator=generator)
-
-    def block_sums(length):
-        upto = torch.cat([torch.zeros_like(values[:, :1]), values, values[:, :length]], 1).cumsum(1)
-        return upto[:, length:length + windows] - upto[:, :windows]
-
-    return block_sums(block)[:, first[:, :-1]].sum(-1) + block_sums(rest)[:, first[:, -1]]

@@ -3,7 +3,16 @@
 import numpy as np
 import torch
 
-from .metrics import COVERAGE, DECILES, covered, crps_quantile, member_quantiles, qice_counts, sort_members
+from .metrics import (
+    COVERAGE,
+    DECILES,
+    covered,
+    crps_quantile,
+    decile_counts,
+    member_quantiles,
+    shared_bins,
+    sort_members,
+)
 
 BINS_PER_OCTAVE, OCTAVES = 4, 256  # of the spread, from 2**-128 to 2**128 of the unit: those of float32
 EARTH_RADIUS_KM = 6371.0
@@ -44,7 +53,7 @@ class Diagnostics:
         chunk = {name: (value * observed).sum((0, 1), dtype=torch.float64) for name, value in by_target.items()}
 
         deciles = quantiles[:, DECILES].movedim(1, -1)[observed]  # (target, decile)
-        chunk["bins"] = qice_counts(deciles[..., None, None], truth[observed][:, None, None])[0]
+        chunk["bins"] = shared_bins(decile_counts(deciles[..., None, None], truth[observed][:, None, None]))[0]
 
         size = BINS_PER_OCTAVE * OCTAVES
         spread = variance[observed]
@@ -70,7 +79,7 @@ class Diagnostics:
                     f"coverage{COVERAGE * 100:.0f}": mean["covered"]}
 
     def bins(self) -> np.ndarray:
-        """Shares of observations in the ten bins between the members' deciles, see `metrics.qice_counts`: (10,)."""
+        """Shares of observations in the ten bins between the members' deciles, see `metrics.shared_bins`: (10,)."""
         bins = self._numpy("bins")["bins"]
         return bins / bins.sum()
 

@@ -118,28 +118,42 @@ def covered(lower, upper, truth):
 
 # --- calibration --------------------------------------------------------------------------------------------
 
-def qice_counts(deciles, truth, observed=None):
-    """How many observations of each horizon fall in each of the ten bins between the members' deciles.
+def decile_counts(deciles, truth, observed=None):
+    """How many observations of each horizon have so many of the members' deciles below them, and so many up to them.
 
         below, upto = number of the nine interior edges < truth, <= truth
-        each of the bins below .. upto gets 1 / (upto - below + 1) of the observation
 
-    Without a tie that is the one bin that holds it, as in CARD; outside the ensemble it is an end bin. An
-    observation on an edge, as where many members are zero, is spread over the bins that touch it: the expectation
-    of a random choice, where CARD's code gives all to the lowest.
     Where not `observed` (as truth; None: all are), an observation is left out.
-    Shapes: deciles (batch, 9, horizon, node), truth (batch, horizon, node) -> (horizon, 10), float64.
-    Source: CARD (arXiv:2206.07275), where QICE comes from; ties: Dunn and Smyth 1996, Czado et al. 2009.
+    Shapes: deciles (batch, 9, horizon, node), truth (batch, horizon, node) -> (horizon, below, upto) of 10 each,
+    float64.
     """
     horizon, truth = truth.shape[1], truth.unsqueeze(1)
     below, upto = (x.sum(1, dtype=torch.int32) for x in (deciles < truth, deciles <= truth))
     step = torch.arange(horizon, device=truth.device).view(-1, 1)
     pairs = _kept(100 * step + 10 * below + upto, observed)
-    pairs = torch.bincount(pairs, minlength=100 * horizon).view(horizon, 100)
-    each = torch.arange(10, device=truth.device)
+    return torch.bincount(pairs, minlength=100 * horizon).view(horizon, 10, 10).double()
+
+
+def lowest_bins(pairs):
+    """How many observations fall in each of the ten bins between deciles, those on edges in the lowest they touch.
+
+    Outside the ensemble it is an end bin. So the papers count: where most members and observations are zero, the
+    lowest bin gets nearly all, whatever the forecast.
+    Shapes: pairs (..., 10, 10) of `decile_counts` -> (..., 10). Source: CARD (arXiv:2206.07275) and its code.
+    """
+    return pairs.sum(-1)
+
+
+def shared_bins(pairs):
+    """The same, an observation on edges being spread evenly over the bins that touch them: below .. upto.
+
+    That is the expectation of a random choice, and the same without ties.
+    Source: Dunn and Smyth 1996, Czado et al. 2009.
+    """
+    each = torch.arange(10, device=pairs.device)
     low, high = each.view(10, 1, 1), each.view(10, 1)
     share = ((low <= each) & (each <= high)).double() / (high - low + 1).clamp_min(1)
-    return pairs.double() @ share.view(100, 10)
+    return pairs.flatten(-2) @ share.view(100, 10)
 
 
 def qice(counts):
@@ -188,7 +202,7 @@ def spread_skill(variance, squared_error, members):
 
 
 def perfect_qice(members, equidistant=False):
-    """QICE of a perfect ensemble of M members and endless observations: 0.32 / (M + 1), 0.0063 for 50.
+    """QICE_ties of a perfect ensemble of M members and endless observations: 0.32 / (M + 1), 0.0063 for 50.
 
     Truth and members are exchangeable, so every one of the M + 1 gaps is as likely to hold the truth:
 
@@ -389,7 +403,7 @@ class EnsembleScores:
             **field_counts(truth, observed, self.pairs),
         }
         chunk = {name: value.sum(0) for name, value in by_step.items()}
-        chunk["bins"] = qice_counts(quantiles[:, DECILES], truth, observed)
+        chunk["deciles"] = decile_counts(quantiles[:, DECILES], truth, observed)
         chunk["PIT"] = pit_counts(ordered, truth, observed).unsqueeze(0)  # of all horizon steps together
         self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
         self._windows.append({name: by_step[name].sum(1) for name in (*BY_WINDOW, *COUNTS)})
@@ -412,7 +426,8 @@ class EnsembleScores:
     def compute(self, equidistant=False):
         """All scores of the windows seen, as plain numbers; `per_horizon` holds lists.
 
-        equidistant: the members are quantiles at equidistant levels, not independent draws, see `perfect_qice`.
+        equidistant: the members are quantiles at equidistant levels, not random draws, see `perfect_qice`; `ensemble`
+        names which of the two they are.
 
         CRPS and CRPS_fair are divided by the sum of |truth|, CRPS_sum by that of |truth summed over nodes|;
         CRPS_fair_physical is the mean per target. The energy score is the empirical one. PIT lists the shares of
@@ -435,6 +450,7 @@ class EnsembleScores:
             "windows": round(per_horizon["windows"][0].item()),
             **self._missing_share(total),
             "members": self.members,
+            "ensemble": "quantiles" if equidistant else "random",
             "per_horizon": plain(self._scores(per_horizon)),
         }
 
@@ -447,7 +463,8 @@ class EnsembleScores:
             "CRPS_fair": sums["crps_fair"] / sums["abs_truth"],
             "CRPS_fair_physical": sums["crps_fair"] / targets,
             "CRPS_sum": sums["crps_sum"] / sums["abs_truth_sum"],
-            "QICE": qice(sums["bins"]),
+            "QICE": qice(lowest_bins(sums["deciles"])),
+            "QICE_ties": qice(shared_bins(sums["deciles"])),
             "IS": sums["interval_score"] / targets,
             "coverage90": sums["covered"] / targets,
             "MAE": sums["error_mean"] / targets,
