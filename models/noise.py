@@ -105,7 +105,8 @@ class CovarianceNoise(nn.Module):
         nodes = torch.lerp(nodes, nodes.mean(0) / variance.mean().clamp_min(1e-6) * variance, POOLED)
         covariance = torch.cat([nodes, modes]).double()
         variance = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-6).view(-1, 1, 1)
-        ridge = torch.maximum(RIDGE * variance, SMALLEST_SPREAD**2 - variance) * torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
+        diagonal = torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
+        ridge = torch.maximum(RIDGE * variance, SMALLEST_SPREAD**2 - variance) * diagonal
         kept = 1 - self.axes.square().sum(1).clamp_max(0.95)  # share of independent values that the axes leave
         covariance[:self.num_nodes] /= kept.view(-1, 1, 1)
         root = torch.linalg.cholesky((covariance if known is None else _without_negative_part(covariance)) + ridge)

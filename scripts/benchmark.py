@@ -40,6 +40,10 @@ STAGE_1 = {
     "ours": (),
     "lags": ("--lags", "auto"),
     "no_lags": ("--lags", "none"),
+    **{f"without_{name}": flags for name, flags in {
+        "climatology": ("--no-climatology",), "tokens": ("--tokens", "0"), "networks": ("--networks", "1"),
+        "modes": ("--linear_modes", "0"), "recalibration": ("--no-recalibrate",)}.items()},
+    **{name: ("--mean_model", name) for name in ("itransformer", "dlinear")},
 }
 """Stage-1 models that rows build on, by the flags that make them: as published, its quantile network, the default."""
 
@@ -58,6 +62,11 @@ class Method:
 
 
 FAST = {"sampler": "dpm2m", "sample_steps": 10}
+ABLATED = "MobileNJ", "Los_Speed", "BikeDC", "SST"
+PUBLISHED_ON_OURS = *PUBLISHED, "--training_span", "targets", "--support", "auto"
+SMALL = *"--denoiser mlp --channels 32 --layers 2 --epochs 20 --lr 0.003 --ema 0.99 --prediction v".split(),
+SCALED = *SMALL, *"--margin scaled --endpoint none --scale quantiles".split()
+STEPS = (), SMALL, SCALED, (*SCALED, "--noise", "covariance"), (*SCALED, *"--noise covariance --center".split())
 METHODS = {
     **{name: Method(baseline=name) for name in ("persistence", "climatology", "seasonal_naive")},
     **{name: Method("published", name)
@@ -73,6 +82,13 @@ METHODS = {
     "cost_global": Method("ours", stage_2=("--scale", "global")),
     "cost_lags": Method("lags", stage_2=("--lags", "auto"), only=("MobileNJ",)),
     "cost_no_lags": Method("no_lags", stage_2=("--lags", "none"), only=("NYCFlights",)),
+    **{name: Method(name, stage_2=(), only=ABLATED)
+       for name in STAGE_1 if name.startswith("without_") or name in ("itransformer", "dlinear")},
+    **{f"without_{name}": Method("ours", stage_2=flags, only=ABLATED) for name, flags in {
+        "state": ("--scale", "cycle"), "covariance": ("--noise", "independent"), "v": ("--prediction", "noise"),
+        "mean": ("--no-condition_mean",), "scale": ("--no-condition_scale",), "center": ("--no-center",)}.items()},
+    **{f"step_{number}": Method("ours", stage_2=PUBLISHED_ON_OURS + flags, sampling=FAST, only=ABLATED)
+       for number, flags in enumerate(STEPS, 1)},
     "cost_smooth": Method("ours", stage_2=(), trained_as="cost", sampling={"members": "quantiles"}),
     "cost": Method("ours", stage_2=()),
 }
@@ -82,7 +98,10 @@ METHODS = {
 with the trained network replaced by the Gaussian that it starts from: the difference is what the diffusion learned.
 cost_global has one fluctuation scale for the field. `our_` baselines stand on the stage 1 of cost, the others on
 published inputs. cost_lags also sees a day and a week (a year) before each step of a window, cost_no_lags nothing but
-its 12 steps; the published protocol has no lags.
+its 12 steps; the published protocol has no lags. The ablation: without_X is cost with one switch off, itransformer and
+dlinear have another backbone; step_1 to step_5 lead from the published stage 2, on the stage 1 of cost, to cost: a
+small denoiser that predicts v; the residual over the scale; the covariance; centred members; the last step is cost
+itself, with mean and scale as inputs.
 """
 
 

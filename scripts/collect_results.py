@@ -194,8 +194,8 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
             "single seed, from the tables of arXiv:2502.11013, as printed there. The rest: every test window, "
             f"{members} members, mean ± standard deviation over seeds; minutes of one run on one CPU core. Below each "
             f"table the relative difference of the default, {DEFAULT}, to every method with a paired 95 % interval "
-            "(none where the windows are worth fewer than 8 independent ones), seeds averaged: negative is better. Rows "
-            "named `our_` and "
+            "(none where the windows are worth fewer than 8 independent ones), seeds averaged: negative is better. "
+            "Rows named `our_` and "
             f"gaussian_copula stand on the same stage 1 as {DEFAULT}; that sees lags on NYCFlights alone, by its "
             "preset. lags sees values of a day and a week (a year) before each step, as the seasonal naive forecast, "
             "no_lags and the rows above nothing but the history.\n")
