@@ -55,7 +55,8 @@ def test_a_disk_that_is_full_is_told_once_and_ends_no_run(tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     said = capsys.readouterr().err
-    assert said.startswith(f"warning: --tensorboard: could not write in {tmp_path}: [Errno 27]") and said.count("\n") == 1
+    assert said.startswith(f"warning: --tensorboard: could not write in {tmp_path}: [Errno 27]")
+    assert said.count("\n") == 1
 
 
 def test_without_the_package_the_flag_says_what_to_install_before_anything_is_done(tmp_path, monkeypatch):
