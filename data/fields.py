@@ -67,7 +67,7 @@ class Field:
 
 def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: int = 4000,
                oracle_length_scale: float = 0.3, own: OwnFile | None = None, missing: str = "error",
-               null_value: float | None = None) -> Field:
+               null_value: float | None = None, oracle_skew: float = 0.0) -> Field:
     """Read the dataset `name` of the registry, or generate it when it is synthetic, or read a file of the user's.
 
     missing: "error" refuses missing values, "mask" keeps them as NaN, and `null_value` is one.
@@ -78,7 +78,7 @@ def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: 
         sources, tables, graph = (own.data_path,), [table], own.graph
     else:
         spec, sources = get_spec(name), locate(name, data_dir)
-        tables = [oracle_table(oracle_nodes, oracle_steps, oracle_length_scale)] if spec.synthetic else [
+        tables = [oracle_table(oracle_nodes, oracle_steps, oracle_length_scale, oracle_skew)] if spec.synthetic else [
             read_file(path) for path in sources]
         graph = Path(data_dir, spec.graph) if spec.graph and Path(data_dir, spec.graph).is_file() else None
     for source, table in zip(sources, tables, strict=False):  # a synthetic field has no source, and no faults
@@ -105,9 +105,9 @@ def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: 
     )
 
 
-def oracle_table(nodes: int, steps: int, length_scale: float) -> Table:
+def oracle_table(nodes: int, steps: int, length_scale: float, skew: float) -> Table:
     """The synthetic field, its square laid out as a degree by a degree at the equator."""
-    oracle = make_oracle(nodes, steps, length_scale=length_scale)
+    oracle = make_oracle(nodes, steps, length_scale=length_scale, skew=skew)
     return Table(oracle.values, coordinates=oracle.positions.numpy())
 
 

@@ -2,13 +2,15 @@
 
 The field is seasonal, correlated in space and time, and noisier at some hours and nodes than at others:
 
-    values[t, v] = seasonal_mean[slot(t), v] + spread[slot(t), v] * z[t, v]
+    values[t, v] = seasonal_mean[slot(t), v] + spread[slot(t), v] * warp(z[t, v])
     cov(z[t, v], z[s, u]) = temporal[t - s] * spatial[v, u]
     temporal[lag] = slow_weight * slow_decay ** |lag| + (1 - slow_weight) * fast_decay ** |lag|
     spatial[v, u] = (1 - nugget) * exp(-distance[v, u] / length_scale) + nugget * (v == u)
 
-z is a stationary Gaussian process, so the law of the future given the history is Gaussian too, with mean and
-covariance in closed form. A score divided by the score of that law says how far a forecaster is from perfect.
+z is a stationary Gaussian process, so its law given the history is Gaussian too, with mean and covariance in closed
+form. `warp` is the identity, or with a `skew` a shifted lognormal function of variance 1: then the law of the values is
+skewed, and its spread grows with their level. A score divided by the score of the exact law measures the distance of a
+forecaster from it.
 """
 
 import math
@@ -78,6 +80,38 @@ class OraclePredictive:
 
 
 @dataclass(frozen=True, eq=False)
+class SkewedPredictive:
+    """Exact law of a skewed field: `normal`, that of z, and the map from z to values (batch, horizon, node)."""
+
+    normal: OraclePredictive
+    seasonal_mean: torch.Tensor
+    spread: torch.Tensor
+    skew: float
+
+    def sample(self, members, generator):
+        """Draw joint futures, (batch, member, horizon, node)."""
+        z = self.normal.sample(members, generator)
+        return self.seasonal_mean[:, None] + self.spread[:, None] * warp(z, self.skew)
+
+
+def warp(z, skew):
+    """A standard normal value as a lognormal one of mean 0 and variance 1; z itself where skew is 0.
+
+        warped = (exp(skew * z) - exp(skew^2 / 2)) / size,    size = sqrt((exp(skew^2) - 1) * exp(skew^2))
+    """
+    return z if skew == 0 else (torch.exp(skew * z) - math.exp(skew**2 / 2)) / _size(skew)
+
+
+def unwarp(warped, skew):
+    """The inverse of `warp`."""
+    return warped if skew == 0 else torch.log((warped * _size(skew) + math.exp(skew**2 / 2)).clamp_min(1e-12)) / skew
+
+
+def _size(skew):
+    return math.sqrt(math.expm1(skew**2) * math.exp(skew**2))
+
+
+@dataclass(frozen=True, eq=False)
 class OracleField:
     """A simulated field together with the law it was drawn from.
 
@@ -94,6 +128,7 @@ class OracleField:
     slow_weight: float
     slow_decay: float
     fast_decay: float
+    skew: float = 0.0
     start: str = START
     steps_per_day: int = STEPS_PER_DAY
 
@@ -109,6 +144,8 @@ class OracleField:
 
     def predictive(self, history, first_step, horizon):
         """Law of the `horizon` steps after `history`, given the history and nothing earlier.
+
+        An `OraclePredictive`, or for a skewed field a `SkewedPredictive`.
 
             gain = K_fh inverse(K_hh)                     K = temporal covariance of (history, future)
             mean = seasonal_mean + spread * (gain @ z_history)
@@ -137,7 +174,12 @@ class OracleField:
 
         slot = seasonal_slot(first_step[:, None] + step)
         mean, spread = self.seasonal_mean[slot], self.spread[slot]
-        z_history = (history.to("cpu", torch.float64) - mean[:, :seen]) / spread[:, :seen]
+        z_history = unwarp((history.to("cpu", torch.float64) - mean[:, :seen]) / spread[:, :seen], self.skew)
+        if self.skew:
+            z = gain @ z_history
+            normal = OraclePredictive(z.to(history), torch.ones_like(z).to(history), K_ff - gain @ K_hf,
+                                      self.spatial_factor)
+            return SkewedPredictive(normal, mean[:, seen:].to(history), spread[:, seen:].to(history), self.skew)
         return OraclePredictive(
             mean=(mean[:, seen:] + spread[:, seen:] * (gain @ z_history)).to(history),
             spread=spread[:, seen:].to(history),
@@ -155,6 +197,7 @@ def make_oracle(
     slow_weight=0.6,
     slow_decay=0.95,
     fast_decay=0.6,
+    skew=0.0,
 ):
     """Simulate an `OracleField` of hourly values, level about 50 and standard deviation about 10.
 
@@ -170,6 +213,7 @@ def make_oracle(
         ("slow_weight", slow_weight, 0 <= slow_weight <= 1, "between 0 and 1"),
         ("slow_decay", slow_decay, 0 <= slow_decay < 1, "at least 0 and below 1"),
         ("fast_decay", fast_decay, 0 <= fast_decay < 1, "at least 0 and below 1"),
+        ("skew", skew, 0 <= skew <= 2, "between 0 and 2"),
     ):
         if not valid:
             raise ValueError(f"{name} is {value}; it must be {rule}")
@@ -185,9 +229,9 @@ def make_oracle(
     decay = torch.tensor([slow_decay, fast_decay], dtype=torch.float64)
     z = _simulate(num_steps, weight, decay, spatial_factor, generator)
     slot = seasonal_slot(torch.arange(num_steps))
-    values = (seasonal_mean[slot] + spread[slot] * z).float()
+    values = (seasonal_mean[slot] + spread[slot] * warp(z, skew)).float()
     return OracleField(
-        values, positions, seasonal_mean, spread, spatial_factor, slow_weight, slow_decay, fast_decay
+        values, positions, seasonal_mean, spread, spatial_factor, slow_weight, slow_decay, fast_decay, skew
     )
 
 

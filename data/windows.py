@@ -372,14 +372,15 @@ def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, dev
               oracle_nodes: int = 32, oracle_steps: int = 4000, oracle_length_scale: float = 0.3,
               own: OwnFile | None = None, split: str = "", support: str = "auto", missing: str = "error",
               null_value: float | None = None, covariates: str = "", lags: str = "none",
-              training_span: str = "targets") -> WindowedField:
+              training_span: str = "targets", oracle_skew: float = 0.0) -> WindowedField:
     """The one way in: load the dataset, check it, split it and stand ready to give batches.
 
     split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says. covariates: their
     file. lags: see `lags.choose_lags`.
     Raises: ValueError where the values are not those of the support.
     """
-    field = load_field(name, data_dir, oracle_nodes, oracle_steps, oracle_length_scale, own, missing, null_value)
+    field = load_field(name, data_dir, oracle_nodes, oracle_steps, oracle_length_scale, own, missing, null_value,
+                       oracle_skew=oracle_skew)
     field = supported(field, support)
     beside = read_covariates(covariates, field.calendar, field.node_names) if covariates else None
     return WindowedField(field, history_len, predict_len, device, split, beside, lags, training_span)

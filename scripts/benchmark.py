@@ -57,6 +57,7 @@ class Method:
     stage_2: tuple[str, ...] | None = None  # flags; None: no stage 2
     trained_as: str = ""  # the row whose stage 2 it samples; itself where empty
     sampling: dict = field(default_factory=dict)  # settings in place of those that stage 2 was trained with
+    row: str = ""  # the method of the tables that it is the other kind of ensemble of; itself where empty
     untrained: bool = False  # whether the trained network is replaced by the Gaussian that it starts from
     only: tuple[str, ...] = ()  # datasets of the tables that have this row; none: all
 
@@ -76,7 +77,7 @@ METHODS = {
     "published_fast": Method("published", stage_2=PUBLISHED, trained_as="published", sampling=FAST),
     **{f"our_{name}": Method("ours", name) for name in ("quantile", "schaake")},
     "copula": Method("ours", stage_2=("--recipe", "copula")),
-    "copula_random": Method("ours", stage_2=("--recipe", "copula"), trained_as="copula",
+    "copula_random": Method("ours", stage_2=("--recipe", "copula"), trained_as="copula", row="copula",
                             sampling={"members": "random"}),
     "cost_untrained": Method("ours", stage_2=(), trained_as="cost", untrained=True),
     "cost_global": Method("ours", stage_2=("--scale", "global")),
@@ -89,7 +90,7 @@ METHODS = {
         "mean": ("--no-condition_mean",), "scale": ("--no-condition_scale",), "center": ("--no-center",)}.items()},
     **{f"step_{number}": Method("ours", stage_2=PUBLISHED_ON_OURS + flags, sampling=FAST, only=ABLATED)
        for number, flags in enumerate(STEPS, 1)},
-    "cost_smooth": Method("ours", stage_2=(), trained_as="cost", sampling={"members": "quantiles"}),
+    "cost_smooth": Method("ours", stage_2=(), trained_as="cost", row="cost", sampling={"members": "quantiles"}),
     "cost": Method("ours", stage_2=()),
 }
 """The rows of the tables, from the last value to the default recipe.
@@ -143,7 +144,7 @@ def baseline_drawer(name: str, data, model, settings: dict):
 
 def score(name: str, task: Task) -> tuple[dict, dict]:
     """Train what a method needs and score it: what its .json and its .csv hold."""
-    method, device, facts = METHODS[name], choose_device("auto"), {"method": name}
+    method, device, facts = METHODS[name], choose_device("auto"), {"method": METHODS[name].row or name}
     flags = STAGE_1[method.stage_1] if method.stage_1 else ("--lags", "none")
     mean_run = task.stage(method.stage_1, main_pretrain, flags) if method.stage_1 else None
     if mean_run:
@@ -175,8 +176,7 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
         (config.nsample, config.predict_len, data.num_nodes), equidistant,
     )
     common = {key: settings[key] for key in ("data_name", "history_len", "predict_len", "seed")}
-    return {**common, "split": task.split, "member_kind": "quantiles" if equidistant else "random", **scores, **facts,
-            "seconds_sample": time.perf_counter() - start}, windows
+    return {**common, "split": task.split, **scores, **facts, "seconds_sample": time.perf_counter() - start}, windows
 
 
 def chosen(text: str, known, flag: str) -> list[str]:

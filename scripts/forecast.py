@@ -72,7 +72,8 @@ def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariate
         calendar, begin = make_calendar(str(field.times(first, 1)[0]), field.interval, len(values)), 0
     else:
         found = load_field(config["data_name"], data_dir_from(data_dir), config["oracle_nodes"], config["oracle_steps"],
-                           config["oracle_length_scale"], own_file(config), config["missing"], config["null_value"])
+                           config["oracle_length_scale"], own_file(config), config["missing"], config["null_value"],
+                           oracle_skew=config["oracle_skew"])
         first, last = found.segments[-1]
         values, calendar, begin = found.values[first:last], found.calendar, first
     if not field.covariates:

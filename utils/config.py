@@ -71,6 +71,8 @@ class CommonConfig:
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
     oracle_length_scale: float = flag(0.3, DATA, "distance over which the correlation between nodes of Oracle falls by "
                                       "a factor e, in sides of the square that they lie in", above=0)
+    oracle_skew: float = flag(0.0, DATA, "skewness of Oracle: 0 is Gaussian; above 0 the spread of values grows with "
+                              "their level", minimum=0, maximum=2)
     dropout: float = flag(0.15, NETWORK, "share of hidden values dropped in training", minimum=0, maximum=0.9)
     batch_size: int = flag(8, TRAINING, "windows per training step", minimum=1)
     val_batch_size: int = flag(32, TRAINING, "windows per validation step", minimum=1)

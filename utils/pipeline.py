@@ -62,7 +62,8 @@ def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> W
     data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
                      device, settings["oracle_nodes"], settings["oracle_steps"], settings["oracle_length_scale"],
                      own_file(settings), settings["split"], settings["support"], settings["missing"],
-                     settings["null_value"], settings["covariates"], settings["lags"], settings["training_span"])
+                     settings["null_value"], settings["covariates"], settings["lags"], settings["training_span"],
+                     settings["oracle_skew"])
     for note in data.field.notes:
         print(f"note: {data.field.name}: {note}", file=sys.stderr)
     return data
@@ -277,5 +278,5 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
         **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed", "recipe")},
         "split": split, "method": settings["recipe"],
         **{name: settings[name] for name in ("sampler", "sample_steps", "sample_precision")},
-        "member_kind": settings["members"], **scores, "seconds_sample": time.perf_counter() - start,
+        **scores, "seconds_sample": time.perf_counter() - start,
     }, windows
