@@ -16,12 +16,12 @@ import torch
 
 from data.synthetic import OracleField, make_oracle
 from data.windows import WindowedField
-from main_pretrain import open_windows
 from scripts.collect_results import markdown
 from utils.checkpoint import CONFIG, METRICS, read_json, write_atomically, write_json
 from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.evaluation import evaluate_ensemble, joint_scores
 from utils.joint import correlation_curve
+from utils.pipeline import open_windows
 
 SHOWN = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "RMSE", "energy_score", "variogram_score",
          "spread_skill")
