@@ -237,7 +237,8 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "data_name": config.data_name, "recipe": config.recipe, "denoiser": config.denoiser, "values": values,
-        "nodes": nodes, "members": config.nsample, "batch_size": config.batch_size, "mean_batch_size": mean_config.batch_size,
+        "nodes": nodes, "members": config.nsample, "batch_size": config.batch_size,
+        "mean_batch_size": mean_config.batch_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(), "torch": torch.__version__,
         "load_average": load,

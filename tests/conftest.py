@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from data.calendar import make_calendar
+from data.context import Context
 from data.fields import Field
 from data.registry import DATASETS, get_spec
-from data.windows import WindowedField
+from data.windows import Batch, WindowedField
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("COST_SHARED") or ROOT.parent / "shared") / "datasets"
@@ -44,6 +45,22 @@ def make_field(values, interval=(1, "hour"), start="2020-01-06", pair=None) -> F
     names = tuple(f"node {node}" for node in range(values.shape[1]))
     return Field("Tiny", spec, values, make_calendar(start, interval, len(values)), segments, names,
                  missing_share=float(values.isnan().double().mean()))
+
+
+def parts_of(context: Context) -> dict[str, torch.Tensor]:
+    """The tensors that a context has, by name."""
+    return {name: value for name, value in vars(context).items() if value is not None}
+
+
+def pick(batch: Batch, rows) -> Batch:
+    """Some windows of a batch."""
+    context = Context(**{name: value[rows] for name, value in parts_of(batch.context).items()})
+    return Batch(context, batch.future[rows], batch.start[rows])
+
+
+def alter(batch: Batch, **parts) -> Batch:
+    """A batch with other parts of its context."""
+    return dataclasses.replace(batch, context=dataclasses.replace(batch.context, **parts))
 
 
 @pytest.fixture

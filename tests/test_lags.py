@@ -70,14 +70,14 @@ def test_a_batch_holds_the_values_so_much_earlier_and_what_is_usual_where_there_
     data = windows()
     values = data.scaler.standardize(data.field.values)
     batch = data.batch(torch.tensor([100, 40]))
-    assert batch.covariates.shape == (2, HISTORY + HORIZON, NODES, 2)
+    assert batch.context.lags.shape == (2, HISTORY + HORIZON, NODES, 2)
     for row, start in enumerate((100, 40)):
         for column, lag in enumerate((24, 48)):
             earlier = start - lag
             missing = min(max(-earlier, 0), HISTORY + HORIZON)
-            found = batch.covariates[row, ..., column]
+            found = batch.context.lags[row, ..., column]
             torch.testing.assert_close(found[missing:], values[max(earlier, 0):earlier + HISTORY + HORIZON])
-            torch.testing.assert_close(found[:missing], batch.climatology[row, :missing])
+            torch.testing.assert_close(found[:missing], batch.context.climatology[row, :missing])
     assert missing == 8, "two days before, the second window has two values"
 
 
@@ -86,8 +86,8 @@ def test_lags_stand_behind_the_covariates_of_a_file():
     data = WindowedField(make_field(random_values(STEPS, NODES)), HISTORY, HORIZON, lags="24",
                          covariates=Covariates("x.csv", ("a",), beside))
     batch, only = data.batch(torch.tensor([80])), windows(lags="24").batch(torch.tensor([80]))
-    assert torch.equal(batch.covariates[..., 1:], only.covariates)
-    assert (batch.covariates[..., 0] == batch.covariates[:, :, :1, 0]).all()
+    assert torch.equal(batch.context.lags[..., 1:], only.context.lags)
+    assert (batch.context.lags[..., 0] == batch.context.lags[:, :, :1, 0]).all()
     assert list(data.facts()["covariates"]) == ["a"] and data.facts()["lag_steps"] == [24]
 
 
@@ -95,12 +95,12 @@ def test_a_missing_value_is_what_is_usual_and_no_step_looks_into_another_segment
     values = torch.as_tensor(random_values(STEPS, NODES))
     values[70, 2] = torch.nan
     batch = windows(values, "24").batch(torch.tensor([90]))
-    assert batch.covariates[0, 4, 2, 0] == batch.climatology[0, 4, 2]
+    assert batch.context.lags[0, 4, 2, 0] == batch.context.climatology[0, 4, 2]
     pair = windows(random_values(STEPS, NODES), "24", pair=(80, 40))
     batch = pair.batch(torch.tensor([80, 100]))
-    assert torch.equal(batch.covariates[0, ..., 0], batch.climatology[0])
-    assert torch.equal(batch.covariates[1, :4, :, 0], batch.climatology[1, :4])
-    torch.testing.assert_close(batch.covariates[1, 4:, :, 0], pair.scaler.standardize(pair.field.values[80:86]))
+    assert torch.equal(batch.context.lags[0, ..., 0], batch.context.climatology[0])
+    assert torch.equal(batch.context.lags[1, :4, :, 0], batch.context.climatology[1, :4])
+    torch.testing.assert_close(batch.context.lags[1, 4:, :, 0], pair.scaler.standardize(pair.field.values[80:86]))
 
 
 @pytest.mark.parametrize("lags", ["auto", "4", "7,24"])
