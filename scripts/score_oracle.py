@@ -92,9 +92,9 @@ def compare(folder: Path) -> dict:
     oracle = make_oracle(nodes, steps, length_scale=length_scale)
     exact = score_exact(data, oracle, ours["members"], limit=config["test_windows"])
     run = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
-                                         "sampler", "steps", "best_epoch", "epochs")}
+                                         "recipe", "sampler", "sample_steps", "best_epoch", "epochs")}
     return {
-        **run, "nodes": nodes, "time_steps": steps, "length_scale": length_scale, "eps_model": config["eps_model"],
+        **run, "nodes": nodes, "time_steps": steps, "length_scale": length_scale, "denoiser": config["denoiser"],
         "ours": {name: ours[name] for name in SHOWN}, "exact": {name: exact[name] for name in SHOWN},
         "ratio": {name: ours[name] / exact[name] for name in SHOWN},
         **({"joint": compare_joint(ours["joint"], exact["joint"], law_curve(data, oracle))} if "joint" in ours else {}),
@@ -103,7 +103,7 @@ def compare(folder: Path) -> dict:
 
 def show(found: dict) -> None:
     """Print a comparison."""
-    print(f"{found['nodes']} nodes, length scale {found['length_scale']:g}, --eps_model {found['eps_model']}, seed "
+    print(f"{found['nodes']} nodes, length scale {found['length_scale']:g}, {found['recipe']}, --denoiser {found['denoiser']}, seed "
           f"{found['seed']}: {found['windows']} test windows, {found['members']} members\n"
           f"{'':20}{'ours':>10}{'exact':>10}{'ratio':>8}")
     for name in SHOWN:
@@ -122,7 +122,7 @@ def table(runs: list[dict]) -> str:
     """Joint scores over the exact forecaster's as a Markdown table: mean over seeds, largest gap of any."""
     rows, groups = [], {}
     for run in (run for run in runs if "joint" in run):
-        task = tuple(run[name] for name in ("nodes", "time_steps", "length_scale", "windows", "eps_model"))
+        task = tuple(run[name] for name in ("nodes", "time_steps", "length_scale", "windows", "denoiser"))
         groups.setdefault(task, []).append(run)
     for (*sizes, denoiser), same in groups.items():
         for side, gap, text in (("ratio", "forecast", denoiser),
