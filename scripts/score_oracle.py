@@ -103,7 +103,7 @@ def compare(folder: Path) -> dict:
 
 def show(found: dict) -> None:
     """Print a comparison."""
-    print(f"{found['nodes']} nodes, length scale {found['length_scale']:g}, {found['recipe']}, --denoiser {found['denoiser']}, seed "
+    print(f"{found['nodes']} nodes, length scale {found['length_scale']:g}, --denoiser {found['denoiser']}, seed "
           f"{found['seed']}: {found['windows']} test windows, {found['members']} members\n"
           f"{'':20}{'ours':>10}{'exact':>10}{'ratio':>8}")
     for name in SHOWN:
