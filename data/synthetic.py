@@ -90,7 +90,10 @@ class SkewedPredictive:
 
     def sample(self, members, generator):
         """Draw joint futures, (batch, member, horizon, node)."""
-        z = self.normal.sample(members, generator)
+        return self.values(self.normal.sample(members, generator))
+
+    def values(self, z):
+        """Values of standard normal members (batch, member, horizon, node)."""
         return self.seasonal_mean[:, None] + self.spread[:, None] * warp(z, self.skew)
 
 

@@ -18,7 +18,7 @@ import torch
 import main_pretrain
 import main_train
 from data.readers import read_file
-from scripts import evaluate, get_data, sampler_curve, score_oracle
+from scripts import evaluate, get_data, score_oracle
 from utils.checkpoint import CHECKPOINT, CONFIG, DIGEST, METRICS, STATES, TEMPORARY, load_checkpoint, save_checkpoint
 from utils.config import PretrainConfig, TrainConfig
 from utils.runs import LOCK
@@ -301,7 +301,6 @@ def bad_command(random: np.random.Generator, folder: Path, pattern: Path) -> Bad
         ("main_train", main_train, TrainConfig, [*TINY, "--dry_run", "--mean_run", str(pattern / "mean" / RUN)]),
         ("evaluate", evaluate, None, [str(pattern / "diffusion" / RUN), "--device", "cpu", "--test_windows", "1"]),
         ("get_data", get_data, None, ["--data_dir", str(folder)]),
-        ("sampler_curve", sampler_curve, None, [str(pattern / "diffusion" / RUN), "--device", "cpu"]),
         ("score_oracle", score_oracle, None, [str(pattern / "diffusion" / RUN)]),
     ))
     ways = {"unknown flag": wrong_flag, "path": wrong_path}

@@ -26,8 +26,6 @@ import numpy as np
 import torch
 
 from data.readers import MEMORY_LIMIT
-from main_pretrain import open_windows
-from main_train import CHOICES, neighbours_of, statistics_batches, validation_loss
 from models import build_forecaster, build_mean_model, ensemble_drawer
 from models.quantiles import LEVELS
 from scripts.benchmark_speed import seconds_of
@@ -37,6 +35,7 @@ from utils import checkpoint
 from utils.config import FlagParser, PretrainConfig, TrainConfig, at_least_one, output_path, run_main
 from utils.evaluation import mean_over_windows, rows_at_once
 from utils.metrics import EnsembleScores
+from utils.pipeline import CHOICES, mean_loss, neighbours_of, open_windows, statistics_batches, validation_loss
 from utils.reproducibility import seed_step
 from utils.training import fit
 
@@ -151,7 +150,7 @@ def measure(nodes: int, steps: int, config: TrainConfig, train_steps: int, folde
             result, expected = run_both(path, config, train_steps, before)
     finally:
         path.unlink(missing_ok=True)
-    return {"nodes": nodes, "time_steps": steps, "eps_model": config.eps_model, **result,
+    return {"nodes": nodes, "time_steps": steps, "denoiser": config.denoiser, **result,
             "expected_mb": {k: v / 1e6 for k, v in expected.items()},
             "bound_mb": bound(expected) / 1e6, "peak_mb": peak.bytes and peak.bytes / 1e6,
             "peak_resident_set_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -161,7 +160,7 @@ def measure(nodes: int, steps: int, config: TrainConfig, train_steps: int, folde
 def measure_elsewhere(nodes: int, given: dict, folder: Path) -> dict:
     """What `measure` gives, in a process of its own, whose peak memory is then that of this field alone."""
     answer = folder / f"{nodes}_nodes.json"
-    same = [f"--{name}={given[name]}" for name in ("steps", "train_steps", "batch_size", "nsample", "eps_model")
+    same = [f"--{name}={given[name]}" for name in ("steps", "train_steps", "batch_size", "nsample", "denoiser")
             if name in given]
     subprocess.run([sys.executable, "-m", "scripts.benchmark_scale", "--nodes", str(nodes), *same, "--folder", folder,
                     "--json", answer], check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
@@ -184,16 +183,14 @@ def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> 
     mean_model = build_mean_model(checkpoint.settings(mean_config), data.facts())
     batch = next(iter(data.batches("train", config.batch_size)))
 
-    def mean_loss(batch):
-        return mean_model.loss(batch.future, batch.context)
-
-    kept = {"stage 1": saved_bytes(lambda: mean_loss(batch))}
-    result["train_1"] = train(mean_model, mean_loss, data, mean_config, train_steps)
+    loss_1 = mean_loss(mean_model, mean_config, device)
+    kept = {"stage 1": saved_bytes(lambda: loss_1(batch))}
+    result["train_1"] = train(mean_model, loss_1, data, mean_config, train_steps)
     some = data.batches("validation", config.val_batch_size, limit=config.val_batch_size)
-    result["validation_1"] = seconds_of(lambda: mean_over_windows(mean_loss, some)) / len(some.starts)
+    result["validation_1"] = seconds_of(lambda: mean_over_windows(loss_1, some)) / len(some.starts)
     mean_model.eval()
-    result["combination_s"] = seconds_of(lambda: mean_model.combine(statistics_batches(data, config), some))
-    result["recalibration"] = seconds_of(lambda: mean_model.recalibrate(some, data.support)) / len(some.starts)
+    result["calibration_s"] = seconds_of(
+        lambda: mean_model.calibrate(statistics_batches(data, config), some, data.support))
     model = build_forecaster(settings, mean_model, data.facts(), neighbours_of(data, config))
     result["statistics_s"] = seconds_of(
         lambda: model.fit_statistics(statistics_batches(data, config), data.fluctuation_scale))
@@ -257,11 +254,11 @@ def main(arguments: list[str] | None = None) -> int:
                         help="folder for the generated field (default: that of temporary files)")
     parser.add_argument("--json", type=output_path, default=None, help="write the numbers there")
     parser.add_argument("--table", type=output_path, default=None, help="write the table there as Markdown")
-    parser.add_flags(TrainConfig, CHOICES, ("batch_size", "nsample", "eps_model"))
+    parser.add_flags(TrainConfig, CHOICES, ("batch_size", "nsample", "denoiser"))
     given = vars(parser.parse_args(arguments))
     if not given["folder"].is_dir():
         raise ValueError(f"--folder {given['folder']}: no such folder")
-    config = replace(TrainConfig(), **{name: given[name] for name in ("batch_size", "nsample", "eps_model")
+    config = replace(TrainConfig(), **{name: given[name] for name in ("batch_size", "nsample", "denoiser")
                                        if name in given})
     rows = []
     with tempfile.TemporaryDirectory(dir=given["folder"]) as folder:

@@ -25,13 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.registry import DATASETS, get_spec
 from data.windows import WindowedField
-from main_pretrain import open_windows
-from main_train import CHOICES, neighbours_of, prepare_windows, training_loss
 from models import DENOISERS, build_forecaster, build_mean_model, ensemble_drawer
 from utils import checkpoint
-from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, preset, run_main
+from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, resolve, run_main
 from utils.device import choose_device
 from utils.evaluation import rows_at_once
+from utils.pipeline import CHOICES, mean_loss, neighbours_of, open_windows, prepare_windows, training_loss
 from utils.reproducibility import seed_step
 from utils.training import fit
 
@@ -128,15 +127,16 @@ def training_step(model, loss, data: WindowedField, config, budget: float) -> fl
 
 def mean_model_of(config: TrainConfig, data: WindowedField, device: torch.device):
     """An untrained stage 1 for a stage-2 configuration, and its own configuration."""
-    mean_config = replace(PretrainConfig(), data_name=config.data_name, history_len=config.history_len,
-                          predict_len=config.predict_len, **preset(config.data_name, PretrainConfig))
+    shared = {name: getattr(config, name) for name in ("recipe", "data_name", "history_len", "predict_len")}
+    mean_config = resolve(PretrainConfig, shared)
     return build_mean_model(checkpoint.settings(mean_config), data.facts()).to(device), mean_config
 
 
 def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: torch.device):
-    """An untrained forecaster on top of a stage 1, its linear dependence measured."""
+    """An untrained forecaster on top of a stage 1, its statistics fitted."""
     model = build_forecaster(checkpoint.settings(config), mean_model, data.facts(), neighbours_of(data, config))
-    model.to(device).fit_statistics(data.batches("train", config.val_batch_size, limit=100), data.fluctuation_scale)
+    model.to(device).fit_statistics(data.batches("train", config.val_batch_size, limit=100), lambda:
+                                    data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
     return model
 
 
@@ -154,7 +154,7 @@ def compare_denoisers(config: TrainConfig, device: torch.device, rounds: int = R
 
     def calls(name: str) -> dict:
         """The pieces of work with a denoiser."""
-        chosen = replace(config, eps_model=name)
+        chosen = replace(config, denoiser=name)
         model = forecaster_of(chosen, data, mean_model, device)
         optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=config.lr)
         prepared = model.prepare(trained.future, trained.context)
@@ -181,7 +181,7 @@ def compare_denoisers(config: TrainConfig, device: torch.device, rounds: int = R
                 time_of = seconds_of(call) if device.type == "cpu" else measure(call, device, 0)[0]
                 times += [time_of] * (number > 0)  # the first round warms up
     return {
-        "data_name": config.data_name, "process": config.process, "values": values, "nodes": data.num_nodes,
+        "data_name": config.data_name, "recipe": config.recipe, "values": values, "nodes": data.num_nodes,
         "members": config.nsample, "batch_size": config.batch_size, "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "torch": torch.__version__,
         "rounds": rounds,
@@ -202,8 +202,7 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     data, values = open_or_generate(config, device)
     nodes = data.num_nodes
     mean_model, mean_config = mean_model_of(config, data, device)
-    mean_step = training_step(mean_model, lambda b: mean_model.loss(b.future, b.context), data,
-                              mean_config, budget)
+    mean_step = training_step(mean_model, mean_loss(mean_model, mean_config, device), data, mean_config, budget)
     settings = checkpoint.settings(config)
     model = forecaster_of(config, data, mean_model, device)
     linear = max((layer for layer in model.denoiser.modules() if isinstance(layer, torch.nn.Linear)),
@@ -216,7 +215,7 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     before = peaks()
 
     prepared = prepare_windows(model, data.batches("train", config.val_batch_size))
-    prepared(next(iter(data.batches("train", 1))))  # stage 1 is asked before anything is counted
+    prepared(next(iter(data.batches("train", 1))))  # stage 1 is done before anything is counted
     loss = {name: training_loss(model, prepared, replace(config, amp=name == "bf16"), device) for name in PRECISIONS}
     train_gflop = count_gflop(lambda: loss["fp32"](next(iter(data.batches("train", config.batch_size)))).backward())
     train_step = {name: training_step(model, loss[name], data, config, budget) for name in PRECISIONS}
@@ -237,9 +236,9 @@ def benchmark(config: TrainConfig, device: torch.device, budget: float = 10.0) -
     gemm = {name: max(before[name], again) for name, again in peaks().items()}  # another program may have disturbed one
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
-        "data_name": config.data_name, "process": config.process, "eps_model": config.eps_model,
-        "values": values, "nodes": nodes, "members": config.nsample,
-        "batch_size": config.batch_size, "mean_batch_size": mean_config.batch_size,
+        "data_name": config.data_name, "recipe": config.recipe, "denoiser": config.denoiser, "values": values,
+        "nodes": nodes, "members": config.nsample, "batch_size": config.batch_size,
+        "mean_batch_size": mean_config.batch_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(), "torch": torch.__version__,
         "load_average": load,
@@ -289,20 +288,18 @@ def table_of_denoisers(result: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
-    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", "process", "eps_model"))
+    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", "recipe", "denoiser"))
     parser.add_argument("--data_name", default="MobileNJ", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--denoisers", action="store_true", help="compare all denoisers instead")
+    parser.add_argument("--denoisers", action="store_true", default=False, help="compare all denoisers instead")
     parser.add_argument("--json", type=output_path, default=None, help="write the numbers there")
-    given = {"data_dir": "", "device": "auto", "denoisers": False, **vars(parser.parse_args(arguments))}
-    process = given.get("process", TrainConfig.process)
-    config = replace(TrainConfig(), data_name=given["data_name"], data_dir=given["data_dir"], process=process,
-                     eps_model=given.get("eps_model", TrainConfig.eps_model),
-                     **preset(given["data_name"], TrainConfig, process))
-    device = choose_device(given["device"])
-    result = compare_denoisers(config, device) if given["denoisers"] else benchmark(config, device)
-    print(table_of_denoisers(result) if given["denoisers"] else table(result))
-    if given["json"]:
-        checkpoint.write_json(given["json"], result)
+    given = vars(parser.parse_args(arguments))
+    denoisers, target = given.pop("denoisers"), given.pop("json")
+    config = resolve(TrainConfig, given)
+    device = choose_device(config.device)
+    result = compare_denoisers(config, device) if denoisers else benchmark(config, device)
+    print(table_of_denoisers(result) if denoisers else table(result))
+    if target:
+        checkpoint.write_json(target, result)
     return 0
 
 

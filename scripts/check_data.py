@@ -21,9 +21,7 @@ from data.lags import choose_lags
 from data.readers import listed, say_if_large
 from data.scaling import BLOCK
 from data.windows import SPLITS, WindowedField, smallest, supported
-from main_pretrain import own_file
-from main_train import can_be_kept, training_loss
-from models import MEAN_MODELS, build_mean_model
+from models import build_mean_model
 from scripts.benchmark_speed import forecaster_of, training_step
 from utils import checkpoint
 from utils.config import (
@@ -39,6 +37,7 @@ from utils.config import (
     with_own_data,
 )
 from utils.device import choose_device
+from utils.pipeline import CHOICES, can_be_kept, mean_loss, own_file, training_loss
 from utils.plots import draw_field
 
 FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags", "split", "support", "history_len",
@@ -157,15 +156,15 @@ def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> d
     batch = next(iter(data.batches("train", config.batch_size)))
     memory = saved_bytes(lambda: model.loss(batch.future, batch.context))
     weights = sum(weight.numel() for weight in model.parameters())
-    first = training_step(model, lambda b: model.loss(b.future, b.context), data, config, SECONDS)
+    first = training_step(model, mean_loss(model, config, device), data, config, SECONDS)
     forecaster = forecaster_of(train, data, model, device)
     start = time.perf_counter()
-    said = forecaster.prepare(batch.future, batch.context)
-    asking, kept = time.perf_counter() - start, can_be_kept(said, len(data.starts["train"]))
-    second = training_step(forecaster, training_loss(forecaster, lambda b: said[:len(b.start)] if kept else None, train,
-                                                     device), data, train, SECONDS)
+    prepared = forecaster.prepare(batch.future, batch.context)
+    preparing, kept = time.perf_counter() - start, can_be_kept(prepared, len(data.starts["train"]))
+    second = training_step(forecaster, training_loss(forecaster, lambda b: prepared[:len(b.start)] if kept else None,
+                                                     train, device), data, train, SECONDS)
     steps = len(data.batches("train", config.batch_size))
-    minutes = steps * (first * config.epochs + second * train.epochs + kept * asking) / 60
+    minutes = steps * (first * config.epochs + second * train.epochs + kept * preparing) / 60
     return {
         "cost": f"{steps} steps an epoch; a step of stage 1 takes {first:.3g} s, of stage 2 {second:.3g} s on {device} "
                 f"(threads: {torch.get_num_threads()}): at most {minutes:.2g} minutes for {config.epochs} and "
@@ -179,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("file", help="the data file; its flags are those of main_pretrain.py for --data_path")
     parser.add_argument("--picture", type=picture_path, default=None, help="draw the field there (.png or .pdf)")
-    parser.add_flags(PretrainConfig, {"mean_model": MEAN_MODELS}, FLAGS)
+    parser.add_flags(PretrainConfig, CHOICES, FLAGS)
     typed = vars(parser.parse_args(arguments))
     picture = typed.pop("picture")
     typed = {"data_path": typed.pop("file"), **typed}

@@ -33,7 +33,7 @@ JOINT_COMPARED = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max",
                   "variogram_score")
 JOINT = (*JOINT_COMPARED, "correlation_gap", "autocorrelation_gap", "PIT_error_sum", "PIT_error_regions",
          "PIT_error_neighbourhoods", "PIT_error_max")
-DEFAULT = TrainConfig.process
+DEFAULT = TrainConfig.recipe
 SHOWN = {DEFAULT: "", "lags": ", `--lags auto`"}  # rows of the README's table, and what stands behind the dataset
 LISTED = (*SCORES, "CRPS_sum")  # in which rows are ahead of the default or not
 LENGTHS = (12, 12), (64, 64)

@@ -6,24 +6,25 @@
 import dataclasses
 from pathlib import Path
 
-from main_train import CHOICES
-from models import MEAN_MODELS
 from scripts.collect_results import markdown
 from utils.config import (
     DATA,
     DIFFUSION,
     NETWORK,
     PRESETS,
-    PROCESS_PRESETS,
+    RECIPE,
+    RECIPES,
     RUN,
     SAMPLING,
     TRAINING,
     WITHOUT_EFFECT,
+    CommonConfig,
     FlagParser,
     PretrainConfig,
     TrainConfig,
     run_main,
 )
+from utils.pipeline import CHOICES
 
 PAGE = Path(__file__).parents[1] / "docs/flags.md"
 STAGES = {PretrainConfig: "stage 1", TrainConfig: "stage 2"}
@@ -31,7 +32,7 @@ INTRODUCTION = """# Flags
 
 Written by `python -m scripts.document_flags` from `utils/config.py`; a test fails when the two differ.
 
-What is given on the command line beats the [preset](#presets) of the dataset, that beats the preset of the process, and
+What is given on the command line beats the [preset](#presets) of the dataset, that beats the [recipe](#recipes), and
 that the default. A flag that is on or off is turned off by `no-` before its name, as in `--no-climatology`.
 Each stage accepts the flags of the other one too, and says that they have no effect on it, so that one line of flags
 serves both programs.
@@ -51,8 +52,7 @@ def listed(flags) -> str:
 
 def accepted(facts: dict) -> str:
     """The values that a flag accepts, in words; nothing where any of its type will do."""
-    choices = {"mean_model": MEAN_MODELS, **CHOICES}
-    allowed = choices[facts["choices"]] if isinstance(facts["choices"], str) else facts["choices"] or ()
+    allowed = CHOICES[facts["choices"]] if isinstance(facts["choices"], str) else facts["choices"] or ()
     bounds = {"at least": facts["minimum"], "above": facts["above"], "at most": facts["maximum"]}
     limits = [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]
     return ", ".join([*map(typed, allowed), *limits])
@@ -73,21 +73,36 @@ def flags_of(group: str) -> list[tuple[str, ...]]:
             for (name, values, text), found in defaults.items()]
 
 
+def assigned(chosen: dict) -> str:
+    """Values by the names of their flags, as one types them; the text may be none."""
+    return ", ".join(f"`--{'' if value else 'no-'}{name}`" if isinstance(value, bool) else f"`--{name} {value}`"
+                     for name, value in chosen.items())
+
+
+def recipes() -> list[tuple[str, ...]]:
+    """Rows (recipe, stage, flags) of what differs from the defaults."""
+    return [(f"`{recipe}`", STAGES.get(stage, "both"), assigned(chosen) or "the defaults")
+            for recipe, stages in RECIPES.items() for stage, chosen in (stages or {CommonConfig: {}}).items()]
+
+
 def presets() -> list[tuple[str, ...]]:
-    """Rows (of what, stage, flags)."""
-    found = [(f"dataset {name}", stage, chosen) for name, stages in PRESETS.items() for stage, chosen in stages.items()]
-    found += [(f"`--process {name}`", TrainConfig, chosen) for name, chosen in PROCESS_PRESETS.items()]
-    return [(of, STAGES.get(stage, "both"), listed(f"{name} {value}" for name, value in chosen.items()))
-            for of, stage, chosen in found]
+    """Rows (recipes, dataset, stage, flags); recipes that share their presets share a row."""
+    rows = {}
+    for recipe, datasets in PRESETS.items():
+        for name, stages in datasets.items():
+            for stage, chosen in stages.items():
+                rows.setdefault((name, STAGES.get(stage, "both"), assigned(chosen)), []).append(recipe)
+    return [(", ".join(f"`{recipe}`" for recipe in found), *row) for row, found in rows.items()]
 
 
 def page() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
-    for group in (DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN):
+    for group in (RECIPE, DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN):
         columns = "flag", *(f"default of {stage}" for stage in STAGES.values()), "accepted", "what it is"
         parts += [f"## {group.capitalize()}\n", markdown(columns, flags_of(group))]
-    parts += ["## Presets\n", markdown(("of", "stage", "flags"), presets()),
+    parts += ["## Recipes\n", markdown(("recipe", "stage", "flags"), recipes()),
+              "## Presets\n", markdown(("recipes", "dataset", "stage", "flags"), presets()),
               "## Flags without effect\n\nA note says so when one of them is given.\n",
               markdown(("with", "flags"), [(f"`--{kind} {name}`", listed(flags))
                                            for kind, unread in WITHOUT_EFFECT.items()

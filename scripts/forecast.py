@@ -22,14 +22,13 @@ from data.fields import load_field
 from data.nodes import match_nodes, read_nodes
 from data.readers import listed
 from data.registry import data_dir_from
-from main_pretrain import own_file
-from main_train import CHOICES
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
 from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.distributed import ALONE, Processes, join
 from utils.evaluation import progress, rows_at_once
 from utils.forecasts import VALUES, WRITERS, Forecast, check_output, write_forecasts
+from utils.pipeline import CHOICES, own_file
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from main_train import open_run_data, score_ensemble
 from models import TrainedForecaster, ensemble_drawer, load_forecaster
 from utils import plots
 from utils.checkpoint import METRICS, read_json
 from utils.config import FlagParser, TrainConfig, run_main
 from utils.device import choose_device
 from utils.forecasts import on_grid
+from utils.pipeline import open_run_data, score_ensemble
 
 MEMBERS = 3
 PICTURES = "members", "regions", "correlation"

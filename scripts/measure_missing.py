@@ -17,7 +17,6 @@ import main_pretrain
 import main_train
 from data.fields import Field, load_field
 from data.registry import data_dir_from
-from main_train import open_run_data
 from models import ensemble_drawer, load_forecaster
 from scripts.benchmark import WINDOWS_AT_ONCE
 from scripts.collect_results import markdown, write_text
@@ -25,6 +24,7 @@ from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.evaluation import progress
 from utils.metrics import EnsembleScores
+from utils.pipeline import CHOICES, open_run_data
 
 SHOWN = ("CRPS", "CRPS_sum", "QICE", "coverage90", "MAE_median", "energy_score")
 PAGE = """# What missing values cost
@@ -60,7 +60,7 @@ def scores_of(run: Path, truth: torch.Tensor, hidden: torch.Tensor, device: torc
         members = data.scaler.physical(draw(batch)).cpu()
         for part, counts in (("left", ~hidden[targets]), ("hidden", hidden[targets])):
             scores[part].update(members, truth[targets], counts)
-    found = {part: each.compute(trained.model.equidistant) for part, each in scores.items()}
+    found = {part: each.compute(settings["members"] == "quantiles") for part, each in scores.items()}
     return {part: {name: each[name] for name in SHOWN} for part, each in found.items()}
 
 
@@ -76,9 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--share", type=float, default=0.1, help="share of the values to hide at random")
     parser.add_argument("--report", type=output_path, default=None, help="write the scores there, as a page")
-    parser.add_flags(TrainConfig, main_train.CHOICES, ("data_name", "data_dir", "history_len", "predict_len", "epochs",
-                                                       "batch_size", "nsample", "test_windows", "seed", "save_dir",
-                                                       "device"))
+    parser.add_flags(TrainConfig, CHOICES, ("data_name", "data_dir", "history_len", "predict_len", "epochs",
+                                            "batch_size", "nsample", "test_windows", "seed", "save_dir", "device"))
     given = vars(parser.parse_args(arguments))
     share, target, data_dir = (given.pop(name, "") for name in ("share", "report", "data_dir"))
     windows = given.pop("test_windows", TrainConfig.test_windows)

@@ -23,7 +23,6 @@ import torch
 
 from data.registry import sha256_of
 from data.windows import WindowedField
-from main_train import open_run_data, score_ensemble
 from models import ensemble_drawer, load_forecaster
 from scripts.benchmark import WINDOWS_AT_ONCE, baseline_drawer
 from utils import checkpoint, plots
@@ -34,6 +33,7 @@ from utils.device import choose_device
 from utils.diagnostics import Diagnostics
 from utils.evaluation import evaluate_ensemble
 from utils.forecasts import on_grid
+from utils.pipeline import open_run_data, score_ensemble
 from utils.report import Picture, number, page, paragraph, table
 from utils.runlog import FAR_COVERAGE
 

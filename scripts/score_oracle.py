@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 
-from data.synthetic import OracleField, OraclePredictive, make_oracle
+from data.synthetic import OracleField, OraclePredictive, SkewedPredictive, make_oracle
 from data.windows import WindowedField
-from main_pretrain import open_windows
 from models.quantiles import reorder
 from scripts.collect_results import markdown
 from utils.checkpoint import CONFIG, METRICS, read_json, write_atomically, write_json
-from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.config import FlagParser, output_path, run_main
 from utils.evaluation import evaluate_ensemble, joint_scores
 from utils.joint import correlation_curve
+from utils.pipeline import open_windows
 
 SHOWN = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE_ties", "IS", "coverage90", "MAE", "RMSE", "energy_score",
          "variogram_score", "spread_skill")
@@ -32,7 +32,7 @@ JOINT = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_in
 GAPS = ("forecast", "control")  # the lines of a run whose correlations are held against the law's
 
 
-def exact_members(law: OraclePredictive, members: int, generator: torch.Generator, ensemble: str) -> torch.Tensor:
+def exact_members(law: OraclePredictive | SkewedPredictive, members: int, generator: torch.Generator, ensemble: str) -> torch.Tensor:
     """An ensemble of the exact law: "random" draws, or its "quantiles" at the levels (i + 1/2) / M in their rank order.
 
     Shapes: (batch, member, F, node). Units: physical.
@@ -40,6 +40,8 @@ def exact_members(law: OraclePredictive, members: int, generator: torch.Generato
     drawn = law.sample(members, generator)
     if ensemble == "random":
         return drawn
+    if isinstance(law, SkewedPredictive):  # the map from z to values is increasing
+        return law.values(exact_members(law.normal, members, generator, ensemble))
     level = (torch.arange(members, dtype=torch.float64) + 0.5) / members
     scores = torch.special.ndtri(level).to(drawn).view(-1, 1, 1)
     return reorder(law.mean.unsqueeze(1) + law.std.unsqueeze(1) * scores, drawn)
@@ -102,28 +104,27 @@ def compare(folder: Path) -> dict:
     if "members" not in ours:
         raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
     data = open_windows(config, "", "cpu")
-    length_scale = config.get("oracle_length_scale", TrainConfig.oracle_length_scale)
     steps, nodes = data.field.values.shape
-    oracle = make_oracle(nodes, steps, length_scale=length_scale)
-    earlier = "quantiles" if config["process"] != "cost" else "random"  # versions that do not name it
-    ensemble = ours.get("ensemble", earlier)
-    exact = score_exact(data, oracle, ours["members"], limit=config["test_windows"], ensemble=ensemble)
+    oracle = make_oracle(nodes, steps, length_scale=config["oracle_length_scale"], skew=config["oracle_skew"])
+    exact = score_exact(data, oracle, ours["members"], limit=config["test_windows"], ensemble=ours["ensemble"])
     run = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
-                                         "sampler", "steps", "best_epoch", "epochs")}
+                                         "recipe", "sampler", "sample_steps", "best_epoch", "epochs")}
     return {
-        **run, "ensemble": ensemble, "nodes": nodes, "time_steps": steps, "length_scale": length_scale,
-        "eps_model": config["eps_model"],
+        **run, "ensemble": ours["ensemble"], "nodes": nodes, "time_steps": steps, "denoiser": config["denoiser"],
+        "length_scale": config["oracle_length_scale"], "skew": config["oracle_skew"],
         "ours": {name: ours[name] for name in SHOWN if name in ours},
         "exact": {name: exact[name] for name in SHOWN if name in ours},
         "ratio": {name: ours[name] / exact[name] for name in SHOWN if name in ours},
-        **({"joint": compare_joint(ours["joint"], exact["joint"], law_curve(data, oracle))} if "joint" in ours else {}),
+        **({"joint": compare_joint(ours["joint"], exact["joint"], law_curve(data, oracle))}
+           if "joint" in ours and not oracle.skew else {}),  # the correlation of a skewed law depends on the history
     }
 
 
 def show(found: dict) -> None:
     """Print a comparison."""
-    print(f"{found['nodes']} nodes, length scale {found['length_scale']:g}, --eps_model {found['eps_model']}, seed "
-          f"{found['seed']}: {found['windows']} test windows, {found['members']} members ({found['ensemble']})\n"
+    print(f"{found['nodes']} nodes, length scale {found['length_scale']:g}, skew {found['skew']:g}, --denoiser "
+          f"{found['denoiser']}, seed {found['seed']}: {found['windows']} test windows, {found['members']} members "
+          f"({found['ensemble']})\n"
           f"{'':20}{'ours':>10}{'exact':>10}{'ratio':>8}")
     for name in found["ours"]:
         print(f"{name:20}{found['ours'][name]:10.4g}{found['exact'][name]:10.4g}{found['ratio'][name]:8.3f}")
@@ -141,7 +142,7 @@ def table(runs: list[dict]) -> str:
     """Joint scores over the exact forecaster's as a Markdown table: mean over seeds, largest gap of any."""
     rows, groups = [], {}
     for run in (run for run in runs if "joint" in run):
-        task = tuple(run[name] for name in ("nodes", "time_steps", "length_scale", "windows", "ensemble", "eps_model"))
+        task = tuple(run[name] for name in ("nodes", "time_steps", "length_scale", "windows", "ensemble", "denoiser"))
         groups.setdefault(task, []).append(run)
     for (*sizes, ensemble, denoiser), same in groups.items():
         for side, gap, text in (("ratio", "forecast", denoiser),

@@ -31,6 +31,7 @@ from scripts.children import end_of, start_child, start_children
 from utils import checkpoint
 from utils.checkpoint import load_checkpoint
 from utils.config import FlagParser, at_least_one, output_path, run_main
+from utils.pipeline import open_run_data
 from utils.runs import newest_state
 
 STAGES = {"mean": (main_pretrain, []),
@@ -87,7 +88,7 @@ def numbers(table: Path) -> list[dict]:
 def forecast(folder: Path) -> torch.Tensor:
     """Members of a few test windows by a finished run of stage 2."""
     trained = load_forecaster(folder)
-    data = main_train.open_run_data(trained.checkpoint, "", "cpu")
+    data = open_run_data(trained.checkpoint, "", "cpu")
     draw = ensemble_drawer(trained.model, trained.checkpoint["config"], torch.device("cpu"))
     return torch.cat([draw(batch) for batch in data.batches("test", 2, limit=4)])
 

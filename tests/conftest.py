@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from data.calendar import make_calendar
+from data.context import Context
 from data.fields import Field
 from data.registry import DATASETS, get_spec
-from data.windows import WindowedField
+from data.windows import Batch, WindowedField
+from models import Forecaster, build_forecaster, build_mean_model
+from utils import checkpoint
+from utils.config import PretrainConfig, TrainConfig, resolve
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("COST_SHARED") or ROOT.parent / "shared") / "datasets"
@@ -22,6 +26,10 @@ needs_real_data = pytest.mark.skipif(
 )
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+
+
+ON_ANY_STAGE_1 = "--training_span", "targets", "--support", "auto"
+"""Flags by which stage 2 of every recipe can be built on one stage 1, named by --mean_run."""
 
 
 def random_values(steps: int, nodes: int, seed: int = 0) -> np.ndarray:
@@ -44,6 +52,49 @@ def make_field(values, interval=(1, "hour"), start="2020-01-06", pair=None) -> F
     names = tuple(f"node {node}" for node in range(values.shape[1]))
     return Field("Tiny", spec, values, make_calendar(start, interval, len(values)), segments, names,
                  missing_share=float(values.isnan().double().mean()))
+
+
+def parts_of(context: Context) -> dict[str, torch.Tensor]:
+    """The tensors that a context has, by name."""
+    return {name: value for name, value in vars(context).items() if value is not None}
+
+
+def pick(batch: Batch, rows) -> Batch:
+    """Some windows of a batch."""
+    context = Context(**{name: value[rows] for name, value in parts_of(batch.context).items()})
+    return Batch(context, batch.future[rows], batch.start[rows])
+
+
+def alter(batch: Batch, **parts) -> Batch:
+    """A batch with other parts of its context."""
+    return dataclasses.replace(batch, context=dataclasses.replace(batch.context, **parts))
+
+
+HISTORY, HORIZON, NODES, SIZES = 5, 3, 4, (24, 7)
+FACTS = {"num_nodes": NODES, "calendar_sizes": list(SIZES), "support": None, "masked": False, "covariates": {},
+         "lag_steps": []}
+"""Of the windows that `make_batch` makes, as `WindowedField.facts` has them."""
+
+
+def make_batch(batch: int = 3) -> Batch:
+    """Windows of random values, H + F = 5 + 3 steps of 4 nodes."""
+    calendar = torch.stack([torch.randint(size, (batch,)) for size in SIZES], dim=1)
+    context = Context(torch.randn(batch, HISTORY, NODES), calendar, torch.randn(batch, HISTORY + HORIZON, NODES))
+    return Batch(context, torch.randn(batch, HORIZON, NODES), torch.randperm(1000)[:batch])
+
+
+def make_forecaster(recipe: str = "cost", trained: bool = True, batches=None, masked: bool = False, support=None,
+                    dropout: float = 0.0, **settings) -> Forecaster:
+    """A small forecaster of a recipe, its statistics fitted; `trained`: its denoiser predicts something."""
+    facts, lengths = {**FACTS, "masked": masked, "support": support}, {"history_len": HISTORY, "predict_len": HORIZON}
+    small = {"recipe": recipe, "channels": 8, "layers": 2, "dropout": dropout, **lengths}
+    first, second = (checkpoint.settings(resolve(stage, chosen)) for stage, chosen in (
+        (PretrainConfig, small), (TrainConfig, {**small, "channels": 16, "embedding": 8, "modes": 2, **settings})))
+    model = build_forecaster(second, build_mean_model(first, facts), facts)
+    model.fit_statistics(batches or [make_batch(40), make_batch(40)], lambda: torch.tensor([0.3, 0.1, 1.0, 2.0]))
+    if trained:
+        torch.nn.init.normal_(model.denoiser.project.weight, std=0.1)
+    return model
 
 
 @pytest.fixture

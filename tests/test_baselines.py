@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_field, random_values, with_gaps
+from conftest import make_field, pick, random_values, with_gaps
 
-from data.windows import Batch, WindowedField
+from data.windows import WindowedField
 from models.baselines import BASELINES, _without_gaps, equidistant_quantiles, reorder
 from utils.reproducibility import MemberNoise
 
@@ -24,11 +24,11 @@ FIELDS = {
 
 
 def mean(batch):
-    return batch.history[:, :batch.future.shape[1]] / 2 + 0.1
+    return batch.context.history[:, :batch.future.shape[1]] / 2 + 0.1
 
 
 def quantiles(batch):
-    spread = 0.5 + batch.history[:, :1].abs()
+    spread = 0.5 + batch.context.history[:, :1].abs()
     return mean(batch).unsqueeze(1) + spread.unsqueeze(1) * torch.special.ndtri(LEVELS).view(-1, 1, 1) ** 3
 
 
@@ -41,9 +41,7 @@ def fit(name, data, members=8, mean=mean, quantiles=quantiles):
 
 
 def draw_windows(name, data, members=8, rows=slice(None), split="test", seed=1, **given):
-    batch = next(iter(data.batches(split, 10_000)))
-    values = (getattr(batch, part.name) for part in dataclasses.fields(batch))
-    batch = Batch(*(value if value is None else value[rows] for value in values))
+    batch = pick(next(iter(data.batches(split, 10_000))), rows)
     noise = MemberNoise(seed, batch.start, members, batch.future.shape[1:])
     draw = fit(name, data, members, **given)
     return draw(batch, lambda index: noise(index, 0, len(batch.start) * members)), batch
@@ -154,10 +152,10 @@ def test_networks_run_without_gradient(data):
 
 def test_persistence_is_the_last_value_with_the_error_of_training_windows(data):
     batch = data.batch(torch.tensor([100]))
-    std = residuals(data, data.batches("train", 1), lambda batch: batch.history[:, -1:]).square().mean(0).sqrt()
+    std = residuals(data, data.batches("train", 1), lambda batch: batch.context.history[:, -1:]).square().mean(0).sqrt()
     draw = fit("persistence", data, 2)
     for value in (0.0, 1.0, -2.0):
-        expected = (batch.history[:, -1:] + value * std).unsqueeze(1).expand(1, 2, -1, -1)
+        expected = (batch.context.history[:, -1:] + value * std).unsqueeze(1).expand(1, 2, -1, -1)
         torch.testing.assert_close(draw(batch, constant_noise(value, 2, data)), expected)
 
 
@@ -290,7 +288,7 @@ def test_residual_fields_of_the_slot_come_from_within_a_24th_of_the_cycle(interv
     members, batch = draw_windows("residual_fields_slot", data, 90, mean=zero_mean)
     gap = (first_steps(data, members) - 6 - batch.start.unsqueeze(1) + size // 2) % size - size // 2
     for slot in (0, 5, size - 1):  # also round the end of the cycle
-        assert set(gap[batch.calendar[:, 0] == slot].flatten().tolist()) == set(range(-width, width + 1))
+        assert set(gap[batch.context.calendar[:, 0] == slot].flatten().tolist()) == set(range(-width, width + 1))
 
 
 def correlated(rho=0.8, steps=3000):

@@ -96,7 +96,7 @@ def test_a_training_step_is_the_median_of_several_timed_epochs():
 
     def loss(batch):
         calls.append(len(batch.start))
-        return model(batch.history.transpose(1, 2)).square().mean()
+        return model(batch.context.history.transpose(1, 2)).square().mean()
 
     assert training_step(model, loss, data, TINY, budget=0.0) > 0
     assert calls == [TINY.batch_size] * 8  # an epoch of four steps to warm up, one that is timed

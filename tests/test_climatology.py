@@ -61,7 +61,7 @@ def test_the_climatology_is_that_of_a_plain_loop(interval, steps, start, cycle):
     for split in SPLITS:
         for batch in data.batches(split, 16):
             for row, start in enumerate(batch.start.tolist()):
-                np.testing.assert_allclose(batch.climatology[row], wanted[start:start + 7], atol=1e-5)
+                np.testing.assert_allclose(batch.context.climatology[row], wanted[start:start + 7], atol=1e-5)
 
 
 def test_after_the_training_part_it_is_the_plain_mean_of_the_slot():
@@ -69,7 +69,7 @@ def test_after_the_training_part_it_is_the_plain_mean_of_the_slot():
     data = windows(values)
     end = len(data.training)
     batch = data.batch(data.starts["test"][-1:])
-    for step, found in zip(range(230, 240), batch.climatology[0], strict=True):
+    for step, found in zip(range(230, 240), batch.context.climatology[0], strict=True):
         wanted = data.scaler.standardize(data.training[step % 24:end:24]).mean(0)
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
@@ -114,15 +114,16 @@ def test_a_slot_that_no_other_reference_step_is_in_gives_the_mean_of_the_trainin
     assert at(climatology, 22).tolist() == [0, 0] and at(climatology, 46).tolist() == [0, 0]
     torch.testing.assert_close(at(climatology, 29), torch.from_numpy(values[5]))
     data = windows(random_values(20, 2), history=3, horizon=2)
-    assert (data.batch(data.starts["train"][:1]).climatology == 0).all()
+    assert (data.batch(data.starts["train"][:1]).context.climatology == 0).all()
 
 
 def test_windows_and_steps_of_a_batch_are_kept_apart():
     data = windows(random_values(200, 4))
     starts = torch.tensor([90, 3, 190, 40])
-    together = data.batch(starts).climatology
+    together = data.batch(starts).context.climatology
     for row, start in enumerate(starts):
-        torch.testing.assert_close(data.batch(start.unsqueeze(0)).climatology[0], together[row], rtol=0, atol=1e-6)
+        alone = data.batch(start.unsqueeze(0)).context.climatology[0]
+        torch.testing.assert_close(alone, together[row], rtol=0, atol=1e-6)
 
 
 # What it may know
@@ -135,10 +136,10 @@ def test_changing_every_value_after_the_training_part_leaves_the_climatology_of_
     other = windows(altered)
     for split in SPLITS:
         for one, two in zip(plain_data.batches(split, 32), other.batches(split, 32), strict=True):
-            assert torch.equal(one.climatology, two.climatology)
+            assert torch.equal(one.context.climatology, two.context.climatology)
     altered[len(plain_data.training) - 1] += 1000  # the last value of the training part does matter
     last = plain_data.starts["test"][-1:]
-    assert not torch.equal(windows(altered).batch(last).climatology, plain_data.batch(last).climatology)
+    assert not torch.equal(windows(altered).batch(last).context.climatology, plain_data.batch(last).context.climatology)
 
 
 def future_of(data: WindowedField, start: int) -> slice:
@@ -158,11 +159,11 @@ def test_the_climatology_of_a_training_window_holds_nothing_of_its_future(interv
     altered = values.clone()
     altered[future_of(data, start)] = values[future_of(data, start)].flip(0)  # the scaler stays
     other = windows(altered, interval, history, horizon)
-    found, changed = (each.batch(torch.tensor([start])).climatology for each in (data, other))
+    found, changed = (each.batch(torch.tensor([start])).context.climatology for each in (data, other))
     torch.testing.assert_close(found, changed, rtol=0, atol=1e-5)
     elsewhere = data.starts["test"][-1:]
     if interval != FIVE_MINUTES:  # of which no later slot has these steps as reference
-        assert not torch.equal(data.batch(elsewhere).climatology, other.batch(elsewhere).climatology)
+        assert not torch.equal(data.batch(elsewhere).context.climatology, other.batch(elsewhere).context.climatology)
 
 
 def test_the_climatology_of_a_validation_window_of_a_second_field_holds_nothing_of_its_future():
@@ -173,8 +174,8 @@ def test_the_climatology_of_a_validation_window_of_a_second_field_holds_nothing_
     altered[future_of(data, start)] += 100
     other = windows(altered, MONTHLY, 12, 12, pair=(300, 200))
     assert data.scaler == other.scaler
-    torch.testing.assert_close(data.batch(torch.tensor([start])).climatology,
-                               other.batch(torch.tensor([start])).climatology, rtol=0, atol=1e-3)
+    torch.testing.assert_close(data.batch(torch.tensor([start])).context.climatology,
+                               other.batch(torch.tensor([start])).context.climatology, rtol=0, atol=1e-3)
 
 
 # Two fields
@@ -186,12 +187,12 @@ def test_a_second_field_is_measured_by_its_own_validation_steps():
     test = pair.batch(pair.starts["test"][5:6])
     start = int(test.start)
     slots = pair.field.calendar.slots[:, 0]
-    for step, found in zip(range(start, start + 10), test.climatology[0], strict=True):
+    for step, found in zip(range(start, start + 10), test.context.climatology[0], strict=True):
         chosen = [other for other in range(160, 240) if slots[other] == slots[step]]
         wanted = pair.scaler.standardize(torch.from_numpy(values[chosen])).mean(0)
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
     train = pair.batch(pair.starts["train"][5:6])
-    assert train.climatology.max() < 3 < test.climatology.min()
+    assert train.context.climatology.max() < 3 < test.context.climatology.min()
 
 
 def test_test_values_of_a_second_field_change_no_climatology_and_its_validation_values_none_of_training():
@@ -202,13 +203,13 @@ def test_test_values_of_a_second_field_change_no_climatology_and_its_validation_
     other = windows(altered, pair=(160, 80))
     for split in SPLITS:
         for left, right in zip(one.batches(split, 64), other.batches(split, 64), strict=True):
-            assert torch.equal(left.climatology, right.climatology)
+            assert torch.equal(left.context.climatology, right.context.climatology)
     altered[160:240] += 1000
     other = windows(altered, pair=(160, 80))
     for left, right in zip(one.batches("train", 64), other.batches("train", 64), strict=True):
-        assert torch.equal(left.climatology, right.climatology)
+        assert torch.equal(left.context.climatology, right.context.climatology)
     last = one.starts["test"][-1:]
-    assert not torch.equal(one.batch(last).climatology, other.batch(last).climatology)
+    assert not torch.equal(one.batch(last).context.climatology, other.batch(last).context.climatology)
 
 
 # Memory
@@ -222,8 +223,8 @@ def test_a_memory_mapped_field_has_the_same_climatology(registered, monkeypatch)
     assert dataclasses.asdict(mapped.scaler) == dataclasses.asdict(inside.scaler)
     for split in SPLITS:
         chosen = inside.starts[split][::50]
-        assert torch.equal(inside.batch(chosen).climatology, mapped.batch(chosen).climatology)
-        assert inside.batch(chosen).climatology.abs().max() > 0.1
+        assert torch.equal(inside.batch(chosen).context.climatology, mapped.batch(chosen).context.climatology)
+        assert inside.batch(chosen).context.climatology.abs().max() > 0.1
 
 
 # Missing values
@@ -236,7 +237,7 @@ def test_the_climatology_of_a_field_with_gaps_is_the_mean_of_what_was_observed(i
     standardized = (values.astype(np.float64) - data.scaler.mean) / data.scaler.std
     for start in (0, 40, int(data.starts["test"][-1])):
         out = range(start - reach, start + 7 + reach)
-        found = data.batch(torch.tensor([start])).climatology[0]
+        found = data.batch(torch.tensor([start])).context.climatology[0]
         for step, row in zip(range(start, start + 7), found, strict=True):
             used = [standardized[min(max(other + shift, 0), training - 1)] for other in range(training)
                     if slots[other] == slots[step] and other not in out for shift in range(-reach, reach + 1)]
@@ -248,9 +249,9 @@ def test_what_stands_in_a_gap_is_the_climatology_and_never_what_is_missing():
     values = random_values(200, 3)
     holes, data = np.isnan(with_gaps(values)), windows(with_gaps(values))
     for batch in data.batches("validation", 7):
-        series, seen = torch.cat([batch.history, batch.future], dim=1), batch.observed
+        series, seen = torch.cat([batch.context.history, batch.future], dim=1), batch.context.observed
         assert torch.equal(seen, ~torch.from_numpy(np.stack([holes[start:start + 10] for start in batch.start])))
-        assert torch.equal(series[~seen], batch.climatology[~seen])
+        assert torch.equal(series[~seen], batch.context.climatology[~seen])
         whole = windows(values).field.values[batch.start.unsqueeze(1) + torch.arange(10)]
         assert torch.equal(series[seen], data.scaler.standardize(whole)[seen])
 

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -21,26 +22,30 @@ from utils.checkpoint import settings as checkpoint_settings
 from utils.config import (
     OF_OWN_FILE,
     PRESETS,
-    PROCESS_PRESETS,
+    RECIPES,
+    REPLACED,
+    WITHOUT_EFFECT,
     CommonConfig,
     PretrainConfig,
     TrainConfig,
     known_settings,
     parse_config,
-    preset,
+    resolve,
     run_main,
 )
 from utils.device import autocast, choose_device
+from utils.pipeline import CHOICES
 
-STAGES = {PretrainConfig: {"data_name": DATASETS, "mean_model": MEAN_MODELS}, TrainConfig: main_train.CHOICES}
+STAGES = (PretrainConfig, TrainConfig)
 both_stages = pytest.mark.parametrize("stage", STAGES, ids=["stage 1", "stage 2"])
+every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 SEED_LINE = "--data_name SST --device cuda:4 --batch_size 8 --history_len 12 --predict_len 12"
 RELEASE_LINE = (f"{SEED_LINE} --val_batch_size 16 --epochs 3 --patience 2 --lr 0.01 --weight_decay 1e-6 --seed 7 "
-                "--nsample 10 --channels 16 --eps_model mlp")
+                "--nsample 10 --channels 16 --eps_model STID")
 
 
 def parse(stage, line=""):
-    return parse_config(stage, STAGES[stage], line.split())
+    return parse_config(stage, CHOICES, line.split())
 
 
 def refusal(capsys, stage, line) -> str:
@@ -55,74 +60,137 @@ def refusal(capsys, stage, line) -> str:
 # Order
 
 @both_stages
-def test_the_command_line_beats_the_preset_which_beats_the_default(stage, monkeypatch):
-    monkeypatch.setitem(PRESETS, "TaxiBJ", {CommonConfig: dict(batch_size=24, dropout=0.5), stage: dict(dropout=0.25)})
-    default, by_preset = parse(stage, "--data_name MobileNJ"), parse(stage, "--data_name TaxiBJ")
-    assert (default.batch_size, default.dropout) == (8, 0.15)
-    assert (by_preset.batch_size, by_preset.dropout) == (24, 0.25)
-    given = parse(stage, "--dropout 0 --data_name TaxiBJ --batch_size 8")
-    assert (given.batch_size, given.dropout) == (8, 0)
+@every_recipe
+def test_the_command_line_beats_the_preset_which_beats_the_recipe_which_beats_the_default(stage, recipe, monkeypatch):
+    monkeypatch.setitem(RECIPES, recipe, {CommonConfig: dict(weight_decay=0.1, dropout=0.1)})
+    monkeypatch.setitem(PRESETS, recipe, {"TaxiBJ": {CommonConfig: dict(weight_decay=0.2)}})
+
+    def found(line=""):
+        config = parse(stage, f"--recipe {recipe} {line}")
+        return config.weight_decay, config.dropout, config.lr_decay
+
+    assert found() == (0.1, 0.1, stage.lr_decay), "recipe, recipe, default"
+    assert found("--data_name TaxiBJ") == (0.2, 0.1, stage.lr_decay), "preset, recipe, default"
+    assert found("--weight_decay 0.3 --data_name TaxiBJ") == (0.3, 0.1, stage.lr_decay), "given, recipe, default"
+    assert found("--dropout 0.4 --lr_decay 0.5 --data_name TaxiBJ") == (0.2, 0.4, 0.5), "preset, given, given"
 
 
 @both_stages
-def test_a_flag_given_its_default_value_still_beats_the_preset(stage):
+def test_values_of_a_stage_beat_those_of_both_stages_in_a_recipe_and_in_a_preset(stage, monkeypatch):
+    monkeypatch.setitem(RECIPES, "copula", {CommonConfig: dict(dropout=0.5), stage: dict(dropout=0.25)})
+    assert parse(stage, "--recipe copula").dropout == 0.25
+    monkeypatch.setitem(PRESETS, "copula", {"TaxiBJ": {CommonConfig: dict(dropout=0.4), stage: dict(dropout=0.3)}})
+    assert parse(stage, "--recipe copula --data_name TaxiBJ").dropout == 0.3
+
+
+@both_stages
+def test_a_flag_given_its_default_value_still_beats_recipe_and_preset(stage):
     assert parse(stage, "--data_name SST").batch_size == 32
     assert parse(stage, "--data_name SST --batch_size 8").batch_size == 8
+    assert parse(stage, "--recipe published").lr == 1e-3
+    assert parse(stage, "--recipe published --lr 3e-3").lr == 3e-3
 
 
-def test_the_published_settings_are_those_of_the_process_cost():
-    mean = parse(PretrainConfig, "--data_name MobileNJ --lr 0.001")
-    diffusion = parse(TrainConfig, "--data_name MobileNJ --process cost")
-    assert diffusion.epochs == 50
+def test_the_published_settings_are_those_of_the_recipe_published():
+    mean = parse(PretrainConfig, "--recipe published --data_name MobileNJ")
+    diffusion = parse(TrainConfig, "--recipe published --data_name MobileNJ")
     for config in (mean, diffusion):
-        assert (config.lr, config.lr_decay, config.weight_decay) == (1e-3, 0.4, 1e-5)
+        assert (config.lr, config.lr_decay, config.weight_decay, config.epochs, config.ema) == (1e-3, 0.4, 1e-5, 50, 0)
         assert (config.batch_size, config.dropout, config.history_len, config.predict_len) == (8, 0.15, 12, 12)
-    assert (mean.channels, mean.layers) == (32, 4)
-    assert (diffusion.channels, diffusion.layers, diffusion.embedding) == (128, 8, 32)
+        assert (config.support, config.training_span, config.lags, config.seed) == ("any", "histories", "none", 0)
+    assert (mean.mean_model, mean.objective, mean.select, mean.patience) == ("stid", "mse", "mae", 50)
+    assert (mean.channels, mean.calendar_channels, mean.layers, mean.networks) == (32, 0, 4, 1)
+    assert (mean.climatology, mean.tokens, mean.linear_modes, mean.recalibrate) == (False, 0, 0, False)
+    assert (diffusion.margin, diffusion.noise, diffusion.prediction, diffusion.scale, diffusion.endpoint) == (
+        "residual", "independent", "noise", "spectrum", "signed")
+    assert not (diffusion.condition_mean or diffusion.condition_scale or diffusion.center)
+    assert (diffusion.denoiser, diffusion.channels, diffusion.layers, diffusion.embedding) == ("stid", 128, 8, 32)
     beta = NOISE_SCHEDULES[diffusion.noise_schedule](diffusion.diffusion_steps)  # 0: the schedule's own bounds
     assert diffusion.beta_first == diffusion.beta_last == 0 and len(beta) == 50
     assert beta[[0, -1]].tolist() == pytest.approx([1e-4, 0.5])
-    assert (diffusion.nsample, diffusion.patience, diffusion.noise_schedule) == (50, 5, "quadratic")
-    assert parse(PretrainConfig, "--data_name SST").batch_size == 32
-    for name in ("TaxiBJ", "Los_Speed"):
-        assert parse(TrainConfig, f"--data_name {name}").batch_size == 24
+    assert (diffusion.nsample, diffusion.members, diffusion.patience) == (50, "random", 5)
+    assert (diffusion.sampler, diffusion.sample_steps, diffusion.noise_schedule) == ("ancestral", 50, "quadratic")
 
 
-def test_the_defaults_are_conditional_quantiles_and_a_small_network_for_their_dependence():
+def test_the_published_presets_are_those_of_the_authors_scripts():
+    sizes = {"SST": 32, "TaxiBJ": 24, "BikeDC": 24, "Los_Speed": 24, "MobileNJ": 8}
+    for name, size in sizes.items():
+        for stage in STAGES:
+            assert parse(stage, f"--recipe published --data_name {name}").batch_size == size
+    mean = parse(PretrainConfig, "--recipe published --data_name SST")
+    assert (mean.channels, mean.calendar_channels, mean.layers) == (64, 32, 8)
+
+
+def test_the_defaults_are_a_mean_of_conditional_quantiles_and_a_small_network_for_its_residual():
     mean, diffusion = parse(PretrainConfig), parse(TrainConfig)
-    assert (mean.mean_model, mean.climatology, mean.tokens) == ("quantile_stid", True, 8)
+    assert (mean.recipe, mean.mean_model, mean.objective, mean.climatology, mean.tokens) == (
+        "cost", "stid", "quantiles", True, 8)
     assert (mean.epochs, mean.lr, mean.lags) == (24, 0.003, "auto"), "the dataset's preset"
     mean = parse(PretrainConfig, "--data_name Oracle")
     assert (mean.epochs, mean.lr, mean.ema, mean.patience, mean.lags) == (16, 0.003, 0.99, 5, "none")
-    assert (diffusion.process, diffusion.modes, diffusion.ema) == ("copula", 16, 0.99)
-    assert (diffusion.channels, diffusion.layers) == (32, 2)
+    assert (diffusion.margin, diffusion.noise, diffusion.modes, diffusion.prediction) == (
+        "scaled", "covariance", 16, "v")
+    assert (diffusion.endpoint, diffusion.center, diffusion.members, diffusion.ema) == ("none", True, "random", 0.99)
+    assert (diffusion.denoiser, diffusion.channels, diffusion.layers) == ("mlp", 32, 2)
+    assert (diffusion.sampler, diffusion.sample_steps) == ("dpm2m", 10)
 
 
-def test_a_process_brings_its_own_preset_which_the_command_line_and_the_dataset_beat(monkeypatch):
-    for process, values in PROCESS_PRESETS.items():
-        assert process in main_train.PROCESSES
-        assert set(values) <= {item.name for item in dataclasses.fields(TrainConfig)}
-        parsed = dataclasses.asdict(parse(TrainConfig, f"--process {process}"))
-        assert values.items() <= parsed.items()
-    assert parse(TrainConfig, "--process cost --channels 32").channels == 32
-    monkeypatch.setitem(PRESETS, "TaxiBJ", {TrainConfig: dict(channels=64)})
-    config = parse(TrainConfig, "--data_name TaxiBJ --process cost")
-    assert (config.channels, config.layers) == (64, 8)
-    assert "layers" not in preset("TaxiBJ", PretrainConfig, "cost")
+def test_the_copula_is_the_default_stage_1_with_normal_scores_of_its_quantiles():
+    assert parse(PretrainConfig, "--recipe copula") == dataclasses.replace(parse(PretrainConfig), recipe="copula")
+    config = parse(TrainConfig, "--recipe copula")
+    assert (config.margin, config.noise, config.prediction, config.members) == (
+        "quantile", "covariance", "v", "quantiles")
 
 
-def test_presets_name_only_datasets_and_flags_that_exist_and_values_that_are_accepted():
-    for name, by_stage in PRESETS.items():
-        assert name in DATASETS
+def every_layer():
+    """Values of each recipe and of each of its presets, by stage: (recipe, dataset or "", stage -> values)."""
+    for recipe, by_stage in RECIPES.items():
+        yield recipe, "", by_stage
+        for name, preset in PRESETS[recipe].items():
+            yield recipe, name, preset
+
+
+def test_recipes_and_presets_name_only_datasets_and_flags_that_exist_and_values_that_are_accepted():
+    assert RECIPES.keys() == PRESETS.keys() == set(CommonConfig.__dataclass_fields__["recipe"].metadata["choices"])
+    for recipe, name, by_stage in every_layer():
+        assert name in ("", *DATASETS) and set(by_stage) <= {CommonConfig, *STAGES}
         for stage, values in by_stage.items():
-            assert stage in (CommonConfig, *STAGES)
             assert set(values) <= {item.name for item in dataclasses.fields(stage)}
         for stage in STAGES:
-            chosen = preset(name, stage)
-            line = " ".join(f"--{flag} {value}" for flag, value in chosen.items())
-            parsed = parse(stage, f"--data_name {name} {line}")
-            assert parsed == parse(stage, f"--data_name {name}")
-            assert chosen.items() <= dataclasses.asdict(parsed).items()
+            resolved = dataclasses.asdict(resolve(stage, {"recipe": recipe, "data_name": name or "MobileNJ"}))
+            typed = {flag: value for values in by_stage.values() for flag, value in values.items() if flag in resolved}
+            line = " ".join(f"--{'' if resolved[flag] is not False else 'no-'}{flag}"
+                            + ("" if isinstance(resolved[flag], bool) else f" {resolved[flag]}") for flag in typed)
+            chosen = f"--recipe {recipe} --data_name {name or 'MobileNJ'}"
+            assert parse(stage, f"{chosen} {line}") == parse(stage, chosen) == resolve(stage, {
+                "recipe": recipe, "data_name": name or "MobileNJ"})
+
+
+def test_no_recipe_or_preset_gives_a_flag_the_value_that_it_has_anyway():
+    for recipe, name, by_stage in every_layer():
+        below = RECIPES[recipe] if name else {}
+        for stage, values in by_stage.items():
+            for flag, value in values.items():
+                others = [each for each in STAGES if stage in (CommonConfig, each)]
+                before = [below.get(each, {}).get(flag, below.get(CommonConfig, {}).get(flag, getattr(each(), flag)))
+                          for each in others]
+                assert any(value != each for each in before) or (recipe, flag) == ("copula", "objective"), (
+                    recipe, name, flag)
+
+
+@both_stages
+def test_flags_that_a_choice_does_not_read_are_noted(stage, capsys):
+    for kind, unread in WITHOUT_EFFECT.items():
+        if kind not in {item.name for item in dataclasses.fields(stage)}:
+            continue
+        for choice, names in unread.items():
+            for name in names:
+                default = getattr(stage(), name)
+                given = f"--{name}" if isinstance(default, bool) else f"--{name} {default}"
+                parse(stage, f"--{kind} {choice} {given}")
+                assert f"note: --{name}: no effect with --{kind} {choice}" in capsys.readouterr().err
+    parse(stage)
+    assert capsys.readouterr().err == ""
 
 
 @both_stages
@@ -147,9 +215,34 @@ def test_every_flag_of_the_release_is_accepted_by_both_programs(stage, capsys):
     assert (config.weight_decay, config.seed, config.channels) == (1e-6, 7, 16)
     note = capsys.readouterr().err
     if stage is TrainConfig:
-        assert (config.nsample, config.eps_model) == (10, "mlp") and note == ""
+        assert (config.nsample, config.denoiser) == (10, "stid") and note == ""
     else:
-        assert note.startswith("note: ") and "--nsample" in note and "--eps_model" in note
+        assert note.startswith("note: ") and "--nsample" in note and "--denoiser" in note
+
+
+@pytest.mark.parametrize("given", ["STID", "stid", "Stid", "MLP", "tokens", "Graph"])
+def test_the_denoiser_goes_by_its_name_of_the_release_too_in_any_case(given):
+    assert parse(TrainConfig, f"--eps_model {given}") == parse(TrainConfig, f"--denoiser {given.lower()}")
+    assert parse(TrainConfig, f"--denoiser {given}").denoiser == given.lower()
+
+
+@both_stages
+@pytest.mark.parametrize("line, instead", [
+    ("--process cost", "give --recipe cost, published or copula"), ("--process=copula", "give --recipe cost"),
+    ("--endpoint_signs random", "give --endpoint none, signed or positive"),
+])
+def test_a_flag_of_an_earlier_version_is_answered_with_what_replaces_it(capsys, stage, line, instead):
+    said = refusal(capsys, stage, line)
+    assert f"{line.replace('=', ' ').split()[0]} is a flag of an earlier version: {instead}" in said
+
+
+def test_the_replacements_of_earlier_flags_are_flags_with_these_values():
+    for name, instead in REPLACED.items():
+        flag, *values = instead.replace(",", "").replace(" or ", " ").split()
+        for stage in STAGES:
+            assert name not in {item.name for item in dataclasses.fields(stage)}
+        for value in values:
+            assert getattr(parse(TrainConfig, f"{flag} {value}"), flag[2:]) == value
 
 
 # Every flag works
@@ -165,7 +258,7 @@ def test_every_flag_of_the_program_takes_a_value_and_hands_it_on(stage):
                 assert getattr(parse(stage, line), item.name) is value
             continue
         if allowed:
-            values = list(STAGES[stage][allowed] if isinstance(allowed, str) else allowed)
+            values = list(CHOICES[allowed] if isinstance(allowed, str) else allowed)
         elif item.type is str:
             values = [{"data_name": "Oracle", "run_name": "my-run_1.0", "lags": "24,168"}.get(item.name, "/some/where")]
         else:
@@ -226,6 +319,8 @@ def flags_read(source: str, holders=("config", "settings", "self.config")) -> se
 @both_stages
 def test_every_flag_is_read_by_the_code_of_its_stage(stage):
     read = set().union(*(flags_read(file.read_text()) for file in READERS[stage]))
+    if stage is PretrainConfig:
+        read |= {name for backbone in MEAN_MODELS.values() for name in inspect.signature(backbone).parameters}
     assert not [item.name for item in dataclasses.fields(stage) if not any(fnmatch(item.name, each) for each in read)]
 
 
@@ -269,8 +364,8 @@ def test_an_unknown_flag_far_from_all_and_a_stray_word_are_named(capsys, stage):
     (TrainConfig, "--noise_schedule cosin", "did you mean cosine?"),
     (TrainConfig, "--scale_statistic var", "Choose one of std, variance"),
     (TrainConfig, "--sample_precision float16", "Choose one of float32, bfloat16"),
-    (PretrainConfig, "--mean_model sti", "did you mean stid?"), (TrainConfig, "--process cos", "did you mean cost?"),
-    (TrainConfig, "--process zzzz", "Choose one of copula, one_pass, cost"),
+    (PretrainConfig, "--mean_model sti", "did you mean stid?"), (TrainConfig, "--recipe cos", "did you mean cost?"),
+    (PretrainConfig, "--recipe zzzz", "Choose one of cost, published, copula"),
 ])
 def test_an_unknown_choice_is_answered_with_the_choices(capsys, stage, line, words):
     said = refusal(capsys, stage, line)
@@ -412,16 +507,16 @@ def test_a_whole_number_too_large_for_anything_is_refused(capsys, stage):
                                          ("layers", 10**9), ("lr", float("nan")), ("amp", 1)])
 def test_settings_of_a_checkpoint_that_no_command_line_could_give_are_refused(stage, name, value):
     settings = checkpoint_settings(stage())
-    assert known_settings(settings, stage, STAGES[stage], "model.pt") == settings
+    assert known_settings(settings, stage, CHOICES, "model.pt") == settings
     with pytest.raises(ValueError, match=f"^model.pt: its --{name} cannot be: "):
-        known_settings({**settings, name: value}, stage, STAGES[stage], "model.pt")
+        known_settings({**settings, name: value}, stage, CHOICES, "model.pt")
 
 
 @both_stages
 def test_a_setting_that_a_checkpoint_does_not_know_yet_has_its_default(stage):
     settings = checkpoint_settings(stage())
     older = {name: value for name, value in settings.items() if name != "ema"}
-    assert known_settings(older, stage, STAGES[stage], "model.pt") == settings
+    assert known_settings(older, stage, CHOICES, "model.pt") == settings
 
 
 def test_a_mistake_with_a_line_break_in_it_is_one_line_too(capsys, monkeypatch):
@@ -430,7 +525,7 @@ def test_a_mistake_with_a_line_break_in_it_is_one_line_too(capsys, monkeypatch):
         run_main(lambda: choose_device("cuda\n0"))
     assert capsys.readouterr().err.splitlines() == ["error: --device cuda 0: use auto, cpu or cuda:N"]
     with pytest.raises(SystemExit):
-        parse_config(PretrainConfig, STAGES[PretrainConfig], ["--nothing\nelse"])
+        parse_config(PretrainConfig, CHOICES, ["--nothing\nelse"])
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

@@ -4,16 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_field, random_values
+from conftest import ON_ANY_STAGE_1, make_field, random_values
 
 import main_pretrain
 import main_train
 from data.calendar import make_calendar
 from data.covariates import Covariates, read_covariates
-from data.windows import Extras, WindowedField
-from models import DENOISERS, MEAN_MODELS, FactorModel, load_forecaster
-from models.layers import ExtraInputs
+from data.windows import WindowedField
+from models import DENOISERS, load_forecaster
+from models.layers import ExtraInputs, Task
+from models.noise import CovarianceNoise
 from utils.checkpoint import load_checkpoint, read_json
+from utils.config import RECIPES
 
 STEPS, NODES, HISTORY, HORIZON = 60, 4, 6, 4
 CALENDAR = make_calendar("2020-01-06", (1, "hour"), STEPS)
@@ -104,8 +106,8 @@ def test_a_batch_holds_the_covariates_of_its_history_and_horizon_standardized_by
     wanted = (covariates - training.mean((0, 1))) / training.std((0, 1), correction=0)
     batch = data.batch(torch.tensor([3, 90]))
     for row, start in enumerate((3, 90)):
-        torch.testing.assert_close(batch.covariates[row], wanted[start:start + 10].float(), rtol=0, atol=1e-5)
-    assert batch.known[3] == Extras(None, batch.covariates) and batch.scored is None
+        torch.testing.assert_close(batch.context.covariates[row], wanted[start:start + 10].float(), rtol=0, atol=1e-5)
+    assert batch.context.lags is None and batch.scored is None
     assert data.facts()["covariates"] == {"a": pytest.approx(float(training[..., 0].mean())),
                                           "b": pytest.approx(float(training[..., 1].mean()))}
 
@@ -115,14 +117,14 @@ def test_covariates_after_the_training_part_do_not_reach_their_scale():
     altered = torch.cat([covariates[:76], covariates[76:] * 9])
     one, other = (with_covariates(random_values(120, 5), each) for each in (covariates, altered))
     assert one.facts() == other.facts()
-    assert torch.equal(one.batch(torch.tensor([3])).covariates, other.batch(torch.tensor([3])).covariates)
+    assert torch.equal(*(each.batch(torch.tensor([3])).context.covariates for each in (one, other)))
 
 
 # Networks
 
 @pytest.mark.parametrize("nodes", [1, NODES])
 def test_every_step_of_every_covariate_reaches_a_network(nodes):
-    layer = ExtraInputs(HISTORY, HORIZON, 8, covariates=2)
+    layer = ExtraInputs(Task(NODES, HISTORY, HORIZON, (24,), covariates=2), 8)
     covariates = torch.randn(3, HISTORY + HORIZON, nodes, 2, requires_grad=True)
     hidden = layer(torch.zeros(3, NODES, 8), None, covariates)
     gradient, = torch.autograd.grad(hidden[1, 0, 5], covariates)
@@ -131,24 +133,17 @@ def test_every_step_of_every_covariate_reaches_a_network(nodes):
     assert (gradient == 0).all()
 
 
-@pytest.mark.parametrize("made, given", [(2, None), (0, torch.randn(3, HISTORY + HORIZON, 1, 2))])
-def test_a_network_takes_the_covariates_that_it_was_made_for_and_no_others(made, given):
-    model = MEAN_MODELS["quantile_stid"](NODES, HISTORY, HORIZON, (24,), channels=8, layers=1, covariates=made)
-    known = torch.randn(3, HISTORY, NODES), torch.zeros(3, 1, dtype=torch.long), torch.randn(3, 10, NODES)
-    with pytest.raises(ValueError, match="needs the covariates that it was trained with .--covariates."):
-        model(*known, *([] if given is None else [Extras(None, given)]))
-
-
 def test_a_mode_sees_the_covariates_of_its_nodes_by_their_weight():
-    dependence = FactorModel(NODES, HORIZON, 2)
-    dependence.axes.copy_(torch.tensor([[0.8, 0.0], [0.6, 0.0], [0.0, 0.6], [0.0, 0.8]]))
+    noise = CovarianceNoise(NODES, HORIZON, 2)
+    noise.axes.copy_(torch.tensor([[0.8, 0.0], [0.6, 0.0], [0.0, 0.6], [0.0, 0.8]]))
     covariates = torch.randn(3, HISTORY + HORIZON, NODES, 2)
-    found = dependence.extra(covariates)
+    found = noise.share(covariates)
     assert torch.equal(found[:, :, :NODES], covariates) and found.shape[2] == NODES + 2
     torch.testing.assert_close(found[:, :, NODES], 0.64 * covariates[:, :, 0] + 0.36 * covariates[:, :, 1])
-    assert dependence.extra(covariates[:, :, :1]).shape[2] == 1, "the same for all: also for modes"
-    assert DENOISERS["mlp"](dependence.width, HISTORY, HORIZON, (24,), covariates=2, endpoint=False).encode(
-        torch.randn(3, HISTORY, dependence.width), torch.zeros(3, 1, dtype=torch.long), None, found).shape[1] == 6
+    assert noise.share(covariates[:, :, :1]).shape[2] == 1, "the same for all: also for modes"
+    denoiser = DENOISERS["mlp"](Task(noise.width, HISTORY, HORIZON, (24,), covariates=2), HISTORY)
+    calendar = torch.zeros(3, 1, dtype=torch.long)
+    assert denoiser.encode(torch.randn(3, HISTORY, noise.width), calendar, None, found).shape[1] == 6
 
 
 # Both stages
@@ -178,16 +173,19 @@ def test_a_covariate_that_tells_the_future_lowers_the_error_to_a_fraction(projec
     assert error[1] < 0.4 * error[0], error
 
 
-@pytest.mark.parametrize("process", main_train.PROCESSES)
-def test_both_stages_take_covariates_and_keep_their_names(project, process):
+def test_both_stages_of_every_recipe_take_covariates_and_keep_their_names(project):
     run, covariates = project
-    run(main_pretrain, "--epochs", "1", *covariates)
-    _, folder = run(main_train, "--epochs", "1", "--process", process, "--nsample", "4", "--test_windows", "8",
-                    *covariates)
-    content = load_checkpoint(folder / "diffusion/Tiny_6_4/model.pt")
-    assert list(content["data"]["covariates"]) == ["shock"]
-    assert content["weights"]["denoiser.extra.table.weight"].shape == (16, 10)
-    assert load_forecaster(folder / "diffusion/Tiny_6_4").model.mean_model.networks[0].extra.table is not None
+    _, folder = run(main_pretrain, "--epochs", "1", *covariates)
+    for recipe in RECIPES:
+        run(main_train, "--epochs", "1", "--recipe", recipe, "--run_name", recipe, "--mean_run",
+            str(folder / "mean/Tiny_6_4"), *ON_ANY_STAGE_1, "--layers", "1", "--nsample", "4", "--test_windows", "8",
+            *covariates)
+        place, = (folder / "diffusion").glob(f"*_{recipe}")
+        content = load_checkpoint(place / "model.pt")
+        assert list(content["data"]["covariates"]) == ["shock"]
+        assert content["weights"]["denoiser.extra.table.weight"].shape == (16, 10)
+        networks = [module for module in load_forecaster(place).model.modules() if isinstance(module, ExtraInputs)]
+        assert len(networks) == 3 + 1 and all(network.table is not None for network in networks)
 
 
 def test_stage_2_refuses_a_stage_1_model_of_other_covariates(project):

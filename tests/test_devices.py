@@ -9,16 +9,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import FACTS, HISTORY, HORIZON, NODES, SIZES
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from data.context import Context
 from data.windows import Batch
-from main_train import ensemble_drawer, validation_loss
-from models import DENOISERS, MEAN_MODELS, CopulaForecaster, FactorModel, ResidualForecaster
-from models.diffusion import NOISE_SCHEDULES, SAMPLERS
+from models import DENOISERS, MEAN_MODELS, Sampling, build_forecaster, build_mean_model, ensemble_drawer
+from models.diffusion import SAMPLERS
+from models.layers import Task
+from utils import checkpoint
+from utils.config import RECIPES, PretrainConfig, TrainConfig, resolve
+from utils.pipeline import validation_loss
 from utils.reproducibility import MemberNoise, key, keyed_normal
 
-HISTORY, HORIZON, NODES, SIZES, BATCH = 5, 3, 4, (24, 7), 2
+BATCH = 2
 META = torch.device("meta")
 
 
@@ -39,40 +44,38 @@ def one_device():
         yield
 
 
-both_processes = pytest.mark.parametrize("process", ["copula", "cost"])
+every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 
 
-def make_forecaster(network=DENOISERS["mlp"], process="cost"):
-    settings, beta = dict(channels=8, layers=1, embedding=4), NOISE_SCHEDULES["quadratic"](50)
-    name = {"copula": "quantile_stid", "cost": "stid"}[process]
-    mean = MEAN_MODELS[name](NODES, HISTORY, HORIZON, SIZES, channels=8, layers=2)
-    if process == "cost":
-        denoiser = network(NODES, HISTORY, HORIZON, SIZES, **settings)
-        return ResidualForecaster(mean, denoiser, beta, NODES).to(META)
-    dependence = FactorModel(NODES, HORIZON, 2)
-    denoiser = network(dependence.width, HISTORY, HORIZON, SIZES, **settings, endpoint=False)
-    return CopulaForecaster(mean, denoiser, beta, dependence, (-1.0, 0.5)).to(META)
+def make_forecaster(recipe="published", **settings):
+    """A forecaster of a recipe, its statistics as they were made, but for a field of counts."""
+    small = {"recipe": recipe, "history_len": HISTORY, "predict_len": HORIZON, "channels": 8, "layers": 2}
+    first, second = (checkpoint.settings(resolve(stage, given)) for stage, given in (
+        (PretrainConfig, small), (TrainConfig, {**small, "embedding": 4, "modes": 2, **settings})))
+    facts = {**FACTS, "support": [-1.0, 0.5]}
+    return build_forecaster(second, build_mean_model(first, facts), facts).to(META)
 
 
 def make_batch():
-    return Batch(torch.randn(BATCH, HISTORY, NODES, device=META), torch.randn(BATCH, HORIZON, NODES, device=META),
-                 torch.zeros(BATCH, len(SIZES), dtype=torch.int64, device=META),
-                 torch.randn(BATCH, HISTORY + HORIZON, NODES, device=META), torch.arange(BATCH, device=META))
+    context = Context(torch.randn(BATCH, HISTORY, NODES, device=META),
+                      torch.zeros(BATCH, len(SIZES), dtype=torch.int64, device=META),
+                      torch.randn(BATCH, HISTORY + HORIZON, NODES, device=META))
+    return Batch(context, torch.randn(BATCH, HORIZON, NODES, device=META), torch.arange(BATCH, device=META))
 
 
 def loss_of(model, batch):
-    return model.loss(batch.future, *batch.known)
+    return model.loss(batch.future, batch.context)
 
 
-def draw_with(model, sampler):
+def draw_with(model, sampler, kind="random"):
     settings = dict(predict_len=HORIZON, sample_batch=4, sample_precision="float32", seed=1, nsample=3, sampler=sampler,
-                    sample_steps=4)
+                    sample_steps=4, members=kind)
     return ensemble_drawer(model.eval(), settings, META)(make_batch())
 
 
-@both_processes
-def test_loss_and_its_gradients_stay_on_the_device(process):
-    model, batch = make_forecaster(process=process).train(), make_batch()
+@every_recipe
+def test_loss_and_its_gradients_stay_on_the_device(recipe):
+    model, batch = make_forecaster(recipe).train(), make_batch()
     value = loss_of(model, batch)
     value.backward()
     assert value.is_meta and value.shape == ()
@@ -80,31 +83,31 @@ def test_loss_and_its_gradients_stay_on_the_device(process):
 
 
 @pytest.mark.parametrize("name", MEAN_MODELS)
-def test_the_loss_of_stage_1_stays_on_the_device(name):
-    model, batch = MEAN_MODELS[name](NODES, HISTORY, HORIZON, SIZES, channels=8, layers=2).to(META), make_batch()
+@pytest.mark.parametrize("objective", ["mse", "quantiles"])
+def test_the_loss_of_stage_1_stays_on_the_device(name, objective):
+    model, batch = MEAN_MODELS[name](Task(NODES, HISTORY, HORIZON, SIZES), objective).to(META), make_batch()
     value = loss_of(model, batch)
     value.backward()
     assert value.is_meta and all(parameter.grad.is_meta for parameter in model.parameters())
 
 
-@both_processes
-def test_validation_stays_on_the_device(process):
+@every_recipe
+def test_validation_stays_on_the_device(recipe):
     data = SimpleNamespace(predict_len=HORIZON, batches=lambda *args, **kwargs: [make_batch(), make_batch()])
     config = SimpleNamespace(seed=1, val_batch_size=BATCH, val_windows=0)
-    assert validation_loss(make_forecaster(process=process).eval(), data, config).is_meta
+    assert validation_loss(make_forecaster(recipe).eval(), data, config).is_meta
 
 
-@both_processes
+@every_recipe
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_every_sampler_stays_on_the_device(sampler, precision, process):
-    model = make_forecaster(process=process)
+def test_every_sampler_stays_on_the_device(sampler, precision, recipe):
+    model = make_forecaster(recipe)
     model.denoiser.round_to(precision)
     noise = MemberNoise(1, torch.arange(BATCH, device=META), 3, (HORIZON, model.coordinates))
-    batch = make_batch()
-    members = model.eval().sample(*batch.known, noise=noise, members=3, sampler=sampler, steps=4, chunk=4)
+    members = model.eval().sample(make_batch().context, noise, Sampling(3, "random", sampler, 4, chunk=4))
     assert members.is_meta and members.shape == (BATCH, 3, HORIZON, NODES)
-    assert draw_with(make_forecaster(process=process), sampler).is_meta
+    assert all(draw_with(make_forecaster(recipe), sampler, kind).is_meta for kind in ("random", "quantiles"))
 
 
 def test_keyed_noise_is_made_where_its_keys_are():
@@ -140,25 +143,27 @@ def read_a_value(noisy, step):
 
 
 @pytest.mark.parametrize("mistake", [add_zeros, multiply_by_a_matrix, look_up_the_step, shuffle_nodes, read_a_value])
-def test_a_denoiser_that_leaves_the_device_is_caught(mistake):
+def test_a_denoiser_that_leaves_the_device_is_caught(mistake, monkeypatch):
     class Careless(DENOISERS["mlp"]):
-        def forward(self, noisy, step, context):
-            return super().forward(mistake(noisy, step), step, context)
+        def forward(self, noisy, step, hidden):
+            return super().forward(mistake(noisy, step), step, hidden)
 
-    model = make_forecaster(Careless)
+    monkeypatch.setitem(DENOISERS, "mlp", Careless)
+    model = make_forecaster(denoiser="mlp")
     for run in (lambda: loss_of(model, make_batch()), lambda: draw_with(model, "ddim")):
         with pytest.raises((RuntimeError, NotImplementedError), match="mixes tensors of cpu and meta|meta tensor"):
             run()
 
 
-def test_a_table_that_does_not_move_with_the_model_is_caught():
+def test_a_table_that_does_not_move_with_the_model_is_caught(monkeypatch):
     class Stays(DENOISERS["mlp"]):
         def __init__(self, *args, **settings):
             super().__init__(*args, **settings)
             self.weight = [torch.ones(NODES)]
 
-        def encode(self, history, calendar):
-            return super().encode(history * self.weight[0], calendar)
+        def encode(self, inputs, *others):
+            return super().encode(inputs * self.weight[0], *others)
 
+    monkeypatch.setitem(DENOISERS, "mlp", Stays)
     with pytest.raises(RuntimeError, match="mixes tensors of cpu and meta"):
-        loss_of(make_forecaster(Stays), make_batch())
+        loss_of(make_forecaster(denoiser="mlp"), make_batch())

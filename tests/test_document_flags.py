@@ -7,7 +7,7 @@ import pytest
 
 from scripts import document_flags
 from scripts.document_flags import PAGE, page
-from utils.config import PRESETS, PretrainConfig, TrainConfig
+from utils.config import PRESETS, RECIPES, PretrainConfig, TrainConfig
 
 
 def test_the_page_is_what_the_script_writes(tmp_path, monkeypatch):
@@ -27,5 +27,9 @@ def test_every_flag_stands_there_once_for_each_stage_with_its_default(stage, col
                                     or item.type is bool else item.default) for item in of_stage}
 
 
-def test_every_preset_stands_there():
-    assert all(f"| dataset {name} | " in page() for name in PRESETS)
+def test_every_recipe_and_preset_stands_there_with_its_flags():
+    text = page()
+    assert all(f"| `{name}` | " in text for name in RECIPES)
+    assert all(f" | {name} | " in text for presets in PRESETS.values() for name in presets)
+    assert "| `published` | stage 1 | `--objective mse`, `--select mae`, `--patience 50`, `--no-climatology`" in text
+    assert "| `published` | SST | stage 1 | `--channels 64`, `--calendar_channels 32`, `--layers 8` |" in text

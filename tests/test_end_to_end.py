@@ -1,6 +1,8 @@
 """Both stages through their command lines, on small data."""
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -8,26 +10,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SHARED, needs_real_data, random_values, with_gaps
+from conftest import ON_ANY_STAGE_1, ROOT, SHARED, needs_real_data, random_values, with_gaps
 
 import main_pretrain
 import main_train
 from data.synthetic import make_oracle
 from data.windows import open_data
-from main_train import score_ensemble
-from models import PROCESSES, load_forecaster
+from models import Forecaster, load_forecaster
 from scripts import evaluate, score_oracle
-from scripts.evaluate import open_run_data
-from utils.checkpoint import load_checkpoint
+from utils import pipeline
+from utils.checkpoint import load_checkpoint, read_json
+from utils.config import RECIPES, PretrainConfig, parse_config
+from utils.pipeline import open_run_data, score_ensemble
 
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "6", "--oracle_steps", "300", "--epochs", "2", "--channels", "8",
         "--layers", "1", "--nsample", "8", "--sample_steps", "4", "--test_windows", "12"]
-COST = ["--process", "cost", "--run_name", "cost"]  # the published process, in a folder of its own
-FOLDERS = {"copula": "Oracle_12_12", "cost": "Oracle_12_12_cost"}
+FOLDERS = {"cost": "Oracle_12_12", "published": "Oracle_12_12_published", "copula": "Oracle_12_12_copula"}
+SHORT = {"cost": [], "copula": [], "published": []}
+SHORT_STAGE_2 = {"cost": [], "copula": [], "published": []}
+LARGEST_RATIO = {"cost": 2, "copula": 2, "published": 2}
 METRICS = {
-    "data_name", "history_len", "predict_len", "split", "seed", "method", "sampler", "steps", "members", "windows",
-    "CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "RMSE", "energy_score", "variogram_score",
-    "spread_skill", "seconds_train", "seconds_sample", "per_horizon",
+    "data_name", "history_len", "predict_len", "seed", "recipe", "split", "method", "sampler", "sample_steps",
+    "sample_precision", "member_kind", "members", "windows", "CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS",
+    "coverage90", "MAE", "RMSE", "energy_score", "variogram_score", "spread_skill", "seconds_train", "seconds_sample",
+    "best_epoch", "epochs", "mean_run", "per_horizon", "joint",
 }
 
 
@@ -41,27 +47,30 @@ def bytes_below(folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Finished runs of stage 1 and of both processes on it; tests must not write into them."""
+    """Finished runs of both stages of every recipe; tests must not write into them."""
     folder = tmp_path_factory.mktemp("save")
-    assert run(main_pretrain, folder) == 0 and run(main_train, folder, "--cross_check", "2") == 0
-    assert run(main_train, folder, *COST, "--cross_check", "2", "--mean_run", str(folder / "mean/Oracle_12_12")) == 0
+    for recipe in RECIPES:
+        assert run(main_pretrain, folder, "--recipe", recipe) == 0
+        assert run(main_train, folder, "--recipe", recipe, "--cross_check", "2") == 0
     return folder
 
 
-both_processes = pytest.mark.parametrize("process", FOLDERS)
+every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 
 
-@both_processes
-def test_a_run_leaves_settings_log_weights_scores_and_a_picture(runs, process):
-    folder = runs / "diffusion" / FOLDERS[process]
+@every_recipe
+def test_a_run_leaves_settings_log_weights_scores_and_a_picture(runs, recipe):
+    folder = runs / "diffusion" / FOLDERS[recipe]
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "log.jsonl", "model.pt", "metrics.json", "forecast.png", "windows.csv", ".lock",
         "model.pt.sha256", "last_a.pt", "last_a.pt.sha256", "last_b.pt", "last_b.pt.sha256",
     }
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["method"] == process
-    assert METRICS <= set(metrics)
-    assert (metrics["windows"], metrics["members"], metrics["steps"]) == (12, 8, 4)
+    metrics = read_json(folder / "metrics.json")
+    assert METRICS <= set(metrics) and metrics["recipe"] == metrics["method"] == recipe
+    assert metrics["member_kind"] == ("quantiles" if recipe == "copula" else "random")
+    assert metrics["sampler"] == ("ancestral" if recipe == "published" else "dpm2m")
+    assert (metrics["windows"], metrics["members"], metrics["sample_steps"]) == (12, 8, 4)
+    assert metrics["mean_run"] == str(runs / "mean" / FOLDERS[recipe])
     assert all(len(values) == 12 for values in metrics["per_horizon"].values())
     assert metrics["cross_check"]["largest_difference"] < 1e-9
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -69,30 +78,79 @@ def test_a_run_leaves_settings_log_weights_scores_and_a_picture(runs, process):
     assert metrics["best_epoch"] in (0, 1, 2) and metrics["epochs"] == 2
 
 
-@both_processes
-def test_the_table_of_windows_adds_up_to_the_scores(runs, process):
-    folder = runs / "diffusion" / FOLDERS[process]
-    metrics, table = json.loads((folder / "metrics.json").read_text()), pd.read_csv(folder / "windows.csv")
+def test_a_recipe_other_than_the_default_is_a_suffix_of_both_folders(runs):
+    for stage in ("mean", "diffusion"):
+        assert {path.name for path in (runs / stage).iterdir()} == set(FOLDERS.values())
+        for recipe, name in FOLDERS.items():
+            assert read_json(runs / stage / name / "config.json")["config"]["recipe"] == recipe
+
+
+@every_recipe
+def test_the_table_of_windows_adds_up_to_the_scores(runs, recipe):
+    folder = runs / "diffusion" / FOLDERS[recipe]
+    metrics, table = read_json(folder / "metrics.json"), pd.read_csv(folder / "windows.csv")
     assert len(table) == 12 and table["start"].is_monotonic_increasing and table["start"].iloc[0] == 166 + 55
     for score, above, below in (("CRPS", "crps", "abs_truth"), ("CRPS_sum", "crps_sum", "abs_truth_sum")):
         assert table[above].sum() / table[below].sum() == pytest.approx(metrics[score], rel=1e-9)
     assert table["energy_score"].mean() == pytest.approx(metrics["energy_score"], rel=1e-9)
 
 
-def test_the_copula_has_a_loss_near_1_and_its_best_weights_are_no_worse_than_untrained_ones(runs):
-    lines = (runs / "diffusion" / FOLDERS["copula"] / "log.jsonl").read_text().splitlines()
-    scores = [json.loads(line)["score"] for line in lines]
-    content = load_checkpoint(runs / "diffusion" / FOLDERS["copula"] / "model.pt")
-    assert 0.5 < scores[0] < 1.5 and content["score"] == min(scores) <= scores[0]
+@every_recipe
+def test_the_loss_is_near_1_and_the_best_weights_are_no_worse_than_untrained_ones(runs, recipe):
+    """A network that predicts v starts as the Gaussian forecast, whose loss is 1; one of the noise starts anywhere."""
+    folder = runs / "diffusion" / FOLDERS[recipe]
+    scores = [json.loads(line)["score"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert load_checkpoint(folder / "model.pt")["score"] == min(scores) <= scores[0]
+    assert 0.5 < scores[0] < 1.5
 
 
-def test_the_copula_needs_a_stage_1_of_quantiles_and_cost_does_not(tmp_path):
-    run(main_pretrain, tmp_path, "--mean_model", "stid", "--no-climatology", "--tokens", "0")
-    with pytest.raises(ValueError, match="--mean_model quantile_stid, or choose --process cost"):
-        run(main_train, tmp_path)
-    assert run(main_train, tmp_path, "--process", "cost") == 0
-    metrics = json.loads((tmp_path / "diffusion" / "Oracle_12_12" / "metrics.json").read_text())
-    assert metrics["method"] == "cost" and metrics["CRPS"] > 0
+def test_a_quantile_margin_needs_a_stage_1_of_quantiles_and_a_scaled_residual_does_not(tmp_path):
+    run(main_pretrain, tmp_path, "--objective", "mse", "--no-climatology", "--tokens", "0")
+    with pytest.raises(ValueError, match="found a stage-1 model of --objective mse: train one with --objective "
+                                         "quantiles, or choose --margin scaled"):
+        run(main_train, tmp_path, "--margin", "quantile")
+    assert run(main_train, tmp_path, "--scale", "cycle") == 0
+    assert read_json(tmp_path / "diffusion/Oracle_12_12/metrics.json")["CRPS"] > 0
+
+
+@pytest.mark.parametrize("mine, other", [("cost", "published"), ("published", "cost"), ("copula", "cost")])
+def test_stage_2_refuses_a_stage_1_of_another_recipe_with_both_and_the_command(runs, tmp_path, mine, other):
+    shutil.copytree(runs / "mean" / FOLDERS[other], tmp_path / "mean" / FOLDERS[mine])
+    with pytest.raises(ValueError) as caught:
+        run(main_train, tmp_path, "--recipe", mine)
+    said, suffix = str(caught.value), "" if mine == "cost" else f" --recipe {mine}"
+    assert f"stage 1 was trained with --recipe {other}, this stage has --recipe {mine}: give both the same" in said
+    command = shlex.split(said.split("run: python main_pretrain.py ")[1])
+    assert parse_config(PretrainConfig, pipeline.CHOICES, command) == parse_config(PretrainConfig, pipeline.CHOICES, [
+        *TINY[:6], "--save_dir", str(tmp_path), *suffix.split()])
+    assert not (tmp_path / "diffusion").exists()
+
+
+def test_a_recipe_takes_the_stage_1_of_another_where_it_is_named(runs, tmp_path, capsys):
+    assert run(main_train, tmp_path, "--recipe", "published", *ON_ANY_STAGE_1, "--mean_run",
+               str(runs / "mean/Oracle_12_12")) == 0
+    content = load_checkpoint(tmp_path / "diffusion/Oracle_12_12_published/model.pt")
+    assert (content["config"]["recipe"], content["mean_config"]["recipe"]) == ("published", "cost")
+    assert read_json(tmp_path / "diffusion/Oracle_12_12_published/metrics.json")["CRPS"] > 0
+
+
+def test_a_variant_of_stage_2_takes_the_stage_1_without_its_name_and_notes_it(runs, tmp_path, capsys):
+    (tmp_path / "mean").symlink_to(runs / "mean")
+    for recipe, folder in FOLDERS.items():
+        assert run(main_train, tmp_path, "--recipe", recipe, "--run_name", "wide", "--dropout", "0.5") == 0
+        missing, shared = tmp_path / "mean" / f"{folder}_wide", tmp_path / "mean" / folder
+        assert f"note: {missing} is not there: stage 1 is that of {shared}\n" in capsys.readouterr().err
+        metrics = read_json(tmp_path / "diffusion" / f"{folder}_wide" / "metrics.json")
+        assert metrics["mean_run"] == str(shared)
+
+
+def test_a_variant_of_stage_2_takes_a_stage_1_of_its_own_name_first(runs, tmp_path, capsys):
+    for name in ("Oracle_12_12", "Oracle_12_12_wide"):
+        shutil.copytree(runs / "mean/Oracle_12_12", tmp_path / "mean" / name)
+    assert run(main_train, tmp_path, "--run_name", "wide") == 0
+    assert "is not there" not in capsys.readouterr().err
+    assert read_json(tmp_path / "diffusion/Oracle_12_12_wide/metrics.json")["mean_run"] == str(
+        tmp_path / "mean/Oracle_12_12_wide")
 
 
 def test_stage_1_leaves_its_errors_in_physical_units(runs):
@@ -169,12 +227,12 @@ def test_a_dry_run_prints_settings_and_sizes_and_writes_nothing(tmp_path, capsys
     assert not list(tmp_path.iterdir())
 
 
-@both_processes
-def test_a_loaded_forecaster_repeats_the_scores_of_its_run_whatever_the_chunk(runs, process):
-    trained = load_forecaster(runs / "diffusion" / FOLDERS[process])
+@every_recipe
+def test_a_loaded_forecaster_repeats_the_scores_of_its_run_whatever_the_chunk(runs, recipe):
+    trained = load_forecaster(runs / "diffusion" / FOLDERS[recipe])
     model, content = trained.model, trained.checkpoint
     data = open_run_data(content, "", "cpu")
-    stored = json.loads((runs / "diffusion" / FOLDERS[process] / "metrics.json").read_text())
+    stored = json.loads((runs / "diffusion" / FOLDERS[recipe] / "metrics.json").read_text())
     for sample_batch in (0, 3, 16):
         scores, _ = score_ensemble(model, {**content["config"], "sample_batch": sample_batch}, data, "test",
                                    torch.device("cpu"))
@@ -182,10 +240,10 @@ def test_a_loaded_forecaster_repeats_the_scores_of_its_run_whatever_the_chunk(ru
             assert scores[name] == pytest.approx(stored[name], rel=1e-5), name
 
 
-@both_processes
-def test_bfloat16_sampling_scores_within_one_per_cent_of_float32(runs, process):
-    """The margins of a copula are not sampled: its precision shows in the scores of joint paths."""
-    trained = load_forecaster(runs / "diffusion" / FOLDERS[process])
+@every_recipe
+def test_bfloat16_sampling_scores_within_one_per_cent_of_float32(runs, recipe):
+    """The quantiles of a copula are not sampled: its precision shows in the scores of joint paths."""
+    trained = load_forecaster(runs / "diffusion" / FOLDERS[recipe])
     model, content = trained.model, trained.checkpoint
     torch.nn.init.normal_(model.denoiser.project.weight, std=0.1)  # the best of two epochs may be the untrained one
     data = open_run_data(content, "", "cpu")
@@ -223,13 +281,23 @@ def test_the_exact_forecaster_is_calibrated_under_our_scores_and_beats_a_tiny_ru
     assert joint["control_ratio"]["CRPS_regions"] > 1.01 and joint["ratio"]["CRPS_regions"] == 1
 
 
-def test_averaged_weights_half_precision_and_float32_training_all_run(tmp_path):
-    run(main_pretrain, tmp_path, "--amp", "--ema", "0.9")
-    for process in FOLDERS:
-        run(main_train, tmp_path, "--amp", "--ema", "0.9", "--sample_precision", "bfloat16", "--val_windows", "10",
-            "--process", process, "--overwrite")
-        metrics = json.loads((tmp_path / "diffusion" / "Oracle_12_12" / "metrics.json").read_text())
-        assert (metrics["precision"], metrics["method"]) == ("bfloat16", process) and metrics["CRPS"] > 0
+@every_recipe
+def test_averaged_weights_half_precision_and_float32_training_all_run(tmp_path, recipe):
+    flags = ["--amp", "--ema", "0.9", "--recipe", recipe]
+    run(main_pretrain, tmp_path, *flags)
+    run(main_train, tmp_path, *flags, "--sample_precision", "bfloat16", "--val_windows", "10")
+    metrics = read_json(tmp_path / "diffusion" / FOLDERS[recipe] / "metrics.json")
+    assert (metrics["sample_precision"], metrics["recipe"]) == ("bfloat16", recipe) and metrics["CRPS"] > 0
+
+
+@every_recipe
+def test_a_small_run_of_every_recipe_stays_near_the_exact_forecaster(tmp_path, recipe):
+    """Its CRPS over that of the exact forecaster on the same windows; bounds: what was seen, and a tenth of it."""
+    flags = ["--data_name", "Oracle", "--oracle_nodes", "8", "--oracle_steps", "1500", "--device", "cpu", "--save_dir",
+             str(tmp_path), "--recipe", recipe, *SHORT[recipe]]
+    assert main_pretrain.main(flags) == 0
+    assert main_train.main([*flags, "--nsample", "20", "--test_windows", "60", *SHORT_STAGE_2[recipe]]) == 0
+    assert score_oracle.compare(tmp_path / "diffusion" / FOLDERS[recipe])["ratio"]["CRPS"] < LARGEST_RATIO[recipe]
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -326,17 +394,19 @@ def gappy(registered, tmp_path):
     return run_gappy
 
 
-@pytest.mark.parametrize("process", main_train.PROCESSES)
-def test_both_stages_run_on_a_field_with_gaps_and_say_how_much_is_missing(gappy, process, capsys):
-    assert gappy(main_pretrain)[0] == 0
-    _, folder = gappy(main_train, "--process", process, "--cross_check", "2")
+@every_recipe
+def test_both_stages_run_on_a_field_with_gaps_and_say_how_much_is_missing(gappy, recipe, capsys):
+    assert gappy(main_pretrain, "--recipe", recipe)[0] == 0
+    _, save = gappy(main_train, "--recipe", recipe, "--cross_check", "2")
     assert "% of the values missing" in capsys.readouterr().out
-    metrics = json.loads((folder / "diffusion/Tiny_12_12/metrics.json").read_text())
+    folder = save / "diffusion" / FOLDERS[recipe].replace("Oracle", "Tiny")
+    metrics = read_json(folder / "metrics.json")
     assert 0.1 < metrics["missing_share"] < 0.3 and metrics["CRPS"] > 0
     assert metrics["cross_check"]["largest_difference"] < 1e-9 * metrics["cross_check"]["ours"]
-    assert load_checkpoint(folder / "diffusion/Tiny_12_12/model.pt")["data"]["masked"]
-    model = load_forecaster(folder / "diffusion/Tiny_12_12").model
-    assert model.mean_model.networks[0].extra.gaps.weight.abs().max() > 0, "stage 1 learned what a gap is"
+    assert load_checkpoint(folder / "model.pt")["data"]["masked"]
+    weights = load_forecaster(folder).model.mean_model.state_dict()
+    learned = [weight.abs().max() for name, weight in weights.items() if name.endswith("extra.gaps.weight")]
+    assert learned and min(learned) > 0, "stage 1 learned what a gap is"
 
 
 def test_stage_2_refuses_a_stage_1_model_of_data_without_gaps(gappy):
@@ -365,16 +435,18 @@ def test_values_after_the_training_part_change_no_weight_of_stage_1(gappy):
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-@both_processes
-def test_stage_1_asked_once_or_at_every_step_trains_the_same_model(runs, process, tmp_path, monkeypatch):
-    flags = ["--mean_run", str(runs / "mean/Oracle_12_12"), *(COST if process == "cost" else [])]
-    ask, asked, logs = PROCESSES[process].prepare, [], []
-    monkeypatch.setattr(PROCESSES[process], "prepare",
-                        lambda self, future, *known: asked.append(len(future)) or ask(self, future, *known))
-    for limit in (main_train.PREPARED_BYTES, 0):
+@every_recipe
+def test_stage_1_asked_once_or_at_every_step_trains_the_same_model(runs, recipe, tmp_path, monkeypatch):
+    ask, asked, logs = Forecaster.prepare, [], []
+    monkeypatch.setattr(Forecaster, "prepare",
+                        lambda self, future, context: asked.append(len(future)) or ask(self, future, context))
+    for limit in (pipeline.PREPARED_BYTES, 0):
         asked.clear()
-        monkeypatch.setattr(main_train, "PREPARED_BYTES", limit)
-        assert run(main_train, tmp_path / str(limit), *flags) == 0
-        logs.append(pd.read_json(tmp_path / str(limit) / "diffusion" / FOLDERS[process] / "log.jsonl", lines=True))
-        assert (sum(asked) == 166 + 55) if limit else (sum(asked) > 2 * 166 + 3 * 55)
+        (tmp_path / str(limit)).mkdir()
+        (tmp_path / str(limit) / "mean").symlink_to(runs / "mean")
+        monkeypatch.setattr(pipeline, "PREPARED_BYTES", limit)
+        assert run(main_train, tmp_path / str(limit), "--recipe", recipe) == 0
+        logs.append(pd.read_json(tmp_path / str(limit) / "diffusion" / FOLDERS[recipe] / "log.jsonl", lines=True))
+        statistics = 166  # the training windows, once
+        assert (sum(asked) == statistics + 166 + 55) if limit else (sum(asked) >= statistics + 2 * 166 + 3 * 55)
     np.testing.assert_allclose(*(log[["loss", "score"]] for log in logs), rtol=1e-4)

@@ -18,11 +18,11 @@ def draw(batch):
     """An ensemble around the last history value, keyed by window."""
     shape = batch.future.shape[1:]
     noise = MemberNoise(0, batch.start, MEMBERS, shape)(0, 0, len(batch.start) * MEMBERS)
-    return batch.history[:, None, -1:] + noise.reshape(-1, MEMBERS, *shape)
+    return batch.context.history[:, None, -1:] + noise.reshape(-1, MEMBERS, *shape)
 
 
 def predict(batch):
-    return batch.history[:, -1:].expand_as(batch.future)
+    return batch.context.history[:, -1:].expand_as(batch.future)
 
 
 def flat(scores, name=""):

@@ -1,31 +1,33 @@
-"""Both processes as a whole: what the loss counts, what a forecast depends on, and that its law is right."""
+"""The forecaster as a whole: what the loss counts, what a forecast depends on, and that its law is right."""
 
 import dataclasses
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import HISTORY, HORIZON, NODES, SIZES, alter, make_batch, make_forecaster, pick
 from torch import nn
 
+from data.context import Context
 from data.windows import ANY_VALUE, Batch
-from main_train import ensemble_drawer, validation_loss
-from models import (
-    DENOISERS,
-    MEAN_MODELS,
-    PROCESSES,
-    CopulaForecaster,
-    FactorModel,
-    OnePassForecaster,
-    ResidualForecaster,
-)
+from models import ensemble_drawer
+from models.denoiser import MLPDenoiser
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
 from models.draws import own_rows
-from models.quantiles import LEVELS, equidistant_quantiles
-from models.stid import QuantileSTID
+from models.forecaster import Forecaster, Sampling
+from models.layers import Task
+from models.margins import QuantileMargin, ResidualMargin
+from models.mean import MeanModel
+from models.noise import CovarianceNoise, IndependentNoise
+from models.quantiles import LEVELS, equidistant_quantiles, levels_of, normal_scores
+from models.scale import FluctuationScale
+from utils.config import RECIPES
+from utils.pipeline import validation_loss
 from utils.reproducibility import MemberNoise
 
-HISTORY, HORIZON, NODES, SIZES, STEPS = 5, 3, 4, (24, 7), 50
+STEPS = 50
 SCALE = torch.tensor([0.3, 0.0, 1.0, 2.0])
 BETA = NOISE_SCHEDULES["quadratic"](STEPS)
 ALPHA_BAR = NoiseSchedule.from_beta(BETA).alpha_bar
@@ -36,51 +38,18 @@ def seeded():
     torch.manual_seed(7)
 
 
-def make_batch(batch=3):
-    calendar = torch.stack([torch.randint(size, (batch,)) for size in SIZES], dim=1)
-    return Batch(torch.randn(batch, HISTORY, NODES), torch.randn(batch, HORIZON, NODES), calendar,
-                 torch.randn(batch, HISTORY + HORIZON, NODES), torch.randperm(1000)[:batch])
+MAKE = {recipe: partial(make_forecaster, recipe) for recipe in RECIPES}
+every_recipe = pytest.mark.parametrize("recipe", MAKE)
 
 
-def make_cost(mean_model, denoiser, scale=SCALE):
-    """A forecaster of the published process that has seen its training part."""
-    model = ResidualForecaster(mean_model, denoiser, BETA, NODES)
-    model.fit_statistics(None, lambda: scale)
-    return model
-
-
-def make_forecaster(dropout=0.5):
-    mean = MEAN_MODELS["stid"](NODES, HISTORY, HORIZON, SIZES, channels=8, layers=2, dropout=dropout)
-    return make_cost(mean, DENOISERS["mlp"](NODES, HISTORY, HORIZON, SIZES, channels=16, layers=2, embedding=8,
-                                            dropout=dropout))
-
-
-def make_copula(dropout=0.0, trained=True, support=ANY_VALUE, modes=2, process=CopulaForecaster):
-    """A forecaster of the default process; `trained`: its denoiser says something, as after some steps."""
-    mean = MEAN_MODELS["quantile_stid"](NODES, HISTORY, HORIZON, SIZES, channels=8, layers=2, dropout=dropout, tokens=2)
-    dependence = FactorModel(NODES, HORIZON, modes)
-    denoiser = DENOISERS["mlp"](dependence.width, HISTORY, HORIZON, SIZES, channels=16, layers=2, embedding=8,
-                                dropout=dropout, endpoint=False)
-    model = process(mean, denoiser, BETA, dependence, support)
-    model.fit_statistics([make_batch(40), make_batch(40)], lambda: SCALE)
-    if trained:
-        torch.nn.init.normal_(denoiser.project.weight, std=0.1)
-    return model
-
-
-def make_one_pass(dropout=0.0):
-    return make_copula(dropout, process=OnePassForecaster)
-
-
-MAKE = {"cost": make_forecaster, "copula": make_copula, "one_pass": make_one_pass}
-every_process = pytest.mark.parametrize("process", MAKE)
-
-
-class Zero(nn.Module):
+class Zero(MeanModel):
     """A mean model that forecasts zero, so that the residual is the future itself."""
 
-    def forward(self, history, calendar, climatology):
-        return history.new_zeros(len(history), HORIZON, NODES)
+    def __init__(self):
+        super().__init__("mse")
+
+    def predict(self, context):
+        return torch.zeros_like(context.future_climatology).unsqueeze(1)
 
 
 class Stub(nn.Module):
@@ -90,16 +59,25 @@ class Stub(nn.Module):
         super().__init__()
         self.predict, self.encoded, self.calls = predict, [], []
 
-    def encode(self, history, calendar):
-        self.encoded.append((history, calendar))
-        return history.new_zeros(len(history), 1, 1)
+    def encode(self, inputs, calendar, missing, features):
+        self.encoded.append((inputs, calendar))
+        return inputs.new_zeros(len(inputs), 1, 1)
 
-    def condition(self, context, endpoint):
-        return context + endpoint
+    def condition(self, hidden, endpoint):
+        return hidden + endpoint
 
     def forward(self, noisy, step, endpoint):
         self.calls.append((noisy, step, endpoint))
         return self.predict(noisy, ALPHA_BAR[step].float().view(-1, 1, 1), endpoint)
+
+
+def make_published(mean_model, denoiser, scale=SCALE):
+    """A forecaster of the published process with these networks, which has seen its training part."""
+    margin = ResidualMargin(FluctuationScale("spectrum", NODES, HORIZON, SIZES[0]), ANY_VALUE, scaled=False,
+                            center=False, inputs=())
+    model = Forecaster(mean_model, margin, IndependentNoise(NODES), denoiser, BETA, "noise", "signed")
+    model.fit_statistics([make_batch()], lambda: scale)
+    return model
 
 
 def exact_gaussian(mean, std):
@@ -110,36 +88,34 @@ def exact_gaussian(mean, std):
     return predict
 
 
-def sample(model, batch, members=5, sampler="dpm2m", steps=4, chunk=64, seed=1):
-    noise = MemberNoise(seed, batch.start, members, (HORIZON, model.coordinates))
-    return model.sample(*batch.known, noise=noise, members=members, sampler=sampler, steps=steps, chunk=chunk)
-
-
-def pick(batch, rows):
-    values = (getattr(batch, field.name) for field in dataclasses.fields(batch))
-    return Batch(*(value if value is None else value[rows] for value in values))
+def sample(model, batch, members=5, sampler="dpm2m", steps=4, chunk=64, seed=1, kind=""):
+    """Members of the kind of the recipe, unless named."""
+    kind = kind or ("quantiles" if isinstance(model.margin, QuantileMargin) else "random")
+    sampling = Sampling(members, kind, sampler, steps, chunk)
+    noise = MemberNoise(seed, batch.start, model.draws(sampling), (HORIZON, model.coordinates))
+    return model.sample(batch.context, noise, sampling)
 
 
 # The mean model is frozen
 
-@every_process
-def test_mean_model_stays_in_eval_mode_whatever_the_mode_of_the_forecaster(process):
-    model, batch = MAKE[process](), make_batch()
-    known = model.mean(*batch.known)
+@every_recipe
+def test_mean_model_stays_in_eval_mode_whatever_the_mode_of_the_forecaster(recipe):
+    model, batch = MAKE[recipe](), make_batch()
+    before = model.mean_model(batch.context)
     for mode in (True, False, True):
         assert model.train(mode) is model
         assert not any(module.training for module in model.mean_model.modules())
         assert all(module.training == mode for module in model.denoiser.modules())
-        assert torch.equal(model.mean(*batch.known), known)
+        assert torch.equal(model.mean_model(batch.context), before)
 
 
-@every_process
-def test_training_moves_every_weight_of_the_denoiser_and_nothing_else(process):
-    model, batch = MAKE[process]().train(), make_batch(16)
+@every_recipe
+def test_training_moves_every_weight_of_the_denoiser_and_nothing_else(recipe):
+    model, batch = MAKE[recipe]().train(), make_batch(16)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert all(value.requires_grad == name.startswith("denoiser.") for name, value in model.named_parameters())
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
-    model.loss(batch.future, *batch.known).backward()
+    model.loss(batch.future, batch.context).backward()
     assert all(value.grad is None for value in model.mean_model.parameters())
     optimizer.step()
     for name, value in model.state_dict().items():
@@ -147,12 +123,12 @@ def test_training_moves_every_weight_of_the_denoiser_and_nothing_else(process):
 
 
 def test_no_gradient_flows_through_the_mean():
-    model = make_forecaster()
+    model = make_forecaster("published")
     model.denoiser = Stub(lambda noisy, alpha_bar, endpoint: noisy)
     batch = make_batch()
-    for known in (batch.history, batch.climatology):
-        known.requires_grad_()
-    assert not model.loss(batch.future, *batch.known).requires_grad
+    for part in (batch.context.history, batch.context.climatology):
+        part.requires_grad_()
+    assert not model.loss(batch.future, batch.context).requires_grad
 
 
 # Loss
@@ -163,48 +139,48 @@ def test_a_perfect_denoiser_has_no_loss_at_any_step():
     def perfect(noisy, alpha_bar, endpoint):
         return (noisy - endpoint - alpha_bar.sqrt() * (batch.future - endpoint)) / (1 - alpha_bar).sqrt()
 
-    model = make_cost(Zero(), Stub(perfect))
-    assert model.loss(batch.future, *batch.known, step=torch.arange(STEPS)) < 1e-7
-    assert model.loss(batch.future, *batch.known) < 1e-7
-    off = make_cost(Zero(), Stub(lambda *given: perfect(*given) + 0.5))
-    assert float(off.loss(batch.future, *batch.known)) == pytest.approx(0.25, abs=1e-3)
+    model = make_published(Zero(), Stub(perfect))
+    assert model.loss(batch.future, batch.context, step=torch.arange(STEPS)) < 1e-7
+    assert model.loss(batch.future, batch.context) < 1e-7
+    off = make_published(Zero(), Stub(lambda *given: perfect(*given) + 0.5))
+    assert float(off.loss(batch.future, batch.context)) == pytest.approx(0.25, abs=1e-3)
 
 
 def test_loss_is_the_mean_square_over_the_horizon_of_the_residual_noised_as_in_the_paper():
-    model, batch = make_forecaster().eval(), make_batch()
-    step, noise = torch.tensor([0, 20, 49]), torch.randn(2, 3, HORIZON, NODES)
-    residual = (batch.future - model.mean_model(*batch.known)).double()
+    model, batch = make_published(make_forecaster("published").mean_model, make_denoiser()).eval(), make_batch()
+    step, noise = torch.tensor([0, 20, 49]), torch.randn(3, 3, HORIZON, NODES)
+    residual = (batch.future - model.mean_model(batch.context)).double()
     squares = []
     for row in range(3):
         root, spread = math.sqrt(ALPHA_BAR[step[row]]), math.sqrt(1 - ALPHA_BAR[step[row]])
         endpoint = torch.where(noise[1, row] > 0, SCALE, -SCALE)
         noisy = root * residual[row] + (1 - root) * endpoint + spread * noise[0, row]
-        context = model.denoiser.encode(batch.history[row:row + 1], batch.calendar[row:row + 1])
+        one = pick(batch, [row]).context
+        hidden = model.denoiser.encode(one.history, one.calendar, None, None)
         predicted = model.denoiser(noisy.float().unsqueeze(0), step[row:row + 1],
-                                   model.denoiser.condition(context, endpoint.unsqueeze(0)))
+                                   model.denoiser.condition(hidden, endpoint.unsqueeze(0)))
         squares.append((predicted[0] - noise[0, row]).square().mean())
-    found = model.loss(batch.future, *batch.known, step=step, noise=noise)
+    found = model.loss(batch.future, batch.context, step=step, noise=noise)
     assert found.item() == pytest.approx(sum(square.item() for square in squares) / 3, rel=1e-4)
 
 
 def test_the_denoiser_sees_the_history_without_noise_and_only_the_horizon_with_it():
     batch, stub = make_batch(), Stub(lambda noisy, alpha_bar, endpoint: torch.zeros_like(noisy))
-    model = make_cost(Zero(), stub)
-    noise = torch.randn(2, 3, HORIZON, NODES)
-    loss = model.loss(batch.future, *batch.known, step=torch.tensor([49] * 3), noise=noise)
+    model = make_published(Zero(), stub)
+    noise = torch.randn(3, 3, HORIZON, NODES)
+    loss = model.loss(batch.future, batch.context, step=torch.tensor([49] * 3), noise=noise)
     (history, calendar), = stub.encoded
     (noisy, _, _), = stub.calls
-    assert torch.equal(history, batch.history) and torch.equal(calendar, batch.calendar)
-    assert noisy.shape == (3, HORIZON, NODES) != batch.history.shape
+    assert torch.equal(history, batch.context.history) and torch.equal(calendar, batch.context.calendar)
+    assert noisy.shape == (3, HORIZON, NODES) != batch.context.history.shape
     assert float(loss) == pytest.approx(float(noise[0].square().mean()), rel=1e-6)
 
 
 def test_steps_are_drawn_evenly_and_signs_independently_of_the_noise():
     stub = Stub(lambda noisy, alpha_bar, endpoint: torch.zeros_like(noisy))
-    model, count = make_cost(Zero(), stub, torch.ones(NODES)), 20_000
+    model, count = make_published(Zero(), stub, torch.ones(NODES)), 20_000
     future = torch.zeros(count, HORIZON, NODES)
-    model.loss(future, torch.zeros(count, HISTORY, NODES), torch.zeros(count, 2, dtype=torch.long),
-               torch.zeros(count, HISTORY + HORIZON, NODES))
+    model.loss(future, zeros_before(future).context)
     (noisy, step, endpoint), = stub.calls
     drawn = torch.bincount(step, minlength=STEPS)
     assert len(drawn) == STEPS
@@ -218,18 +194,18 @@ def test_steps_are_drawn_evenly_and_signs_independently_of_the_noise():
     assert endpoint.abs().unique().tolist() == [1]
 
 
-@every_process
-def test_two_losses_differ_by_their_draws_unless_step_and_noise_are_given(process):
-    model, batch = MAKE[process]().eval(), make_batch()
-    windows = batch.future, *batch.known
+@every_recipe
+def test_two_losses_differ_by_their_draws_unless_step_and_noise_are_given(recipe):
+    model, batch = MAKE[recipe]().eval(), make_batch()
+    windows = batch.future, batch.context
     given = dict(step=torch.tensor([3, 30, 40]), noise=torch.randn(3, 3, HORIZON, model.coordinates))
     assert model.loss(*windows).item() != model.loss(*windows).item()
     assert model.loss(*windows, **given).item() == model.loss(*windows, **given).item()
 
 
-@every_process
-def test_validation_loss_of_a_window_does_not_depend_on_its_batch_or_on_earlier_draws(process):
-    model, batch = MAKE[process]().eval(), make_batch(5)
+@every_recipe
+def test_validation_loss_of_a_window_does_not_depend_on_its_batch_or_on_earlier_draws(recipe):
+    model, batch = MAKE[recipe]().eval(), make_batch(5)
     config = SimpleNamespace(seed=3, val_batch_size=0, val_windows=0)
 
     def scored(*parts):
@@ -238,38 +214,38 @@ def test_validation_loss_of_a_window_does_not_depend_on_its_batch_or_on_earlier_
                                batches=lambda *args, **kwargs: [pick(batch, part) for part in parts])
         return float(validation_loss(model, data, config))
 
-    known = scored(slice(None))
-    assert scored(slice(0, 2), slice(2, 5)) == pytest.approx(known, rel=1e-5)
-    assert scored([4], [0], [3, 2, 1]) == pytest.approx(known, rel=1e-5)
+    whole = scored(slice(None))
+    assert scored(slice(0, 2), slice(2, 5)) == pytest.approx(whole, rel=1e-5)
+    assert scored([4], [0], [3, 2, 1]) == pytest.approx(whole, rel=1e-5)
     config.seed = 4
-    assert scored(slice(None)) != pytest.approx(known, rel=1e-5)
+    assert scored(slice(None)) != pytest.approx(whole, rel=1e-5)
 
 
 # Sampling
 
-@every_process
+@every_recipe
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_works_by_name_in_any_number_of_steps(process, name):
-    model, batch = MAKE[process]().eval(), make_batch()
+def test_every_sampler_works_by_name_in_any_number_of_steps(recipe, name):
+    model, batch = MAKE[recipe]().eval(), make_batch()
     for steps in (1, 2, STEPS):
         members = sample(model, batch, sampler=name, steps=steps)
         assert members.shape == (3, 5, HORIZON, NODES)
         assert members.dtype == torch.float32 and members.isfinite().all() and not members.requires_grad
 
 
-@pytest.mark.parametrize("process", ["cost", "copula"])
-def test_the_named_sampler_takes_the_named_number_of_steps(process):
-    model, batch = MAKE[process]().eval(), make_batch()
+@every_recipe
+def test_the_named_sampler_takes_the_named_number_of_steps(recipe):
+    model, batch = MAKE[recipe]().eval(), make_batch()
     members = [sample(model, batch, sampler=name, steps=steps) for name in SAMPLERS for steps in (5, 6)]
     for index, one in enumerate(members):
         for other in members[:index]:
             assert not torch.allclose(one, other)
 
 
-@every_process
+@every_recipe
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_members_do_not_depend_on_the_chunk(process, name):
-    model, batch = MAKE[process]().eval(), make_batch()
+def test_members_do_not_depend_on_the_chunk(recipe, name):
+    model, batch = MAKE[recipe]().eval(), make_batch()
     whole = sample(model, batch, sampler=name, chunk=1000)
     for chunk in (1, 3, 7, 15):
         torch.testing.assert_close(sample(model, batch, sampler=name, chunk=chunk), whole, rtol=0, atol=2e-5)
@@ -277,15 +253,15 @@ def test_members_do_not_depend_on_the_chunk(process, name):
 
 def test_no_more_rows_than_the_chunk_pass_through_the_network_at_a_time():
     stub = Stub(lambda noisy, alpha_bar, endpoint: noisy)
-    model, batch = make_cost(Zero(), stub).eval(), make_batch()
+    model, batch = make_published(Zero(), stub).eval(), make_batch()
     sample(model, batch, members=5, steps=2, chunk=4)
     assert [len(noisy) for noisy, _, _ in stub.calls] == [4, 4, 4, 4, 4, 4, 3, 3]
 
 
-@every_process
+@every_recipe
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_members_do_not_depend_on_the_other_windows_of_the_batch(process, name):
-    model, batch = MAKE[process]().eval(), make_batch(4)
+def test_members_do_not_depend_on_the_other_windows_of_the_batch(recipe, name):
+    model, batch = MAKE[recipe]().eval(), make_batch(4)
     together = sample(model, batch, sampler=name, chunk=7)
     for rows in ([0], [1], [2], [3], [3, 1], [2, 0, 1]):
         torch.testing.assert_close(sample(model, pick(batch, rows), sampler=name, chunk=7), together[rows],
@@ -293,13 +269,14 @@ def test_members_do_not_depend_on_the_other_windows_of_the_batch(process, name):
 
 
 def test_a_member_of_a_small_ensemble_is_the_same_member_of_a_large_one():
-    model, batch = make_forecaster().eval(), make_batch()
+    model, batch = make_forecaster("published").eval(), make_batch()
     few, many = sample(model, batch, members=5), sample(model, batch, members=50)
     torch.testing.assert_close(many[:, :5], few, rtol=0, atol=2e-5)
 
 
-def test_members_windows_and_seeds_draw_their_own_noise():
-    model, batch = make_forecaster().eval(), make_batch()
+@pytest.mark.parametrize("recipe", ["cost", "published"])
+def test_members_windows_and_seeds_draw_their_own_noise(recipe):
+    model, batch = MAKE[recipe]().eval(), make_batch()
     batch = dataclasses.replace(pick(batch, [0, 0, 0]), start=batch.start)
     members = torch.cat([sample(model, batch, seed=1), sample(model, batch, seed=2)]).flatten(0, 1).flatten(1)
     assert torch.cdist(members, members)[~torch.eye(len(members), dtype=torch.bool)].min() > 0.1
@@ -309,7 +286,7 @@ def test_members_windows_and_seeds_draw_their_own_noise():
     "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")])
 def test_where_memory_runs_out_half_as_many_members_are_sampled_at_a_time_and_are_the_same(monkeypatch, error):
     """faults 47"""
-    model, batch, rows = make_copula().eval(), make_batch(), []
+    model, batch, rows = make_forecaster().eval(), make_batch(), []
     expected, forward = sample(model, batch), type(model.denoiser).forward
 
     def short_of_memory(self, noisy, step, context):
@@ -328,32 +305,32 @@ def test_where_memory_runs_out_half_as_many_members_are_sampled_at_a_time_and_ar
 
 def test_any_other_error_of_sampling_is_raised(monkeypatch):
     """faults 47"""
-    model, calls = make_copula().eval(), []
+    model, calls = make_forecaster().eval(), []
     monkeypatch.setattr(type(model.denoiser), "forward", lambda *_: [calls.append(1), 1 / 0])
     with pytest.raises(ZeroDivisionError):
         sample(model, make_batch())
     assert calls == [1]
 
 
-@pytest.mark.parametrize("process", MAKE)
-def test_two_processes_draw_for_their_rows_what_one_draws_for_all(process):
+@every_recipe
+def test_two_processes_draw_for_their_rows_what_one_draws_for_all(recipe):
     """faults 50"""
-    model, batch = MAKE[process](dropout=0.5).train(), make_batch(8)
+    model, batch = MAKE[recipe](dropout=0.5).train(), make_batch(8)
     torch.manual_seed(3)
-    whole = model.loss(batch.future, *batch.known)
+    whole = model.loss(batch.future, batch.context)
     parts = []
     for first, last in ((0, 3), (3, 8)):
         torch.manual_seed(3)
         own = pick(batch, slice(first, last))
         with own_rows((first, last, 8)):
-            parts.append(float(model.loss(own.future, *own.known).detach()) * (last - first))
+            parts.append(float(model.loss(own.future, own.context).detach()) * (last - first))
     assert sum(parts) / 8 == pytest.approx(float(whole.detach()), rel=1e-5)
 
 
-@every_process
+@every_recipe
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_sampling_leaves_the_global_random_numbers_alone_and_does_not_read_them(process, name):
-    model, batch = MAKE[process]().eval(), make_batch()
+def test_sampling_leaves_the_global_random_numbers_alone_and_does_not_read_them(recipe, name):
+    model, batch = MAKE[recipe]().eval(), make_batch()
     before = torch.get_rng_state()
     first = sample(model, batch, sampler=name)
     assert torch.equal(torch.get_rng_state(), before)
@@ -368,16 +345,16 @@ def test_start_endpoint_and_sampler_draw_from_different_noise():
         asked.append((draw, first, last))
         return torch.randn(last - first, HORIZON, NODES)
 
-    model, batch = make_forecaster().eval(), make_batch()
-    model.sample(*batch.known, noise=noise, members=2, sampler="ancestral", steps=4, chunk=4)
+    model, batch = make_forecaster("published").eval(), make_batch()
+    model.sample(batch.context, noise, Sampling(2, "random", "ancestral", 4, chunk=4))
     assert sorted(asked) == sorted((draw, *rows) for draw in range(5) for rows in ((0, 4), (4, 6)))
 
 
 def test_start_is_the_endpoint_plus_noise_and_the_denoiser_sees_that_endpoint():
     stub = Stub(lambda noisy, alpha_bar, endpoint: noisy - endpoint)
-    model, batch = make_cost(Zero(), stub), make_batch(2)
+    model, batch = make_published(Zero(), stub), make_batch(2)
     noise = MemberNoise(1, batch.start, 3, (HORIZON, NODES))
-    model.eval().sample(*batch.known, noise=noise, members=3, sampler="ddim", steps=2, chunk=64)
+    model.eval().sample(batch.context, noise, Sampling(3, "random", "ddim", 2, chunk=64))
     (noisy, step, endpoint), (_, last, _) = stub.calls
     assert torch.equal(endpoint, torch.where(noise(0, 0, 6) > 0, SCALE, -SCALE))
     torch.testing.assert_close(noisy, endpoint + noise(1, 0, 6))
@@ -386,13 +363,13 @@ def test_start_is_the_endpoint_plus_noise_and_the_denoiser_sees_that_endpoint():
 
 def test_forecast_is_the_mean_plus_the_residual_of_the_right_window():
     """A denoiser that is sure of a residual for each window: every member is then mean + that residual."""
-    batch, model = make_batch(), make_forecaster().eval()
+    batch, model = make_batch(), make_forecaster("published").eval()
     residual = torch.randn(3, HORIZON, NODES)
     stub = Stub(lambda noisy, alpha_bar, context: context)
-    stub.encode = lambda history, calendar: residual
+    stub.encode = lambda *_: residual
     stub.condition = lambda context, endpoint: torch.stack([context.expand_as(endpoint), endpoint])
     stub.predict = lambda noisy, alpha_bar, context: exact_gaussian(context[0], 0.0)(noisy, alpha_bar, context[1])
-    mean, model.denoiser = model.mean(*batch.known), stub
+    mean, model.denoiser = model.mean_model(batch.context), stub
     for name in SAMPLERS:
         members = sample(model, batch, sampler=name, chunk=4)
         torch.testing.assert_close(members, (mean + residual).unsqueeze(1).expand_as(members), rtol=0, atol=2e-5)
@@ -402,7 +379,7 @@ def test_sampled_residuals_of_an_exact_gaussian_have_its_mean_and_spread():
     """Each node and horizon step its own law; dpm2m in 20 steps, within 3 % and the sampling error."""
     mean = torch.tensor([0.5, -1.0, 0.0, 0.2]) + torch.tensor([[0.0], [0.1], [0.3]])
     std = torch.tensor([0.7, 0.3, 0.1, 1.0]) * torch.tensor([[1.0], [0.8], [1.2]])
-    model = make_cost(Zero(), Stub(exact_gaussian(mean, std))).eval()
+    model = make_published(Zero(), Stub(exact_gaussian(mean, std))).eval()
     batch, members = make_batch(2), 4000
     found = sample(model, batch, members=members, steps=20, chunk=2000).flatten(0, 1)
     count = len(found)
@@ -415,33 +392,34 @@ def test_sampled_residuals_of_an_exact_gaussian_have_its_mean_and_spread():
 def test_the_endpoint_of_a_member_leaves_no_trace_in_a_well_predicted_residual():
     """Its sign is noise of ours: members that end at +scale and at -scale have the same mean."""
     mean, std = torch.zeros(NODES), torch.full((NODES,), 0.5)
-    model = make_cost(Zero(), Stub(exact_gaussian(mean, std))).eval()
+    model = make_published(Zero(), Stub(exact_gaussian(mean, std))).eval()
     batch = make_batch(1)
     found = sample(model, batch, members=8000, steps=20, chunk=2000)[0]
     sign = MemberNoise(1, batch.start, 8000, (HORIZON, NODES))(0, 0, 8000).sign()
     assert ((found * sign).mean(0).abs() < 5 * 0.5 / math.sqrt(8000) + 0.006 * SCALE).all()
 
 
-@every_process
-def test_a_forecast_does_not_depend_on_the_future(process):
+@every_recipe
+def test_a_forecast_does_not_depend_on_the_future(recipe):
     """Through the function that every score and picture uses: the future is gone, the forecast is the same."""
-    model, batch = MAKE[process]().eval(), make_batch()
+    model, batch = MAKE[recipe]().eval(), make_batch()
+    kind = "quantiles" if recipe == "copula" else "random"
     settings = dict(predict_len=HORIZON, sample_batch=4, sample_precision="float32", seed=1, nsample=3, sampler="ddim",
-                    sample_steps=3)
+                    sample_steps=3, members=kind)
     draw = ensemble_drawer(model, settings, torch.device("cpu"))
-    known = draw(batch)
-    series = torch.cat([batch.history, torch.full_like(batch.future, math.nan)], dim=1)
-    blind = dataclasses.replace(batch, history=series[:, :HISTORY], future=series[:, HISTORY:])
-    assert torch.equal(draw(blind), known) and known.isfinite().all()
-    torch.testing.assert_close(known, sample(model, batch, members=3, sampler="ddim", steps=3), rtol=0, atol=2e-5)
-    history = batch.history.clone()
+    members = draw(batch)
+    series = torch.cat([batch.context.history, torch.full_like(batch.future, math.nan)], dim=1)
+    blind = dataclasses.replace(alter(batch, history=series[:, :HISTORY]), future=series[:, HISTORY:])
+    assert torch.equal(draw(blind), members) and members.isfinite().all()
+    torch.testing.assert_close(members, sample(model, batch, members=3, sampler="ddim", steps=3), rtol=0, atol=2e-5)
+    history = batch.context.history.clone()
     history[:, -1] += 1
-    assert not torch.allclose(draw(dataclasses.replace(batch, history=history)), known)
+    assert not torch.allclose(draw(alter(batch, history=history)), members)
 
 
-@every_process
-def test_bfloat16_sampling_stays_within_five_per_cent_of_the_spread_of_float32(process):
-    model, batch = MAKE[process]().eval(), make_batch()
+@every_recipe
+def test_bfloat16_sampling_stays_within_five_per_cent_of_the_spread_of_float32(recipe):
+    model, batch = MAKE[recipe]().eval(), make_batch()
     full = sample(model, batch, members=20, steps=20)
     model.denoiser.round_to(torch.bfloat16)
     rounded = sample(model, batch, members=20, steps=20)
@@ -452,54 +430,78 @@ def test_bfloat16_sampling_stays_within_five_per_cent_of_the_spread_of_float32(p
 
 # State
 
-def test_weights_of_both_networks_the_scale_and_the_noise_levels_are_saved_and_restored():
-    model, other, batch = make_forecaster().eval(), make_forecaster().eval(), make_batch()
+@every_recipe
+def test_all_of_a_forecaster_is_saved_and_restored_and_forecasts_are_the_same_to_the_bit(recipe):
+    model, other, batch = MAKE[recipe]().eval(), MAKE[recipe]().eval(), make_batch()
     state = model.state_dict()
-    assert {"fluctuation_scale", "alpha_bar"} < set(state) and state["alpha_bar"].dtype == torch.float64
+    parts = {"cost": {"margin.scale.table", "noise.root"}, "published": {"margin.scale.table"},
+             "copula": {"noise.axes", "noise.root", "noise.spread", "noise.history_spread"}}[recipe]
+    assert {"alpha_bar", *parts} < set(state) and state["alpha_bar"].dtype == torch.float64
     assert not torch.allclose(sample(other, batch), sample(model, batch))
     other.load_state_dict(state)
-    assert torch.equal(sample(other, batch), sample(model, batch))
+    for choices in ({}, dict(members=7, sampler="ancestral")):
+        assert torch.equal(sample(other, batch, **choices), sample(model, batch, **choices))
 
 
 def test_the_callers_scale_is_copied():
-    model, scale = make_forecaster(), SCALE.clone()
-    model.fluctuation_scale.add_(1)
+    scale = SCALE.clone()
+    model = make_published(Zero(), make_denoiser(), scale)
+    model.margin.scale.table.add_(1)
     assert torch.equal(scale, SCALE)
 
 
-# The copula process
+# Kinds of members
 
-class NormalMargins(nn.Module):
-    """A stage 1 that says standard normal everywhere, or normal with this `mean` and `std`."""
+@pytest.mark.parametrize("recipe, kind, draws", [("cost", "random", 5), ("cost", "quantiles", 20),
+                                                 ("copula", "random", 5), ("copula", "quantiles", 5)])
+def test_an_ensemble_takes_as_many_samples_as_its_kind_needs(recipe, kind, draws):
+    model, batch = MAKE[recipe]().eval(), make_batch()
+    assert model.draws(Sampling(5, kind, "ddim", 2, 64)) == draws
+    assert sample(model, batch, kind=kind).shape == (3, 5, HORIZON, NODES)
+
+
+# The Gaussian law before the first step
+
+class NormalMargins(MeanModel):
+    """A stage 1 whose forecast is normal with this `mean` and `std` everywhere."""
 
     def __init__(self, mean=0.0, std=1.0):
-        super().__init__()
+        super().__init__("quantiles")
         self.mean, self.std = mean, std
 
-    levels, scores = QuantileSTID.levels, QuantileSTID.scores
-
-    def raw_quantiles(self, history, calendar, climatology):
+    def predict(self, context):
         levels = torch.special.ndtri(torch.tensor(LEVELS)).view(1, -1, 1, 1)
-        return self.mean + self.std * levels.expand(len(history), -1, HORIZON, NODES)
-
-    quantiles = raw_quantiles
+        return self.mean + self.std * levels.expand(len(context.history), -1, HORIZON, NODES)
 
 
 def zeros_before(future):
-    """A batch with this future of which nothing else is known."""
+    """A batch with this future and a context of zeros."""
     count, nodes = len(future), future.shape[-1]
-    return Batch(torch.zeros(count, HISTORY, nodes), future, torch.zeros(count, 2, dtype=torch.long),
-                 torch.zeros(count, HISTORY + HORIZON, nodes), torch.arange(count))
+    context = Context(torch.zeros(count, HISTORY, nodes), torch.zeros(count, 2, dtype=torch.long),
+                      torch.zeros(count, HISTORY + HORIZON, nodes))
+    return Batch(context, future, torch.arange(count))
 
 
-def untrained_copula(future, modes, support=ANY_VALUE, process=CopulaForecaster):
-    """Standard normal margins and a linear dependence fitted to `future`; the network is as it was made."""
-    dependence = FactorModel(NODES, HORIZON, modes)
-    denoiser = DENOISERS["mlp"](dependence.width, HISTORY, HORIZON, SIZES, channels=16, layers=2, embedding=8,
-                                endpoint=False)
-    model = process(NormalMargins(), denoiser, BETA, dependence, support)
+def make_denoiser(nodes=NODES, steps=HISTORY, endpoint=True):
+    return MLPDenoiser(Task(nodes, HISTORY, HORIZON, SIZES), steps, channels=16, layers=2, embedding=8,
+                       endpoint=endpoint)
+
+
+def untrained(future, modes, margin="quantile", support=ANY_VALUE):
+    """Statistics fitted to `future`, by residuals around 0 or standard normal quantiles; the network as it was made."""
+    if margin == "quantile":
+        mean_model, margin = NormalMargins(), QuantileMargin(support)
+    else:
+        scale = FluctuationScale("cycle", NODES, HORIZON, SIZES[0])
+        mean_model, margin = Zero(), ResidualMargin(scale, support)
+    noise = CovarianceNoise(NODES, HORIZON, modes)
+    denoiser = make_denoiser(noise.width, HISTORY + HORIZON * len(margin.inputs), endpoint=False)
+    model = Forecaster(mean_model, margin, noise, denoiser, BETA)
     model.fit_statistics([zeros_before(part) for part in future.split(1000)], None)
     return model.eval()
+
+
+both_margins = pytest.mark.parametrize("margin", ["quantile", "scaled"])
 
 
 def correlated_future(count):
@@ -511,63 +513,116 @@ def correlated_future(count):
     return drawn.unflatten(1, (HORIZON, NODES)), correlation
 
 
-def test_an_untrained_copula_has_a_loss_of_1_on_white_gaussian_data():
-    future = torch.randn(4000, HORIZON, NODES)
-    model = untrained_copula(future, 0)
+@both_margins
+def test_an_untrained_forecaster_has_a_loss_of_1_on_white_gaussian_data(margin):
+    model = untrained(torch.randn(4000, HORIZON, NODES), 0, margin)
     fresh = torch.randn(20_000, HORIZON, NODES)
-    assert model.loss(fresh, *zeros_before(fresh).known).item() == pytest.approx(1, abs=0.02)
+    assert model.loss(fresh, zeros_before(fresh).context).item() == pytest.approx(1, abs=0.02)
     for step in (0, 25, STEPS - 1):
         steps = torch.full((20_000,), step)
-        assert model.loss(fresh, *zeros_before(fresh).known, step=steps).item() == pytest.approx(1, abs=0.03)
+        assert model.loss(fresh, zeros_before(fresh).context, step=steps).item() == pytest.approx(1, abs=0.03)
 
 
+@both_margins
 @pytest.mark.parametrize("modes, share", [(0, 1), (2, 5 / 6)])
-def test_a_copula_that_knows_the_covariance_has_a_loss_of_1_less_the_share_of_the_modes(modes, share):
-    """The rests of 4 nodes have 4 - modes degrees of freedom in 4 + modes coordinates: near 5/6 of the variance."""
-    future, _ = correlated_future(4000)
-    model = untrained_copula(future, modes)
+def test_a_forecaster_fitted_to_the_covariance_has_a_loss_of_1_less_the_share_of_the_modes(margin, modes, share):
+    """The idiosyncratic parts of 4 nodes have 4 - modes degrees of freedom in 4 + modes coordinates: near 5/6."""
+    model = untrained(correlated_future(4000)[0], modes, margin)
     fresh, _ = correlated_future(20_000)
-    assert model.loss(fresh, *zeros_before(fresh).known).item() == pytest.approx(share, abs=0.05)
+    assert model.loss(fresh, zeros_before(fresh).context).item() == pytest.approx(share, abs=0.05)
     wide = 1.5 * fresh
-    assert model.loss(wide, *zeros_before(wide).known) > 1.2
+    assert model.loss(wide, zeros_before(wide).context) > 1.2
 
 
+@both_margins
 @pytest.mark.parametrize("modes", [0, 2])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_an_untrained_copula_draws_its_linear_dependence_with_every_sampler(name, modes):
+def test_an_untrained_forecaster_draws_the_covariance_that_it_was_fitted_to_with_every_sampler(margin, name, modes):
     future, correlation = correlated_future(4000)
-    model, batch = untrained_copula(future, modes), zeros_before(torch.zeros(1, HORIZON, NODES))
+    model, batch = untrained(future, modes, margin), zeros_before(torch.zeros(1, HORIZON, NODES))
     members = sample(model, batch, members=3000, sampler=name, steps=10, chunk=1000)[0]
     found = torch.corrcoef(members.flatten(1).T)
-    exact = torch.corrcoef(model.dependence.colour(torch.randn(50_000, HORIZON, model.coordinates)).flatten(1).T)
+    exact = torch.corrcoef(model.noise.unwhiten(torch.randn(50_000, HORIZON, model.coordinates)).flatten(1).T)
     assert (found - exact).abs().max() < 5 / math.sqrt(3000)
     assert (exact - torch.eye(HORIZON * NODES)).abs().max() > 0.6
     own = torch.eye(NODES, dtype=torch.bool).repeat(HORIZON, HORIZON)  # a node at two steps: no question of modes
     assert (found - correlation)[own].abs().max() < 0.1
 
 
+def test_an_untrained_forecaster_of_residuals_draws_them_as_wide_as_they_are():
+    """Each node its own spread, around the mean of stage 1; dpm2m in 20 steps, within 5 %."""
+    spread = torch.tensor([0.2, 1.0, 3.0, 0.5])
+    future = spread * correlated_future(4000)[0]
+    members = sample(untrained(future, 2, "scaled"), zeros_before(future[:1]), members=3000, steps=20, chunk=1000)[0]
+    torch.testing.assert_close(members.std(0), spread.expand(HORIZON, -1), rtol=0.07, atol=0)
+    assert members.mean(0).abs().max() < 1e-5, "centred"
+
+
+def test_random_members_of_quantiles_have_the_law_of_the_quantiles():
+    model = untrained(correlated_future(4000)[0], 2)
+    model.mean_model = NormalMargins(2.0, 3.0)
+    members = sample(model, zeros_before(torch.zeros(1, HORIZON, NODES)), 4000, steps=20, chunk=1000, kind="random")[0]
+    assert (members.mean(0) - 2).abs().max() < 5 * 3 / math.sqrt(4000)
+    torch.testing.assert_close(members.std(0), torch.full((HORIZON, NODES), 3.0), rtol=0.08, atol=0)
+    assert torch.corrcoef(members.flatten(1).T)[0, 1] > 0.6
+
+
+@both_margins
+def test_an_untrained_network_predicts_nothing_and_learns_from_the_first_step_on(margin):
+    recipe = {"quantile": "copula", "scaled": "cost"}[margin]
+    model, batch = MAKE[recipe](trained=False).train(), make_batch(16)
+    given = dict(step=torch.full((16,), 25), noise=torch.randn(3, 16, HORIZON, model.coordinates))
+    seen = []
+    hook = model.denoiser.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    model.loss(batch.future, batch.context, **given)
+    assert (seen[0] == 0).all()
+    hook.remove()
+    optimizer = torch.optim.SGD(model.denoiser.parameters(), lr=0.1)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = model.loss(batch.future, batch.context, **given)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_a_perfect_velocity_has_no_loss_at_any_step():
+    future = torch.randn(STEPS, HORIZON, NODES)
+    model, batch = untrained(torch.randn(500, HORIZON, NODES), 2), zeros_before(future)
+    levels = levels_of(model.mean_model.predict(batch.context), future, *ANY_VALUE)
+    white = model.noise.whiten(normal_scores(levels, torch.rand_like(future)))
+    model.denoiser = Stub(lambda noisy, alpha_bar, hidden: (alpha_bar.sqrt() * noisy - white) / (1 - alpha_bar).sqrt())
+    assert float(model.loss(future, batch.context, step=torch.arange(STEPS))) < 1e-5
+
+
+# Quantile margins
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_margins_of_a_copula_are_the_equidistant_quantiles_whatever_the_denoiser(name):
     batch = make_batch()
-    for model in (make_copula().eval(), make_copula(trained=False).eval()):
+    for model in (make_forecaster("copula").eval(), make_forecaster("copula", trained=False).eval()):
         members = sample(model, batch, members=40, sampler=name)
-        wanted = equidistant_quantiles(model.mean_model.quantiles(*batch.known), 40)
+        wanted = equidistant_quantiles(model.mean_model.predict(batch.context), 40)
         assert torch.equal(members.sort(1).values, wanted.sort(1).values)
         assert not torch.equal(members, wanted), "members are not to be in rising order"
 
 
-def test_members_are_never_below_the_minimum_and_reach_it_where_the_quantiles_do():
-    batch = make_batch(20)
-    free = make_copula().eval()
-    lowest = float(sample(free, batch, members=20).median())
-    free.support = lowest, 0.0
-    members = sample(free, batch, members=20)
-    assert members.min() == torch.tensor(lowest) and 0.2 < float((members == lowest).float().mean()) < 0.8
+@every_recipe
+def test_members_are_never_below_the_minimum_and_reach_it_where_the_law_does(recipe):
+    batch, model = make_batch(20), MAKE[recipe]().eval()
+    lowest = float(sample(model, batch, members=20).median())
+    model.margin.support = lowest, 0.0
+    members = sample(model, batch, members=20)
+    assert members.min() == torch.tensor(lowest) and 0.1 < float((members == lowest).float().mean()) < 0.9
 
 
-def test_members_of_a_field_of_counts_are_values_that_it_can_take():
+@every_recipe
+def test_members_of_a_field_of_counts_are_values_that_it_can_take(recipe):
     minimum, step = -0.7, 0.4
-    members = sample(make_copula(support=(minimum, step)).eval(), make_batch(20), members=20)
+    model = MAKE[recipe](support=[minimum, step]).eval()
+    members = sample(model, make_batch(20), members=20)
     count = (members - minimum) / step
     torch.testing.assert_close(count, count.round(), rtol=0, atol=1e-4)
     assert members.min() >= minimum - 1e-6 and len(count.round().unique()) > 3
@@ -577,187 +632,129 @@ def test_a_value_at_the_minimum_stands_for_all_the_probability_there():
     """A normal law cut off at its 30 % quantile: the normal scores are standard normal all the same."""
     future, cut = torch.randn(20_000, HORIZON, NODES), float(torch.special.ndtri(torch.tensor(0.3)))
     future = future.clamp_min(cut)
-    model = untrained_copula(future, 0, (cut, 0.0))
-    scores = model.mean_model.scores(future, torch.rand_like(future), model.support, *zeros_before(future).known)
-    sample_size = scores.numel()
-    assert abs(float(scores.mean())) < 5 / math.sqrt(sample_size) + 0.005
+    model, context = untrained(future, 0, support=(cut, 0.0)), zeros_before(future).context
+    prepared = model.prepare(future, context)
+    scores = model.margin.encode(future, prepared, context, torch.rand_like(future))
+    assert abs(float(scores.mean())) < 5 / math.sqrt(scores.numel()) + 0.005
     assert float(scores.std()) == pytest.approx(1, abs=0.01)
     for level in (0.05, 0.2, 0.3, 0.6):
         share = float((scores < torch.special.ndtri(torch.tensor(level))).float().mean())
         assert share == pytest.approx(level, abs=0.006)
-    assert model.loss(future, *zeros_before(future).known).item() == pytest.approx(1, abs=0.02)
+    assert model.loss(future, context).item() == pytest.approx(1, abs=0.02)
 
 
-def test_the_linear_dependence_is_fitted_to_the_scores_of_the_training_windows():
+def test_the_noise_is_fitted_to_the_scores_of_the_training_windows():
     future, _ = correlated_future(2000)
-    model = untrained_copula(future, 2)
-    reference = FactorModel(NODES, HORIZON, 2)
-    scores = model.mean_model.scores(future, torch.rand_like(future), ANY_VALUE, *zeros_before(future).known)
-    reference.fit(scores, torch.zeros(2000, HISTORY, NODES))
+    model, batch = untrained(future, 2), zeros_before(future)
+    levels = levels_of(model.mean_model.predict(batch.context), future, *ANY_VALUE)
+    reference = CovarianceNoise(NODES, HORIZON, 2)
+    reference.fit(normal_scores(levels, torch.rand_like(future)), batch.context)
     for name, value in reference.state_dict().items():
-        torch.testing.assert_close(model.dependence.state_dict()[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(model.noise.state_dict()[name], value, rtol=0, atol=1e-6)
 
 
-def test_a_copula_before_its_first_step_says_nothing_and_learns_from_the_first_on():
-    model, batch = make_copula(trained=False).train(), make_batch(16)
-    context = model.encode(*batch.known)
-    assert (model.denoiser(torch.randn(16, HORIZON, model.coordinates), torch.tensor([3]), context) == 0).all()
-    optimizer = torch.optim.SGD(model.denoiser.parameters(), lr=0.1)
-    given = dict(step=torch.full((16,), 25), noise=torch.randn(3, 16, HORIZON, model.coordinates))
-    losses = []
-    for _ in range(20):
-        optimizer.zero_grad()
-        loss = model.loss(batch.future, *batch.known, **given)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.95 * losses[0]
+# What the denoiser is given
 
-
-def test_a_perfect_velocity_has_no_loss_at_any_step():
-    future = torch.randn(STEPS, HORIZON, NODES)
-    model, batch = untrained_copula(torch.randn(500, HORIZON, NODES), 2), zeros_before(future)
-    white = model.dependence.whiten(model.mean_model.scores(future, torch.rand_like(future), ANY_VALUE, *batch.known))
-    stub = Stub(lambda noisy, alpha_bar, context: (alpha_bar.sqrt() * noisy - white) / (1 - alpha_bar).sqrt())
-    model.denoiser = stub
-    assert float(model.loss(future, *batch.known, step=torch.arange(STEPS))) < 1e-5
-
-
-def test_a_copula_sees_the_history_as_anomaly_from_the_climatology():
-    model, batch = make_copula().eval(), make_batch()
-    seen = Stub(None)
+@pytest.mark.parametrize("recipe", ["cost", "copula"])
+def test_with_a_covariance_the_denoiser_is_given_the_history_as_anomaly_from_the_climatology(recipe):
+    model, batch = MAKE[recipe]().eval(), make_batch()
+    context, seen = batch.context, Stub(None)
     model.denoiser = seen
-    model.encode(*batch.known)
-    model.encode(batch.history + 3, batch.calendar, batch.climatology + 3)
+    given = model.margin.given(model.mean_model, context)
+    moved = alter(batch, history=context.history + 3, climatology=context.climatology + 3).context
+    model._encode(context, given)
+    model._encode(moved, given + 3)
     torch.testing.assert_close(seen.encoded[0][0], seen.encoded[1][0], rtol=0, atol=1e-5)
-    wanted = (batch.history - batch.climatology[:, :HISTORY]) / model.dependence.history_spread[:NODES]
-    torch.testing.assert_close(seen.encoded[0][0][..., :NODES], wanted)
+    wanted = (context.history - context.climatology[:, :HISTORY]) / model.noise.history_spread[:NODES]
+    torch.testing.assert_close(seen.encoded[0][0][:, :HISTORY, :NODES], wanted)
 
 
-def test_all_of_a_copula_is_saved_and_restored_and_forecasts_are_the_same_to_the_bit():
-    batch = make_batch()
-    model, other = make_copula(support=(-0.5, 0.0)).eval(), make_copula(support=(-0.5, 0.0)).eval()
-    state = model.state_dict()
-    assert {"alpha_bar", "dependence.axes", "dependence.root", "dependence.spread",
-            "dependence.history_spread"} < set(state)
-    assert not torch.allclose(sample(other, batch), sample(model, batch))
-    other.load_state_dict(state)
-    assert torch.equal(sample(other, batch), sample(model, batch))
-    assert torch.equal(sample(other, batch, members=7, sampler="ancestral"),
-                       sample(model, batch, members=7, sampler="ancestral"))
+def test_by_default_the_denoiser_is_also_given_the_anomaly_of_the_mean_and_the_logarithm_of_the_scale():
+    model, batch = make_forecaster().eval(), make_batch()
+    seen = model.denoiser = Stub(None)
+    mean = model.mean_model(batch.context)
+    model._encode(batch.context, mean)
+    _, anomaly, scale = seen.encoded[0][0][..., :NODES].split([HISTORY, HORIZON, HORIZON], dim=1)
+    wanted = (mean - batch.context.future_climatology) / model.noise.history_spread[:NODES]
+    torch.testing.assert_close(anomaly, wanted)
+    torch.testing.assert_close(scale, model.margin.scale(batch.context.calendar).log())
+    bare = make_forecaster(condition_mean=False, condition_scale=False)
+    assert bare.denoiser.embed_inputs.in_features == HISTORY
+    assert model.noise.width == NODES + 2, "two modes beside the nodes"
 
 
-@every_process
-def test_neither_process_writes_to_the_callers_tensors(process):
-    model, batch = MAKE[process](), make_batch()
-    kept = pick(batch, slice(None))
-    names = [field.name for field in dataclasses.fields(kept) if getattr(kept, field.name) is not None]
-    kept = dataclasses.replace(kept, **{name: getattr(kept, name).clone() for name in names})
-    model.train().loss(batch.future, *batch.known).backward()
+@every_recipe
+def test_no_recipe_writes_to_the_callers_tensors(recipe):
+    model, batch = MAKE[recipe](), make_batch()
+    kept = Batch(Context.join([batch.context]), batch.future.clone(), batch.start.clone())
+    model.train().loss(batch.future, batch.context).backward()
     for name in SAMPLERS:
         sample(model.eval(), batch, sampler=name)
-    for name in names:
-        assert torch.equal(getattr(batch, name), getattr(kept, name)), name
-
-
-# One pass
-
-def test_an_untrained_one_pass_draws_from_the_gaussian_copula_in_one_call_per_member():
-    future, correlation = correlated_future(4000)
-    model = untrained_copula(future, 2, process=OnePassForecaster)
-    calls = []
-    model.denoiser.register_forward_hook(lambda *_: calls.append(1))
-    members = sample(model, zeros_before(future[:1]), members=4000, chunk=1000)[0]
-    assert len(calls) == 4
-    drawn = torch.corrcoef(members.flatten(1).T)
-    assert (drawn - correlation).abs().max() < 0.12
-
-
-def test_the_loss_of_one_pass_is_least_where_the_law_is_right():
-    """Fair CRPS is proper: an ensemble too narrow, too wide or shifted scores worse on the same draws."""
-    future, _ = correlated_future(4000)
-    model = untrained_copula(future, 2, process=OnePassForecaster)
-    fresh, _ = correlated_future(20_000)
-    batch, noise = zeros_before(fresh), torch.randn(3, 20_000, HORIZON, model.coordinates)
-
-    def loss(bend):
-        model._bend = bend
-        return model.loss(batch.future, *batch.known, noise=noise).item()
-
-    right = loss(lambda noise, context: noise)
-    assert right < loss(lambda noise, context: 0.7 * noise) - 0.01
-    assert right < loss(lambda noise, context: 1.4 * noise) - 0.01
-    assert right < loss(lambda noise, context: noise + 0.3) - 0.01
+    for name in ("history", "calendar", "climatology"):
+        assert torch.equal(getattr(batch.context, name), getattr(kept.context, name)), name
+    assert torch.equal(batch.future, kept.future) and torch.equal(batch.start, kept.start)
 
 
 # Missing values
 
 def with_gaps(batch, share=0.3):
-    observed = torch.rand(batch.climatology.shape) >= share
-    history = batch.history.where(observed[:, :HISTORY], batch.climatology[:, :HISTORY])
-    return dataclasses.replace(batch, history=history, observed=observed)
+    observed = torch.rand(batch.context.climatology.shape) >= share
+    history = batch.context.history.where(observed[:, :HISTORY], batch.context.climatology[:, :HISTORY])
+    return alter(batch, history=history, observed=observed)
 
 
-def make_masked(process):
-    """A forecaster fitted to windows with gaps, whose networks say something of every gap."""
-    kind = {"cost": "stid"}.get(process, "quantile_stid")
-    mean = MEAN_MODELS[kind](NODES, HISTORY, HORIZON, SIZES, channels=8, layers=2, dropout=0, tokens=2, masked=True)
-    dependence = FactorModel(NODES, HORIZON, 2)
-    settings = dict(channels=16, layers=2, embedding=8, dropout=0, masked=True, endpoint=process == "cost")
-    denoiser = DENOISERS["mlp"](NODES if process == "cost" else dependence.width, HISTORY, HORIZON, SIZES, **settings)
-    if process == "cost":
-        model = make_cost(mean, denoiser)
-    else:
-        model = PROCESSES[process](mean, denoiser, BETA, dependence, ANY_VALUE)
-        model.fit_statistics([with_gaps(make_batch(40)), with_gaps(make_batch(40))], lambda: SCALE)
-    for network in (*getattr(mean, "networks", [mean]), denoiser):
-        torch.nn.init.normal_(network.extra.gaps.weight, std=0.3)
-        torch.nn.init.normal_(network.project.weight, std=0.1)
+def make_masked(recipe):
+    """A forecaster fitted to windows with gaps, whose networks depend on every gap."""
+    model = make_forecaster(recipe, masked=True, batches=[with_gaps(make_batch(40)), with_gaps(make_batch(40))])
+    for module in model.modules():
+        if getattr(module, "gaps", None) is not None:
+            torch.nn.init.normal_(module.gaps.weight, std=0.3)
     return model.eval()
 
 
-@every_process
-def test_a_missing_target_changes_no_loss(process):
-    model, batch = make_masked(process), with_gaps(make_batch(8))
+@every_recipe
+def test_a_missing_target_changes_no_loss(recipe):
+    model, batch = make_masked(recipe), with_gaps(make_batch(8))
     given = dict(step=torch.arange(8) * 6, noise=torch.randn(3, 8, HORIZON, model.coordinates))
-    losses = [model.loss(batch.future.where(batch.scored, value), *batch.known, **given) for value in (0.0, 50.0)]
+    losses = [model.loss(batch.future.where(batch.scored, value), batch.context, **given) for value in (0.0, 50.0)]
     assert torch.equal(*losses) and losses[0].isfinite() and losses[0] > 0
-    whole = dataclasses.replace(batch, observed=torch.ones_like(batch.observed))
-    assert model.loss(batch.future, *whole.known, **given) != losses[0]
-    nothing = dataclasses.replace(batch, observed=torch.zeros_like(batch.observed))
-    assert model.loss(batch.future, *nothing.known, **given) == 0
+    whole = alter(batch, observed=torch.ones_like(batch.context.observed))
+    assert model.loss(batch.future, whole.context, **given) != losses[0]
+    nothing = alter(batch, observed=torch.zeros_like(batch.context.observed))
+    assert model.loss(batch.future, nothing.context, **given) == 0
 
 
-@every_process
-def test_a_forecast_sees_the_gaps_of_the_history_and_not_those_of_the_future(process):
-    model, batch = make_masked(process), with_gaps(make_batch(3))
-    known = sample(model, batch)
-    assert known.isfinite().all()
-    observed = batch.observed.clone()
+@every_recipe
+def test_a_forecast_sees_the_gaps_of_the_history_and_not_those_of_the_future(recipe):
+    model, batch = make_masked(recipe), with_gaps(make_batch(3))
+    members = sample(model, batch)
+    assert members.isfinite().all()
+    observed = batch.context.observed.clone()
     observed[:, HISTORY:] = ~observed[:, HISTORY:]
-    assert torch.equal(sample(model, dataclasses.replace(batch, observed=observed)), known)
+    assert torch.equal(sample(model, alter(batch, observed=observed)), members)
     observed[:, 1] = ~observed[:, 1]
-    assert not torch.allclose(sample(model, dataclasses.replace(batch, observed=observed)), known)
+    assert not torch.allclose(sample(model, alter(batch, observed=observed)), members)
 
 
-@every_process
-def test_without_gaps_in_its_data_a_forecaster_made_for_gaps_is_the_plain_one(process):
-    model, batch = make_masked(process), make_batch(3)
-    whole = dataclasses.replace(batch, observed=torch.ones(batch.climatology.shape, dtype=torch.bool))
+@every_recipe
+def test_without_gaps_in_its_data_a_forecaster_made_for_gaps_is_the_plain_one(recipe):
+    model, batch = make_masked(recipe), make_batch(3)
+    whole = alter(batch, observed=torch.ones(batch.context.climatology.shape, dtype=torch.bool))
     assert torch.equal(sample(model, whole), sample(model, batch))
     given = dict(step=torch.tensor([3, 20, 40]), noise=torch.randn(3, 3, HORIZON, model.coordinates))
-    torch.testing.assert_close(model.loss(whole.future, *whole.known, **given),
-                               model.loss(batch.future, *batch.known, **given))
+    torch.testing.assert_close(model.loss(whole.future, whole.context, **given),
+                               model.loss(batch.future, batch.context, **given))
 
 
-# What stage 1 says of a training window is computed once
+# The output of stage 1 for a training window is computed once
 
-@every_process
-def test_the_loss_takes_nothing_from_stage_1_but_what_was_prepared(process):
-    model, batch = MAKE[process](), make_batch(16)
+@every_recipe
+def test_the_loss_takes_nothing_from_stage_1_but_what_was_prepared(recipe):
+    model, batch = MAKE[recipe](), make_batch(16)
     given = dict(step=torch.arange(16), noise=torch.randn(3, 16, HORIZON, model.coordinates))
-    asked, prepared = model.eval().loss(batch.future, *batch.known, **given), model.prepare(batch.future, *batch.known)
+    computed = model.eval().loss(batch.future, batch.context, **given)
+    prepared = model.prepare(batch.future, batch.context)
     model.mean_model = None
-    assert torch.equal(model.loss(batch.future, *batch.known, prepared=prepared, **given), asked)
-    other = model.loss(batch.future, *batch.known, prepared=prepared.flip(0), **given)
-    assert not torch.isclose(other, asked)
+    assert torch.equal(model.loss(batch.future, batch.context, prepared=prepared, **given), computed)
+    other = model.loss(batch.future, batch.context, prepared=prepared.flip(0), **given)
+    assert not torch.isclose(other, computed)

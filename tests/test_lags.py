@@ -7,13 +7,16 @@ from conftest import make_field, random_values
 
 import main_pretrain
 import main_train
+from data.context import Context
 from data.covariates import Covariates
 from data.lags import choose_lags
 from data.summary import FieldSummary
-from data.windows import Extras, WindowedField
-from models import MEAN_MODELS, load_forecaster
+from data.windows import WindowedField
+from models import MEAN_MODELS, ensemble_drawer, load_forecaster
+from models.layers import Task
 from scripts import forecast
 from utils.checkpoint import read_json
+from utils.pipeline import open_run_data
 
 HISTORY, HORIZON, STEPS, NODES = 6, 4, 150, 4
 LENGTHS = ["--history_len", str(HISTORY), "--predict_len", str(HORIZON)]
@@ -70,24 +73,24 @@ def test_a_batch_holds_the_values_so_much_earlier_and_what_is_usual_where_there_
     data = windows()
     values = data.scaler.standardize(data.field.values)
     batch = data.batch(torch.tensor([100, 40]))
-    assert batch.covariates.shape == (2, HISTORY + HORIZON, NODES, 2)
+    assert batch.context.lags.shape == (2, HISTORY + HORIZON, NODES, 2)
     for row, start in enumerate((100, 40)):
         for column, lag in enumerate((24, 48)):
             earlier = start - lag
             missing = min(max(-earlier, 0), HISTORY + HORIZON)
-            found = batch.covariates[row, ..., column]
+            found = batch.context.lags[row, ..., column]
             torch.testing.assert_close(found[missing:], values[max(earlier, 0):earlier + HISTORY + HORIZON])
-            torch.testing.assert_close(found[:missing], batch.climatology[row, :missing])
+            torch.testing.assert_close(found[:missing], batch.context.climatology[row, :missing])
     assert missing == 8, "two days before, the second window has two values"
 
 
-def test_lags_stand_behind_the_covariates_of_a_file():
+def test_lags_are_features_behind_the_covariates_of_a_file():
     beside = torch.randn(STEPS, 1, 1)
     data = WindowedField(make_field(random_values(STEPS, NODES)), HISTORY, HORIZON, lags="24",
                          covariates=Covariates("x.csv", ("a",), beside))
     batch, only = data.batch(torch.tensor([80])), windows(lags="24").batch(torch.tensor([80]))
-    assert torch.equal(batch.covariates[..., 1:], only.covariates)
-    assert (batch.covariates[..., 0] == batch.covariates[:, :, :1, 0]).all()
+    assert torch.equal(batch.context.features[..., 1:], only.context.lags)
+    assert torch.equal(batch.context.features[..., :1], batch.context.covariates.expand(-1, -1, NODES, -1))
     assert list(data.facts()["covariates"]) == ["a"] and data.facts()["lag_steps"] == [24]
 
 
@@ -95,12 +98,12 @@ def test_a_missing_value_is_what_is_usual_and_no_step_looks_into_another_segment
     values = torch.as_tensor(random_values(STEPS, NODES))
     values[70, 2] = torch.nan
     batch = windows(values, "24").batch(torch.tensor([90]))
-    assert batch.covariates[0, 4, 2, 0] == batch.climatology[0, 4, 2]
+    assert batch.context.lags[0, 4, 2, 0] == batch.context.climatology[0, 4, 2]
     pair = windows(random_values(STEPS, NODES), "24", pair=(80, 40))
     batch = pair.batch(torch.tensor([80, 100]))
-    assert torch.equal(batch.covariates[0, ..., 0], batch.climatology[0])
-    assert torch.equal(batch.covariates[1, :4, :, 0], batch.climatology[1, :4])
-    torch.testing.assert_close(batch.covariates[1, 4:, :, 0], pair.scaler.standardize(pair.field.values[80:86]))
+    assert torch.equal(batch.context.lags[0, ..., 0], batch.context.climatology[0])
+    assert torch.equal(batch.context.lags[1, :4, :, 0], batch.context.climatology[1, :4])
+    torch.testing.assert_close(batch.context.lags[1, 4:, :, 0], pair.scaler.standardize(pair.field.values[80:86]))
 
 
 @pytest.mark.parametrize("lags", ["auto", "4", "7,24"])
@@ -110,7 +113,7 @@ def test_what_a_test_window_knows_does_not_change_with_what_comes_after_its_hist
     altered = values.clone()
     altered[start + HISTORY:] *= 3
     one, other = (windows(each, lags).batch(torch.tensor([start])) for each in (values, altered))
-    assert torch.equal(one.known[3].covariates, other.known[3].covariates) and not torch.equal(one.future, other.future)
+    assert torch.equal(one.context.lags, other.context.lags) and not torch.equal(one.future, other.future)
 
 
 @pytest.mark.parametrize("pair", [None, (90, 15)], ids=["one field", "two fields"])
@@ -126,22 +129,26 @@ def test_gaps_covariates_and_lags_reach_a_window_of_a_forecast_as_they_do_from_t
     history, covariates = zip(*windows, strict=True)
     found = summary.batch(torch.as_tensor(np.stack(history)), starts, HORIZON, torch.as_tensor(np.stack(covariates)))
     wanted = data.batch(starts)
-    for name in ("history", "calendar", "climatology", "covariates", "start"):
-        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    assert torch.equal(found.start, wanted.start)
+    for name in ("history", "calendar", "climatology", "covariates", "lags"):
+        assert torch.equal(getattr(found.context, name), getattr(wanted.context, name)), name
     assert np.isnan(history[0][:9]).all() == bool(pair), "the second field begins within the lags of its first windows"
 
 
-def test_a_network_starts_from_a_mixture_of_what_is_usual_and_its_lags():
-    model = MEAN_MODELS["stid"](NODES, HISTORY, 3, (24, 7), channels=8, layers=1, covariates=3, lags=2).eval()
+@pytest.mark.parametrize("backbone", MEAN_MODELS)
+def test_a_network_starts_from_a_mixture_of_the_climatology_and_its_lags(backbone):
+    model = MEAN_MODELS[backbone](Task(NODES, HISTORY, 3, (24, 7), covariates=1, lags=2), "mse").eval()
     with torch.no_grad():
-        model.project.weight.zero_(), model.project.bias.zero_()
-        model.persistence.fill_(-100)
-        model.repetition.copy_(torch.eye(3) * 100)
-    history, calendar = torch.randn(5, HISTORY, NODES), torch.zeros(5, 2, dtype=torch.long)
-    climatology, covariates = torch.randn(5, HISTORY + 3, NODES), torch.randn(5, HISTORY + 3, NODES, 3)
-    found = model(history, calendar, climatology, Extras(None, covariates))
-    wanted = torch.stack([climatology[:, -3], covariates[:, -2, :, 1], covariates[:, -1, :, 2]], dim=1)
-    torch.testing.assert_close(found, wanted)
+        for name, weight in model.named_parameters():
+            if name.startswith(("project", "trend_map", "remainder_map", "extra")):
+                weight.zero_()
+        model.initial.share.fill_(-100)
+        model.initial.weights.copy_(torch.eye(3) * 100)
+    context = Context(torch.randn(5, HISTORY, NODES), torch.zeros(5, 2, dtype=torch.long),
+                      torch.randn(5, HISTORY + 3, NODES), covariates=torch.randn(5, HISTORY + 3, 1, 1),
+                      lags=torch.randn(5, HISTORY + 3, NODES, 2))
+    wanted = torch.stack([context.climatology[:, -3], context.lags[:, -2, :, 0], context.lags[:, -1, :, 1]], dim=1)
+    torch.testing.assert_close(model(context), wanted)
 
 
 # Both stages
@@ -173,10 +180,10 @@ def test_lags_lower_the_error_of_a_field_that_repeats_itself(work):
 def test_a_forecast_of_a_test_window_is_that_of_the_evaluation(work):
     run = load_forecaster(work / "auto/diffusion/days_6_4")
     assert run.field.lags == (24, 168) and run.history_steps == 168 + HISTORY
-    data = main_train.open_run_data(run.checkpoint, "", "cpu")
+    data = open_run_data(run.checkpoint, "", "cpu")
     settings = run.checkpoint["config"]
     start = int(data.starts["test"][3])
-    wanted = data.scaler.physical(main_train.ensemble_drawer(run.model, settings, run.device)(
+    wanted = data.scaler.physical(ensemble_drawer(run.model, settings, run.device)(
         data.batch(torch.tensor([start]))))[0].numpy()
     values, first = data.field.values.numpy(), start - 168
     found = run.forecast(values[first:start + HISTORY], start=data.field.calendar.times[first])

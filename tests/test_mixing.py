@@ -1,4 +1,4 @@
-"""Denoisers that mix nodes: they begin as the one that does not, hear whom they should, and cost what nodes do."""
+"""Denoisers that mix nodes: new ones equal the one that does not, the right nodes are mixed, at a linear cost."""
 
 import dataclasses
 
@@ -10,12 +10,12 @@ from conftest import random_values, with_gaps
 from data.windows import WindowedField
 from main_pretrain import main as pretrain
 from main_train import main as train
-from main_train import neighbours_of
-from models import DENOISERS, PROCESSES, build_forecaster, build_mean_model, ensemble_drawer, load_forecaster
-from models.layers import Mixer
+from models import DENOISERS, build_forecaster, build_mean_model, ensemble_drawer, load_forecaster
+from models.layers import Mixer, Task
 from scripts.check_data import saved_bytes
 from utils import checkpoint
-from utils.config import PretrainConfig, TrainConfig
+from utils.config import RECIPES, PretrainConfig, TrainConfig, resolve
+from utils.pipeline import neighbours_of
 
 NODES, HISTORY, HORIZON, SIZES = 6, 5, 3, (24, 7)
 RING = torch.tensor([[(node - 1) % NODES, (node + 1) % NODES] for node in range(NODES)])
@@ -32,7 +32,7 @@ def make_denoiser(name, coordinates=NODES, nearest=RING, trained=True, **setting
     torch.manual_seed(1)
     network = DENOISERS[name]
     mixing = {option: value for option, value in {"tokens": 3, "nearest": nearest}.items() if option in network.mixing}
-    model = network(coordinates, HISTORY, HORIZON, SIZES, channels=8, layers=2, embedding=4, endpoint=False, **mixing,
+    model = network(Task(coordinates, HISTORY, HORIZON, SIZES), HISTORY, channels=8, layers=2, embedding=4, **mixing,
                     **settings)
     if trained:
         for mixer in (module for module in model.modules() if isinstance(module, Mixer)):
@@ -47,8 +47,8 @@ def inputs(coordinates=NODES, batch=2):
             torch.randn(batch, HISTORY, coordinates), calendar)
 
 
-def denoise(model, noisy, step, *known):
-    return model(noisy, step, model.encode(*known))
+def denoise(model, noisy, step, history, calendar):
+    return model(noisy, step, model.encode(history, calendar, None, None))
 
 
 def heard(mixer, nearest, coordinates=NODES):
@@ -117,11 +117,12 @@ def test_memory_of_a_training_step_grows_with_the_nodes_and_not_their_square(nam
 
 # As a part of the program
 
-def make_forecaster(data, name, process):
-    """A forecaster of a field of five nodes on a line, whose mixers say something."""
-    mean_settings = checkpoint.settings(PretrainConfig()) | {"history_len": 6, "predict_len": 4}
-    config = dataclasses.replace(TrainConfig(), history_len=6, predict_len=4, eps_model=name, process=process,
-                                 neighbours=2, channels=8, layers=2, embedding=4, nsample=4)
+def make_forecaster(data, name, recipe):
+    """A forecaster of a field of five nodes on a line, whose mixers change something."""
+    shared = dict(recipe=recipe, history_len=6, predict_len=4)
+    mean_settings = checkpoint.settings(resolve(PretrainConfig, shared))
+    config = resolve(TrainConfig, dict(**shared, denoiser=name, neighbours=2, channels=8, layers=2, embedding=4,
+                                       nsample=4, sampler="ddim", sample_steps=10))
     settings = checkpoint.settings(config)
     model = build_forecaster(settings, build_mean_model(mean_settings, data.facts()), data.facts(),
                              neighbours_of(data, config))
@@ -137,13 +138,13 @@ def data(field):
     return WindowedField(dataclasses.replace(field, grid=(1, 5)), 6, 4)
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", MIXING)
-def test_in_every_process_all_weights_learn_and_members_follow_from_their_keys(data, name, process):
-    model, settings = make_forecaster(data, name, process)
+def test_in_every_recipe_all_weights_learn_and_members_follow_from_their_keys(data, name, recipe):
+    model, settings = make_forecaster(data, name, recipe)
     batch = next(iter(data.batches("train", 8)))
     model.train()
-    model.loss(batch.future, *batch.known, precision=torch.autocast("cpu", torch.bfloat16)).backward()
+    model.loss(batch.future, batch.context, precision=torch.autocast("cpu", torch.bfloat16)).backward()
     assert not [key for key, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
     model.eval()
     draws = [ensemble_drawer(model, {**settings, "sample_batch": size}, torch.device("cpu"))(batch) for size in (3, 32)]
@@ -154,17 +155,17 @@ def test_in_every_process_all_weights_learn_and_members_follow_from_their_keys(d
 
 
 def test_neighbours_are_the_nearest_of_the_field_without_the_node_itself(data):
-    model, _ = make_forecaster(data, "graph", "copula")
+    model, _ = make_forecaster(data, "graph", "cost")
     assert [set(row) for row in model.denoiser.nearest.tolist()[1:4]] == [{0, 2}, {1, 3}, {2, 4}]
 
 
 def test_a_field_without_places_is_refused_with_the_ways_out(field):
-    config = dataclasses.replace(TrainConfig(), eps_model="graph")
-    with pytest.raises(ValueError, match="of its nodes: choose --eps_model tokens"):
+    config = dataclasses.replace(TrainConfig(), denoiser="graph")
+    with pytest.raises(ValueError, match="of its nodes: choose --denoiser tokens"):
         neighbours_of(WindowedField(field, 6, 4), config)
-    with pytest.raises(ValueError, match="give --graph or --node_table to both stages, or choose --eps_model tokens"):
+    with pytest.raises(ValueError, match="give --graph or --node_table to both stages, or choose --denoiser tokens"):
         neighbours_of(WindowedField(field, 6, 4), dataclasses.replace(config, data_path="own.csv"))
-    assert neighbours_of(WindowedField(field, 6, 4), dataclasses.replace(config, eps_model="tokens")) is None
+    assert neighbours_of(WindowedField(field, 6, 4), dataclasses.replace(config, denoiser="tokens")) is None
 
 
 def test_a_run_takes_its_neighbours_along_and_forecasts_without_the_graph(tmp_path):

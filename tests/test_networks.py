@@ -1,20 +1,26 @@
 """The networks: what reaches what, in which shapes, and what training and rounding do to them."""
 
+import dataclasses
 import itertools
 import math
 
 import pytest
 import torch
 
-from data.windows import Extras
-from models import DENOISERS, MEAN_MODELS
+from data.context import Context
+from models import MEAN_MODELS, build_mean_model
+from models.build import DENOISERS
 from models.denoiser import MLPDenoiser
-from models.layers import Dropout, ExtraInputs, IdentityEmbedding, ResidualBlock, StepEmbedding, TokenMixer
+from models.layers import Dropout, ExtraInputs, IdentityEmbedding, ResidualBlock, StepEmbedding, Task, TokenMixer
+from models.mean import OBJECTIVES, Ensemble
 from models.quantiles import LEVELS, pinball
-from models.stid import STID, QuantileSTID
+from models.stid import STID
+from utils import checkpoint
+from utils.config import PretrainConfig
 
 HISTORY, HORIZON, NODES = 5, 3, 4
 CYCLES = (12,), (24, 7), (4, 7, 12)
+every_backbone = pytest.mark.parametrize("backbone", MEAN_MODELS)
 
 
 @pytest.fixture(autouse=True)
@@ -22,55 +28,69 @@ def seeded():
     torch.manual_seed(7)
 
 
-def windows(batch=2, nodes=NODES, sizes=(24, 7)):
+def make_task(nodes=NODES, sizes=(24, 7), **facts):
+    return Task(nodes, HISTORY, HORIZON, sizes, **facts)
+
+
+def windows(batch=2, nodes=NODES, sizes=(24, 7), **parts):
+    """A context of random values."""
     calendar = torch.stack([torch.randint(size, (batch,)) for size in sizes], dim=1)
-    return torch.randn(batch, HISTORY, nodes), calendar
+    return Context(torch.randn(batch, HISTORY, nodes), calendar, torch.randn(batch, HISTORY + HORIZON, nodes), **parts)
 
 
-def usual(batch=2, nodes=NODES):
-    """A climatology of history and horizon."""
-    return torch.randn(batch, HISTORY + HORIZON, nodes)
+def with_parts(context, **parts):
+    return dataclasses.replace(context, **parts)
 
 
-def make_stid(nodes=NODES, sizes=(24, 7), network=STID, **settings):
+def make_stid(nodes=NODES, sizes=(24, 7), objective="mse", facts=(), **settings):
     """Stage 1, the published one unless `settings` say otherwise."""
     settings = {"channels": 8, "layers": 2, "climatology": False, "tokens": 0, **settings}
-    return network(nodes, HISTORY, HORIZON, sizes, **settings).eval()
+    return STID(make_task(nodes, sizes, **dict(facts)), objective, **settings).eval()
 
 
-def make_full_stid(network=STID, **settings):
-    """Stage 1 with everything that it can see, and tokens that already carry something."""
-    model = make_stid(network=network, **{"climatology": True, "tokens": 3, **settings})
+def make_full_stid(objective="mse", **settings):
+    """STID with everything that it can see, and tokens that already carry something."""
+    model = make_stid(objective=objective, **{"climatology": True, "tokens": 3, **settings})
     for module in model.modules():
         if isinstance(module, TokenMixer):
             torch.nn.init.normal_(module.out.weight, std=0.3)
     return model
 
 
-def make_denoiser(nodes=NODES, sizes=(24, 7), **settings):
-    settings = {"channels": 16, "layers": 2, "embedding": 8, **settings}
-    return MLPDenoiser(nodes, HISTORY, HORIZON, sizes, **settings).eval()
+def make_backbone(name, objective="mse", sizes=(24, 7), dropout=0.15, **facts):
+    """A small network of stage 1 by its name, nothing in it at rest."""
+    settings = {"stid": dict(channels=8, layers=2, tokens=3, dropout=dropout), "dlinear": {},
+                "itransformer": dict(channels=8, layers=2, heads=4, dropout=dropout)}[name]
+    model = MEAN_MODELS[name](make_task(NODES, sizes, **dict(facts)), objective, **settings)
+    for module in model.modules():
+        if isinstance(module, TokenMixer):
+            torch.nn.init.normal_(module.out.weight, std=0.3)
+        if isinstance(module, ExtraInputs) and module.gaps is not None:
+            torch.nn.init.normal_(module.gaps.weight, std=0.3)
+    return model.eval()
 
 
-def denoise(model, history, calendar, noisy, endpoint, step):
-    return model(noisy, step, model.condition(model.encode(history, calendar), endpoint))
+def make_denoiser(nodes=NODES, sizes=(24, 7), network=MLPDenoiser, facts=(), **settings):
+    settings = {"channels": 16, "layers": 2, "embedding": 8, "endpoint": True, **settings}
+    return network(make_task(nodes, sizes, **dict(facts)), HISTORY, **settings).eval()
+
+
+def denoise(model, context, noisy, endpoint, step):
+    hidden = model.encode(context.history, context.calendar, context.missing, context.features)
+    return model(noisy, step, model.condition(hidden, endpoint))
 
 
 def denoiser_inputs(batch=2, nodes=NODES, sizes=(24, 7)):
-    """History, calendar, noisy residual, endpoint, step."""
-    return (*windows(batch, nodes, sizes), torch.randn(batch, HORIZON, nodes), torch.randn(batch, HORIZON, nodes),
+    """Context, noisy residual, endpoint, step."""
+    return (windows(batch, nodes, sizes), torch.randn(batch, HORIZON, nodes), torch.randn(batch, HORIZON, nodes),
             torch.randint(50, (batch,)))
 
 
 def both(nodes=NODES, sizes=(24, 7), batch=2):
-    """Mean model and denoiser as functions of (history, calendar), the other inputs held fixed."""
-    stid, denoiser, climatology = make_stid(nodes, sizes), make_denoiser(nodes, sizes), usual(batch, nodes)
-    noisy, endpoint, step = denoiser_inputs(batch, nodes, sizes)[2:]
-
-    def predict(history, calendar):
-        return denoise(denoiser, history, calendar, noisy, endpoint, step)
-
-    return (stid, lambda history, calendar: stid(history, calendar, climatology)), (denoiser, predict)
+    """Mean model and denoiser as functions of a context, the other inputs held fixed."""
+    stid, denoiser = make_stid(nodes, sizes), make_denoiser(nodes, sizes)
+    noisy, endpoint, step = denoiser_inputs(batch, nodes, sizes)[1:]
+    return (stid, stid), (denoiser, lambda context: denoise(denoiser, context, noisy, endpoint, step))
 
 
 # Shapes
@@ -78,39 +98,40 @@ def both(nodes=NODES, sizes=(24, 7), batch=2):
 @pytest.mark.parametrize("sizes", CYCLES)
 @pytest.mark.parametrize("nodes, batch", [(1, 1), (1, 3), (NODES, 1), (NODES, 3)])
 def test_forecasts_have_batch_horizon_and_node_axes_for_one_to_three_cycles(sizes, nodes, batch):
-    history, calendar = windows(batch, nodes, sizes)
+    context = windows(batch, nodes, sizes)
     for _, predict in both(nodes, sizes, batch):
-        assert predict(history, calendar).shape == (batch, HORIZON, nodes)
+        assert predict(context).shape == (batch, HORIZON, nodes)
 
 
-def test_the_registered_networks_share_one_constructor():
-    for network in (*MEAN_MODELS.values(), *DENOISERS.values()):
-        network(NODES, HISTORY, HORIZON, (24, 7), channels=8, layers=1, dropout=0.1)
+def test_the_registered_denoisers_share_one_constructor():
+    nearest = torch.zeros(NODES, 2, dtype=torch.long)
+    for network in DENOISERS.values():
+        mixing = {name: value for name, value in {"tokens": 2, "nearest": nearest}.items() if name in network.mixing}
+        network(make_task(), HISTORY, channels=8, layers=1, embedding=4, dropout=0.1, endpoint=False, **mixing)
 
 
 # What reaches what
 
 def test_axes_are_never_mixed_up_a_node_is_treated_by_its_own_history_and_identity_alone():
     """Nodes and windows reordered, identities with them: the forecast is reordered, and nothing else changes."""
-    history, calendar = windows(3)
     node, window = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0])
     stid, denoiser = make_stid(), make_denoiser()
-    noisy, endpoint, step = denoiser_inputs(3)[2:]
-    before = stid(history, calendar, usual(3)), denoise(denoiser, history, calendar, noisy, endpoint, step)
+    context, noisy, endpoint, step = denoiser_inputs(3)
+    before = stid(context), denoise(denoiser, context, noisy, endpoint, step)
     for model in (stid, denoiser):
         model.identity.node.data = model.identity.node.data[node]
     pick = lambda values: values[window][..., node]  # noqa: E731
-    after = stid(pick(history), calendar[window], usual(3)), denoise(
-        denoiser, pick(history), calendar[window], pick(noisy), pick(endpoint), step[window])
+    moved = Context(pick(context.history), context.calendar[window], pick(context.climatology))
+    after = stid(moved), denoise(denoiser, moved, pick(noisy), pick(endpoint), step[window])
     for first, second in zip(before, after, strict=True):
         torch.testing.assert_close(pick(first), second)
 
 
 def test_every_history_step_matters_to_every_forecast_step_of_its_node():
-    calendar = windows()[1]
     for _, predict in both():
-        history = windows()[0].requires_grad_()
-        forecast = predict(history, calendar)
+        context = windows()
+        history = context.history.requires_grad_()
+        forecast = predict(context)
         for step, node in itertools.product(range(HORIZON), range(NODES)):
             gradient, = torch.autograd.grad(forecast[1, step, node], history, retain_graph=True)
             assert (gradient[1, :, node] != 0).all()
@@ -119,12 +140,10 @@ def test_every_history_step_matters_to_every_forecast_step_of_its_node():
 
 
 def test_nodes_with_the_same_history_get_different_forecasts():
-    history, calendar = windows()
-    history = history[..., :1].expand(-1, -1, NODES)
-    stid, denoiser = make_stid(), make_denoiser()
+    context = windows()
+    context = with_parts(context, history=context.history[..., :1].expand(-1, -1, NODES))
     same = torch.zeros(2, HORIZON, NODES)
-    for forecast in (stid(history, calendar, usual()),
-                     denoise(denoiser, history, calendar, same, same, torch.tensor([3]))):
+    for forecast in (make_stid()(context), denoise(make_denoiser(), context, same, same, torch.tensor([3]))):
         for one, other in itertools.combinations(range(NODES), 2):
             assert (forecast[..., one] - forecast[..., other]).abs().max() > 1e-3
 
@@ -135,11 +154,12 @@ def test_every_slot_of_every_calendar_cycle_gives_a_forecast_of_its_own(sizes):
     for cycle, size in enumerate(sizes):
         calendar = torch.tensor([[other // 2 for other in sizes]]).repeat(size, 1)
         calendar[:, cycle] = torch.arange(size)
-        history = windows(1, NODES, sizes)[0].expand(size, -1, -1)
+        one = windows(1, NODES, sizes)
+        context = Context(one.history.expand(size, -1, -1), calendar, one.climatology.expand(size, -1, -1))
         denoiser = make_denoiser(sizes=sizes)
         same = torch.zeros(size, HORIZON, NODES)
-        for forecast in (make_stid(sizes=sizes)(history, calendar, usual(size)),
-                         denoise(denoiser, history, calendar, same, same, torch.tensor([3]))):
+        for forecast in (make_stid(sizes=sizes)(context),
+                         denoise(denoiser, context, same, same, torch.tensor([3]))):
             distance = torch.cdist(forecast.flatten(1), forecast.flatten(1))
             assert distance[~torch.eye(size, dtype=torch.bool)].min() > 1e-3
 
@@ -147,9 +167,9 @@ def test_every_slot_of_every_calendar_cycle_gives_a_forecast_of_its_own(sizes):
 @pytest.mark.parametrize("sizes", CYCLES)
 def test_gradients_reach_exactly_the_calendar_slots_of_the_batch(sizes):
     calendar = torch.tensor([[size - 1 for size in sizes], [1] * len(sizes), [size - 1 for size in sizes]])
-    history = windows(3, NODES, sizes)[0]
+    context = with_parts(windows(3, NODES, sizes), calendar=calendar)
     for model, predict in both(NODES, sizes, 3):
-        predict(history, calendar).square().sum().backward()
+        predict(context).square().sum().backward()
         for table, size in zip(model.identity.slots, sizes, strict=True):
             assert table.weight.shape[0] == size
             assert table.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [1, size - 1]
@@ -157,137 +177,207 @@ def test_gradients_reach_exactly_the_calendar_slots_of_the_batch(sizes):
 
 
 def test_identity_is_the_vector_of_the_node_followed_by_one_per_cycle():
-    embedding = IdentityEmbedding(3, (24, 7), 5)
-    found = embedding(torch.tensor([[23, 0], [4, 6]]))
-    assert found.shape == (2, 3, embedding.width) and embedding.width == 15
-    for window, (hour, day) in enumerate([(23, 0), (4, 6)]):
-        for node in range(3):
-            wanted = torch.cat([embedding.node[node], embedding.slots[0].weight[hour], embedding.slots[1].weight[day]])
-            assert torch.equal(found[window, node], wanted)
+    for calendar_size in (0, 2):
+        embedding = IdentityEmbedding(make_task(3), 5, calendar_size)
+        found = embedding(torch.tensor([[23, 0], [4, 6]]))
+        assert found.shape == (2, 3, embedding.width) and embedding.width == 5 + 2 * (calendar_size or 5)
+        for window, (hour, day) in enumerate([(23, 0), (4, 6)]):
+            for node in range(3):
+                wanted = [embedding.node[node], embedding.slots[0].weight[hour], embedding.slots[1].weight[day]]
+                assert torch.equal(found[window, node], torch.cat(wanted))
 
 
 def test_every_parameter_is_trained():
-    history, calendar, noisy, endpoint, step = denoiser_inputs()
+    context, noisy, endpoint, step = denoiser_inputs()
     stid, denoiser = make_stid(), make_denoiser()
-    stid(history, calendar, usual()).square().sum().backward()
-    denoise(denoiser, history, calendar, noisy, endpoint, step).square().sum().backward()
+    stid(context).square().sum().backward()
+    denoise(denoiser, context, noisy, endpoint, step).square().sum().backward()
     for model in (stid, denoiser):
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-# Stage 1
+# Stage 1: STID
 
 def test_without_climatology_and_tokens_stid_is_the_published_network():
     """Whose forecast does not depend on the climatology, whatever that is; one node does not see the others."""
-    history, calendar = windows()
+    context = windows()
     model = make_stid()
-    assert not any(isinstance(module, TokenMixer) for module in model.modules()) and model.persistence is None
-    assert torch.equal(model(history, calendar, usual()), model(history, calendar, torch.full_like(usual(), math.nan)))
-    hidden = torch.cat([model.embed(history.mT), model.identity(calendar)], dim=-1)
-    wanted = model.project(model.blocks(hidden)).mT
-    assert torch.equal(model(history, calendar, usual()), wanted)
+    assert not any(isinstance(module, TokenMixer) for module in model.modules()) and model.initial is None
+    nowhere = with_parts(context, climatology=torch.full_like(context.climatology, math.nan))
+    assert torch.equal(model(context), model(nowhere))
+    hidden = torch.cat([model.embed(context.history.mT), model.identity(context.calendar)], dim=-1)
+    assert torch.equal(model(context), model.project(model.blocks(hidden)).mT)
     assert model.embed.in_features == HISTORY and len(model.blocks) == 2
 
 
-@pytest.mark.parametrize("network", [STID, QuantileSTID])
-def test_with_climatology_every_step_of_it_matters(network):
-    history, calendar = windows()
-    model, climatology = make_stid(network=network, climatology=True), usual().requires_grad_()
-    forecast = model(history, calendar, climatology)
-    for step in range(HORIZON):
-        gradient, = torch.autograd.grad(forecast[1, step, 2], climatology, retain_graph=True)
-        assert (gradient[1, :, 2] != 0).all()
-        gradient[1, :, 2] = 0
-        assert (gradient == 0).all()
+def test_the_published_network_of_sst_has_8_blocks_of_width_160_and_447308_weights():
+    """The release's: embedding 64, node 64, month 32; 500 nodes, 12 + 12 months."""
+    settings = dict(channels=64, calendar_channels=32, layers=8, climatology=False, tokens=0)
+    model = STID(Task(500, 12, 12, (12,)), "mse", **settings)
+    assert sum(weight.numel() for weight in model.parameters()) == 447_308
+    assert [block.expand.weight.shape for block in model.blocks] == [(160, 160)] * 8
 
 
-def test_with_climatology_a_network_that_says_nothing_forecasts_a_mixture_of_the_last_value_and_the_usual():
-    history, calendar = windows()
-    climatology, model = usual(), make_full_stid()
-    torch.nn.init.zeros_(model.project.weight)
-    torch.nn.init.zeros_(model.project.bias)
-    torch.testing.assert_close(model(history, calendar, climatology),
-                               (history[:, -1:] + climatology[:, -HORIZON:]) / 2)
-    model.persistence.data = torch.tensor([100.0, -100.0, 0.0])
-    forecast = model(history, calendar, climatology)
-    torch.testing.assert_close(forecast[:, 0], history[:, -1])
-    torch.testing.assert_close(forecast[:, 1], climatology[:, -2])
-
-
-@pytest.mark.parametrize("network", [STID, QuantileSTID])
-def test_every_parameter_of_the_full_stage_1_is_trained(network):
-    history, calendar = windows(16)
-    model = make_full_stid(network)
-    model.loss(torch.randn(16, HORIZON, NODES), history, calendar, usual(16)).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
-
-
-def test_with_tokens_nodes_learn_from_each_other_and_windows_do_not():
-    history, calendar = windows(3)
-    model, climatology = make_full_stid(), usual(3)
-    known = model(history, calendar, climatology)
-    history[1, :, 2] += 1
-    moved = (model(history, calendar, climatology) - known).abs().amax(1)
-    assert (moved[1] > 1e-5).all() and (moved[[0, 2]] == 0).all()
-
-
-def test_stage_1_with_tokens_treats_nodes_by_history_climatology_and_identity_alone():
-    history, calendar = windows(3)
-    node = torch.tensor([2, 0, 3, 1])
-    model, climatology = make_full_stid(), usual(3)
-    known = model(history, calendar, climatology)
+def test_stid_with_tokens_treats_nodes_by_history_climatology_and_identity_alone():
+    context, node = windows(3), torch.tensor([2, 0, 3, 1])
+    model = make_full_stid()
+    before = model(context)
     model.identity.node.data = model.identity.node.data[node]
-    torch.testing.assert_close(model(history[..., node], calendar, climatology[..., node]), known[..., node])
-
-
-@pytest.mark.parametrize("settings", [{}, {"climatology": False, "tokens": 0}])
-def test_conditional_quantiles_rise_with_their_level_and_their_mean_is_the_forecast(settings):
-    inputs = *windows(3), usual(3)
-    model = make_full_stid(QuantileSTID, **settings)
-    quantiles = model.quantiles(*inputs)
-    assert quantiles.shape == (3, len(LEVELS), HORIZON, NODES)
-    assert (quantiles.diff(dim=1) >= 0).all()
-    outlook = model.networks[0].outlook(*inputs)
-    assert (outlook.diff(dim=1) < 0).any(), "an untrained network has its outputs in any order"
-    torch.testing.assert_close(model(*inputs), quantiles.mean(1))
-
-
-def test_stage_1_losses_are_the_squared_error_and_twice_the_pinball_loss():
-    future, inputs = torch.randn(3, HORIZON, NODES), (*windows(3), usual(3))
-    mean, quantile = make_full_stid(), make_full_stid(QuantileSTID)
-    torch.testing.assert_close(mean.loss(future, *inputs), (mean(*inputs) - future).square().mean())
-    torch.testing.assert_close(quantile.loss(future, *inputs), pinball(quantile.quantiles(*inputs), future).mean())
-    own = [pinball(network.outlook(*inputs), future).mean() for network in quantile.networks]
-    for network in quantile.networks:
-        network.apply(lambda module: setattr(module, "dropped", 0))  # training without chance
-    torch.testing.assert_close(quantile.train().loss(future, *inputs), sum(own) / 3)
-
-
-def test_quantiles_are_those_of_the_networks_on_average():
-    inputs = *windows(3), usual(3)
-    model = make_full_stid(QuantileSTID)
-    found = [network.outlook(*inputs).sort(1).values for network in model.networks]
-    assert len(found) == 3 and (found[0] - found[1]).abs().min() > 0, "they start from different weights"
-    torch.testing.assert_close(model.trained_quantiles(*inputs), (found[0] + found[1] + found[2]) / 3)
-    torch.testing.assert_close(model.quantiles(*inputs), model.trained_quantiles(*inputs), rtol=0, atol=1e-5)
+    moved = with_parts(context, history=context.history[..., node], climatology=context.climatology[..., node])
+    torch.testing.assert_close(model(moved), before[..., node])
 
 
 def test_the_quantile_loss_is_least_at_the_quantiles_of_the_data():
     """A network of constants, fitted: its outputs become the quantiles of a skewed law."""
-    model = make_stid(1, network=QuantileSTID, layers=0, networks=1)
+    model = make_stid(1, objective="quantiles", layers=0)
     future = torch.distributions.Exponential(1.0).sample((4000, HORIZON, 1))
-    inputs = torch.zeros(4000, HISTORY, 1), torch.zeros(4000, 2, dtype=torch.long), torch.zeros(4000, 8, 1)
-    optimizer = torch.optim.Adam([model.networks[0].project.bias], lr=0.05)
+    context = Context(torch.zeros(1000, HISTORY, 1), torch.zeros(1000, 2, dtype=torch.long), torch.zeros(1000, 8, 1))
+    optimizer = torch.optim.Adam([model.project.bias], lr=0.05)
     for step in range(400):
         optimizer.param_groups[0]["lr"] = 0.05 if step < 300 else 0.005
         optimizer.zero_grad()
-        model.loss(future[:1000], *(each[:1000] for each in inputs)).backward()
+        model.loss(future[:1000], context).backward()
         optimizer.step()
-    found = model.quantiles(*(each[:1] for each in inputs))[0, :, :, 0]
+    found = model.predict(context)[0, :, :, 0]
     wanted = future[:1000, :, 0].quantile(torch.tensor(LEVELS), dim=0)
     torch.testing.assert_close(found, wanted, rtol=0, atol=0.06)
+
+
+# Stage 1: every network
+
+@every_backbone
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("sizes", CYCLES)
+def test_a_mean_model_gives_its_outputs_and_their_mean_for_one_to_three_cycles(backbone, objective, sizes):
+    model, context = make_backbone(backbone, objective, sizes), windows(3, sizes=sizes)
+    predicted = model.predict(context)
+    assert predicted.shape == (3, len(LEVELS) if objective == "quantiles" else 1, HORIZON, NODES)
+    torch.testing.assert_close(model(context), predicted.mean(1))
+
+
+@every_backbone
+def test_losses_are_the_squared_the_absolute_and_twice_the_pinball_error(backbone):
+    future, context = torch.randn(3, HORIZON, NODES), windows(3)
+    errors = {"mse": lambda predicted: (predicted[:, 0] - future).square(),
+              "mae": lambda predicted: (predicted[:, 0] - future).abs(), "quantiles": lambda q: pinball(q, future)}
+    for objective, error in errors.items():
+        model = make_backbone(backbone, objective)
+        torch.testing.assert_close(model.loss(future, context), error(model.predict(context)).mean())
+
+
+@every_backbone
+@pytest.mark.parametrize("objective", ["mse", "quantiles"])
+def test_every_step_of_the_climatology_matters(backbone, objective):
+    """DLinear takes the climatology of the horizon as it is, step by step."""
+    context = windows()
+    model, climatology = make_backbone(backbone, objective), context.climatology.requires_grad_()
+    forecast = model(context)
+    for step in range(HORIZON):
+        gradient, = torch.autograd.grad(forecast[1, step, 2], climatology, retain_graph=True)
+        seen = gradient[1, :, 2] != 0
+        if backbone == "dlinear":
+            assert seen[:HISTORY].all() and seen[HISTORY:].nonzero().tolist() == [[step]]
+        else:
+            assert seen.all()
+        assert (gradient[0] == 0).all()
+
+
+@every_backbone
+def test_a_network_whose_outputs_are_zero_forecasts_a_mixture_of_the_last_value_and_the_climatology(backbone):
+    context, model = windows(), make_backbone(backbone)
+    for name, weight in model.named_parameters():
+        if name.startswith(("project", "trend_map", "remainder_map")):
+            torch.nn.init.zeros_(weight)
+    last, climatology = context.history[:, -1:], context.future_climatology
+    torch.testing.assert_close(model(context), (last + climatology) / 2)
+    model.initial.share.data = torch.tensor([100.0, -100.0, 0.0])
+    forecast = model(context)
+    torch.testing.assert_close(forecast[:, 0], context.history[:, -1])
+    torch.testing.assert_close(forecast[:, 1], climatology[:, 1])
+
+
+@every_backbone
+@pytest.mark.parametrize("objective", ["mse", "quantiles"])
+def test_every_parameter_of_a_mean_model_is_trained(backbone, objective):
+    model, observed = make_backbone(backbone, objective, masked=True, covariates=2, lags=1), masked_windows(16).observed
+    context = windows(16, observed=observed, covariates=torch.randn(16, HISTORY + HORIZON, 1, 2),
+                      lags=torch.randn(16, HISTORY + HORIZON, NODES, 1))
+    model.loss(torch.randn(16, HORIZON, NODES), context).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("backbone", ["stid", "itransformer"])
+def test_with_tokens_or_attention_nodes_see_each_other_and_windows_do_not(backbone):
+    context, model = windows(3), make_backbone(backbone)
+    before = model(context)
+    history = context.history.clone()
+    history[1, :, 2] += 1
+    moved = (model(with_parts(context, history=history)) - before).abs().amax(1)
+    assert (moved[1] > 1e-5).all() and (moved[[0, 2]] == 0).all()
+
+
+def test_dlinear_maps_the_moving_average_of_a_history_and_what_is_left_of_it():
+    """The average over three steps of five, the ends repeated, and the same map for every node."""
+    model, context = make_backbone("dlinear"), windows()
+    model.half = 1
+    anomaly = context.history - context.climatology[:, :HISTORY]
+    padded = torch.cat([anomaly[:, :1], anomaly, anomaly[:, -1:]], dim=1)
+    trend = torch.stack([padded[:, step:step + 3].mean(1) for step in range(HISTORY)], dim=1)
+    change = (torch.einsum("ph,bhv->bpv", model.trend_map.weight, trend) + model.trend_map.bias.view(1, -1, 1)
+              + torch.einsum("ph,bhv->bpv", model.remainder_map.weight, anomaly - trend)
+              + model.remainder_map.bias.view(1, -1, 1))
+    torch.testing.assert_close(model(context), change + model.initial(context))
+
+
+@pytest.mark.parametrize("history_len, half", [(1, 0), (2, 0), (3, 1), (5, 2), (25, 12), (60, 12)])
+def test_the_moving_average_of_dlinear_fits_into_the_history(history_len, half):
+    model = MEAN_MODELS["dlinear"](Task(2, history_len, 3, (24,)), "mse")
+    context = Context(torch.randn(2, history_len, 2), torch.zeros(2, 1, dtype=torch.long),
+                      torch.randn(2, history_len + 3, 2))
+    assert model.half == half and model(context).shape == (2, 3, 2)
+
+
+# Several networks
+
+@every_backbone
+def test_an_ensemble_is_the_average_of_its_networks_whose_quantiles_are_sorted(backbone):
+    context = windows(3)
+    model = Ensemble([make_backbone(backbone, "quantiles") for _ in range(3)]).eval()
+    own = [network.predict(context) for network in model.networks]
+    assert (own[0].diff(dim=1) < 0).any(), "an untrained network has its outputs in any order"
+    found = [each.sort(1).values for each in own]
+    assert (found[0] - found[1]).abs().max() > 0, "they start from different weights"
+    torch.testing.assert_close(model.predict(context), (found[0] + found[1] + found[2]) / 3)
+    assert (model.predict(context).diff(dim=1) >= 0).all()
+    torch.testing.assert_close(model(context), model.predict(context).mean(1))
+
+
+@every_backbone
+def test_the_networks_of_an_ensemble_are_trained_on_their_own_losses_and_judged_together(backbone):
+    future, context = torch.randn(3, HORIZON, NODES), windows(3)
+    model = Ensemble([make_backbone(backbone, "quantiles", dropout=0.0) for _ in range(3)])
+    own = [network.loss(future, context) for network in model.networks]
+    torch.testing.assert_close(model.eval().loss(future, context), pinball(model.predict(context), future).mean())
+    torch.testing.assert_close(model.train().loss(future, context), sum(own) / 3)
+    assert model.eval().loss(future, context) < sum(own) / 3, "the loss is convex"
+
+
+@every_backbone
+def test_a_built_mean_model_is_an_ensemble_whose_wrappers_change_nothing_until_calibrated(backbone):
+    settings = checkpoint.settings(PretrainConfig(history_len=HISTORY, predict_len=HORIZON, mean_model=backbone,
+                                                  channels=8, layers=2))
+    facts = {"num_nodes": NODES, "calendar_sizes": [24, 7], "masked": False, "covariates": {}, "lag_steps": []}
+    for objective in OBJECTIVES:
+        model = build_mean_model({**settings, "objective": objective}, facts).eval()
+        context, networks = windows(), model.inner.inner
+        assert len(networks.networks) == 3 and model.objective == objective
+        torch.testing.assert_close(model.predict(context), networks.predict(context), rtol=0, atol=1e-5)
+        assert torch.equal(model.loss(torch.zeros(2, HORIZON, NODES), context),
+                           networks.loss(torch.zeros(2, HORIZON, NODES), context))
+    plain = build_mean_model({**settings, "linear_modes": 0, "recalibrate": False, "networks": 1}, facts)
+    assert isinstance(plain, Ensemble) and len(plain.networks) == 1
 
 
 # Tokens
@@ -330,88 +420,144 @@ def test_a_token_mixer_reads_a_weighted_mean_of_the_nodes_and_writes_a_mixture_o
 # Denoiser
 
 def test_a_denoiser_without_endpoint_has_no_weights_for_one():
-    model, (history, calendar, noisy, _, step) = make_denoiser(endpoint=False), denoiser_inputs()
+    model, (context, noisy, _, step) = make_denoiser(endpoint=False), denoiser_inputs()
     assert not [name for name, _ in model.named_parameters() if "endpoint" in name]
-    assert model(noisy, step, model.encode(history, calendar)).shape == noisy.shape
+    assert model(noisy, step, model.encode(context.history, context.calendar, None, None)).shape == noisy.shape
 
 
 def test_every_input_of_the_denoiser_matters():
     inputs, other = denoiser_inputs(), denoiser_inputs()
+    context = inputs[0]
+    changes = {
+        "history": (with_parts(context, history=other[0].history), *inputs[1:]),
+        "calendar": (with_parts(context, calendar=(context.calendar + 3) % torch.tensor([24, 7])), *inputs[1:]),
+        "noisy": (context, other[1], *inputs[2:]), "endpoint": (*inputs[:2], other[2], inputs[3]),
+        "step": (*inputs[:3], (inputs[3] + 10) % 50),
+    }
     model = make_denoiser()
-    known = denoise(model, *inputs)
-    for index in range(5):
-        changed = list(inputs)
-        changed[index] = other[index] if index != 4 else (inputs[4] + 10) % 50
-        assert (denoise(model, *changed) - known).abs().amax((1, 2)).min() > 1e-3, index
+    before = denoise(model, *inputs)
+    for name, changed in changes.items():
+        assert (denoise(model, *changed) - before).abs().amax((1, 2)).min() > 1e-3, name
 
 
-def test_denoiser_in_parts_is_one_network_fed_with_everything():
+def joined(model, context, noisy, endpoint, step, row, node):
+    """The same output of one window and node by one first layer on [inputs, endpoint, noisy], added up by hand."""
+    channels = model.embed_inputs.out_features
+    hidden = torch.zeros(model.project.in_features, dtype=torch.float64)
+    hidden[:channels] = model.embed_inputs.weight @ context.history[row, :, node] + model.embed_inputs.bias
+    hidden[channels:] = model.identity(context.calendar)[row, node]
+    for part in (model.embed_endpoint.weight @ endpoint[row, :, node], model.embed_noisy.weight @ noisy[row, :, node],
+                 model.embed_step(step)[row]):
+        hidden[:len(part)] += part
+    for block in model.blocks:
+        inner = torch.clamp(block.expand.weight @ hidden + block.expand.bias, min=0)
+        hidden = hidden + block.contract.weight @ inner + block.contract.bias
+    return model.project.weight @ hidden + model.project.bias
+
+
+@pytest.mark.parametrize("name", ["mlp", "stid"])
+def test_denoiser_in_parts_is_one_network_fed_with_everything(name):
     """One first layer on [history, endpoint, noisy, 1], then identity, step, blocks and projection."""
-    model = make_denoiser().double()
-    history, calendar, noisy, endpoint, step = (
-        value.double() if value.is_floating_point() else value for value in denoiser_inputs(3))
-    width, channels = model.project.in_features, model.embed_history.out_features
-    weight = torch.zeros(width, HISTORY + 2 * HORIZON, dtype=torch.float64)
-    weight[:channels, :HISTORY] = model.embed_history.weight
-    weight[:, HISTORY:] = torch.cat([model.embed_endpoint.weight, model.embed_noisy.weight], dim=1)
-    wanted = torch.empty(3, HORIZON, NODES, dtype=torch.float64)
-    for window, node in itertools.product(range(3), range(NODES)):
-        hidden = weight @ torch.cat([values[window, :, node] for values in (history, endpoint, noisy)])
-        hidden[:channels] += model.embed_history.bias
-        hidden[channels:] += model.identity(calendar)[window, node]
-        hidden = hidden + model.embed_step(step)[window]
-        for block in model.blocks:
-            inner = torch.clamp(block.expand.weight @ hidden + block.expand.bias, min=0)
-            hidden = hidden + block.contract.weight @ inner + block.contract.bias
-        wanted[window, :, node] = model.project.weight @ hidden + model.project.bias
-    torch.testing.assert_close(denoise(model, history, calendar, noisy, endpoint, step), wanted, rtol=0, atol=1e-12)
+    model = make_denoiser(network=DENOISERS[name]).double()
+    context, noisy, endpoint, step = denoiser_inputs(3)
+    context = Context(context.history.double(), context.calendar, context.climatology.double())
+    noisy, endpoint = noisy.double(), endpoint.double()
+    found = denoise(model, context, noisy, endpoint, step)
+    for row, node in itertools.product(range(3), range(NODES)):
+        wanted = joined(model, context, noisy, endpoint, step, row, node)
+        torch.testing.assert_close(found[row, :, node], wanted, rtol=0, atol=1e-10)
 
 
 def test_one_context_and_one_step_serve_all_members():
     model = make_denoiser()
-    history, calendar, noisy, endpoint, _ = denoiser_inputs(6)
-    history, calendar = history[:1], calendar[:1]
-    shared = denoise(model, history, calendar, noisy, endpoint, torch.tensor([9]))
-    repeated = denoise(model, history.expand(6, -1, -1), calendar.expand(6, -1), noisy, endpoint, torch.full((6,), 9))
+    context, noisy, endpoint, _ = denoiser_inputs(6)
+    one = Context(context.history[:1], context.calendar[:1], context.climatology[:1])
+    many = Context(one.history.expand(6, -1, -1), one.calendar.expand(6, -1), one.climatology.expand(6, -1, -1))
+    shared = denoise(model, one, noisy, endpoint, torch.tensor([9]))
     assert shared.shape == (6, HORIZON, NODES)
-    torch.testing.assert_close(shared, repeated)
+    torch.testing.assert_close(shared, denoise(model, many, noisy, endpoint, torch.full((6,), 9)))
     for member in range(6):
-        alone = denoise(model, history, calendar, noisy[member:member + 1], endpoint[member:member + 1],
-                        torch.tensor([9]))
+        alone = denoise(model, one, noisy[member:member + 1], endpoint[member:member + 1], torch.tensor([9]))
         torch.testing.assert_close(shared[member:member + 1], alone)
 
 
-def test_every_diffusion_step_gives_an_output_of_its_own():
-    model = make_denoiser()
-    history, calendar, noisy, endpoint, _ = denoiser_inputs(1)
-    everything = (values.expand(50, *values.shape[1:]) for values in (history, calendar, noisy, endpoint))
-    output = denoise(model, *everything, torch.arange(50)).flatten(1)
+@pytest.mark.parametrize("name", ["mlp", "stid"])
+def test_every_diffusion_step_gives_an_output_of_its_own(name):
+    model = make_denoiser(network=DENOISERS[name])
+    context, noisy, endpoint, _ = denoiser_inputs(1)
+    noisy, endpoint = (values.expand(50, -1, -1) for values in (noisy, endpoint))
+    output = denoise(model, context, noisy, endpoint, torch.arange(50)).flatten(1)
     assert torch.cdist(output, output)[~torch.eye(50, dtype=torch.bool)].min() > 1e-3
 
 
-def test_step_embedding_is_sines_and_cosines_of_wavelengths_from_one_to_ten_thousand():
-    embedding = StepEmbedding(width=6, size=8)
+@pytest.mark.parametrize("highest", [1e-4, 1e4])
+def test_step_embedding_is_sines_and_cosines_of_frequencies_from_one_to_the_highest(highest):
+    embedding = StepEmbedding(width=6, size=8, highest=highest)
     embedding.project = torch.nn.Identity()
-    found = embedding(torch.tensor([0, 49]))
-    angles = [49 * 10 ** (-4 * index / 3) for index in range(4)]
+    found = embedding(torch.tensor([0, 3]))
+    angles = [3 * highest ** (index / 3) for index in range(4)]
     assert found[0].tolist() == [0] * 4 + [1] * 4
-    assert found[1].tolist() == pytest.approx([*map(math.sin, angles), *map(math.cos, angles)], abs=1e-5)
+    assert found[1].tolist() == pytest.approx([*map(math.sin, angles), *map(math.cos, angles)], abs=5e-3)
 
 
 def test_rounding_to_bfloat16_changes_the_predicted_noise_by_at_most_two_per_cent():
     """Root mean square of the difference, as a share of the output's: at full depth, one rounding after another."""
     model = make_denoiser(channels=64, layers=8, embedding=16)
-    history, calendar, noisy, endpoint, step = denoiser_inputs(16)
+    inputs = denoiser_inputs(16)
     with torch.no_grad():
-        full = denoise(model, history, calendar, noisy, endpoint, step)
+        full = denoise(model, *inputs)
         model.round_to(torch.bfloat16)
-        rounded = denoise(model, history, calendar, noisy, endpoint, step)
+        rounded = denoise(model, *inputs)
     error = (rounded.float() - full).square().mean().sqrt() / full.square().mean().sqrt()
     assert 0 < error < 0.02
     assert rounded.dtype == torch.bfloat16, "the blocks did not run in bfloat16"
     kept = {parameter.dtype for name, parameter in model.named_parameters()
             if not name.startswith(("blocks", "proj", "embed_noisy"))}
     assert kept == {torch.float32}, "what makes the context was rounded"
+
+
+# The denoiser of the release
+
+def published_denoiser():
+    """That of MobileNJ: 560 nodes, 12 + 12 hours, with the settings of the recipe."""
+    return DENOISERS["stid"](Task(560, 12, 12, (24, 7)), 12, channels=128, layers=8, embedding=32, endpoint=True)
+
+
+def test_the_published_denoiser_has_the_weights_of_the_release_but_for_those_without_effect():
+    """Not 12 steps of an endpoint of the history (12 * 128), nor 12 outputs of the history (12 * (224 + 1))."""
+    weights = sum(weight.numel() for weight in published_denoiser().parameters())
+    assert weights == 886_520 - 4_236 == 886_520 - 12 * 128 - 12 * 225
+
+
+def test_the_step_code_of_the_release_has_rising_frequencies_and_one_layer_more():
+    model = published_denoiser()
+    code, frequencies = model.embed_step[0], model.embed_step[0].frequencies
+    assert len(frequencies) == 64 and frequencies[[0, 63]].tolist() == pytest.approx([1, 1e4], rel=1e-5)
+    torch.testing.assert_close(frequencies, 10 ** (4 * torch.arange(64) / 63), rtol=1e-5, atol=0)
+    layers = [module for part in (code.project, model.embed_step[1:]) for module in part]
+    assert [type(layer).__name__ for layer in layers] == ["Linear", "SiLU", "Linear", "SiLU", "Linear"]
+    assert all(layer.weight.shape == (128, 128) for layer in layers[::2])
+
+
+def test_sample_endpoint_and_step_enter_the_leading_128_channels_alone():
+    """With blocks that add nothing, identity is what the last layer sees in the other 96."""
+    model, seen = published_denoiser().eval(), []
+    model.blocks = torch.nn.Identity()
+    model.project.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    calendar = torch.tensor([[3, 2]])
+    for step in (0, 49):
+        context = Context(torch.randn(1, 12, 560), calendar, torch.randn(1, 24, 560))
+        denoise(model, context, torch.randn(1, 12, 560), torch.randn(1, 12, 560), torch.tensor([step]))
+    one, other = seen
+    assert torch.equal(one[..., 128:], model.identity(calendar)) and torch.equal(one[..., 128:], other[..., 128:])
+    assert ((one - other)[..., :128].abs().amax((0, 1)) > 0).all()
+
+
+def test_the_first_layer_of_the_release_is_initialised_as_one_of_48_inputs():
+    model = published_denoiser()
+    for weight in (model.embed_inputs.weight, model.embed_endpoint.weight, model.embed_noisy.weight):
+        assert 0.95 * 48**-0.5 < weight.abs().max() <= 48**-0.5
+        assert float(weight.detach().std()) == pytest.approx(48**-0.5 / 3**0.5, rel=0.05)
 
 
 # Layers
@@ -436,16 +582,16 @@ def test_gradients_of_a_block_in_training_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(forward, torch.randn(4, 5, dtype=torch.float64, requires_grad=True))
 
 
-@pytest.mark.parametrize("network", [make_stid, make_full_stid, make_denoiser])
-def test_dropout_acts_in_training_and_not_in_evaluation(network):
-    model = network(dropout=0.3)
-    inputs, climatology = denoiser_inputs(), usual()
-    run = (lambda: denoise(model, *inputs)) if network is make_denoiser else (lambda: model(*inputs[:2], climatology))
-    known = run()
-    assert torch.equal(run(), known)
+@pytest.mark.parametrize("make", [make_stid, make_full_stid, make_denoiser,
+                                  lambda dropout: make_backbone("itransformer", dropout=dropout)])
+def test_dropout_acts_in_training_and_not_in_evaluation(make):
+    model, inputs = make(dropout=0.3), denoiser_inputs()
+    run = (lambda: denoise(model, *inputs)) if make is make_denoiser else (lambda: model(inputs[0]))
+    before = run()
+    assert torch.equal(run(), before)
     model.train()
     noisy = run()
-    assert not torch.allclose(noisy, known) and not torch.allclose(run(), noisy)
+    assert not torch.allclose(noisy, before) and not torch.allclose(run(), noisy)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.15, 0.5, 0.9])
@@ -506,81 +652,101 @@ def test_dropout_is_the_identity_in_evaluation_and_at_share_zero():
 # Missing values
 
 def masked_windows(batch=3):
-    observed = torch.rand(batch, HISTORY + HORIZON, NODES) < 0.7
-    history, calendar = windows(batch)
-    return history.where(observed[:, :HISTORY], 0.0), calendar, usual(batch), Extras(observed)
+    context = windows(batch, observed=torch.rand(batch, HISTORY + HORIZON, NODES) < 0.7)
+    history = context.history.where(context.observed[:, :HISTORY], context.climatology[:, :HISTORY])
+    return with_parts(context, history=history)
 
 
-def one_network(kind):
-    """Settings of a stage 1 that consists of one network."""
-    return {"networks": 1} if kind is QuantileSTID else {}
-
-
-def weights_of_gaps(model):
-    return [module.gaps.weight for module in model.modules() if isinstance(module, ExtraInputs)]
-
-
-@pytest.mark.parametrize("network", [STID, QuantileSTID])
-def test_a_history_without_gaps_gives_the_forecast_of_a_network_that_knows_none(network):
+@every_backbone
+@pytest.mark.parametrize("objective", ["mse", "quantiles"])
+def test_a_history_without_gaps_gives_the_forecast_of_a_network_that_knows_none(backbone, objective):
     torch.manual_seed(1)
-    plain = make_stid(network=network, climatology=True, tokens=3, **one_network(network))
+    plain = MEAN_MODELS[backbone](make_task(), objective).eval()
     torch.manual_seed(1)
-    masked = make_stid(network=network, climatology=True, tokens=3, masked=True, **one_network(network))
-    known = *windows(3), usual(3)
-    full = Extras(torch.ones(3, HISTORY + HORIZON, NODES, dtype=torch.bool))
-    for name, value in plain.state_dict().items():
-        assert torch.equal(masked.state_dict()[name], value), name
-    gaps, = weights_of_gaps(masked)
-    torch.nn.init.normal_(gaps)
-    assert torch.equal(masked(*known, full), plain(*known))
+    masked = MEAN_MODELS[backbone](make_task(masked=True), objective).eval()
     added, = set(masked.state_dict()) - set(plain.state_dict())
-    assert added.endswith("extra.gaps.weight")
+    assert added == "extra.gaps.weight" and masked.extra.gaps.weight.abs().max() == 0
+    masked.load_state_dict({**plain.state_dict(), added: torch.randn_like(masked.extra.gaps.weight)})
+    context = windows(3)
+    full = with_parts(context, observed=torch.ones(3, HISTORY + HORIZON, NODES, dtype=torch.bool))
+    assert torch.equal(masked(full), plain(context))
 
 
-@pytest.mark.parametrize("network", [STID, QuantileSTID])
-def test_the_forecast_depends_on_which_of_the_history_is_missing_and_on_nothing_of_the_future(network):
-    model = make_full_stid(network, masked=True)
-    *known, extras = masked_windows()
-    for gaps in weights_of_gaps(model):
-        assert gaps.abs().max() == 0
-        torch.nn.init.normal_(gaps)
-    forecast, observed = model(*known, extras), extras.observed.clone()
+def test_gaps_change_no_other_initial_weight_of_stid():
+    weights = []
+    for masked in (False, True):
+        torch.manual_seed(1)
+        weights.append(make_stid(climatology=True, tokens=3, facts={"masked": masked}).state_dict())
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+
+
+@every_backbone
+@pytest.mark.parametrize("objective", ["mse", "quantiles"])
+def test_the_forecast_depends_on_which_of_the_history_is_missing_and_on_nothing_of_the_future(backbone, objective):
+    model, context = make_backbone(backbone, objective, masked=True), masked_windows()
+    forecast, observed = model(context), context.observed.clone()
     observed[:, HISTORY:] = ~observed[:, HISTORY:]
-    assert torch.equal(model(*known, Extras(observed)), forecast)
-    assert torch.equal(model(*known, Extras(observed[:, :HISTORY])), forecast)
+    assert torch.equal(model(with_parts(context, observed=observed)), forecast)
+    assert torch.equal(model(with_parts(context, observed=observed[:, :HISTORY])), forecast)
     observed[1, 2, 3] = ~observed[1, 2, 3]
-    moved = (model(*known, Extras(observed)) - forecast).abs().amax((1, 2))
+    moved = (model(with_parts(context, observed=observed)) - forecast).abs().amax((1, 2))
     assert moved[1] > 1e-4 and (moved[[0, 2]] == 0).all()
 
 
-@pytest.mark.parametrize("network", [STID, QuantileSTID])
-def test_a_missing_target_changes_no_loss_of_stage_1_and_no_gradient(network):
-    model, known, future = make_full_stid(network, masked=True), masked_windows(), torch.randn(3, HORIZON, NODES)
-    scored, found = known[-1].observed[:, HISTORY:], []
+@every_backbone
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_missing_target_changes_no_loss_of_stage_1_and_no_gradient(backbone, objective):
+    model, context = make_backbone(backbone, objective, masked=True), masked_windows()
+    future, scored, found = torch.randn(3, HORIZON, NODES), context.target_mask, []
     for value in (0.0, 1e9):
         model.zero_grad()
-        loss = model.loss(future.where(scored, value), *known)
+        loss = model.loss(future.where(scored, value), context)
         loss.backward()
         found.append([loss.detach()] + [weight.grad.clone() for weight in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
-    nothing = Extras(torch.zeros_like(known[-1].observed))
-    assert model.loss(future, *known[:3], nothing) == 0
+    assert model.loss(future, with_parts(context, observed=torch.zeros_like(context.observed))) == 0
 
 
 def test_losses_count_what_is_observed_and_average_by_windows():
-    model, known, future = make_full_stid(masked=True), masked_windows(), torch.randn(3, HORIZON, NODES)
-    scored = known[-1].observed[:, HISTORY:]
-    torch.testing.assert_close(model.loss(future, *known), (model(*known) - future)[scored].square().sum()
-                               / scored.numel())
-    model = make_full_stid(QuantileSTID, masked=True)
-    pinballs = pinball(model.quantiles(*known), future).transpose(0, 1)[:, scored]
-    torch.testing.assert_close(model.loss(future, *known), pinballs.sum() / scored.numel() / len(pinballs))
+    context, future = masked_windows(), torch.randn(3, HORIZON, NODES)
+    scored = context.target_mask
+    for objective in ("mse", "quantiles"):
+        model = make_full_stid(objective, facts={"masked": True})
+        predicted = model.predict(context)
+        errors = pinball(predicted, future) if objective == "quantiles" else (predicted - future[:, None]).square()
+        torch.testing.assert_close(model.loss(future, context), errors.transpose(0, 1)[:, scored].sum()
+                                   / scored.numel() / errors.shape[1])
 
 
-def test_a_network_that_was_trained_without_gaps_refuses_them():
-    *known, extras = masked_windows()
+@every_backbone
+def test_a_network_that_was_trained_without_gaps_refuses_them(backbone):
     with pytest.raises(ValueError, match="train with --missing mask"):
-        make_full_stid()(*known, extras)
+        make_backbone(backbone)(masked_windows())
+
+
+# Covariates and lags
+
+@every_backbone
+@pytest.mark.parametrize("facts", [{"covariates": 2}, {"lags": 2}, {"covariates": 2, "lags": 2}])
+def test_every_feature_of_history_and_horizon_reaches_the_forecast(backbone, facts):
+    steps, model = (3, HISTORY + HORIZON), make_backbone(backbone, **facts)
+    parts = {name: torch.randn(*steps, NODES if name == "lags" else 1, count, requires_grad=True)
+             for name, count in facts.items()}
+    context = windows(3, **parts)
+    forecast = model(context)
+    assert forecast.shape == (3, HORIZON, NODES)
+    gradients = torch.autograd.grad(forecast[1].square().sum(), list(parts.values()))
+    for name, gradient in zip(parts, gradients, strict=True):
+        assert (gradient[1].abs().amax(1) > 0).all() and (gradient[[0, 2]] == 0).all(), name
+
+
+@every_backbone
+def test_a_network_refuses_features_that_it_was_not_made_for_and_misses_those_that_it_was(backbone):
+    covariates = torch.randn(2, HISTORY + HORIZON, 1, 2)
+    for model, context in ((make_backbone(backbone), windows(covariates=covariates)),
+                           (make_backbone(backbone, covariates=2), windows())):
+        with pytest.raises(ValueError, match="needs the covariates that it was trained with"):
+            model(context)
 
 
 def test_dropout_can_be_compiled_for_batches_of_several_sizes():

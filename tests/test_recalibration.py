@@ -1,13 +1,14 @@
-"""Recalibration: it finds how far off and how narrow quantiles were, and believes little of what little data say."""
-
-from types import SimpleNamespace
+"""Recalibration: it finds how far off and how narrow forecasts were, and few data move it little."""
 
 import pytest
 import torch
 
+from data.context import Context
+from data.windows import Batch
+from models.layers import Task
+from models.mean import MeanModel, RecalibratedMean, RecalibratedQuantiles
 from models.quantiles import LEVELS, levels_of, normal_scores
 from models.recalibration import BINS, OUTERMOST, WIDEST, Recalibration, spread_of
-from models.stid import QuantileSTID
 
 HORIZON, NODES = 3, 4
 ALL = (torch.ones(1, 1, 1, dtype=torch.bool),)  # every score tells how wide quantiles are
@@ -171,17 +172,71 @@ def test_right_quantiles_of_counts_are_left_alone(rate, smooth):
     truth = torch.poisson(torch.full((2400, HORIZON, NODES), rate))
     drawn = torch.poisson(torch.full((1_000_000,), rate)) + smooth * (torch.rand(1_000_000) - 0.5)
     quantiles = drawn.quantile(torch.tensor(LEVELS)).view(1, -1, 1, 1).expand(2400, -1, HORIZON, NODES)
-    model = QuantileSTID(NODES, 2, HORIZON, (24,), networks=1, linear_modes=0, channels=2, layers=1)
-    model.raw_quantiles = lambda *known: quantiles
-    batch = SimpleNamespace(known=(), future=truth, calendar=calendar_of(2400), scored=None, starts=truth[:, 0, 0])
-    model.recalibrate(OneBatch(batch), (0.0, 1.0))
+    model = RecalibratedQuantiles(Fixed(quantiles), Task(NODES, 2, HORIZON, (24,)))
+    model.calibrate((), Windows(truth), (0.0, 1.0))
     assert model.recalibration.widening < 1.03
 
 
-class OneBatch(list):
-    def __init__(self, batch):
-        super().__init__([batch])
-        self.starts = batch.starts
+class Fixed(MeanModel):
+    """A mean model whose outputs are these, (window, output, F, node), for the windows that its context names."""
+
+    def __init__(self, outputs):
+        super().__init__("quantiles" if outputs.shape[1] > 1 else "mse")
+        self.fixed = outputs
+
+    def predict(self, context):
+        return self.fixed[context.history[:, 0, 0].long()]
+
+
+class Windows(list):
+    """Windows of an hourly field with these futures, in batches; the history of each holds its number."""
+
+    def __init__(self, future, observed=None, size=1000):
+        self.starts = torch.arange(len(future))
+        everything = Context(self.starts.float().view(-1, 1, 1).expand(-1, 2, NODES), calendar_of(len(future)),
+                             torch.zeros(len(future), 2 + HORIZON, NODES), observed)
+        super().__init__(Batch(Context(*(None if part is None else part[rows] for part in vars(everything).values())),
+                               future[rows], rows) for rows in self.starts.split(size))
+
+
+# A mean without quantiles
+
+TASK = Task(NODES, 2, HORIZON, (24,))
+
+
+def test_a_mean_that_is_off_is_moved_to_where_it_is_right_by_node_step_and_time():
+    """400 days: the shift is shrunk by 400 / 403; nodes differ in their spread, which is no hindrance."""
+    late = (calendar_of(9600)[:, 0] >= 12).view(-1, 1, 1)
+    offset = torch.where(late, 0.4, -0.2) * torch.tensor([1.0, 0.5, 0.0, 1.0])
+    spread = torch.tensor([1.0, 0.1, 2.0, 1.0])
+    windows = Windows(5 + spread * (offset + torch.randn(9600, HORIZON, NODES)))
+    model = RecalibratedMean(Fixed(torch.full((9600, 1, HORIZON, NODES), 5.0)), TASK).eval()
+    model.calibrate((), windows, (float("-inf"), 0.0))
+    moved = torch.cat([model(batch.context) for batch in windows])
+    assert ((moved - 5) / spread - offset).abs().mean() < 0.06
+    wanted = spread * (1 + offset.square().mean((0, 1))).sqrt()
+    torch.testing.assert_close(model.spread, wanted, rtol=0.03, atol=0)
+
+
+def test_before_it_is_calibrated_a_mean_is_that_of_its_network_and_few_days_move_it_little():
+    future = 1 + 0.1 * torch.randn(24, HORIZON, NODES)
+    inner = Fixed(torch.zeros(24, 1, HORIZON, NODES))
+    model, windows = RecalibratedMean(inner, TASK).eval(), Windows(future)
+    assert (model(windows[0].context) == 0).all()
+    model.calibrate((), windows, (float("-inf"), 0.0))
+    torch.testing.assert_close(model(windows[0].context).mean(), future.mean() / 4, rtol=0.03, atol=0)  # 1 / (1 + 3)
+    assert (inner(windows[0].context) == 0).all() and model.recalibration.widening == 1
+
+
+def test_missing_values_move_no_mean_whatever_stands_there():
+    future, observed = torch.randn(240, HORIZON, NODES), torch.rand(240, 2 + HORIZON, NODES) < 0.7
+    observed[..., 3] = False
+    found = []
+    for value in (0.0, 1e6):
+        model = RecalibratedMean(Fixed(torch.zeros(240, 1, HORIZON, NODES)), TASK).eval()
+        model.calibrate((), Windows(future.where(observed[:, 2:], value), observed), (float("-inf"), 0.0))
+        found.append(model.predict(Windows(future, observed)[0].context))
+    assert torch.equal(*found) and found[0].abs().max() > 0.01 and (found[0][..., 3] == 0).all()
 
 
 @pytest.mark.parametrize("spread", [1.0, 1.15, 2.0])

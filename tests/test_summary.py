@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import make_field, random_values
+from conftest import make_field, parts_of, random_values
 
 from data.covariates import Covariates
 from data.registry import DATASETS
@@ -36,8 +36,8 @@ def test_a_window_of_the_test_is_bitwise_that_of_the_data_but_for_its_future(fac
     position = torch.tensor([summary.step_at(data.times(int(start))[0]) for start in starts])
     found = summary.batch(history, position, predict_len=4)
     assert torch.equal(found.start, wanted.start) and found.future.shape == (3, 0, 3)
-    for one, other in zip(found.known, wanted.known, strict=True):
-        assert torch.equal(one, other)
+    assert parts_of(found.context).keys() == parts_of(wanted.context).keys()
+    assert all(torch.equal(value, parts_of(wanted.context)[name]) for name, value in parts_of(found.context).items())
     assert summary.test_step == data.starts["test"][0] and summary.trained_steps == len(data.training)
 
 
@@ -51,10 +51,11 @@ def test_gaps_and_covariates_reach_a_window_as_they_do_from_the_data():
     wanted = data.batch(start.reshape(1))
     found = summary.batch(field.values[start:start + 6].unsqueeze(0), start.reshape(1), 4,
                           beside.values[start:start + 10].unsqueeze(0))
-    assert summary.masked and not wanted.observed.all()
+    assert summary.masked and not wanted.context.observed.all()
     for name in ("history", "calendar", "climatology", "covariates"):
-        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
-    assert torch.equal(found.observed[:, :6], wanted.observed[:, :6]) and not found.observed[:, 6:].any()
+        assert torch.equal(getattr(found.context, name), getattr(wanted.context, name)), name
+    assert torch.equal(found.context.observed[:, :6], wanted.context.observed[:, :6])
+    assert not found.context.observed[:, 6:].any()
 
 
 @pytest.mark.parametrize("facts", FIELDS.values(), ids=FIELDS)

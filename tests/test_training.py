@@ -10,6 +10,7 @@ import torch
 from conftest import random_values
 
 import main_pretrain
+from utils import pipeline
 from utils.checkpoint import load_checkpoint
 from utils.config import CommonConfig
 from utils.training import fit
@@ -299,7 +300,7 @@ def test_stage_1_weights_see_nothing_after_the_training_part(registered, tmp_pat
     trained = {}
     for name, variant in (("Plain", values), ("After", after), ("Inside", inside)):
         falling = itertools.count()
-        monkeypatch.setattr(main_pretrain, "mean_over_windows", lambda *a, falling=falling: -float(next(falling)))
+        monkeypatch.setattr(pipeline, "mean_over_windows", lambda *a, falling=falling: -float(next(falling)))
         folder = registered(variant, name)
         assert main_pretrain.main([
             "--data_name", name, "--data_dir", str(folder), "--save_dir", str(tmp_path / "runs"), "--device", "cpu",

@@ -5,12 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, make_field, needs_real_data, random_values, with_gaps
+from conftest import SHARED, make_field, needs_real_data, parts_of, random_values, with_gaps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.readers
 import data.windows
+from data.fluctuation import fluctuation_scale
+from data.scaling import Scaler
 from data.windows import ANY_VALUE, SPLITS, WindowedField, open_data, split_windows
 
 
@@ -42,7 +44,7 @@ def test_mobilenj_gives_the_published_split_at_its_published_calendar():
     batch = data.batch(data.starts["test"][-1:])
     raw = np.load(SHARED / "CommTraffic/MobileNJ.npy").reshape(504, 560)
     np.testing.assert_allclose(data.scaler.physical(batch.future)[0], raw[-12:], rtol=1e-4, atol=1e-4 * raw.std())
-    assert batch.calendar.tolist() == [[11, 0]]  # 21 days from a Tuesday: the last day is a Monday
+    assert batch.context.calendar.tolist() == [[11, 0]]  # 21 days from a Tuesday: the last day is a Monday
 
 
 @needs_real_data
@@ -54,7 +56,7 @@ def test_sst_trains_on_the_first_file_and_is_evaluated_on_the_second():
     for split, first in (("validation", 0), ("test", 360)):
         start = data.starts[split][:1]
         assert str(data.times(int(start))[0])[:7] == ("1940-01" if first == 0 else "1970-01")
-        window = data.scaler.physical(data.batch(start).history)[0]
+        window = data.scaler.physical(data.batch(start).context.history)[0]
         np.testing.assert_allclose(window, era5[first:first + 12], rtol=1e-5)
 
 
@@ -154,9 +156,9 @@ def test_a_batch_is_exactly_the_slices_it_names_and_each_window_comes_once(data,
     for batch in data.batches(split, size):
         assert 1 <= len(batch.start) <= size
         for row, start in enumerate(batch.start.tolist()):
-            np.testing.assert_allclose(batch.history[row], standardized[start:start + 6], atol=1e-6)
+            np.testing.assert_allclose(batch.context.history[row], standardized[start:start + 6], atol=1e-6)
             np.testing.assert_allclose(batch.future[row], standardized[start + 6:start + 10], atol=1e-6)
-            assert batch.calendar[row].tolist() == slots[start + 5].tolist()
+            assert batch.context.calendar[row].tolist() == slots[start + 5].tolist()
             seen.append(start)
     first, last = {"train": (0, 67), "validation": (67, 89), "test": (89, 111)}[split]
     assert seen == list(range(first, last))
@@ -191,19 +193,18 @@ def test_batches_can_be_read_again(data):
 
 
 def test_writing_into_a_batch_leaves_the_data_alone(data):
-    before, climatology = data.field.values.clone(), data.batch(torch.tensor([3, 4])).climatology
+    before, climatology = data.field.values.clone(), data.batch(torch.tensor([3, 4])).context.climatology
     batch = data.batch(torch.tensor([3, 4]))
-    for values in (batch.history, batch.future, batch.climatology):
+    for values in (batch.context.history, batch.future, batch.context.climatology):
         values.zero_()
     assert torch.equal(data.field.values, before)
-    assert torch.equal(data.batch(torch.tensor([3, 4])).climatology, climatology)
+    assert torch.equal(data.batch(torch.tensor([3, 4])).context.climatology, climatology)
 
 
 def test_what_a_forecast_may_see_is_history_calendar_and_climatology(data):
     batch = data.batch(torch.tensor([3, 4]))
-    for found, wanted in zip(batch.known, (batch.history, batch.calendar, batch.climatology), strict=True):
-        assert found is wanted
-    assert batch.climatology.shape == (2, 10, 5)
+    assert {name: value.shape for name, value in parts_of(batch.context).items()} == {
+        "history": (2, 6, 5), "calendar": (2, 2), "climatology": (2, 10, 5)}
 
 
 @pytest.mark.parametrize("mean, std", [(20.3, 4.7), (0.1, 0.013), (123.4, 77.7), (7.7, 1.3)])
@@ -235,13 +236,25 @@ def test_nothing_after_the_training_part_reaches_scaler_or_fluctuation_scale():
     assert plain.scaler == probe.scaler and len(plain.training) == end
     assert torch.equal(plain.fluctuation_scale(), probe.fluctuation_scale())
     for one, other in zip(plain.batches("train", 16), probe.batches("train", 16), strict=True):
-        assert torch.equal(one.history, other.history) and torch.equal(one.future, other.future)
-        assert torch.equal(one.climatology, other.climatology)
+        assert torch.equal(one.context.history, other.context.history) and torch.equal(one.future, other.future)
+        assert torch.equal(one.context.climatology, other.context.climatology)
 
     altered[end - 1] = 1e6  # the last step that training sees
     inside = WindowedField(make_field(altered), 6, 4)
     assert plain.scaler != inside.scaler
     assert not torch.equal(plain.fluctuation_scale(), inside.fluctuation_scale())
+
+
+@pytest.mark.parametrize("span, steps", [("targets", 312), ("histories", 300)])
+def test_scaler_and_fluctuation_scale_are_of_the_steps_that_training_targets_or_histories_cover(span, steps):
+    """504 hours, 12 + 12 steps: 289 training windows, whose histories end before step 300 and targets before 312."""
+    values = random_values(504, 4) * np.linspace(1, 3, 504, dtype=np.float32)[:, None]
+    data = WindowedField(make_field(values), 12, 12, training_span=span)
+    seen = values[:steps].astype(np.float64)
+    assert (data.scaler.mean, data.scaler.std) == pytest.approx((seen.mean(), seen.std(ddof=0)), rel=1e-6)
+    wanted = fluctuation_scale(torch.as_tensor(values[:steps]), Scaler(seen.mean(), seen.std()))
+    torch.testing.assert_close(data.fluctuation_scale(), wanted, rtol=1e-4, atol=0)
+    assert lengths(data.starts) == (289, 96, 96) and len(data.training) == 312
 
 
 # Layouts, memory maps, facts
@@ -271,8 +284,8 @@ def test_a_memory_mapped_field_gives_what_a_field_in_memory_gives(registered, mo
     assert mapped.facts() == inside.facts()
     assert torch.equal(mapped.fluctuation_scale(), inside.fluctuation_scale())
     for one, other in zip(inside.batches("test", 5), mapped.batches("test", 5), strict=True):
-        for left, right in zip(one.known + (one.future,), other.known + (other.future,), strict=True):
-            assert torch.equal(left, right)
+        assert torch.equal(one.future, other.future)
+        assert all(torch.equal(value, parts_of(other.context)[name]) for name, value in parts_of(one.context).items())
 
 
 @pytest.mark.parametrize("gaps", [False, True])
@@ -311,12 +324,11 @@ def test_a_field_with_gaps_says_so_in_its_facts_and_its_batches(data):
     gappy = WindowedField(make_field(with_gaps(random_values(120, 5))), 6, 4)
     assert gappy.facts()["masked"] is True and data.facts()["masked"] is False
     batch = gappy.batch(torch.tensor([3, 4]))
-    history, calendar, climatology, extras = batch.known
-    assert extras.observed is batch.observed and batch.observed.shape == (2, 10, 5)
-    assert torch.equal(batch.scored, batch.observed[:, 6:]) and not batch.scored.all()
-    for values in (history, batch.future, climatology):
+    assert batch.context.observed.shape == (2, 10, 5)
+    assert torch.equal(batch.scored, batch.context.observed[:, 6:]) and not batch.scored.all()
+    for values in (batch.context.history, batch.future, batch.context.climatology):
         assert values.isfinite().all()
-    assert data.batch(torch.tensor([3])).observed is None and data.batch(torch.tensor([3])).scored is None
+    assert data.batch(torch.tensor([3])).context.observed is None and data.batch(torch.tensor([3])).scored is None
 
 
 @pytest.mark.parametrize("seen", [None, 110], ids=["never", "after training"])
@@ -333,8 +345,8 @@ def test_values_after_the_training_part_reach_neither_scaler_nor_scale_where_val
     plain, probe = (WindowedField(make_field(each), 6, 4) for each in (values, altered))
     assert plain.scaler == probe.scaler and torch.equal(plain.fluctuation_scale(), probe.fluctuation_scale())
     for one, other in zip(plain.batches("train", 16), probe.batches("train", 16), strict=True):
-        assert all(torch.equal(left, right) for left, right in zip(one.known[:3], other.known[:3], strict=True))
-        assert torch.equal(one.future, other.future) and torch.equal(one.observed, other.observed)
+        assert torch.equal(one.future, other.future)
+        assert all(torch.equal(value, parts_of(other.context)[name]) for name, value in parts_of(one.context).items())
 
 
 @pytest.mark.parametrize("gaps", [False, True])
@@ -343,7 +355,9 @@ def test_a_node_a_billion_times_larger_than_the_rest_stays_finite(gaps):
     values[:, 2] *= 1e9
     data = WindowedField(make_field(with_gaps(values) if gaps else values), 6, 4)
     for batch in data.batches("test", 7):
-        for each in (batch.history, batch.future, batch.climatology):
+        for each in (*parts_of(batch.context).values(), batch.future):
+            if not each.is_floating_point():
+                continue
             assert each.isfinite().all() and each.dtype == torch.float32
         assert data.scaler.physical(batch.future).isfinite().all()
     assert data.fluctuation_scale().isfinite().all() and (data.fluctuation_scale() > 0).all()

@@ -338,29 +338,3 @@ def draw_quality_against_cost(points: dict[str, tuple[float, float]], lines: dic
              ylabel="CRPS (unit: mean |truth|)")
     axes.margins(x=0.15, y=0.18)
     write_figure(figure, path)
-
-
-def draw_sampler_curves(rows: list[dict], members: int, path: Path) -> None:
-    """Draw CRPS and CRPS_sum against the milliseconds of a forecast: a line per sampler, dashed in bfloat16.
-
-    rows: sampler, steps (written beside the points), precision, CRPS, CRPS_sum, milliseconds; in order of steps.
-    """
-    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
-    looks = dict(zip(samplers, zip(cycle((BLUE, ORANGE, INK)), cycle("os^D")), strict=False))
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    for axes, score, whole in zip(panels, ("CRPS", "CRPS_sum"), ("truth", "sum over nodes"), strict=True):
-        for name, (color, marker) in looks.items():
-            for precision, style in (("float32", "-"), ("bfloat16", "--")):
-                line = [row for row in rows if (row["sampler"], row["precision"]) == (name, precision)]
-                axes.plot([row["milliseconds"] for row in line], [row[score] for row in line], style, color=color,
-                          marker=marker, markersize=4, label=f"{name}, {precision}")
-                for row in line:
-                    axes.annotate(str(row["steps"]), (row["milliseconds"], row[score]), xytext=(2, 3),
-                                  textcoords="offset points", fontsize=7, color=color)
-        axes.set_xscale("log")
-        axes.set_xlabel(f"milliseconds of a forecast ({members} members of one window)")
-        axes.set_ylabel(f"{score} (unit: mean |{whole}|)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(samplers), fontsize=9, frameon=False,
-                  title="steps are written beside the points", title_fontsize=9)
-    write_figure(figure, path)

@@ -1,4 +1,4 @@
-"""The linear dependence: white and back without loss, and the covariance of the training scores comes out again."""
+"""The noise of the diffusion: whitened and back without loss, and draws have the covariance of the training values."""
 
 import math
 import time
@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from models import FactorModel
+from data.context import Context
+from models.noise import CovarianceNoise, IndependentNoise
 
 HORIZON, HISTORY = 3, 5
 
@@ -24,15 +25,22 @@ def common_signal(windows, nodes, share, lag=0.6):
     return math.sqrt(share) * signal + math.sqrt(1 - share) * rest
 
 
+def context_of(histories, observed=None):
+    """A context with these anomalies: the climatology is 0."""
+    windows, _, nodes = histories.shape
+    return Context(histories, torch.zeros(windows, 2, dtype=torch.long), torch.zeros(windows, HISTORY + HORIZON, nodes),
+                   observed)
+
+
 def fitted(scores, modes, histories=None):
     windows, horizon, nodes = scores.shape
-    model = FactorModel(nodes, horizon, modes)
-    model.fit(scores, torch.randn(windows, HISTORY, nodes) if histories is None else histories)
+    model = CovarianceNoise(nodes, horizon, modes)
+    model.fit(scores, context_of(torch.randn(windows, HISTORY, nodes) if histories is None else histories))
     return model
 
 
-def coloured(model, count=4000):
-    return model.colour(torch.randn(count, len(model.spread), model.width))
+def drawn_from(model, count=4000):
+    return model.unwhiten(torch.randn(count, len(model.spread), model.width))
 
 
 def between_nodes(fields):
@@ -45,25 +53,25 @@ def between_nodes(fields):
 # There and back
 
 @pytest.mark.parametrize("windows, nodes, modes", [(200, 40, 6), (5, 40, 6), (200, 4, 16), (30, 1, 16), (50, 7, 0)])
-def test_colouring_undoes_whitening(windows, nodes, modes):
+def test_unwhitening_undoes_whitening(windows, nodes, modes):
     scores = common_signal(windows, nodes, 0.5)
     model = fitted(scores, modes)
     white = model.whiten(scores)
     assert white.shape == (windows, HORIZON, model.width)
-    torch.testing.assert_close(model.colour(white), scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.unwhiten(white), scores, rtol=0, atol=1e-4)
     fresh = 3 * torch.randn(11, HORIZON, nodes)
-    torch.testing.assert_close(model.colour(model.whiten(fresh)), fresh, rtol=0, atol=1e-3)
+    torch.testing.assert_close(model.unwhiten(model.whiten(fresh)), fresh, rtol=0, atol=1e-3)
 
 
 def test_before_it_is_fitted_it_changes_nothing():
-    model, scores = FactorModel(6, HORIZON, 2), torch.randn(4, HORIZON, 6)
+    model, scores = CovarianceNoise(6, HORIZON, 2), torch.randn(4, HORIZON, 6)
     assert torch.equal(model.whiten(scores)[..., :6], scores)
-    assert torch.equal(model.colour(model.whiten(scores)), scores)
+    assert torch.equal(model.unwhiten(model.whiten(scores)), scores)
 
 
 @pytest.mark.parametrize("nodes, modes, width", [(40, 6, 46), (6, 16, 9), (1, 16, 1), (7, 0, 7), (3, 2, 4)])
 def test_there_are_at_most_half_as_many_modes_as_nodes(nodes, modes, width):
-    model = FactorModel(nodes, HORIZON, modes)
+    model = CovarianceNoise(nodes, HORIZON, modes)
     assert (model.width, model.width - nodes) == (width, model.modes)
 
 
@@ -82,10 +90,10 @@ def test_white_coordinates_have_mean_square_one_and_no_correlation_among_steps(w
 
 
 @pytest.mark.parametrize("share, windows", [(0.8, 2000), (0.5, 2000), (0.8, 60), (0.0, 2000)])
-def test_coloured_white_noise_has_the_correlation_between_nodes_of_the_training_scores(share, windows):
+def test_unwhitened_noise_has_the_correlation_between_nodes_of_the_training_scores(share, windows):
     """More windows than nodes and fewer; strong and none: with 1 mode for 100 nodes."""
     scores = common_signal(windows, 100, share)
-    drawn = between_nodes(coloured(fitted(scores, 1)))
+    drawn = between_nodes(drawn_from(fitted(scores, 1)))
     assert float(drawn.mean()) == pytest.approx(float(between_nodes(scores).mean()), abs=0.03)
     if windows == 2000:
         assert float(drawn.mean()) == pytest.approx(share, abs=0.05)
@@ -94,7 +102,7 @@ def test_coloured_white_noise_has_the_correlation_between_nodes_of_the_training_
 
 def test_nodes_that_go_together_in_groups_are_drawn_in_these_groups():
     left, right = common_signal(1000, 50, 0.8), common_signal(1000, 50, 0.8)
-    drawn = coloured(fitted(torch.cat([left, right], dim=-1), 2))
+    drawn = drawn_from(fitted(torch.cat([left, right], dim=-1), 2))
     correlation = torch.corrcoef(drawn[:, 1].T)
     within = correlation[:50, :50][~torch.eye(50, dtype=torch.bool)]
     assert float(within.mean()) == pytest.approx(0.8, abs=0.03) and within.std() < 0.04
@@ -105,15 +113,15 @@ def test_nodes_that_go_together_in_groups_are_drawn_in_these_groups():
 def test_more_modes_than_the_field_has_do_not_make_nodes_more_alike(modes):
     """16 modes for 75 nodes, the default for the flights: what they take of each node's own part is given back."""
     scores = common_signal(2000, 75, 0.3)
-    drawn = coloured(fitted(scores, modes))
+    drawn = drawn_from(fitted(scores, modes))
     assert float(between_nodes(drawn).mean()) == pytest.approx(0.3, abs=0.02)
     assert float(drawn.std()) == pytest.approx(1, abs=0.02)
 
 
-def test_coloured_white_noise_has_the_covariance_over_the_horizon_and_the_spread_of_each_node():
+def test_unwhitened_noise_has_the_covariance_over_the_horizon_and_the_spread_of_each_node():
     spread = torch.linspace(0.5, 2, 60) * torch.tensor([[1.0], [1.2], [0.8]])
     scores = common_signal(2000, 60, 0.4) * spread
-    drawn = coloured(fitted(scores, 1))
+    drawn = drawn_from(fitted(scores, 1))
     torch.testing.assert_close(drawn.std(0), spread, rtol=0.1, atol=0)
     scaled = drawn / drawn.std(0)
     for one, other, wanted in ((0, 1, 0.6), (1, 2, 0.6), (0, 2, 0.36)):
@@ -123,23 +131,23 @@ def test_coloured_white_noise_has_the_covariance_over_the_horizon_and_the_spread
 
 def test_one_node_has_its_covariance_over_the_horizon():
     scores = common_signal(3000, 1, 0.5)
-    drawn = coloured(fitted(scores, 16), 20_000)[..., 0]
+    drawn = drawn_from(fitted(scores, 16), 20_000)[..., 0]
     assert (torch.corrcoef(drawn.T) - torch.corrcoef(scores[..., 0].T)).abs().max() < 0.03
 
 
 def test_constant_scores_do_not_break_it():
     model = fitted(torch.zeros(30, HORIZON, 8), 2, torch.zeros(30, HISTORY, 8))
-    assert coloured(model).isfinite().all()
+    assert drawn_from(model).isfinite().all()
     assert model.whiten(torch.randn(2, HORIZON, 8)).isfinite().all()
-    assert model.history(torch.randn(2, HISTORY, 8)).isfinite().all()
+    assert model.history(context_of(torch.randn(2, HISTORY, 8))).isfinite().all()
 
 
 def test_a_few_windows_are_enough():
     """Fewer scores of a node than modes."""
     scores = common_signal(3, 60, 0.5)
     model = fitted(scores, 16)
-    torch.testing.assert_close(model.colour(model.whiten(scores)), scores, rtol=0, atol=1e-3)
-    assert coloured(model).isfinite().all()
+    torch.testing.assert_close(model.unwhiten(model.whiten(scores)), scores, rtol=0, atol=1e-3)
+    assert drawn_from(model).isfinite().all()
 
 
 # History
@@ -147,7 +155,7 @@ def test_a_few_windows_are_enough():
 def test_histories_have_spread_one_in_every_coordinate():
     histories = torch.randn(500, HISTORY, 30) * torch.linspace(0.2, 3, 30)
     model = fitted(common_signal(500, 30, 0.5), 4, histories)
-    seen = model.history(histories)
+    seen = model.history(context_of(histories))
     assert seen.shape == (500, HISTORY, 34)
     torch.testing.assert_close(seen.square().mean((0, 1)).sqrt(), torch.ones(34), rtol=0, atol=1e-4)
     torch.testing.assert_close(seen[..., 30:] * model.history_spread[30:], histories @ model.axes, rtol=0, atol=1e-4)
@@ -157,7 +165,7 @@ def test_histories_have_spread_one_in_every_coordinate():
 
 @pytest.mark.parametrize("nodes", [500, 3000])
 def test_what_is_stored_is_linear_in_the_nodes(nodes):
-    model = FactorModel(nodes, 12, 16)
+    model = CovarianceNoise(nodes, 12, 16)
     stored = sum(value.numel() for value in model.buffers())
     assert stored == 12 * nodes + 16 * nodes + 16 + (nodes + 16) * (1 + 2 * 12 * 12)
 
@@ -178,10 +186,10 @@ def test_with_fewer_scores_than_nodes_no_array_of_nodes_by_nodes_is_made():
     nodes, scores, histories = 3000, torch.randn(50, HORIZON, 3000), torch.randn(50, HISTORY, 3000)
     start = time.perf_counter()
     with Largest() as seen:
-        model = FactorModel(nodes, HORIZON, 16)
-        model.fit(scores, histories)
-        model.colour(model.whiten(scores))
-        model.history(histories)
+        model = CovarianceNoise(nodes, HORIZON, 16)
+        model.fit(scores, context_of(histories))
+        model.unwhiten(model.whiten(scores))
+        model.history(context_of(histories))
     assert 50 * HORIZON * nodes <= seen.size < nodes * nodes / 4
     assert time.perf_counter() - start < 20
 
@@ -196,10 +204,46 @@ def test_it_is_fitted_without_a_gradient_and_leaves_its_arguments_alone():
 
 def test_all_that_was_fitted_is_saved_and_restored():
     scores = common_signal(100, 10, 0.5)
-    model, other = fitted(scores, 3), FactorModel(10, HORIZON, 3)
+    model, other = fitted(scores, 3), CovarianceNoise(10, HORIZON, 3)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.whiten(scores), model.whiten(scores))
-    assert torch.equal(other.history(scores), model.history(scores))
+    assert torch.equal(other.project(scores), model.project(scores))
+
+
+# What a window has, in the coordinates of the noise
+
+def test_values_of_nodes_reach_a_mode_by_their_weights_in_it_and_those_of_all_nodes_stay():
+    model = CovarianceNoise(4, HORIZON, 1)
+    model.axes.copy_(torch.tensor([[0.8], [0.0], [0.6], [0.0]]))
+    values = torch.randn(2, HORIZON, 4)
+    shared = model.share(values)
+    assert torch.equal(shared[..., :4], values)
+    torch.testing.assert_close(shared[..., 4], 0.64 * values[..., 0] + 0.36 * values[..., 2])
+    features = torch.randn(2, HISTORY + HORIZON, 4, 3)
+    torch.testing.assert_close(model.share(features)[:, :, 4], 0.64 * features[:, :, 0] + 0.36 * features[:, :, 2])
+    for_all = torch.randn(2, HISTORY + HORIZON, 1, 3)
+    assert model.share(for_all) is for_all and model.share(None) is None
+
+
+def test_an_anomaly_of_the_horizon_is_projected_in_units_of_the_history():
+    histories = torch.randn(500, HISTORY, 30) * torch.linspace(0.2, 3, 30)
+    model = fitted(common_signal(500, 30, 0.5), 4, histories)
+    anomaly = torch.randn(2, HORIZON, 30)
+    wanted = torch.cat([anomaly, anomaly @ model.axes], dim=-1) / model.history_spread
+    torch.testing.assert_close(model.project(anomaly), wanted)
+
+
+def test_independent_noise_leaves_every_value_as_it_is_and_puts_the_mean_in_gaps():
+    noise, z = IndependentNoise(4), torch.randn(3, HORIZON, 4)
+    context = context_of(torch.randn(3, HISTORY, 4))
+    noise.fit(z, context)
+    for found in (noise.whiten(z), noise.unwhiten(z), noise.project(z), noise.share(z)):
+        assert found is z
+    assert noise.width == 4 and noise.history(context) is context.history and not noise.state_dict()
+    observed = torch.rand(3, HORIZON, 4) < 0.5
+    filled = noise.impute(z, observed, torch.randn_like(z))
+    assert torch.equal(filled[observed], z[observed]) and (filled[~observed] == 0).all()
+    assert noise.target_mask(observed) is observed
 
 
 # Missing scores
@@ -214,9 +258,9 @@ def test_what_stands_in_a_gap_changes_no_part_of_the_fit():
     histories, models = torch.randn(300, HISTORY, 8), []
     for value in (0.0, 1e9):
         torch.manual_seed(1)
-        models.append(FactorModel(8, HORIZON, 2))
+        models.append(CovarianceNoise(8, HORIZON, 2))
         models[-1].fit(torch.where(observed[:, HISTORY:], scores, value),
-                       torch.where(observed[:, :HISTORY], histories, 0.0), observed)
+                       context_of(torch.where(observed[:, :HISTORY], histories, 0.0), observed))
     for name, buffer in models[0].state_dict().items():
         assert torch.equal(buffer, models[1].state_dict()[name]) and buffer.isfinite().all(), name
 
@@ -224,9 +268,9 @@ def test_what_stands_in_a_gap_changes_no_part_of_the_fit():
 @pytest.mark.parametrize("share, atol", [(0.1, 0.06), (0.3, 0.13)])
 def test_the_correlations_of_scores_with_gaps_come_out_again(share, atol):
     scores, observed = scores_with_gaps(share)
-    model = FactorModel(8, HORIZON, 2)
-    model.fit(torch.where(observed[:, HISTORY:], scores, 0.0), torch.zeros(4000, HISTORY, 8), observed)
-    found, wanted = (torch.corrcoef(each.flatten(1).T) for each in (coloured(model, 20_000), scores))
+    model = CovarianceNoise(8, HORIZON, 2)
+    model.fit(torch.where(observed[:, HISTORY:], scores, 0.0), context_of(torch.zeros(4000, HISTORY, 8), observed))
+    found, wanted = (torch.corrcoef(each.flatten(1).T) for each in (drawn_from(model, 20_000), scores))
     assert (found - wanted).abs().max() < atol
 
 
@@ -241,7 +285,7 @@ def test_a_drawn_score_has_the_right_margin_and_goes_with_the_observed_nodes_of_
 
 
 def test_a_mode_counts_where_most_of_its_weight_is_observed():
-    model = FactorModel(4, HORIZON, 2)
+    model = CovarianceNoise(4, HORIZON, 2)
     model.axes.copy_(torch.tensor([[0.8, 0.0], [0.6, 0.0], [0.0, 0.6], [0.0, 0.8]]))
     observed = torch.tensor([True, False, True, False]).expand(1, HORIZON, 4)
-    assert model.counted(observed)[0, 0].tolist() == [True, False, True, False, True, False]
+    assert model.target_mask(observed)[0, 0].tolist() == [True, False, True, False, True, False]

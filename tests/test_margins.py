@@ -1,0 +1,231 @@
+"""Margins and the fluctuation scale: values as computed by hand, and members that undo what training does."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import HISTORY, HORIZON, NODES, make_batch
+
+from data.windows import ANY_VALUE
+from models.margins import OVERSAMPLED, QuantileMargin, ResidualMargin
+from models.mean import MeanModel
+from models.quantiles import LEVELS, equidistant_quantiles, levels_of, smooth_members
+from models.scale import FLOOR, PRIOR, FluctuationScale
+
+WINDOWS = 200
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(7)
+
+
+def calendar_of(slots):
+    return torch.stack([torch.as_tensor(slots), torch.zeros(len(slots), dtype=torch.long)], dim=1)
+
+
+def fitted(kind, residual, slots, size=24, observed=None, spectrum=None):
+    scale = FluctuationScale(kind, residual.shape[-1], HORIZON, size)
+    scale.fit(residual, calendar_of(slots), observed, spectrum)
+    return scale
+
+
+# Fluctuation scale
+
+@pytest.mark.parametrize("size, bins", [(24, 24), (7, 7), (288, 48)])
+def test_the_scale_of_a_node_and_time_is_the_root_mean_square_shrunk_towards_that_of_the_node(size, bins):
+    """By loops over every residual; at 5-minute data a bin is half an hour."""
+    slots = torch.randint(size, (WINDOWS,))
+    residual = torch.randn(WINDOWS, HORIZON, NODES) * torch.tensor([1.0, 0.2, 5.0, 1.0])
+    squares, counts = np.zeros((bins, NODES)), np.zeros((bins, 1))
+    for window, slot in enumerate(slots.tolist()):
+        for step in range(HORIZON):
+            place = (slot + 1 + step) % size * bins // size
+            squares[place] += residual[window, step].double().numpy() ** 2
+            counts[place] += 1
+    node = residual.double().square().mean((0, 1)).numpy()
+    wanted = np.sqrt((squares + 24 * node) / (counts + 24))
+    found = fitted("cycle", residual, slots, size)
+    assert PRIOR == 24
+    np.testing.assert_allclose(found.table, wanted, rtol=1e-4)
+    ahead = (slots.unsqueeze(1) + torch.arange(1, HORIZON + 1)) % size * bins // size
+    np.testing.assert_allclose(found(calendar_of(slots)), wanted[ahead], rtol=1e-4)
+
+
+def test_a_time_that_was_never_seen_has_the_scale_of_the_node():
+    residual = torch.randn(50, HORIZON, NODES)
+    scale = fitted("cycle", residual, [22] * 50)  # its horizon: the hours 23, 0 and 1
+    torch.testing.assert_close(scale.table[2:23], residual.square().mean((0, 1)).sqrt().expand(21, -1))
+    assert (scale.table[[23, 0, 1]] - scale.table[5]).abs().min() > 0
+
+
+def test_a_node_that_hardly_varies_has_a_scale_of_a_fiftieth_of_that_of_the_field():
+    residual = torch.randn(WINDOWS, HORIZON, NODES)
+    residual[..., 1] = 0
+    scale = fitted("cycle", residual, torch.randint(24, (WINDOWS,)))
+    overall = residual.square().mean().sqrt()
+    torch.testing.assert_close(scale.table[:, 1], (0.02 * overall).expand(24))
+    assert FLOOR == 0.02 and scale.table[:, 0].min() > 0.5
+
+
+@pytest.mark.parametrize("kind", ["cycle", "global"])
+def test_what_stands_in_a_gap_changes_no_scale(kind):
+    residual, observed = torch.randn(WINDOWS, HORIZON, NODES), torch.rand(WINDOWS, HORIZON, NODES) < 0.7
+    observed[..., 3] = False
+    slots = torch.randint(24, (WINDOWS,))
+    one, other = (fitted(kind, residual.where(observed, value), slots, observed=observed) for value in (0.0, 1e6))
+    assert torch.equal(one.table, other.table) and (one.table > 0).all()
+
+
+def test_one_scale_for_the_field_is_the_root_mean_square_of_all_residuals():
+    residual = torch.randn(WINDOWS, HORIZON, NODES) * torch.tensor([1.0, 0.2, 5.0, 1.0])
+    scale = fitted("global", residual, torch.randint(24, (WINDOWS,)))
+    assert scale(calendar_of([0, 5])).shape == (2, HORIZON, NODES)
+    torch.testing.assert_close(scale(calendar_of([3])), residual.square().mean().sqrt().expand(1, HORIZON, NODES))
+
+
+def test_the_scale_of_the_spectrum_is_that_of_each_node_at_any_time():
+    given = torch.tensor([0.3, 0.1, 1.0, 2.0])
+    scale = fitted("spectrum", torch.randn(WINDOWS, HORIZON, NODES), torch.zeros(WINDOWS, dtype=torch.long),
+                   spectrum=lambda: given)
+    assert torch.equal(scale(calendar_of([0, 23])), given.expand(2, HORIZON, NODES))
+
+
+# Residuals
+
+class Constant(MeanModel):
+    """A mean of `value` everywhere."""
+
+    def __init__(self, value=0.5):
+        super().__init__("mse")
+        self.value = value
+
+    def predict(self, context):
+        return torch.full_like(context.future_climatology, self.value).unsqueeze(1)
+
+
+def make_margin(scaled=True, center=True, support=ANY_VALUE, **settings):
+    scale = FluctuationScale("cycle", NODES, HORIZON, 24)
+    scale.table.copy_(torch.rand(24, NODES) + 0.5)
+    return ResidualMargin(scale, support, scaled, center, **settings)
+
+
+def ensemble(margin, draws=40, members=40, kind="random", batch=3):
+    """z, members made of it, the mean that they are around, and the scale."""
+    context, z = make_batch(batch).context, torch.randn(batch, draws, HORIZON, NODES)
+    given = torch.randn(batch, HORIZON, NODES)
+    scale = margin.scale(context.calendar) if margin.scaled else torch.ones(())
+    return z, margin.decode(z, given, context, members, kind), given, scale
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_decoding_undoes_encoding(scaled):
+    margin, batch = make_margin(scaled, center=False), make_batch()
+    mean = margin.given(Constant(), batch.context)
+    assert torch.equal(mean, margin.prepare(Constant(), batch.future, batch.context)) and (mean == 0.5).all()
+    z = margin.encode(batch.future, mean, batch.context, torch.rand_like(batch.future))
+    wanted = (batch.future - 0.5) / (margin.scale(batch.context.calendar) if scaled else 1)
+    torch.testing.assert_close(z, wanted)
+    found = margin.decode(z.unsqueeze(1), mean, batch.context, 1, "random")
+    torch.testing.assert_close(found, batch.future.unsqueeze(1))
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_centred_members_have_the_mean_of_stage_1_and_keep_the_variance(scaled):
+    """The variance around that mean is, without bias, that of the law that z was drawn from."""
+    z, members, given, scale = ensemble(make_margin(scaled))
+    torch.testing.assert_close(members.mean(1), given, rtol=0, atol=1e-5)
+    around = (members - given.unsqueeze(1)).square().mean(1)
+    torch.testing.assert_close(around, scale.square() * z.var(1, correction=1), rtol=1e-4, atol=1e-5)
+    free = make_margin(scaled, center=False)
+    z, members, given, scale = ensemble(free)
+    torch.testing.assert_close(members, given.unsqueeze(1) + scale.unsqueeze(-3) * z if scaled
+                               else given.unsqueeze(1) + z)
+
+
+def test_members_are_moved_to_the_support_and_keep_their_mean_where_that_is_possible():
+    margin = make_margin(support=(-0.4, 0.0))
+    z, members, given, _ = ensemble(margin)
+    assert members.min() == torch.tensor(-0.4) and float((members == members.min()).float().mean()) > 0.05
+    torch.testing.assert_close(members.mean(1), given.clamp_min(-0.4), rtol=0, atol=1e-5)
+    margin.support = -0.4, 0.25
+    count = (ensemble(margin)[1] + 0.4) / 0.25
+    torch.testing.assert_close(count, count.round(), rtol=0, atol=1e-4)
+
+
+def test_members_of_equidistant_quantiles_are_those_of_a_larger_ensemble_in_the_order_of_its_first():
+    margin = make_margin()
+    assert margin.draws(10, "quantiles") == 10 * OVERSAMPLED and margin.draws(10, "random") == 10
+    torch.manual_seed(1)
+    _, drawn, _, _ = ensemble(margin, 40, 40)
+    torch.manual_seed(1)
+    _, members, _, _ = ensemble(margin, 40, 10, "quantiles")
+    assert members.shape == (3, 10, HORIZON, NODES)
+    torch.testing.assert_close(members, smooth_members(drawn, 10))
+    assert torch.equal(members.argsort(1), drawn[:, :10].argsort(1))
+
+
+def test_the_denoiser_is_given_the_anomaly_of_the_mean_and_the_logarithm_of_the_scale_or_what_is_asked_for():
+    context, given = make_batch().context, torch.randn(3, HORIZON, NODES)
+    for inputs in ((), ("mean",), ("scale",), ("mean", "scale")):
+        margin = make_margin(inputs=inputs)
+        anomalies, values = margin.features(given, context)
+        assert (len(anomalies), len(values)) == ("mean" in inputs, "scale" in inputs)
+        for found, wanted in [*zip(anomalies, [given - context.climatology[:, HISTORY:]], strict=False),
+                              *zip(values, [margin.scale(context.calendar).log()], strict=False)]:
+            assert torch.equal(found, wanted)
+
+
+def test_the_scale_is_fitted_to_the_residuals_around_what_was_prepared():
+    batch, margin = make_batch(WINDOWS), make_margin()
+    mean = torch.randn_like(batch.future)
+    margin.fit(batch.future, mean, batch.context, None)
+    reference = fitted("cycle", batch.future - mean, batch.context.calendar[:, 0])
+    assert torch.equal(margin.scale.table, reference.table)
+
+
+# Quantiles
+
+class Normal(MeanModel):
+    """Normal quantiles around `mean`; without calibration around 0."""
+
+    def __init__(self, mean=0.0):
+        super().__init__("quantiles")
+        self.mean = mean
+
+    @property
+    def uncalibrated(self):
+        return Normal()
+
+    def predict(self, context):
+        levels = torch.special.ndtri(torch.tensor(LEVELS)).view(1, -1, 1, 1)
+        return self.mean + levels.expand(len(context.history), -1, HORIZON, NODES)
+
+
+def test_normal_scores_are_those_under_the_uncalibrated_quantiles_and_members_are_of_the_calibrated_ones():
+    batch, margin = make_batch(WINDOWS), QuantileMargin(ANY_VALUE)
+    prepared = margin.prepare(Normal(1.0), batch.future, batch.context)
+    assert torch.equal(prepared, levels_of(Normal().predict(batch.context), batch.future, *ANY_VALUE))
+    z = margin.encode(batch.future, prepared, batch.context, torch.rand_like(batch.future))
+    torch.testing.assert_close(z, batch.future.clamp(-4, 4), rtol=0, atol=1e-3)
+    members = margin.decode(z.unsqueeze(1), margin.given(Normal(1.0), batch.context), batch.context, 1, "random")
+    torch.testing.assert_close(members[:, 0], 1 + batch.future.clamp(-4, 4), rtol=0, atol=1e-3)
+
+
+def test_members_of_quantiles_have_the_order_of_z_whichever_kind_they_are():
+    context, margin = make_batch().context, QuantileMargin((0.2, 0.0))
+    quantiles, z = Normal(1.0).predict(context), torch.randn(3, 20, HORIZON, NODES)
+    assert margin.draws(20, "random") == margin.draws(20, "quantiles") == 20
+    found = {kind: margin.decode(z, quantiles, context, 20, kind) for kind in ("random", "quantiles")}
+    equidistant = equidistant_quantiles(quantiles, 20).clamp_min(0.2)
+    torch.testing.assert_close(found["quantiles"].sort(1).values, equidistant.sort(1).values)
+    torch.testing.assert_close(found["random"], (1 + z).clamp_min(0.2), rtol=0, atol=1e-5)
+    for members in found.values():
+        assert (members.gather(1, z.argsort(1)).diff(dim=1) >= 0).all() and members.min() == torch.tensor(0.2)
+
+
+def test_a_margin_of_quantiles_has_nothing_to_fit_and_gives_the_denoiser_nothing():
+    batch, margin = make_batch(), QuantileMargin(ANY_VALUE)
+    margin.fit(batch.future, SimpleNamespace(), batch.context, None)
+    assert margin.features(None, batch.context) == ([], []) and margin.inputs == () and not margin.state_dict()
