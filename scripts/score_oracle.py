@@ -32,7 +32,8 @@ JOINT = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_in
 GAPS = ("forecast", "control")  # the lines of a run whose correlations are held against the law's
 
 
-def exact_members(law: OraclePredictive | SkewedPredictive, members: int, generator: torch.Generator, ensemble: str) -> torch.Tensor:
+def exact_members(law: OraclePredictive | SkewedPredictive, members: int, generator: torch.Generator,
+                  ensemble: str) -> torch.Tensor:
     """An ensemble of the exact law: "random" draws, or its "quantiles" at the levels (i + 1/2) / M in their rank order.
 
     Shapes: (batch, member, F, node). Units: physical.
