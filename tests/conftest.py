@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,14 @@ def make_forecaster(recipe: str = "cost", trained: bool = True, batches=None, ma
     if trained:
         torch.nn.init.normal_(model.denoiser.project.weight, std=0.1)
     return model
+
+
+@pytest.fixture
+def hang_ups():
+    """SIGHUP ends processes, also where the tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import resource
 import signal
 import ssl
 import subprocess
@@ -261,6 +262,19 @@ def test_an_archive_that_is_not_that_of_taxi_bj_is_refused_and_leaves_nothing(
     assert reason in refusal(capsys, "--from", source, "--data_dir", target) and not target.exists()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_disk_that_is_full_is_an_error_that_names_a_file_and_leaves_nothing(packed, source, target, capsys):
+    archive_of(source / "TaxiBJ.zip", ("TaxiBJ.npy", TAXI)) if packed else put(source, "CrowdBM.npy")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        said = refusal(capsys, "--from", source, "--data_dir", target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in said and ("TaxiBJ.npy'" in said if packed else f"'{target}/Urban/" in said)
+    assert not target.exists()
+
+
 # Download
 
 class Handler(SimpleHTTPRequestHandler):
@@ -355,6 +369,7 @@ def test_a_download_that_goes_wrong_leaves_nothing(served, folder, reason, targe
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.usefixtures("hang_ups")
 def test_a_download_that_is_ended_leaves_nothing(served, target, tmp_path, monkeypatch, number, status):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
