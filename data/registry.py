@@ -4,9 +4,12 @@ A fact is what the data is (shape, interval, unit, source); a choice (batch size
 `PRESETS` in `utils/config.py`.
 """
 
+import argparse
 import difflib
 import hashlib
+import importlib.util
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -196,3 +199,31 @@ def sha256_of(path: Path | str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 2, with the way to get them, where files of datasets are missing: `python -m data.registry NAME ...`.
+
+    Flags of the programs may follow. The shell scripts ask before they install anything: the standard library does.
+    """
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("names", nargs="+")
+    for flag in ("--data_dir", "--data_path"):
+        parser.add_argument(flag, default="")
+    given, others = parser.parse_known_args(arguments)
+    if given.data_path or {"-h", "--help"} & set(others):
+        return 0
+    try:
+        for name in given.names:
+            locate(name, data_dir_from(given.data_dir))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        if importlib.util.find_spec("torch") is None:
+            print("note: the commands need the packages: bash scripts/environment.sh requirements-lock.txt && "
+                  "source .venv/bin/activate", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

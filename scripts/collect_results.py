@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from scripts.benchmark import METHODS
-from utils.checkpoint import read_json, write_atomically
+from utils.checkpoint import csv_text, read_json, write_atomically
 from utils.comparison import paired_difference
 from utils.config import FlagParser, TrainConfig, run_main
 from utils.plots import draw_quality_against_cost
@@ -201,7 +201,7 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
         text += (f"\n## {data_name}\n\n{group.windows.iloc[0]} test windows\n\n{markdown(*table)}\n"
                  f"{markdown(*differences(group, sum(lengths)))}")
         tex += f"% {data_name}\n{latex(*table)}\n"
-    write_text(RESULTS / f"{name}.csv", runs.drop(columns="path").to_csv(index=False, float_format="%.6g"))
+    write_text(RESULTS / f"{name}.csv", csv_text(runs.drop(columns="path"), float_format="%.6g"))
     write_text(RESULTS / f"{name}.md", text)
     write_text(RESULTS / f"{name}.tex", tex)
     return published
@@ -223,7 +223,7 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
         text += (f"\n## {data_name}\n\n{group.windows.iloc[0]} test windows\n\n{markdown(*joint_ladder(group))}\n"
                  f"{markdown(*differences(group, sum(lengths), known))}")
     path = RESULTS / "joint_{}_{}.csv".format(*lengths)
-    write_text(path, runs.drop(columns="path").to_csv(index=False, float_format="%.6g"))
+    write_text(path, csv_text(runs.drop(columns="path"), float_format="%.6g"))
     write_text(path.with_suffix(".md"), text)
 
 

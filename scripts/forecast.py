@@ -24,7 +24,7 @@ from data.registry import data_dir_from
 from main_pretrain import own_file
 from main_train import CHOICES
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
-from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.distributed import ALONE, Processes, join
 from utils.evaluation import progress, rows_at_once
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     processes = join(device)
     run = load_forecaster(given["run_folder"], device)
     check_output(given["output"], given["overwrite"], (given["data_path"], given["covariates"], *(
-        run.checkpoint["config"][name] for name in ("data_path", "covariates"))))
+        run.checkpoint["config"][name] for name in PATHS)))
     series = open_series(run, given["data_path"], given.get("data_dir", ""), given["covariates"])
     windows = choose_windows(run, len(series.values), series.first, given["at"], given["rolling"], given["split"])
     horizon = run.checkpoint["config"]["history_len"] + series.first

@@ -22,6 +22,11 @@ from utils.device import choose_device
 from utils.forecasts import on_grid
 
 MEMBERS = 3
+PICTURES = "members", "regions", "correlation"
+
+
+def path_of(out: Path, folder: Path, name: str) -> Path:
+    return out / f"joint_{folder.resolve().name}_{name}.png"
 
 
 def member_picture(run: TrainedForecaster, data) -> plt.Figure | None:
@@ -43,7 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_folders", type=Path, nargs="+", help="folders of finished stage-2 runs")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the pictures")
     parser.add_flags(TrainConfig, {}, ("data_dir", "device"))
-    given = vars(parser.parse_args(arguments))
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace pictures that exist")
+    given = parser.parse_args(arguments)
+    parser.refuse_existing("--out", (path_of(given.out, folder, name) for folder in given.run_folders
+                                     for name in PICTURES), given)
+    given = vars(given)
     device = choose_device(given.get("device", TrainConfig.device))
     given["out"].mkdir(parents=True, exist_ok=True)
     for folder in given["run_folders"]:
@@ -58,9 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
                     "correlation": plots.correlation_curve(curve) if curve["forecast"] else None}
         for name, figure in pictures.items():
             if figure:
-                path = given["out"] / f"joint_{folder.resolve().name}_{name}.png"
-                plots.write_png(figure, path)
-                print(path)
+                plots.write_figure(figure, path_of(given["out"], folder, name))
+                print(path_of(given["out"], folder, name))
     return 0
 
 

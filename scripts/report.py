@@ -11,6 +11,7 @@ docs/report.md says how to read it.
 import dataclasses
 import json
 import platform
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -235,6 +236,7 @@ def write_pictures(folder: Path, drawn: Iterator[tuple[str, plt.Figure, str]]) -
     """Write every picture as PNG and PDF; the same ones as SVG for the page."""
     pictures = []
     for name, figure, alt in drawn:
+        folder.mkdir(exist_ok=True)
         files = plots.picture_files(figure)
         pictures.append(Picture(name, CAPTIONS[name][0], alt, CAPTIONS[name][1], files.pop("svg"), name in WIDE))
         for ending, content in files.items():
@@ -243,10 +245,20 @@ def write_pictures(folder: Path, drawn: Iterator[tuple[str, plt.Figure, str]]) -
 
 
 def read_logs(folder: Path, mean_run: str) -> dict[str, list[dict]]:
-    """The lines of the logs of both stages, where they are still there."""
-    paths = {"stage 1": Path(mean_run) / checkpoint.LOG, "stage 2": folder / checkpoint.LOG}
-    logs = {stage: [json.loads(line) for line in path.read_text().splitlines()]
-            for stage, path in paths.items() if path.is_file()}
+    """The lines of the logs of both stages, where they are still there.
+
+    A checkpoint from elsewhere may name any `mean_run`: it is followed where it lies beside `folder`, as
+    save/mean/NAME beside save/diffusion/NAME.
+    """
+    own, logs = folder.resolve(), {}
+    paths = {"stage 1": (Path(mean_run) / checkpoint.LOG).resolve(), "stage 2": (own / checkpoint.LOG).resolve()}
+    beside = {"stage 1": paths["stage 1"].parent.parent == own.parent.with_name("mean"),
+              "stage 2": paths["stage 2"].parent == own}
+    for stage, path in paths.items():
+        if not beside[stage]:
+            print(f"note: the log of {stage} is left out: {path} lies elsewhere than the run", file=sys.stderr)
+        elif path.is_file():
+            logs[stage] = [json.loads(line) for line in path.read_text().splitlines()]
     return {stage: lines for stage, lines in logs.items() if lines}
 
 
@@ -327,9 +339,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--windows", type=int, default=None, help="windows to forecast, evenly spread; 0: all "
                         "(default: as many as the run scored)")
-    parser.add_argument("--output", type=output_path, default=None, help=f"the page (default: RUN_FOLDER/{REPORT})")
+    parser.add_argument("--output", type=output_path, default=None, help=f"the page (default: RUN_FOLDER/{REPORT}); "
+                        f"its pictures go beside it, for other.html into other_{PICTURES}")
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace a page that exists")
     parser.add_flags(TrainConfig, {}, ("data_dir", "device", "sample_batch"))
-    given = vars(parser.parse_args(arguments))
+    given = parser.parse_args(arguments)
+    output, beside = given.output, given.run_folder / PICTURES
+    if output:
+        beside = output.with_name(f"{output.stem}_{PICTURES}")
+        parser.refuse_existing("--output", [beside], given)
+    given = vars(given)
     if (given["windows"] or 0) < 0:
         parser.error(f"--windows {given['windows']}: choose a number of windows, or 0 for all")
     folder, split, device = given["run_folder"], given["split"], choose_device(given.get("device", TrainConfig.device))
@@ -338,7 +357,12 @@ def main(arguments: list[str] | None = None) -> int:
     data = open_run_data(content, given.get("data_dir", ""), device)
     chosen = {"sample_batch": given.get("sample_batch"), "test_windows": given["windows"]}
     settings = content["config"] | {name: value for name, value in chosen.items() if value is not None}
-    (folder / PICTURES).mkdir(exist_ok=True)  # fails before the work where it cannot be written
+    if not output:
+        output = folder / REPORT
+        try:
+            checkpoint.check_writable(output)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{error}; give --output FILE for a page elsewhere") from error
 
     found = forecast(model, settings, data, split, device)
     ours, starts = found.scores["this run"], found.windows["this run"]["start"]
@@ -349,8 +373,7 @@ def main(arguments: list[str] | None = None) -> int:
     fans = fan_data(draw, data, split, nodes, int(busiest[0]))
 
     window = plots.forecast_window(draw, data, data.starts[split][len(data.starts[split]) // 2], busiest)
-    pictures = write_pictures(folder / PICTURES,
-                              draw_pictures(found, read_logs(folder, content["mean_run"]), window, data))
+    pictures = write_pictures(beside, draw_pictures(found, read_logs(folder, content["mean_run"]), window, data))
     trained = checkpoint.read_json(folder / checkpoint.METRICS) if (folder / checkpoint.METRICS).exists() else {}
     horizon = [[step + 1, *(ours["per_horizon"][name][step] for name in BY_HORIZON)]
                for step in range(data.predict_len)]
@@ -369,9 +392,8 @@ def main(arguments: list[str] | None = None) -> int:
         by_node=node_section(nodes, data.field.node_names, spec.unit),
         run=facts_section(folder, content, data, device), fans=fans,
     )
-    output = given["output"] or folder / REPORT
     checkpoint.write_atomically(output, lambda file: file.write(text.encode()))
-    print(f"report: {output}\npictures: {folder / PICTURES}")
+    print(f"report: {output}\npictures: {beside}")
     return 0
 
 

@@ -17,4 +17,4 @@ long=(--oracle_steps 16000 --run_name long)
 python main_pretrain.py "${flags[@]}" "${long[@]}" --networks 1 --epochs 8
 python main_train.py "${flags[@]}" "${long[@]}" --epochs 6 --test_windows 400
 python -m scripts.score_oracle "$save"/diffusion/Oracle_12_12_{{mlp,tokens,graph}_{0,1,2},long} \
-    --json docs/results/oracle_joint.json --table docs/results/oracle_joint.md
+    --overwrite --json docs/results/oracle_joint.json --table docs/results/oracle_joint.md

@@ -21,7 +21,7 @@ from models.diffusion import SAMPLERS
 from scripts.benchmark_speed import PRECISIONS, measure
 from scripts.collect_results import number
 from utils.checkpoint import CHECKPOINT, read_json, write_json, write_table
-from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.config import FlagParser, TrainConfig, output_path, picture_path, run_main
 from utils.device import choose_device
 from utils.plots import draw_sampler_curves
 
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--windows", type=int, default=24, help="validation windows to score, evenly spread; 0: all")
     parser.add_argument("--json", type=output_path, default=None, help=f"write the numbers there beside {CURVE}")
     parser.add_argument("--table", type=output_path, default=None, help="write the rows there as CSV")
-    parser.add_argument("--picture", type=output_path, default=None, help="draw quality against milliseconds as PNG")
+    parser.add_argument("--picture", type=picture_path, default=None, help="draw quality against milliseconds as PNG")
     parser.add_flags(TrainConfig, {}, ("data_dir", "device"))
     given = vars(parser.parse_args(arguments))
     if given["windows"] < 0:

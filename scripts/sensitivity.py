@@ -23,6 +23,7 @@ from scripts.benchmark import NO_LAGS, STAGE_1, Task, chosen
 from scripts.collect_results import markdown, mean_and_spread, write_text
 from scripts.evaluate import CHANGEABLE
 from utils import checkpoint
+from utils.checkpoint import csv_text
 from utils.config import FlagParser, TrainConfig, parse_config, run_main
 from utils.device import choose_device
 from utils.evaluation import evaluate_mean
@@ -155,8 +156,12 @@ def write_tables(runs: pd.DataFrame, data_name: str, base: str, out: Path) -> No
             f"time differs from the base. Scores on {runs.windows.iloc[0]} windows of the validation split, mean ± "
             "standard deviation over seeds; minutes: training of stage 2 and forecasting (the mean model: its own "
             f"training).\n\n{table}")
-    write_text(out / f"sensitivity_{data_name}.csv", frame.to_csv(index=False, float_format="%.6g"))
-    write_text(out / f"sensitivity_{data_name}.md", text)
+    for path, content in zip(table_paths(out, data_name), (csv_text(frame, float_format="%.6g"), text), strict=True):
+        write_text(path, content)
+
+
+def table_paths(out: Path, data_name: str) -> list[Path]:
+    return [out / f"sensitivity_{data_name}.{ending}" for ending in ("csv", "md")]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -168,9 +173,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--save_dir", type=Path, default=Path("save"))
     parser.add_argument("--test_windows", type=int, default=0, help="windows to score, evenly spread; 0: all")
     parser.add_argument("--out", type=Path, default=None, help="folder to write the tables into")
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace the tables where they exist")
     given = parser.parse_args(arguments)
     if given.out and not given.out.is_dir():
         raise ValueError(f"--out {given.out}: there is no such folder")
+    parser.refuse_existing("--out", table_paths(given.out, given.data_name) if given.out else (), given)
     factors = chosen(given.factors, FACTORS, "factors")
     chosen(given.data_name, DATASETS, "data_name")
     flags, runs = ["--process", "cost", *shlex.split(given.base)], []

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import resource
+import signal
 import zipfile
 
 import pytest
@@ -150,6 +151,38 @@ def test_a_checkpoint_of_a_gpu_is_read_on_a_machine_without_one(tmp_path):
             target.writestr(name, data)
     weights = load_checkpoint(tmp_path / "gpu.pt")["weights"]
     assert weights["a"].device.type == "cpu" and torch.equal(weights["a"], CONTENT["weights"]["a"])
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    path, digest, calls = tmp_path / "model.pt", checkpoint._digest, itertools.count(1)
+    save_checkpoint(path, CONTENT)
+
+    def replaced_once(file):
+        found = digest(file)
+        if next(calls) == 1:
+            save_checkpoint(path, {**CONTENT, "stage": "new"})
+        return found
+
+    monkeypatch.setattr(checkpoint, "_digest", replaced_once)
+    assert checkpoint.load_checkpoint(path)["stage"] == "new"
+
+
+def test_a_reader_never_sees_damage_while_another_process_saves(tmp_path):
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, CONTENT)
+    child = os.fork()
+    if child == 0:
+        for number in itertools.count():
+            save_checkpoint(path, {**CONTENT, "epoch": number})
+    epochs, reads = set(), 0
+    try:
+        while len(epochs) < 10 and reads < 5000:
+            epochs.add(load_checkpoint(path).get("epoch"))
+            reads += 1
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert len(epochs) == 10
 
 
 # What is refused

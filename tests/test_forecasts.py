@@ -1,8 +1,10 @@
 """A forecast as arrays, table and dataset, and what its files hold."""
 
 import dataclasses
+import gc
 import importlib.util
 import itertools
+import resource
 
 import numpy as np
 import pandas as pd
@@ -138,6 +140,27 @@ def test_nothing_is_left_of_a_file_whose_forecasts_end_in_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("parts", [1, 40])
+@pytest.mark.parametrize("ending", forecasts.WRITERS)
+def test_a_disk_that_is_full_is_an_error_that_names_the_file_and_leaves_nothing(ending, parts, tmp_path, capfd):
+    for package in forecasts.WRITERS[ending][1]:
+        pytest.importorskip(package)
+    whole, path = [make_forecast(windows=5)] * parts, tmp_path / f"forecast{ending}"
+    write_forecasts(path, iter(whole))
+    size = path.stat().st_size
+    path.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size * 2 // 3, limits[1]))
+        with pytest.raises(OSError) as caught:
+            write_forecasts(path, iter(whole))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path) and list(tmp_path.iterdir()) == []
+    gc.collect()
+    assert "Exception ignored" not in capfd.readouterr().err
+
+
 def test_an_older_file_stays_whole_until_the_new_one_is(tmp_path):
     path = tmp_path / "forecast.csv"
     path.write_text("old")
@@ -148,6 +171,18 @@ def test_an_older_file_stays_whole_until_the_new_one_is(tmp_path):
 
     write_forecasts(path, parts())
     assert path.read_text().startswith("issue_time,")
+
+
+def test_names_of_nodes_are_no_formulas_in_a_csv_and_stay_as_they_are_elsewhere(tmp_path):
+    names = ("=cmd|' /C calc'!A0", "+1", "-1", "@sum(a)", "\tx", "plain")
+    forecast = make_forecast(node_names=names)
+    write_forecasts(tmp_path / "forecast.csv", iter([forecast]))
+    write_forecasts(tmp_path / "forecast.npz", iter([forecast]))
+    cells = pd.read_csv(tmp_path / "forecast.csv").node
+    assert cells[:NODES].tolist() == [f"'{name}" for name in names[:-1]] + ["plain"]
+    with np.load(tmp_path / "forecast.npz") as found:
+        assert found["node_names"].tolist() == list(names)
+    assert forecast.to_frame().node[:NODES].tolist() == list(names)
 
 
 def test_what_cannot_be_written_is_refused_beforehand(tmp_path, monkeypatch):

@@ -206,6 +206,43 @@ def test_a_stage_1_run_and_a_place_that_is_not_there_are_refused(run, tmp_path):
             report.main([str(run), *wrong])
 
 
+def test_a_page_elsewhere_leaves_a_run_that_cannot_be_written_as_it_is(run, tmp_path, monkeypatch):
+    def files():
+        return {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+    before, mode = files(), run.stat().st_mode
+    arguments, output = [str(run), "--data_dir", str(run.parents[1]), "--windows", "2"], tmp_path / "other.html"
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "check_writable", refuse)
+        with pytest.raises(ValueError, match="Permission denied: .*report.html'; give --output FILE"):
+            report.main(arguments)
+    run.chmod(0o555)
+    try:
+        assert report.main([*arguments, "--output", str(output)]) == 0
+    finally:
+        run.chmod(mode)
+    assert files() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.html", "other_pictures"]
+    assert (tmp_path / "other_pictures/qice.png").is_file()
+    with pytest.raises(SystemExit, match="2"):
+        report.main([*arguments, "--output", str(output)])
+
+
+def test_a_checkpoint_never_leads_out_of_the_folder_of_its_runs(run, tmp_path, capsys):
+    log = run.parents[1] / "mean" / run.name / "log.jsonl"
+    assert set(report.read_logs(run, str(log.parent))) == {"stage 1", "stage 2"} and not capsys.readouterr().err
+    elsewhere = tmp_path / "mean" / run.name
+    shutil.copytree(log.parent, elsewhere)
+    (run.parents[1] / "mean/link").symlink_to(elsewhere)
+    for foreign in (elsewhere, run.parents[1] / "mean/link", run, "/"):
+        assert set(report.read_logs(run, str(foreign))) == {"stage 2"}
+        assert "note: the log of stage 1 is left out" in capsys.readouterr().err
+
+
 def test_numbers_are_short_for_the_eye_and_exact_for_the_order():
     assert [number(value) for value in (0.123456, 12345.6, None, float("nan"))] == ["0.1235", "1.235e+04", "–", "–"]
     text = table("name", "caption", ["node", "CRPS"], [["a", 0.123456], ["b", None], ["c", float("nan")]])

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize("point", STOPS)
 def test_a_run_that_was_told_to_stop_says_so_and_goes_on_where_it_stood(undisturbed, tmp_path, point, number):
     """faults 40"""
@@ -148,6 +149,77 @@ def test_a_second_signal_stops_at_once_and_leaves_whole_files(undisturbed, tmp_p
     assert damage(folder / checkpoint.CHECKPOINT) is None and not list(folder.glob(f"*{checkpoint.TEMPORARY}"))
     assert run("mean", tmp_path) == 0
     assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
+
+
+def test_the_second_hang_up_of_a_closed_terminal_does_not_stop_at_once(tmp_path):
+    """faults 40: the shell and the system each send one."""
+    def twice():
+        call_at(training, "seed_step", STEPS + 4, lambda: [send(signal.SIGHUP)(), send(signal.SIGHUP)()])
+
+    assert run("mean", tmp_path, before=twice) == 129
+    progress = newest_state(folder_of(tmp_path, "mean")).progress
+    assert (progress["epoch"], progress["step"]) == (2, 4)
+
+
+def test_a_run_that_was_started_to_ignore_hang_ups_goes_on(undisturbed, tmp_path):
+    """faults 40, as by nohup"""
+    def work():
+        call_at(training, "seed_step", STEPS + 4, send(signal.SIGHUP))
+        return main_pretrain.main([*TINY, "--save_dir", str(tmp_path)])
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert in_child(work) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_same(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(undisturbed, "mean")))
+
+
+# What is printed cannot be written
+
+def printing_to(target: int) -> None:
+    for stream in (sys.stdout.fileno(), sys.stderr.fileno(), 2):
+        os.dup2(target, stream)
+
+
+def test_ctrl_c_that_ends_the_reader_of_what_is_printed_too_saves_the_state(undisturbed, tmp_path):
+    """faults 40: python main_pretrain.py ... 2>&1 | tee log"""
+    def stop():
+        reader, writer = os.pipe()
+        printing_to(writer)
+        os.close(writer)
+        call_at(training, "seed_step", STEPS + 4, lambda: [os.close(reader), send(signal.SIGINT)()])
+
+    assert run("mean", tmp_path, before=stop) == 130
+    progress = newest_state(folder_of(tmp_path, "mean")).progress
+    assert (progress["epoch"], progress["step"]) == (2, 4)
+    assert run("mean", tmp_path) == 0
+    assert_same(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(undisturbed, "mean")))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_whose_reader_ends_goes_on(undisturbed, tmp_path, stage):
+    """python main_train.py ... 2>&1 | head -1"""
+    (tmp_path / "mean").symlink_to(undisturbed / "mean") if stage == "diffusion" else None
+
+    def nobody_reads():
+        reader, writer = os.pipe()
+        printing_to(writer)
+        os.close(writer)
+        os.close(reader)
+
+    assert run(stage, tmp_path, before=nobody_reads) == 0
+    assert_same(outcome(folder_of(tmp_path, stage)), outcome(folder_of(undisturbed, stage)))
+
+
+def test_a_run_whose_printed_lines_fill_the_disk_ends_and_then_says_so(undisturbed, tmp_path, capfd):
+    """faults 46"""
+    def full():
+        os.dup2(os.open("/dev/full", os.O_WRONLY), sys.stdout.fileno())
+
+    assert run("mean", tmp_path, before=full) == 2
+    assert capfd.readouterr().err.endswith("error: [Errno 28] No space left on device: 'standard output'\n")
+    assert_same(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(undisturbed, "mean")))
 
 
 # Damaged, full, not writable, not finite
@@ -242,8 +314,10 @@ def test_a_full_disk_during_training_is_told_and_training_goes_on(undisturbed, t
         os.fsync = no_space
 
     assert run("mean", tmp_path, before=full) == 0
-    assert "warning: could not save: [Errno 28] No space left on device; training goes on" in capfd.readouterr().err
-    assert_same(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(undisturbed, "mean")))
+    said, folder = capfd.readouterr().err, folder_of(tmp_path, "mean")
+    for name in (f"{STATES[0]}.sha256", checkpoint.CHECKPOINT + ".sha256"):
+        assert f"could not save: [Errno 28] No space left on device: '{folder / name}'; training goes on" in said
+    assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
 
 
 def test_a_disk_that_is_full_at_the_end_is_an_error_and_the_run_goes_on_later(undisturbed, tmp_path, capfd):
@@ -255,8 +329,8 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_and_the_run_goes_on_later(un
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     assert run("mean", tmp_path, before=full) == 2
-    assert "error: [Errno 28] No space left on device" in capfd.readouterr().err
     folder = folder_of(tmp_path, "mean")
+    assert f"error: [Errno 28] No space left on device: '{folder}/" in capfd.readouterr().err
     assert damage(folder / checkpoint.CHECKPOINT) is None and newest_state(folder)
     assert run("mean", tmp_path) == 0
     assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))

@@ -20,7 +20,10 @@ FORMAT_VERSION = 5  # 2: recalibration, processes; 3: stage 2 with its field; 4:
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
 WINDOWS, REPORT, PICTURES = "windows.csv", "report.html", "pictures"
 STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written in turn
+FORMULA = "=", "+", "-", "@", "\t", "\r", "\n"  # a spreadsheet takes a cell that begins so for a formula
 DIGEST, TEMPORARY = ".sha256", ".tmp"  # ends of the names of a checkpoint's SHA-256 and of files being written
+RUN_FILES = (CHECKPOINT, CONFIG, LOG, METRICS, PICTURE, WINDOWS, *STATES, CHECKPOINT + DIGEST, *(
+    name + DIGEST for name in STATES))
 PARTS = "config", "mean_config", "data", "fingerprint", "field", "built_on", "weights", "state"  # each a dict
 PREFIXES = "module.", "_orig_mod."  # what wrapped models put before the names of their weights
 
@@ -52,17 +55,56 @@ def settings(config) -> dict:
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
 
 
+@contextlib.contextmanager
+def naming(path: Path, temporary: Path | None = None):
+    """While it lasts, errors of the system that name no file, as that of a full disk, or `temporary`, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)) and error.filename2 is None:
+            error.filename = str(path)
+        raise
+
+
 def write_atomically(path: Path, write) -> None:
     """Let `write(file)` fill a temporary file beside `path`, then rename it: the old file or the new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
+        with naming(path, temporary), temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse before the work a file that could not be written after it, and those that are never replaced.
+
+    Raises: ValueError or OSError for no folder, a folder, a device, a read-only file or folder, a file of a run.
+    """
+    folder, temporary = path.parent, _temporary(path)
+    if not folder.is_dir():
+        raise ValueError(f"{path}: there is no folder {folder}")
+    if path.is_dir():
+        raise ValueError(f"{path}: it is a folder; give the name of a file")
+    if os.path.lexists(path) and not path.is_file() or folder.resolve().is_relative_to("/dev"):
+        raise ValueError(f"{path}: it is no file but a device, a pipe or a broken link; give the name of a file")
+    if path.is_file() and not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):
+        raise ValueError(f"{path}: it is read-only; choose another name")
+    if path.name in RUN_FILES and any((folder / name).exists() for name in (CONFIG, CHECKPOINT)):
+        raise ValueError(f"{path}: a file of the run in that folder, never replaced; choose another name")
+    try:
+        with naming(path, temporary):
+            temporary.touch()
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def read_json(path: Path) -> dict:
@@ -79,18 +121,30 @@ def write_json(path: Path, content: dict) -> None:
 
 def write_table(path: Path, columns: dict) -> None:
     """Write columns of equal length as CSV with all their digits."""
-    text = pd.DataFrame({name: np.asarray(column) for name, column in columns.items()}).to_csv(index=False)
+    text = csv_text(pd.DataFrame({name: np.asarray(column) for name, column in columns.items()}))
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def csv_text(frame: pd.DataFrame, **options) -> str:
+    """A table as CSV without its index. Text that a spreadsheet would take for a formula gets a `'` before it.
+
+    That is what begins with =, +, -, @, a tab or a line break, in names of columns too.
+    """
+    def harmless(text):
+        return f"'{text}" if isinstance(text, str) and text.startswith(FORMULA) else text
+
+    texts = {name: column.map(harmless) for name, column in frame.items() if column.dtype.kind not in "biufcMm"}
+    return frame.assign(**texts).rename(columns=harmless).to_csv(index=False, **options)
 
 
 def append_lines(path: Path, contents: list[dict]) -> None:
     """Add lines of JSON in a single write: all of them or none, so that a log never ends in half a line."""
     data = "".join(json.dumps(content) + "\n" for content in contents).encode()
-    with path.open("ab", buffering=0) as file:
+    with naming(path), path.open("ab", buffering=0) as file:
         before = file.tell()
         if (written := file.write(data)) < len(data):  # a disk that is full takes what fits
             file.truncate(before)
-            raise OSError(errno.ENOSPC, f"{path}: only {written} of {len(data)} bytes could be written")
+            raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes could be written")
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
@@ -116,10 +170,30 @@ def _digest(path: Path) -> str:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint by its SHA-256, or where it has none by the checksums inside; None: nothing."""
+    """What is wrong with a checkpoint by its SHA-256, or where it has none by the checksums inside; None: nothing.
+
+    What another process replaces meanwhile is looked at again.
+    """
+    digests = path.with_name(path.name + DIGEST)
+    while True:
+        seen = _identity(path), _identity(digests)
+        found = _damage(path, digests)
+        if not found or seen == (_identity(path), _identity(digests)):
+            return found
+
+
+def _identity(path: Path) -> tuple | None:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _damage(path: Path, digests: Path) -> str | None:
     if not path.exists():
         return f"{path}: not there"
-    digests = path.with_name(path.name + DIGEST)
     if not digests.exists():
         return f"{path}: damaged, its contents differ from their checksums" if _is_bad_archive(path) else None
     if _digest(path) in digests.read_text(errors="replace").split():

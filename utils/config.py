@@ -12,12 +12,15 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .checkpoint import check_writable
 from .checkpoint import settings as settings_of
 from .distributed import hush, is_lost_peer, leave, rank_from_environment
 from .signals import Stopped, handle, stop_at_once
+from .terminal import Stream, printable
 
 DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN = (
     "data", "network", "training", "diffusion", "sampling and scores", "run"
@@ -256,8 +259,8 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
 
 
 def one_line(message) -> str:
-    """A message without the line breaks of what it quotes."""
-    return " ".join(str(message).splitlines())
+    """A message without the line breaks and control characters of what it quotes."""
+    return printable(" ".join(str(message).splitlines()))
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -268,6 +271,25 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"error: {one_line(message)} ({self.prog} --help lists all flags)\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Where a flag names a file to write (`output_path`), also know `--overwrite`: without it none is replaced."""
+        outputs = [action for action in self._actions if action.type in (output_path, picture_path)]
+        own = outputs and "--overwrite" not in self._option_string_actions
+        if own:
+            self.add_argument("--overwrite", action="store_true", help="replace files to write that exist")
+        given, unknown = super().parse_known_args(args, namespace)
+        for action in outputs:
+            self.refuse_existing(action.option_strings[0], [getattr(given, action.dest, None)], given)
+        if own and hasattr(given, "overwrite"):
+            del given.overwrite
+        return given, unknown
+
+    def refuse_existing(self, name: str, paths: Iterable[Path | None], given: argparse.Namespace) -> None:
+        """End the program before the work where a file that the flag `name` leads to exists, without `--overwrite`."""
+        there = [path for path in paths if path and os.path.lexists(path)]
+        if there and not getattr(given, "overwrite", False):
+            self.error(f"argument {name}: {there[0]}: it exists; choose another name, or --overwrite to replace it")
 
     def add_flags(self, config_class, choices: dict, names: tuple[str, ...] | None = None) -> None:
         """Add the fields of a configuration (or those of `names`) in their groups; what is not given is not set.
@@ -351,10 +373,22 @@ def known_settings(settings: dict, config_class, choices: dict, source: Path) ->
 
 
 def output_path(text: str) -> Path:
-    """The path of a flag that names a file to write: refused before the work is done, not after."""
-    if not Path(text).parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: there is no folder {Path(text).parent}")
+    """The path of a flag that names a file to write: refused before the work is done, not after.
+
+    A file that exists is refused by `FlagParser`, which knows `--overwrite`.
+    """
+    try:
+        check_writable(Path(text))
+    except (ValueError, OSError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return Path(text)
+
+
+def picture_path(text: str) -> Path:
+    """The path of a flag that names a picture to write, see `output_path`."""
+    if Path(text).suffix.lower() not in (".png", ".pdf"):
+        raise argparse.ArgumentTypeError(f"{text}: the ending says the format; choose .png or .pdf")
+    return output_path(text)
 
 
 def at_least_one(text: str) -> int:
@@ -373,17 +407,22 @@ def is_lack_of_memory(error: Exception) -> bool:
 def run_main(main) -> None:
     """Run a program: a user's mistake is one line on stderr and exit status 2, not a traceback.
 
-    Ctrl-C and SIGTERM end it with exit status 130 and 143. COST_TRACEBACK=1 shows where an error came from. Of several
-    processes the first one speaks; of the others one hears errors only.
+    Ctrl-C, SIGTERM and SIGHUP end it with exit status 130, 143 and 129. COST_TRACEBACK=1 shows where an error came
+    from. Of several processes the first one prints, the others errors only. Where nobody reads what is printed any more
+    (`| head`) the work goes on; where it could not be written, on a full disk, the exit status is 2 at the end.
     """
     handle(stop_at_once)
     rank = rank_from_environment()
-    errors, who = sys.stderr, f"process {rank}: " if rank else ""
+    streams, who = (sys.stdout, sys.stderr), f"process {rank}: " if rank else ""
+    sys.stdout, sys.stderr = output, errors = [Stream(stream) for stream in streams]
     if rank:
         hush()
     try:
         status = main()
         leave()
+        output.flush()
+        if output.error and not isinstance(output.error, BrokenPipeError):
+            raise OSError(output.error.errno, output.error.strerror, "standard output")
         sys.exit(status)
     except Stopped as stopped:
         print(f"{who}{stopped}; the same command goes on from here, where a run keeps its state", file=errors)
@@ -403,4 +442,6 @@ def run_main(main) -> None:
               "--val_batch_size or --sample_batch, a smaller network or a smaller field", file=errors)
         sys.exit(2)
     finally:
-        sys.stderr = errors  # for the traceback of what nobody expected
+        output.flush()
+        errors.flush()
+        sys.stdout, sys.stderr = streams  # for the traceback of what nobody expected

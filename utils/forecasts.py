@@ -1,6 +1,7 @@
 """An ensemble forecast in physical units, as arrays, table or dataset, and the files that hold it."""
 
 import contextlib
+import errno
 import importlib.util
 import itertools
 import math
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .checkpoint import write_atomically
+from .checkpoint import csv_text, write_atomically
 from .metrics import LEVELS, member_quantiles, sort_members
 
 VALUES = ("both", "members", "quantiles")
@@ -189,7 +190,7 @@ def require(*packages: str) -> None:
 
 def _write_csv(file, parts: Iterable[Forecast], values: str) -> None:
     for number, part in enumerate(parts):
-        text = part.to_frame(values).to_csv(index=False, header=number == 0, date_format="%Y-%m-%dT%H:%M")
+        text = csv_text(part.to_frame(values), header=number == 0, date_format="%Y-%m-%dT%H:%M")
         file.write(text.encode())
 
 
@@ -235,15 +236,26 @@ def _write_netcdf(file, parts: Iterable[Forecast], values: str) -> None:
                 for name in first.variables}
     for name in (ISSUED, "time"):
         encoding[name] |= {"units": TIME_UNITS, "dtype": "int64"}
-    first.to_netcdf(path, engine="netcdf4", encoding=encoding, unlimited_dims=[ISSUED])
-    with netCDF4.Dataset(path, "a") as dataset:
-        for part in parts:
+    with _errors_of_the_system():
+        first.to_netcdf(path, engine="netcdf4", encoding=encoding, unlimited_dims=[ISSUED])
+    for part in parts:
+        added = part.to_xarray(values).variables
+        with _errors_of_the_system(), netCDF4.Dataset(path, "a") as dataset:
             written = len(dataset.dimensions[ISSUED])
-            for name, variable in part.to_xarray(values).variables.items():
+            for name, variable in added.items():
                 if ISSUED in variable.dims:
                     array = variable.to_numpy()
                     array = array.astype("datetime64[m]").astype(int) if array.dtype.kind == "M" else array
                     dataset[name][written:written + len(array)] = array
+
+
+@contextlib.contextmanager
+def _errors_of_the_system():
+    """While it lasts, what the NetCDF library cannot write is an error of the system, as in every other format."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(errno.EIO, f"could not be written, as where the disk is full ({error})") from error
 
 
 WRITERS = {".npz": (_write_npz, ()), ".csv": (_write_csv, ()), ".parquet": (_write_parquet, ("pyarrow",)),

@@ -47,7 +47,7 @@ def draw_forecast(draw, data, path: Path, nodes: int = 4) -> None:
     """
     middle = data.starts["test"][len(data.starts["test"]) // 2]
     busiest = data.batch(middle.reshape(1)).history[0].mean(0).argsort(descending=True)[:nodes].tolist()
-    write_png(fan_charts(**forecast_window(draw, data, middle, busiest), unit=data.field.spec.unit), path)
+    write_figure(fan_charts(**forecast_window(draw, data, middle, busiest), unit=data.field.spec.unit), path)
 
 
 def forecast_window(draw, data, start: torch.Tensor, nodes: list[int] | np.ndarray) -> dict:
@@ -86,10 +86,10 @@ def fan_charts(times: np.ndarray, history: np.ndarray, truth: np.ndarray, member
     return figure
 
 
-def write_png(figure: plt.Figure, path: Path) -> None:
-    """Write a figure as PNG; it is closed."""
+def write_figure(figure: plt.Figure, path: Path) -> None:
+    """Write a figure in the format that the ending of `path` says, .png or .pdf; it is closed."""
     _take_dollars_as_they_are(figure)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
+    write_atomically(path, lambda file: figure.savefig(file, dpi=130, format=path.suffix[1:].lower()))
     plt.close(figure)
 
 
@@ -321,8 +321,7 @@ def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, share
     spectrum.semilogx(periods, 100 * shares, color=INK, linewidth=0.8)
     spectrum.set_xlabel(f"period (steps of {step})")
     spectrum.set_ylabel("share of the variance\nof the node mean (%)")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def draw_quality_against_cost(points: dict[str, tuple[float, float]], lines: dict[str, float], path: Path) -> None:
@@ -338,8 +337,7 @@ def draw_quality_against_cost(points: dict[str, tuple[float, float]], lines: dic
     axes.set(xscale="log", xlabel="seconds of a forecast (50 members of one window)",
              ylabel="CRPS (unit: mean |truth|)")
     axes.margins(x=0.15, y=0.18)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def draw_sampler_curves(rows: list[dict], members: int, path: Path) -> None:
@@ -365,5 +363,4 @@ def draw_sampler_curves(rows: list[dict], members: int, path: Path) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(samplers), fontsize=9, frameon=False,
                   title="steps are written beside the points", title_fontsize=9)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    write_figure(figure, path)

@@ -30,6 +30,7 @@ from .checkpoint import (
     damage,
     differences,
     load_checkpoint,
+    naming,
     read_json,
     save_checkpoint,
     settings,
@@ -207,7 +208,8 @@ def _lock(folder: Path):
     """Hold the folder for this program alone, as long as the result lives; the system lets go when it is killed."""
     lock = (folder / LOCK).open("a")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with naming(folder / LOCK):  # some network drives know no locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"{folder}: another program is running in this folder; wait for it, or choose --run_name "
                          "NAME") from None

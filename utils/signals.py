@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run stops where nothing is lost, with the exit status that the shell expects."""
+"""Ctrl-C, SIGTERM and SIGHUP: a run stops where nothing is lost, with the exit status that the shell expects."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import signal
 import threading
 from dataclasses import dataclass
 
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
@@ -32,22 +32,25 @@ def handle(handler) -> dict:
     """Let `handler` answer the signals; gives what answered before. Only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, handler) for number in HANDLED}
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()  # by nohup
+    return {number: signal.signal(number, handler) for number in HANDLED if number not in ignored}
 
 
 @contextlib.contextmanager
 def deferred():
     """While it lasts, a first signal is only noted: the caller looks at the request and stops where it can go on later.
 
-    A second one raises `Stopped` at once; so does the first one when the caller is done and never looked.
+    A second one raises `Stopped` at once, unless it is SIGHUP, which a closed terminal sends twice; so does the first
+    one when the caller is done and never looked.
     """
     request = StopRequest()
 
     def note(number: int, frame) -> None:
-        if request.number:
+        if request.number and number != signal.SIGHUP:
             raise Stopped(number)
-        request.number = number
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is not safe in a handler
+        request.number = request.number or number
+        with contextlib.suppress(OSError):  # the reader of a pipe may have been stopped too; print is not safe here
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     before = handle(note)
     try:

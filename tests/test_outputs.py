@@ -1,0 +1,83 @@
+"""Whatever a script writes, it refuses before the work to replace what is not its own, and what it could not write."""
+
+import importlib
+import os
+import re
+
+import pytest
+from conftest import ROOT
+
+from scripts import joint_pictures, sensitivity
+from utils.checkpoint import RUN_FILES
+
+FLAGS = [(path.stem, flag, kind) for path in sorted((ROOT / "scripts").glob("*.py"))
+         for flag, kind in re.findall(r'"(--\w+)", type=(output|picture)_path', path.read_text())]
+ARGUMENTS = {"report": ["run"], "forecast": ["run"], "evaluate": ["run"], "sampler_curve": ["run"],
+             "score_oracle": ["run"], "check_data": ["file.csv"]}
+OUTPUTS = pytest.mark.parametrize("script, flag, kind", FLAGS)
+
+
+def refusal(capsys, script: str, *arguments) -> str:
+    """What a script says on stderr before it ends with exit status 2."""
+    program = importlib.import_module(f"scripts.{script}")
+    with pytest.raises(SystemExit, match="2"):
+        program.main([*ARGUMENTS.get(script, []), *map(str, arguments)])
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    return said.err
+
+
+def test_every_script_that_writes_is_looked_at():
+    assert {script for script, _, _ in FLAGS} >= {
+        "benchmark_scale", "benchmark_speed", "build_nycflights", "check_data", "evaluate", "forecast",
+        "measure_missing", "report", "sampler_curve", "score_oracle", "soak"}
+
+
+@OUTPUTS
+def test_a_users_file_is_never_replaced(script, flag, kind, tmp_path, capsys):
+    path = tmp_path / ("mine.png" if kind == "picture" else "mine.csv")
+    path.write_text("mine")
+    assert f"argument {flag}: {path}: it exists; choose another name, or --overwrite" in refusal(
+        capsys, script, flag, path)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {path.name: "mine"}
+
+
+@OUTPUTS
+def test_what_cannot_be_written_is_refused_before_the_work_whatever_the_flags(script, flag, kind, tmp_path, capsys):
+    ending = ".png" if kind == "picture" else ".csv"
+    read_only, folder, pipe, link = (tmp_path / f"{name}{ending}" for name in ("file", "folder", "pipe", "link"))
+    read_only.write_text("mine")
+    read_only.chmod(0o444)
+    folder.mkdir()
+    os.mkfifo(pipe)
+    link.symlink_to(tmp_path / "nothing")
+    for path, reason in ((read_only, "it is read-only"), (folder, "it is a folder"), (pipe, "it is no file but"),
+                         (link, "it is no file but"), (tmp_path / f"no/file{ending}", "there is no folder"),
+                         (tmp_path / ("x" * 300 + ending), "File name too long")):
+        assert reason in refusal(capsys, script, flag, path, "--overwrite")
+    if kind == "output":
+        for device in ("/dev/null", "/dev/stdout"):
+            assert "it is no file but a device" in refusal(capsys, script, flag, device, "--overwrite")
+    else:
+        assert "choose .png or .pdf" in refusal(capsys, script, flag, tmp_path / "picture.csv")
+    assert read_only.read_text() == "mine" and len(list(tmp_path.iterdir())) == 4
+
+
+@OUTPUTS
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_a_file_of_a_run_is_never_replaced_whatever_the_flags(script, flag, kind, name, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.pt").write_text("weights")
+    if kind == "picture" and not name.endswith(".png"):
+        return
+    assert f"{tmp_path / name}: a file of the run" in refusal(capsys, script, flag, tmp_path / name, "--overwrite")
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.pt"}
+
+
+@pytest.mark.parametrize("program, name, arguments", [
+    (sensitivity, "sensitivity_MobileNJ.md", []), (joint_pictures, "joint_SST_12_12_regions.png", ["save/SST_12_12"])])
+def test_tables_and_pictures_that_exist_are_not_replaced_unasked(program, name, arguments, tmp_path, capsys):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        program.main([*arguments, "--out", str(tmp_path)])
+    assert f"{tmp_path / name}: it exists" in capsys.readouterr().err and (tmp_path / name).read_text() == "mine"
