@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .memory import check_memory
 from .readers import LATITUDE_NAMES, LONGITUDE_NAMES, NODE_NAMES, find, listed, repeated
 
 
@@ -49,6 +50,7 @@ def read_graph(path: Path | str, names: tuple[str, ...]) -> Tensor:
     ending = path.suffix.lower()
     if ending not in (".csv", ".npy", ".npz"):
         raise ValueError(f"{path}: a graph is read from .csv, .npy or .npz (pickles are never loaded)")
+    check_memory(path)
     matrix = _from_text(path, names) if ending == ".csv" else _from_arrays(path)
     if matrix.dtype.kind not in "biuf" or matrix.shape != (len(names), len(names)):
         raise ValueError(f"{path}: a graph of shape {matrix.shape}, type {matrix.dtype}; expected real numbers, "

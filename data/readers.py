@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .calendar import stamp
+from .memory import check_memory
 from .scaling import BLOCK
 
 MEMORY_LIMIT = 1 << 30  # bytes as float32; a larger .npy stays on disk as a memory map
@@ -75,6 +76,7 @@ def read_file(path: Path | str, variable: str = "") -> Table:
         raise ValueError(f"{path}: the file is empty")
     if path.is_file() and not name.endswith((".npy", ".nc")):
         say_if_large(path, 4 * path.stat().st_size)  # text and archives unfold
+    check_memory(path, variable)
     if variable and read is not read_xarray:
         raise ValueError(f"{path}: --variable {variable} is for NetCDF and Zarr; this file holds one table")
     table = read(path, variable) if read is read_xarray else read(path)

@@ -1,0 +1,120 @@
+"""What would not fit into memory is refused by its size alone, whatever small file it unfolds from."""
+
+import gzip
+import io
+import json
+import tracemalloc
+import zipfile
+
+import netCDF4
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+from conftest import random_values
+from scipy import sparse
+
+from data import memory
+from data.memory import check_memory, free_memory
+from data.nodes import numbered, read_graph
+from data.readers import read_file
+
+FREE = 8 << 20
+STEPS = 1 << 19  # of 4 nodes: 16 MiB as numbers while they are read
+
+
+def npz(path, name="values", content=None):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open(f"{name}.npy", "w") as file:
+            file.write(content or header((STEPS, 4)) + bytes(STEPS * 32))
+
+
+def header(shape, kind="<f8") -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def netcdf(path):
+    with netCDF4.Dataset(path, "w") as dataset:
+        dataset.createDimension("time", STEPS)
+        dataset.createDimension("node", 4)
+        dataset.createVariable("sst", "f4", ("time", "node"), zlib=True)
+
+
+def zarr_of(chunks, shape=(STEPS, 4)):
+    def write(path):
+        store = zarr.open_group(path, mode="w", zarr_format=2)
+        store.create_array("sst", shape=(24, 4), dtype="f4").attrs["_ARRAY_DIMENSIONS"] = ["time", "node"]
+        facts = json.loads((path / "sst/.zarray").read_text())
+        (path / "sst/.zarray").write_text(json.dumps(facts | {"shape": list(shape), "chunks": list(chunks)}))
+    return write
+
+
+def parquet(path):
+    pd.DataFrame({f"node {node}": np.zeros(STEPS, "f4") for node in range(4)}).to_parquet(path)
+
+
+BOMBS = {
+    "unfolds.npz": npz,
+    "header.npz": lambda path: npz(path, content=header((1 << 40, 4)) + bytes(800)),
+    "another.npz": lambda path: npz(path, "times"),
+    "text.csv.gz": lambda path: path.write_bytes(gzip.compress(b"time,a\n" + b"0" * (16 << 20))),
+    "line.csv.gz": lambda path: path.write_bytes(gzip.compress(b"," * (16 << 20))),
+    "table.parquet": parquet,
+    "field.nc": netcdf,
+    "shape.zarr": zarr_of((100, 4)),
+    "chunks.zarr": zarr_of((STEPS, 4), (24, 4)),
+    "swapped.npy": lambda path: path.write_bytes(header((STEPS, 4), ">f4") + bytes(STEPS * 16)),
+}
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Only so much is free; what is allocated meanwhile is counted."""
+    monkeypatch.setattr(memory, "free_memory", lambda: FREE)
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_file_that_unfolds_beyond_memory_is_refused_before_anything_is_allocated(name, tmp_path, little_memory):
+    path = tmp_path / name
+    BOMBS[name](path)
+    if path.is_file() and not name.endswith(".npy"):
+        assert path.stat().st_size < FREE / 10
+    import pyarrow.parquet  # noqa: F401 (before what is allocated is counted)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"^{path}: reading it takes .* GiB of memory or more, 0.0 GiB are free"):
+            read_file(path)
+        assert tracemalloc.get_traced_memory()[1] < 3 * memory.BLOCK + FREE / 4
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name, write", [
+    ("dense.npz", lambda path: np.savez_compressed(path, np.zeros((1200, 1200)))),
+    ("sparse.npz", lambda path: sparse.save_npz(path, sparse.csr_matrix((100_000, 100_000)))),
+])
+def test_a_graph_that_unfolds_beyond_memory_is_refused(name, write, tmp_path, little_memory):
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match="GiB of memory or more"):
+        read_graph(tmp_path / name, numbered(3))
+
+
+def test_a_file_that_fits_is_read_and_so_is_a_small_variable_beside_a_large_one(tmp_path, little_memory):
+    np.savez_compressed(tmp_path / "a.npz", values=random_values(1000, 4))
+    assert read_file(tmp_path / "a.npz").values.shape == (1000, 4)
+    with gzip.open(tmp_path / "a.csv.gz", "wt") as file:
+        pd.DataFrame(random_values(100, 3)).rename(columns="n{}".format).to_csv(file, index=False)
+    assert read_file(tmp_path / "a.csv.gz").values.shape == (100, 3)
+    np.save(tmp_path / "large.npy", np.zeros((STEPS, 4)))  # stays on disk
+    check_memory(tmp_path / "large.npy")
+    netcdf(tmp_path / "field.nc")
+    with netCDF4.Dataset(tmp_path / "field.nc", "a") as dataset:
+        dataset.createDimension("day", 10)
+        dataset.createVariable("small", "f4", ("day", "node"))[:] = random_values(10, 4)
+    check_memory(tmp_path / "field.nc", "small")
+
+
+def test_what_is_free_is_what_the_system_says():
+    assert 1 << 20 < free_memory() < 1 << 50
