@@ -29,6 +29,9 @@ class DatasetSpec:
     grid             (rows, columns) where the nodes form a grid, else None
     validation_steps for a pair of files: leading steps of the second field used for validation
     sha256           digest by file, where known
+    git_blob         by file, or by the archive that holds it, where the SHA-256 is not known: the id that the authors'
+                     release gives it, as `git hash-object FILE` prints
+    archive          by file: the .zip that holds it in the release
     graph            adjacency file below the data folder, rows and columns in node order
     cf_unit          `unit` in the words of UDUNITS for NetCDF files, where it is not one of them ("1": a pure number)
     nonnegative      values below zero have no meaning (counts, speeds, traffic); None: as the training part shows
@@ -50,6 +53,8 @@ class DatasetSpec:
     grid: tuple | None = None
     validation_steps: int | None = None
     sha256: dict = field(default_factory=dict)
+    git_blob: dict = field(default_factory=dict)
+    archive: dict = field(default_factory=dict)
     graph: str | None = None
     cf_unit: str = ""
     nonnegative: bool | None = False
@@ -109,24 +114,29 @@ DATASETS: dict[str, DatasetSpec] = {
     "MobileSH": DatasetSpec(
         domain="communication", place="Shanghai", unit="traffic (unit not stated)", cf_unit="1",
         num_nodes=896, grid=(32, 28), interval=(1, "hour"), start=("2014-08-01",),
-        files=("CommTraffic/MobileSH.npy",), shape=((504, 32, 28),), nonnegative=True,
-        source=_AS_PUBLISHED, licence="not stated",
+        files=("CommTraffic/MobileSH.npy",), shape=((672, 32, 28),), nonnegative=True,
+        source=f"{_AS_PUBLISHED}; very likely 672 hours, not the 504 of the paper: elsewhere a file of the release's "
+               "git blob id stands beside time stamps of 672 hours from a Friday 00:00", licence="not stated",
+        git_blob={"CommTraffic/MobileSH.npy": "22b745db79116a6f2a2fdc2657561c6f1e55b408"},
     ),
     "CrowdBJ": DatasetSpec(
         domain="urban", place="Beijing", unit="crowd flow (unit not stated)", cf_unit="1", num_nodes=1010,
         interval=(1, "hour"), start=("2018-01-01",), files=("Urban/CrowdBJ.npy",), shape=((744, 1010, 1),),
         nonnegative=True, source=_AS_PUBLISHED, licence="not stated",
+        git_blob={"Urban/CrowdBJ.npy": "5b0d7f4bfc693808bce7cec9888ae5ba6fa19b67"},
     ),
     "CrowdBM": DatasetSpec(
         domain="urban", place="Baltimore", unit="crowd flow (unit not stated)", cf_unit="1", num_nodes=403,
         interval=(1, "hour"), start=("2019-01-01",), files=("Urban/CrowdBM.npy",), shape=((3624, 403, 1),),
         nonnegative=True, source=_AS_PUBLISHED, licence="not stated",
+        git_blob={"Urban/CrowdBM.npy": "c6d6a12e80764fd53605bca0cdd74abdc8045c73"},
     ),
     "TaxiBJ": DatasetSpec(
         domain="urban", place="Beijing", unit="taxi flow", cf_unit="1", num_nodes=1024, grid=(32, 32),
         interval=(30, "minute"), start=("2014-03-01",), files=("Urban/TaxiBJ.npy",), shape=((5856, 32, 32),),
         nonnegative=True, source=f"TaxiBJ, Zhang et al. 2017 (arXiv:1610.00081); {_AS_PUBLISHED}",
-        licence="not stated",
+        licence="not stated", archive={"Urban/TaxiBJ.npy": "Urban/TaxiBJ.zip"},
+        git_blob={"Urban/TaxiBJ.zip": "3e72f4de2c444b40ca6e7358418e697aaec482fe"},
     ),
     "BikeDC": DatasetSpec(
         domain="urban", place="Washington DC", unit="bike flow (counts)", cf_unit="1", num_nodes=400, grid=(20, 20),
@@ -199,6 +209,12 @@ def sha256_of(path: Path | str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def git_blob_of(path: Path | str) -> str:
+    """The id that git gives the content of a file, as `git hash-object FILE` prints it."""
+    content = Path(path).read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> int:

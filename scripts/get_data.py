@@ -4,27 +4,46 @@
     python -m scripts.get_data --from DIR            import every known file found below DIR
     python -m scripts.get_data --download NAME ...   fetch datasets from the authors' release, over https
 
-A file is checked (SHA-256 where it is known, and the shape) before it takes its name, so what is in the data
-folder is whole; a file that is refused leaves nothing behind, and nothing that is there is overwritten.
+A file is checked (SHA-256 or git blob id where they are known, and the shape) before it takes its name, so what is
+in the data folder is whole; a file that is refused leaves nothing behind, and nothing that is there is overwritten.
+TaxiBJ comes as the .zip of the release too.
 """
 
 import os
 import shutil
 import sys
+import tempfile
 import urllib.error
 import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from tqdm import tqdm
 
-from data.registry import DATASETS, RELEASE_URL, DatasetSpec, data_dir_from, get_spec, locate, sha256_of
-from utils.config import FlagParser
+from data.memory import check_memory
+from data.registry import (
+    DATASETS,
+    RELEASE_URL,
+    DatasetSpec,
+    data_dir_from,
+    get_spec,
+    git_blob_of,
+    locate,
+    sha256_of,
+)
+from utils.config import FlagParser, run_main
+from utils.signals import time_limit
 
 USER_ERRORS = (OSError, ValueError, HTTPException)
+LARGEST_FILE = 256 << 20  # bytes; the largest of the release has 50 million
+LONGEST_DOWNLOAD = 1800  # seconds that a file may take
 
 
 def known_files(spec: DatasetSpec) -> tuple[str, ...]:
@@ -50,6 +69,7 @@ def check_file(path: Path, file: str, spec: DatasetSpec) -> str:
 
 def read_shape(path: Path, file: str) -> tuple[int, ...]:
     """The shape of a numeric array, read without running anything that the file may hold."""
+    check_memory(path)
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
         if isinstance(array, np.lib.npyio.NpzFile):
@@ -61,6 +81,31 @@ def read_shape(path: Path, file: str) -> tuple[int, ...]:
     if kind not in "iuf":
         raise ValueError(f"{file} is refused: expected numbers, found an array of type {array.dtype}")
     return shape
+
+
+@contextmanager
+def unpacked(source: Path, file: str) -> Iterator[Path]:
+    """A path to `file` itself, where `source` may be the .zip that holds it; what was unpacked goes at the end.
+
+    Raises: ValueError for an archive that is damaged, encrypted, too large, or has not one file of that name.
+    """
+    if source.suffix != ".zip":
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(file).name  # whatever paths the archive names
+        try:
+            with zipfile.ZipFile(source) as archive:
+                entries = [entry for entry in archive.infolist() if Path(entry.filename).name == path.name]
+                if len(entries) != 1:
+                    raise ValueError(f"{source} is refused: {len(entries)} files in it are named {path.name}")
+                if entries[0].file_size > LARGEST_FILE:
+                    raise ValueError(f"{source} is refused: it unfolds to more than {LARGEST_FILE >> 20} MiB")
+                with archive.open(entries[0]) as packed, path.open("wb") as plain:
+                    shutil.copyfileobj(packed, plain)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"{source} is refused: not a whole archive without password ({error})") from None
+        yield path
 
 
 @contextmanager
@@ -89,10 +134,16 @@ def refuse_to_overwrite(target: Path, digest: str | None):
                          f"Its SHA-256 is {found}, that of the new file {digest}")
 
 
-def verdict(file: str, spec: DatasetSpec, digest: str) -> str:
-    """What the check of SHA-256 came to, in words."""
-    return "SHA-256 as expected" if file in spec.sha256 else (
-        f"shape as expected; its SHA-256 could not be verified, none is published. It is {digest}")
+def verdict(source: Path, file: str, spec: DatasetSpec, digest: str) -> str:
+    """What the checks of SHA-256 or of the git blob id of `source` came to, in words."""
+    if file in spec.sha256:
+        return "SHA-256 as expected"
+    name = spec.archive.get(file, file) if source.suffix == ".zip" else file
+    blob, found = spec.git_blob.get(name), git_blob_of(source)
+    if found == blob:
+        return f"its git blob id is that of {name} in the authors' release, {blob}"
+    known = f"the git blob id of {name} in the release is {blob}, its own {found}" if blob else "none is published"
+    return f"shape as expected; it could not be verified, {known}. Its SHA-256 is {digest}"
 
 
 def find_below(folder: Path, files: list[str]) -> dict[str, Path]:
@@ -106,24 +157,28 @@ def find_below(folder: Path, files: list[str]) -> dict[str, Path]:
     return {names[path.name]: path for path in sorted(found, key=rank, reverse=True)}  # the last one stays
 
 
-def import_file(source: Path, file: str, spec: DatasetSpec, data_dir: Path) -> str:
-    """Copy one checked file into the data folder; gives what was done, in words."""
-    digest, target = check_file(source, file, spec), data_dir / file
-    refuse_to_overwrite(target, digest)
-    if target.exists():
-        return f"{file}: already there"
-    with arriving(target) as part:
-        shutil.copyfile(source, part)
-        if sha256_of(part) != digest:
-            raise ValueError(f"{file} is refused: {source} changed while it was copied")
-    return f"{file}: imported, " + verdict(file, spec, digest)
+def import_file(source: Path, file: str, spec: DatasetSpec, data_dir: Path, done: str = "imported") -> str:
+    """Copy one checked file into the data folder, out of its .zip where `source` is that; gives what was `done`."""
+    target = data_dir / file
+    with unpacked(source, file) as plain:
+        digest = check_file(plain, file, spec)
+        refuse_to_overwrite(target, digest)
+        if target.exists():
+            return f"{file}: already there"
+        with arriving(target) as part:
+            shutil.copyfile(plain, part)
+            if sha256_of(part) != digest:
+                raise ValueError(f"{file} is refused: {source} changed while it was copied")
+    return f"{file}: {done}, " + verdict(source, file, spec, digest)
 
 
-class HttpsOnly(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to https addresses only."""
+class SameHost(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to https addresses of the same host only."""
 
     def redirect_request(self, request, response, code, message, headers, url):
         require_https(url)
+        if urlsplit(url).netloc != urlsplit(request.full_url).netloc:
+            raise ValueError(f"{request.full_url} is refused: it leads to another host, {urlsplit(url).netloc}")
         return super().redirect_request(request, response, code, message, headers, url)
 
 
@@ -133,30 +188,34 @@ def require_https(url: str):
 
 
 def fetch(url: str, path: Path):
-    """Save what `url` answers as `path`."""
-    with urllib.request.build_opener(HttpsOnly).open(url, timeout=60) as answer, path.open("wb") as file:
-        total = int(answer.headers.get("Content-Length") or 0)
-        name = url.rsplit("/", 1)[-1]
-        with tqdm(total=total or None, desc=name, unit="B", unit_scale=True, disable=None) as bar:
-            while block := answer.read(1 << 16):
-                bar.update(file.write(block))
-        if total and file.tell() != total:
-            raise ValueError(f"{url}: the connection ended after {file.tell()} of {total} bytes; try again")
+    """Save what `url` answers as `path`: no more than LARGEST_FILE bytes, in no more than LONGEST_DOWNLOAD seconds."""
+    with (time_limit(LONGEST_DOWNLOAD), urllib.request.build_opener(SameHost).open(url, timeout=60) as answer,
+          path.open("wb") as file):
+        total, size = int(answer.headers.get("Content-Length") or 0), 0
+        with tqdm(total=total or None, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+            while max(total, size) <= LARGEST_FILE and (block := answer.read1(1 << 16)):
+                size += file.write(block)
+                bar.update(len(block))
+        if max(total, size) > LARGEST_FILE:
+            raise ValueError(f"{url} is refused: larger than {LARGEST_FILE >> 20} MiB, as no file of the release is")
+        if total and size != total:
+            raise ValueError(f"{url}: the connection ended after {size} of {total} bytes; try again")
 
 
-def download_file(url: str, file: str, spec: DatasetSpec, data_dir: Path) -> str:
-    """Fetch one file into the data folder and check it; gives what was done, in words."""
-    expected, target = spec.sha256.get(file), data_dir / file
-    refuse_to_overwrite(target, expected)
-    if target.exists():
+def download_file(base_url: str, file: str, spec: DatasetSpec, data_dir: Path) -> str:
+    """Fetch one file, or the .zip that holds it, and import it; gives what was done, in words."""
+    refuse_to_overwrite(data_dir / file, spec.sha256.get(file))
+    if (data_dir / file).exists():
         return f"{file}: already there"
-    with arriving(target) as part:
+    name = spec.archive.get(file, file)
+    url = f"{base_url.rstrip('/')}/{name}"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / Path(name).name
         try:
-            fetch(url, part)
+            fetch(url, source)
         except OSError as error:
             raise OSError(f"{url}: {error}") from None
-        digest = check_file(part, file, spec)
-    return f"{file}: downloaded, " + verdict(file, spec, digest)
+        return import_file(source, file, spec, data_dir, "downloaded")
 
 
 def download(name: str, base_url: str, data_dir: Path):
@@ -168,7 +227,7 @@ def download(name: str, base_url: str, data_dir: Path):
         how = "is generated when it is used" if spec.synthetic else "comes with the project"
         raise ValueError(f"{name} {how}: there is nothing to download")
     for file in known_files(spec):
-        print(download_file(f"{base_url.rstrip('/')}/{file}", file, spec, data_dir))
+        print(download_file(base_url, file, spec, data_dir))
 
 
 def import_all(folder: Path, data_dir: Path) -> list[str]:
@@ -176,9 +235,12 @@ def import_all(folder: Path, data_dir: Path) -> list[str]:
     if not folder.is_dir():
         raise ValueError(f"--from {folder}: no such folder")
     cards = {file: spec for spec in DATASETS.values() for file in known_files(spec)}
-    sources = find_below(folder, list(cards))
-    if not sources:
-        raise ValueError(f"--from {folder}: none of the known files is below it. They are {', '.join(cards)}")
+    archives = {file: name for spec in DATASETS.values() for file, name in spec.archive.items()}
+    found = find_below(folder, [*cards, *archives.values()])
+    sources = {file: found.get(file) or found.get(archives.get(file)) for file in cards}
+    if not found:
+        raise ValueError(f"--from {folder}: none of the known files is below it. They are "
+                         f"{', '.join((*cards, *archives.values()))}")
     refusals = []
     for file in filter(sources.get, cards):
         try:
@@ -250,8 +312,6 @@ def main(argv=None):
                   f"--download NAME (see --help).")
     except USER_ERRORS as error:
         refusals.append(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
     for refusal in refusals:
         print(f"get_data: {refusal}", file=sys.stderr)
     if refusals:
@@ -259,4 +319,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

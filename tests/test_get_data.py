@@ -1,10 +1,15 @@
 """Data arrives whole and checked, or not at all, and every refusal is one clear line."""
 
+import contextlib
 import io
+import os
+import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import zipfile
 from dataclasses import replace
 from functools import partial
@@ -17,6 +22,7 @@ from conftest import ROOT, SHARED
 
 from data.registry import DATASETS, DEFAULT_DATA_DIR, sha256_of
 from scripts import build_nycflights, get_data
+from scripts.children import end_of, start_child
 
 
 def array_bytes(array) -> bytes:
@@ -165,6 +171,96 @@ def test_a_failed_arrival_leaves_no_trace(target):
     assert not target.exists()
 
 
+# Copies of the release whose SHA-256 is not known
+
+TAXI = array_bytes(np.ones((30, 32, 32), np.int32))
+
+
+def archive_of(path: Path, *members: tuple[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
+def released(monkeypatch, name: str, file: str, path: Path) -> str:
+    """Let the card name the git blob id of a file, as git itself gives it."""
+    blob = subprocess.run(["git", "hash-object", path], capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], git_blob={file: blob}))
+    return blob
+
+
+def test_the_cards_name_the_git_blob_ids_of_the_release():
+    assert {file: blob[:7] for spec in DATASETS.values() for file, blob in spec.git_blob.items()} == {
+        "CommTraffic/MobileSH.npy": "22b745d", "Urban/CrowdBJ.npy": "5b0d7f4", "Urban/CrowdBM.npy": "c6d6a12",
+        "Urban/TaxiBJ.zip": "3e72f4d"}
+
+
+def test_a_copy_of_the_release_is_verified_by_its_git_blob_id_and_another_one_is_said_not_to_be(
+        source, target, capsys, monkeypatch):
+    path = put(source, "CrowdBM.npy")
+    expected, own = DATASETS["CrowdBM"].git_blob["Urban/CrowdBM.npy"], released(
+        monkeypatch, "CrowdBM", "Urban/CrowdBM.npy", path)
+    get_data.main(["--from", str(source), "--data_dir", str(target)])
+    assert f"imported, its git blob id is that of Urban/CrowdBM.npy in the authors' release, {own}" in (
+        capsys.readouterr().out)
+    monkeypatch.setitem(DATASETS, "CrowdBM", replace(DATASETS["CrowdBM"], git_blob={"Urban/CrowdBM.npy": expected}))
+    get_data.main(["--from", str(source), "--data_dir", str(target / "again")])
+    said = capsys.readouterr().out
+    assert "could not be verified, the git blob id of Urban/CrowdBM.npy in the release is " in said
+    assert f"in the release is {expected}, its own {own}. Its SHA-256 is {sha256_of(path)}" in said
+
+
+@pytest.mark.parametrize("hours", [504, 672, 30])
+def test_a_copy_of_mobile_sh_may_have_any_length_and_only_its_nodes_are_counted(hours, source, target, capsys):
+    put(source, "MobileSH.npy", array_bytes(np.ones((hours, 32, 28), np.float32)))
+    get_data.main(["--from", str(source), "--data_dir", str(target)])
+    assert "CommTraffic/MobileSH.npy: imported, shape as expected" in capsys.readouterr().out
+    put(source, "MobileSH.npy", array_bytes(np.ones((hours, 32, 27), np.float32)))
+    said = refusal(capsys, "--from", source, "--data_dir", target / "again")
+    assert f"with 896 nodes, found ({hours}, 32, 27)" in said
+
+
+@pytest.mark.parametrize("inside", ["TaxiBJ.npy", "data/TaxiBJ.npy", "../../TaxiBJ.npy", "/etc/TaxiBJ.npy"])
+def test_the_archive_of_taxi_bj_is_verified_and_unpacked_wherever_its_paths_lead(
+        inside, source, target, capsys, monkeypatch):
+    others = ("readme.txt", b"x"), ("__MACOSX/._TaxiBJ.npy", b"x")
+    path = archive_of(source / "Urban/TaxiBJ.zip", *others, (inside, TAXI))
+    blob = released(monkeypatch, "TaxiBJ", "Urban/TaxiBJ.zip", path)
+    get_data.main(["--from", str(source), "--data_dir", str(target)])
+    assert f"its git blob id is that of Urban/TaxiBJ.zip in the authors' release, {blob}" in capsys.readouterr().out
+    assert [file for file in target.rglob("*") if file.is_file()] == [target / "Urban/TaxiBJ.npy"]
+    assert (target / "Urban/TaxiBJ.npy").read_bytes() == TAXI
+    get_data.main(["--from", str(source), "--data_dir", str(target)])
+    assert "already there" in capsys.readouterr().out
+
+
+def encrypted(path: Path) -> Path:
+    """The flag of encryption in both headers of the only member."""
+    content = bytearray(path.read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("make, reason", [
+    (lambda path: archive_of(path, ("a.npy", TAXI)), "0 files in it are named TaxiBJ.npy"),
+    (lambda path: archive_of(path, ("TaxiBJ.npy", TAXI), ("b/TaxiBJ.npy", TAXI)), "2 files in it are named TaxiBJ.npy"),
+    (lambda path: archive_of(path, ("TaxiBJ.npy", CROWD)), "with 1024 nodes, found (30, 403, 1)"),
+    (lambda path: archive_of(path, ("TaxiBJ.npy", bytes((1 << 20) + 1))), "unfolds to more than 1 MiB"),
+    (lambda path: encrypted(archive_of(path, ("TaxiBJ.npy", TAXI))), "not a whole archive without password"),
+    (lambda path: path.write_bytes(archive_of(path, ("TaxiBJ.npy", TAXI)).read_bytes()[:-40]), "not a whole archive"),
+], ids=["none", "two", "other nodes", "bomb", "encrypted", "truncated"])
+def test_an_archive_that_is_not_that_of_taxi_bj_is_refused_and_leaves_nothing(
+        make, reason, source, target, capsys, monkeypatch):
+    monkeypatch.setattr(get_data, "LARGEST_FILE", 1 << 20)
+    source.mkdir()
+    make(source / "TaxiBJ.zip")
+    assert reason in refusal(capsys, "--from", source, "--data_dir", target) and not target.exists()
+
+
 # Download
 
 class Handler(SimpleHTTPRequestHandler):
@@ -181,6 +277,19 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_header("Content-Length", "1000000")
             self.end_headers()
             self.wfile.write(CROWD)
+        elif self.path.startswith("/elsewhere/"):
+            self.send_response(302)
+            self.send_header("Location", f"https://localhost:{self.server.server_port}/Urban/CrowdBM.npy")
+            self.end_headers()
+        elif self.path.startswith(("/endless/", "/large/", "/slow/")):
+            self.send_response(200)
+            if "large" in self.path:
+                self.send_header("Content-Length", str(1 << 30))
+            self.end_headers()
+            with contextlib.suppress(OSError):  # when the client has had enough
+                while True:
+                    self.wfile.write(b"x" if "slow" in self.path else bytes(1 << 16))
+                    time.sleep(0.02 if "slow" in self.path else 0)
         else:
             super().do_GET()
 
@@ -235,10 +344,34 @@ def test_a_download_with_another_digest_is_refused(served, source, target, capsy
 
 @pytest.mark.parametrize("folder, reason", [
     ("", "404"), ("/cut", "the connection ended after"), ("/to_http", "only https"),
+    ("/elsewhere", "it leads to another host, localhost"), ("/endless", "larger than 1 MiB"),
+    ("/large", "larger than 1 MiB"), ("/slow", "it took longer than 0.5 seconds"),
 ])
-def test_a_download_that_goes_wrong_leaves_nothing(served, folder, reason, target, capsys):
+def test_a_download_that_goes_wrong_leaves_nothing(served, folder, reason, target, capsys, monkeypatch):
+    monkeypatch.setattr(get_data, "LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr(get_data, "LONGEST_DOWNLOAD", 0.5 if folder == "/slow" else 60)
     said = refusal(capsys, "--download", "CrowdBM", "--base_url", served + folder, "--data_dir", target)
     assert reason in said and "Urban/CrowdBM.npy" in said and not target.exists()
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_download_that_is_ended_leaves_nothing(served, target, tmp_path, monkeypatch, number, status):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    child = start_child(lambda: get_data.main(
+        ["--download", "CrowdBM", "--base_url", served + "/slow", "--data_dir", str(target)]))
+    while not any(path.is_file() for path in (tmp_path / "temporary").rglob("*")):
+        time.sleep(0.02)
+    os.kill(child, number)
+    assert end_of(child) == status
+    assert not target.exists() and not list((tmp_path / "temporary").iterdir())
+
+
+def test_the_archive_of_taxi_bj_is_downloaded_and_unpacked(served, source, target, capsys):
+    archive_of(source / "Urban/TaxiBJ.zip", ("TaxiBJ.npy", TAXI))
+    get_data.main(["--download", "TaxiBJ", "--base_url", served, "--data_dir", str(target)])
+    assert "Urban/TaxiBJ.npy: downloaded, shape as expected" in capsys.readouterr().out
+    assert (target / "Urban/TaxiBJ.npy").read_bytes() == TAXI
 
 
 def test_a_page_in_place_of_an_array_is_refused(served, source, target, capsys):

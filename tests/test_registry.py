@@ -25,6 +25,8 @@ def test_a_card_agrees_with_itself(name):
     assert (len(spec.files) == 2) == (spec.validation_steps is not None)
     assert set(spec.sha256) <= {*spec.files, spec.graph}
     assert all(len(digest) == 64 for digest in spec.sha256.values())
+    assert set(spec.archive) <= set(spec.files) and set(spec.git_blob) <= {*spec.files, *spec.archive.values()}
+    assert all(len(blob) == 40 for blob in spec.git_blob.values())
     assert spec.source and spec.licence and bool(spec.files) != spec.synthetic
 
 
@@ -43,6 +45,11 @@ def test_the_published_arrays_are_what_their_cards_say(name, file, index):
     spec, array = get_spec(name), np.load(SHARED / file, mmap_mode="r", allow_pickle=False)
     assert array.shape == spec.shape[index] and sha256_of(SHARED / file) == spec.sha256[file]
     assert not spec.nonnegative or array.min() >= 0
+
+
+def test_mobile_sh_is_said_to_be_very_likely_as_long_as_the_file_of_the_same_blob():
+    spec = get_spec("MobileSH")
+    assert spec.shape == ((672, 32, 28),) and "very likely 672 hours" in spec.source
 
 
 @pytest.mark.parametrize("wrong, meant", [

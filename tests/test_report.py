@@ -170,7 +170,7 @@ def test_joint_pictures_are_drawn_from_what_a_run_scored_or_from_new_forecasts(r
     scores = checkpoint.read_json(older / checkpoint.METRICS)
     del scores["joint"]
     checkpoint.write_json(older / checkpoint.METRICS, scores)
-    assert joint_pictures.main([str(older), *flags]) == 0 and len(forecast_again) == 1
+    assert joint_pictures.main([str(older), *flags, "--overwrite"]) == 0 and len(forecast_again) == 1
     assert {name: (tmp_path / "new" / name).read_bytes() for name in names} == first
 
 
@@ -228,7 +228,7 @@ def test_a_page_elsewhere_leaves_a_run_that_cannot_be_written_as_it_is(run, tmp_
     assert files() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.html", "other_pictures"]
     assert (tmp_path / "other_pictures/qice.png").is_file()
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(ValueError, match="other.html: it exists; choose another name, or --overwrite"):
         report.main([*arguments, "--output", str(output)])
 
 

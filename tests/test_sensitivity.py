@@ -27,7 +27,7 @@ class Done:
     def run(self, base=BASE):
         return sensitivity.main(["--data_name", "Oracle", "--save_dir", str(self.folder), "--seeds", "0,1",
                                  "--factors", ",".join(FEW), "--test_windows", "3", "--base", base,
-                                 "--out", str(self.out)])
+                                 "--out", str(self.out), "--overwrite"])
 
     def read(self, name):
         return json.loads((self.scores / f"{name}.json").read_text())

@@ -286,10 +286,10 @@ class FlagParser(argparse.ArgumentParser):
         return given, unknown
 
     def refuse_existing(self, name: str, paths: Iterable[Path | None], given: argparse.Namespace) -> None:
-        """End the program before the work where a file that the flag `name` leads to exists, without `--overwrite`."""
+        """Raises: ValueError where a file that the flag `name` leads to exists, and `--overwrite` is not given."""
         there = [path for path in paths if path and os.path.lexists(path)]
         if there and not getattr(given, "overwrite", False):
-            self.error(f"argument {name}: {there[0]}: it exists; choose another name, or --overwrite to replace it")
+            raise ValueError(f"{name} {there[0]}: it exists; choose another name, or --overwrite to replace it")
 
     def add_flags(self, config_class, choices: dict, names: tuple[str, ...] | None = None) -> None:
         """Add the fields of a configuration (or those of `names`) in their groups; what is not given is not set.

@@ -28,6 +28,24 @@ def stop_at_once(number: int, frame) -> None:
     raise Stopped(number)
 
 
+@contextlib.contextmanager
+def time_limit(seconds: float):
+    """Raises: TimeoutError once it has lasted so long, wherever it waits. Only the main thread can end it."""
+    def end(number: int, frame) -> None:
+        raise TimeoutError(f"it took longer than {seconds:g} seconds")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def handle(handler) -> dict:
     """Let `handler` answer the signals; gives what answered before. Only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
