@@ -160,7 +160,7 @@ def measure(nodes: int, steps: int, config: TrainConfig, train_steps: int, folde
 
 def measure_elsewhere(nodes: int, given: dict, folder: Path) -> dict:
     """What `measure` gives, in a process of its own, whose peak memory is then that of this field alone."""
-    answer = folder / "row.json"
+    answer = folder / f"{nodes}_nodes.json"
     same = [f"--{name}={given[name]}" for name in ("steps", "train_steps", "batch_size", "nsample", "eps_model")
             if name in given]
     subprocess.run([sys.executable, "-m", "scripts.benchmark_scale", "--nodes", str(nodes), *same, "--folder", folder,

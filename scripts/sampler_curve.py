@@ -20,7 +20,7 @@ from models import ensemble_drawer, load_forecaster
 from models.diffusion import SAMPLERS
 from scripts.benchmark_speed import PRECISIONS, measure
 from scripts.collect_results import number
-from utils.checkpoint import CHECKPOINT, read_json, write_json, write_table
+from utils.checkpoint import CHECKPOINT, check_writable, read_json, write_json, write_table
 from utils.config import FlagParser, TrainConfig, output_path, picture_path, run_main
 from utils.device import choose_device
 from utils.plots import draw_sampler_curves
@@ -109,6 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--windows {given['windows']}: choose a number of windows, or 0 for all")
     folder, device = given["run_folder"], choose_device(given.get("device", TrainConfig.device))
     run = load_forecaster(folder, device)
+    check_writable(folder / CURVE)
     settings = run.checkpoint["config"]
     data, load = open_run_data(run.checkpoint, given.get("data_dir", ""), device), os.getloadavg()[0]
     rows = sampler_curve(run.model, settings, data, device, given["windows"])

@@ -14,8 +14,8 @@ def functions_of(module: str) -> set[str]:
     return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
-def test_the_table_has_all_57_faults_in_order():
-    assert [int(number) for number, _ in ROWS] == list(range(1, 58))
+def test_the_table_has_all_64_faults_in_order():
+    assert [int(number) for number, _ in ROWS] == list(range(1, 65))
 
 
 @pytest.mark.parametrize("number, tests", ROWS, ids=[number for number, _ in ROWS])

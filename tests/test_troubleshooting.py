@@ -1,6 +1,8 @@
 """Every message of docs/troubleshooting.md is what the program says."""
 
+import errno
 import fcntl
+import os
 import re
 import sys
 
@@ -13,6 +15,7 @@ from conftest import ROOT, random_values, with_gaps
 
 import main_pretrain
 import main_train
+from data import memory
 from scripts import evaluate, forecast
 from utils.checkpoint import load_checkpoint
 from utils.config import run_main
@@ -200,6 +203,13 @@ def objects(folder, _):
     own_array(folder, np.array([[{}]]))
 
 
+@provokes("GiB of memory or more")
+def bomb(folder, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 1 << 20)
+    np.savez_compressed(folder / "own.npz", values=np.zeros((1 << 16, 4)))
+    own_file(folder / "own.npz")
+
+
 @provokes("unknown kind of file")
 def unknown_ending(folder, _):
     (folder / "own.xls").write_text("1")
@@ -245,6 +255,39 @@ def no_such_gpu(folder, monkeypatch):
 def no_tensorboard(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     first_stage(folder, "--tensorboard", "--run_name", "new")
+
+
+# Outputs
+
+def next_forecast(folder, output, *flags):
+    forecast.main([str(of_stage(folder, "diffusion")), "--output", str(output), "--device", "cpu", *flags])
+
+
+@provokes("it exists;")
+def output_that_exists(folder, _):
+    (folder / "mine.csv").write_text("mine")
+    next_forecast(folder, folder / "mine.csv")
+
+
+@provokes("read-only")
+def output_that_is_read_only(folder, _):
+    (folder / "mine.csv").write_text("mine")
+    (folder / "mine.csv").chmod(0o444)
+    next_forecast(folder, folder / "mine.csv", "--overwrite")
+
+
+@provokes("a file of the run in")
+def output_over_a_run(folder, _):
+    next_forecast(folder, of_stage(folder, "diffusion") / "windows.csv", "--overwrite")
+
+
+@provokes("No space left")
+def full_disk(folder, monkeypatch):
+    def no_space(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    next_forecast(folder, folder / "next.csv")
 
 
 # Run folders and checkpoints
