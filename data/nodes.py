@@ -183,8 +183,10 @@ def _filled(rows: list[list[int]], count: int) -> Tensor:
 
 def _read_csv(path: Path | str, **options) -> pd.DataFrame:
     """A small CSV as text, whatever its cells hold."""
+    check_memory(Path(path))
+    packed = "gzip" if str(path).lower().endswith(".gz") else None  # nothing else whose size is not known beforehand
     try:
-        return pd.read_csv(path, **{"header": None, "dtype": str, **options})
+        return pd.read_csv(path, compression=packed, **{"header": None, "dtype": str, **options})
     except (UnicodeDecodeError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{path}: not a readable CSV file: {' '.join(str(error).split())}") from error
 

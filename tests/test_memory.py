@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import lzma
 import tracemalloc
 import zipfile
 
@@ -16,7 +17,7 @@ from scipy import sparse
 
 from data import memory
 from data.memory import check_memory, free_memory
-from data.nodes import numbered, read_graph
+from data.nodes import numbered, read_graph, read_node_table
 from data.readers import read_file
 
 FREE = 8 << 20
@@ -99,6 +100,16 @@ def test_a_graph_that_unfolds_beyond_memory_is_refused(name, write, tmp_path, li
     write(tmp_path / name)
     with pytest.raises(ValueError, match="GiB of memory or more"):
         read_graph(tmp_path / name, numbered(3))
+
+
+@pytest.mark.parametrize("name, pack, reason", [
+    ("nodes.csv.gz", gzip.compress, "GiB of memory or more"),
+    ("nodes.csv.xz", lzma.compress, "not a readable CSV file"),
+])
+def test_a_node_table_that_unfolds_beyond_memory_is_refused(name, pack, reason, tmp_path, little_memory):
+    (tmp_path / name).write_bytes(pack(b"name,lat,lon\n" + b"0" * (16 << 20)))
+    with pytest.raises(ValueError, match=reason):
+        read_node_table(tmp_path / name, None, 3)
 
 
 def test_a_file_that_fits_is_read_and_so_is_a_small_variable_beside_a_large_one(tmp_path, little_memory):
