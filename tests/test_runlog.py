@@ -1,5 +1,6 @@
 """The log of a run in TensorBoard, where it is wanted."""
 
+import resource
 import sys
 from dataclasses import replace
 
@@ -41,6 +42,21 @@ def test_epochs_that_come_again_replace_those_that_stood_there(tmp_path):
         for epoch in epochs:
             show(line(epoch, score))
     assert shown(tmp_path)["score"] == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
+
+
+def test_a_disk_that_is_full_is_told_once_and_ends_no_run(tmp_path, capsys):
+    show = tensorboard_log(tmp_path, wanted=True)
+    show(line(0, 1.0))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+        for epoch in range(1, 5):
+            show(line(epoch, 1.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: --tensorboard: could not write in {tmp_path}: [Errno 27]")
+    assert said.count("\n") == 1
 
 
 def test_without_the_package_the_flag_says_what_to_install_before_anything_is_done(tmp_path, monkeypatch):

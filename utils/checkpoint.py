@@ -89,11 +89,12 @@ def check_writable(path: Path) -> None:
     Raises: ValueError or OSError for no folder, a folder, a device, a read-only file or folder, a file of a run.
     """
     folder, temporary = path.parent, _temporary(path)
+    devices = folder.resolve() == Path("/dev") or folder.resolve().is_relative_to("/proc")  # files, if redirected
     if not folder.is_dir():
         raise ValueError(f"{path}: there is no folder {folder}")
     if path.is_dir():
         raise ValueError(f"{path}: it is a folder; give the name of a file")
-    if os.path.lexists(path) and not path.is_file() or folder.resolve().is_relative_to("/dev"):
+    if devices or os.path.lexists(path) and not path.is_file():
         raise ValueError(f"{path}: it is no file but a device, a pipe or a broken link; give the name of a file")
     if path.is_file() and not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):
         raise ValueError(f"{path}: it is read-only; choose another name")

@@ -1,6 +1,8 @@
 """What a run says about itself: its settings and sizes before, its scores after."""
 
 import json
+import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -43,17 +45,30 @@ def tensorboard_log(folder: Path, wanted: bool):
     except ImportError as error:
         raise ValueError("--tensorboard needs the package tensorboard: pip install -r requirements-extras.txt"
                          ) from error
-    writer = None
+    writer, failed = None, False
 
     def show(line: dict) -> None:
-        nonlocal writer
-        writer = writer or SummaryWriter(folder, purge_step=line["epoch"])
-        for name, value in line.items():
-            if name != "epoch" and value is not None:
-                writer.add_scalar(name, value, line["epoch"])
-        writer.flush()
+        nonlocal writer, failed
+        if failed:
+            return
+        try:
+            writer = writer or SummaryWriter(folder, purge_step=line["epoch"])
+            for name, value in line.items():
+                if name != "epoch" and value is not None:
+                    writer.add_scalar(name, value, line["epoch"])
+            writer.flush()
+        except OSError as error:  # on a full disk; the log of the run holds the same
+            failed = True
+            print(f"warning: --tensorboard: could not write in {folder}: {error}; nothing more is shown",
+                  file=sys.stderr)
 
+    threading.excepthook = _without_errors_of_the_system  # of the thread that writes; `show` raises them once more
     return show
+
+
+def _without_errors_of_the_system(raised) -> None:
+    if not issubclass(raised.exc_type, OSError):
+        threading.__excepthook__(raised)
 
 
 def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
