@@ -11,14 +11,14 @@ from conftest import ROOT, make_field, random_values
 
 import main_pretrain
 import main_train
-from data.fields import OwnFile, load_field
+from data import fields
+from data.fields import OwnFile, far_from_all_others, load_field
 from models import PROCESSES
 from scripts import check_data
 from scripts.check_data import (
     complete,
     cycles,
     description,
-    far_from_all_others,
     periodogram,
     saved_bytes,
     strongest_periods,
@@ -217,11 +217,15 @@ def test_stage_1_is_asked_at_every_step_of_stage_2_where_a_run_would(hourly, cap
 
 
 @pytest.mark.parametrize("values, odd", [
-    ([0, 3, 5, -999, 9, -999], -999), ([1.5, 1e20, 0, 1e20], 1e20), ([0, 3, 5, -999, 9], None),
-    ([0, 1, 0, 1, 5, 5], None), ([0, 0, 0, 40, 50, 60], 0), ([7, 7, 7], None),
+    ([0, 3, 5, -999, 9, -999], {"-999": 2}), ([1.5, 1e20, 0, 1e20], {"1e+20": 2}), ([0, 3, 5, -999, 9], {"-999": 1}),
+    ([0, 1, 0, 1, 5, 5], {}), ([0, 0, 0, 40, 50, 60], {"0": 3}), ([7, 7, 7], {}), ([0, 3, 5, -77, 9], {}),
+    ([-9999, 4, -999.9, 2, 1e20, -9999], {"-9999": 2, "-999.9": 1, "1e+20": 1}), ([-5000, -999, 4000], {}),
+    ([2, 9.969209968386869e36, 3], {"9.96921e+36": 1}), ([np.nan, np.nan], {}), ([np.nan, 3, -999], {"-999": 1}),
 ])
-def test_a_number_that_may_stand_for_missing_values_is_found(values, odd):
-    assert far_from_all_others(torch.tensor(values, dtype=torch.float32)) == pytest.approx(odd)
+def test_a_number_that_may_stand_for_missing_values_is_found(monkeypatch, values, odd):
+    assert far_from_all_others(torch.tensor(values, dtype=torch.float32)) == odd
+    monkeypatch.setattr(fields, "BLOCK", 1)
+    assert far_from_all_others(torch.tensor(values, dtype=torch.float32)[:, None]) == odd
 
 
 def test_a_number_that_may_stand_for_missing_values_is_told(hourly, capsys):
