@@ -1,5 +1,7 @@
 """NetCDF and Zarr as one table (time, node): values after the CF conventions, names and places of the nodes."""
 
+import base64
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,9 +43,10 @@ def read_xarray(path: Path, variable: str) -> Table:
     library = optional("zarr" if zarr else "netCDF4", path)
     if zarr:
         _refuse_code(path)
-    options = {"engine": "zarr", "consolidated": False} if zarr else {"engine": "netcdf4"}
     try:
-        with xarray.open_dataset(path, decode_cf=False, **options) as stored:
+        source = path if not zarr else xarray.backends.ZarrStore.open_group(  # which shows the fill values of storage
+            path, mode="r", consolidated=False, use_zarr_fill_value_as_mask=True)
+        with xarray.open_dataset(source, decode_cf=False, engine=None if zarr else "netcdf4") as stored:
             storage = _storage_fill(library.open_group(path, mode="r"), stored) if zarr else {}
             dataset = xarray.decode_cf(stored, decode_timedelta=False)
             array, notes = _choose_variable(dataset, variable, path)
@@ -77,12 +80,20 @@ def _storage_fill(group, stored) -> dict[str, float]:
     """
     fills = {}
     for name, array in stored.variables.items():
-        declared = group[name].attrs.get("_FillValue")
-        if isinstance(declared, (int, float)):  # else as xarray encodes it, which has decoded it
-            array.attrs["_FillValue"] = array.dtype.type(declared)
-        elif declared is None and (fill := array.attrs.pop("_FillValue", None)) is not None:
+        fill, declared = array.attrs.pop("_FillValue", None), group[name].attrs.get("_FillValue")
+        if array.dtype.kind in "iuf" and declared is not None:
+            array.attrs["_FillValue"] = np.asarray(_number(declared)).astype(array.dtype)[()]
+        elif array.dtype.kind in "iuf" and fill is not None:
             fills[name] = fill
     return fills
+
+
+def _number(attribute) -> float:
+    """An attribute of a Zarr store as a number: NaN is text in JSON, and real numbers of xarray are their bytes."""
+    try:
+        return float(np.ravel(attribute)[0])
+    except ValueError:
+        return struct.unpack("<d", base64.b64decode(attribute))[0]
 
 
 def _with_missing(array, raw, fill, zarr: bool):

@@ -27,7 +27,8 @@ from .readers import (
 
 PARTS_OF_TIME = {  # name: its part in pandas, and after how many it begins again (0: never)
     "year": ("year", 0), "quarter": ("quarter", 4), "month": ("month", 12), "day": ("day", 0), "hour": ("hour", 24),
-    "minute": ("minute", 60), "weekday": ("dayofweek", 7), "dayofweek": ("dayofweek", 7), "dayofyear": ("dayofyear", 0),
+    "minute": ("minute", 60), "weekday": ("day_of_week", 7), "dayofweek": ("day_of_week", 7),
+    "dayofyear": ("day_of_year", 0),
 }
 LIKELY_QUALITY = re.compile(rf"(.*[_ .-])?{MARK}([_ .-].*)?", re.IGNORECASE)
 ENDS = (("from", "to"), ("source", "target"))  # names of the two columns of an edge

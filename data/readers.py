@@ -33,6 +33,8 @@ QUALITY = re.compile(rf"(.+)[_ .-]{MARK}|{MARK}[_ .-](.+)", re.IGNORECASE)
 YEAR, DATE = re.compile(r"(1[89]|20|21)\d\d"), re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ].*)?|\d{4}-\d{2}")
 INDEX = re.compile(r"(unnamed: \d+|index|level_\d+)?", re.IGNORECASE)  # as pandas calls an index that it writes
 COUNTER = re.compile(r"no\.?|nr\.?|#|row|row[_ ]?(id|no|nr|num|number|index)|record", re.IGNORECASE)
+EMPTY = ("", "NA", "<NA>", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null",
+         "None", "1.#QNAN", "1.#IND", "-1.#QNAN", "-1.#IND")  # cells without a value: those of pandas
 SHOWN = 5  # names that a message lists before it only counts
 
 
@@ -220,17 +222,16 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
         time, node, value = (find(names, known) for known in (TIME_NAMES, NODE_NAMES, VALUE_NAMES))
         long = None not in (time, node, value)
         text = dict.fromkeys((name for name in names if name.lower() in TIME_NAMES + NODE_NAMES), str)
-        if long:
-            del text[node]
+        empty = {name: ("",) if long and name == node else EMPTY for name in names}  # a node may be called NA
         file.seek(0)
         frame = pd.read_csv(file, names=names, header=None, sep=separator, dtype=text, skiprows=skipped,
-                            converters={node: str.strip} if long else None,  # not NaN for a node called NA
-                            skip_blank_lines=False, skipinitialspace=True, low_memory=False)
+                            keep_default_na=False, na_values=empty, skip_blank_lines=False, skipinitialspace=True,
+                            low_memory=False)
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{path}: line {first + 2} holds more cells than the {len(header)} columns that line "
                          f"{first + 1} names")
     if long:
-        frame[node] = frame[node].mask(frame[node] == "")
+        frame[node] = frame[node].str.strip()
     rows = np.setdiff1d(np.arange(len(frame) + len(skipped)), skipped)[:len(frame)] + 1
     unnamed = [name for name, cell in zip(names, header, strict=True) if name and not cell]
     if filled := [name for name in unnamed if frame[name].notna().any()]:
@@ -258,9 +259,10 @@ def _cells(line: str, separator: str) -> list[str]:
 
 
 def _holds_values(cells: list[str]) -> bool:
-    """Whether a line holds numbers, a date before them aside."""
+    """Whether a line holds numbers, a date before them aside; the first column of a header may have no name."""
     numeric = cells[bool(cells and DATE.fullmatch(cells[0])):]
-    return any(numeric) and pd.to_numeric(pd.Series(list(filter(None, numeric))), errors="coerce").notna().all()
+    found = pd.Series([cell for cell in numeric if cell], dtype=str)
+    return len(found) > 0 and cells[0] != "" and bool(pd.to_numeric(found, errors="coerce").notna().all())
 
 
 def read_parquet(path: Path) -> Table:
@@ -277,7 +279,7 @@ def read_parquet(path: Path) -> Table:
     columns = [level.name or name for level, name in zip(levels, unnamed, strict=True)] + list(frame.columns)
     columns = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in columns]
     frame = pd.concat([*levels, frame.reset_index(drop=True)], axis=1).set_axis(columns, axis=1)
-    check_columns(columns, str(path), frame.iloc[0].astype(str) if len(frame) else ())
+    check_columns(columns, str(path), frame.iloc[0].astype(str).tolist() if len(frame) else ())
     return from_frame(frame, str(path), np.arange(1, len(frame) + 1), "row")
 
 
