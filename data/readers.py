@@ -274,7 +274,7 @@ def read_parquet(path: Path) -> Table:
         raise ValueError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}") from error
     levels = [] if isinstance(frame.index, pd.RangeIndex) else [
         frame.index.get_level_values(level).to_series(index=range(len(frame))) for level in range(frame.index.nlevels)]
-    unnamed = ["node" if len(levels) > 1 and not holds_times(level) else "index" if level.dtype.kind in "iu" else "time"
+    unnamed = ["node" if len(levels) > 1 and not holds_times(level) else "" if level.dtype.kind in "iu" else "time"
                for level in levels]
     columns = [level.name or name for level, name in zip(levels, unnamed, strict=True)] + list(frame.columns)
     columns = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in columns]

@@ -62,7 +62,7 @@ def test_numbers_of_rows_are_no_node_of_a_table_without_times_either(tmp_path):
 def test_an_index_of_rows_that_a_filter_left_is_no_node_of_a_parquet_table(tmp_path):
     WIDE.reset_index().set_axis([*range(30), *range(35, 53)]).to_parquet(tmp_path / "a.parquet")
     table = read_nodes(tmp_path / "a.parquet")
-    assert is_wide(table) and table.notes == ("index: left out, it numbers the rows",)
+    assert is_wide(table) and table.notes == ("the first column: left out, it numbers the rows",)
 
 
 @pytest.mark.parametrize("name, values", [
