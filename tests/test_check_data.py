@@ -234,3 +234,57 @@ def test_a_number_that_may_stand_for_missing_values_is_told(hourly, capsys):
     counts.to_csv(hourly)
     assert "note: -999 stands 5 times, far from all other values" in said_of(capsys, hourly)["all"]
     assert "far from" not in said_of(capsys, hourly, "--missing", "mask", "--null_value=-999")["all"]
+
+
+def good_file(folder):
+    values = random_values(100, 3)
+    values[7, 1], values[:, 2] = -999, 4
+    hours = pd.date_range("2024-01-01", periods=100, freq="h", name="time")
+    frame = pd.DataFrame(values, hours, list("abc")).assign(hour=hours.hour, k=range(100))
+    frame.reset_index().to_csv(folder / "a.csv")
+    return folder / "a.csv"
+
+
+def with_text(text):
+    def write(folder):
+        (folder / "a.csv").write_text(text)
+        return folder / "a.csv"
+    return write
+
+
+def with_missing(folder):
+    path = good_file(folder)
+    path.write_text(path.read_text().replace("-999.0", ""))
+    return path
+
+
+def negative(folder):
+    hours = pd.date_range("2024-01-01", periods=100, freq="h")
+    np.savez(folder / "a.npz", values=random_values(100, 3) - 20, times=hours)
+    return folder / "a.npz"
+
+
+THIRTY_DAYS = "".join(f"2024-01-{day:02},{day % 7},{day % 5}\n" for day in range(1, 31))
+SHORT = ["--history_len", "2", "--predict_len", "2"]
+
+
+@pytest.mark.parametrize("write, flags, refused", [
+    (good_file, [], ""), (good_file, ["--missing", "mask", "--null_value=-999"], ""), (negative, [], ""),
+    (with_missing, ["--missing", "error"], "1 of 400 values are missing"), (with_missing, ["--missing", "mask"], ""),
+    (negative, ["--support", "nonnegative"], "--support nonnegative: a has values down to"),
+    (with_text("1,0,0\n1,2,3\n"), [], "where the names of the columns are expected"),
+    (with_text("name,2024-01-01,2024-01-02\na,1,2\n"), [], "places are in rows"),
+    (with_text(f"# by us\ntime;a;b;\n{THIRTY_DAYS.replace(',', ';')}"), SHORT, ""),
+    (with_text(f"time,a,a_qc\n{THIRTY_DAYS}"), SHORT, ""),
+])
+def test_the_verdict_and_the_notes_are_those_of_the_training(tmp_path, capsys, write, flags, refused):
+    path, said = str(write(tmp_path)), []
+    for program in (lambda: check_data.main([path, *flags, *QUICK]),
+                    lambda: main_pretrain.main(["--data_path", path, *flags, *QUICK, "--dry_run"])):
+        with pytest.raises(SystemExit) as ended:
+            run_main(program)
+        spoken = capsys.readouterr()
+        assert ended.value.code == (2 if refused else 0), spoken.err
+        said.append([line for line in (spoken.out + spoken.err).splitlines() if line.startswith(("note: ", "error: "))])
+    checked, trained = said
+    assert {line.replace("note: a: ", "note: ") for line in trained} <= {*checked} and refused in " ".join(checked)
