@@ -17,8 +17,8 @@ from .scaling import BLOCK
 from .synthetic import make_oracle
 
 SENTINELS = {float(np.float32(value)) for value in (
-    -999, -9999, -99999, -999.9, -9999.9, -32767, -32768, -2147483647, -2147483648, 9999, 99999, 999999, 1e20, 1e30,
-    1e34, 1e35, 1e36, 9.969209968386869e36)}  # what programs write where there is no value
+    -999, -9999, -99999, -999.9, -999.25, -9999.9, -32767, -32768, -2147483647, -2147483648, 9999, 99999, 999999,
+    1e20, 1e30, 1e34, 1e35, 1e36, 9.969209968386869e36)}  # what programs write where there is no value
 FAR = 1.0, 10.0  # times the range of all other values, of the lowest, of the highest: peaks are rare and high
 
 

@@ -193,16 +193,19 @@ def _from_variable(dataset, array, path: Path, notes: tuple[str, ...]) -> Table:
               if name != array.name]
     names = dict(zip([name for name in dataset.variables if name != array.name], beside, strict=True))
     sizes = {name: array.sizes[name] for name in space}
-    (latitude, left), (longitude, right) = (_places(names, *known, sizes) for known in (
+    (latitude, bare, left), (longitude, _, right) = (_places(names, *known, sizes) for known in (
         ("latitude", NORTH, LATITUDE_NAMES), ("longitude", EAST, LONGITUDE_NAMES)))
     table = Table(values, coordinate_times(array, time, path), unit=str(array.attrs.get("units", "")), grid=grid,
                   notes=notes + tuple(filter(None, (left, right))))
     if latitude is not None and longitude is not None:
         coordinates = np.stack([latitude.ravel(), longitude.ravel()], axis=1)
         rectangular = grid and (latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all()
+        told = "latitude and longitude are left out: "
         if outside_the_earth(coordinates).any():
-            told = "latitude and longitude are left out: they are not degrees from -90 to 90 and -180 to 360"
-            table = replace(table, notes=(*table.notes, told))
+            table = replace(table, notes=(*table.notes, f"{told}not degrees from -90 to 90 and -180 to 360"))
+        elif bare and all(len(one) > 1 and np.array_equal(one, np.arange(len(one)))
+                          for one in map(np.unique, coordinates.T)):
+            table = replace(table, notes=(*table.notes, f"{told}they count 0, 1, 2, ... and state no units"))
         else:
             axes = (latitude[:, 0], longitude[0]) if rectangular else None
             table = replace(table, coordinates=coordinates, axes=axes)
@@ -241,7 +244,8 @@ def _text(value) -> str:
 
 
 def _places(beside: dict, standard_name: str, units: set[str], known: tuple[str, ...], sizes: dict[str, int]):
-    """Latitudes or longitudes in degrees on all places, or None; and a note where one by name is in other units.
+    """Latitudes or longitudes in degrees on all places, or None; whether only their name says that they are; and a note
+    where one by name is in other units.
 
     CF's standard_name or units decide; else the name, unless they say otherwise. One that depends on more dimensions of
     space is preferred: a curvilinear grid's 1-D coordinates are positions, not degrees. Radians are converted.
@@ -258,11 +262,12 @@ def _places(beside: dict, standard_name: str, units: set[str], known: tuple[str,
         elif named:
             note = f"{name} is left out: {standard or unit} in {unit or 'no unit'} is no {standard_name} in degrees"
     if not found:
-        return None, note
+        return None, False, note
     array = beside[min(found)[-1]]
     missing = {dimension: size for dimension, size in sizes.items() if dimension not in array.dims}
     values = array.set_dims({**missing, **array.sizes}).transpose(*sizes).values.astype(float)
-    return np.degrees(values) if str(array.attrs.get("units", "")).lower() in RADIANS else values, None
+    unit = str(array.attrs.get("units", "")).strip().lower()
+    return np.degrees(values) if unit in RADIANS else values, not unit and "standard_name" not in array.attrs, None
 
 
 def without_land(table: Table) -> Table:

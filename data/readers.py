@@ -1,11 +1,13 @@
 """Files of many kinds as one table (time, node): read, checked for what cannot be a field, never run as code."""
 
 import codecs
+import contextlib
 import gzip
 import importlib
 import io
 import re
 import sys
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -31,8 +33,10 @@ MARK = "(?:qc|qa|qf|flags?|quality|status|quality_flag)"
 QUALITY = re.compile(rf"(.+)[_ .-]{MARK}|{MARK}[_ .-](.+)", re.IGNORECASE)
 """Names of columns and variables that say how good the one of the rest of the name is."""
 YEAR, DATE = re.compile(r"(1[89]|20|21)\d\d"), re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ].*)?|\d{4}-\d{2}")
-INDEX = re.compile(r"(unnamed: \d+|index|level_\d+)?", re.IGNORECASE)  # as pandas calls an index that it writes
-COUNTER = re.compile(r"no\.?|nr\.?|#|row|row[_ ]?(id|no|nr|num|number|index)|record", re.IGNORECASE)
+INDEX = re.compile(r"(unnamed: \d+|index|level_\d+|__index_level_\d+__)?", re.IGNORECASE)
+"""Names that pandas gives an index where it writes it."""
+COUNTER = re.compile(r"(s\.?)?no\.?|nr\.?|#|id|idx|seq|obs|record|row|row[_ .]?(id|no|nr|num|number|index|names?)",
+                     re.IGNORECASE)
 EMPTY = ("", "NA", "<NA>", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null",
          "None", "1.#QNAN", "1.#IND", "-1.#QNAN", "-1.#IND")  # cells without a value: those of pandas
 SHOWN = 5  # names that a message lists before it only counts
@@ -186,11 +190,14 @@ def read_csv(path: Path) -> Table:
     try:
         with opened(path, "rb") as file:
             wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        try:
-            return _read_text(path, opened, "utf-16" if wide else "utf-8-sig")
-        except UnicodeDecodeError:
-            table = _read_text(path, opened, "latin-1")
-            return replace(table, notes=("it is not in UTF-8: names were read as Latin-1", *table.notes))
+        for encoding in ("utf-16" if wide else "utf-8-sig", "cp1252"):
+            with contextlib.suppress(UnicodeDecodeError):
+                table = _read_text(path, opened, encoding)
+                break
+        else:
+            encoding, table = "latin-1", _read_text(path, opened, "latin-1")
+        note = () if encoding.startswith("utf") else ("it is not in UTF-8: its names are taken to be in Latin-1",)
+        return replace(table, notes=note + table.notes)
     except (UnicodeError, EOFError, gzip.BadGzipFile, zlib.error, pd.errors.ParserError) as error:
         raise ValueError(f"{path}: not a readable CSV file: {' '.join(str(error).split())}") from error
 
@@ -219,10 +226,9 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
             notes = (f"line {first + 1} ({listed(header)}) was taken for the names of the columns",)
         header += [""] * (len(row) == len(header) + 1 and not row[-1])  # lines that end with a separator
         names = [name or f"Unnamed: {place}" * (place > 0) for place, name in enumerate(header)]
-        time, node, value = (find(names, known) for known in (TIME_NAMES, NODE_NAMES, VALUE_NAMES))
-        long = None not in (time, node, value)
+        time, node = (find(names, known) for known in (TIME_NAMES, NODE_NAMES))
         text = dict.fromkeys((name for name in names if name.lower() in TIME_NAMES + NODE_NAMES), str)
-        empty = {name: ("",) if long and name == node else EMPTY for name in names}  # a node may be called NA
+        empty = {name: ("",) if time and name == node else EMPTY for name in names}  # a node may be called NA
         file.seek(0)
         frame = pd.read_csv(file, names=names, header=None, sep=separator, dtype=text, skiprows=skipped,
                             keep_default_na=False, na_values=empty, skip_blank_lines=False, skipinitialspace=True,
@@ -230,7 +236,7 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{path}: line {first + 2} holds more cells than the {len(header)} columns that line "
                          f"{first + 1} names")
-    if long:
+    if node is not None:
         frame[node] = frame[node].str.strip()
     rows = np.setdiff1d(np.arange(len(frame) + len(skipped)), skipped)[:len(frame)] + 1
     unnamed = [name for name, cell in zip(names, header, strict=True) if name and not cell]
@@ -290,7 +296,7 @@ def check_columns(names: list[str], source: str, below: Sequence[str] = ()) -> N
     """
     if not names:
         raise ValueError(f"{source}: blank; expected the names of the columns")
-    if any(character < " " for name in names for character in name):
+    if any(unicodedata.category(character) == "Cc" for name in names for character in name):
         raise ValueError(f"{source}: not a readable table: control characters in the names of its columns")
     twice = repeated(filter(None, names))
     if _holds_values(names) and (twice or not all(name.isdigit() for name in names)):
@@ -329,6 +335,8 @@ def from_frame(frame: pd.DataFrame, source: str, rows: np.ndarray, row_word: str
         raise ValueError(f"{source}: {len(frame)} rows of columns {listed(columns)}; expected a time column and one "
                          "column per node, or the columns time, node, value")
     times = None if time is None else read_stamps(frame[time], source, where)
+    if value is None and None not in (time, node) and len(columns) == 3 and pd.Series(times).duplicated().any():
+        value, = {*columns} - {time, node}  # a row per time and node: the third column holds the values
     if None not in (time, node, value):
         if len(columns) > 3:
             raise ValueError(f"{source}: columns {listed(columns)}; a long table has three: time, node, value")
@@ -337,8 +345,8 @@ def from_frame(frame: pd.DataFrame, source: str, rows: np.ndarray, row_word: str
     nodes = [column for column in columns if column != time]
     values = np.stack([numbers(frame[name], source, where) for name in nodes], axis=1)
     if None not in (time, node) and pd.Series(times).duplicated().any():
-        raise ValueError(f"{source}: columns {listed(columns)}: times come twice, as in a long table, which has three "
-                         "columns: time, node, value; rename the one of values to value")
+        raise ValueError(f"{source}: columns {listed(columns)}: times come twice, as in a long table, which has three: "
+                         "time, node, value")
     return Table(as_tensor(values, source), times, rows, row_word, tuple(nodes), notes=notes)
 
 
@@ -350,8 +358,10 @@ def _foreign(frame: pd.DataFrame) -> dict[str, str]:
     for name, column in frame.items():
         match, kind = QUALITY.fullmatch(name), column.dtype.kind
         once = len(column) > 1 and column.notna().all() and column.nunique() == 1
-        if _counts(column, years=time is None):
+        if not (long and name == node) and _counts(column, years=time is None):
             found[name] = "it numbers the rows"
+        elif INDEX.fullmatch(name) and column.isna().all():
+            found[name] = "empty"
         elif long and name in (time, node, value) or kind in "mM" or find([name], TIME_NAMES):
             continue
         elif isinstance(column.dtype, pd.CategoricalDtype):

@@ -240,6 +240,7 @@ NORTH, EAST = {"units": "degrees_north"}, {"units": "degrees_east"}
     (METRES, None), ({"y": [0, 1, 2], "x": [0, 1]}, None), ({"y": [0.1, 0.2, 0.3], "x": [0.1, 0.2]}, None),
     ({"y": ("y", LAT, {"units": "m"}), "x": ("x", LON, {"units": "m"})}, None),
     ({"lat": ("y", LAT * 1e5), "lon": ("x", LON * 1e5)}, None),
+    ({"lat": ("y", [0, 1, 2]), "lon": ("x", [0, 1])}, None),
     ({"lat": ("y", LAT, {"units": "km"}), "lon": ("x", LON, {"units": "km"})}, None),
     ({"lat": ("y", LAT, {"units": "degrees", "standard_name": "grid_latitude"}),
       "lon": ("x", LON, {"units": "degrees", "standard_name": "grid_longitude"})}, None),
@@ -266,6 +267,7 @@ def test_only_degrees_are_places(tmp_path, coordinates, first):
 @pytest.mark.parametrize("coordinates, words", [
     ({"lat": ("y", LAT, {"units": "km"}), "lon": ("x", LON, {"units": "km"})}, "lat is left out: km"),
     ({"lat": ("y", LAT * 1e5), "lon": ("x", LON * 1e5)}, "not degrees from -90 to 90"),
+    ({"lat": ("y", [0, 1, 2]), "lon": ("x", [0, 1])}, "they count 0, 1, 2, ... and state no units"),
 ])
 def test_what_is_called_latitude_but_is_none_is_noted(tmp_path, coordinates, words):
     grid(**coordinates).to_netcdf(tmp_path / "a.nc")

@@ -40,7 +40,7 @@ def is_wide(table, names=("a", "b", "c")) -> bool:
 
 @pytest.mark.parametrize("name, numbers", [
     ("Unnamed: 0", range(48)), ("index", range(1, 49)), ("", range(48)), ("level_0", [*range(24), *range(24)]),
-    ("Unnamed: 0", range(5, 5 + 96, 2)), ("No", range(1, 49)), ("row_id", range(100, 148)),
+    ("Unnamed: 0", range(5, 5 + 96, 2)), ("No", range(1, 49)), ("row_id", range(100, 148)), ("id", range(48)),
 ])
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_numbers_of_rows_are_no_node(tmp_path, name, numbers, ending):
@@ -57,6 +57,12 @@ def test_numbers_of_rows_are_no_node_of_a_table_without_times_either(tmp_path):
     frame.to_csv(tmp_path / "a.csv")
     table = read_nodes(tmp_path / "a.csv")
     assert table.node_names == ("a", "b", "c") and table.times is None and "numbers the rows" in table.notes[0]
+
+
+def test_an_empty_column_that_pandas_named_is_no_node(tmp_path):
+    WIDE.assign(**{"Unnamed: 4": np.nan}).to_csv(tmp_path / "a.csv")
+    table = read_nodes(tmp_path / "a.csv")
+    assert is_wide(table) and table.notes == ("Unnamed: 4: left out, empty",)
 
 
 def test_an_index_of_rows_that_a_filter_left_is_no_node_of_a_parquet_table(tmp_path):
@@ -220,10 +226,13 @@ def test_the_columns_of_a_long_table_that_say_nothing_of_its_values_are_left_out
     assert "columns time, node, value, depth; a long table has three" in refusal(tmp_path / "b.csv")
 
 
-def test_a_long_table_whose_values_have_another_name_is_refused_with_the_name_to_give_them(tmp_path):
-    LONG.replace({"node": {"a": 1, "b": 2, "c": 3}}).rename(columns={"value": "flow"}).to_csv(
-        tmp_path / "a.csv", index=False)
-    assert "times come twice, as in a long table" in refusal(tmp_path / "a.csv")
+def test_the_third_column_of_a_long_table_is_its_value_under_any_name_and_more_are_refused(tmp_path):
+    frame = LONG.rename(columns={"node": "station", "time": "date", "value": "flow"})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.set_index(["station", "date"]).to_parquet(tmp_path / "a.parquet")
+    assert is_wide(read_nodes(tmp_path / "a.csv")) and is_wide(read_nodes(tmp_path / "a.parquet"))
+    frame.replace({"station": {"a": 1, "b": 2, "c": 3}}).assign(depth=VALUES.ravel()).to_csv(tmp_path / "b.csv")
+    assert "times come twice, as in a long table" in refusal(tmp_path / "b.csv")
 
 
 @pytest.mark.parametrize("index", [["time", "node"], ["node", "time"]])
@@ -287,6 +296,7 @@ def test_latin_1_is_read_with_a_note(tmp_path):
     text = "time,Zürich,Genève\n2024-01-01,1,2\n"
     table = read_nodes(written(tmp_path / "a.csv", text, "latin-1"))
     assert table.node_names == ("Zürich", "Genève") and "not in UTF-8" in table.notes[0]
+    assert read_nodes(written(tmp_path / "b.csv", "time,€\n2024-01-01,1\n", "cp1252")).node_names == ("€",)
     for encoding in ("utf-8", "utf-16"):
         table = read_nodes(written(tmp_path / f"{encoding}.csv", text, encoding))
         assert table.node_names == ("Zürich", "Genève") and table.notes == ()
