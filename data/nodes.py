@@ -43,12 +43,15 @@ def read_nodes(path: Path | str, variable: str = "") -> Table:
     and flags under the name of another node are left out; what only looks like one of them, or like numbers of rows, is
     noted.
     """
-    table, told = read_file(path, variable), {}
+    table = read_file(path, variable)
     names, times = table.node_names or (), None if table.times is None else pd.DatetimeIndex(table.times)
-    foreign = {}
+    foreign, told = {}, {}
+    counts = table.values[-1] - table.values[0] == max(len(table.values), COUNTED) - 1
     for place, name in enumerate(names):
         part, cycle = PARTS_OF_TIME.get(name.lower().replace("_", ""), ("", 0))
         match, likely = QUALITY.fullmatch(name), LIKELY_QUALITY.fullmatch(name)
+        if not (part or likely or counts[place]):
+            continue
         values = table.values[:, place].double().numpy()
         if part and times is not None:
             shift = values - getattr(times, part).to_numpy()
@@ -58,7 +61,7 @@ def read_nodes(path: Path | str, variable: str = "") -> Table:
         elif likely and (values[~np.isnan(values)] % 1 == 0).all():
             certain = match and {*match.groups()} & {*names}
             (foreign if certain else told).setdefault("a quality flag", []).append(name)
-        elif len(values) >= COUNTED and (np.diff(values) == 1).all():
+        elif (np.diff(values) == 1).all():
             told.setdefault("a number of the row", []).append(name)
     out = {name for found in foreign.values() for name in found}
     if len(out) == len(names):

@@ -335,7 +335,8 @@ def from_frame(frame: pd.DataFrame, source: str, rows: np.ndarray, row_word: str
         raise ValueError(f"{source}: {len(frame)} rows of columns {listed(columns)}; expected a time column and one "
                          "column per node, or the columns time, node, value")
     times = None if time is None else read_stamps(frame[time], source, where)
-    if value is None and None not in (time, node) and len(columns) == 3 and pd.Series(times).duplicated().any():
+    repeated_times = None not in (time, node) and bool(pd.Series(times).duplicated().any())
+    if value is None and repeated_times and len(columns) == 3 and find([time], TIME_NAMES):
         value, = {*columns} - {time, node}  # a row per time and node: the third column holds the values
     if None not in (time, node, value):
         if len(columns) > 3:
@@ -344,7 +345,7 @@ def from_frame(frame: pd.DataFrame, source: str, rows: np.ndarray, row_word: str
         return replace(table, notes=notes)
     nodes = [column for column in columns if column != time]
     values = np.stack([numbers(frame[name], source, where) for name in nodes], axis=1)
-    if None not in (time, node) and pd.Series(times).duplicated().any():
+    if repeated_times:
         raise ValueError(f"{source}: columns {listed(columns)}: times come twice, as in a long table, which has three: "
                          "time, node, value")
     return Table(as_tensor(values, source), times, rows, row_word, tuple(nodes), notes=notes)
@@ -354,10 +355,9 @@ def _foreign(frame: pd.DataFrame) -> dict[str, str]:
     """The columns of a table that are certainly no nodes, each with what it is."""
     columns, found = list(frame.columns), {}
     time, node, value = (find(columns, known) for known in (TIME_NAMES[:-1], NODE_NAMES, VALUE_NAMES))
-    long = None not in (time, node, value)
+    long = None not in (time, node) and (value is not None or bool(frame[time].duplicated().any()))
     for name, column in frame.items():
         match, kind = QUALITY.fullmatch(name), column.dtype.kind
-        once = len(column) > 1 and column.notna().all() and column.nunique() == 1
         if not (long and name == node) and _counts(column, years=time is None):
             found[name] = "it numbers the rows"
         elif INDEX.fullmatch(name) and column.isna().all():
@@ -368,9 +368,10 @@ def _foreign(frame: pd.DataFrame) -> dict[str, str]:
             found[name] = "a category, as the folders of a Parquet table are"
         elif match and (long or kind in "Ob") and {*match.groups()} & {*columns}:
             found[name] = "a quality flag"
-        elif once and (long or name == node or kind == "O" and not str(column.iloc[0])[:1].isdigit()):
+        elif len(column) > 1 and (long and value or name == node or kind == "O" and not str(column.iloc[0])[:1].isdigit()
+                                  ) and (column == column.iloc[0]).all():
             found[name] = "the same in every row"
-    return found if {*columns} - {*found} - {time} else {}
+    return found if {*columns} - {*found} - {time} else {}  # else it is all that there is
 
 
 def _counts(column: pd.Series, years: bool) -> bool:
