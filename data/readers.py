@@ -368,8 +368,8 @@ def _foreign(frame: pd.DataFrame) -> dict[str, str]:
             found[name] = "a category, as the folders of a Parquet table are"
         elif match and (long or kind in "Ob") and {*match.groups()} & {*columns}:
             found[name] = "a quality flag"
-        elif len(column) > 1 and (long and value or name == node or kind == "O" and not str(column.iloc[0])[:1].isdigit()
-                                  ) and (column == column.iloc[0]).all():
+        elif len(column) > 1 and (column == column.iloc[0]).all() and (
+                long and value or name == node or kind == "O" and not str(column.iloc[0])[:1].isdigit()):
             found[name] = "the same in every row"
     return found if {*columns} - {*found} - {time} else {}  # else it is all that there is
 
