@@ -4,8 +4,9 @@
 
 Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.csv (one row per run, every score), .md
 (the ladder beside every published row, with paired intervals) and .tex, and joint_<H>_<F>.csv and .md, the scores that
-see how nodes and steps go together; for 12 -> 12 also the table between the `results` marks of README.md and
-docs/results/cost_MobileNJ.png. No number in them is typed by hand; those of other papers come from
+see how nodes and steps go together; for 12 -> 12 also docs/results/cost_MobileNJ.png; and what stands between the
+`results` marks of README.md: the table of 12 -> 12, and where published and simple rows are ahead of the default, from
+the .csv files of 12 -> 12 and 64 -> 64. No number in them is typed by hand; those of other papers come from
 docs/results/published_<H>_<F>.csv.
 """
 
@@ -19,12 +20,14 @@ from scripts.benchmark import METHODS
 from utils.checkpoint import csv_text, read_json, write_atomically
 from utils.comparison import in_words, paired_difference
 from utils.config import FlagParser, TrainConfig, run_main
+from utils.metrics import perfect_qice
 from utils.plots import draw_quality_against_cost
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 SCORES = ("CRPS", "QICE", "IS", "MAE", "RMSE")  # those of the published tables
-OURS = (*SCORES, "MAE_median", "CRPS_fair", "CRPS_sum", "energy_score", "variogram_score", "coverage90", "PIT_error")
+OURS = (*SCORES, "QICE_ties", "MAE_median", "CRPS_fair", "CRPS_sum", "energy_score", "variogram_score", "coverage90",
+        "PIT_error")
 COMPARED = ("CRPS", "CRPS_sum", "energy_score", "variogram_score")
 JOINT_COMPARED = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_increments", "energy_score",
                   "variogram_score")
@@ -32,7 +35,10 @@ JOINT = (*JOINT_COMPARED, "correlation_gap", "autocorrelation_gap", "PIT_error_s
          "PIT_error_neighbourhoods", "PIT_error_max")
 DEFAULT = TrainConfig.process
 SHOWN = {DEFAULT: "", "lags": ", `--lags auto`"}  # rows of the README's table, and what stands behind the dataset
+LISTED = (*SCORES, "CRPS_sum")  # in which rows are ahead of the default or not
+LENGTHS = (12, 12), (64, 64)
 SIMPLE = [name for name, method in METHODS.items() if method.baseline and not name.startswith("our_")]
+OTHERS = [*SIMPLE, "cost", "published"]  # rows that are not ours
 BEGIN, END = "<!-- results: written by scripts/collect_results.py -->\n", "<!-- end of results -->"
 
 
@@ -48,7 +54,28 @@ def read_runs(folder: Path) -> pd.DataFrame:
         rows.append({**row, "path": path.with_suffix(".csv")})
     if not rows:
         raise ValueError(f"{folder}: no scored run; run python -m scripts.benchmark first")
-    return pd.DataFrame(rows)
+    return with_definitions(pd.DataFrame(rows))
+
+
+def with_definitions(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with `ensemble`, QICE and QICE_ties; earlier versions named what is QICE_ties QICE, and no kind of ensemble.
+
+    Their QICE_floor tells the kind. What a run has not is NaN.
+    """
+    runs = runs.reindex(columns=[*runs, *({*LISTED, "QICE_ties", "ensemble", "members", "QICE_floor"} - {*runs})])
+    earlier = runs.QICE_ties.isna()
+    runs["QICE_ties"] = runs.QICE_ties.where(~earlier, runs.QICE)
+    runs["QICE"] = runs.QICE.where(~earlier)
+    equidistant = runs.QICE_floor < perfect_qice(runs.members) * 0.9
+    runs["ensemble"] = runs.ensemble.astype(object).where(
+        runs.ensemble.notna(), equidistant.map({True: "quantiles", False: "random"}))
+    return runs
+
+
+def shown_kind(runs: pd.DataFrame) -> str:
+    """The kind of ensemble of the default's rows: random, as that of published rows, where it has both."""
+    kinds = set(runs[runs.method == DEFAULT].ensemble)
+    return "quantiles" if kinds == {"quantiles"} else "random"
 
 
 def in_ladder_order(runs: pd.DataFrame) -> pd.DataFrame:
@@ -97,16 +124,16 @@ def best_in_bold(frame: pd.DataFrame, rows: list[list[str]], names: tuple[str, .
 
 def ladder(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """All methods on one dataset: published rows, then ours, one row per method."""
-    head = ["method", *OURS, "seeds", "minutes"]
-    theirs = [(f"{row.method} (published)", row, [f"{row[score]:g}" for score in SCORES]
-               + [""] * (len(head) - len(SCORES) - 1)) for _, row in published.iterrows()]
+    head = ["method", "members", *OURS, "seeds", "minutes"]
+    theirs = [(f"{row.method} (published)", row, ["random", *(f"{row[score]:g}" for score in SCORES)]
+               + [""] * (len(head) - len(SCORES) - 2)) for _, row in published.iterrows()]
     ours = []
-    for name, group in runs.groupby("method", sort=False):
+    for (name, kind), group in runs.groupby(["method", "ensemble"], sort=False):
         minutes = group[[column for column in group if column.startswith("minutes")]].sum(axis=1).mean()
-        cells = [mean_and_spread(group[score]) for score in OURS] + [str(len(group)), f"{minutes:.1f}"]
+        cells = [kind, *(mean_and_spread(group[score]) for score in OURS), str(len(group)), f"{minutes:.1f}"]
         ours.append((name, group[list(OURS)].mean(), cells))
     rows = [[name, *cells] for name, _, cells in theirs + ours]
-    best_in_bold(pd.DataFrame([values for _, values, _ in theirs + ours]).reset_index(drop=True), rows, OURS, 1)
+    best_in_bold(pd.DataFrame([values for _, values, _ in theirs + ours]).reset_index(drop=True), rows, OURS, 2)
     return head, rows
 
 
@@ -115,7 +142,8 @@ def read_joint(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for _, run in runs.iterrows():
         if joint := read_json(run.path.with_suffix(".json")).get("joint"):
-            rows.append(run[["data_name", "method", "seed", "windows", "members", "CRPS", "path"]].to_dict())
+            rows.append(run[["data_name", "method", "seed", "windows", "members", "ensemble", "CRPS",
+                             "path"]].to_dict())
             rows[-1] |= {name: joint.get(name) for name in JOINT}
             rows[-1] |= {f"control_{name}": joint["control"].get(name) for name in JOINT}
     return pd.DataFrame(rows)
@@ -124,29 +152,60 @@ def read_joint(runs: pd.DataFrame) -> pd.DataFrame:
 def joint_ladder(runs: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """All methods on one dataset: CRPS, and every joint score with that of the control in brackets."""
     names = ["CRPS", *(name for name in JOINT if runs[name].notna().any())]
-    groups = dict(list(runs.groupby("method", sort=False)))
-    rows = [[method, *(mean_and_spread(group[name]) for name in names), str(len(group))]
+    groups = dict(list(runs.groupby(["method", "ensemble"], sort=False)))
+    rows = [[*method, *(mean_and_spread(group[name]) for name in names), str(len(group))]
             for method, group in groups.items()]
-    best_in_bold(pd.DataFrame([group[names].mean() for group in groups.values()]), rows, names, 1)
+    best_in_bold(pd.DataFrame([group[names].mean() for group in groups.values()]), rows, names, 2)
     for row, group in zip(rows, groups.values(), strict=True):
-        for column, name in enumerate(names[1:], 2):
+        for column, name in enumerate(names[1:], 3):
             row[column] += f" ({number(group[f'control_{name}'].mean())})"
-    return ["method", *names, "seeds"], rows
+    return ["method", "members", *names, "seeds"], rows
 
 
 def differences(runs: pd.DataFrame, block: int, scores: Sequence[str] = COMPARED) -> tuple[list[str], list[list[str]]]:
-    """The default against every other method on one dataset: relative difference of each score, 95 % interval."""
-    windows = {name: [pd.read_csv(path).to_dict("list") for path in group.path]
-               for name, group in runs.groupby("method", sort=False)}
+    """The default against every other method on one dataset, ensembles of one kind: relative difference, interval."""
+    windows = {key: [pd.read_csv(path).to_dict("list") for path in group.path]
+               for key, group in runs.groupby(["method", "ensemble"], sort=False)}
     rows = []
-    for name in windows:
-        if name == DEFAULT or DEFAULT not in windows:
+    for (name, kind), theirs in windows.items():
+        ours = windows.get((DEFAULT, kind))
+        if name != DEFAULT and ours:
+            rows.append([name, kind, *(in_words(paired_difference(ours, theirs, score, block)) for score in scores)])
+    return [f"{DEFAULT} against", "members", *scores], rows
+
+
+def ahead() -> str:
+    """Every published or simple row that has a better score than the default, from the .csv files, in sentences.
+
+    The default's row is that of the same kind of ensemble (published rows: random members), or the only one it has.
+    """
+    lines = []
+    for lengths in LENGTHS:
+        path, published = (RESULTS / f"{kind}{lengths[0]}_{lengths[1]}.csv" for kind in ("", "published_"))
+        if not path.exists():
             continue
-        row = [name]
-        for score in scores:
-            row.append(in_words(paired_difference(windows[DEFAULT], windows[name], score, block)))
-        rows.append(row)
-    return [f"{DEFAULT} against", *scores], rows
+        runs = with_definitions(pd.read_csv(path))
+        theirs = pd.read_csv(published) if published.exists() else pd.DataFrame(columns=["data_name", "method"])
+        theirs = theirs.assign(ensemble="random", method=theirs.method + " (published)")
+        for data_name, group in runs.groupby("data_name", sort=False):
+            rows = pd.concat([theirs[theirs.data_name == data_name], group[group.method.isin(OTHERS)]])
+            rows = rows.reindex(columns=["method", "ensemble", *LISTED]).groupby(["method", "ensemble"], sort=False)
+            ours = group[group.method == DEFAULT].groupby("ensemble")[list(LISTED)].mean()
+            found = []
+            for score in LISTED:
+                better = []
+                for (name, kind), value in rows[score].mean().items():
+                    own = ours[score].get(kind, ours[score].mean())
+                    if value < own:
+                        better.append(f"{name} {number(value)} ({number(own)})")
+                if better:
+                    found.append(f"in {score} {', '.join(better)}")
+            if found:
+                lines.append(f"- {data_name}, {lengths[0]} to {lengths[1]}: {'; '.join(found)}.\n")
+    scores = f"{', '.join(LISTED[:-1])} and {LISTED[-1]}"
+    if not lines:
+        return f"No published and no simple row is ahead of the default in {scores}.\n"
+    return f"Where others are ahead of the default in {scores}, its score in brackets:\n\n{''.join(lines)}"
 
 
 def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
@@ -154,10 +213,11 @@ def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
     rows = []
     for (data_name, group), (method, label) in product(runs.groupby("data_name", sort=False), SHOWN.items()):
         paper = published[(published.data_name == data_name) & (published.method == "CoST")]
+        group = group[group.ensemble == shown_kind(group)]
         ours = group[group.method == method]
         if not len(ours):
             continue
-        row = [data_name + label]
+        row = [data_name + label, ours.ensemble.iloc[0]]
         for score in SCORES:
             value = ours[score].mean()
             theirs = paper.iloc[0][score] if len(paper) else float("-inf")
@@ -168,8 +228,8 @@ def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
                 f"{ours.coverage90.mean():.3f}", str(ours.windows.iloc[0]), str(len(ours)),
                 f"{ours[[c for c in ours if c.startswith('minutes')]].sum(axis=1).mean():.1f}"]
         rows.append(row)
-    return markdown(["dataset", *SCORES, "best simple CRPS", "CRPS_sum", "coverage 90", "test windows", "seeds",
-                     "minutes"], rows)
+    return markdown(["dataset", "members", *SCORES, "best simple CRPS", "CRPS_sum", "coverage 90", "test windows",
+                     "seeds", "minutes"], rows)
 
 
 def replace_between_marks(text: str, table: str) -> str:
@@ -195,7 +255,7 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
             f"{members} members, mean ± standard deviation over seeds; minutes of one run on one CPU core. Below each "
             f"table the relative difference of the default, {DEFAULT}, to every method with a paired 95 % interval "
             "(none where the windows are worth fewer than 8 independent ones), seeds averaged: negative is better. "
-            "Rows named `our_` and "
+            "Only ensembles of one kind are compared: random members, or equidistant quantiles. Rows named `our_` and "
             f"gaussian_copula stand on the same stage 1 as {DEFAULT}; that sees lags on NYCFlights alone, by its "
             "preset. lags sees values of a day and a week (a year) before each step, as the seasonal naive forecast, "
             "no_lags and the rows above nothing but the history.\n")
@@ -234,6 +294,7 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
 def draw_cost(runs: pd.DataFrame, published: pd.DataFrame, data_name: str = "MobileNJ") -> None:
     """Quality against the time of a forecast: every process whose speed was measured, and what it has to beat."""
     runs, points = runs[runs.data_name == data_name], {}
+    runs = runs[runs.ensemble == shown_kind(runs)]
     for path in sorted(RESULTS.glob(f"speed_{data_name}*.json")):
         speed = read_json(path)
         process = speed["process"]
@@ -255,14 +316,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--save_dir", type=Path, default=ROOT / "save")
     given = parser.parse_args(arguments)
     runs = in_ladder_order(read_runs(given.save_dir / "benchmark" / "test"))
-    readme = ROOT / "README.md"
+    readme, table = ROOT / "README.md", ""
     for lengths, group in runs.groupby(["history_len", "predict_len"]):
         published = write_tables(group, lengths)
         write_joint(group, lengths)
         if lengths == (12, 12):
-            text = replace_between_marks(readme.read_text(), summary(group, published))
-            write_text(readme, text)
+            table = summary(group, published)
             draw_cost(group, published)
+    if table:
+        write_text(readme, replace_between_marks(readme.read_text(), f"{table}\n{ahead()}"))
     print(f"{len(runs)} runs in {RESULTS} and README.md")
     return 0
 

@@ -5,7 +5,18 @@ import pytest
 from test_evaluation import MEMBERS, draw
 
 from scripts import collect_results
-from scripts.collect_results import JOINT, differences, joint_ladder, read_joint, read_runs, write_joint
+from scripts.collect_results import (
+    JOINT,
+    SCORES,
+    ahead,
+    differences,
+    joint_ladder,
+    ladder,
+    read_joint,
+    read_runs,
+    with_definitions,
+    write_joint,
+)
 from utils.checkpoint import write_json, write_table
 from utils.evaluation import evaluate_ensemble
 
@@ -35,20 +46,65 @@ def test_a_run_without_joint_scores_is_left_out_of_their_table_alone(runs):
 def test_every_joint_score_stands_beside_its_control(runs):
     found = read_joint(runs)
     head, rows = joint_ladder(found)
-    assert head == ["method", "CRPS", *(name for name in JOINT if "neighbourhoods" not in name), "seeds"]
+    assert head == ["method", "members", "CRPS", *(name for name in JOINT if "neighbourhoods" not in name), "seeds"]
     row = dict(zip(head, next(row for row in rows if row[0] == "copula"), strict=True))
     numbers = found[found.method == "copula"].iloc[0]
     own, control = row["CRPS_regions"].replace("*", "").split()
     assert float(own) == pytest.approx(numbers.CRPS_regions, abs=1e-4)
     assert float(control.strip("()")) == pytest.approx(numbers.control_CRPS_regions, abs=1e-4)
-    assert sum(cell.startswith("**") for row in rows for cell in row) >= len(head) - 2
+    assert row["members"] == "random"
+    assert sum(cell.startswith("**") for row in rows for cell in row) >= len(head) - 3
 
 
 def test_the_default_is_compared_by_joint_scores_with_an_interval(runs):
-    head, rows = differences(read_joint(runs), 5, ("CRPS_regions", "CRPS_max"))
-    assert head == ["copula against", "CRPS_regions", "CRPS_max"] and [row[0] for row in rows] == ["persistence"]
+    head, rows = differences(read_joint(runs), 2, ("CRPS_regions", "CRPS_max"))
+    assert head == ["copula against", "members", "CRPS_regions", "CRPS_max"]
+    assert [row[:2] for row in rows] == [["persistence", "random"]]
     means = read_joint(runs).set_index("method").CRPS_regions
-    assert rows[0][1].startswith(f"{means.copula / means.persistence - 1:+.1%} [")
+    assert rows[0][2].startswith(f"{means.copula / means.persistence - 1:+.1%} [")
+    few = differences(read_joint(runs), 5, ("CRPS_regions",))[1]
+    assert few[0][2] == f"{means.copula / means.persistence - 1:+.1%} (no interval)"
+
+
+def test_ensembles_of_another_kind_are_not_compared_with_intervals_and_stand_in_rows_of_their_own(runs):
+    quantiles = runs[runs.method == "persistence"].assign(ensemble="quantiles", CRPS=0.1)
+    both = pd.concat([runs, quantiles])
+    assert [row[:2] for row in differences(both, 2)[1]] == [["gaussian", "random"], ["persistence", "random"]]
+    head, rows = ladder(both, pd.DataFrame(columns=["data_name", "method", *SCORES]))
+    assert [row[:2] for row in rows].count(["persistence", "quantiles"]) == 1 and len(rows) == 4
+    assert head.index("CRPS") == 2 and rows[-1][2] == "**0.1000**"
+
+
+def test_the_qice_of_an_earlier_version_is_that_with_shared_ties_and_its_floor_tells_the_kind():
+    earlier = pd.DataFrame({"QICE": [0.01, 0.02, 0.03], "QICE_ties": [None, None, 0.004], "members": 50,
+                            "QICE_floor": [0.32 / 51, 0.16 / 50, 0.32 / 51], "ensemble": [None, None, "random"]})
+    found = with_definitions(earlier)
+    assert found.ensemble.tolist() == ["random", "quantiles", "random"]
+    assert found.QICE_ties.tolist() == [0.01, 0.02, 0.004]
+    assert found.QICE.isna().tolist() == [True, True, False] and found.QICE[2] == 0.03
+    older = with_definitions(earlier.drop(columns=["QICE_ties", "ensemble"]))
+    assert older.ensemble.tolist() == ["random", "quantiles", "random"] and older.QICE.isna().all()
+
+
+def test_every_published_and_simple_row_that_is_ahead_of_the_default_is_named_from_the_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect_results, "RESULTS", tmp_path)
+    assert "No published and no simple row" in ahead()
+    rows = [  # method, members, CRPS, IS, CRPS_sum; two seeds of the default
+        ("copula", "random", 0.05, 2.0, 0.04), ("copula", "random", 0.07, 2.0, 0.04),
+        ("copula", "quantiles", 0.055, 1.8, 0.04), ("climatology", "random", 0.062, 1.9, 0.05),
+        ("quantile", "quantiles", 0.056, 1.7, 0.039), ("our_quantile", "quantiles", 0.01, 0.1, 0.01)]
+    ours = pd.DataFrame(rows, columns=["method", "ensemble", "CRPS", "IS", "CRPS_sum"]).assign(
+        data_name="Tiny", QICE=0.01, QICE_ties=0.01, members=50)
+    ours.to_csv(tmp_path / "12_12.csv", index=False)
+    pd.DataFrame({"data_name": ["Tiny", "Other"], "method": "Old", "CRPS": [0.059, 0.001], "IS": [3.0, 0.1],
+                  "QICE": [0.02, 0.0]}).to_csv(tmp_path / "published_12_12.csv", index=False)
+    assert ahead().splitlines()[2:] == [
+        "- Tiny, 12 to 12: in CRPS Old (published) 0.0590 (0.0600); in IS climatology 1.90 (2.00), quantile 1.70 "
+        "(1.80); in CRPS_sum quantile 0.0390 (0.0400)."]
+    alone = ours[(ours.ensemble == "quantiles") | (ours.method == "climatology")]  # the default has one kind
+    alone.assign(IS=[1.8, 1.5, 1.9, 9.0]).to_csv(tmp_path / "64_64.csv", index=False)
+    last = ahead().splitlines()[-1]
+    assert last == "- Tiny, 64 to 64: in IS climatology 1.50 (1.80); in CRPS_sum quantile 0.0390 (0.0400)."
 
 
 def test_the_tables_are_written_where_there_is_something_to_write(runs, tmp_path, monkeypatch):
@@ -59,4 +115,4 @@ def test_the_tables_are_written_where_there_is_something_to_write(runs, tmp_path
     table = pd.read_csv(tmp_path / "joint_3_2.csv")
     assert list(table.method) == ["copula", "persistence"] and table.control_CRPS_sum.notna().all()
     text = (tmp_path / "joint_3_2.md").read_text()
-    assert "## Tiny" in text and "| copula against | CRPS_sum | CRPS_regions | CRPS_max |" in text
+    assert "## Tiny" in text and "| copula against | members | CRPS_sum | CRPS_regions | CRPS_max |" in text
