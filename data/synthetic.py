@@ -1,4 +1,4 @@
-"""A field whose best possible forecast is known: the ruler that forecasts are measured with.
+"""A field whose predictive law is known exactly: what forecasts are measured against.
 
 The field is seasonal, correlated in space and time, and noisier at some hours and nodes than at others:
 

@@ -2,8 +2,9 @@
 
     python -m scripts.score_oracle save/diffusion/Oracle_12_12 [FOLDER ...] [--json FILE] [--table FILE]
 
-The field's predictive law given the history is known exactly; as many members as the run has are drawn from it and
-pass through the same scores on the same test windows. No forecast can be better on average: a ratio of 1 is perfect.
+The field's predictive law given the history is known exactly; as many members as the run has, and of the same kind
+(random draws, or equidistant quantiles in the rank order of such draws), are taken from it and pass through the same
+scores on the same test windows. The ratio of a score is 1 for the law itself, but for chance.
 Joint scores stand beside those of the run's shuffled control, and the correlation of members against distance beside
 that of the law.
 """
@@ -14,33 +15,47 @@ from pathlib import Path
 
 import torch
 
-from data.synthetic import OracleField, make_oracle
+from data.synthetic import OracleField, OraclePredictive, make_oracle
 from data.windows import WindowedField
 from main_pretrain import open_windows
+from models.quantiles import reorder
 from scripts.collect_results import markdown
 from utils.checkpoint import CONFIG, METRICS, read_json, write_atomically, write_json
 from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.evaluation import evaluate_ensemble, joint_scores
 from utils.joint import correlation_curve
 
-SHOWN = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "RMSE", "energy_score", "variogram_score",
-         "spread_skill")
+SHOWN = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE_ties", "IS", "coverage90", "MAE", "RMSE", "energy_score",
+         "variogram_score", "spread_skill")
 JOINT = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_increments", "energy_score",
          "variogram_score")
 GAPS = ("forecast", "control")  # the lines of a run whose correlations are held against the law's
 
 
-def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: int = 0, limit: int = 0) -> dict:
-    """Scores of an ensemble drawn from the exact predictive law on test windows of the synthetic field."""
+def exact_members(law: OraclePredictive, members: int, generator: torch.Generator, ensemble: str) -> torch.Tensor:
+    """An ensemble of the exact law: "random" draws, or its "quantiles" at the levels (i + 1/2) / M in their rank order.
+
+    Shapes: (batch, member, F, node). Units: physical.
+    """
+    drawn = law.sample(members, generator)
+    if ensemble == "random":
+        return drawn
+    level = (torch.arange(members, dtype=torch.float64) + 0.5) / members
+    scores = torch.special.ndtri(level).to(drawn).view(-1, 1, 1)
+    return reorder(law.mean.unsqueeze(1) + law.std.unsqueeze(1) * scores, drawn)
+
+
+def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: int = 0, limit: int = 0,
+                ensemble: str = "random") -> dict:
+    """Scores of an ensemble of the exact predictive law on test windows of the synthetic field."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(batch):
-        history = data.scaler.physical(batch.context.history)
-        law = oracle.predictive(history, batch.start, data.predict_len)
-        return data.scaler.standardize(law.sample(members, generator))
+        law = oracle.predictive(data.scaler.physical(batch.context.history), batch.start, data.predict_len)
+        return data.scaler.standardize(exact_members(law, members, generator, ensemble))
 
     scores, _ = evaluate_ensemble(draw, data.batches("test", 8, limit=limit), data.scaler.physical,
-                                  (members, data.predict_len, data.num_nodes))
+                                  (members, data.predict_len, data.num_nodes), ensemble == "quantiles")
     return scores
 
 
@@ -90,13 +105,17 @@ def compare(folder: Path) -> dict:
     length_scale = config.get("oracle_length_scale", TrainConfig.oracle_length_scale)
     steps, nodes = data.field.values.shape
     oracle = make_oracle(nodes, steps, length_scale=length_scale)
-    exact = score_exact(data, oracle, ours["members"], limit=config["test_windows"])
+    earlier = "quantiles" if config["process"] != "cost" else "random"  # versions that do not name it
+    ensemble = ours.get("ensemble", earlier)
+    exact = score_exact(data, oracle, ours["members"], limit=config["test_windows"], ensemble=ensemble)
     run = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
                                          "sampler", "steps", "best_epoch", "epochs")}
     return {
-        **run, "nodes": nodes, "time_steps": steps, "length_scale": length_scale, "eps_model": config["eps_model"],
-        "ours": {name: ours[name] for name in SHOWN}, "exact": {name: exact[name] for name in SHOWN},
-        "ratio": {name: ours[name] / exact[name] for name in SHOWN},
+        **run, "ensemble": ensemble, "nodes": nodes, "time_steps": steps, "length_scale": length_scale,
+        "eps_model": config["eps_model"],
+        "ours": {name: ours[name] for name in SHOWN if name in ours},
+        "exact": {name: exact[name] for name in SHOWN if name in ours},
+        "ratio": {name: ours[name] / exact[name] for name in SHOWN if name in ours},
         **({"joint": compare_joint(ours["joint"], exact["joint"], law_curve(data, oracle))} if "joint" in ours else {}),
     }
 
@@ -104,9 +123,9 @@ def compare(folder: Path) -> dict:
 def show(found: dict) -> None:
     """Print a comparison."""
     print(f"{found['nodes']} nodes, length scale {found['length_scale']:g}, --eps_model {found['eps_model']}, seed "
-          f"{found['seed']}: {found['windows']} test windows, {found['members']} members\n"
+          f"{found['seed']}: {found['windows']} test windows, {found['members']} members ({found['ensemble']})\n"
           f"{'':20}{'ours':>10}{'exact':>10}{'ratio':>8}")
-    for name in SHOWN:
+    for name in found["ours"]:
         print(f"{name:20}{found['ours'][name]:10.4g}{found['exact'][name]:10.4g}{found['ratio'][name]:8.3f}")
     if "joint" in found:
         joint = found["joint"]
@@ -122,16 +141,16 @@ def table(runs: list[dict]) -> str:
     """Joint scores over the exact forecaster's as a Markdown table: mean over seeds, largest gap of any."""
     rows, groups = [], {}
     for run in (run for run in runs if "joint" in run):
-        task = tuple(run[name] for name in ("nodes", "time_steps", "length_scale", "windows", "eps_model"))
+        task = tuple(run[name] for name in ("nodes", "time_steps", "length_scale", "windows", "ensemble", "eps_model"))
         groups.setdefault(task, []).append(run)
-    for (*sizes, denoiser), same in groups.items():
+    for (*sizes, ensemble, denoiser), same in groups.items():
         for side, gap, text in (("ratio", "forecast", denoiser),
                                 ("control_ratio", "control", f"{denoiser}, without dependence")):
             means = [statistics.mean(run["joint"][side].get(name, math.nan) for run in same) for name in JOINT]
-            rows.append([*(f"{size:g}" for size in sizes), text, str(len(same)),
+            rows.append([*(f"{size:g}" for size in sizes), ensemble, text, str(len(same)),
                          *("" if math.isnan(value) else f"{value:.3f}" for value in means),
                          f"{max(run['joint']['gap'][gap] for run in same):.3f}"])
-    return markdown(["nodes", "steps", "length scale", "test windows", "denoiser", "seeds", *JOINT,
+    return markdown(["nodes", "steps", "length scale", "test windows", "members", "denoiser", "seeds", *JOINT,
                      "correlation, largest gap"], rows)
 
 

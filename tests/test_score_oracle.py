@@ -1,0 +1,35 @@
+"""The exact forecaster in either kind of ensemble, which ours is compared with like for like."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from scipy.stats import norm
+
+from data.synthetic import make_oracle
+from data.windows import open_data
+from scripts.score_oracle import exact_members, score_exact
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return open_data("Oracle", ROOT, 12, 12, "cpu", 6, 3000), make_oracle(6, 3000)
+
+
+def test_the_quantiles_of_the_exact_law_are_those_of_its_normal_margins_in_the_order_of_its_draws(oracle):
+    data, field = oracle
+    batch = next(iter(data.batches("test", 2)))
+    law = field.predictive(data.scaler.physical(batch.history), batch.start, 12)
+    drawn, found = (exact_members(law, 20, torch.Generator().manual_seed(3), kind) for kind in ("random", "quantiles"))
+    assert torch.equal(found.argsort(1), drawn.argsort(1))
+    wanted = norm.ppf((np.arange(20)[:, None, None] + 0.5) / 20, law.mean[1], law.std[1])
+    np.testing.assert_allclose(found[1].sort(dim=0).values, wanted, rtol=1e-6)
+
+
+def test_exact_quantiles_score_about_one_part_in_m_below_random_draws_of_the_same_law(oracle):
+    data, field = oracle
+    scores = {kind: score_exact(data, field, 50, ensemble=kind) for kind in ("random", "quantiles")}
+    assert {kind: each["ensemble"] for kind, each in scores.items()} == {kind: kind for kind in scores}
+    assert scores["quantiles"]["CRPS"] / scores["random"]["CRPS"] == pytest.approx(1 - 1 / 50, abs=0.004)
+    for each in scores.values():
+        assert each["coverage90"] == pytest.approx(each["coverage90_floor"], abs=0.015)
