@@ -9,7 +9,7 @@ flags=(--data_name Oracle --oracle_length_scale 1 --save_dir "$save" "$@")
 for seed in 0 1 2; do
     python main_pretrain.py "${flags[@]}" --seed "$seed" --run_name "$seed"
     for denoiser in mlp tokens graph; do
-        python main_train.py "${flags[@]}" --eps_model "$denoiser" --seed "$seed" --run_name "${denoiser}_$seed" \
+        python main_train.py "${flags[@]}" --denoiser "$denoiser" --seed "$seed" --run_name "${denoiser}_$seed" \
             --mean_run "$save/mean/Oracle_12_12_$seed"
     done
 done

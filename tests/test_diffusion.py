@@ -24,6 +24,8 @@ from models.diffusion import (
     noise_to_clean,
     posterior,
     reverse_mean,
+    velocity,
+    velocity_to_noise,
 )
 from models.diffusion.samplers import evenly_spaced, evenly_spaced_log_snr
 
@@ -438,3 +440,35 @@ def test_a_thousand_small_steps_give_the_exact_gaussian(sampler):
     schedule = make_schedule("linear", 1000, 1e-5, 0.02)
     assert std_ratio(sampler, 1000, 0.7, schedule) == pytest.approx(1, abs=0.007)
     assert mean_of_result(sampler, schedule, 1000, 1.0, 0.7) == pytest.approx(1, abs=0.007)
+
+
+# Velocity
+
+@every_schedule
+def test_the_velocity_is_that_of_salimans_and_ho_and_gives_back_noise_and_clean_value(name):
+    """v = alpha * noise - sigma * clean (arXiv:2202.00512, appendix D), of which clean = alpha * noisy - sigma * v."""
+    schedule = make_schedule(name)
+    clean, noise = normal(N, 3, 4), normal(N, 3, 4, seed=1)
+    alpha, sigma = (values.sqrt().view(-1, 1, 1) for values in (schedule.alpha_bar, 1 - schedule.alpha_bar))
+    noisy = diffuse(clean, torch.zeros(()), noise, schedule.alpha_bar)
+    found = velocity(clean, noise, schedule.alpha_bar)
+    torch.testing.assert_close(found, alpha * noise - sigma * clean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(alpha * noisy - sigma * found, clean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(velocity_to_noise(noisy, found, schedule.alpha_bar), noise, rtol=0, atol=1e-12)
+    for step in (0, N - 1):  # a scalar level of the schedule, as samplers have it
+        torch.testing.assert_close(velocity_to_noise(noisy[step], found[step], schedule.alpha_bar[step]), noise[step],
+                                   rtol=0, atol=1e-12)
+
+
+def test_a_velocity_of_zero_is_the_best_prediction_for_a_standard_normal_value():
+    """Its noise prediction is then sigma * noisy = E[noise | noisy]."""
+    predict, noisy = exact_predictor(QUADRATIC, 0.0, 1.0), normal(5, 3)
+    for step in (0, 20, N - 1):
+        found = velocity_to_noise(noisy, torch.zeros(()), QUADRATIC.alpha_bar[step])
+        torch.testing.assert_close(found, predict(noisy, step), rtol=0, atol=1e-12)
+
+
+def test_the_variance_of_the_velocity_is_one_at_every_level_where_that_of_the_clean_value_is():
+    clean, noise = normal(N, 100_000), normal(N, 100_000, seed=1)
+    variance = velocity(clean, noise, QUADRATIC.alpha_bar).var(1)
+    assert (variance - 1).abs().max() < 5 * (2 / 100_000) ** 0.5

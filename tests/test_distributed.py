@@ -9,13 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, random_values
+from conftest import ON_ANY_STAGE_1, ROOT, random_values
 from test_runs import STAGES, TINY, assert_same, call_at, folder_of, outcome, send
 
-from models.stid import QuantileSTID
+from models.mean import Ensemble
 from scripts import evaluate, forecast
 from scripts.children import in_child, in_children
 from utils import training
+from utils.config import RECIPES
 from utils.runs import newest_state
 
 UNEVEN = ["--batch_size", "15", "--test_windows", "23"]  # 7 and 8 windows of a batch; the last one has 1: none and 1
@@ -81,8 +82,7 @@ def test_two_processes_learn_and_forecast_what_one_does(alone, tmp_path, stage):
             assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("process", ["copula", "one_pass"])
-def test_two_processes_learn_what_one_does_where_values_are_missing(tmp_path, process):
+def test_two_processes_learn_what_one_does_by_every_recipe_where_values_are_missing(tmp_path):
     """faults 9, 50"""
     values = random_values(200, 4)
     values[np.random.default_rng(1).random(values.shape) < 0.4] = np.nan
@@ -90,11 +90,13 @@ def test_two_processes_learn_what_one_does_where_values_are_missing(tmp_path, pr
     flags = ["--data_path", str(tmp_path / "gaps.npy"), "--freq", "1h", "--start", "2020-01-06", "--missing", "mask",
              "--data_name", "Gaps"]
     for count in (1, 2):
-        for stage, extra in (("mean", []), ("diffusion", ["--process", process])):
-            done = in_children(work(stage, tmp_path / str(count), *flags, *extra), count)
-            assert done == [0] * count
-    for stage in STAGES:
-        one, two = (outcome(tmp_path / str(count) / stage / "Gaps_12_12") for count in (1, 2))
+        save_dir = tmp_path / str(count)
+        assert in_children(work("mean", save_dir, *flags), count) == [0] * count
+        for recipe in RECIPES:
+            extra = "--recipe", recipe, "--mean_run", f"{save_dir}/mean/Gaps_12_12", *ON_ANY_STAGE_1
+            assert in_children(work("diffusion", save_dir, *flags, *extra), count) == [0] * count
+    for folder in ("mean/Gaps_12_12", *(f"diffusion/Gaps_12_12{end}" for end in ("", "_published", "_copula"))):
+        one, two = (outcome(tmp_path / str(count) / folder) for count in (1, 2))
         del one["metrics"]["best_epoch"], two["metrics"]["best_epoch"]  # two epochs may score alike up to rounding
         assert_close({**one, "weights": {}, "metrics": {}}, {**two, "weights": {}, "metrics": {}})
 
@@ -102,9 +104,9 @@ def test_two_processes_learn_what_one_does_where_values_are_missing(tmp_path, pr
 def test_an_infinite_loss_with_finite_gradients_in_one_process_stops_all(tmp_path, capfd):
     """faults 54"""
     def one_is_wrong():
-        right = QuantileSTID.loss
+        right = Ensemble.loss
         if rank() == 1:
-            QuantileSTID.loss = lambda self, *known: right(self, *known) + float("inf")
+            Ensemble.loss = lambda self, *given: right(self, *given) + float("inf")
 
     assert in_children(work("mean", tmp_path, before=one_is_wrong), 2) == [2, 2]
     assert "error: epoch 1, step 0: the loss is inf; its batch holds the windows" in capfd.readouterr().err
@@ -165,9 +167,9 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
 def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path, capfd):
     """faults 54"""
     def one_is_wrong():
-        right = QuantileSTID.loss
+        right = Ensemble.loss
         if rank() == 1:
-            QuantileSTID.loss = lambda self, *known: right(self, *known) * float("nan")
+            Ensemble.loss = lambda self, *given: right(self, *given) * float("nan")
 
     assert in_children(work("mean", tmp_path, before=one_is_wrong), 2) == [2, 2]
     errors = capfd.readouterr().err

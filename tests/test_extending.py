@@ -1,4 +1,4 @@
-"""The worked examples of docs/extending.md are the whole change: on a copy of the code, both stages run with them."""
+"""The worked examples of docs/extending.md are the whole change: a copy of the code runs and passes tests with them."""
 
 import json
 import re
@@ -11,24 +11,28 @@ import pytest
 from conftest import ROOT, random_values
 
 PAGE = (ROOT / "docs/extending.md").read_text()
-CODE = ("data", "models", "utils", "main_pretrain.py", "main_train.py")
+CODE = ("data", "docs", "models", "scripts", "tests", "utils", "main_pretrain.py", "main_train.py", "pyproject.toml")
 BOTH_STAGES = """
 import sys, main_pretrain, main_train
 flags = sys.argv[1:]
 sys.exit(main_pretrain.main(flags) or main_train.main(flags))
 """
-TINY = ["--data_name", "Tide", "--mean_model", "linear", "--process", "cost", "--sampler", "ddim_half", "--epochs", "1",
-        "--history_len", "6", "--predict_len", "4", "--channels", "8", "--layers", "1", "--nsample", "6",
-        "--sample_steps", "3", "--test_windows", "8", "--device", "cpu"]
+TINY = ["--data_name", "Tide", "--mean_model", "linear", "--sampler", "ddim_half", "--epochs", "1", "--history_len",
+        "6", "--predict_len", "4", "--channels", "8", "--layers", "1", "--nsample", "6", "--sample_steps", "3",
+        "--test_windows", "8", "--device", "cpu"]
 
 
 def changes() -> list[tuple[str, str, str]]:
-    """(file, text before, text after) of every diff on the page; the file is the last one named above it."""
+    """(file, text before, text after) of every diff on the page; the file is the last one named above it.
+
+    The end of a line may be missing in the text: what follows there stays, so that other entries of a dict may stand.
+    """
     found = []
     for match in re.finditer(r"```diff\n(.*?)```", PAGE, re.DOTALL):
         file = re.findall(r"^In `([\w/]+\.py)`", PAGE[:match.start()], re.MULTILINE)[-1]
         lines = match.group(1).splitlines(keepends=True)
-        found.append((file, *("".join(line[1:] for line in lines if line[0] in kept) for kept in (" -", " +"))))
+        found.append((file, *("".join(line[1:] for line in lines if line[0] in kept).rstrip("\n")
+                              for kept in (" -", " +"))))
     return found
 
 
@@ -38,7 +42,8 @@ def changed(tmp_path_factory):
     copy = tmp_path_factory.mktemp("copy")
     for name in CODE:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("dataset", "__pycache__"))
+            aside = shutil.ignore_patterns("dataset", "results", "__pycache__")
+            shutil.copytree(ROOT / name, copy / name, ignore=aside)
         else:
             shutil.copy(ROOT / name, copy)
     for file, before, after in changes():
@@ -50,7 +55,8 @@ def changed(tmp_path_factory):
 
 def test_the_page_has_an_example_of_a_dataset_a_sampler_a_mean_model_and_a_score():
     assert [file for file, *_ in changes()] == [
-        "data/registry.py", "models/diffusion/samplers.py", "models/build.py", *["utils/metrics.py"] * 2]
+        "data/registry.py", "models/diffusion/samplers.py", "models/linear.py", *["models/build.py"] * 2,
+        *["utils/metrics.py"] * 2]
 
 
 def test_both_stages_run_with_the_examples(changed):
@@ -63,6 +69,17 @@ def test_both_stages_run_with_the_examples(changed):
     metrics = json.loads((changed / "save/diffusion/Tide_6_4/metrics.json").read_text())
     assert metrics["sampler"] == "ddim_half" and 0 < metrics["width90"] <= metrics["IS"]
     assert len(metrics["per_horizon"]["width90"]) == 4
+
+
+def test_tests_that_go_over_all_entries_take_the_examples_and_pass(changed):
+    assert in_copy(changed, "-m", "scripts.document_flags") == 0
+    chosen = "linear or ddim_half or flags or imports or registered"
+    tests = (f"tests/test_{name}.py" for name in ("networks", "diffusion", "document_flags", "structure", "registry"))
+    assert in_copy(changed, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests, "-k", chosen) == 0
+
+
+def in_copy(folder, *command) -> int:
+    return subprocess.run([sys.executable, *command], cwd=folder, stdout=sys.stderr).returncode
 
 
 def test_every_file_of_the_table_and_the_map_exists():

@@ -14,14 +14,16 @@ import pandas as pd
 import pytest
 import torch
 import xarray
-from conftest import ROOT, random_values
+from conftest import ON_ANY_STAGE_1, ROOT, random_values
 
 import main_pretrain
 import main_train
 from data.registry import DATASETS, get_spec
-from models import PROCESSES, load_forecaster
+from models import ensemble_drawer, load_forecaster
 from scripts import forecast
+from utils.config import RECIPES
 from utils.evaluation import rows_at_once
+from utils.pipeline import open_run_data
 
 LENGTHS = ["--history_len", "6", "--predict_len", "4"]
 TINY = ["--data_name", "Tiny", *LENGTHS, "--epochs", "1", "--channels", "8", "--layers", "1", "--embedding", "8",
@@ -34,7 +36,7 @@ COUNTS = np.maximum(random_values(STEPS, NODES) - 20, 0).round()  # many of them
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with the counts as the dataset `Tiny`, and a finished run of every process; tests must not change it."""
+    """A folder with the counts as the dataset `Tiny`, and a finished run of every recipe; tests must not change it."""
     folder = tmp_path_factory.mktemp("work")
     np.save(folder / "counts.npy", COUNTS)
     card = dataclasses.replace(get_spec("Oracle"), synthetic=False, files=("counts.npy",), num_nodes=NODES,
@@ -43,18 +45,17 @@ def work(tmp_path_factory):
         patch.setitem(DATASETS, "Tiny", card)
         flags = [*TINY, "--data_dir", str(folder), "--save_dir", str(folder)]
         main_pretrain.main(flags)
-        for process in PROCESSES:
-            main_train.main([*flags, "--process", process, "--run_name", process, "--mean_run",
-                             str(folder / "mean/Tiny_6_4")])
+        for recipe in RECIPES:
+            main_train.main([*flags, "--recipe", recipe, "--mean_run", str(folder / "mean/Tiny_6_4"), *ON_ANY_STAGE_1])
         yield folder
 
 
-def run_of(work, process="copula"):
-    return work / "diffusion" / f"Tiny_6_4_{process}"
+def run_of(work, recipe="cost"):
+    return work / "diffusion" / ("Tiny_6_4" if recipe == "cost" else f"Tiny_6_4_{recipe}")
 
 
 def ask(work, output, *flags):
-    """scripts.forecast on the run of the default process."""
+    """scripts.forecast on the run of the default recipe."""
     assert forecast.main([str(run_of(work)), "--data_dir", str(work), "--output", str(output), *flags]) == 0
 
 
@@ -66,13 +67,13 @@ def loaded(path) -> dict:
 # Same numbers
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-def test_a_test_window_gets_the_members_that_the_evaluation_draws(work, process):
-    trained = load_forecaster(run_of(work, process))
-    data = main_train.open_run_data(trained.checkpoint, str(work), "cpu")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_test_window_gets_the_members_that_the_evaluation_draws(work, recipe):
+    trained = load_forecaster(run_of(work, recipe))
+    data = open_run_data(trained.checkpoint, str(work), "cpu")
     starts = data.starts["test"][3:6]
     settings = trained.checkpoint["config"]
-    wanted = data.scaler.physical(main_train.ensemble_drawer(trained.model, settings, trained.device)(
+    wanted = data.scaler.physical(ensemble_drawer(trained.model, settings, trained.device)(
         data.batch(starts))).numpy()
     history = np.stack([data.field.values[start:start + 6] for start in starts])
     found = trained.forecast(history, [data.times(int(start))[0] for start in starts])
@@ -82,8 +83,8 @@ def test_a_test_window_gets_the_members_that_the_evaluation_draws(work, process)
 
 def test_every_window_of_the_test_is_written_as_it_is_evaluated(work, tmp_path):
     trained = load_forecaster(run_of(work))
-    data = main_train.open_run_data(trained.checkpoint, str(work), "cpu")
-    draw = main_train.ensemble_drawer(trained.model, trained.checkpoint["config"], trained.device)
+    data = open_run_data(trained.checkpoint, str(work), "cpu")
+    draw = ensemble_drawer(trained.model, trained.checkpoint["config"], trained.device)
     wanted = torch.cat([data.scaler.physical(draw(batch)) for batch in data.batches("test", 7)])
     ask(work, tmp_path / "test.npz", "--split", "test")
     np.testing.assert_allclose(loaded(tmp_path / "test.npz")["members"], wanted.numpy(), rtol=1e-6)
@@ -110,9 +111,9 @@ def test_neither_chunk_nor_company_nor_way_of_asking_changes_a_member(work, tmp_
     assert at == "2020-01-12T01:00" and rolling["times"][4, -1] == np.datetime64("2020-01-12T05:00")
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-def test_what_cannot_be_negative_has_no_negative_member(work, process):
-    trained = load_forecaster(run_of(work, process))
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_cannot_be_negative_has_no_negative_member(work, recipe):
+    trained = load_forecaster(run_of(work, recipe))
     members = trained.forecast(np.zeros((6, NODES)), "2020-01-12T06:00", members=200).members
     assert members.min() == 0 and (members == members.round()).all()
 
@@ -193,8 +194,8 @@ def test_a_run_with_gaps_and_covariates_forecasts_from_such_a_history(work, tmp_
     forecast.main([str(folder), "--split", "test", "--output", str(tmp_path / "test.npz")])
     forecast.main([str(folder), "--output", str(tmp_path / "next.npz")])
     trained = load_forecaster(folder)
-    data = main_train.open_run_data(trained.checkpoint, "", "cpu")
-    draw = main_train.ensemble_drawer(trained.model, trained.checkpoint["config"], trained.device)
+    data = open_run_data(trained.checkpoint, "", "cpu")
+    draw = ensemble_drawer(trained.model, trained.checkpoint["config"], trained.device)
     wanted = torch.cat([data.scaler.physical(draw(batch)) for batch in data.batches("test", 20)])
     np.testing.assert_allclose(loaded(tmp_path / "test.npz")["members"], wanted.numpy(), rtol=1e-5)
     assert np.isfinite(loaded(tmp_path / "next.npz")["members"]).all()

@@ -663,7 +663,7 @@ def test_with_a_covariance_the_denoiser_is_given_the_history_as_anomaly_from_the
     given = model.margin.given(model.mean_model, context)
     moved = alter(batch, history=context.history + 3, climatology=context.climatology + 3).context
     model._encode(context, given)
-    model._encode(moved, given + 3)
+    model._encode(moved, given + 3 if recipe == "copula" else torch.stack([given[:, 0] + 3, given[:, 1]], dim=1))
     torch.testing.assert_close(seen.encoded[0][0], seen.encoded[1][0], rtol=0, atol=1e-5)
     wanted = (context.history - context.climatology[:, :HISTORY]) / model.noise.history_spread[:NODES]
     torch.testing.assert_close(seen.encoded[0][0][:, :HISTORY, :NODES], wanted)
@@ -672,12 +672,12 @@ def test_with_a_covariance_the_denoiser_is_given_the_history_as_anomaly_from_the
 def test_by_default_the_denoiser_is_also_given_the_anomaly_of_the_mean_and_the_logarithm_of_the_scale():
     model, batch = make_forecaster().eval(), make_batch()
     seen = model.denoiser = Stub(None)
-    mean = model.mean_model(batch.context)
-    model._encode(batch.context, mean)
+    given = model.margin.given(model.mean_model, batch.context)
+    model._encode(batch.context, given)
     _, anomaly, scale = seen.encoded[0][0][..., :NODES].split([HISTORY, HORIZON, HORIZON], dim=1)
-    wanted = (mean - batch.context.future_climatology) / model.noise.history_spread[:NODES]
+    wanted = (model.mean_model(batch.context) - batch.context.future_climatology) / model.noise.history_spread[:NODES]
     torch.testing.assert_close(anomaly, wanted)
-    torch.testing.assert_close(scale, model.margin.scale(batch.context.calendar).log())
+    torch.testing.assert_close(scale, model.margin.scale(batch.context.calendar, given[:, 1]).log())
     bare = make_forecaster(condition_mean=False, condition_scale=False)
     assert bare.denoiser.embed_inputs.in_features == HISTORY
     assert model.noise.width == NODES + 2, "two modes beside the nodes"

@@ -1,7 +1,5 @@
 """Margins and the fluctuation scale: values as computed by hand, and members that undo what training does."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -25,9 +23,9 @@ def calendar_of(slots):
     return torch.stack([torch.as_tensor(slots), torch.zeros(len(slots), dtype=torch.long)], dim=1)
 
 
-def fitted(kind, residual, slots, size=24, observed=None, spectrum=None):
-    scale = FluctuationScale(kind, residual.shape[-1], HORIZON, size)
-    scale.fit(residual, calendar_of(slots), observed, spectrum)
+def fitted(kind, residual, slots, size=24, observed=None, spectrum=None, state=None, step=0.0):
+    scale = FluctuationScale(kind, residual.shape[-1], HORIZON, size, step)
+    scale.fit(residual, torch.ones_like(residual) if state is None else state, calendar_of(slots), observed, spectrum)
     return scale
 
 
@@ -45,9 +43,10 @@ def test_the_scale_of_a_node_and_time_is_the_root_mean_square_shrunk_towards_tha
             squares[place] += residual[window, step].double().numpy() ** 2
             counts[place] += 1
     node = residual.double().square().mean((0, 1)).numpy()
-    wanted = np.sqrt((squares + 24 * node) / (counts + 24))
+    cycles = counts * bins / (size * HORIZON)  # a day has so many residuals of a bin: its slots, each at F steps ahead
+    wanted = np.sqrt((cycles * squares / counts + 3 * node) / (cycles + 3))
     found = fitted("cycle", residual, slots, size)
-    assert PRIOR == 24
+    assert PRIOR == 3
     np.testing.assert_allclose(found.table, wanted, rtol=1e-4)
     ahead = (slots.unsqueeze(1) + torch.arange(1, HORIZON + 1)) % size * bins // size
     np.testing.assert_allclose(found(calendar_of(slots)), wanted[ahead], rtol=1e-4)
@@ -60,13 +59,32 @@ def test_a_time_that_was_never_seen_has_the_scale_of_the_node():
     assert (scale.table[[23, 0, 1]] - scale.table[5]).abs().min() > 0
 
 
-def test_a_node_that_hardly_varies_has_a_scale_of_a_fiftieth_of_that_of_the_field():
+@pytest.mark.parametrize("step, lowest", [(0.0, 0.0), (0.01, 0.0), (0.6, 0.6 / 12**0.5)])
+def test_a_node_that_never_varied_has_a_scale_of_3_per_cent_of_that_of_the_field_or_of_the_error_of_rounding(step,
+                                                                                                           lowest):
     residual = torch.randn(WINDOWS, HORIZON, NODES)
     residual[..., 1] = 0
-    scale = fitted("cycle", residual, torch.randint(24, (WINDOWS,)))
-    overall = residual.square().mean().sqrt()
-    torch.testing.assert_close(scale.table[:, 1], (0.02 * overall).expand(24))
-    assert FLOOR == 0.02 and scale.table[:, 0].min() > 0.5
+    slots = torch.randint(24, (WINDOWS,))
+    found = fitted("cycle", residual, slots, step=step)(calendar_of(slots))
+    wanted = max(0.03 * float(residual.square().mean().sqrt()), lowest)
+    torch.testing.assert_close(found[..., 1], torch.full((WINDOWS, HORIZON), wanted))
+    assert FLOOR == 0.03 and found[..., 0].min() > 0.5
+
+
+def test_the_scale_by_quantiles_is_their_spread_times_that_of_the_residuals_in_its_units():
+    """Quantiles of a normal law of spread s, residuals 1.5 s: the scale of another window of spread s is 1.5 s."""
+    slots = torch.arange(WINDOWS) % 24
+    spread = torch.rand(WINDOWS, HORIZON, NODES) + 0.5
+    scale = FluctuationScale("quantiles", NODES, HORIZON, 24)
+    levels = torch.special.ndtri(torch.tensor(LEVELS)).view(1, -1, 1, 1)
+    state = scale.state(7 + spread.unsqueeze(1) * levels)
+    torch.testing.assert_close(state, spread, rtol=1e-4, atol=0)
+    residual = 1.5 * spread * (2 * torch.randint(2, spread.shape) - 1)
+    scale.fit(residual, state, calendar_of(slots), None, None)
+    torch.testing.assert_close(scale(calendar_of(slots), state), 1.5 * spread, rtol=1e-4, atol=0)
+    equal = scale.state(torch.zeros(2, len(LEVELS), HORIZON, NODES))
+    assert (equal > 0).all(), "quantiles that are all alike"
+    assert (FluctuationScale("cycle", NODES, HORIZON, 24).state(spread.unsqueeze(1)) == 1).all()
 
 
 @pytest.mark.parametrize("kind", ["cycle", "global"])
@@ -75,7 +93,7 @@ def test_what_stands_in_a_gap_changes_no_scale(kind):
     observed[..., 3] = False
     slots = torch.randint(24, (WINDOWS,))
     one, other = (fitted(kind, residual.where(observed, value), slots, observed=observed) for value in (0.0, 1e6))
-    assert torch.equal(one.table, other.table) and (one.table > 0).all()
+    assert torch.equal(one.table, other.table) and (one(calendar_of(slots)) > 0).all()
 
 
 def test_one_scale_for_the_field_is_the_root_mean_square_of_all_residuals():
@@ -105,6 +123,10 @@ class Constant(MeanModel):
         return torch.full_like(context.future_climatology, self.value).unsqueeze(1)
 
 
+class Widened(Constant):
+    widening = 1.25
+
+
 def make_margin(scaled=True, center=True, support=ANY_VALUE, **settings):
     scale = FluctuationScale("cycle", NODES, HORIZON, 24)
     scale.table.copy_(torch.rand(24, NODES) + 0.5)
@@ -114,20 +136,21 @@ def make_margin(scaled=True, center=True, support=ANY_VALUE, **settings):
 def ensemble(margin, draws=40, members=40, kind="random", batch=3):
     """z, members made of it, the mean that they are around, and the scale."""
     context, z = make_batch(batch).context, torch.randn(batch, draws, HORIZON, NODES)
-    given = torch.randn(batch, HORIZON, NODES)
-    scale = margin.scale(context.calendar) if margin.scaled else torch.ones(())
-    return z, margin.decode(z, given, context, members, kind), given, scale
+    mean, state = torch.randn(batch, HORIZON, NODES), torch.rand(batch, HORIZON, NODES) + 0.5
+    scale = margin.scale(context.calendar, state) if margin.scaled else torch.ones(())
+    return z, margin.decode(z, torch.stack([mean, state], dim=1), context, members, kind), mean, scale
 
 
 @pytest.mark.parametrize("scaled", [True, False])
 def test_decoding_undoes_encoding(scaled):
     margin, batch = make_margin(scaled, center=False), make_batch()
-    mean = margin.given(Constant(), batch.context)
-    assert torch.equal(mean, margin.prepare(Constant(), batch.future, batch.context)) and (mean == 0.5).all()
-    z = margin.encode(batch.future, mean, batch.context, torch.rand_like(batch.future))
+    given = margin.given(Constant(), batch.context)
+    assert torch.equal(given, margin.prepare(Constant(), batch.future, batch.context))
+    assert (given[:, 0] == 0.5).all() and (given[:, 1] == 1).all(), "mean and state"
+    z = margin.encode(batch.future, given, batch.context, torch.rand_like(batch.future))
     wanted = (batch.future - 0.5) / (margin.scale(batch.context.calendar) if scaled else 1)
     torch.testing.assert_close(z, wanted)
-    found = margin.decode(z.unsqueeze(1), mean, batch.context, 1, "random")
+    found = margin.decode(z.unsqueeze(1), given, batch.context, 1, "random")
     torch.testing.assert_close(found, batch.future.unsqueeze(1))
 
 
@@ -167,22 +190,28 @@ def test_members_of_equidistant_quantiles_are_those_of_a_larger_ensemble_in_the_
 
 
 def test_the_denoiser_is_given_the_anomaly_of_the_mean_and_the_logarithm_of_the_scale_or_what_is_asked_for():
-    context, given = make_batch().context, torch.randn(3, HORIZON, NODES)
+    context, mean, state = make_batch().context, torch.randn(3, HORIZON, NODES), torch.rand(3, HORIZON, NODES) + 0.5
     for inputs in ((), ("mean",), ("scale",), ("mean", "scale")):
         margin = make_margin(inputs=inputs)
-        anomalies, values = margin.features(given, context)
+        anomalies, values = margin.features(torch.stack([mean, state], dim=1), context)
         assert (len(anomalies), len(values)) == ("mean" in inputs, "scale" in inputs)
-        for found, wanted in [*zip(anomalies, [given - context.climatology[:, HISTORY:]], strict=False),
-                              *zip(values, [margin.scale(context.calendar).log()], strict=False)]:
+        for found, wanted in [*zip(anomalies, [mean - context.climatology[:, HISTORY:]], strict=False),
+                              *zip(values, [margin.scale(context.calendar, state).log()], strict=False)]:
             assert torch.equal(found, wanted)
 
 
-def test_the_scale_is_fitted_to_the_residuals_around_what_was_prepared():
-    batch, margin = make_batch(WINDOWS), make_margin()
-    mean = torch.randn_like(batch.future)
-    margin.fit(batch.future, mean, batch.context, None)
-    reference = fitted("cycle", batch.future - mean, batch.context.calendar[:, 0])
-    assert torch.equal(margin.scale.table, reference.table)
+def test_scale_and_width_are_those_of_training_residuals_and_of_the_widening_that_validation_shows():
+    batch, margin = make_batch(WINDOWS), make_margin(center=False)
+    mean, state = torch.randn_like(batch.future), torch.rand_like(batch.future) + 0.5
+    prepared = torch.stack([mean, state], dim=1)
+    margin.fit(Constant(), batch.future, prepared, batch.context, None)
+    reference = fitted("cycle", batch.future - mean, batch.context.calendar[:, 0], state=state)
+    assert torch.equal(margin.scale.table, reference.table) and margin.width == 1
+    before = margin.decode(mean.unsqueeze(1), prepared, batch.context, 1, "random") - mean.unsqueeze(1)
+    margin.fit(Widened(), batch.future, prepared, batch.context, None)
+    after = margin.decode(mean.unsqueeze(1), prepared, batch.context, 1, "random") - mean.unsqueeze(1)
+    assert margin.width == 1.25
+    torch.testing.assert_close(after, 1.25 * before)
 
 
 # Quantiles
@@ -227,5 +256,5 @@ def test_members_of_quantiles_have_the_order_of_z_whichever_kind_they_are():
 
 def test_a_margin_of_quantiles_has_nothing_to_fit_and_gives_the_denoiser_nothing():
     batch, margin = make_batch(), QuantileMargin(ANY_VALUE)
-    margin.fit(batch.future, SimpleNamespace(), batch.context, None)
+    margin.fit(Normal(), batch.future, None, batch.context, None)
     assert margin.features(None, batch.context) == ([], []) and margin.inputs == () and not margin.state_dict()

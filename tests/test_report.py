@@ -22,6 +22,7 @@ from data.windows import WindowedField
 from scripts import joint_pictures, report
 from scripts.report import cautions, independent_block, spread_out
 from utils import checkpoint
+from utils.pipeline import score_ensemble
 from utils.report import number, page, script_json, table
 
 NASTY = ["</script><script>document.title='owned'</script>", "<img src=http://example.org/x>", "a & b \"c\" 'd'",
@@ -158,7 +159,7 @@ def test_the_pictures_lie_beside_the_page_as_png_and_pdf(run):
 def test_joint_pictures_are_drawn_from_what_a_run_scored_or_from_new_forecasts(run, tmp_path, monkeypatch):
     forecast_again = []
     monkeypatch.setattr(joint_pictures, "score_ensemble",
-                        lambda *given: (forecast_again.append(given), main_train.score_ensemble(*given))[1])
+                        lambda *given: (forecast_again.append(given), score_ensemble(*given))[1])
     flags = ["--out", str(tmp_path / "new"), "--data_dir", str(run.parent.parent)]
     assert joint_pictures.main([str(run), *flags]) == 0 and not forecast_again
     names = {f"joint_Tiny_6_4_{what}.png" for what in ("members", "correlation", "regions")}
@@ -176,7 +177,7 @@ def test_joint_pictures_are_drawn_from_what_a_run_scored_or_from_new_forecasts(r
 
 def test_data_settings_and_versions_are_told(read):
     text = " ".join(read.text)
-    for fact in ("quantile_stid", "copula", "history_len", torch.__version__, "2020-01-06", "licence"):
+    for fact in ("quantiles", "covariance", "history_len", torch.__version__, "2020-01-06", "licence"):
         assert fact in text
 
 

@@ -38,6 +38,19 @@ def top_imports(file) -> set[str]:
     return {name.split(".")[0] for name in imports(ast.parse(file.read_text()))}
 
 
+def parts_of_programs(source: str) -> list[str]:
+    """What a source takes from the two programs beside running them by `main`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in PROGRAMS:
+            found.append(node.module)
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name in PROGRAMS and alias.asname]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in PROGRAMS and node.attr != "main":
+            found.append(ast.unparse(node))
+    return found
+
+
 def dangers(source: str) -> list[str]:
     """What in a source could run code that came with data or from a user's string."""
     tree, found = ast.parse(source), []
@@ -63,11 +76,34 @@ def test_there_is_code_to_look_at():
     assert len(TESTS) > 5
 
 
-@pytest.mark.parametrize("package", ["models", "data", "utils"])
-def test_models_data_and_utils_do_not_import_each_other_nor_the_programs(package):
-    forbidden = {*PACKAGES, "main_pretrain", "main_train", "tests"} - {package}
+ORDER = "data", "models", "utils", "scripts"  # each may import itself and those before it
+PROGRAMS = {"main_pretrain", "main_train"}
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_scripts_import_utils_these_models_and_these_data_and_none_the_other_way(package):
+    forbidden = {*ORDER[ORDER.index(package) + 1:], "tests"} | (PROGRAMS if package != "scripts" else set())
     for file in set((ROOT / package).rglob("*.py")) - {FOR_PYTHON_USERS}:
         assert not top_imports(file) & forbidden, file
+
+
+def test_the_way_in_for_python_users_alone_goes_round_that_order_and_no_further_than_utils():
+    assert top_imports(FOR_PYTHON_USERS) & {*ORDER, *PROGRAMS, "tests"} == {"data", "utils"}
+
+
+@pytest.mark.parametrize("source, found", [
+    ("from main_train import main", ["main_train"]), ("import main_train\nmain_train.CHOICES", ["main_train.CHOICES"]),
+    ("import main_train as program", ["main_train"]),
+    ("import main_pretrain\nmain_pretrain.main(flags)\nrun(main_pretrain)", []),
+])
+def test_the_search_for_parts_of_programs_finds_them(source, found):
+    assert parts_of_programs(source) == found
+
+
+def test_programs_are_run_by_scripts_and_give_them_no_parts():
+    for file in CODE:
+        assert parts_of_programs(file.read_text()) == [], file
+    assert not set.union(*(top_imports(ROOT / f"{name}.py") for name in PROGRAMS)) & {*PROGRAMS, "scripts", "tests"}
 
 
 def test_the_mathematics_of_the_diffusion_imports_torch_and_the_standard_library_only():

@@ -319,6 +319,11 @@ def misspelt_flag(folder, _):
     first_stage(folder, "--epoch", "3")
 
 
+@provokes("--process")
+def replaced_flag(folder, _):
+    second_stage(folder, "--process", "cost")
+
+
 @provokes("out of range")
 def no_epochs(folder, _):
     first_stage(folder, "--epochs", "0")
@@ -382,7 +387,18 @@ def of_stage(folder, stage):
 
 @provokes("there is no stage-1 model")
 def no_first_stage(folder, _):
-    second_stage(folder, "--run_name", "new")
+    second_stage(folder, "--recipe", "published")
+
+
+@provokes("with --recipe")
+def first_stage_of_another_recipe(folder, _):
+    of_stage(folder, "mean").rename(folder / "mean/Oracle_12_12_published")
+    second_stage(folder, "--recipe", "published")
+
+
+@provokes("stage 1 is that of")
+def variant_of_stage_2(folder, _):
+    return second_stage(folder, "--run_name", "new")
 
 
 @provokes("does not fit")
