@@ -31,7 +31,7 @@ SHORT_STAGE_2 = {"cost": [], "copula": [], "published": []}
 LARGEST_RATIO = {"cost": 2, "copula": 2, "published": 2}
 METRICS = {
     "data_name", "history_len", "predict_len", "seed", "recipe", "split", "method", "sampler", "sample_steps",
-    "sample_precision", "member_kind", "members", "windows", "CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS",
+    "sample_precision", "ensemble", "members", "windows", "CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS",
     "coverage90", "MAE", "RMSE", "energy_score", "variogram_score", "spread_skill", "seconds_train", "seconds_sample",
     "best_epoch", "epochs", "mean_run", "per_horizon", "joint",
 }
@@ -67,7 +67,7 @@ def test_a_run_leaves_settings_log_weights_scores_and_a_picture(runs, recipe):
     }
     metrics = read_json(folder / "metrics.json")
     assert METRICS <= set(metrics) and metrics["recipe"] == metrics["method"] == recipe
-    assert metrics["member_kind"] == ("quantiles" if recipe == "copula" else "random")
+    assert metrics["ensemble"] == ("quantiles" if recipe == "copula" else "random")
     assert metrics["sampler"] == ("ancestral" if recipe == "published" else "dpm2m")
     assert (metrics["windows"], metrics["members"], metrics["sample_steps"]) == (12, 8, 4)
     assert metrics["mean_run"] == str(runs / "mean" / FOLDERS[recipe])
