@@ -15,7 +15,7 @@ def pinball(quantiles: Tensor, truth: Tensor) -> Tensor:
 
         2 * max(q * (truth - quantile_q), (q - 1) * (truth - quantile_q))
     """
-    level = _levels(quantiles.device, quantiles.dtype).view(-1, *[1] * (truth.dim() - 1))
+    level = _levels(quantiles.shape[1], quantiles.device, quantiles.dtype).view(-1, *[1] * (truth.dim() - 1))
     excess = truth.unsqueeze(1) - quantiles
     return 2 * torch.maximum(level * excess, (level - 1) * excess)
 
@@ -42,10 +42,37 @@ def reorder(sorted_members: Tensor, scores: Tensor) -> Tensor:
     return torch.empty_like(sorted_members).scatter_(1, scores.argsort(dim=1), sorted_members)
 
 
+def smooth_members(drawn: Tensor, members: int = 0) -> Tensor:
+    """The quantiles of an ensemble at the levels (i + 0.5) / M, in the rank order of its first M members (0: all).
+
+    The sorted members stand for the quantiles at the levels l / (L + 1), as L members drawn at random do on average.
+    Of as many quantiles as members, calibration gains and CRPS does not: that takes L several times M.
+    Shapes: (batch, L, F, node) -> (batch, M, F, node). The order stays; the ends are extrapolated.
+    """
+    first = drawn[:, :members or None]
+    if drawn.shape[1] == 1:
+        return first
+    return reorder(equidistant_quantiles(drawn.sort(dim=1).values, first.shape[1]), first)
+
+
+def quantiles_at_scores(quantiles: Tensor, scores: Tensor) -> Tensor:
+    """The quantile function read at normal scores: members drawn at random where the scores are standard normal.
+
+        member = quantile at the level Phi(score),    linear in the score, as in `equidistant_quantiles`
+
+    Shapes: quantiles (batch, L, F, node), sorted, at the levels l / (L + 1); scores (batch, M, F, node) -> as scores.
+    """
+    known = _normal_levels(quantiles.shape[1], quantiles.device, quantiles.dtype)
+    left = torch.searchsorted(known, scores.contiguous(), right=True).sub_(1).clamp_(0, len(known) - 2)
+    share = (scores - known[left]) / known.diff()[left]
+    below = quantiles.gather(1, left)
+    return torch.lerp(below, quantiles.gather(1, left.add_(1)), share)
+
+
 @functools.cache
 def _probit_weights(levels: int, members: int) -> Tensor:
     """The linear map from quantiles at L levels to M members: (M, L), two neighbouring weights in each row."""
-    known = torch.special.ndtri(torch.arange(1, levels + 1, dtype=torch.float64) / (levels + 1))
+    known = _normal_levels(levels, torch.device("cpu"), torch.float64)
     wanted = torch.special.ndtri((torch.arange(members, dtype=torch.float64) + 0.5) / members)
     left = (torch.searchsorted(known, wanted, right=True) - 1).clamp(0, levels - 2)
     share = (wanted - known[left]) / (known[left + 1] - known[left])
@@ -58,16 +85,12 @@ def _probit_weights(levels: int, members: int) -> Tensor:
 def read_elsewhere(quantiles: Tensor, shift: Tensor, widening: Tensor | float = 1.0) -> Tensor:
     """Quantiles read at other levels: moved by `shift`, and further from each other for a `widening` above 1.
 
-        read_l = quantile at Phi(widening * Phi^-1(l) + shift),    linear in the normal quantile of the level, as in
-                                                                   `equidistant_quantiles`
+        read_l = quantile at Phi(widening * Phi^-1(l) + shift),    see `quantiles_at_scores`
 
     Shapes: quantiles (batch, level, F, node), shift (batch, F, node), widening a number. Order is kept.
     """
-    known = _normal_levels(quantiles)
-    wanted = (widening * known).view(-1, 1, 1) + shift.unsqueeze(1)
-    left = torch.searchsorted(known, wanted, right=True).sub_(1).clamp_(0, len(known) - 2)
-    share = (wanted - known[left]) / (known[left + 1] - known[left])
-    return torch.lerp(quantiles.gather(1, left), quantiles.gather(1, left + 1), share)
+    known = _normal_levels(quantiles.shape[1], quantiles.device, quantiles.dtype)
+    return quantiles_at_scores(quantiles, (widening * known).view(-1, 1, 1) + shift.unsqueeze(1))
 
 
 def levels_of(quantiles: Tensor, truth: Tensor, minimum: float, step: float) -> Tensor:
@@ -77,7 +100,7 @@ def levels_of(quantiles: Tensor, truth: Tensor, minimum: float, step: float) -> 
     `minimum` of its support for all that lies below, as a whole number (`step` above 0) for all that is rounded to it.
     Shapes: quantiles (batch, level, ...), truth (batch, ...) -> (batch, 2, ...).
     """
-    known = _normal_levels(quantiles)
+    known = _normal_levels(quantiles.shape[1], quantiles.device, quantiles.dtype)
 
     def score(value: Tensor) -> Tensor:
         upper = (quantiles < value.unsqueeze(1)).sum(1).clamp_(1, len(known) - 1)
@@ -130,11 +153,12 @@ def keep_mean_above(members: Tensor, minimum: float) -> Tensor:
 
 
 @functools.cache
-def _levels(device: torch.device, dtype: torch.dtype, normal: bool = False) -> Tensor:
-    """LEVELS, or their normal quantiles, on a device: sent there once, not at every step."""
-    levels = torch.tensor(LEVELS, dtype=torch.float64)
-    return (torch.special.ndtri(levels) if normal else levels).to(device, dtype)
+def _levels(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The levels l / (L + 1), on a device: sent there once, not at every step."""
+    return (torch.arange(1, count + 1, dtype=torch.float64) / (count + 1)).to(device, dtype)
 
 
-def _normal_levels(like: Tensor) -> Tensor:
-    return _levels(like.device, like.dtype, normal=True)
+@functools.cache
+def _normal_levels(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The normal quantiles of `_levels`."""
+    return torch.special.ndtri(_levels(count, torch.device("cpu"), torch.float64)).to(device, dtype)

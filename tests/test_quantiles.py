@@ -13,8 +13,10 @@ from models.quantiles import (
     equidistant_quantiles,
     keep_mean_above,
     pinball,
+    quantiles_at_scores,
     read_elsewhere,
     reorder,
+    smooth_members,
     to_support,
 )
 from utils.metrics import LEVELS as SCORED_LEVELS
@@ -73,6 +75,64 @@ def test_a_place_of_the_field_has_the_members_of_its_own_quantiles():
     quantiles = rising()
     alone = equidistant_quantiles(quantiles[2:3, :, 1:2, 3:4], 20)
     torch.testing.assert_close(equidistant_quantiles(quantiles, 20)[2:3, :, 1:2, 3:4], alone)
+
+
+def test_a_normal_law_read_at_normal_scores_gives_them_in_its_units():
+    scores = torch.randn(2, 30, 3, 4).mul(1.5).clamp(-4, 4)
+    found = quantiles_at_scores(normal_quantiles(3, 2, (2, 3, 4)), scores)
+    torch.testing.assert_close(found, 3 + 2 * scores, rtol=1e-5, atol=1e-5)
+
+
+def test_quantiles_read_at_the_scores_of_equidistant_levels_are_the_equidistant_quantiles():
+    quantiles, levels = rising(), (torch.arange(50, dtype=torch.float64) + 0.5) / 50
+    scores = torch.special.ndtri(levels).float().view(1, -1, 1, 1).expand(5, -1, 3, 4)
+    torch.testing.assert_close(quantiles_at_scores(quantiles, scores), equidistant_quantiles(quantiles, 50),
+                               rtol=0, atol=1e-5)
+
+
+def test_members_read_at_random_scores_are_a_sample_of_the_law_and_have_the_ranks_of_the_scores():
+    """A skewed law: its mean and spread, and the share of members below each of its 19 quantiles."""
+    law, levels = torch.distributions.Gumbel(2.0, 0.5), torch.tensor(LEVELS)
+    quantiles = law.icdf(levels).double().view(1, -1, 1, 1).expand(1, -1, 1, 3)
+    scores = torch.randn(1, 100_000, 1, 3, dtype=torch.float64)
+    members = quantiles_at_scores(quantiles, scores)
+    assert torch.equal(members.argsort(1), scores.argsort(1))
+    below = (members.unsqueeze(1) < quantiles.unsqueeze(2)).float().mean(2)[0, :, 0]
+    torch.testing.assert_close(below, levels.view(-1, 1).expand(-1, 3), rtol=0, atol=0.01)
+    torch.testing.assert_close(members.mean(1).flatten(), law.mean.double().expand(3), rtol=0, atol=0.02)
+
+
+def test_scores_may_come_in_any_layout_and_stay_as_they_are():
+    quantiles, scores = rising(2), torch.randn(2, 9, 4, 3).transpose(2, 3)
+    kept = scores.clone()
+    torch.testing.assert_close(quantiles_at_scores(quantiles, scores), quantiles_at_scores(quantiles, kept))
+    assert torch.equal(scores, kept)
+
+
+def test_smoothed_members_are_the_quantiles_of_the_ensemble_in_the_order_of_its_members():
+    """Members that are exactly the normal quantiles at i / 21 become those at (i + 1/2) / 20, in any order."""
+    level = torch.arange(1, 21, dtype=torch.float64) / 21
+    order = torch.stack([torch.randperm(20) for _ in range(12)], dim=1).view(1, 20, 3, 4)
+    members = (5 + 2 * torch.special.ndtri(level))[order]
+    wanted = (5 + 2 * torch.special.ndtri((torch.arange(20) + 0.5).double() / 20))[order]
+    torch.testing.assert_close(smooth_members(members), wanted, rtol=0, atol=1e-6)
+
+
+def test_smoothing_is_equivariant_keeps_ranks_and_is_wider_on_average():
+    members = torch.randn(6, 50, 3, 4, dtype=torch.float64)
+    smooth = smooth_members(members)
+    assert torch.equal(smooth.argsort(1), members.argsort(1))
+    torch.testing.assert_close(smooth_members(3 * members - 2), 3 * smooth - 2)
+    assert smooth.var(1).mean() > members.var(1).mean()
+    assert smooth_members(members[:, :1]).equal(members[:, :1])
+
+
+def test_quantiles_of_many_draws_are_near_those_of_the_law_in_the_order_of_the_first():
+    drawn = torch.randn(4, 4000, 3, 4, dtype=torch.float64)
+    found = smooth_members(drawn, 20)
+    wanted = reorder(equidistant_quantiles(normal_quantiles(shape=(4, 3, 4)).double(), 20), drawn[:, :20])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.2)
+    assert torch.equal(found.argsort(1), drawn[:, :20].argsort(1))
 
 
 # Order
