@@ -38,6 +38,7 @@ from data.registry import (
     locate,
     sha256_of,
 )
+from utils.checkpoint import naming
 from utils.config import FlagParser, run_main
 from utils.signals import time_limit
 
@@ -101,7 +102,7 @@ def unpacked(source: Path, file: str) -> Iterator[Path]:
                     raise ValueError(f"{source} is refused: {len(entries)} files in it are named {path.name}")
                 if entries[0].file_size > LARGEST_FILE:
                     raise ValueError(f"{source} is refused: it unfolds to more than {LARGEST_FILE >> 20} MiB")
-                with archive.open(entries[0]) as packed, path.open("wb") as plain:
+                with naming(path), archive.open(entries[0]) as packed, path.open("wb") as plain:
                     shutil.copyfileobj(packed, plain)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise ValueError(f"{source} is refused: not a whole archive without password ({error})") from None
@@ -116,7 +117,7 @@ def arriving(target: Path):
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        with part.open("rb+") as file:
+        with naming(target), part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(target)
     except BaseException:
@@ -194,7 +195,9 @@ def fetch(url: str, path: Path):
         total, size = int(answer.headers.get("Content-Length") or 0), 0
         with tqdm(total=total or None, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
             while max(total, size) <= LARGEST_FILE and (block := answer.read1(1 << 16)):
-                size += file.write(block)
+                with naming(path):
+                    size += file.write(block)
+                    file.flush()
                 bar.update(len(block))
         if max(total, size) > LARGEST_FILE:
             raise ValueError(f"{url} is refused: larger than {LARGEST_FILE >> 20} MiB, as no file of the release is")

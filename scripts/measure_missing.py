@@ -21,6 +21,7 @@ from main_train import open_run_data
 from models import ensemble_drawer, load_forecaster
 from scripts.benchmark import WINDOWS_AT_ONCE
 from scripts.collect_results import markdown, write_text
+from utils.checkpoint import write_atomically
 from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.evaluation import progress
@@ -40,7 +41,8 @@ against the true values, those left and those hidden.
 def train(field: Field, values: np.ndarray, name: str, folder: Path, flags: list[str]) -> Path:
     """Both stages on these values in the place of the field's; the folder of stage 2."""
     path = folder / f"{name}.npz"
-    np.savez(path, values=values, node_names=np.array(field.node_names), times=field.calendar.times)
+    write_atomically(path, lambda file: np.savez(file, values=values, node_names=np.array(field.node_names),
+                                                 times=field.calendar.times))
     arguments = ["--data_path", str(path), "--save_dir", str(folder), *flags]
     main_pretrain.main(arguments)
     main_train.main([*arguments, "--test_windows", "2"])  # its own forecast of the test split is not what is reported

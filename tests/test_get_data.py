@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import resource
 import signal
 import ssl
 import subprocess
@@ -259,6 +260,19 @@ def test_an_archive_that_is_not_that_of_taxi_bj_is_refused_and_leaves_nothing(
     source.mkdir()
     make(source / "TaxiBJ.zip")
     assert reason in refusal(capsys, "--from", source, "--data_dir", target) and not target.exists()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_disk_that_is_full_is_an_error_that_names_a_file_and_leaves_nothing(packed, source, target, capsys):
+    archive_of(source / "TaxiBJ.zip", ("TaxiBJ.npy", TAXI)) if packed else put(source, "CrowdBM.npy")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        said = refusal(capsys, "--from", source, "--data_dir", target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in said and ("TaxiBJ.npy'" in said if packed else f"'{target}/Urban/" in said)
+    assert not target.exists()
 
 
 # Download
