@@ -64,6 +64,12 @@ def test_what_cannot_be_written_is_refused_before_the_work_whatever_the_flags(sc
     assert read_only.read_text() == "mine" and len(list(tmp_path.iterdir())) == 4
 
 
+def test_two_outputs_in_one_file_are_refused(tmp_path, capsys):
+    path = tmp_path / "scores"
+    said = refusal(capsys, "score_oracle", "--json", path, "--table", path)
+    assert said == f"error: --table {path}: another flag writes there too; choose another name\n"
+
+
 @OUTPUTS
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_a_file_of_a_run_is_never_replaced_whatever_the_flags(script, flag, kind, name, tmp_path, capsys):

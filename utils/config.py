@@ -279,8 +279,13 @@ class FlagParser(argparse.ArgumentParser):
         if own:
             self.add_argument("--overwrite", action="store_true", help="replace files to write that exist")
         given, unknown = super().parse_known_args(args, namespace)
+        seen = set()
         for action in outputs:
-            self.refuse_existing(action.option_strings[0], [getattr(given, action.dest, None)], given)
+            path, name = getattr(given, action.dest, None), action.option_strings[0]
+            self.refuse_existing(name, [path], given)
+            if path and path.absolute() in seen:
+                raise ValueError(f"{name} {path}: another flag writes there too; choose another name")
+            seen |= {path.absolute()} if path else set()
         if own and hasattr(given, "overwrite"):
             del given.overwrite
         return given, unknown
