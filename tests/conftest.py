@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,14 @@ def make_field(values, interval=(1, "hour"), start="2020-01-06", pair=None) -> F
     names = tuple(f"node {node}" for node in range(values.shape[1]))
     return Field("Tiny", spec, values, make_calendar(start, interval, len(values)), segments, names,
                  missing_share=float(values.isnan().double().mean()))
+
+
+@pytest.fixture
+def hang_ups():
+    """SIGHUP ends processes, also where the tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -369,6 +369,7 @@ def test_a_download_that_goes_wrong_leaves_nothing(served, folder, reason, targe
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.usefixtures("hang_ups")
 def test_a_download_that_is_ended_leaves_nothing(served, target, tmp_path, monkeypatch, number, status):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))

@@ -124,6 +124,7 @@ STOPS = {
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize("point", STOPS)
+@pytest.mark.usefixtures("hang_ups")
 def test_a_run_that_was_told_to_stop_says_so_and_goes_on_where_it_stood(undisturbed, tmp_path, point, number):
     """faults 40"""
     (tmp_path / "mean").symlink_to(undisturbed / "mean")
@@ -151,6 +152,7 @@ def test_a_second_signal_stops_at_once_and_leaves_whole_files(undisturbed, tmp_p
     assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
 
 
+@pytest.mark.usefixtures("hang_ups")
 def test_the_second_hang_up_of_a_closed_terminal_does_not_stop_at_once(tmp_path):
     """faults 40: the shell and the system each send one."""
     def twice():
