@@ -107,14 +107,6 @@ def hang_ups():
 
 
 @pytest.fixture
-def hang_ups():
-    """SIGHUP ends processes, also where the tests were started by nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.fixture
 def field() -> Field:
     """120 hours of 5 nodes."""
     return make_field(random_values(120, 5))
