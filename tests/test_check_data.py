@@ -10,10 +10,9 @@ import torch
 from conftest import ROOT, make_field, random_values
 
 import main_pretrain
-import main_train
 from data import fields
 from data.fields import OwnFile, far_from_all_others, load_field
-from models import PROCESSES
+from models import Forecaster
 from scripts import check_data
 from scripts.check_data import (
     complete,
@@ -25,6 +24,7 @@ from scripts.check_data import (
     suggested_batch,
     suggested_lengths,
 )
+from utils import pipeline
 from utils.config import run_main
 
 QUICK = ["--device", "cpu"]
@@ -206,14 +206,15 @@ def test_a_field_with_a_step_without_any_value_is_drawn(tmp_path):
     assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.05
 
 
-@pytest.mark.parametrize("limit, times", [(main_train.PREPARED_BYTES, [8]), (0, None)])
+@pytest.mark.parametrize("limit, times", [(pipeline.PREPARED_BYTES, [8]), (0, None)])
 def test_stage_1_is_asked_at_every_step_of_stage_2_where_a_run_would(hourly, capsys, monkeypatch, limit, times):
-    asked, ask = [], PROCESSES["copula"].prepare
-    monkeypatch.setattr(main_train, "PREPARED_BYTES", limit)
-    monkeypatch.setattr(PROCESSES["copula"], "prepare",
-                        lambda self, future, *known: asked.append(len(future)) or ask(self, future, *known))
+    asked, ask, statistics = [], Forecaster.prepare, [32, 32, 32, 4]  # of a hundred windows, before any step
+    monkeypatch.setattr(pipeline, "PREPARED_BYTES", limit)
+    monkeypatch.setattr(Forecaster, "prepare",
+                        lambda self, future, context: asked.append(len(future)) or ask(self, future, context))
     said_of(capsys, hourly)
-    assert asked == times if times else len(asked) > 3
+    assert asked[:4] == statistics
+    assert asked[4:] == times if times else len(asked) > 4 + 3
 
 
 @pytest.mark.parametrize("values, odd", [
