@@ -3,11 +3,13 @@
 import csv
 import gzip
 import importlib
+import re
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .calendar import stamp
+from .calendar import CONVERT
 from .scaling import BLOCK
+from .stamps import PARTS, Stamps, holds_times, local_times, read_stamps, rounded, stamp, with_time_column, zone_in
 
 MEMORY_LIMIT = 1 << 30  # bytes as float32; a larger .npy stays on disk as a memory map
 TIME_NAMES = ("time", "date", "datetime", "timestamp", "valid_time", "")  # "": an index without a name
@@ -31,7 +34,7 @@ class Table:
     """What a file holds: values (time, node) in physical units, missing ones as NaN, and what it says of them.
 
     values       float32 in memory, or as stored in a memory map where that is larger than MEMORY_LIMIT
-    times        (time,) datetime64[s] in UTC where the stamps say so, or None; not yet checked to be regular
+    times        (time,) datetime64[s], in UTC where there is a time zone, or None; not yet checked to be regular
     rows         (time,) the file's line or row of each stamp, counted from 1, None where it has none
     row_word     what the file calls them
     node_names   as in the file, or None
@@ -40,6 +43,9 @@ class Table:
     grid         (rows, columns) of which the nodes are the places in row-major order, or None
     axes         latitudes of the rows and longitudes of the columns, where they are that regular, or None
     kept         places of the grid that the nodes are, where places without any value (land) were left out, or None
+    zone, counts  of the stamps, see `stamps.Stamps`
+    calendar     of a climate model, whose days are not those of real years, else ""
+    notes        what the user should be told
     """
 
     values: Tensor
@@ -52,6 +58,10 @@ class Table:
     grid: tuple[int, int] | None = None
     axes: tuple[np.ndarray, np.ndarray] | None = None
     kept: np.ndarray | None = None
+    zone: str = ""
+    counts: np.ndarray | None = None
+    calendar: str = ""
+    notes: tuple[str, ...] = ()
 
     def where(self, step: int) -> str:
         """The place of a time step in the file: its line, else its number from 0."""
@@ -80,7 +90,18 @@ def read_file(path: Path | str, variable: str = "") -> Table:
     table = read(path, variable) if read is read_xarray else read(path)
     if table.node_names and (twice := repeated(table.node_names)):
         raise ValueError(f"{path}: names of nodes come twice: {listed(twice)}")
-    return table
+    return in_time_order(table)
+
+
+def in_time_order(table: Table) -> Table:
+    """A table whose rows descend in time with them ascending, and a note; any other as it is."""
+    stamps = table.counts if table.times is None else table.times
+    if stamps is None or len(stamps) < 2 or not (stamps[1:] < stamps[:-1]).all():
+        return table
+    turned = {name: None if getattr(table, name) is None else getattr(table, name)[::-1]
+              for name in ("times", "counts", "rows")}
+    return replace(table, values=table.values.flip(0), **turned,
+                   notes=(*table.notes, "its rows descend in time: they are taken in the opposite order"))
 
 
 def say_if_large(path: Path, needed: int) -> None:
@@ -149,7 +170,13 @@ def read_numpy(path: Path) -> Table:
                   grid=array.shape[1:] if array.ndim == 3 and array.shape[2] > 1 else None)
     if "times" not in extras:
         return table
-    return replace(table, times=read_stamps(pd.Series(extras["times"]), str(path), table.where))
+    stamps = read_stamps(pd.Series(extras["times"]), str(path), table.where)
+    return replace(table, **stamps_of(stamps))
+
+
+def stamps_of(stamps: Stamps | None) -> dict:
+    """What a table says of its stamps."""
+    return vars(stamps) if stamps else {}
 
 
 def read_csv(path: Path) -> Table:
@@ -212,62 +239,61 @@ def from_frame(frame: pd.DataFrame, source: str, first_row: int, row_word: str) 
     named = find([name for name in frame.columns if name], TIME_NAMES)
     if named and "" in frame.columns and (frame[""].astype(str) == pd.RangeIndex(len(frame)).astype(str)).all():
         frame = frame.drop(columns="")  # the numbers of the rows, as pandas writes them
-    columns = list(frame.columns)
-    time, node, value = (find(columns, names) for names in (TIME_NAMES, NODE_NAMES, VALUE_NAMES))
+    time = find(list(frame.columns), TIME_NAMES)
     if time is None and holds_times(frame.iloc[:, 0]):
-        time = columns[0]
+        time = frame.columns[0]
+    whole, frame = frame, with_time_column(frame, time, source, where)
+    time = "time" if frame is not whole else time
+    columns = list(frame.columns)
+    node, value = (find(columns, names) for names in (NODE_NAMES, VALUE_NAMES))
     if frame.empty or len(columns) == (time is not None):
-        raise ValueError(f"{source}: {len(frame)} rows of columns {listed(columns)}; expected a time column and one "
-                         "column per node, or the columns time, node, value")
-    times = None if time is None else read_stamps(frame[time], source, where)
+        raise ValueError(f"{source}: {len(frame)} rows of columns {listed(list(whole.columns))}; expected a time "
+                         "column and one column per node, or the columns time, node, value")
+    stamps = None if time is None else read_stamps(frame[time], source, where)
     rows = np.arange(first_row, first_row + len(frame))
+    if stamps and (repeating := parts_of(stamps, frame.drop(columns=time))):
+        frame = frame.drop(columns=repeating)
+        note = f"columns {listed(repeating)} repeat the time: they are no nodes"
+        stamps = replace(stamps, notes=(*stamps.notes, note))
+        columns = list(frame.columns)
     if None not in (time, node, value):
         if len(columns) > 3:
             raise ValueError(f"{source}: columns {listed(columns)}; a long table has three: time, node, value")
-        return _from_long(frame[node], numbers(frame[value], source, where), times, rows, row_word, source, where)
+        return _from_long(frame[node], numbers(frame[value], source, where), stamps, rows, row_word, source, where)
     nodes = [column for column in columns if column != time]
     values = np.stack([numbers(frame[name], source, where) for name in nodes], axis=1)
-    return Table(as_tensor(values, source), times, rows, row_word, tuple(nodes))
+    return Table(as_tensor(values, source), rows=rows, row_word=row_word, node_names=tuple(nodes), **stamps_of(stamps))
 
 
-def _from_long(node: pd.Series, value: np.ndarray, times: np.ndarray, rows: np.ndarray, row_word: str, source: str,
+def parts_of(stamps: Stamps, frame: pd.DataFrame) -> list[str]:
+    """The columns year, month, day, ... of a table that hold nothing but that part of its stamps (time,)."""
+    if stamps.times is None:
+        return []
+    local = pd.Series(local_times(stamps.times, stamps.zone)).dt
+    return [name for name in frame.columns if str(name).lower() in PARTS
+            and (pd.to_numeric(frame[name], errors="coerce").to_numpy() == getattr(local, str(name).lower())).all()]
+
+
+def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, rows: np.ndarray, row_word: str, source: str,
                where: Callable[[int], str]) -> Table:
     """Pairs (time, node) as a table: steps in the order of time, nodes in the order of their first row."""
     if node.isna().any():
         raise ValueError(f"{source}: {where(int(node.isna().to_numpy().argmax()))}: no node is named")
+    times = stamps.counts if stamps.times is None else stamps.times
     steps, first, step = np.unique(times, return_index=True, return_inverse=True)
     place, names = pd.factorize(node.astype(str))
     pair = step * len(names) + place
     twice = pd.Series(pair).duplicated().to_numpy()
     if twice.any():
         row = int(twice.argmax())
-        raise ValueError(f"{source}: {where(row)}: time {stamp(times[row])} of node {names[place[row]]} comes twice, "
+        time = times[row] if stamps.times is None else stamp(times[row], stamps.zone)
+        raise ValueError(f"{source}: {where(row)}: time {time} of node {names[place[row]]} comes twice, "
                          f"first in {where(int((pair == pair[row]).argmax()))}")
     values = np.full((len(steps), len(names)), np.nan)
     values[step, place] = value
-    return Table(as_tensor(values, source), steps, rows[first], row_word, tuple(names))
-
-
-def read_stamps(column: pd.Series, source: str, where: Callable[[int], str]) -> np.ndarray:
-    """Time stamps as datetime64[s]: ISO 8601 text or times; those with an offset from UTC become UTC.
-
-    Raises: ValueError naming the first one that is no time.
-    """
-    if column.dtype.kind in "iufb":
-        raise ValueError(f"{source}: {where(0)}: time {column.iloc[0]} is a number; expected ISO 8601, as "
-                         "2013-01-31T18:00")
-    times = pd.to_datetime(column, format="ISO8601", errors="coerce", utc=True)
-    if times.isna().any():
-        row = int(times.isna().to_numpy().argmax())
-        found = "no time" if pd.isna(column.iloc[row]) else f"time {column.iloc[row]!r}"
-        raise ValueError(f"{source}: {where(row)}: {found}; expected ISO 8601, as 2013-01-31T18:00")
-    return times.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
-
-
-def holds_times(column: pd.Series) -> bool:
-    """Whether the first cell of a column is a time, and no number."""
-    return column.dtype.kind not in "iufb" and pd.to_datetime(
-        column[:1], format="ISO8601", errors="coerce", utc=True).notna().all()
+    found = replace(stamps, **{"counts" if stamps.times is None else "times": steps})
+    return Table(as_tensor(values, source), rows=rows[first], row_word=row_word, node_names=tuple(names),
+                 **stamps_of(found))
 
 
 def numbers(column: pd.Series, source: str, where: Callable[[int], str]) -> np.ndarray:
@@ -344,7 +370,7 @@ def _time_dimension(array) -> str | None:
     """The dimension whose coordinate holds times, else the one that is named so."""
     times = [name for name in array.dims if name in array.coords
              and (array.coords[name].dtype.kind == "M" or hasattr(array.coords[name].values.flat[0], "calendar"))]
-    return times[0] if times else find(list(array.dims), TIME_NAMES)
+    return times[0] if times else find(list(array.dims), (*TIME_NAMES, "year"))
 
 
 def _from_variable(array, path: Path) -> Table:
@@ -364,7 +390,7 @@ def _from_variable(array, path: Path) -> Table:
     values = as_tensor(array.values.reshape(len(array), -1), str(path))
     grid = tuple(array.sizes[name] for name in space) if len(space) == 2 else None
     latitude, longitude = (_places(array, names, space) for names in (LATITUDE_NAMES, LONGITUDE_NAMES))
-    table = Table(values, _times(array, time, path), unit=str(array.attrs.get("units", "")), grid=grid)
+    table = Table(values, unit=str(array.attrs.get("units", "")), grid=grid, **_times(array, time, path))
     if latitude is not None and longitude is not None:
         coordinates = np.stack([latitude.ravel(), longitude.ravel()], axis=1)
         rectangular = grid and (latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all()
@@ -390,20 +416,32 @@ def _places(array, names: tuple[str, ...], space: list[str]) -> np.ndarray | Non
         *space).values.astype(float)
 
 
-def _times(array, time: str, path: Path) -> np.ndarray | None:
-    """Stamps of a variable; those of a model's own calendar by their digits."""
+def _times(array, time: str, path: Path) -> dict:
+    """What a table says of the stamps of a variable; those of a climate model's calendar by their digits."""
     if time not in array.coords:
-        return None
+        return {}
     stamps = array.coords[time].values
     if stamps.dtype.kind == "M":
-        return stamps.astype("datetime64[s]")
+        offset = re.search(r":\d\d(?::[\d.]+)? *([+-]\d\d(?::?\d\d)?)$", str(array.coords[time].encoding.get("units")))
+        return {"times": rounded(stamps), "zone": zone_in(f"2000-01-01T00:00{offset[1]}") if offset else ""}
     if not hasattr(stamps.flat[0], "calendar"):
-        raise ValueError(f"{path}: coordinate {time} holds {stamps.flat[0]!r}, not times; expected units as in "
-                         "'days since 2000-01-01'")
+        found = Stamps(None)
+        if stamps.dtype.kind != "f":
+            found = read_stamps(pd.Series(stamps), str(path), lambda step: f"{time} {step}")
+        if found.times is None:
+            raise ValueError(f"{path}: coordinate {time} holds {stamps.flat[0]!r}, not times; expected units as in "
+                             "'days since 2000-01-01', or no such coordinate, and --freq and --start")
+        return vars(found)
+    calendar = {"365_day": "noleap"}.get(stamps.flat[0].calendar, stamps.flat[0].calendar)
     try:
-        return np.array([each.isoformat()[:19] for each in stamps], dtype="datetime64[s]")
+        half = timedelta(microseconds=500_000)  # digits are cut, so this rounds
+        times = np.array([(each + half).isoformat()[:19] for each in stamps], dtype="datetime64[s]")
     except ValueError as error:
-        raise ValueError(f"{path}: calendar {stamps.flat[0].calendar} has days that no real year has") from error
+        raise ValueError(f"{path}: calendar {calendar} has days that no real year has; {CONVERT}") from error
+    if "gregorian" in calendar or calendar == "standard":
+        return {"times": times}
+    return {"times": times, "calendar": calendar,
+            "notes": (f"its times are of the calendar {calendar}; their digits are taken as dates",)}
 
 
 def without_land(table: Table) -> Table:
