@@ -16,6 +16,7 @@ import pandas as pd
 PLAIN = ()
 """The rule of stamps that are the beginning of their step, see `stamped`."""
 PARTS = ("year", "month", "day", "hour", "minute", "second")
+MONTHS = {"jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"}
 PLAUSIBLE_YEARS = range(1500, 2201)
 FIRST_ZONES = ("Europe/Berlin", "Europe/London", "Europe/Helsinki", "America/New_York", "America/Chicago",
                "America/Denver", "America/Los_Angeles", "Australia/Sydney")
@@ -174,6 +175,9 @@ def with_time_column(frame: pd.DataFrame, time: str | None, source: str,
         used = [lower[part] for part in PARTS if part in lower]
         if "year" not in lower:
             return frame
+        if MONTHS <= {name[:3] for name in lower}:
+            raise ValueError(f"{source}: a row for each year and a column for each month; write a row for each month, "
+                             "its time in one column, as 2013-01")
         if len(used) == 1:
             return frame.rename(columns={used[0]: "time"})
         if "month" not in lower or ("day" not in lower and len(used) > 2):

@@ -412,6 +412,8 @@ def test_months_in_two_columns_are_months(tmp_path):
 
 
 @pytest.mark.parametrize("columns, words", [
+    ({"Year": range(1950, 1980), **dict.fromkeys("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 2.5)},
+     "a row for each year and a column for each month; write a row for each month"),
     ({"year": 2024, "day": range(1, 29)}, "columns year, day; expected year, month and, for shorter steps, day"),
     ({"year": 2023, "month": 2, "day": range(1, 30)}, "line 30: year 2023, month 2, day 29 is no time"),
     ({"year": 2023, "month": 2, "day": 3, "hour": range(20, 26)}, "line 7: year 2023, month 2, day 3, hour 25"),
