@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .calendar import Calendar, stamp
+from .calendar import Calendar
 from .readers import read_file
 from .scaling import Scaler
+from .stamps import check_zone, local_times, stamp
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,14 @@ def _stored_names(path: Path | str) -> tuple[str, ...] | None:
 
 def _check_times(table, calendar: Calendar, path: Path | str) -> None:
     """Raises: ValueError for the first step whose time is not that of the field's step."""
+    check_zone(table.zone, calendar.zone, f"--covariates {path}")
     unit = "datetime64[M]" if calendar.names == ("month",) else "datetime64[m]"
-    wanted = calendar.times.astype(unit)
-    wrong = np.flatnonzero(table.times[:len(wanted)].astype(unit) != wanted)
+    wanted = calendar.times
+    found, due = (local_times(times, calendar.zone if unit.endswith("[M]") else "").astype(unit)
+                  for times in (table.times[:len(wanted)], wanted))
+    wrong = np.flatnonzero(found != due)
     if len(wrong):
         step = int(wrong[0])
-        raise ValueError(f"--covariates {path}: {table.where(step)}: time {stamp(table.times[step])}, the field has "
-                         f"{stamp(wanted[step])} there; give the same time axis")
+        found, due = (stamp(times[step], calendar.zone) for times in (table.times, wanted))
+        raise ValueError(f"--covariates {path}: {table.where(step)}: time {found}, the field has {due} there; give the "
+                         "same time axis")

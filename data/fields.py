@@ -6,14 +6,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from .calendar import Calendar, make_calendar, parse_interval, parse_time, regular_interval, stamp
+from .calendar import (
+    IN_UTC,
+    MOST_MISSING,
+    Calendar,
+    Interval,
+    clock_of,
+    first_step,
+    make_calendar,
+    missing_rows,
+    parse_interval,
+    regular_interval,
+    step_numbers,
+)
 from .nodes import numbered, read_graph, read_node_table, read_nodes
 from .readers import Table, listed, read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
 from .scaling import BLOCK
+from .stamps import PLAIN, parse_time, stamp, zone_in
 from .synthetic import make_oracle
 
 SENTINELS = {float(np.float32(value)) for value in (
@@ -67,14 +81,15 @@ class Field:
 
 def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: int = 4000,
                oracle_length_scale: float = 0.3, own: OwnFile | None = None, missing: str = "error",
-               null_value: float | None = None, oracle_skew: float = 0.0) -> Field:
+               null_value: float | None = None, oracle_skew: float = 0.0, gaps: bool | None = None) -> Field:
     """Read the dataset `name` of the registry, or generate it when it is synthetic, or read a file of the user's.
 
-    missing: "error" refuses missing values, "mask" keeps them as NaN, and `null_value` is one.
+    missing: "error" refuses missing values, "mask" keeps them as NaN, and `null_value` is one. gaps: whether rows
+    that a file lacks are inserted without values; None: as `missing` says.
     Raises: ValueError for values that cannot be a field, FileNotFoundError for a missing file; both say what to do.
     """
     if own:
-        spec, table = open_own_file(name, own)
+        spec, table = open_own_file(name, own, missing == "mask" if gaps is None else gaps)
         sources, tables, graph = (own.data_path,), [table], own.graph
     else:
         spec, sources = get_spec(name), locate(name, data_dir)
@@ -87,12 +102,12 @@ def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: 
                              f"nodes; expected {spec.num_nodes}, those of {name}")
         if missing == "error":
             check_missing(table, str(source))
-    calendars = [make_calendar(start, spec.interval, len(table.values))
+    calendars = [make_calendar(start, spec.interval, len(table.values), spec.time_zone, spec.rule)
                  for start, table in zip(spec.start, tables, strict=True)]
     ends = np.cumsum([len(table.values) for table in tables]).tolist()
     calendar = Calendar(
         torch.cat([calendar.slots for calendar in calendars]), calendars[0].sizes, calendars[0].names,
-        np.concatenate([calendar.times for calendar in calendars]),
+        np.concatenate([calendar.times for calendar in calendars]), spec.time_zone,
     )
     values = tables[0].values if len(tables) == 1 else torch.cat([table.values for table in tables])
     values, missing_share = mark_missing(values, null_value) if missing == "mask" else (values, 0.0)
@@ -120,8 +135,8 @@ def mark_missing(values: Tensor, null_value: float | None = None) -> tuple[Tenso
     return values, count / values.numel()
 
 
-def open_own_file(name: str, own: OwnFile) -> tuple[DatasetSpec, Table]:
-    """A card made for a file of the user's, and the file.
+def open_own_file(name: str, own: OwnFile, gaps: bool) -> tuple[DatasetSpec, Table]:
+    """A card made for a file of the user's, and the file. gaps: rows that it lacks are inserted without values.
 
     Raises: ValueError where file and flags contradict each other, or do not tell the times.
     """
@@ -131,29 +146,93 @@ def open_own_file(name: str, own: OwnFile) -> tuple[DatasetSpec, Table]:
                          "file")
     table = read_nodes(path, own.variable)
     wanted = parse_interval(own.freq) if own.freq else None
-    start = parse_time(own.start, "--start") if own.start else None
+    if table.times is None and (wanted is None or not own.start):
+        found = f"its times ({listed(table.counts.tolist())}) are neither dates nor consecutive years" if (
+            table.counts is not None) else "the file has no time stamps"
+        raise ValueError(f"{path}: {found}; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as 2013-01-01T00:00)")
+    if table.counts is not None:
+        table = with_counted_times(table, path, wanted, own.start)
     if table.times is not None:
-        interval = regular_interval(table.times, lambda step: f"{path}: {table.where(step)}", wanted)
-        first = table.times[0]
-        precision = "datetime64[M]" if interval[1] == "month" else "datetime64[m]"
-        if start is not None and start.astype(precision) != first.astype(precision):
-            raise ValueError(f"--start {own.start}: the first time stamp of {path} is {stamp(first)}; leave the flag "
-                             "out")
-    elif wanted is None or start is None:
-        raise ValueError(f"{path}: the file has no time stamps; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as "
-                         "2013-01-01T00:00)")
+        table, interval = on_regular_axis(table, path, wanted, gaps)
+        start, rule = first_step(table.times, interval, table.zone)
+        if own.start:
+            given = parse_time(own.start, "--start", table.zone)
+            precision = "datetime64[M]" if interval[1] == "month" else "datetime64[m]"
+            if np.diff(clock_of(np.array([table.times[0], given]), interval, table.zone).astype(precision)).any():
+                raise ValueError(f"--start {own.start}: the first time stamp of {path} is "
+                                 f"{stamp(table.times[0], table.zone)}; leave the flag out")
+        if rule is None:
+            rule, note = PLAIN, (f"its monthly times ({stamp(table.times[0], table.zone)}, ...) follow no rule that is "
+                                 "known: outputs have the first of each month")
+            table = replace(table, notes=(*table.notes, note))
     else:
-        interval, first = wanted, start
+        interval, zone = wanted, start_zone(own.start)
+        first = parse_time(own.start, "--start", zone)
+        start, rule = first_step(np.array([first]), interval, zone)[0], PLAIN
+        table = replace(table, zone=zone)
     if own.node_table:
         names, coordinates = read_node_table(own.node_table, table.node_names, table.values.shape[1])
         table = replace(table, node_names=names, coordinates=coordinates)
     return DatasetSpec(
         domain="own data", place="see the file", unit=own.unit or table.unit or "unit not stated",
         cf_unit=own.unit or table.unit or "1",
-        num_nodes=table.values.shape[1], interval=interval, start=(str(first.astype("datetime64[m]")),),
+        num_nodes=table.values.shape[1], interval=interval, start=(start,), time_zone=table.zone, rule=rule,
         source=str(path), licence="not stated", files=(path.name,), shape=(tuple(table.values.shape),),
         grid=table.grid if table.kept is None else None, graph=own.graph or None, nonnegative=None,
     ), table
+
+
+def start_zone(text: str) -> str:
+    """The time zone of a `--start` (its offset from UTC), "" where it has none. Raises: ValueError for no time."""
+    parse_time(text, "--start", "UTC")
+    return zone_in(text)
+
+
+def with_counted_times(table: Table, source: Path, interval: Interval, start: str) -> Table:
+    """A table whose stamps are counts with the times that they are from the flags: steps of `interval` from `start`.
+
+    Raises: ValueError for counts that do not ascend, or not by whole steps.
+    """
+    distance, zone = np.diff(table.counts), start_zone(start)
+    size = int(pd.Series(distance[distance > 0]).mode().min()) if (distance > 0).any() else 1
+    too_far = np.cumsum(distance) > MOST_MISSING * size * len(table.counts)
+    wrong = np.flatnonzero((distance <= 0) | (distance % size != 0) | too_far)
+    if len(wrong):
+        step = int(wrong[0]) + 1
+        raise ValueError(f"{source}: {table.where(step)}: time {table.counts[step]}, expected "
+                         f"{table.counts[step - 1] + size}, {size} after {table.counts[step - 1]}")
+    steps = (table.counts - table.counts[0]) // size
+    first = first_step(np.array([parse_time(start, "--start", zone)]), interval, zone)[0]
+    times = make_calendar(first, interval, int(steps[-1]) + 1, zone).times[steps]
+    note = f"its times are numbers: {table.counts[0]} is taken as {stamp(times[0], zone)}, steps as --freq says"
+    return replace(table, times=times.astype("datetime64[s]"), zone=zone, counts=None, notes=(*table.notes, note))
+
+
+def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, gaps: bool) -> tuple[Table, Interval]:
+    """A table with its stamps checked, and their interval: that which is wanted, else the file's own.
+
+    gaps: rows that are missing are inserted without values, and noted; else they are refused.
+    Raises: ValueError for the first stamp that is wrong.
+    """
+    interval = regular_interval(table.times, lambda step: f"{source}: {table.where(step)}", wanted, table.zone, gaps,
+                                table.calendar)
+    steps = step_numbers(table.times, interval, table.zone)
+    count = int(steps[-1]) + 1
+    if count == len(steps):
+        return table, interval
+    start, rule = first_step(table.times, interval, table.zone)
+    times = make_calendar(start, interval, count, table.zone, rule or PLAIN).times.astype("datetime64[s]")
+    inserted = np.delete(times, steps)
+    note = f"{missing_rows(table.times, interval, table.zone)}: inserted as gaps"
+    if table.calendar and (pd.DatetimeIndex(inserted).strftime("%m-%d") == "02-29").all():
+        note = f"the calendar {table.calendar} has no 29 February: {len(inserted)} steps are inserted as gaps"
+    elif not table.zone and ((np.diff(steps) == 2) & (pd.DatetimeIndex(times[steps[:-1] + 1]).hour < 4)).any() and (
+            interval == (1, "hour")):
+        note += f" ({IN_UTC})"
+    values = table.values.new_full((count, table.values.shape[1]), math.nan, dtype=torch.float32)
+    values[torch.from_numpy(steps)] = table.values.float()
+    times[steps] = table.times
+    return replace(table, values=values, times=times, rows=None, notes=(*table.notes, note)), interval
 
 
 def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:

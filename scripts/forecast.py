@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.calendar import make_calendar, parse_time, regular_interval
 from data.covariates import read_covariates
-from data.fields import load_field
+from data.fields import load_field, on_regular_axis
 from data.nodes import match_nodes, read_nodes
 from data.readers import listed
 from data.registry import data_dir_from
+from data.stamps import check_zone, parse_time
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
 from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
@@ -68,7 +68,7 @@ def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariate
         raise ValueError(f"--covariates {covariates}: the run was trained without any")
     if data_path:
         values, first = read_newer(run, data_path)
-        calendar, begin = make_calendar(str(field.times(first, 1)[0]), field.interval, len(values)), 0
+        calendar, begin = field.calendar(first, len(values)), 0
     else:
         found = load_field(config["data_name"], data_dir_from(data_dir), config["oracle_nodes"], config["oracle_steps"],
                            config["oracle_length_scale"], own_file(config), config["missing"], config["null_value"],
@@ -91,13 +91,17 @@ def read_newer(run: TrainedForecaster, data_path: str) -> tuple[torch.Tensor, in
     """
     config, field = run.checkpoint["config"], run.field
     table = read_nodes(data_path, config["variable"])
-    for note in table.notes:
-        print(f"note: {data_path}: {note}", file=sys.stderr)
+    if table.counts is not None:
+        raise ValueError(f"{data_path}: its times ({listed(table.counts.tolist())}) are neither dates nor consecutive "
+                         "years; write ISO 8601, or no times")
     first, names = field.first_step, table.node_names or ()
     places = match_nodes(table, field.node_names, None if field.coordinates is None else field.coordinates.numpy())
     if table.times is not None:
-        regular_interval(table.times, lambda step: f"{data_path}: {table.where(step)}", field.interval)
+        check_zone(table.zone, field.time_zone, data_path)
+        table, _ = on_regular_axis(replace(table, zone=field.time_zone), data_path, field.interval, field.masked)
         first = field.step_at(table.times[0])
+    for note in table.notes:
+        print(f"note: {data_path}: {note}", file=sys.stderr)
     differing = []
     if table.values.shape[1] != field.num_nodes:
         differing.append(f"{table.values.shape[1]} nodes (wanted {field.num_nodes})")
@@ -125,14 +129,14 @@ def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "",
     """
     history_len, predict_len = (run.checkpoint["config"][name] for name in ("history_len", "predict_len"))
 
-    def time(step: int) -> np.datetime64:
-        return run.field.times(first + step, 1)[0]
+    def time(step: int) -> str:
+        return run.field.as_text(run.field.times(first + step, 1))[0]
 
     whole = steps - history_len - predict_len + 1  # windows whose future has been observed
     if steps < history_len:
         raise ValueError(f"the data hold {steps} steps; a forecast sees {history_len}")
     if at:
-        begin = run.field.step_at(parse_time(at, "--at")) - first - history_len
+        begin = run.field.step_at(parse_time(at, "--at", run.field.time_zone)) - first - history_len
         if not 0 <= begin <= steps - history_len:
             raise ValueError(f"--at {at}: the data allow {time(history_len)} to {time(steps)}, the first step that is "
                              f"forecast after {history_len} observed ones")
@@ -220,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not processes.first:
         return sum(0 for _ in drawn)  # it draws its windows; the first one writes
     write_forecasts(given["output"], drawn, given["values"])
-    times = [run.field.times(horizon + begin, 1)[0] for begin in (windows[0], windows[-1])]
+    times = [run.field.as_text(run.field.times(horizon + begin, 1))[0] for begin in (windows[0], windows[-1])]
     print(f"{given['output']}: {len(windows)} window{'s' * (len(windows) > 1)}, the first forecast from {times[0]}"
           + f", the last from {times[1]}" * (len(windows) > 1))
     return 0

@@ -302,7 +302,8 @@ def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str
 def facts_section(folder: Path, content: dict, data: WindowedField, device: torch.device) -> str:
     """Data card, settings of both stages, and versions: what one needs to make the run again."""
     spec, times = data.field.spec, data.field.calendar.times
-    card = {"name": data.field.name, "first step": str(times[0]), "last step": str(times[-1]), "steps": len(times),
+    first, last = data.field.calendar.ends
+    card = {"name": data.field.name, "first step": first, "last step": last, "steps": len(times),
             "missing values": f"{100 * data.field.missing_share:.2f} %",
             **{f"{split} windows": len(starts) for split, starts in data.starts.items()}}
     card |= {name: value for name, value in dataclasses.asdict(spec).items() if value not in (None, "", (), {}, False)}
@@ -329,7 +330,7 @@ def step_of(data: WindowedField) -> str:
 def times_of(data: WindowedField, start: int) -> list[str]:
     """Times of the steps of a window as people write them, down to what says something at this interval."""
     finest = {"month": "M", "week": "D", "day": "D"}.get(data.field.spec.interval[1], "m")
-    return [time.replace("T", " ") for time in np.datetime_as_string(data.times(start), unit=finest).tolist()]
+    return [time.replace("T", " ") for time in np.datetime_as_string(data.local_times(start), unit=finest).tolist()]
 
 
 def _rounded(values: np.ndarray) -> list:

@@ -91,11 +91,11 @@ def own_file(path, *flags):
     return main_pretrain.main(["--data_path", str(path), "--device", "cpu", "--dry_run", *flags])
 
 
-def own_table(folder, *hours):
+def own_table(folder, *hours, flags=()):
     """Stage 1 on a table with a row at each of these hours, without training."""
     rows = "".join(f"2024-01-01T{hour:02}:00,{row}\n" for row, hour in enumerate(hours))
     (folder / "own.csv").write_text(f"time,a\n{rows}")
-    return own_file(folder / "own.csv")
+    return own_file(folder / "own.csv", *flags)
 
 
 # Data
@@ -134,6 +134,57 @@ def infinite_value(folder, _):
     values = random_values(100, 3)
     values[7, 1] = np.inf
     own_array(folder, values)
+
+
+@provokes("in all 3 steps")
+def skipped_hours(folder, _):
+    own_table(folder, 0, 1, 4, 5, 6, 7, 9, 10)
+
+
+@provokes("3 steps are missing, from ...: inserted")
+def inserted_hours(folder, _):
+    own_table(folder, *range(10), *range(12, 20), *range(21, 24),
+              flags=("--missing", "mask", "--history_len", "2", "--predict_len", "1"))
+
+
+@provokes("may be %d/%m/%Y")
+def day_or_month(folder, _):
+    (folder / "own.csv").write_text("time,a\n01/02/2024,1\n02/02/2024,2\n")
+    own_file(folder / "own.csv")
+
+
+@provokes("neither dates nor consecutive years")
+def counted_times(folder, _):
+    (folder / "own.csv").write_text("time,a\n0,1\n1,2\n")
+    own_file(folder / "own.csv")
+
+
+@provokes("unlike those before")
+def two_kinds_of_times(folder, _):
+    (folder / "own.csv").write_text("time,a\n2024-01-01T00:00Z,1\n2024-01-01T01:00Z,1\n2024-01-01T02:00,2\n")
+    own_file(folder / "own.csv")
+
+
+@provokes("calendar 360_day")
+def model_days(folder, _):
+    times = xarray.date_range("2024-03-01", periods=30, calendar="360_day", use_cftime=True)
+    xarray.Dataset({"v": (("time", "node"), random_values(30, 2))}, {"time": times}).to_netcdf(folder / "own.nc")
+    own_file(folder / "own.nc")
+
+
+@provokes("of the time zone UTC")
+def covariates_of_another_clock(folder, _):
+    hours = pd.date_range("2024-01-01", periods=40, freq="h")
+    pd.DataFrame({"time": hours, "a": 1.5 * np.arange(40)}).to_csv(folder / "own.csv", index=False)
+    pd.DataFrame({"time": hours.tz_localize("UTC"), "rain": 1.5}).to_csv(folder / "beside.csv", index=False)
+    own_file(folder / "own.csv", "--covariates", str(folder / "beside.csv"))
+
+
+@provokes("descend in time")
+def newest_first(folder, _):
+    hours = pd.date_range("2024-01-01", periods=40, freq="h")[::-1]
+    pd.DataFrame({"time": hours, "a": 1.5 * np.arange(40)}).to_csv(folder / "own.csv", index=False)
+    own_file(folder / "own.csv", "--history_len", "2", "--predict_len", "1")
 
 
 @provokes("T03:00")
