@@ -10,13 +10,13 @@ Choices belong on `--split validation` (the default); the run folder is not chan
 from pathlib import Path
 
 from data.windows import SPLITS
-from main_train import CHOICES, open_run_data, score_ensemble
 from models import SAMPLING_FLAGS, load_forecaster
 from scripts.sampler_curve import choose, in_words, read_curve
 from utils.checkpoint import write_json
-from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.distributed import join
+from utils.pipeline import CHOICES, open_run_data, score_ensemble
 from utils.runlog import print_scores
 
 BUDGETED = ("sampler", "sample_steps", "sample_precision")  # what --budget_ms decides
@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=output_path, default=None, help="write the scores there")
     parser.add_argument("--budget_ms", type=float, default=None, help="choose sampler, steps and precision: the best "
                         "whose 50 members of one window take so many milliseconds, see scripts.sampler_curve")
+    parser.add_paths()
     parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", *CHANGEABLE))
     given = vars(parser.parse_args(arguments))
     if given["budget_ms"] is not None:
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = choose_device(given.get("device", TrainConfig.device))
     processes = join(device)
     run = load_forecaster(given["run_folder"], device)
-    data = open_run_data(run.checkpoint, given.get("data_dir", ""), device)
+    data = open_run_data(run.checkpoint, given.get("data_dir", ""), device, **{name: given[name] for name in PATHS})
     settings = {**run.checkpoint["config"], **{name: given[name] for name in CHANGEABLE if name in given}}
     scores, _ = score_ensemble(run.model, settings, data, given["split"], device, processes)
     print_scores(scores, data.field.spec.unit)

@@ -22,17 +22,17 @@ import torch
 
 from data.registry import sha256_of
 from data.windows import WindowedField
-from main_train import open_run_data, score_ensemble
 from models import ensemble_drawer, load_forecaster
 from scripts.benchmark import WINDOWS_AT_ONCE, baseline_drawer
 from utils import checkpoint, plots
 from utils.checkpoint import PICTURES, REPORT
 from utils.comparison import paired_difference
-from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.diagnostics import Diagnostics
 from utils.evaluation import evaluate_ensemble
 from utils.forecasts import on_grid
+from utils.pipeline import open_run_data, score_ensemble
 from utils.report import Picture, number, page, paragraph, table
 from utils.runlog import FAR_COVERAGE
 
@@ -332,6 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--windows", type=int, default=None, help="windows to forecast, evenly spread; 0: all "
                         "(default: as many as the run scored)")
     parser.add_argument("--output", type=output_path, default=None, help=f"the page (default: RUN_FOLDER/{REPORT})")
+    parser.add_paths()
     parser.add_flags(TrainConfig, {}, ("data_dir", "device", "sample_batch"))
     given = vars(parser.parse_args(arguments))
     if (given["windows"] or 0) < 0:
@@ -339,7 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder, split, device = given["run_folder"], given["split"], choose_device(given.get("device", TrainConfig.device))
     run = load_forecaster(folder, device)
     model, content = run.model, run.checkpoint
-    data = open_run_data(content, given.get("data_dir", ""), device)
+    data = open_run_data(content, given.get("data_dir", ""), device, **{name: given[name] for name in PATHS})
     chosen = {"sample_batch": given.get("sample_batch"), "test_windows": given["windows"]}
     settings = content["config"] | {name: value for name, value in chosen.items() if value is not None}
     (folder / PICTURES).mkdir(exist_ok=True)  # fails before the work where it cannot be written
