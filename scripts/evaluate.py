@@ -1,9 +1,7 @@
 """Score a trained run again: another split, sampler, number of steps or members, without training.
 
     python -m scripts.evaluate save/diffusion/NYCFlights_12_12 --split validation --sampler ddim --sample_steps 20
-    python -m scripts.evaluate save/diffusion/NYCFlights_12_12 --split test --budget_ms 40
 
-With `--budget_ms` the sampler is the best one of that cost, as `python -m scripts.sampler_curve` measured it.
 Choices belong on `--split validation` (the default); the run folder is not changed.
 """
 
@@ -11,7 +9,6 @@ from pathlib import Path
 
 from data.windows import SPLITS
 from models import SAMPLING_FLAGS, load_forecaster
-from scripts.sampler_curve import choose, in_words, read_curve
 from utils.checkpoint import write_json
 from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
@@ -19,22 +16,7 @@ from utils.distributed import join
 from utils.pipeline import CHOICES, open_run_data, score_ensemble
 from utils.runlog import print_scores
 
-BUDGETED = ("sampler", "sample_steps", "sample_precision")  # what --budget_ms decides
 CHANGEABLE = (*SAMPLING_FLAGS, "test_windows")
-
-
-def within_budget(folder: Path, budget_ms: float, given: dict) -> dict:
-    """The settings of the best sampler that costs at most `budget_ms` on the machine that measured it.
-
-    Raises: ValueError when it was not measured, nothing is cheap enough, or flags of `given` decide it already.
-    """
-    decided = [f"--{name}" for name in BUDGETED if name in given]
-    if decided:
-        raise ValueError(f"{', '.join(decided)}: --budget_ms decides that; give one or the other")
-    curve = read_curve(folder)
-    row = choose(curve["rows"], budget_ms)
-    print(f"--budget_ms {budget_ms:g}: {in_words(row)} ({curve['members']} members of one window on {curve['device']})")
-    return dict(zip(BUDGETED, (row["sampler"], row["steps"], row["precision"]), strict=True))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,13 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_folder", type=Path, help="folder of a stage-2 run")
     parser.add_argument("--split", choices=SPLITS, default="validation")
     parser.add_argument("--json", type=output_path, default=None, help="write the scores there")
-    parser.add_argument("--budget_ms", type=float, default=None, help="choose sampler, steps and precision: the best "
-                        "whose 50 members of one window take so many milliseconds, see scripts.sampler_curve")
     parser.add_paths()
     parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", *CHANGEABLE))
     given = vars(parser.parse_args(arguments))
-    if given["budget_ms"] is not None:
-        given |= within_budget(given["run_folder"], given["budget_ms"], given)
     device = choose_device(given.get("device", TrainConfig.device))
     processes = join(device)
     run = load_forecaster(given["run_folder"], device)
