@@ -33,9 +33,9 @@ class Calendar:
     """Slots of every step of a regular series.
 
     slots (time, cycle) integers, of local time; sizes: number of slots of each cycle; names of the cycles; times
-    (time,) as datetime64: the stamps, in UTC where there is a time zone (`zone`). A step of less than a day has two
-    cycles (step of day, day of week with Monday = 0), a step of one day (day of week, month), a longer one the step of
-    the year (weeks: 0 to 52), a step of months the month (January = 0).
+    (time,) as datetime64: the stamps, in UTC where there is a time zone (`zone`); interval of a step. A step of less
+    than a day has two cycles (step of day, day of week with Monday = 0), a step of one day (day of week, month), a
+    longer one the step of the year (weeks: 0 to 52), a step of months the month (January = 0).
     """
 
     slots: Tensor
@@ -43,6 +43,7 @@ class Calendar:
     names: tuple[str, ...]
     times: np.ndarray
     zone: str = ""
+    interval: Interval | None = None
 
     @property
     def ends(self) -> list[str]:
@@ -83,7 +84,8 @@ def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = ""
             slots, sizes, names = (step_of_day, weekday), (-(-DAY // minutes), 7), ("step of day", "day of week")
     times = stamped(clock, rule, count)
     times = utc_times(times, zone) if _is_local(interval) else times
-    return Calendar(torch.from_numpy(np.stack(slots, axis=1)), sizes, names, times.astype(stamp_type(rule, zone)), zone)
+    return Calendar(torch.from_numpy(np.stack(slots, axis=1)), sizes, names, times.astype(stamp_type(rule, zone)), zone,
+                    interval)
 
 
 def _is_local(interval: Interval) -> bool:
@@ -190,12 +192,15 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
         elif not zone and int(str(expected)[11:13]) <= 4:
             kind += f"; {IN_UTC}"
     asked = ", as --freq or the run says" if wanted else ""
-    due = expected if months else _clock_stamp(expected, interval, zone)
+    due = clock_text(expected, interval, zone)
     raise ValueError(f"{where(step)}: time {stamp(times[step], zone)}, expected {due} ({in_words(interval)} after "
                      f"{stamp(times[step - 1], zone)}{asked}): {kind}")
 
 
-def _clock_stamp(clock: np.datetime64, interval: Interval, zone: str) -> str:
+def clock_text(clock: np.datetime64, interval: Interval, zone: str) -> str:
+    """A time of `clock_of` as text: a month, or a stamp."""
+    if interval[1] == "month":
+        return str(clock)
     return stamp(utc_times(clock[None], zone)[0] if _is_local(interval) else clock, zone)
 
 
@@ -212,8 +217,7 @@ def missing_rows(times: np.ndarray, interval: Interval, zone: str = "") -> str:
     if not len(after):
         return ""
     counts = (np.diff(clock)[after] // size).astype(int) - 1
-    first = [str(clock[place] + size) if interval[1] == "month" else _clock_stamp(clock[place] + size, interval, zone)
-             for place in after[:SHOWN_GAPS]]
+    first = [clock_text(clock[place] + size, interval, zone) for place in after[:SHOWN_GAPS]]
     listing = ", ".join(f"{time} ({count})" for time, count in zip(first, counts.tolist(), strict=False))
     more = f" and {len(after) - SHOWN_GAPS} more places" if len(after) > SHOWN_GAPS else ""
     return f"{counts.sum()} steps are missing, from {listing}{more}"

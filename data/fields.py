@@ -10,19 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .calendar import (
-    IN_UTC,
-    MOST_MISSING,
-    Calendar,
-    Interval,
-    clock_of,
-    first_step,
-    make_calendar,
-    missing_rows,
-    parse_interval,
-    regular_interval,
-    step_numbers,
-)
+from .calendar import MOST_MISSING, Calendar, Interval, clock_of, first_step, make_calendar, parse_interval
+from .matching import match, on_regular_axis
 from .nodes import numbered, read_graph, read_node_table, read_nodes
 from .readers import Table, listed, read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
@@ -81,22 +70,28 @@ class Field:
 
 def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: int = 4000,
                oracle_length_scale: float = 0.3, own: OwnFile | None = None, missing: str = "error",
-               null_value: float | None = None, oracle_skew: float = 0.0, gaps: bool | None = None) -> Field:
+               null_value: float | None = None, oracle_skew: float = 0.0, gaps: bool | None = None, like=None) -> Field:
     """Read the dataset `name` of the registry, or generate it when it is synthetic, or read a file of the user's.
 
     missing: "error" refuses missing values, "mask" keeps them as NaN, and `null_value` is one. gaps: whether rows
-    that a file lacks are inserted without values; None: as `missing` says.
+    that a file lacks are inserted without values; None: as `missing` says. like: a `summary.FieldSummary`; then the
+    field must be the same one, has its nodes in that order, and gaps where that one may have them.
     Raises: ValueError for values that cannot be a field, FileNotFoundError for a missing file; both say what to do.
     """
     if own:
-        spec, table = open_own_file(name, own, missing == "mask" if gaps is None else gaps)
+        spec, table = open_own_file(name, own, missing == "mask" if gaps is None else gaps, like)
         sources, tables, graph = (own.data_path,), [table], own.graph
     else:
         spec, sources = get_spec(name), locate(name, data_dir)
         tables = [oracle_table(oracle_nodes, oracle_steps, oracle_length_scale, oracle_skew)] if spec.synthetic else [
             read_file(path) for path in sources]
+        if like:
+            tables = [match(table, like, str(source)) for source, table in zip(sources or (name,), tables, strict=True)]
         graph = Path(data_dir, spec.graph) if spec.graph and Path(data_dir, spec.graph).is_file() else None
-    for source, table in zip(sources, tables, strict=False):  # a synthetic field has no source, and no faults
+    for source, table, start in zip(sources, tables, spec.start, strict=False):  # a synthetic field has no source
+        if not own and table.times is not None and stamp(table.times[0]) != stamp(np.datetime64(start)):
+            raise ValueError(f"{source}: the first time stamp is {stamp(table.times[0])}; expected {start}, as of "
+                             f"{name}")
         if table.values.shape[1] != spec.num_nodes:
             raise ValueError(f"{source}: shape {tuple(table.values.shape)} (time, node) has {table.values.shape[1]} "
                              f"nodes; expected {spec.num_nodes}, those of {name}")
@@ -107,7 +102,7 @@ def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: 
     ends = np.cumsum([len(table.values) for table in tables]).tolist()
     calendar = Calendar(
         torch.cat([calendar.slots for calendar in calendars]), calendars[0].sizes, calendars[0].names,
-        np.concatenate([calendar.times for calendar in calendars]), spec.time_zone,
+        np.concatenate([calendar.times for calendar in calendars]), spec.time_zone, spec.interval,
     )
     values = tables[0].values if len(tables) == 1 else torch.cat([table.values for table in tables])
     values, missing_share = mark_missing(values, null_value) if missing == "mask" else (values, 0.0)
@@ -116,7 +111,7 @@ def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: 
     return Field(
         name, spec, values, calendar, tuple(zip([0, *ends[:-1]], ends, strict=True)), names, first.coordinates,
         read_graph(graph, names) if graph else None, spec.grid or first.grid, first.axes, first.kept,
-        notes_on(first, values) if own else (), missing_share,
+        (first.notes if like else notes_on(first, values)) if own else (), missing_share,
     )
 
 
@@ -135,24 +130,31 @@ def mark_missing(values: Tensor, null_value: float | None = None) -> tuple[Tenso
     return values, count / values.numel()
 
 
-def open_own_file(name: str, own: OwnFile, gaps: bool) -> tuple[DatasetSpec, Table]:
-    """A card made for a file of the user's, and the file. gaps: rows that it lacks are inserted without values.
+def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[DatasetSpec, Table]:
+    """A card made for a file of the user's, and the file.
+
+    gaps: rows that it lacks are inserted without values. like: see `load_field`; it has what no flag and no file says.
 
     Raises: ValueError where file and flags contradict each other, or do not tell the times.
     """
     path = Path(own.data_path)
-    if name in DATASETS:
+    if name in DATASETS and not like:
         raise ValueError(f"--data_path {path}: {name} is a dataset of the registry; choose another --data_name for the "
                          "file")
     table = read_nodes(path, own.variable)
-    wanted = parse_interval(own.freq) if own.freq else None
-    if table.times is None and (wanted is None or not own.start):
+    wanted = like.interval if like else parse_interval(own.freq) if own.freq else None
+    if table.counts is not None and wanted and own.start:
+        table = with_counted_times(table, path, wanted, own.start)
+    if like:
+        table = match(replace(table, unit="" if own.unit else table.unit), like, str(path))
+        interval, start, rule = wanted, like.start, like.rule
+        if table.times is not None:
+            start, _ = first_step(table.times, interval, table.zone)
+    elif table.times is None and (wanted is None or not own.start):
         found = f"its times ({listed(table.counts.tolist())}) are neither dates nor consecutive years" if (
             table.counts is not None) else "the file has no time stamps"
         raise ValueError(f"{path}: {found}; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as 2013-01-01T00:00)")
-    if table.counts is not None:
-        table = with_counted_times(table, path, wanted, own.start)
-    if table.times is not None:
+    elif table.times is not None:
         table, interval = on_regular_axis(table, path, wanted, gaps)
         start, rule = first_step(table.times, interval, table.zone)
         if own.start:
@@ -206,33 +208,6 @@ def with_counted_times(table: Table, source: Path, interval: Interval, start: st
     times = make_calendar(first, interval, int(steps[-1]) + 1, zone).times[steps]
     note = f"its times are numbers: {table.counts[0]} is taken as {stamp(times[0], zone)}, steps as --freq says"
     return replace(table, times=times.astype("datetime64[s]"), zone=zone, counts=None, notes=(*table.notes, note))
-
-
-def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, gaps: bool) -> tuple[Table, Interval]:
-    """A table with its stamps checked, and their interval: that which is wanted, else the file's own.
-
-    gaps: rows that are missing are inserted without values, and noted; else they are refused.
-    Raises: ValueError for the first stamp that is wrong.
-    """
-    interval = regular_interval(table.times, lambda step: f"{source}: {table.where(step)}", wanted, table.zone, gaps,
-                                table.calendar)
-    steps = step_numbers(table.times, interval, table.zone)
-    count = int(steps[-1]) + 1
-    if count == len(steps):
-        return table, interval
-    start, rule = first_step(table.times, interval, table.zone)
-    times = make_calendar(start, interval, count, table.zone, rule or PLAIN).times.astype("datetime64[s]")
-    inserted = np.delete(times, steps)
-    note = f"{missing_rows(table.times, interval, table.zone)}: inserted as gaps"
-    if table.calendar and (pd.DatetimeIndex(inserted).strftime("%m-%d") == "02-29").all():
-        note = f"the calendar {table.calendar} has no 29 February: {len(inserted)} steps are inserted as gaps"
-    elif not table.zone and ((np.diff(steps) == 2) & (pd.DatetimeIndex(times[steps[:-1] + 1]).hour < 4)).any() and (
-            interval == (1, "hour")):
-        note += f" ({IN_UTC})"
-    values = table.values.new_full((count, table.values.shape[1]), math.nan, dtype=torch.float32)
-    values[torch.from_numpy(steps)] = table.values.float()
-    times[steps] = table.times
-    return replace(table, values=values, times=times, rows=None, notes=(*table.notes, note)), interval
 
 
 def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:

@@ -255,7 +255,9 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
         names = [name or f"Unnamed: {place}" * (place > 0) for place, name in enumerate(header)]
         time, node = (find(names, known) for known in (TIME_NAMES, NODE_NAMES))
         text = dict.fromkeys((name for name in names if name.lower() in TIME_NAMES + NODE_NAMES), str)
-        empty = {name: ("",) if time and name == node else EMPTY for name in names}  # a node may be called NA
+        empty = dict.fromkeys(names, EMPTY)
+        if None not in (time, node):
+            empty[node] = ("",)  # a node may be called NA
         file.seek(0)
         frame = pd.read_csv(file, names=names, header=None, sep=separator, dtype=text, skiprows=skipped,
                             keep_default_na=False, na_values=empty, skip_blank_lines=False, skipinitialspace=True,

@@ -108,7 +108,7 @@ class FieldSummary:
         Raises: ValueError where no step begins then.
         """
         if not isinstance(time, np.datetime64):
-            time = parse_time(str(time), "start", self.time_zone)
+            time = parse_time(str(time), "history_start", self.time_zone)
         time = time.astype("datetime64[s]")
         clock, = clock_of(np.array([time]), self.interval, self.time_zone)
         steps = int((clock - np.datetime64(self.start).astype(clock.dtype)) // step_size(self.interval))

@@ -212,6 +212,8 @@ def main(arguments: list[str] | None = None) -> int:
     config = replace(config, **{"history_len": length, "predict_len": length, **given})
     beside = read_covariates(config.covariates, field.calendar, field.node_names) if config.covariates else None
     if beside:
+        for note in beside.notes:
+            print(f"note: --covariates {beside.source}: {note}")
         ahead = len(beside.values) - len(field.values)
         say({"covariates": f"{listed(list(beside.names))}; they reach {ahead} steps beyond the data, a forecast of the "
                            f"unseen future needs {config.predict_len}"})

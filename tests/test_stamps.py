@@ -19,10 +19,10 @@ from data.fields import OwnFile, load_field
 from data.stamps import parse_time, stamp, stamp_rule, stamped
 from data.summary import FieldSummary
 from data.windows import WindowedField, open_data
-from models import TrainedForecaster
-from scripts.forecast import read_newer
 from utils import forecasts
+from utils.config import TrainConfig
 from utils.forecasts import Forecast, write_forecasts
+from utils.pipeline import open_run_field
 
 STEPS = 60
 
@@ -231,8 +231,9 @@ def test_steps_are_found_by_local_text_and_by_utc(tmp_path):
 
 def newer(field, path):
     """Values and position of a newer file, as scripts.forecast reads it for a run on `field`."""
-    run = TrainedForecaster(None, {"config": {"variable": "", "unit": ""}}, summary_of(field), torch.device("cpu"))
-    return read_newer(run, str(path))
+    content = {"config": dataclasses.asdict(TrainConfig()), "field": summary_of(field).state()}
+    found, position = open_run_field(content, "", str(path))
+    return found.values, position
 
 
 def test_a_newer_file_is_dated_by_its_instants_and_one_of_another_kind_of_time_is_refused(tmp_path):
@@ -423,9 +424,10 @@ def test_parts_that_are_no_time_are_refused(tmp_path, columns, words):
     assert words in refusal(tmp_path / "a.csv")
 
 
-def test_columns_that_repeat_the_time_are_no_nodes(tmp_path):
-    times = pd.date_range("2023-12-20", periods=STEPS, freq="h")
-    pd.DataFrame({"time": times, "hour": times.hour, "month": times.month, "a": np.arange(STEPS)}).to_csv(
+@pytest.mark.parametrize("zone", [None, "+05:30"])
+def test_columns_that_repeat_the_local_time_are_no_nodes(tmp_path, zone):
+    times = pd.date_range("2023-12-20", periods=STEPS, freq="h", tz=zone)
+    pd.DataFrame({"time": times, "hour": times.hour, "month": times.month, "a": random_values(STEPS, 1)[:, 0]}).to_csv(
         tmp_path / "a.csv", index=False)
     field = opened(tmp_path / "a.csv")
     assert field.node_names == ("a",) and field.notes == ("hour, month: left out, a part of the time",)

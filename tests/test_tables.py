@@ -307,6 +307,7 @@ def test_latin_1_is_read_with_a_note(tmp_path):
 @pytest.mark.parametrize("name", ["NA", "NaN", "null", "None", "n/a"])
 def test_a_node_may_be_called_na(tmp_path, name):
     LONG.replace({"node": {"b": name}}).to_csv(tmp_path / "long.csv", index=False)
+    LONG.replace({"node": {"b": name}}).to_csv(tmp_path / "numbered.csv")
     WIDE.rename(columns={"b": name}).to_csv(tmp_path / "wide.csv")
     for path in tmp_path.iterdir():
         assert is_wide(read_nodes(path), ("a", name, "c"))
