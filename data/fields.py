@@ -1,6 +1,7 @@
 """A field as one tensor (time, node) with its calendar: read, checked, never silently changed."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,12 +23,17 @@ from .calendar import (
     regular_interval,
     step_numbers,
 )
-from .nodes import numbered, read_graph, read_node_table
+from .nodes import numbered, read_graph, read_node_table, read_nodes
 from .readers import Table, listed, read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
 from .scaling import BLOCK
 from .stamps import PLAIN, parse_time, stamp, zone_in
 from .synthetic import make_oracle
+
+SENTINELS = {float(np.float32(value)) for value in (
+    -999, -9999, -99999, -999.9, -999.25, -9999.9, -32767, -32768, -2147483647, -2147483648, 9999, 99999, 999999,
+    1e20, 1e30, 1e34, 1e35, 1e36, 9.969209968386869e36)}  # what programs write where there is no value
+FAR = 1.0, 10.0  # times the range of all other values, of the lowest, of the highest: peaks are rare and high
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: 
     return Field(
         name, spec, values, calendar, tuple(zip([0, *ends[:-1]], ends, strict=True)), names, first.coordinates,
         read_graph(graph, names) if graph else None, spec.grid or first.grid, first.axes, first.kept,
-        notes_on(first) if own else (), missing_share,
+        notes_on(first, values) if own else (), missing_share,
     )
 
 
@@ -138,7 +144,7 @@ def open_own_file(name: str, own: OwnFile, gaps: bool) -> tuple[DatasetSpec, Tab
     if name in DATASETS:
         raise ValueError(f"--data_path {path}: {name} is a dataset of the registry; choose another --data_name for the "
                          "file")
-    table = read_file(path, own.variable)
+    table = read_nodes(path, own.variable)
     wanted = parse_interval(own.freq) if own.freq else None
     if table.times is None and (wanted is None or not own.start):
         found = f"its times ({listed(table.counts.tolist())}) are neither dates nor consecutive years" if (
@@ -229,17 +235,66 @@ def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, g
     return replace(table, values=values, times=times, rows=None, notes=(*table.notes, note)), interval
 
 
-def notes_on(table: Table) -> tuple[str, ...]:
-    """What a user should know of a file of their own before trusting what comes of it."""
+def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:
+    """What a user should know of a file of their own before trusting what comes of it; values: with those masked."""
     steps, nodes = table.values.shape
-    notes = [*table.notes]
+    names, notes = table.node_names or numbered(nodes), list(table.notes)
     if table.kept is not None:
         left_out = math.prod(table.grid) - len(table.kept)
         notes.append(f"{left_out} of {math.prod(table.grid)} places of the grid have no value at any time (land) and "
                      "are left out")
     if nodes > steps:
         notes.append(f"{nodes} nodes but only {steps} time steps: the first axis must be the time")
+    for value, count in far_from_all_others(values).items():
+        notes.append(f"{value} stands {count} time{'s' * (count > 1)}, far from all other values: if it means that "
+                     f"there is none, give --missing mask --null_value={value}")
+    low, high = (by_node(values, end).numpy() for end in (torch.amin, torch.amax))
+    if (constant := [names[node] for node in np.flatnonzero(low == high)]) and steps > 1:
+        notes.append(f"{len(constant)} of {nodes} nodes have the same value at all times: {listed(constant)}; leave "
+                     "out what is no place")
     return tuple(notes)
+
+
+def by_node(values: Tensor, end: Callable) -> Tensor:
+    """The lowest (torch.amin) or highest (torch.amax) value of each node (node,), the opposite infinity without any."""
+    none = math.inf if end is torch.amin else -math.inf
+    return end(torch.stack([end(block.float().nan_to_num(none), 0) for block in values.split(BLOCK)]), 0)
+
+
+def far_from_all_others(values: Tensor) -> dict[str, int]:
+    """Values that may mean that there is none, as text, each with how often it stands there.
+
+    The lowest or highest value, where programs write it for missing values (SENTINELS), or where it comes more than
+    once and lies further off than all others are spread.
+    """
+    found: dict[float, int] = {}
+    while True:
+        ends = [_end(values, sign, list(found)) for sign in (1, -1)]
+        (lowest, _, _), (highest, _, _) = ends
+        for (odd, count, following), far, other in zip(ends, FAR, (highest, lowest), strict=True):
+            spread = max(abs(other - following), 1e-9)
+            if count and (odd in SENTINELS or count > 1 and math.isfinite(following)
+                          and abs(following - odd) > far * spread):
+                found[odd] = count
+                break
+        else:
+            return {str(np.float32(odd)).removesuffix(".0"): count for odd, count in found.items()}
+
+
+def _end(values: Tensor, sign: int, without: list[float]) -> tuple[float, int, float]:
+    """The lowest value (sign 1) or the highest (-1) beside those of a list, how often it comes, and the next one."""
+    lowest, count, following = math.inf, 0, math.inf
+    for block in values.split(BLOCK):
+        part = sign * block.float().flatten()
+        part = part[~(part.isnan() | torch.isin(part, sign * torch.tensor(without)))]
+        if not len(part):
+            continue
+        low = float(part.min())
+        above = float(torch.where(part > low, part, math.inf).min())
+        count = count * (lowest <= low) + int((part == low).sum()) * (low <= lowest)
+        lowest, following = min(lowest, low), min(value for value in (lowest, following, low, above)
+                                                  if value > min(lowest, low) or value == math.inf)
+    return sign * lowest, count, sign * following
 
 
 def check_missing(table: Table, source: str) -> None:

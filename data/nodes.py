@@ -1,6 +1,8 @@
 """What is known of the nodes beside their values: where they are, the graph that joins them, and who is near whom."""
 
 import heapq
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,26 +10,112 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .readers import LATITUDE_NAMES, LONGITUDE_NAMES, NODE_NAMES, find, listed, repeated
+from .readers import (
+    INDEX,
+    LATITUDE_NAMES,
+    LONGITUDE_NAMES,
+    MARK,
+    NODE_NAMES,
+    QUALITY,
+    Table,
+    find,
+    listed,
+    outside_the_earth,
+    read_file,
+    repeated,
+)
+from .stamps import local_times
+
+PARTS_OF_TIME = {  # name: its part in pandas, and after how many it begins again (0: never)
+    "year": ("year", 0), "quarter": ("quarter", 4), "month": ("month", 12), "day": ("day", 0), "hour": ("hour", 24),
+    "minute": ("minute", 60), "weekday": ("day_of_week", 7), "dayofweek": ("day_of_week", 7),
+    "dayofyear": ("day_of_year", 0),
+}
+LIKELY_QUALITY = re.compile(rf"(.*[_ .-])?{MARK}([_ .-].*)?", re.IGNORECASE)
+ENDS = (("from", "to"), ("source", "target"))  # names of the two columns of an edge
+COUNTED = 10  # steps from which on a series that is one more at each may be numbers of rows
+CLOSE = 1e-5  # of the earth's radius (64 m), within which two files mean the same place
+
+
+def read_nodes(path: Path | str, variable: str = "") -> Table:
+    """A file of a field (`readers.read_file`) without the columns of numbers that are certainly no nodes, with notes.
+
+    Parts of the time (year, month, hour, ...) that are those of the time stamps, perhaps counted from another number,
+    and flags under the name of another node are left out; what only looks like one of them, or like numbers of rows, is
+    noted.
+    """
+    table = read_file(path, variable)
+    names, times = table.node_names or (), None if table.times is None else pd.DatetimeIndex(
+        local_times(table.times, table.zone))
+    foreign, told = {}, {}
+    counts = table.values[-1] - table.values[0] == max(len(table.values), COUNTED) - 1
+    for place, name in enumerate(names):
+        part, cycle = PARTS_OF_TIME.get(name.lower().replace("_", ""), ("", 0))
+        match, likely = QUALITY.fullmatch(name), LIKELY_QUALITY.fullmatch(name)
+        if not (part or likely or counts[place]):
+            continue
+        values = table.values[:, place].double().numpy()
+        if part and times is not None:
+            shift = values - getattr(times, part).to_numpy()
+            shift = shift % cycle if cycle else shift
+            certain = (shift == (shift[0] if cycle else 0)).all()
+            (foreign if certain else told).setdefault("a part of the time", []).append(name)
+        elif likely and (values[~np.isnan(values)] % 1 == 0).all():
+            certain = match and {*match.groups()} & {*names}
+            (foreign if certain else told).setdefault("a quality flag", []).append(name)
+        elif (np.diff(values) == 1).all():
+            told.setdefault("a number of the row", []).append(name)
+    out = {name for found in foreign.values() for name in found}
+    if len(out) == len(names):
+        return table
+    notes = [f"{listed(found)}: left out, {what}" for what, found in foreign.items()]
+    notes += [f"{listed(found)}: taken as a node; leave the column out of the file if it is {what}"
+              for what, found in told.items()]
+    table = replace(table, notes=(*table.notes, *notes))
+    return table.at(np.array([place for place, name in enumerate(names) if name not in out])) if out else table
+
+
+def match_nodes(table: Table, names: tuple[str, ...], coordinates: np.ndarray | None) -> np.ndarray | None:
+    """The column of each node of a field in the table of a newer file: by its name, else by its coordinates.
+
+    Without either in the table, its nodes are those of the field. None where a node is not there.
+    """
+    if table.node_names is None and (table.coordinates is None or coordinates is None):
+        return np.arange(len(names)) if table.values.shape[1] == len(names) else None
+    if set(names) <= set(table.node_names or ()):
+        place = {name: place for place, name in enumerate(table.node_names)}
+        return np.array([place[name] for name in names])
+    if table.coordinates is None or coordinates is None:
+        return None
+    from scipy.spatial import KDTree  # only here: slow to import
+    apart, found = KDTree(_on_sphere(table.coordinates)).query(_on_sphere(coordinates))
+    return found if (apart < CLOSE).all() and len(np.unique(found)) == len(found) else None
+
+
+def _on_sphere(coordinates: np.ndarray) -> np.ndarray:
+    """Places (node, 2) as points (node, 3) of the unit sphere: nearest along the chord is nearest along the ground."""
+    latitude, longitude = np.radians(coordinates.T)
+    return np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], 1)
 
 
 def read_node_table(path: Path | str, names: tuple[str, ...] | None, num_nodes: int) -> tuple[tuple[str, ...],
                                                                                             np.ndarray]:
-    """Names and coordinates (node, 2) of the nodes, from a CSV with the columns name, lat, lon.
+    """Names and coordinates (node, 2) of the nodes, from a CSV with the columns name, lat, lon or names like them.
 
     names: those of the data file, in whose order the result is; without any, the table's rows are the nodes.
     Raises: ValueError that lists missing, unknown and repeated names.
     """
     table = _read_csv(path, header=0)
-    name, latitude, longitude = columns = [find(list(table.columns), known)
-                                           for known in (NODE_NAMES, LATITUDE_NAMES, LONGITUDE_NAMES)]
-    if None in columns:
+    latitude, longitude = (find(list(table.columns), known) for known in (LATITUDE_NAMES, LONGITUDE_NAMES))
+    named = [column for column in table.columns if find([column], NODE_NAMES)]
+    if not named or None in (latitude, longitude):
         raise ValueError(f"{path}: columns {listed(list(table.columns))}; expected name, lat, lon")
+    name = max(named, key=lambda column: len({*table[column]} & {*(names or ())}))  # of a name and an id, the data's
     check_names(table[name].tolist(), names, path)
     if len(table) != num_nodes:
         raise ValueError(f"{path}: {len(table)} rows; the data has {num_nodes} nodes")
     places = table[[latitude, longitude]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    wrong = ~((np.abs(places[:, 0]) <= 90) & (-180 <= places[:, 1]) & (places[:, 1] <= 360))
+    wrong = outside_the_earth(places)
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(f"{path}: line {row + 2}: {latitude} {table[latitude][row]}, {longitude} "
@@ -42,7 +130,8 @@ def read_graph(path: Path | str, names: tuple[str, ...]) -> Tensor:
     """The weights (node, node) of a graph, float32, rows and columns in the order of `names`; 0: no edge.
 
     A square matrix (.npy, .npz with one array or as SciPy stores a sparse one, .csv with or without names), or a
-    .csv of edges with the columns from, to and, optionally, weight (else 1). No pickle is ever loaded.
+    .csv of edges with the columns from, to and, optionally, weight (else 1). No weight is negative. No pickle is ever
+    loaded.
     Raises: ValueError for what does not fit the nodes.
     """
     path = Path(path).expanduser()
@@ -57,6 +146,10 @@ def read_graph(path: Path | str, names: tuple[str, ...]) -> Tensor:
         row, column = np.argwhere(~np.isfinite(matrix))[0]
         raise ValueError(f"{path}: weight {matrix[row, column]} from {names[row]} to {names[column]}; expected finite "
                          "numbers")
+    if (matrix < 0).any():
+        row, column = np.argwhere(matrix < 0)[0]
+        raise ValueError(f"{path}: weight {matrix[row, column]:g} from {names[row]} to {names[column]}; expected 0, no "
+                         "edge, or more: a larger weight means nearer")
     return torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
 
 
@@ -80,8 +173,8 @@ def _from_arrays(path: Path) -> np.ndarray:
 def _from_text(path: Path, names: tuple[str, ...]) -> np.ndarray:
     first = _read_csv(path, nrows=1)
     header = [str(cell).strip().lower() for cell in first.iloc[0]]
-    if {"from", "to"} <= set(header):
-        return _from_edges(path, names)
+    if ends := next((ends for ends in ENDS if {*ends} <= {*header}), None):
+        return _from_edges(path, names, *ends)
     if pd.to_numeric(first.iloc[0], errors="coerce").notna().all():
         return _as_numbers(_read_csv(path), path, 1)
     table = _read_csv(path, header=0, index_col=0)
@@ -96,20 +189,24 @@ def numbered(count: int) -> tuple[str, ...]:
     return tuple(f"node {node}" for node in range(count))
 
 
-def _from_edges(path: Path, names: tuple[str, ...]) -> np.ndarray:
-    edges = _read_csv(path, header=0).rename(columns=str.lower)
+def _from_edges(path: Path, names: tuple[str, ...], start: str, end: str) -> np.ndarray:
+    edges = _read_csv(path, header=0)
+    edges.columns = edges.columns.str.strip().str.lower()
+    if other := [name for name in edges.columns if name not in (start, end, "weight") and not INDEX.fullmatch(name)]:
+        raise ValueError(f"{path}: column {listed(other)} of edges; expected {start}, {end} and, optionally, weight: a "
+                         "larger one means nearer (a distance does not), 1 where there is none")
     place = {name: node for node, name in enumerate(names)}
     if names == numbered(len(names)):  # a file without names: edges may give positions
         place |= {str(node): node for node in range(len(names))}
-    ends = [edges[end].map(place) for end in ("from", "to")]
-    unknown = dict.fromkeys(name for end, known in zip(("from", "to"), ends, strict=True)
-                            for name in edges[end][known.isna()])
+    ends = [edges[column].map(place) for column in (start, end)]
+    unknown = dict.fromkeys(name for column, known in zip((start, end), ends, strict=True)
+                            for name in edges[column][known.isna()])
     if unknown:
         raise ValueError(f"{path}: unknown nodes {listed(list(unknown))}; the data has {listed(list(names))}")
-    twice = edges.duplicated(["from", "to"]).to_numpy()
+    twice = edges.duplicated([start, end]).to_numpy()
     if twice.any():
         row = int(twice.argmax())
-        raise ValueError(f"{path}: line {row + 2}: the edge {edges['from'][row]} to {edges['to'][row]} comes twice")
+        raise ValueError(f"{path}: line {row + 2}: the edge {edges[start][row]} to {edges[end][row]} comes twice")
     matrix = np.zeros((len(names), len(names)))
     weight = _as_numbers(edges[["weight"]], path, 2)[:, 0] if "weight" in edges else 1
     matrix[ends[0], ends[1]] = weight
@@ -140,10 +237,8 @@ def nearest_nodes(field, count: int) -> Tensor | None:
     nodes = len(field.node_names)
     if field.graph is not None:
         return _nearest_in_graph(field.graph, count)
-    if field.coordinates is not None:  # on the sphere: nearest along the chord is nearest along the ground
-        latitude, longitude = np.radians(field.coordinates.T)
-        places = np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude),
-                           np.sin(latitude)], 1)
+    if field.coordinates is not None:
+        places = _on_sphere(field.coordinates)
     elif field.grid is not None:
         places = np.stack(np.divmod(np.arange(nodes) if field.kept is None else field.kept, field.grid[1]), 1)
     else:
@@ -179,10 +274,11 @@ def _filled(rows: list[list[int]], count: int) -> Tensor:
     return torch.tensor([(row + [node] * count)[:count] for node, row in enumerate(rows)])
 
 
-def _read_csv(path: Path | str, **options) -> pd.DataFrame:
+def _read_csv(path: Path | str, header: int | None = None, **options) -> pd.DataFrame:
     """A small CSV as text, whatever its cells hold."""
     try:
-        return pd.read_csv(path, **{"header": None, "dtype": str, **options})
+        return pd.read_csv(path, header=header, dtype=str, keep_default_na=False, na_values=[""],  # a node may be NA
+                           skipinitialspace=True, **options)
     except (UnicodeDecodeError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{path}: not a readable CSV file: {' '.join(str(error).split())}") from error
 

@@ -1,13 +1,16 @@
 """Files of many kinds as one table (time, node): read, checked for what cannot be a field, never run as code."""
 
-import csv
+import codecs
+import contextlib
 import gzip
 import importlib
+import io
 import re
 import sys
+import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,13 +22,25 @@ from torch import Tensor
 
 from .calendar import CONVERT
 from .scaling import BLOCK
-from .stamps import PARTS, Stamps, holds_times, local_times, read_stamps, rounded, stamp, with_time_column, zone_in
+from .stamps import Stamps, holds_times, read_stamps, rounded, stamp, with_time_column, zone_in
 
 MEMORY_LIMIT = 1 << 30  # bytes as float32; a larger .npy stays on disk as a memory map
-TIME_NAMES = ("time", "date", "datetime", "timestamp", "valid_time", "")  # "": an index without a name
-NODE_NAMES, VALUE_NAMES = ("node", "name", "station", "sensor", "id"), ("value",)
-LATITUDE_NAMES = ("lat", "latitude", "nav_lat", "y")
-LONGITUDE_NAMES = ("lon", "longitude", "nav_lon", "x")
+TIME_NAMES = ("time", "date", "datetime", "timestamp", "valid_time", "ds", "")  # "": an index without a name
+NODE_NAMES = ("node", "name", "station", "sensor", "site", "station_name", "id", "unique_id", "item_id", "node_id",
+              "sensor_id", "station_id", "site_id", "series_id", "timeseries_id")
+VALUE_NAMES = ("value", "y", "target")
+LATITUDE_NAMES = ("lat", "latitude", "nav_lat", "xlat", "clat")
+LONGITUDE_NAMES = ("lon", "longitude", "lng", "long", "nav_lon", "xlong", "clon")
+MARK = "(?:qc|qa|qf|flags?|quality|status|quality_flag)"
+QUALITY = re.compile(rf"(.+)[_ .-]{MARK}|{MARK}[_ .-](.+)", re.IGNORECASE)
+"""Names of columns and variables that say how good the one of the rest of the name is."""
+YEAR, DATE = re.compile(r"(1[89]|20|21)\d\d"), re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ].*)?|\d{4}-\d{2}")
+INDEX = re.compile(r"(unnamed: \d+|index|level_\d+|__index_level_\d+__)?", re.IGNORECASE)
+"""Names that pandas gives an index where it writes it."""
+COUNTER = re.compile(r"(s\.?)?no\.?|nr\.?|#|id|idx|seq|obs|record|row|row[_ .]?(id|no|nr|num|number|index|names?)",
+                     re.IGNORECASE)
+EMPTY = ("", "NA", "<NA>", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null",
+         "None", "1.#QNAN", "1.#IND", "-1.#QNAN", "-1.#IND")  # cells without a value: those of pandas
 SHOWN = 5  # names that a message lists before it only counts
 
 
@@ -45,7 +60,7 @@ class Table:
     kept         places of the grid that the nodes are, where places without any value (land) were left out, or None
     zone, counts  of the stamps, see `stamps.Stamps`
     calendar     of a climate model, whose days are not those of real years, else ""
-    notes        what the user should be told
+    notes        what was done with the file that its user may not expect
     """
 
     values: Tensor
@@ -66,6 +81,13 @@ class Table:
     def where(self, step: int) -> str:
         """The place of a time step in the file: its line, else its number from 0."""
         return f"time step {step}" if self.rows is None else f"{self.row_word} {self.rows[step]}"
+
+    def at(self, places: np.ndarray, **changes) -> "Table":
+        """The table of some of its nodes, in this order, with other changes."""
+        names, coordinates = self.node_names, self.coordinates
+        return replace(self, values=self.values[:, torch.from_numpy(places)],
+                       node_names=names and tuple(names[place] for place in places),
+                       coordinates=None if coordinates is None else coordinates[places], **changes)
 
 
 def read_file(path: Path | str, variable: str = "") -> Table:
@@ -165,8 +187,12 @@ def read_numpy(path: Path) -> Table:
             raise ValueError(f"{path}: {key} of shape {extras[key].shape}; expected ({expected},), as in values "
                              f"{array.shape}")
     names, places = extras.get("node_names"), [extras[key] for key in ("latitude", "longitude") if key in extras]
+    coordinates = np.stack(places, axis=1).astype(float) if len(places) == 2 else None
+    if coordinates is not None and (wrong := outside_the_earth(coordinates)).any():
+        raise ValueError(f"{path}: latitude, longitude {coordinates[wrong.argmax()].tolist()} of node "
+                         f"{wrong.argmax()}; expected degrees, -90 to 90 and -180 to 360")
     table = Table(values, node_names=None if names is None else tuple(map(str, names.tolist())),
-                  coordinates=np.stack(places, axis=1).astype(float) if len(places) == 2 else None,
+                  coordinates=coordinates,
                   grid=array.shape[1:] if array.ndim == 3 and array.shape[2] > 1 else None)
     if "times" not in extras:
         return table
@@ -174,104 +200,222 @@ def read_numpy(path: Path) -> Table:
     return replace(table, **stamps_of(stamps))
 
 
-def stamps_of(stamps: Stamps | None) -> dict:
-    """What a table says of its stamps."""
-    return vars(stamps) if stamps else {}
+def stamps_of(stamps: Stamps | None, notes: tuple[str, ...] = ()) -> dict:
+    """What a table says of its stamps; notes: that come before theirs."""
+    return {**vars(stamps), "notes": notes + stamps.notes} if stamps else {"notes": notes}
 
 
 def read_csv(path: Path) -> Table:
-    """Comma, semicolon or tab separated text, plain or .gz; see `from_frame` for the two layouts."""
+    """Text separated by commas, semicolons, tabs or blanks, plain or .gz; see `from_frame` for the two layouts.
+
+    Lines that begin with # are comments; what is not UTF-8 is read as Latin-1.
+    """
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            separator = max(",;\t", key=first.count)
-            header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
-            check_columns(header, f"{path}: line 1")
-            text = dict.fromkeys((name for name in header if name.lower() in TIME_NAMES + NODE_NAMES), str)
-            file.seek(0)
-            frame = pd.read_csv(file, names=header, header=0, sep=separator, dtype=text, skip_blank_lines=False,
-                                skipinitialspace=True, low_memory=False)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error, csv.Error, pd.errors.ParserError) as error:
+        with opened(path, "rb") as file:
+            wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        for encoding in ("utf-16" if wide else "utf-8-sig", "cp1252"):
+            with contextlib.suppress(UnicodeDecodeError):
+                table = _read_text(path, opened, encoding)
+                break
+        else:
+            encoding, table = "latin-1", _read_text(path, opened, "latin-1")
+        note = () if encoding.startswith("utf") else ("it is not in UTF-8: its names are taken to be in Latin-1",)
+        return replace(table, notes=note + table.notes)
+    except (UnicodeError, EOFError, gzip.BadGzipFile, zlib.error, pd.errors.ParserError) as error:
         raise ValueError(f"{path}: not a readable CSV file: {' '.join(str(error).split())}") from error
+
+
+def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
+    with opened(path, "rt", encoding=encoding, newline="") as file:
+        lines, skipped = [], []
+        for number, line in enumerate(file):
+            if line.startswith("#"):
+                skipped.append(number)
+            elif len(lines) < SHOWN:
+                lines.append((number, line))
+        if not lines:
+            raise ValueError(f"{path}: blank; expected the names of the columns")
+        (first, line), below = lines[0], [line for _, line in lines[1:]]
+        separator, notes = _separator([line, *below]), ()
+        header, row = _cells(line, separator), _cells(below[0], separator) if below else []
+        if first and _holds_values(header):  # names in a comment, as numpy.savetxt writes them
+            file.seek(0)
+            above = _cells([line for line, _ in zip(file, range(first), strict=False)][-1].strip("# "), separator)
+            if len(above) == len(header):
+                header, row, first = above, header, first - 1
+        skipped = sorted({*skipped, first})
+        check_columns(header, f"{path}: line {first + 1}", row)
+        if all(name.isdigit() for name in header):
+            notes = (f"line {first + 1} ({listed(header)}) was taken for the names of the columns",)
+        header += [""] * (len(row) == len(header) + 1 and not row[-1])  # lines that end with a separator
+        names = [name or f"Unnamed: {place}" * (place > 0) for place, name in enumerate(header)]
+        time, node = (find(names, known) for known in (TIME_NAMES, NODE_NAMES))
+        text = dict.fromkeys((name for name in names if name.lower() in TIME_NAMES + NODE_NAMES), str)
+        empty = {name: ("",) if time and name == node else EMPTY for name in names}  # a node may be called NA
+        file.seek(0)
+        frame = pd.read_csv(file, names=names, header=None, sep=separator, dtype=text, skiprows=skipped,
+                            keep_default_na=False, na_values=empty, skip_blank_lines=False, skipinitialspace=True,
+                            low_memory=False)
     if not isinstance(frame.index, pd.RangeIndex):
-        raise ValueError(f"{path}: line 2 holds more cells than the {len(header)} columns that line 1 names")
+        raise ValueError(f"{path}: line {first + 2} holds more cells than the {len(header)} columns that line "
+                         f"{first + 1} names")
+    if node is not None:
+        frame[node] = frame[node].str.strip()
+    rows = np.setdiff1d(np.arange(len(frame) + len(skipped)), skipped)[:len(frame)] + 1
+    unnamed = [name for name, cell in zip(names, header, strict=True) if name and not cell]
+    if filled := [name for name in unnamed if frame[name].notna().any()]:
+        raise ValueError(f"{path}: line {first + 1}: column {names.index(filled[0]) + 1} has values but no name")
+    frame = frame.drop(columns=unnamed)
     blank = frame.isna().all(axis=1)
-    frame = frame.iloc[:len(frame) - int(blank[::-1].cummin().sum())]  # blank lines at the end say nothing
-    return from_frame(frame, str(path), first_row=2, row_word="line")
+    last = len(frame) - int(blank[::-1].cummin().sum())  # blank lines at the end say nothing
+    return from_frame(frame.iloc[:last], str(path), rows[:last], "line", notes)
+
+
+def _separator(lines: list[str]) -> str:
+    """What separates the cells of the first lines of a file: blanks, where nothing else does and all are alike."""
+    separator = max(",;\t", key=lines[0].count)
+    cells = {len(line.split()) for line in lines if line.strip()}
+    return r"\s+" if separator not in lines[0] and len(cells) == 1 and cells != {1} else separator
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    """The cells of one line, without blanks around them."""
+    if not line.strip():
+        return []
+    cells = pd.read_csv(io.StringIO(line), sep=separator, header=None, dtype=str, keep_default_na=False,
+                        skipinitialspace=True)
+    return [str(cell).strip() for cell in cells.iloc[0]]
+
+
+def _holds_values(cells: list[str]) -> bool:
+    """Whether a line holds numbers, a date before them aside; the first column of a header may have no name."""
+    numeric = cells[bool(cells and DATE.fullmatch(cells[0])):]
+    found = pd.Series([cell for cell in numeric if cell], dtype=str)
+    return len(found) > 0 and cells[0] != "" and bool(pd.to_numeric(found, errors="coerce").notna().all())
 
 
 def read_parquet(path: Path) -> Table:
-    """A Parquet table of one of the layouts of `from_frame`; its time column may be its index."""
+    """A Parquet table of one of the layouts of `from_frame`; the columns of times and nodes may be in its index."""
     arrow = optional("pyarrow", path)
     try:
         frame = pd.read_parquet(path, engine="pyarrow")
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}") from error
-    if not isinstance(frame.index, pd.RangeIndex):
-        frame = frame.rename_axis(index=frame.index.name or "time").reset_index()
-    frame = frame.rename(columns=str)
-    check_columns(list(frame.columns), str(path))
-    return from_frame(frame, str(path), first_row=1, row_word="row")
+    levels = [] if isinstance(frame.index, pd.RangeIndex) else [
+        frame.index.get_level_values(level).to_series(index=range(len(frame))) for level in range(frame.index.nlevels)]
+    unnamed = ["node" if len(levels) > 1 and not holds_times(level) else "" if level.dtype.kind in "iu" else "time"
+               for level in levels]
+    columns = [level.name or name for level, name in zip(levels, unnamed, strict=True)] + list(frame.columns)
+    columns = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in columns]
+    frame = pd.concat([*levels, frame.reset_index(drop=True)], axis=1).set_axis(columns, axis=1)
+    check_columns(columns, str(path), frame.iloc[0].astype(str).tolist() if len(frame) else ())
+    return from_frame(frame, str(path), np.arange(1, len(frame) + 1), "row")
 
 
-def check_columns(names: list[str], source: str) -> None:
-    """Raises: ValueError for no names, names that come twice, or numbers where names belong."""
+def check_columns(names: list[str], source: str, below: Sequence[str] = ()) -> None:
+    """Raises: ValueError for no names, names that come twice, and what is no name: values, dates, control characters.
+
+    below: the cells of the row below the names.
+    """
     if not names:
         raise ValueError(f"{source}: blank; expected the names of the columns")
-    if twice := repeated(names):
-        raise ValueError(f"{source}: columns named twice: {listed(twice)}")
-    if any("." in name and name.replace(".", "", 1).lstrip("+-").isdigit() for name in names):
+    if any(unicodedata.category(character) == "Cc" for name in names for character in name):
+        raise ValueError(f"{source}: not a readable table: control characters in the names of its columns")
+    twice = repeated(filter(None, names))
+    if _holds_values(names) and (twice or not all(name.isdigit() for name in names)):
         raise ValueError(f"{source}: values ({listed(names)}) where the names of the columns are expected")
+    if twice:
+        raise ValueError(f"{source}: columns named twice: {listed(twice)}")
+    dates = [name for name in names[1:] if YEAR.fullmatch(name) or DATE.fullmatch(name)]
+    if 2 * len(dates) > max(2, len(names)) and not names[0].isdigit() and find(names[:1], TIME_NAMES[:-1]) is None and (
+            not below or not DATE.fullmatch(below[0])):
+        raise ValueError(f"{source}: dates ({listed(dates)}) where the names of the nodes are expected, so places are "
+                         "in rows; write a row per time and a column per node (frame.T in pandas)")
 
 
-def from_frame(frame: pd.DataFrame, source: str, first_row: int, row_word: str) -> Table:
-    """A table of columns as (time, node).
+def from_frame(frame: pd.DataFrame, source: str, rows: np.ndarray, row_word: str, notes: tuple[str, ...] = ()) -> Table:
+    """A table of columns as (time, node); rows: where each row stands in the file.
 
     wide: a time column and one column of values per node; the time column is known by its name (see TIME_NAMES) or
           is the first one, if that holds times; it may be absent
     long: three columns: time, node, value; the rows in any order, absent pairs are missing values
+    Columns that are certainly no nodes are left out with a note, see `_foreign`.
     Raises: ValueError naming the first bad row.
     """
     def where(row: int) -> str:
-        return f"{row_word} {first_row + row}"
+        return f"{row_word} {rows[row]}"
 
-    named = find([name for name in frame.columns if name], TIME_NAMES)
-    if named and "" in frame.columns and (frame[""].astype(str) == pd.RangeIndex(len(frame)).astype(str)).all():
-        frame = frame.drop(columns="")  # the numbers of the rows, as pandas writes them
-    time = find(list(frame.columns), TIME_NAMES)
-    if time is None and holds_times(frame.iloc[:, 0]):
-        time = frame.columns[0]
-    whole, frame = frame, with_time_column(frame, time, source, where)
-    time = "time" if frame is not whole else time
+    foreign = _foreign(frame)
+    frame = frame.drop(columns=list(foreign))
+    for what in dict.fromkeys(foreign.values()):
+        these = [name or "the first column" for name in foreign if foreign[name] == what]
+        notes += (f"{listed(these)}: left out, {what}",)
     columns = list(frame.columns)
+    time = find(columns, TIME_NAMES[:-1])
+    if time is None and columns and ("" in columns or holds_times(frame.iloc[:, 0])):
+        time = "" if "" in columns else columns[0]
+    whole, frame = frame, with_time_column(frame, time, source, where)
+    time, columns = "time" if frame is not whole else time, list(frame.columns)
     node, value = (find(columns, names) for names in (NODE_NAMES, VALUE_NAMES))
     if frame.empty or len(columns) == (time is not None):
         raise ValueError(f"{source}: {len(frame)} rows of columns {listed(list(whole.columns))}; expected a time "
                          "column and one column per node, or the columns time, node, value")
     stamps = None if time is None else read_stamps(frame[time], source, where)
-    rows = np.arange(first_row, first_row + len(frame))
-    if stamps and (repeating := parts_of(stamps, frame.drop(columns=time))):
-        frame = frame.drop(columns=repeating)
-        note = f"columns {listed(repeating)} repeat the time: they are no nodes"
-        stamps = replace(stamps, notes=(*stamps.notes, note))
-        columns = list(frame.columns)
+    repeated_times = None not in (time, node) and bool(pd.Series(stamps.axis).duplicated().any())
+    if value is None and repeated_times and len(columns) == 3 and find([time], TIME_NAMES):
+        value, = {*columns} - {time, node}  # a row per time and node: the third column holds the values
     if None not in (time, node, value):
         if len(columns) > 3:
             raise ValueError(f"{source}: columns {listed(columns)}; a long table has three: time, node, value")
-        return _from_long(frame[node], numbers(frame[value], source, where), stamps, rows, row_word, source, where)
+        table = _from_long(frame[node], numbers(frame[value], source, where), stamps, rows, row_word, source, where)
+        return replace(table, notes=notes + table.notes)
     nodes = [column for column in columns if column != time]
     values = np.stack([numbers(frame[name], source, where) for name in nodes], axis=1)
-    return Table(as_tensor(values, source), rows=rows, row_word=row_word, node_names=tuple(nodes), **stamps_of(stamps))
+    if repeated_times:
+        raise ValueError(f"{source}: columns {listed(columns)}: times come twice, as in a long table, which has three: "
+                         "time, node, value")
+    return Table(as_tensor(values, source), rows=rows, row_word=row_word, node_names=tuple(nodes),
+                 **stamps_of(stamps, notes))
 
 
-def parts_of(stamps: Stamps, frame: pd.DataFrame) -> list[str]:
-    """The columns year, month, day, ... of a table that hold nothing but that part of its stamps (time,)."""
-    if stamps.times is None:
-        return []
-    local = pd.Series(local_times(stamps.times, stamps.zone)).dt
-    return [name for name in frame.columns if str(name).lower() in PARTS
-            and (pd.to_numeric(frame[name], errors="coerce").to_numpy() == getattr(local, str(name).lower())).all()]
+def _foreign(frame: pd.DataFrame) -> dict[str, str]:
+    """The columns of a table that are certainly no nodes, each with what it is."""
+    columns, found = list(frame.columns), {}
+    time, node, value = (find(columns, known) for known in (TIME_NAMES[:-1], NODE_NAMES, VALUE_NAMES))
+    long = None not in (time, node) and (value is not None or bool(frame[time].duplicated().any()))
+    for name, column in frame.items():
+        match, kind = QUALITY.fullmatch(name), column.dtype.kind
+        if not (long and name == node) and _counts(column, years=time is None):
+            found[name] = "it numbers the rows"
+        elif INDEX.fullmatch(name) and column.isna().all():
+            found[name] = "empty"
+        elif long and name in (time, node, value) or kind in "mM" or find([name], TIME_NAMES):
+            continue
+        elif isinstance(column.dtype, pd.CategoricalDtype):
+            found[name] = "a category, as the folders of a Parquet table are"
+        elif match and (long or kind in "Ob") and {*match.groups()} & {*columns}:
+            found[name] = "a quality flag"
+        elif len(column) > 1 and (column == column.iloc[0]).all() and (
+                long and value or name == node or kind == "O" and not str(column.iloc[0])[:1].isdigit()):
+            found[name] = "the same in every row"
+    return found if {*columns} - {*found} - {time} else {}  # else it is all that there is
+
+
+def _counts(column: pd.Series, years: bool) -> bool:
+    """Whether a column counts rows: whole numbers, each one more than the one before, under a name that says so.
+
+    Under a name that pandas gives an index, also numbers that come once each, or most of which are one more.
+    years: those without a name may be years.
+    """
+    index, name = INDEX.fullmatch(column.name), column.name
+    if column.dtype.kind in "mMb" or not (index or COUNTER.fullmatch(name)):
+        return False
+    values = pd.to_numeric(column, errors="coerce")
+    if values.isna().any() or (values % 1 != 0).any() or years and not name and values.between(1500, 2200).all():
+        return False
+    up = values.diff().iloc[1:] == 1
+    return bool(up.all() or index and (values.is_unique or up.mean() > 0.5))
 
 
 def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, rows: np.ndarray, row_word: str, source: str,
@@ -279,7 +423,7 @@ def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, rows: np.ndar
     """Pairs (time, node) as a table: steps in the order of time, nodes in the order of their first row."""
     if node.isna().any():
         raise ValueError(f"{source}: {where(int(node.isna().to_numpy().argmax()))}: no node is named")
-    times = stamps.counts if stamps.times is None else stamps.times
+    times = stamps.axis
     steps, first, step = np.unique(times, return_index=True, return_inverse=True)
     place, names = pd.factorize(node.astype(str))
     pair = step * len(names) + place
@@ -320,103 +464,12 @@ def numbers(column: pd.Series, source: str, where: Callable[[int], str]) -> np.n
 
 
 def read_xarray(path: Path, variable: str) -> Table:
-    """One variable (time, place) or (time, latitude, longitude) of NetCDF or Zarr; land is left out of a grid.
-
-    Dimensions of one entry are dropped. Coordinates named as in LATITUDE_NAMES and LONGITUDE_NAMES give the places.
-    """
-    xarray = optional("xarray", path)
-    engine = "zarr" if path.name.lower().rstrip("/").endswith(".zarr") else "netcdf4"
-    optional("zarr" if engine == "zarr" else "netCDF4", path)
-    if engine == "zarr":
-        _refuse_code(path)
-    options = {"consolidated": False} if engine == "zarr" else {}
-    try:
-        with xarray.open_dataset(path, engine=engine, **options) as dataset:
-            return _from_variable(_choose_variable(dataset, variable, path), path)
-    except Exception as error:  # whatever a damaged file makes the libraries raise, the user made one mistake
-        if str(error).startswith(f"{path}:"):
-            raise
-        kind = "Zarr" if engine == "zarr" else "NetCDF"
-        raise ValueError(f"{path}: not a readable {kind} file: {' '.join(str(error).split())}") from error
+    """A variable of NetCDF or Zarr, see `netcdf.read_xarray`."""
+    from . import netcdf  # only here: it builds on this module
+    return netcdf.read_xarray(path, variable)
 
 
-def _refuse_code(path: Path) -> None:
-    """Refuse a Zarr store that would unpickle: its metadata name the codec.
-
-    Raises: ValueError.
-    """
-    for file in (*path.rglob(".z*"), *path.rglob("zarr.json")):
-        if file.is_file() and "pickle" in file.read_text(errors="replace"):
-            raise ValueError(f"{path}: it holds Python objects ({file.name} names pickle), which are never loaded")
-
-
-def _choose_variable(dataset, variable: str, path: Path):
-    """The variable asked for, else the only one that can be a field.
-
-    Raises: ValueError with those that there are.
-    """
-    fields = [name for name, array in dataset.data_vars.items()
-              if array.dtype.kind in "iuf" and _time_dimension(array) and not {"bnds", "nv"} & set(array.dims)]
-    if variable and variable not in dataset.data_vars:
-        raise ValueError(f"{path}: there is no variable {variable}; there are {listed(list(dataset.data_vars))}")
-    if not variable and len(fields) != 1:
-        raise ValueError(f"{path}: {len(fields)} variables have a time axis ({listed(fields)}); choose one with "
-                         f"--variable" if fields else f"{path}: no variable has a time axis; there are "
-                         f"{listed([f'{name} {array.dims}' for name, array in dataset.data_vars.items()])}")
-    return dataset[variable or fields[0]]
-
-
-def _time_dimension(array) -> str | None:
-    """The dimension whose coordinate holds times, else the one that is named so."""
-    times = [name for name in array.dims if name in array.coords
-             and (array.coords[name].dtype.kind == "M" or hasattr(array.coords[name].values.flat[0], "calendar"))]
-    return times[0] if times else find(list(array.dims), (*TIME_NAMES, "year"))
-
-
-def _from_variable(array, path: Path) -> Table:
-    time = _time_dimension(array)
-    if time is None:
-        raise ValueError(f"{path}: variable {array.name} has dimensions {array.dims}; one must be the time")
-    array = array.squeeze([name for name, size in array.sizes.items() if size == 1 and name != time])
-    space = [name for name in array.dims if name != time]
-    if len(space) > 2:
-        sizes = ", ".join(f"{name}: {size}" for name, size in array.sizes.items())
-        raise ValueError(f"{path}: variable {array.name} has dimensions ({sizes}); expected time and one or two of "
-                         "space: select the others beforehand")
-    if len(space) == 2 and find([space[0]], LONGITUDE_NAMES) and find([space[1]], LATITUDE_NAMES):
-        space = space[::-1]
-    array = array.transpose(time, *space)
-    say_if_large(path, 4 * array.size)
-    values = as_tensor(array.values.reshape(len(array), -1), str(path))
-    grid = tuple(array.sizes[name] for name in space) if len(space) == 2 else None
-    latitude, longitude = (_places(array, names, space) for names in (LATITUDE_NAMES, LONGITUDE_NAMES))
-    table = Table(values, unit=str(array.attrs.get("units", "")), grid=grid, **_times(array, time, path))
-    if latitude is not None and longitude is not None:
-        coordinates = np.stack([latitude.ravel(), longitude.ravel()], axis=1)
-        rectangular = grid and (latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all()
-        table = replace(table, coordinates=coordinates, axes=(latitude[:, 0], longitude[0]) if rectangular else None)
-    names = None
-    if grid and table.coordinates is not None:
-        names = tuple(f"lat {latitude:g} lon {longitude:g}" for latitude, longitude in table.coordinates)
-        names = None if repeated(names) else names  # places closer than six digits tell
-    elif space and space[0] in array.coords and not grid:
-        names = tuple(map(str, array.coords[space[0]].values.tolist()))
-    table = replace(table, node_names=names)
-    return without_land(table) if grid else table
-
-
-def _places(array, names: tuple[str, ...], space: list[str]) -> np.ndarray | None:
-    """Latitudes or longitudes on all places of `space`, or None where there are none."""
-    name = find([str(name) for name in array.coords], names)
-    if name is None or not space or not set(array.coords[name].dims) <= set(space):
-        return None
-    shape = [(dimension, array.sizes[dimension]) for dimension in space]
-    missing = {dimension: size for dimension, size in shape if dimension not in array.coords[name].dims}
-    return array.coords[name].variable.set_dims({**missing, **dict(array.coords[name].sizes)}).transpose(
-        *space).values.astype(float)
-
-
-def _times(array, time: str, path: Path) -> dict:
+def coordinate_times(array, time: str, path: Path) -> dict:
     """What a table says of the stamps of a variable; those of a climate model's calendar by their digits."""
     if time not in array.coords:
         return {}
@@ -444,18 +497,9 @@ def _times(array, time: str, path: Path) -> dict:
             "notes": (f"its times are of the calendar {calendar}; their digits are taken as dates",)}
 
 
-def without_land(table: Table) -> Table:
-    """A grid without the places that have no value at any time, which `kept` and `grid` can put back."""
-    kept = np.flatnonzero(~torch.stack([block.isnan().all(0) for block in table.values.split(BLOCK)]).all(0).numpy())
-    if len(kept) in (0, table.values.shape[1]):
-        return table
-
-    def chosen(array):
-        return None if array is None else array[kept]
-
-    names = table.node_names and tuple(table.node_names[place] for place in kept)
-    return replace(table, values=table.values[:, torch.from_numpy(kept)], kept=kept, node_names=names,
-                   coordinates=chosen(table.coordinates))
+def outside_the_earth(coordinates: np.ndarray) -> np.ndarray:
+    """Which places (node, 2) have no latitude from -90 to 90, or no longitude from -180 to 360 degrees."""
+    return ~((np.abs(coordinates[:, 0]) <= 90) & (-180 <= coordinates[:, 1]) & (coordinates[:, 1] <= 360))
 
 
 def optional(package: str, path: Path):
@@ -486,5 +530,6 @@ def listed(names: list[str]) -> str:
 
 
 READERS = {".npy": read_numpy, ".npz": read_numpy, ".csv": read_csv, ".csv.gz": read_csv, ".parquet": read_parquet,
-           ".nc": read_xarray, ".zarr": read_xarray}
+           ".nc": read_xarray, ".zarr": read_xarray,
+           **dict.fromkeys((".txt", ".txt.gz", ".tsv", ".tsv.gz", ".data", ".data.gz"), read_csv)}
 """How a file is read, by the ending of its name."""

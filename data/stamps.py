@@ -48,6 +48,11 @@ class Stamps:
     counts: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def axis(self) -> np.ndarray:
+        """Times, or counts."""
+        return self.counts if self.times is None else self.times
+
 
 def read_stamps(column: pd.Series, source: str, where: Callable[[int], str]) -> Stamps:
     """Stamps of a column: times, ISO 8601, other dates of one unambiguous format, years, or counts.

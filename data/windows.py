@@ -365,6 +365,18 @@ def with_support(field: Field, nonnegative: bool) -> Field:
     return replace(field, spec=replace(field.spec, nonnegative=nonnegative))
 
 
+def supported(field: Field, support: str) -> Field:
+    """The field with the support that the flag says.
+
+    Raises: ValueError where its values are not those of the support.
+    """
+    if support != "auto":
+        field = with_support(field, support == "nonnegative")
+    if support == "nonnegative" and (lowest := smallest(field.values)) < 0:
+        raise ValueError(f"--support nonnegative: {field.name} has values down to {lowest:g}; leave the flag out")
+    return field
+
+
 def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, device: torch.device | str = "cpu",
               oracle_nodes: int = 32, oracle_steps: int = 4000, oracle_length_scale: float = 0.3,
               own: OwnFile | None = None, split: str = "", support: str = "auto", missing: str = "error",
@@ -376,9 +388,6 @@ def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, dev
     Raises: ValueError where the values are not those of the support.
     """
     field = load_field(name, data_dir, oracle_nodes, oracle_steps, oracle_length_scale, own, missing, null_value)
-    if support != "auto":
-        field = with_support(field, support == "nonnegative")
-    if support == "nonnegative" and (lowest := smallest(field.values)) < 0:
-        raise ValueError(f"--support nonnegative: {name} has values down to {lowest:g}; leave the flag out")
+    field = supported(field, support)
     beside = read_covariates(covariates, field.calendar, field.node_names) if covariates else None
     return WindowedField(field, history_len, predict_len, device, split, beside, lags)

@@ -21,7 +21,7 @@ from data.lags import choose_lags
 from data.readers import listed, say_if_large
 from data.scaling import BLOCK
 from data.stamps import local_times
-from data.windows import SPLITS, WindowedField
+from data.windows import SPLITS, WindowedField, smallest, supported
 from main_pretrain import own_file
 from main_train import can_be_kept, training_loss
 from models import MEAN_MODELS, build_mean_model
@@ -47,7 +47,6 @@ FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags
 PEAK = 0.02  # share of the variance under which a period is not worth a word
 ROUNDING = 1e-9  # share of the largest value under which a series is straight
 FEW_WINDOWS = 100
-FAR = {"lowest": 1.0, "highest": 10.0}  # times the range of all other values: peaks are rare and high by themselves
 SUITABLE = range(6, 49)  # periods, in steps, that make good lengths of history and forecast
 SECONDS = 2.0  # what the measured steps may cost
 
@@ -151,16 +150,6 @@ def saved_bytes(loss) -> int:
     return sum(kept.values())
 
 
-def far_from_all_others(values: torch.Tensor) -> float | None:
-    """The lowest or highest value, where it comes more than once and lies further off than all others are spread."""
-    for end, odd in (("lowest", values.min()), ("highest", values.max())):
-        others = values[values != odd]
-        if len(values) - len(others) > 1 and len(others) and (
-                (others - odd).abs().min() > FAR[end] * (others.max() - others.min()).clamp_min(1e-9)):
-            return float(odd)
-    return None
-
-
 def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> dict[str, str]:
     """What training both stages on this data takes, measured on a few steps, in words."""
     train = TrainConfig(history_len=config.history_len, predict_len=config.predict_len, batch_size=config.batch_size)
@@ -198,10 +187,14 @@ def main(arguments: list[str] | None = None) -> int:
     config = replace(PretrainConfig(), **given)
     check_config(config, parser)
     device = choose_device(config.device)
-    field = load_field(config.data_name, Path(), own=own_file(checkpoint.settings(config)), missing="mask",
-                       null_value=config.null_value, gaps=config.missing == "mask")
+    field = load_field(config.data_name, Path(), own=own_file(checkpoint.settings(config)),
+                       missing=given.get("missing", "mask"), null_value=config.null_value,
+                       gaps=config.missing == "mask")
     for note in field.notes:
         print(f"note: {note}")
+    field = supported(field, config.support)
+    if field.masked and "missing" not in given:
+        print("note: values are missing: training refuses them without --missing mask")
     say_if_large(Path(config.data_path), 8 * field.values.numel())  # with a filled copy in float32
     series = complete(field.values).double().mean(1).numpy()
     periods = strongest_periods(series, field.spec.interval)
@@ -230,12 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
         support = "nonnegative" if data.field.spec.nonnegative else "any"
     say({"windows": ", ".join(f"{len(data.starts[split])} {split}" for split in SPLITS)
          + f" of {config.history_len} + {config.predict_len} steps", **cost(data, config, device)})
-    known = field.values[~field.values.isnan()]
-    lowest = float(known.min())
-    if (odd := far_from_all_others(known)) is not None:
-        print(f"note: {odd:g} stands {int((known == odd).sum())} times, far from all other values: if it means that "
-              f"there is none, give --missing mask --null_value={odd:g}")
-    if support == "any" and lowest > 0:
+    if support == "any" and smallest(field.values) > 0:
         print("note: no value is negative: --support nonnegative keeps forecasts so, where that is in its nature")
     if len(data.starts["train"]) < FEW_WINDOWS:
         print(f"note: {len(data.starts['train'])} training windows are few: expect no more than climatology gives")

@@ -18,7 +18,8 @@ import torch
 
 from data.covariates import read_covariates
 from data.fields import load_field, on_regular_axis
-from data.readers import listed, read_file
+from data.nodes import match_nodes, read_nodes
+from data.readers import listed
 from data.registry import data_dir_from
 from data.stamps import check_zone, parse_time
 from main_pretrain import own_file
@@ -89,11 +90,12 @@ def read_newer(run: TrainedForecaster, data_path: str) -> tuple[torch.Tensor, in
     Raises: ValueError when it holds another field: what differs.
     """
     config, field = run.checkpoint["config"], run.field
-    table = read_file(data_path, config["variable"])
-    first, names = field.first_step, table.node_names or field.node_names
+    table = read_nodes(data_path, config["variable"])
     if table.counts is not None:
         raise ValueError(f"{data_path}: its times ({listed(table.counts.tolist())}) are neither dates nor consecutive "
                          "years; write ISO 8601, or no times")
+    first, names = field.first_step, table.node_names or ()
+    places = match_nodes(table, field.node_names, None if field.coordinates is None else field.coordinates.numpy())
     if table.times is not None:
         check_zone(table.zone, field.time_zone, data_path)
         table, _ = on_regular_axis(replace(table, zone=field.time_zone), data_path, field.interval, field.masked)
@@ -103,15 +105,19 @@ def read_newer(run: TrainedForecaster, data_path: str) -> tuple[torch.Tensor, in
     differing = []
     if table.values.shape[1] != field.num_nodes:
         differing.append(f"{table.values.shape[1]} nodes (wanted {field.num_nodes})")
-    elif unknown := sorted(set(names) - set(field.node_names)):
-        differing.append(f"nodes {listed(unknown)} (wanted {listed(sorted(set(field.node_names) - set(names)))})")
+    elif places is None and names:
+        unknown, missing = (sorted({*one} - {*other}) for one, other in ((names, field.node_names),
+                                                                         (field.node_names, names)))
+        differing.append(f"nodes {listed(unknown)} (wanted {listed(missing)})")
+    elif places is None:
+        differing.append("nodes at other latitudes and longitudes")
     if table.unit and not config["unit"] and table.unit not in (field.unit, field.cf_unit):
         differing.append(f"unit {table.unit} (wanted {field.unit})")
     if differing:
         raise ValueError(f"{data_path}: another field than the run was trained on: {'; '.join(differing)}")
-    if tuple(names) == tuple(field.node_names):
+    if (places == np.arange(field.num_nodes)).all():
         return table.values, first
-    return table.values[:, [names.index(name) for name in field.node_names]], first
+    return table.values[:, torch.from_numpy(places)], first
 
 
 def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "", rolling: int = 0,

@@ -11,14 +11,14 @@ from conftest import ROOT, make_field, random_values
 
 import main_pretrain
 import main_train
-from data.fields import OwnFile, load_field
+from data import fields
+from data.fields import OwnFile, far_from_all_others, load_field
 from models import PROCESSES
 from scripts import check_data
 from scripts.check_data import (
     complete,
     cycles,
     description,
-    far_from_all_others,
     periodogram,
     saved_bytes,
     strongest_periods,
@@ -245,11 +245,15 @@ def test_stage_1_is_asked_at_every_step_of_stage_2_where_a_run_would(hourly, cap
 
 
 @pytest.mark.parametrize("values, odd", [
-    ([0, 3, 5, -999, 9, -999], -999), ([1.5, 1e20, 0, 1e20], 1e20), ([0, 3, 5, -999, 9], None),
-    ([0, 1, 0, 1, 5, 5], None), ([0, 0, 0, 40, 50, 60], 0), ([7, 7, 7], None),
+    ([0, 3, 5, -999, 9, -999], {"-999": 2}), ([1.5, 1e20, 0, 1e20], {"1e+20": 2}), ([0, 3, 5, -999, 9], {"-999": 1}),
+    ([0, 1, 0, 1, 5, 5], {}), ([0, 0, 0, 40, 50, 60], {"0": 3}), ([7, 7, 7], {}), ([0, 3, 5, -77, 9], {}),
+    ([-9999, 4, -999.9, 2, 1e20, -9999], {"-9999": 2, "-999.9": 1, "1e+20": 1}), ([-5000, -999, 4000], {}),
+    ([2, 9.969209968386869e36, 3], {"9.96921e+36": 1}), ([np.nan, np.nan], {}), ([np.nan, 3, -999], {"-999": 1}),
 ])
-def test_a_number_that_may_stand_for_missing_values_is_found(values, odd):
-    assert far_from_all_others(torch.tensor(values, dtype=torch.float32)) == pytest.approx(odd)
+def test_a_number_that_may_stand_for_missing_values_is_found(monkeypatch, values, odd):
+    assert far_from_all_others(torch.tensor(values, dtype=torch.float32)) == odd
+    monkeypatch.setattr(fields, "BLOCK", 1)
+    assert far_from_all_others(torch.tensor(values, dtype=torch.float32)[:, None]) == odd
 
 
 def test_a_number_that_may_stand_for_missing_values_is_told(hourly, capsys):
@@ -258,3 +262,57 @@ def test_a_number_that_may_stand_for_missing_values_is_told(hourly, capsys):
     counts.to_csv(hourly)
     assert "note: -999 stands 5 times, far from all other values" in said_of(capsys, hourly)["all"]
     assert "far from" not in said_of(capsys, hourly, "--missing", "mask", "--null_value=-999")["all"]
+
+
+def good_file(folder):
+    values = random_values(100, 3)
+    values[7, 1], values[:, 2] = -999, 4
+    hours = pd.date_range("2024-01-01", periods=100, freq="h", name="time")
+    frame = pd.DataFrame(values, hours, list("abc")).assign(hour=hours.hour, k=range(100))
+    frame.reset_index().to_csv(folder / "a.csv")
+    return folder / "a.csv"
+
+
+def with_text(text):
+    def write(folder):
+        (folder / "a.csv").write_text(text)
+        return folder / "a.csv"
+    return write
+
+
+def with_missing(folder):
+    path = good_file(folder)
+    path.write_text(path.read_text().replace("-999.0", ""))
+    return path
+
+
+def negative(folder):
+    hours = pd.date_range("2024-01-01", periods=100, freq="h")
+    np.savez(folder / "a.npz", values=random_values(100, 3) - 20, times=hours)
+    return folder / "a.npz"
+
+
+THIRTY_DAYS = "".join(f"2024-01-{day:02},{day % 7},{day % 5}\n" for day in range(1, 31))
+SHORT = ["--history_len", "2", "--predict_len", "2"]
+
+
+@pytest.mark.parametrize("write, flags, refused", [
+    (good_file, [], ""), (good_file, ["--missing", "mask", "--null_value=-999"], ""), (negative, [], ""),
+    (with_missing, ["--missing", "error"], "1 of 400 values are missing"), (with_missing, ["--missing", "mask"], ""),
+    (negative, ["--support", "nonnegative"], "--support nonnegative: a has values down to"),
+    (with_text("1,0,0\n1,2,3\n"), [], "where the names of the columns are expected"),
+    (with_text("name,2024-01-01,2024-01-02\na,1,2\n"), [], "places are in rows"),
+    (with_text(f"# by us\ntime;a;b;\n{THIRTY_DAYS.replace(',', ';')}"), SHORT, ""),
+    (with_text(f"time,a,a_qc\n{THIRTY_DAYS}"), SHORT, ""),
+])
+def test_the_verdict_and_the_notes_are_those_of_the_training(tmp_path, capsys, write, flags, refused):
+    path, said = str(write(tmp_path)), []
+    for program in (lambda: check_data.main([path, *flags, *QUICK]),
+                    lambda: main_pretrain.main(["--data_path", path, *flags, *QUICK, "--dry_run"])):
+        with pytest.raises(SystemExit) as ended:
+            run_main(program)
+        spoken = capsys.readouterr()
+        assert ended.value.code == (2 if refused else 0), spoken.err
+        said.append([line for line in (spoken.out + spoken.err).splitlines() if line.startswith(("note: ", "error: "))])
+    checked, trained = said
+    assert {line.replace("note: a: ", "note: ") for line in trained} <= {*checked} and refused in " ".join(checked)

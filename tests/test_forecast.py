@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray
 from conftest import ROOT, random_values
 
 import main_pretrain
@@ -212,6 +213,26 @@ def test_a_newer_file_may_begin_anywhere_and_order_its_nodes_as_it_likes(work, t
     ask(work, tmp_path / "recent.npz", "--data_path", str(tmp_path / "recent.csv"))
     first, second = loaded(tmp_path / "next.npz"), loaded(tmp_path / "recent.npz")
     assert (first["members"] == second["members"]).all() and (first["times"] == second["times"]).all()
+
+
+def test_a_newer_file_without_names_is_matched_by_its_places_and_one_of_other_places_is_refused(tmp_path):
+    hours = pd.date_range("2020-01-06", periods=STEPS, freq="h")
+    stations = xarray.Dataset(
+        {"flow": (("time", "s"), COUNTS), "station_name": ("s", list("abcd"))},
+        {"time": hours, "lat": ("s", [46.0, 47, 48, 49]), "lon": ("s", [6.0, 7, 8, -171])})
+    stations.to_netcdf(tmp_path / "own.nc")
+    newer = stations.isel(s=[2, 0, 3, 1]).drop_vars("station_name").assign(lon=lambda each: each.lon % 360)
+    newer.to_netcdf(tmp_path / "newer.nc")
+    newer.assign(lat=newer.lat + 1).to_netcdf(tmp_path / "elsewhere.nc")
+    flags = [*TINY[2:], "--data_path", str(tmp_path / "own.nc"), "--save_dir", str(tmp_path)]
+    assert main_pretrain.main(flags) == 0 and main_train.main(flags) == 0
+    run = [str(tmp_path / "diffusion/own_6_4"), "--output"]
+    assert forecast.main([*run, str(tmp_path / "a.npz")]) == 0
+    assert forecast.main([*run, str(tmp_path / "b.npz"), "--data_path", str(tmp_path / "newer.nc")]) == 0
+    first, second = loaded(tmp_path / "a.npz"), loaded(tmp_path / "b.npz")
+    assert (first["members"] == second["members"]).all()
+    with pytest.raises(ValueError, match="elsewhere.nc: another field .*: nodes at other latitudes and longitudes"):
+        forecast.main([*run, str(tmp_path / "c.npz"), "--data_path", str(tmp_path / "elsewhere.nc")])
 
 
 # What the script refuses

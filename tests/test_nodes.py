@@ -1,4 +1,4 @@
-"""Who is near whom: along a graph, between coordinates, on a grid with or without land."""
+"""Who is near whom: along a graph, between coordinates, on a grid with or without land; files that say so."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_field, random_values
 
-from data.nodes import nearest_nodes
+from data.nodes import nearest_nodes, read_graph, read_node_table
 from data.windows import WindowedField
 
 
@@ -55,3 +55,58 @@ def test_more_than_there_are_is_all_of_them(places):
 
 def test_nodes_without_places_have_no_neighbours():
     assert nearest_nodes(field_of(6), 3) is None
+
+
+# Files of places and graphs
+
+NAMES = ("400001", "400017", "NA")
+
+
+def refusal(read, text, tmp_path) -> str:
+    (tmp_path / "f.csv").write_text(text)
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path / "f.csv")
+    assert str(caught.value).startswith(f"{tmp_path / 'f.csv'}:")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("header", [
+    "sensor_id,latitude,longitude", "name,lat,lon", "Station,LAT,LON", "station_id,Latitude,lng", "id, lat, lon",
+])
+def test_a_node_table_names_its_columns_in_any_usual_way(tmp_path, header):
+    (tmp_path / "n.csv").write_text(f"{header}\nNA,1,2\n400017,3,4\n400001,5,6\n")
+    names, places = read_node_table(tmp_path / "n.csv", NAMES, 3)
+    assert names == NAMES and places.tolist() == [[5, 6], [3, 4], [1, 2]]
+
+
+def test_of_several_columns_of_names_and_places_a_node_table_gives_the_names_of_the_data_and_degrees(tmp_path):
+    (tmp_path / "n.csv").write_text("index,name,sensor_id,x,y,latitude,longitude\n"
+                                    "0,Main St,400017,5e5,3e6,3,4\n1,Hill,NA,5e5,3e6,1,2\n2,Hill,400001,5e5,3e6,5,6\n")
+    names, places = read_node_table(tmp_path / "n.csv", NAMES, 3)
+    assert names == NAMES and places.tolist() == [[5, 6], [3, 4], [1, 2]]
+
+
+def test_projected_places_are_no_degrees(tmp_path):
+    assert "columns name, y, x; expected name, lat, lon" in refusal(
+        lambda path: read_node_table(path, NAMES, 3), "name,y,x\n400001,1,2\n400017,1,2\nNA,1,2\n", tmp_path)
+
+
+@pytest.mark.parametrize("text", [
+    "from,to,weight\n400001,NA,0.5\nNA,400017,2\n", "source,target,weight\n400001,NA,0.5\nNA,400017,2\n",
+    ",from,to,weight\n0,400001,NA,0.5\n1,NA,400017,2\n", "From, To, Weight\n400001, NA, 0.5\nNA, 400017, 2\n",
+    ",400001,400017,NA\n400001,0,0,0.5\n400017,0,0,0\nNA,0,2,0\n",
+])
+def test_a_graph_joins_nodes_by_their_names(tmp_path, text):
+    (tmp_path / "g.csv").write_text(text)
+    assert read_graph(tmp_path / "g.csv", NAMES).tolist() == [[0, 0, 0.5], [0, 0, 0], [0, 2, 0]]
+
+
+@pytest.mark.parametrize("text, words", [
+    ("from,to,cost\n400001,NA,3\n", "column cost of edges; expected from, to and, optionally, weight"),
+    ("from,to,weight,distance\n400001,NA,1,3\n", "column distance of edges"),
+    ("source,target,w\n400001,NA,3\n", "column w of edges; expected source, target"),
+    ("from,to,weight\n400001,NA,3\n400017,NA,-0.5\n", "weight -0.5 from 400017 to NA; expected 0, no edge, or more"),
+    ("0,1,0\n0,0,-2\n0,0,0\n", "weight -2 from 400017 to NA; expected 0, no edge, or more"),
+])
+def test_weights_that_cannot_be_told_from_distances_and_negative_ones_are_refused(tmp_path, text, words):
+    assert words in refusal(lambda path: read_graph(path, NAMES), text, tmp_path)

@@ -269,6 +269,90 @@ def more_nodes_than_steps(folder, _):
     own_array(folder, random_values(25, 30), "--history_len", "2", "--predict_len", "1")
 
 
+def own_frame(folder, **changes):
+    """Stage 1 on a table of thirty days at three nodes, without training."""
+    days = pd.date_range("2024-01-01", periods=30, name="time")
+    pd.DataFrame(random_values(30, 3), days, list("abc")).assign(**changes).reset_index().to_csv(
+        folder / "own.csv", index=False)
+    return own_file(folder / "own.csv", "--history_len", "2", "--predict_len", "2")
+
+
+@provokes("line 1: values")
+def no_names(folder, _):
+    (folder / "own.csv").write_text("0.5,0.5\n1,2\n")
+    own_file(folder / "own.csv")
+
+
+@provokes("was taken for the names")
+def numbers_for_names(folder, _):
+    (folder / "own.csv").write_text("1,2\n" + "3,4\n" * 30)
+    own_file(folder / "own.csv", "--freq", "1h", "--start", "2024-01-01", "--history_len", "2", "--predict_len", "2")
+
+
+@provokes("places are in rows")
+def dates_in_columns(folder, _):
+    (folder / "own.csv").write_text("name,2024-01-01,2024-01-02\na,1,2\n")
+    own_file(folder / "own.csv")
+
+
+@provokes("times come twice")
+def long_table_of_four_columns(folder, _):
+    (folder / "own.csv").write_text("time,id,a,b\n2024-01-01,1,1,2\n2024-01-01,2,3,4\n")
+    own_file(folder / "own.csv")
+
+
+@provokes("left out, it numbers the rows")
+def numbered_rows(folder, _):
+    return own_frame(folder, index=range(30))
+
+
+@provokes("taken as a node")
+def counting_column(folder, _):
+    return own_frame(folder, k=range(30))
+
+
+@provokes("the same value at all times")
+def constant_node(folder, _):
+    return own_frame(folder, b=1.0)
+
+
+@provokes("-999 stands 1 time")
+def sentinel(folder, _):
+    return own_frame(folder, c=[-999, *range(2, 60, 2)])
+
+
+@provokes("the fill value of what was never written")
+def unwritten_records(folder, _):
+    values = random_values(30, 6).round().astype("i2")
+    values[7] = -32767
+    xarray.Dataset({"v": (("time", "s"), values)}, {"time": pd.date_range("2024-01-01", periods=30)}).to_netcdf(
+        folder / "own.nc")
+    return own_file(folder / "own.nc", "--history_len", "2", "--predict_len", "2", "--missing", "mask")
+
+
+@provokes("not in UTF-8")
+def latin_1(folder, _):
+    rows = "".join(f"2024-01-{day:02},{day % 7}\n" for day in range(1, 31))
+    (folder / "own.csv").write_text(f"time,Zürich\n{rows}", encoding="latin-1")
+    return own_file(folder / "own.csv", "--history_len", "2", "--predict_len", "2")
+
+
+def own_graph(folder, text):
+    (folder / "g.csv").write_text(text)
+    np.savez(folder / "own.npz", values=random_values(100, 2), node_names=["a", "b"])
+    own_file(folder / "own.npz", "--freq", "1h", "--start", "2024-01-01", "--graph", str(folder / "g.csv"))
+
+
+@provokes("column cost of edges")
+def distances(folder, _):
+    own_graph(folder, "from,to,cost\na,b,0.5\n")
+
+
+@provokes("weight -0.5")
+def negative_weight(folder, _):
+    own_graph(folder, "from,to,weight\na,b,-0.5\n")
+
+
 # Command line
 
 @provokes("--epoch;")

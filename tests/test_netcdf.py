@@ -1,0 +1,304 @@
+"""NetCDF and Zarr: what is missing, compared with netCDF4 and xarray; names and places of nodes after CF."""
+
+import netCDF4
+import numpy as np
+import pandas as pd
+import pytest
+import xarray
+import zarr
+from conftest import ROOT, random_values
+
+from data.fields import OwnFile, load_field
+from data.nodes import match_nodes
+from data.readers import read_file
+
+STEPS, NODES = 6, 4
+HOURS = pd.date_range("2024-03-30", periods=STEPS, freq="h")
+VALUES = random_values(STEPS, NODES)
+COUNTS = np.arange(STEPS * NODES).reshape(STEPS, NODES) % 7
+TYPES = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "f4", "f8"]
+
+
+def netcdf(path, dtype, values, written=range(STEPS), file_format="NETCDF4", chunks=None, fill_value=None,
+           **attributes):
+    """A variable (time, node) of this type whose attributes are set before some of its steps are written."""
+    with netCDF4.Dataset(path, "w", format=file_format) as file:
+        file.createDimension("time", None)
+        file.createDimension("node", NODES)
+        time = file.createVariable("time", "f8", ("time",))
+        time.units = "hours since 2024-03-30"
+        time[:] = np.arange(STEPS)
+        array = file.createVariable("v", dtype, ("time", "node"), fill_value=fill_value, chunksizes=chunks)
+        array.set_auto_maskandscale(False)
+        array.setncatts(attributes)
+        for step in written:
+            array[step] = np.asarray(values[step]).astype(dtype)
+    return path
+
+
+def by_netcdf4(path) -> np.ndarray:
+    """The variable as netCDF4 reads it, NaN where that masks."""
+    with netCDF4.Dataset(path) as file:
+        return np.ma.filled(file["v"][:].astype(np.float64), np.nan).astype(np.float32)
+
+
+# What is missing
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("chunks", [None, (2, 2)])
+def test_unwritten_records_and_chunks_are_missing(tmp_path, dtype, chunks):
+    path = netcdf(tmp_path / "a.nc", dtype, COUNTS, written=(0, 1, 5), chunks=chunks)
+    table = read_file(path)
+    expected = COUNTS.astype(float)
+    expected[2:5] = np.nan
+    np.testing.assert_array_equal(table.values, expected)
+    np.testing.assert_array_equal(table.values, by_netcdf4(path))
+    assert "12 values are " in table.notes[0] and "fill value of what was never written" in table.notes[0]
+
+
+@pytest.mark.parametrize("dtype", ["i2", "i4", "f4", "f8"])
+def test_unwritten_records_of_a_classic_file_are_missing(tmp_path, dtype):
+    path = netcdf(tmp_path / "a.nc", dtype, COUNTS, written=(0, 1, 5), file_format="NETCDF3_CLASSIC")
+    assert np.isnan(read_file(path).values).sum() == 12
+    np.testing.assert_array_equal(read_file(path).values, by_netcdf4(path))
+
+
+@pytest.mark.parametrize("fill", [-999, 3, 0])
+def test_with_a_fill_value_of_its_own_the_default_one_is_a_value(tmp_path, fill):
+    values = COUNTS.copy()
+    values[1, 1] = netCDF4.default_fillvals["i2"]
+    path = netcdf(tmp_path / "a.nc", "i2", values, written=(0, 1, 2, 3, 5), fill_value=fill)
+    np.testing.assert_array_equal(read_file(path).values, by_netcdf4(path))
+    np.testing.assert_array_equal(read_file(path).values, xarray.open_dataset(path)["v"].values)
+    assert read_file(path).values[1, 1] == -32767
+
+
+@pytest.mark.parametrize("attributes", [
+    {"valid_min": 2}, {"valid_max": 4}, {"valid_min": 1, "valid_max": 5}, {"valid_range": [2, 4]},
+    {"valid_range": [2, 4], "missing_value": 3}, {"missing_value": 5}, {"valid_min": 2, "_FillValue": 3},
+    {"valid_range": [2, 4], "scale_factor": 0.5, "add_offset": 10.0}, {"missing_value": [5, 6]},
+])
+@pytest.mark.parametrize("dtype", ["i2", "f4", "f8", "i1"])
+@pytest.mark.filterwarnings("ignore::xarray.SerializationWarning")
+def test_what_the_attributes_declare_as_missing_is_so(tmp_path, attributes, dtype):
+    fill = attributes.get("_FillValue")
+    typed = {name: value if name in ("scale_factor", "add_offset") else np.array(value, dtype)
+             for name, value in attributes.items() if name != "_FillValue"}
+    path = netcdf(tmp_path / "a.nc", dtype, COUNTS, fill_value=fill, **typed)
+    table, expected = read_file(path), by_netcdf4(path)
+    np.testing.assert_array_equal(table.values, expected)
+    assert np.isnan(expected).any()
+    assert ("valid" in " ".join(attributes)) == any("valid_" in note for note in table.notes)
+
+
+def test_a_valid_range_in_unpacked_units_bounds_unpacked_values(tmp_path):
+    path = netcdf(tmp_path / "a.nc", "i2", COUNTS, scale_factor=0.5, valid_range=np.array([1.0, 2.0]))
+    unpacked = 0.5 * COUNTS
+    np.testing.assert_array_equal(read_file(path).values, np.where((unpacked < 1) | (unpacked > 2), np.nan, unpacked))
+
+
+def test_unsigned_numbers_are_bounded_as_such(tmp_path):
+    values = COUNTS * 40
+    path = netcdf(tmp_path / "a.nc", "i1", values.astype("u1").view("i1"), _Unsigned="true",
+                  valid_range=np.array([0, 200], "u1").view("i1"))
+    np.testing.assert_array_equal(read_file(path).values, np.where(values > 200, np.nan, values))
+
+
+@pytest.mark.parametrize("units", ["s", "hours", "days"])
+def test_values_in_units_of_time_are_numbers(tmp_path, units):
+    path = netcdf(tmp_path / "a.nc", "f4", VALUES, units=units)
+    np.testing.assert_array_equal(read_file(path).values, VALUES)
+
+
+def store(path, values, fill, attributes, zarr_format=2, name="v"):
+    """A Zarr store whose array was written with zarr itself: fill is what its unwritten chunks hold."""
+    xarray.Dataset(coords={"time": HOURS}).to_zarr(path, consolidated=False, zarr_format=zarr_format)
+    group = zarr.open_group(path, mode="a", zarr_format=zarr_format)
+    names = {"dimension_names": ("time", "node")} if zarr_format == 3 else {}
+    array = group.create_array(name, shape=values.shape, chunks=(2, 2), dtype=values.dtype, fill_value=fill, **names)
+    array.attrs.update(attributes | ({"_ARRAY_DIMENSIONS": ["time", "node"]} if zarr_format == 2 else {}))
+    array[:] = values
+    return path
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("dtype", ["i4", "u2", "f4"])
+def test_a_true_zero_of_a_zarr_count_is_a_value_and_a_place_of_zeros_is_no_land(tmp_path, zarr_format, dtype):
+    counts = COUNTS.astype(dtype)
+    counts[:, 2] = counts[2:4] = 0
+    table = read_file(store(tmp_path / "a.zarr", counts, 0, {}, zarr_format))
+    np.testing.assert_array_equal(table.values, counts)
+    assert table.notes == ()
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("dtype", ["i4", "f4"])
+@pytest.mark.parametrize("attributes, missing", [
+    ({"_FillValue": 0}, 0), ({"missing_value": 3}, 3), ({"_FillValue": 5}, 5),
+    ({"_FillValue": 5, "scale_factor": 0.5}, 5), ({"_FillValue": "NaN"}, None),
+])
+def test_what_cf_attributes_of_a_zarr_store_declare_is_missing(tmp_path, zarr_format, dtype, attributes, missing):
+    counts = COUNTS.astype(dtype)
+    if missing is None and dtype == "i4":
+        pytest.skip("no integer is NaN")
+    table = read_file(store(tmp_path / "a.zarr", counts, 0, attributes, zarr_format))
+    expected = np.where(counts == missing, np.nan, counts * attributes.get("scale_factor", 1))
+    np.testing.assert_array_equal(table.values, expected)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_valid_range_bounds_a_zarr_store_too(tmp_path, zarr_format):
+    table = read_file(store(tmp_path / "a.zarr", COUNTS, 0, {"valid_range": [1, 5]}, zarr_format))
+    np.testing.assert_array_equal(table.values, np.where((COUNTS < 1) | (COUNTS > 5), np.nan, COUNTS))
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("encoding", [{}, {"dtype": "i2", "_FillValue": -999, "scale_factor": 0.5},
+                                      {"dtype": "f4", "_FillValue": 1e20}, {"dtype": "u1", "_FillValue": 255}])
+def test_a_zarr_store_that_xarray_wrote_is_as_xarray_reads_it(tmp_path, zarr_format, encoding):
+    values = COUNTS.astype(float)
+    values[1, 1] = values[4, 2] = np.nan
+    xarray.Dataset({"v": (("time", "node"), values)}, {"time": HOURS}).to_zarr(
+        tmp_path / "a.zarr", consolidated=False, zarr_format=zarr_format, encoding={"v": encoding})
+    table = read_file(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(table.values, values)
+    np.testing.assert_array_equal(
+        table.values, xarray.open_dataset(tmp_path / "a.zarr", engine="zarr", consolidated=False)["v"].values)
+
+
+# Names of nodes
+
+NAMES = ("Zürich", "Genève", "NA", "Bern")
+
+
+def stations(**variables) -> xarray.Dataset:
+    return xarray.Dataset({"rain": (("time", "s"), VALUES), **variables}, {"time": HOURS})
+
+
+@pytest.mark.parametrize("variables", [
+    {"station_name": ("s", list(NAMES))}, {"id": ("s", list(NAMES), {"cf_role": "timeseries_id"})},
+    {"s": ("s", list(NAMES))}, {"label": ("s", list(NAMES))},
+    {"country": ("s", ["a", "b", "c", "d"]), "x": ("s", list(NAMES), {"cf_role": "timeseries_id"})},
+    {"country": ("s", ["CH"] * 4), "station_name": ("s", list(NAMES))},
+    {"s": ("s", [4, 3, 2, 1]), "name": ("s", list(NAMES))},
+])
+@pytest.mark.parametrize("kind", ["NETCDF4", "NETCDF3_CLASSIC"])
+def test_names_of_stations_are_those_that_cf_says(tmp_path, variables, kind):
+    stations(**variables).to_netcdf(tmp_path / "a.nc", format=kind)  # text of a classic file is an array of characters
+    assert read_file(tmp_path / "a.nc").node_names == NAMES
+
+
+def test_padded_characters_in_latin_1_of_another_program_are_names(tmp_path):
+    path = netcdf(tmp_path / "a.nc", "f4", VALUES)
+    with netCDF4.Dataset(path, "a") as file:
+        file.createDimension("width", 8)
+        names = file.createVariable("station_name", "S1", ("node", "width"))
+        names[...] = np.array([list(name.ljust(8)) for name in ("Bern", "Basel", "Chur", "NA")], "S1")
+    assert read_file(path).node_names == ("Bern", "Basel", "Chur", "NA")
+
+
+@pytest.mark.parametrize("variables, names", [
+    ({"s": ("s", [7, 5, 3, 1])}, ("7", "5", "3", "1")), ({"station_id": ("s", [7, 5, 3, 1])}, ("7", "5", "3", "1")),
+    ({"country": ("s", ["CH"] * 4)}, None), ({}, None), ({"wmo": ("s", [7, 5, 3, 1], {"cf_role": "timeseries_id"})},
+                                                       ("7", "5", "3", "1")),
+])
+def test_numbers_are_names_where_there_is_no_text_that_tells_places_apart(tmp_path, variables, names):
+    stations(**variables).to_netcdf(tmp_path / "a.nc")
+    assert read_file(tmp_path / "a.nc").node_names == names
+
+
+@pytest.mark.parametrize("flag", [
+    {"rain_qc": {}}, {"state": {"flag_values": np.array([0, 1], "i4"), "flag_meanings": "good bad"}},
+    {"q": {"standard_name": "rainfall_rate status_flag"}},
+])
+def test_quality_flags_are_no_field(tmp_path, flag):
+    (name, attributes), = flag.items()
+    stations(**{name: (("time", "s"), COUNTS.astype("i4"), attributes)}).to_netcdf(tmp_path / "a.nc")
+    table = read_file(tmp_path / "a.nc")
+    np.testing.assert_array_equal(table.values, VALUES)
+    assert table.notes == (f"quality flags are left out: {name}",)
+    np.testing.assert_array_equal(read_file(tmp_path / "a.nc", name).values, COUNTS)
+
+
+# Places
+
+LAT, LON = np.array([46.0, 46.5, 47.0]), np.array([7.0, 8.0])
+GRID = random_values(STEPS, 6).reshape(STEPS, 3, 2)
+
+
+def grid(**coordinates) -> xarray.Dataset:
+    return xarray.Dataset({"t": (("time", "y", "x"), GRID), **coordinates}, {"time": HOURS})
+
+
+METRES = {"y": ("y", [5.0, 3.0, 1.0], {"units": "m", "standard_name": "projection_y_coordinate"}),
+          "x": ("x", [1.0, 3.0], {"units": "m", "standard_name": "projection_x_coordinate"})}
+CURVED = {"lat": (("y", "x"), LAT[:, None] + [0, 0.1]), "lon": (("y", "x"), LON + np.zeros((3, 1)))}
+NORTH, EAST = {"units": "degrees_north"}, {"units": "degrees_east"}
+
+
+@pytest.mark.parametrize("coordinates, first", [
+    (METRES, None), ({"y": [0, 1, 2], "x": [0, 1]}, None), ({"y": [0.1, 0.2, 0.3], "x": [0.1, 0.2]}, None),
+    ({"y": ("y", LAT, {"units": "m"}), "x": ("x", LON, {"units": "m"})}, None),
+    ({"lat": ("y", LAT * 1e5), "lon": ("x", LON * 1e5)}, None),
+    ({"lat": ("y", [0, 1, 2]), "lon": ("x", [0, 1])}, None),
+    ({"lat": ("y", LAT, {"units": "km"}), "lon": ("x", LON, {"units": "km"})}, None),
+    ({"lat": ("y", LAT, {"units": "degrees", "standard_name": "grid_latitude"}),
+      "lon": ("x", LON, {"units": "degrees", "standard_name": "grid_longitude"})}, None),
+    ({"y": ("y", LAT, {"units": "rad", "standard_name": "projection_y_coordinate"}),
+      "x": ("x", LON, {"units": "rad", "standard_name": "projection_x_coordinate"})}, None),
+    (METRES | CURVED, [46, 7]), ({"lat": ("y", [0, 1, 2]), "lon": ("x", [0, 1]), "nav_lat": CURVED["lat"],
+                                  "nav_lon": CURVED["lon"]}, [46, 7]),
+    ({"lat": ("y", LAT), "lon": ("x", LON)}, [46, 7]), ({"y": ("y", LAT, NORTH), "x": ("x", LON, EAST)}, [46, 7]),
+    ({"y": ("y", LAT, {"standard_name": "latitude"}), "x": ("x", LON, {"standard_name": "longitude"})}, [46, 7]),
+    ({"phi": ("y", LAT, NORTH), "lam": ("x", LON, EAST)}, [46, 7]),
+    ({"clat": (("y", "x"), np.radians(CURVED["lat"][1]), {"units": "radian", "standard_name": "latitude"}),
+      "clon": (("y", "x"), np.radians(CURVED["lon"][1]), {"units": "radian", "standard_name": "longitude"})}, [46, 7]),
+])
+def test_only_degrees_are_places(tmp_path, coordinates, first):
+    grid(**coordinates).to_netcdf(tmp_path / "a.nc")
+    table = read_file(tmp_path / "a.nc")
+    np.testing.assert_array_equal(table.values.reshape(GRID.shape), GRID)
+    if first is None:
+        assert table.coordinates is None and table.axes is None
+    else:
+        assert table.coordinates[0] == pytest.approx(first) and table.coordinates[-1, 1] == pytest.approx(8)
+
+
+@pytest.mark.parametrize("coordinates, words", [
+    ({"lat": ("y", LAT, {"units": "km"}), "lon": ("x", LON, {"units": "km"})}, "lat is left out: km"),
+    ({"lat": ("y", LAT * 1e5), "lon": ("x", LON * 1e5)}, "not degrees from -90 to 90"),
+    ({"lat": ("y", [0, 1, 2]), "lon": ("x", [0, 1])}, "they count 0, 1, 2, ... and state no units"),
+])
+def test_what_is_called_latitude_but_is_none_is_noted(tmp_path, coordinates, words):
+    grid(**coordinates).to_netcdf(tmp_path / "a.nc")
+    field = load_field("a", ROOT, own=OwnFile(str(tmp_path / "a.nc")))
+    assert words in field.notes[0]
+
+
+def test_the_places_of_an_archive_are_checked(tmp_path):
+    np.savez(tmp_path / "a.npz", values=VALUES, latitude=[1, 2, 3, 400], longitude=[1, 2, 3, 4])
+    with pytest.raises(ValueError, match=r"a.npz: latitude, longitude \[400.0, 4.0\] of node 3; expected degrees"):
+        read_file(tmp_path / "a.npz")
+
+
+# A newer file
+
+PLACES = {"lat": ("s", [46.9, 46.2, 47.4, 46.8]), "lon": ("s", [7.4, 6.1, 8.5, -171.4])}
+
+
+@pytest.mark.parametrize("named, placed", [(True, True), (True, False), (False, True)])
+def test_a_newer_file_is_matched_by_names_or_else_by_places(tmp_path, named, placed):
+    both = stations(station_name=("s", list(NAMES)), **PLACES)
+    both.to_netcdf(tmp_path / "a.nc")
+    newer = both.isel(s=[2, 0, 3, 1]).drop_vars([name for name, there in (("station_name", named), ("lat", placed),
+                                                                         ("lon", placed)) if not there])
+    if placed:  # the other way around the earth, and rounded
+        newer = newer.assign(lon=(newer.lon % 360).astype("f4"), lat=newer.lat.astype("f4"))
+    newer.to_netcdf(tmp_path / "b.nc")
+    run, table = read_file(tmp_path / "a.nc"), read_file(tmp_path / "b.nc")
+    places = match_nodes(table, run.node_names, run.coordinates)
+    np.testing.assert_array_equal(table.values[:, places], run.values)
+    elsewhere = newer.assign(lat=newer.lat + 0.1) if placed else newer
+    if not named:
+        elsewhere.to_netcdf(tmp_path / "c.nc")
+        assert match_nodes(read_file(tmp_path / "c.nc"), run.node_names, run.coordinates) is None
