@@ -55,8 +55,8 @@ def read_nodes(path: Path | str, variable: str = "") -> Table:
         if not (part or likely or counts[place]):
             continue
         values = table.values[:, place].double().numpy()
-        if part and times is not None:
-            shift = values - getattr(times, part).to_numpy()
+        if part:
+            shift = np.full(len(values), np.nan) if times is None else values - getattr(times, part).to_numpy()
             shift = shift % cycle if cycle else shift
             certain = (shift == (shift[0] if cycle else 0)).all()
             (foreign if certain else told).setdefault("a part of the time", []).append(name)

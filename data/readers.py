@@ -248,11 +248,14 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
         check_columns(header, f"{path}: line {first + 1}", row)
         if all(name.isdigit() for name in header):
             notes = (f"line {first + 1} ({listed(header)}) was taken for the names of the columns",)
-        header += [""] * (len(row) == len(header) + 1 and not row[-1])  # lines that end with a separator
+        if not any(row[len(header):]):  # lines that end with separators
+            header += row[len(header):]
         names = [name or f"Unnamed: {place}" * (place > 0) for place, name in enumerate(header)]
         time, node = (find(names, known) for known in (TIME_NAMES, NODE_NAMES))
         text = dict.fromkeys((name for name in names if name.lower() in TIME_NAMES + NODE_NAMES), str)
-        empty = {name: ("",) if time and name == node else EMPTY for name in names}  # a node may be called NA
+        empty = dict.fromkeys(names, EMPTY)
+        if None not in (time, node):
+            empty[node] = ("",)  # a node may be called NA
         file.seek(0)
         frame = pd.read_csv(file, names=names, header=None, sep=separator, dtype=text, skiprows=skipped,
                             keep_default_na=False, na_values=empty, skip_blank_lines=False, skipinitialspace=True,

@@ -101,8 +101,10 @@ def test_parts_of_the_time_are_no_nodes(tmp_path, parts):
 
 def test_what_only_has_the_name_of_a_part_of_the_time_is_noted(tmp_path):
     WIDE.assign(hour=VALUES[:, 0]).to_csv(tmp_path / "a.csv")
-    table = read_nodes(tmp_path / "a.csv")
-    assert table.node_names[-1] == "hour" and "hour: taken as a node; leave the column out" in table.notes[0]
+    WIDE.reset_index(drop=True).assign(hour=HOURS.hour).to_csv(tmp_path / "b.csv", index=False)
+    for name in ("a.csv", "b.csv"):
+        table = read_nodes(tmp_path / name)
+        assert table.node_names[-1] == "hour" and "hour: taken as a node; leave the column out" in table.notes[0]
 
 
 @pytest.mark.parametrize("flags", [
@@ -262,7 +264,7 @@ def test_a_name_with_a_blank_is_one_name(tmp_path):
     assert table.node_names == ("air temperature",) and table.values.tolist() == [[1.5], [2.5]]
 
 
-@pytest.mark.parametrize("header, row", [(",", ","), ("", ","), (",", ""), (",,,", ",,,")])
+@pytest.mark.parametrize("header, row", [(",", ","), ("", ","), (",", ""), (",,,", ",,,"), ("", ",,")])
 @pytest.mark.parametrize("separator", [",", ";"])
 def test_separators_at_the_end_of_lines_make_no_node(tmp_path, header, row, separator):
     top, *lines = WIDE.to_csv().splitlines()
@@ -305,6 +307,7 @@ def test_latin_1_is_read_with_a_note(tmp_path):
 @pytest.mark.parametrize("name", ["NA", "NaN", "null", "None", "n/a"])
 def test_a_node_may_be_called_na(tmp_path, name):
     LONG.replace({"node": {"b": name}}).to_csv(tmp_path / "long.csv", index=False)
+    LONG.replace({"node": {"b": name}}).to_csv(tmp_path / "numbered.csv")
     WIDE.rename(columns={"b": name}).to_csv(tmp_path / "wide.csv")
     for path in tmp_path.iterdir():
         assert is_wide(read_nodes(path), ("a", name, "c"))
