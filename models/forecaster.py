@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -83,7 +83,7 @@ class Forecaster(nn.Module):
         for batch in batches:
             futures.append(batch.future)
             prepared.append(self.prepare(batch.future, batch.context))
-            contexts.append(batch.context)
+            contexts.append(replace(batch.context, covariates=None, lags=None))  # large, and not estimated from
         futures, prepared, context = torch.cat(futures), torch.cat(prepared), Context.join(contexts)
         self.margin.fit(self.mean_model, futures, prepared, context, spectrum)
         self.noise.fit(self.margin.encode(futures, prepared, context, torch.rand_like(futures)), context)

@@ -351,8 +351,8 @@ def near_miss(random, name, config_class, folder):
     item, value = pick(random, [(item, getattr(config_class, item.name)) for item in flags(config_class, str)
                                 if item.metadata["choices"] or item.name in ("data_name", "device")])
     place = random.integers(len(value))
-    wrong = pick(random, (value[:place] + value[place + 1:], value + "x", value.upper() + "1", "",
-                          pick(random, UNICODE), value[::-1]))
+    near = value[:place] + value[place + 1:], value + "x", value.upper() + "1", "", pick(random, UNICODE), value[::-1]
+    wrong = pick(random, [each for each in near if each != value])  # v backwards is v
     return [f"--{item.name}", wrong], (f"--{item.name}", f"'{wrong}'", f" {wrong} "), True
 
 

@@ -653,6 +653,18 @@ def test_the_noise_is_fitted_to_the_scores_of_the_training_windows():
         torch.testing.assert_close(model.noise.state_dict()[name], value, rtol=0, atol=1e-6)
 
 
+@every_recipe
+def test_statistics_hold_the_windows_without_their_covariates_and_lags(recipe, monkeypatch):
+    """Of a large field with lags those would take as much memory as all else together."""
+    model, kept = MAKE[recipe](), []
+    monkeypatch.setattr(type(model.noise), "fit", lambda self, z, context: kept.append(context))
+    covariates = torch.randn(40, HISTORY + HORIZON, 1, 2)
+    batch = alter(make_batch(40), covariates=covariates, lags=torch.randn(40, HISTORY + HORIZON, NODES, 1))
+    monkeypatch.setattr(model, "prepare", lambda future, context: torch.ones(len(future), 2, HORIZON, NODES) / 2)
+    model.fit_statistics([batch, batch], lambda: SCALE)
+    assert kept[0].features is None and len(kept[0].history) == 80
+
+
 # What the denoiser is given
 
 @pytest.mark.parametrize("recipe", ["cost", "copula"])

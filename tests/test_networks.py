@@ -1,6 +1,7 @@
 """The networks: what reaches what, in which shapes, and what training and rounding do to them."""
 
 import dataclasses
+import inspect
 import itertools
 import math
 
@@ -16,7 +17,7 @@ from models.mean import OBJECTIVES, Ensemble
 from models.quantiles import LEVELS, pinball
 from models.stid import STID
 from utils import checkpoint
-from utils.config import PretrainConfig
+from utils.config import NETWORK, WITHOUT_EFFECT, PretrainConfig
 
 HISTORY, HORIZON, NODES = 5, 3, 4
 CYCLES = (12,), (24, 7), (4, 7, 12)
@@ -338,6 +339,15 @@ def test_the_moving_average_of_dlinear_fits_into_the_history(history_len, half):
     context = Context(torch.randn(2, history_len, 2), torch.zeros(2, 1, dtype=torch.long),
                       torch.randn(2, history_len + 3, 2))
     assert model.half == half and model(context).shape == (2, 3, 2)
+
+
+@pytest.mark.parametrize("backbone", OURS)
+def test_flags_of_a_network_that_a_backbone_does_not_take_are_those_without_effect(backbone):
+    """The constructor takes a flag by its name, see `build_mean_model`."""
+    flags = {item.name for item in dataclasses.fields(PretrainConfig) if item.metadata["group"] == NETWORK}
+    taken = inspect.signature(MEAN_MODELS[backbone]).parameters.keys()
+    unread = flags - taken - {"mean_model", "networks", "linear_modes"}
+    assert unread == set(WITHOUT_EFFECT["mean_model"].get(backbone, ()))
 
 
 # Several networks

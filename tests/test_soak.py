@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from data import readers
+from data.registry import DATASETS
 from scripts import bad_inputs, soak
 from scripts.bad_inputs import BadInput, fault, pick
 from utils import training
 from utils.checkpoint import TEMPORARY
+from utils.config import PretrainConfig, TrainConfig
+from utils.pipeline import CHOICES
 
 ENDLESS = float("inf")
 
@@ -40,6 +43,14 @@ def test_a_tiny_soak_tries_what_it_was_asked_for_and_loses_nothing(soaked):
         assert sum(kind["tried"] for kind in figures[part]["by_kind"].values()) == count
     assert set(figures["inputs"]["by_kind"]) == set(soak.KINDS)
     assert figures["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("stage", [PretrainConfig, TrainConfig])
+def test_a_near_miss_is_never_a_value_that_is_accepted(stage):
+    for seed in range(300):
+        (flag, value), *_ = bad_inputs.near_miss(np.random.default_rng(seed), "", stage, None)
+        allowed = stage.__dataclass_fields__[flag[2:]].metadata["choices"] or ("auto", "cpu", *DATASETS)
+        assert value.lower() not in map(str.lower, CHOICES[allowed] if isinstance(allowed, str) else allowed)
 
 
 def test_a_run_that_does_not_go_on_as_it_was_is_lost(tmp_path, monkeypatch):

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import random_values
+from conftest import random_values, with_gaps
 
 import main_pretrain
+from models import MEAN_MODELS
 from utils import pipeline
 from utils.checkpoint import load_checkpoint
 from utils.config import CommonConfig
@@ -314,3 +315,25 @@ def test_stage_1_weights_see_nothing_after_the_training_part(registered, tmp_pat
     assert trained["Plain"]["data"] == trained["After"]["data"]
     assert not same(trained["Plain"]["weights"], trained["Inside"]["weights"])
     assert trained["Plain"]["data"] != trained["Inside"]["data"]
+
+
+# Networks of stage 1
+
+@pytest.mark.parametrize("backbone", MEAN_MODELS)
+def test_every_backbone_learns_in_a_compiled_run_what_it_learns_in_a_plain_one(backbone, registered, tmp_path,
+                                                                                monkeypatch):
+    """Two networks, gaps, lags. aot_eager traces as the default compiler does, and generates no code: that is slow."""
+    compile_of_torch = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_of_torch(self, backend="aot_eager"))
+    folder, found = registered(with_gaps(random_values(120, 4))), {}
+    for name in ("no-compile", "compile"):
+        assert main_pretrain.main([
+            "--data_name", "Tiny", "--data_dir", str(folder), "--save_dir", str(tmp_path / name), "--device", "cpu",
+            "--history_len", "6", "--predict_len", "4", "--epochs", "2", "--channels", "4", "--layers", "1",
+            "--lags", "8", "--missing", "mask", "--batch_size", "32", "--networks", "2", "--mean_model", backbone,
+            "--dropout", "0", f"--{name}",
+        ]) == 0
+        found[name] = load_checkpoint(tmp_path / name / "mean/Tiny_6_4/model.pt")["weights"]
+    assert found["compile"].keys() == found["no-compile"].keys(), "names of weights do not depend on it"
+    for name, value in found["no-compile"].items():
+        torch.testing.assert_close(found["compile"][name], value, rtol=1e-3, atol=1e-4)

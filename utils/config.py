@@ -232,7 +232,7 @@ PRESETS = {
 
 WITHOUT_EFFECT = {
     "mean_model": {"itransformer": ("climatology", "tokens", "calendar_channels"),
-                   "dlinear": ("climatology", "tokens", "calendar_channels", "channels", "layers")},
+                   "dlinear": ("climatology", "tokens", "calendar_channels", "channels", "layers", "dropout")},
     "margin": {"quantile": ("scale", "scale_threshold", "scale_statistic", "condition_mean", "condition_scale",
                             "center")},
     "scale": {name: ("scale_threshold", "scale_statistic") for name in ("quantiles", "cycle", "global")},
