@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
+
+from .stamps import PLAIN, local_times, stamp, stamp_rule, stamp_type, stamped, stamps_as_text, utc_times
 
 DAY = 1440  # minutes
 YEAR = 365.25 * DAY
@@ -20,51 +21,106 @@ UNITS = {"min": (1, "minute"), "t": (1, "minute"), "h": (1, "hour"), "d": (1, "d
 Interval = tuple[int, str]
 
 
+SHOWN_GAPS = 20  # places of missing rows that a message lists before it only counts
+MOST_MISSING = 10  # times as many rows as there are; more are a wrong stamp
+IN_UTC = "local time with daylight saving must be written in UTC, or with its offset"
+CONVERT = ("convert the file: xarray.open_dataset(FILE).convert_calendar('standard', align_on='date', "
+           "missing=float('nan'))")
+
+
 @dataclass(frozen=True)
 class Calendar:
     """Slots of every step of a regular series.
 
-    slots (time, cycle) integers; sizes: number of slots of each cycle; names of the cycles; times (time,) as
-    datetime64. A step of less than a day has two cycles (step of day, day of week with Monday = 0), a step of
-    one day (day of week, month), a longer one the step of the year (weeks: 0 to 52), a step of months the month
-    (January = 0).
+    slots (time, cycle) integers, of local time; sizes: number of slots of each cycle; names of the cycles; times
+    (time,) as datetime64: the stamps, in UTC where there is a time zone (`zone`); interval of a step. A step of less
+    than a day has two cycles (step of day, day of week with Monday = 0), a step of one day (day of week, month), a
+    longer one the step of the year (weeks: 0 to 52), a step of months the month (January = 0).
     """
 
     slots: Tensor
     sizes: tuple[int, ...]
     names: tuple[str, ...]
     times: np.ndarray
+    zone: str = ""
+    interval: Interval | None = None
+
+    @property
+    def ends(self) -> list[str]:
+        """The first and the last stamp, as text."""
+        return stamps_as_text(self.times[[0, -1]], self.zone).tolist()
 
 
-def make_calendar(start: str, interval: Interval, num_steps: int) -> Calendar:
+def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = "", rule: tuple = PLAIN) -> Calendar:
     """Calendar of `num_steps` steps of `interval`, e.g. (5, "minute"), from the ISO time `start`.
 
+    start is local time for steps of whole days or months, else UTC where there is a time zone `zone`. rule: which
+    moment of its step a stamp is, see `stamps.stamped`.
     Where steps do not divide their cycle, a slot is the stretch of it, as long as a step, in which a step begins.
     Raises: ValueError for an unknown unit.
     Source: STID's identities (arXiv:2208.05233); differs from the authors' release: slots come from the true
     interval, so that 5-minute data have 288 of them and not 2, and the weekday from the true start.
     """
     count, unit = interval
-    if unit == "month":
-        times = np.datetime64(start, "M") + np.arange(num_steps) * count
-        month = times.astype(int) % 12
-        return Calendar(torch.from_numpy(month[:, None]), (12,), ("month",), times.astype("datetime64[m]"))
-    if unit not in MINUTES:
+    if unit not in (*MINUTES, "month"):
         raise ValueError(f"interval {interval}: the unit must be one of {', '.join([*MINUTES, 'month'])}")
-    minutes = count * MINUTES[unit]
-    times = np.datetime64(start, "m") + np.arange(num_steps) * minutes
-    days = times.astype("datetime64[D]")
-    weekday = (days.astype(int) + 3) % 7  # 1970-01-01 was a Thursday
-    if minutes > DAY:
-        step_of_year = (times - times.astype("datetime64[Y]")).astype(int) // minutes
-        slots, sizes, names = (step_of_year,), (-(-366 * DAY // minutes),), ("step of year",)
-    elif minutes == DAY:
-        month = times.astype("datetime64[M]").astype(int) % 12
-        slots, sizes, names = (weekday, month), (7, 12), ("day of week", "month")
+    if unit == "month":
+        clock = np.datetime64(start, "M") + np.arange(num_steps) * count
+        slots, sizes, names = (clock.astype(int) % 12,), (12,), ("month",)
     else:
-        step_of_day = (times - days).astype(int) // minutes
-        slots, sizes, names = (step_of_day, weekday), (-(-DAY // minutes), 7), ("step of day", "day of week")
-    return Calendar(torch.from_numpy(np.stack(slots, axis=1)), sizes, names, times)
+        minutes = count * MINUTES[unit]
+        clock = np.datetime64(start, "m") + np.arange(num_steps) * minutes
+        local = clock if _is_local(interval) else local_times(clock, zone).astype("datetime64[m]")
+        days = local.astype("datetime64[D]")
+        weekday = (days.astype(int) + 3) % 7  # 1970-01-01 was a Thursday
+        if minutes > DAY:
+            step_of_year = (local - local.astype("datetime64[Y]")).astype(int) // minutes
+            slots, sizes, names = (step_of_year,), (-(-366 * DAY // minutes),), ("step of year",)
+        elif minutes == DAY:
+            month = local.astype("datetime64[M]").astype(int) % 12
+            slots, sizes, names = (weekday, month), (7, 12), ("day of week", "month")
+        else:
+            step_of_day = (local - days).astype(int) // minutes
+            slots, sizes, names = (step_of_day, weekday), (-(-DAY // minutes), 7), ("step of day", "day of week")
+    times = stamped(clock, rule, count)
+    times = utc_times(times, zone) if _is_local(interval) else times
+    return Calendar(torch.from_numpy(np.stack(slots, axis=1)), sizes, names, times.astype(stamp_type(rule, zone)), zone,
+                    interval)
+
+
+def _is_local(interval: Interval) -> bool:
+    """Whether steps follow the local clock, as days do, whose length changes with daylight saving."""
+    count, unit = interval
+    return unit == "month" or count * MINUTES[unit] % DAY == 0
+
+
+def clock_of(times: np.ndarray, interval: Interval, zone: str = "") -> np.ndarray:
+    """Stamps (time,) on the clock on which steps of `interval` are equally long: months, local times or UTC."""
+    if not _is_local(interval):
+        return times.astype("datetime64[s]")
+    count, unit = interval
+    local = local_times(times, zone).astype("datetime64[M]" if unit == "month" else "datetime64[s]")
+    if not zone or unit == "month":
+        return local
+    size = np.timedelta64(count * MINUTES[unit] * 60, "s")  # midnight may not exist where the clocks are changed
+    due = local[0] + np.round((local - local[0]) / size).astype(int) * size
+    return np.where(utc_times(due, zone) == times, due, local)
+
+
+def step_size(interval: Interval) -> np.timedelta64:
+    count, unit = interval
+    return np.timedelta64(count, "M") if unit == "month" else np.timedelta64(count * MINUTES[unit] * 60, "s")
+
+
+def first_step(times: np.ndarray, interval: Interval, zone: str = "") -> tuple[str, tuple | None]:
+    """`start` and `rule` with which `make_calendar` gives the stamps (time,); the rule is None where none does."""
+    clock = clock_of(times, interval, zone)
+    if interval[1] == "month":
+        rule = stamp_rule(clock, local_times(times, zone).astype("datetime64[s]"), interval[0])
+        return str(clock[0].astype("datetime64[m]")), rule
+    start = clock[0].astype("datetime64[m]")
+    seconds = int((clock[0] - start).astype(int))
+    return str(start), ("start", seconds) if seconds else PLAIN
 
 
 def parse_interval(text: str) -> Interval:
@@ -82,75 +138,112 @@ def parse_interval(text: str) -> Interval:
     return (count, unit) if unit == "month" else _in_largest_unit(count * MINUTES[unit])
 
 
-def parse_time(text: str, flag: str) -> np.datetime64:
-    """The time, in UTC, that a flag names in ISO 8601.
-
-    Raises: ValueError that begins with the flag.
-    """
-    time, = pd.to_datetime([text], format="ISO8601", errors="coerce", utc=True).tz_localize(None)
-    if pd.isna(time):
-        raise ValueError(f"{flag} {text}: expected a time in ISO 8601, as 2013-01-31 or 2013-01-31T18:00")
-    return time.to_datetime64().astype("datetime64[s]")
-
-
 def in_words(interval: Interval) -> str:
     count, unit = interval
     return f"{count} {unit}{'s' if count > 1 else ''}"
 
 
-def stamp(time: np.datetime64) -> str:
-    """A time as ISO text, without seconds that are zero."""
-    return str(time.astype("datetime64[s]")).removesuffix(":00")
-
-
-def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Interval | None = None) -> Interval:
+def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Interval | None = None, zone: str = "",
+                     gaps: bool = False, calendar: str = "") -> Interval:
     """The interval at which the stamps `times` (datetime64) follow each other: `wanted`, else the most frequent.
 
     A monthly stamp may be any day of its month, as climate files write the middle. where(step): the step's place in
-    its file, with which messages begin.
-    Raises: ValueError for the first stamp that does not follow the one before.
+    its file, with which messages begin. gaps: rows may be missing. calendar: of a climate model, where it is not ours.
+    Raises: ValueError for the first stamp that does not follow the one before; it lists all missing rows.
     """
     if len(times) < 2 and wanted is None:
         raise ValueError(f"{where(0)}: one time stamp does not tell the interval; give --freq")
-    count, unit = interval = wanted or _usual_interval(times, where)
-    months = unit == "month"
-    clock = times.astype("datetime64[M]" if months else "datetime64[s]")
-    size = np.timedelta64(count, "M") if months else np.timedelta64(count * MINUTES[unit] * 60, "s")
-    wrong = np.flatnonzero(np.diff(clock) != size)
+    interval = wanted or _usual_interval(times, where, zone)
+    months = interval[1] == "month"
+    if calendar and calendar != "noleap" and not months:
+        raise ValueError(f"{where(0)}: calendar {calendar} has days that no real year has, or lacks some; {CONVERT}")
+    clock, size = clock_of(times, interval, zone), step_size(interval)
+    distance = np.diff(clock)
+    missing = (distance > 0 * size) & (distance % size == 0 * size)
+    other = bool(wanted) and len(times) > 2 and (usual := _usual_interval(times, where, zone)) != wanted
+    wrong = np.flatnonzero((distance != size) & ~(missing & (gaps and not other)))
+    lacking = int((distance[missing] // size - 1).sum())
+    if lacking > MOST_MISSING * len(times):
+        wrong = np.flatnonzero(distance > size)[[int(distance[distance > size].argmax())]]
     if not len(wrong):
         return interval
     step = int(wrong[0]) + 1
     before, found, expected = clock[step - 1], clock[step], clock[step - 1] + size
-    if wanted and len(times) > 2 and (usual := _usual_interval(times, where)) != wanted:
+    if other:
         kind = f"steps of the file are {in_words(usual)}"
     elif found == before:
         kind = "it comes twice"
     elif found < before:
         kind = "stamps must ascend"
-    elif (found - before) % size == 0 * size:
-        kind = f"{(found - before) // size - 1} missing: add a row for each, its values left empty"
+    elif lacking > MOST_MISSING * len(times):
+        kind = f"{(found - before) // size - 1} missing, many more than there are: is this stamp right?"
+    elif missing[step - 1]:
+        kind = (f"{(found - before) // size - 1} missing: add a row for each, its values left empty, or give --missing "
+                "mask")
+        if calendar:
+            kind += f"; calendar {calendar} has no 29 February; or {CONVERT}"
+        if missing.sum() - (distance == size).sum() > 1:
+            kind += f"; in all {missing_rows(times, interval, zone)}"
     else:
         kind = "steps must be equally long"
-    if not months and abs(found - expected) == np.timedelta64(1, "h") and int(str(expected)[11:13]) <= 4:
-        kind += "; local time with daylight saving must be written in UTC"
+    if not months and abs(found - expected) == np.timedelta64(1, "h"):
+        if _is_local(interval):
+            kind += "; write the days of local time with their offset from UTC, as 2013-01-31T00:00+01:00"
+        elif not zone and int(str(expected)[11:13]) <= 4:
+            kind += f"; {IN_UTC}"
     asked = ", as --freq or the run says" if wanted else ""
-    due = expected if months else stamp(expected)
-    raise ValueError(f"{where(step)}: time {stamp(times[step])}, expected {due} ({in_words(interval)} after "
-                     f"{stamp(times[step - 1])}{asked}): {kind}")
+    due = clock_text(expected, interval, zone)
+    raise ValueError(f"{where(step)}: time {stamp(times[step], zone)}, expected {due} ({in_words(interval)} after "
+                     f"{stamp(times[step - 1], zone)}{asked}): {kind}")
 
 
-def _usual_interval(times: np.ndarray, where: Callable[[int], str]) -> Interval:
-    """The most frequent distance of two stamps in time order; 28 days or more are months."""
-    forward = np.diff(times.astype("datetime64[s]")).astype(int)
-    counted = Counter(forward[forward > 0].tolist())
-    if not counted:
-        raise ValueError(f"{where(1)}: time {stamp(times[1])}, not after {stamp(times[0])}: stamps must ascend")
-    seconds = max(sorted(counted), key=counted.get)
+def clock_text(clock: np.datetime64, interval: Interval, zone: str) -> str:
+    """A time of `clock_of` as text: a month, or a stamp."""
+    if interval[1] == "month":
+        return str(clock)
+    return stamp(utc_times(clock[None], zone)[0] if _is_local(interval) else clock, zone)
+
+
+def step_numbers(times: np.ndarray, interval: Interval, zone: str = "") -> np.ndarray:
+    """Numbers of the steps of regular stamps (time,), from 0; rows that are missing leave theirs out."""
+    clock = clock_of(times, interval, zone)
+    return ((clock - clock[0]) // step_size(interval)).astype(int)
+
+
+def missing_rows(times: np.ndarray, interval: Interval, zone: str = "") -> str:
+    """All places at which rows are missing between stamps (time,), in words; "" where none is."""
+    clock, size = clock_of(times, interval, zone), step_size(interval)
+    after = np.flatnonzero(np.diff(clock) > size)
+    if not len(after):
+        return ""
+    counts = (np.diff(clock)[after] // size).astype(int) - 1
+    first = [clock_text(clock[place] + size, interval, zone) for place in after[:SHOWN_GAPS]]
+    listing = ", ".join(f"{time} ({count})" for time, count in zip(first, counts.tolist(), strict=False))
+    more = f" and {len(after) - SHOWN_GAPS} more places" if len(after) > SHOWN_GAPS else ""
+    return f"{counts.sum()} steps are missing, from {listing}{more}"
+
+
+def _usual_interval(times: np.ndarray, where: Callable[[int], str], zone: str = "") -> Interval:
+    """The most frequent distance of two stamps in time order; 28 days or more are months, if any rule fits them."""
+    for clock in (local_times(times, zone).astype("datetime64[s]"), times.astype("datetime64[s]")):
+        forward = np.diff(clock).astype(int)
+        counted = Counter(forward[forward > 0].tolist())
+        if not counted:
+            raise ValueError(f"{where(1)}: time {stamp(times[1], zone)}, not after {stamp(times[0], zone)}: stamps "
+                             "must ascend")
+        seconds = max(sorted(counted), key=counted.get)
+        if seconds % (DAY * 60) == 0:
+            break  # days of the local clock; shorter steps are as long as UTC says
     if seconds % 60:
         raise ValueError(f"{where(1)}: steps of {seconds} seconds; the interval must be whole minutes")
     if seconds >= 28 * DAY * 60:
-        months = np.diff(times.astype("datetime64[M]")).astype(int)
-        return Counter(months[months > 0].tolist()).most_common(1)[0][0], "month"
+        local = local_times(times, zone).astype("datetime64[s]")
+        clock = local.astype("datetime64[M]")
+        months = np.diff(clock).astype(int)
+        usual = Counter(months[months > 0].tolist()).most_common(1)[0][0]
+        equal = len(times) > 2 and all(distance % seconds == 0 for distance in counted)
+        if not equal or (months > 0).all() and stamp_rule(clock, local, usual):
+            return usual, "month"
     return _in_largest_unit(seconds // 60)
 
 

@@ -7,21 +7,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .calendar import Calendar, stamp
+from .calendar import Calendar, clock_of, clock_text, step_size
+from .matching import in_order, node_differences
 from .readers import read_file
 from .scaling import Scaler
+from .stamps import check_zone, stamp
 
 
 @dataclass(frozen=True)
 class Covariates:
     """Values (time, node or 1, covariate) on the time axis of a field, and beyond its end where they are known there.
 
-    A node axis of 1: the same for all nodes. `source` is the file.
+    A node axis of 1: the same for all nodes. `source` is the file, `notes` are what the user should be told of it.
     """
 
     source: str
     names: tuple[str, ...]
     values: Tensor
+    notes: tuple[str, ...] = ()
 
     def scalers(self, training_steps: int) -> dict[str, Scaler]:
         """What brings each covariate to mean 0 and spread 1 in the training part."""
@@ -35,19 +38,27 @@ def standardize(values: Tensor, scalers: dict[str, Scaler]) -> Tensor:
     return torch.stack([scaler.standardize(value) for scaler, value in parts], dim=-1)
 
 
-def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str, ...]) -> Covariates:
+def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str, ...], first: int = 0) -> Covariates:
     """Read covariates of a field from any kind of file that a field may come in (`readers.read_file`).
 
     One column per covariate; or an array (time, node, covariate), whose names an .npz may hold as `covariate_names`;
-    or one covariate as a column per node, in the order and with the names of the field's, where there are names.
-    Raises: ValueError where a value is missing, or the file's times are not the field's.
+    or one covariate as a column per node, with the names of the field's nodes in any order, or without names in their
+    order. A file with times may begin before the field. first: the row of one without times that is the field's first.
+    Raises: ValueError where a value is missing, a node is, or a time is not that of the field's step, or beyond its
+    end of the step that would follow.
     """
+    flag = f"--covariates {path}"
     table, nodes = read_file(path), len(node_names)
     by_node = table.grid is not None and table.grid[0] == nodes
     if not by_node and table.grid is not None:
-        raise ValueError(f"--covariates {path}: {table.grid} values in each step; expected (node, covariate) of "
-                         f"{nodes} nodes, or covariates alone")
-    one_by_node = table.values.shape[1] == nodes and table.node_names in (None, node_names)
+        raise ValueError(f"{flag}: {table.grid} values in each step; expected (node, covariate) of {nodes} nodes, or "
+                         "covariates alone")
+    named = not by_node and bool(set(table.node_names or ()) & set(node_names))
+    if named and (differing := node_differences(table, node_names)):
+        raise ValueError(f"{flag}: {differing}; give one column for each node of the field, or, for covariates of the "
+                         "whole field, other names than those of its nodes")
+    table = in_order(table, node_names) if named else table
+    one_by_node = named or not by_node and table.node_names is None and table.values.shape[1] == nodes
     if by_node:
         values = table.values.unflatten(1, table.grid)
     else:
@@ -55,17 +66,30 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
     names = None if by_node or one_by_node else table.node_names
     names = names or _stored_names(path) or tuple(f"covariate {place}" for place in range(values.shape[2]))
     if len(names) != values.shape[2]:
-        raise ValueError(f"--covariates {path}: {len(names)} covariate_names for {values.shape[2]} covariates")
+        raise ValueError(f"{flag}: {len(names)} covariate_names for {values.shape[2]} covariates")
     if values.isnan().any():
         step, _, covariate = values.isnan().nonzero()[0].tolist()
-        raise ValueError(f"--covariates {path}: {int(values.isnan().sum())} values are missing, the first in "
-                         f"{table.where(step)}, {names[covariate]}; fill them: a forecast needs all of them")
-    if len(values) < len(calendar.times):
-        raise ValueError(f"--covariates {path}: {len(values)} steps, the field has {len(calendar.times)}; give one row "
-                         "for each, and more for forecasts beyond its end")
+        raise ValueError(f"{flag}: {int(values.isnan().sum())} values are missing, the first in {table.where(step)}, "
+                         f"{names[covariate]}; fill them: a forecast needs all of them")
     if table.times is not None:
-        _check_times(table, calendar, path)
-    return Covariates(str(path), names, values.float())
+        check_zone(table.zone, calendar.zone, flag)
+        first, found, due = _steps(table.times, calendar)
+    elif first < 0:
+        raise ValueError(f"{flag}: the file has no times; it begins with the data of the run, {-first} steps after "
+                         "this field: give covariates with times, or those that begin with the field")
+    if len(values) < first + len(calendar.times):
+        raise ValueError(f"{flag}: {max(len(values) - first, 0)} steps, the field has {len(calendar.times)}; give one "
+                         "row for each, and more for forecasts beyond its end")
+    if table.times is not None:
+        wrong = np.flatnonzero(found != due)
+        if len(wrong):
+            step, zone = int(wrong[0]), calendar.zone
+            beyond = ", beyond its end" * (step >= first + len(calendar.times))
+            expected = stamp(calendar.times[step - first], zone) if first <= step and not beyond else (
+                clock_text(due[step], calendar.interval, zone))
+            raise ValueError(f"{flag}: {table.where(step)}: time {stamp(table.times[step], zone)}, the field has "
+                             f"{expected} there{beyond}; give the same time axis")
+    return Covariates(str(path), names, values[first:].float(), table.notes)
 
 
 def _stored_names(path: Path | str) -> tuple[str, ...] | None:
@@ -76,12 +100,12 @@ def _stored_names(path: Path | str) -> tuple[str, ...] | None:
         return tuple(archive["covariate_names"].tolist()) if "covariate_names" in archive else None
 
 
-def _check_times(table, calendar: Calendar, path: Path | str) -> None:
-    """Raises: ValueError for the first step whose time is not that of the field's step."""
-    unit = "datetime64[M]" if calendar.names == ("month",) else "datetime64[m]"
-    wanted = calendar.times.astype(unit)
-    wrong = np.flatnonzero(table.times[:len(wanted)].astype(unit) != wanted)
-    if len(wrong):
-        step = int(wrong[0])
-        raise ValueError(f"--covariates {path}: {table.where(step)}: time {stamp(table.times[step])}, the field has "
-                         f"{stamp(wanted[step])} there; give the same time axis")
+def _steps(times: np.ndarray, calendar: Calendar) -> tuple[int, np.ndarray, np.ndarray]:
+    """How many stamps (time,) lie before a field by the first one; these stamps, and those that are due: (time,), on
+    the clock on which steps are equally long."""
+    (clock, found), size = (clock_of(each, calendar.interval, calendar.zone) for each in (calendar.times, times)
+                            ), step_size(calendar.interval)
+    before = max(int((clock[0] - found[0]) // size), 0)
+    beyond = max(len(times) - before - len(clock), 0)
+    due = [clock[0] - size * np.arange(before, 0, -1), clock, clock[-1] + size * np.arange(1, beyond + 1)]
+    return before, found, np.concatenate(due)[:len(times)]

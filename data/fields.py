@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from .calendar import Calendar, make_calendar, parse_interval, parse_time, regular_interval, stamp
+from .calendar import MOST_MISSING, Calendar, Interval, clock_of, first_step, make_calendar, parse_interval
+from .matching import match, on_regular_axis
 from .nodes import numbered, read_graph, read_node_table, read_nodes
 from .readers import Table, listed, read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
 from .scaling import BLOCK
+from .stamps import PLAIN, parse_time, stamp, zone_in
 from .synthetic import make_oracle
 
 SENTINELS = {float(np.float32(value)) for value in (
@@ -67,32 +70,39 @@ class Field:
 
 def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: int = 4000,
                oracle_length_scale: float = 0.3, own: OwnFile | None = None, missing: str = "error",
-               null_value: float | None = None, oracle_skew: float = 0.0) -> Field:
+               null_value: float | None = None, oracle_skew: float = 0.0, gaps: bool | None = None, like=None) -> Field:
     """Read the dataset `name` of the registry, or generate it when it is synthetic, or read a file of the user's.
 
-    missing: "error" refuses missing values, "mask" keeps them as NaN, and `null_value` is one.
+    missing: "error" refuses missing values, "mask" keeps them as NaN, and `null_value` is one. gaps: whether rows
+    that a file lacks are inserted without values; None: as `missing` says. like: a `summary.FieldSummary`; then the
+    field must be the same one, has its nodes in that order, and gaps where that one may have them.
     Raises: ValueError for values that cannot be a field, FileNotFoundError for a missing file; both say what to do.
     """
     if own:
-        spec, table = open_own_file(name, own)
+        spec, table = open_own_file(name, own, missing == "mask" if gaps is None else gaps, like)
         sources, tables, graph = (own.data_path,), [table], own.graph
     else:
         spec, sources = get_spec(name), locate(name, data_dir)
         tables = [oracle_table(oracle_nodes, oracle_steps, oracle_length_scale, oracle_skew)] if spec.synthetic else [
             read_file(path) for path in sources]
+        if like:
+            tables = [match(table, like, str(source)) for source, table in zip(sources or (name,), tables, strict=True)]
         graph = Path(data_dir, spec.graph) if spec.graph and Path(data_dir, spec.graph).is_file() else None
-    for source, table in zip(sources, tables, strict=False):  # a synthetic field has no source, and no faults
+    for source, table, start in zip(sources, tables, spec.start, strict=False):  # a synthetic field has no source
+        if not own and table.times is not None and stamp(table.times[0]) != stamp(np.datetime64(start)):
+            raise ValueError(f"{source}: the first time stamp is {stamp(table.times[0])}; expected {start}, as of "
+                             f"{name}")
         if table.values.shape[1] != spec.num_nodes:
             raise ValueError(f"{source}: shape {tuple(table.values.shape)} (time, node) has {table.values.shape[1]} "
                              f"nodes; expected {spec.num_nodes}, those of {name}")
         if missing == "error":
             check_missing(table, str(source))
-    calendars = [make_calendar(start, spec.interval, len(table.values))
+    calendars = [make_calendar(start, spec.interval, len(table.values), spec.time_zone, spec.rule)
                  for start, table in zip(spec.start, tables, strict=True)]
     ends = np.cumsum([len(table.values) for table in tables]).tolist()
     calendar = Calendar(
         torch.cat([calendar.slots for calendar in calendars]), calendars[0].sizes, calendars[0].names,
-        np.concatenate([calendar.times for calendar in calendars]),
+        np.concatenate([calendar.times for calendar in calendars]), spec.time_zone, spec.interval,
     )
     values = tables[0].values if len(tables) == 1 else torch.cat([table.values for table in tables])
     values, missing_share = mark_missing(values, null_value) if missing == "mask" else (values, 0.0)
@@ -101,7 +111,7 @@ def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: 
     return Field(
         name, spec, values, calendar, tuple(zip([0, *ends[:-1]], ends, strict=True)), names, first.coordinates,
         read_graph(graph, names) if graph else None, spec.grid or first.grid, first.axes, first.kept,
-        notes_on(first, values) if own else (), missing_share,
+        (first.notes if like else notes_on(first, values)) if own else (), missing_share,
     )
 
 
@@ -120,40 +130,84 @@ def mark_missing(values: Tensor, null_value: float | None = None) -> tuple[Tenso
     return values, count / values.numel()
 
 
-def open_own_file(name: str, own: OwnFile) -> tuple[DatasetSpec, Table]:
+def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[DatasetSpec, Table]:
     """A card made for a file of the user's, and the file.
+
+    gaps: rows that it lacks are inserted without values. like: see `load_field`; it has what no flag and no file says.
 
     Raises: ValueError where file and flags contradict each other, or do not tell the times.
     """
     path = Path(own.data_path)
-    if name in DATASETS:
+    if name in DATASETS and not like:
         raise ValueError(f"--data_path {path}: {name} is a dataset of the registry; choose another --data_name for the "
                          "file")
     table = read_nodes(path, own.variable)
-    wanted = parse_interval(own.freq) if own.freq else None
-    start = parse_time(own.start, "--start") if own.start else None
-    if table.times is not None:
-        interval = regular_interval(table.times, lambda step: f"{path}: {table.where(step)}", wanted)
-        first = table.times[0]
-        precision = "datetime64[M]" if interval[1] == "month" else "datetime64[m]"
-        if start is not None and start.astype(precision) != first.astype(precision):
-            raise ValueError(f"--start {own.start}: the first time stamp of {path} is {stamp(first)}; leave the flag "
-                             "out")
-    elif wanted is None or start is None:
-        raise ValueError(f"{path}: the file has no time stamps; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as "
-                         "2013-01-01T00:00)")
+    wanted = like.interval if like else parse_interval(own.freq) if own.freq else None
+    if table.counts is not None and wanted and own.start:
+        table = with_counted_times(table, path, wanted, own.start)
+    if like:
+        table = match(replace(table, unit="" if own.unit else table.unit), like, str(path))
+        interval, start, rule = wanted, like.start, like.rule
+        if table.times is not None:
+            start, _ = first_step(table.times, interval, table.zone)
+    elif table.times is None and (wanted is None or not own.start):
+        found = f"its times ({listed(table.counts.tolist())}) are neither dates nor consecutive years" if (
+            table.counts is not None) else "the file has no time stamps"
+        raise ValueError(f"{path}: {found}; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as 2013-01-01T00:00)")
+    elif table.times is not None:
+        table, interval = on_regular_axis(table, path, wanted, gaps)
+        start, rule = first_step(table.times, interval, table.zone)
+        if own.start:
+            given = parse_time(own.start, "--start", table.zone)
+            precision = "datetime64[M]" if interval[1] == "month" else "datetime64[m]"
+            if np.diff(clock_of(np.array([table.times[0], given]), interval, table.zone).astype(precision)).any():
+                raise ValueError(f"--start {own.start}: the first time stamp of {path} is "
+                                 f"{stamp(table.times[0], table.zone)}; leave the flag out")
+        if rule is None:
+            rule, note = PLAIN, (f"its monthly times ({stamp(table.times[0], table.zone)}, ...) follow no rule that is "
+                                 "known: outputs have the first of each month")
+            table = replace(table, notes=(*table.notes, note))
     else:
-        interval, first = wanted, start
+        interval, zone = wanted, start_zone(own.start)
+        first = parse_time(own.start, "--start", zone)
+        start, rule = first_step(np.array([first]), interval, zone)[0], PLAIN
+        table = replace(table, zone=zone)
     if own.node_table:
         names, coordinates = read_node_table(own.node_table, table.node_names, table.values.shape[1])
         table = replace(table, node_names=names, coordinates=coordinates)
     return DatasetSpec(
         domain="own data", place="see the file", unit=own.unit or table.unit or "unit not stated",
         cf_unit=own.unit or table.unit or "1",
-        num_nodes=table.values.shape[1], interval=interval, start=(str(first.astype("datetime64[m]")),),
+        num_nodes=table.values.shape[1], interval=interval, start=(start,), time_zone=table.zone, rule=rule,
         source=str(path), licence="not stated", files=(path.name,), shape=(tuple(table.values.shape),),
         grid=table.grid if table.kept is None else None, graph=own.graph or None, nonnegative=None,
     ), table
+
+
+def start_zone(text: str) -> str:
+    """The time zone of a `--start` (its offset from UTC), "" where it has none. Raises: ValueError for no time."""
+    parse_time(text, "--start", "UTC")
+    return zone_in(text)
+
+
+def with_counted_times(table: Table, source: Path, interval: Interval, start: str) -> Table:
+    """A table whose stamps are counts with the times that they are from the flags: steps of `interval` from `start`.
+
+    Raises: ValueError for counts that do not ascend, or not by whole steps.
+    """
+    distance, zone = np.diff(table.counts), start_zone(start)
+    size = int(pd.Series(distance[distance > 0]).mode().min()) if (distance > 0).any() else 1
+    too_far = np.cumsum(distance) > MOST_MISSING * size * len(table.counts)
+    wrong = np.flatnonzero((distance <= 0) | (distance % size != 0) | too_far)
+    if len(wrong):
+        step = int(wrong[0]) + 1
+        raise ValueError(f"{source}: {table.where(step)}: time {table.counts[step]}, expected "
+                         f"{table.counts[step - 1] + size}, {size} after {table.counts[step - 1]}")
+    steps = (table.counts - table.counts[0]) // size
+    first = first_step(np.array([parse_time(start, "--start", zone)]), interval, zone)[0]
+    times = make_calendar(first, interval, int(steps[-1]) + 1, zone).times[steps]
+    note = f"its times are numbers: {table.counts[0]} is taken as {stamp(times[0], zone)}, steps as --freq says"
+    return replace(table, times=times.astype("datetime64[s]"), zone=zone, counts=None, notes=(*table.notes, note))
 
 
 def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ def _time_dimension(array) -> str | None:
     """The dimension whose coordinate holds times, else the one that is named so."""
     times = [name for name in array.dims if name in array.coords
              and (array.coords[name].dtype.kind == "M" or hasattr(array.coords[name].values.flat[0], "calendar"))]
-    return times[0] if times else find(list(array.dims), TIME_NAMES)
+    return times[0] if times else find(list(array.dims), (*TIME_NAMES, "year"))
 
 
 def _from_variable(dataset, array, path: Path, notes: tuple[str, ...]) -> Table:
@@ -199,8 +199,9 @@ def _from_variable(dataset, array, path: Path, notes: tuple[str, ...]) -> Table:
     sizes = {name: array.sizes[name] for name in space}
     (latitude, bare, left), (longitude, _, right) = (_places(names, *known, sizes) for known in (
         ("latitude", NORTH, LATITUDE_NAMES), ("longitude", EAST, LONGITUDE_NAMES)))
-    table = Table(values, coordinate_times(array, time, path), unit=str(array.attrs.get("units", "")), grid=grid,
-                  notes=notes + tuple(filter(None, (left, right))))
+    stamps = coordinate_times(array, time, path)
+    notes = (*stamps.pop("notes", ()), *notes, *filter(None, (left, right)))
+    table = Table(values, unit=str(array.attrs.get("units", "")), grid=grid, notes=notes, **stamps)
     if latitude is not None and longitude is not None:
         coordinates = np.stack([latitude.ravel(), longitude.ravel()], axis=1)
         rectangular = grid and (latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all()

@@ -25,6 +25,7 @@ from .readers import (
     read_file,
     repeated,
 )
+from .stamps import local_times
 
 PARTS_OF_TIME = {  # name: its part in pandas, and after how many it begins again (0: never)
     "year": ("year", 0), "quarter": ("quarter", 4), "month": ("month", 12), "day": ("day", 0), "hour": ("hour", 24),
@@ -45,7 +46,8 @@ def read_nodes(path: Path | str, variable: str = "") -> Table:
     noted.
     """
     table = read_file(path, variable)
-    names, times = table.node_names or (), None if table.times is None else pd.DatetimeIndex(table.times)
+    names, times = table.node_names or (), None if table.times is None else pd.DatetimeIndex(
+        local_times(table.times, table.zone))
     foreign, told = {}, {}
     counts = table.values[-1] - table.values[0] == max(len(table.values), COUNTED) - 1
     for place, name in enumerate(names):

@@ -12,6 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .calendar import stamp
+from .calendar import CONVERT
 from .memory import check_memory
 from .scaling import BLOCK
+from .stamps import Stamps, holds_times, read_stamps, rounded, stamp, with_time_column, zone_in
 
 MEMORY_LIMIT = 1 << 30  # bytes as float32; a larger .npy stays on disk as a memory map
 TIME_NAMES = ("time", "date", "datetime", "timestamp", "valid_time", "ds", "")  # "": an index without a name
@@ -48,7 +50,7 @@ class Table:
     """What a file holds: values (time, node) in physical units, missing ones as NaN, and what it says of them.
 
     values       float32 in memory, or as stored in a memory map where that is larger than MEMORY_LIMIT
-    times        (time,) datetime64[s] in UTC where the stamps say so, or None; not yet checked to be regular
+    times        (time,) datetime64[s], in UTC where there is a time zone, or None; not yet checked to be regular
     rows         (time,) the file's line or row of each stamp, counted from 1, None where it has none
     row_word     what the file calls them
     node_names   as in the file, or None
@@ -57,6 +59,8 @@ class Table:
     grid         (rows, columns) of which the nodes are the places in row-major order, or None
     axes         latitudes of the rows and longitudes of the columns, where they are that regular, or None
     kept         places of the grid that the nodes are, where places without any value (land) were left out, or None
+    zone, counts  of the stamps, see `stamps.Stamps`
+    calendar     of a climate model, whose days are not those of real years, else ""
     notes        what was done with the file that its user may not expect
     """
 
@@ -70,6 +74,9 @@ class Table:
     grid: tuple[int, int] | None = None
     axes: tuple[np.ndarray, np.ndarray] | None = None
     kept: np.ndarray | None = None
+    zone: str = ""
+    counts: np.ndarray | None = None
+    calendar: str = ""
     notes: tuple[str, ...] = ()
 
     def where(self, step: int) -> str:
@@ -107,7 +114,18 @@ def read_file(path: Path | str, variable: str = "") -> Table:
     table = read(path, variable) if read is read_xarray else read(path)
     if table.node_names and (twice := repeated(table.node_names)):
         raise ValueError(f"{path}: names of nodes come twice: {listed(twice)}")
-    return table
+    return in_time_order(table)
+
+
+def in_time_order(table: Table) -> Table:
+    """A table whose rows descend in time with them ascending, and a note; any other as it is."""
+    stamps = table.counts if table.times is None else table.times
+    if stamps is None or len(stamps) < 2 or not (stamps[1:] < stamps[:-1]).all():
+        return table
+    turned = {name: None if getattr(table, name) is None else getattr(table, name)[::-1]
+              for name in ("times", "counts", "rows")}
+    return replace(table, values=table.values.flip(0), **turned,
+                   notes=(*table.notes, "its rows descend in time: they are taken in the opposite order"))
 
 
 def say_if_large(path: Path, needed: int) -> None:
@@ -180,7 +198,13 @@ def read_numpy(path: Path) -> Table:
                   grid=array.shape[1:] if array.ndim == 3 and array.shape[2] > 1 else None)
     if "times" not in extras:
         return table
-    return replace(table, times=read_stamps(pd.Series(extras["times"]), str(path), table.where))
+    stamps = read_stamps(pd.Series(extras["times"]), str(path), table.where)
+    return replace(table, **stamps_of(stamps))
+
+
+def stamps_of(stamps: Stamps | None, notes: tuple[str, ...] = ()) -> dict:
+    """What a table says of its stamps; notes: that come before theirs."""
+    return {**vars(stamps), "notes": notes + stamps.notes} if stamps else {"notes": notes}
 
 
 def read_csv(path: Path) -> Table:
@@ -333,27 +357,31 @@ def from_frame(frame: pd.DataFrame, source: str, rows: np.ndarray, row_word: str
         these = [name or "the first column" for name in foreign if foreign[name] == what]
         notes += (f"{listed(these)}: left out, {what}",)
     columns = list(frame.columns)
-    time, node, value = (find(columns, names) for names in (TIME_NAMES[:-1], NODE_NAMES, VALUE_NAMES))
+    time = find(columns, TIME_NAMES[:-1])
     if time is None and columns and ("" in columns or holds_times(frame.iloc[:, 0])):
         time = "" if "" in columns else columns[0]
+    whole, frame = frame, with_time_column(frame, time, source, where)
+    time, columns = "time" if frame is not whole else time, list(frame.columns)
+    node, value = (find(columns, names) for names in (NODE_NAMES, VALUE_NAMES))
     if frame.empty or len(columns) == (time is not None):
-        raise ValueError(f"{source}: {len(frame)} rows of columns {listed(columns)}; expected a time column and one "
-                         "column per node, or the columns time, node, value")
-    times = None if time is None else read_stamps(frame[time], source, where)
-    repeated_times = None not in (time, node) and bool(pd.Series(times).duplicated().any())
+        raise ValueError(f"{source}: {len(frame)} rows of columns {listed(list(whole.columns))}; expected a time "
+                         "column and one column per node, or the columns time, node, value")
+    stamps = None if time is None else read_stamps(frame[time], source, where)
+    repeated_times = None not in (time, node) and bool(pd.Series(stamps.axis).duplicated().any())
     if value is None and repeated_times and len(columns) == 3 and find([time], TIME_NAMES):
         value, = {*columns} - {time, node}  # a row per time and node: the third column holds the values
     if None not in (time, node, value):
         if len(columns) > 3:
             raise ValueError(f"{source}: columns {listed(columns)}; a long table has three: time, node, value")
-        table = _from_long(frame[node], numbers(frame[value], source, where), times, rows, row_word, source, where)
-        return replace(table, notes=notes)
+        table = _from_long(frame[node], numbers(frame[value], source, where), stamps, rows, row_word, source, where)
+        return replace(table, notes=notes + table.notes)
     nodes = [column for column in columns if column != time]
     values = np.stack([numbers(frame[name], source, where) for name in nodes], axis=1)
     if repeated_times:
         raise ValueError(f"{source}: columns {listed(columns)}: times come twice, as in a long table, which has three: "
                          "time, node, value")
-    return Table(as_tensor(values, source), times, rows, row_word, tuple(nodes), notes=notes)
+    return Table(as_tensor(values, source), rows=rows, row_word=row_word, node_names=tuple(nodes),
+                 **stamps_of(stamps, notes))
 
 
 def _foreign(frame: pd.DataFrame) -> dict[str, str]:
@@ -395,44 +423,26 @@ def _counts(column: pd.Series, years: bool) -> bool:
     return bool(up.all() or index and (values.is_unique or up.mean() > 0.5))
 
 
-def _from_long(node: pd.Series, value: np.ndarray, times: np.ndarray, rows: np.ndarray, row_word: str, source: str,
+def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, rows: np.ndarray, row_word: str, source: str,
                where: Callable[[int], str]) -> Table:
     """Pairs (time, node) as a table: steps in the order of time, nodes in the order of their first row."""
     if node.isna().any():
         raise ValueError(f"{source}: {where(int(node.isna().to_numpy().argmax()))}: no node is named")
+    times = stamps.axis
     steps, first, step = np.unique(times, return_index=True, return_inverse=True)
     place, names = pd.factorize(node.astype(str))
     pair = step * len(names) + place
     twice = pd.Series(pair).duplicated().to_numpy()
     if twice.any():
         row = int(twice.argmax())
-        raise ValueError(f"{source}: {where(row)}: time {stamp(times[row])} of node {names[place[row]]} comes twice, "
+        time = times[row] if stamps.times is None else stamp(times[row], stamps.zone)
+        raise ValueError(f"{source}: {where(row)}: time {time} of node {names[place[row]]} comes twice, "
                          f"first in {where(int((pair == pair[row]).argmax()))}")
     values = np.full((len(steps), len(names)), np.nan)
     values[step, place] = value
-    return Table(as_tensor(values, source), steps, rows[first], row_word, tuple(names))
-
-
-def read_stamps(column: pd.Series, source: str, where: Callable[[int], str]) -> np.ndarray:
-    """Time stamps as datetime64[s]: ISO 8601 text or times; those with an offset from UTC become UTC.
-
-    Raises: ValueError naming the first one that is no time.
-    """
-    if column.dtype.kind in "iufb":
-        raise ValueError(f"{source}: {where(0)}: time {column.iloc[0]} is a number; expected ISO 8601, as "
-                         "2013-01-31T18:00")
-    times = pd.to_datetime(column, format="ISO8601", errors="coerce", utc=True)
-    if times.isna().any():
-        row = int(times.isna().to_numpy().argmax())
-        found = "no time" if pd.isna(column.iloc[row]) else f"time {column.iloc[row]!r}"
-        raise ValueError(f"{source}: {where(row)}: {found}; expected ISO 8601, as 2013-01-31T18:00")
-    return times.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
-
-
-def holds_times(column: pd.Series) -> bool:
-    """Whether the first cell of a column is a time, and no number."""
-    return column.dtype.kind not in "iufb" and pd.to_datetime(
-        column[:1], format="ISO8601", errors="coerce", utc=True).notna().all()
+    found = replace(stamps, **{"counts" if stamps.times is None else "times": steps})
+    return Table(as_tensor(values, source), rows=rows[first], row_word=row_word, node_names=tuple(names),
+                 **stamps_of(found))
 
 
 def numbers(column: pd.Series, source: str, where: Callable[[int], str]) -> np.ndarray:
@@ -464,20 +474,32 @@ def read_xarray(path: Path, variable: str) -> Table:
     return netcdf.read_xarray(path, variable)
 
 
-def coordinate_times(array, time: str, path: Path) -> np.ndarray | None:
-    """Stamps of a variable; those of a model's own calendar by their digits."""
+def coordinate_times(array, time: str, path: Path) -> dict:
+    """What a table says of the stamps of a variable; those of a climate model's calendar by their digits."""
     if time not in array.coords:
-        return None
+        return {}
     stamps = array.coords[time].values
     if stamps.dtype.kind == "M":
-        return stamps.astype("datetime64[s]")
+        offset = re.search(r":\d\d(?::[\d.]+)? *([+-]\d\d(?::?\d\d)?)$", str(array.coords[time].encoding.get("units")))
+        return {"times": rounded(stamps), "zone": zone_in(f"2000-01-01T00:00{offset[1]}") if offset else ""}
     if not hasattr(stamps.flat[0], "calendar"):
-        raise ValueError(f"{path}: coordinate {time} holds {stamps.flat[0]!r}, not times; expected units as in "
-                         "'days since 2000-01-01'")
+        found = Stamps(None)
+        if stamps.dtype.kind != "f":
+            found = read_stamps(pd.Series(stamps), str(path), lambda step: f"{time} {step}")
+        if found.times is None:
+            raise ValueError(f"{path}: coordinate {time} holds {stamps.flat[0]!r}, not times; expected units as in "
+                             "'days since 2000-01-01', or no such coordinate, and --freq and --start")
+        return vars(found)
+    calendar = {"365_day": "noleap"}.get(stamps.flat[0].calendar, stamps.flat[0].calendar)
     try:
-        return np.array([each.isoformat()[:19] for each in stamps], dtype="datetime64[s]")
+        half = timedelta(microseconds=500_000)  # digits are cut, so this rounds
+        times = np.array([(each + half).isoformat()[:19] for each in stamps], dtype="datetime64[s]")
     except ValueError as error:
-        raise ValueError(f"{path}: calendar {stamps.flat[0].calendar} has days that no real year has") from error
+        raise ValueError(f"{path}: calendar {calendar} has days that no real year has; {CONVERT}") from error
+    if "gregorian" in calendar or calendar == "standard":
+        return {"times": times}
+    return {"times": times, "calendar": calendar,
+            "notes": (f"its times are of the calendar {calendar}; their digits are taken as dates",)}
 
 
 def outside_the_earth(coordinates: np.ndarray) -> np.ndarray:

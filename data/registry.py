@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .stamps import PLAIN
+
 RELEASE_URL = "https://raw.githubusercontent.com/tsinghua-fib-lab/CoST/main/dataset/data"
 DEFAULT_DATA_DIR = Path(__file__).parent / "dataset"
 
@@ -23,7 +25,9 @@ class DatasetSpec:
 
     num_nodes        product of the spatial axes
     interval         (count, unit), unit one of "minute", "hour", "day", "week", "month"
-    start            calendar time of the first step of each file, ISO format
+    start            calendar time of the first step of each file, ISO format, as of `calendar.make_calendar`
+    time_zone        that of the times, as Europe/Berlin or +01:00; "": not stated
+    rule             which moment of its step a stamp is, see `stamps.stamped`
     files            paths below the data folder; two files mean (training field, evaluation field)
     shape            published shape of each file, time first; the time length may differ in other copies
     grid             (rows, columns) where the nodes form a grid, else None
@@ -61,6 +65,8 @@ class DatasetSpec:
     private: str | None = None
     embedded: bool = False
     synthetic: bool = False
+    time_zone: str = ""
+    rule: tuple = PLAIN
 
 
 _AS_PUBLISHED = "as published with CoST, arXiv:2502.11013"

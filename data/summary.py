@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .calendar import MINUTES, in_words, make_calendar, parse_time
+from .calendar import Calendar, clock_of, in_words, make_calendar, step_size
 from .covariates import standardize
 from .scaling import BLOCK, Scaler
+from .stamps import PLAIN, offsets, parse_time, stamp, stamps_as_text
 from .windows import Batch, WindowedField
 
 
@@ -17,7 +18,8 @@ class FieldSummary:
     """Names, units and time axis of a field, its scaler and its climatology.
 
     interval       (count, unit) of a step, as on the card of the dataset
-    start          time of the first step of the evaluated segment (the only one of most fields), ISO format
+    start          time of the first step of the evaluated segment (the only one of most fields), ISO format, on the
+                   clock of `calendar.make_calendar`
     first_step     position of that step in the series of all segments: windows are numbered from it
     trained_steps  leading steps of the series that training windows saw
     test_step      first step of the first test window
@@ -30,6 +32,8 @@ class FieldSummary:
     value_range    smallest and largest value of the training part
     covariates     by name, with their scalers
     lags           steps between a value and the earlier one that is seen with it, shortest first
+    time_zone      that of the stamps, as Europe/Berlin or +01:00; "" where the data state none
+    rule           which moment of its step a stamp is, see `stamps.stamped`
     """
 
     name: str
@@ -51,17 +55,20 @@ class FieldSummary:
     covariates: dict[str, Scaler]
     value_range: tuple[float, float]
     lags: tuple[int, ...] = ()
+    time_zone: str = ""
+    rule: tuple = PLAIN
 
     @classmethod
     def of(cls, data: WindowedField) -> "FieldSummary":
         field, (first, _) = data.field, data.field.segments[-1]
         spec = field.spec
         return cls(
-            field.name, spec.unit, spec.cf_unit or spec.unit, spec.interval, str(field.calendar.times[first]), first,
-            len(data.training), int(data.starts["test"][0]), field.node_names, field.grid,
+            field.name, spec.unit, spec.cf_unit or spec.unit, spec.interval,
+            str(clock_of(field.calendar.times[[first]], spec.interval, spec.time_zone)[0].astype("datetime64[m]")),
+            first, len(data.training), int(data.starts["test"][0]), field.node_names, field.grid,
             field.axes and tuple(map(torch.as_tensor, field.axes)), *map(_tensor, (field.kept, field.coordinates)),
             data.scaler, data.usual.cpu(), field.masked, data.covariate_scalers, _range(data.training),
-            data.lags,
+            data.lags, spec.time_zone, spec.rule,
         )
 
     @classmethod
@@ -96,21 +103,25 @@ class FieldSummary:
     def step_at(self, time: np.datetime64 | str) -> int:
         """Position in the series of the step at a time; also before its beginning and after its end.
 
+        A text, or a pandas time without a time zone, is local time of the data; a datetime64 is UTC where they have a
+        time zone.
         Raises: ValueError where no step begins then.
         """
-        clock, length = self._clock
-        if isinstance(time, str):
-            time = parse_time(time, "start")
-        passed = np.datetime64(time, clock) - np.datetime64(self.start, clock)
-        steps, rest = divmod(passed.astype(int), length)
-        if rest:
-            raise ValueError(f"{time}: no step begins then; a step takes {in_words(self.interval)}, one begins at "
-                             f"{self.start}")
-        return self.first_step + int(steps)
+        if not isinstance(time, np.datetime64):
+            time = parse_time(str(time), "history_start", self.time_zone)
+        time = time.astype("datetime64[s]")
+        clock, = clock_of(np.array([time]), self.interval, self.time_zone)
+        steps = int((clock - np.datetime64(self.start).astype(clock.dtype)) // step_size(self.interval))
+        begins = np.datetime64(self._time(self.first_step + steps)).astype(clock.dtype)
+        if clock != begins and self.times(self.first_step + steps, 1)[0] != time:
+            first = stamp(self.times(self.first_step, 1)[0], self.time_zone)
+            raise ValueError(f"{stamp(time, self.time_zone) if self.time_zone else time}: no step begins then; a step "
+                             f"takes {in_words(self.interval)}, one begins at {first}")
+        return self.first_step + steps
 
     def times(self, step: int, count: int) -> np.ndarray:
-        """Times of `count` steps from the one at position `step`: (count,) of datetime64."""
-        return make_calendar(self._time(step), self.interval, count).times
+        """Stamps of `count` steps from the one at position `step`: (count,), UTC where there is a time zone."""
+        return self.calendar(step, count).times
 
     def batch(self, history: Tensor, step: Tensor, predict_len: int, covariates: Tensor | None = None) -> Batch:
         """Windows whose future is not known: histories (batch, reach + H, node), of which the last H steps, from the
@@ -122,7 +133,7 @@ class FieldSummary:
         whole = self.scaler.standardize(history)
         history_len = whole.shape[1] - self.reach
         length = history_len + predict_len
-        slots = torch.stack([make_calendar(self._time(one), self.interval, length).slots for one in step.tolist()])
+        slots = torch.stack([self.calendar(one, length).slots for one in step.tolist()])
         climatology = self.climatology[slots[..., 0]].to(history.device)
         if covariates is not None:
             covariates = standardize(covariates, self.covariates).to(history.device)
@@ -131,16 +142,23 @@ class FieldSummary:
                         step.to(history.device), self.masked, covariates,
                         torch.stack(lagged, dim=-1) if lagged else None)
 
-    @property
-    def _clock(self) -> tuple[str, int]:
-        """NumPy's unit that the interval is counted in, and how many of it make a step."""
-        count, unit = self.interval
-        return ("M", count) if unit == "month" else ("s", 60 * count * MINUTES[unit])
+    def as_text(self, times: np.ndarray) -> np.ndarray:
+        """Stamps (time,) as ISO text, with their offset where there is a time zone."""
+        return stamps_as_text(times, self.time_zone)
+
+    def offsets(self, times: np.ndarray) -> np.ndarray:
+        """Offsets of stamps from UTC, in minutes, 0 without a time zone: of the same shape."""
+        return offsets(times, self.time_zone)
+
+    def calendar(self, step: int, count: int) -> Calendar:
+        """Slots and stamps of `count` steps from the one at position `step`."""
+        return make_calendar(self._time(step), self.interval, count, self.time_zone, self.rule)
 
     def _time(self, step: int) -> str:
-        """Time of the step at a position, ISO format."""
-        clock, length = self._clock
-        return str(np.datetime64(self.start, clock) + (step - self.first_step) * length)
+        """Beginning of the step at a position, on the clock of `start`."""
+        size = step_size(self.interval)
+        start = np.datetime64(self.start, np.datetime_data(size)[0])
+        return str(start + (step - self.first_step) * size)
 
 
 def _range(values: Tensor) -> tuple[float, float]:

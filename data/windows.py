@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .calendar import parse_time
 from .climatology import Climatology
 from .context import Context
 from .covariates import Covariates, read_covariates, standardize
@@ -20,6 +19,7 @@ from .lags import choose_lags
 from .nodes import nearest_nodes
 from .readers import MEMORY_LIMIT, listed
 from .scaling import BLOCK, Scaler
+from .stamps import local_times, parse_time
 
 ANY_VALUE = (float("-inf"), 0.0)  # the support of a field without a smallest value or steps
 SPLITS = ("train", "validation", "test")
@@ -140,17 +140,22 @@ class WindowedField:
 
     @functools.cached_property
     def fingerprint(self) -> dict:
-        """What tells these data from any other: time, split, names of nodes, and digests of the values.
+        """What tells these data from any other: time, split, names of nodes, and digests of values and covariates.
 
         Of a field of more than FINGERPRINT_VALUES values, evenly spread steps are looked at.
         """
         values, times = self.field.values, self.field.calendar.times
         looked_at = min(len(values), max(1, FINGERPRINT_VALUES // self.num_nodes))
         steps = torch.linspace(0, len(values) - 1, looked_at, dtype=torch.float64).round().long()
-        return {"first_time": str(times[0]), "last_time": str(times[-1]),
+        precision = "datetime64[M]" if self.field.spec.interval[1] == "month" else "datetime64[m]"
+        first, last = (str(time.astype(precision).astype("datetime64[m]")) + self.field.calendar.zone
+                       for time in times[[0, -1]])
+        return {"first_time": first, "last_time": last,
                 "windows": {split: [int(starts[0]), int(starts[-1])] for split, starts in self.starts.items()},
                 "node_names_sha256": sha256("\n".join(self.field.node_names).encode()).hexdigest()[:16],
-                "values_sha256": sha256(values[steps].float().numpy().tobytes()).hexdigest()[:16]}
+                "values_sha256": sha256(values[steps].float().numpy().tobytes()).hexdigest()[:16],
+                **({} if self._covariates is None else {"covariates_sha256": sha256(
+                    self._covariates[:len(values)].cpu().numpy().tobytes()).hexdigest()[:16]})}
 
     def facts(self) -> dict:
         """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
@@ -168,8 +173,12 @@ class WindowedField:
         return self._nearest[count]
 
     def times(self, start: int) -> np.ndarray:
-        """Calendar times of the steps of the window that begins at `start`: (H + F,) of datetime64."""
+        """Stamps of the steps of the window that begins at `start`: (H + F,), UTC where there is a time zone."""
         return self.field.calendar.times[start:start + self.history_len + self.predict_len]
+
+    def local_times(self, start: int) -> np.ndarray:
+        """The same, as the clocks of the data's time zone show them."""
+        return local_times(self.times(start), self.field.calendar.zone)
 
     def fluctuation_scale(self, threshold: float = 0.1, statistic: str = "std") -> Tensor:
         """Fluctuation scale of the training part, see `data.fluctuation`: (node,), standardized."""
@@ -329,7 +338,8 @@ def _ranges(field: Field, split: str, windows: int, history_len: int, length: in
     """
     parts = (split or "0.6,0.2,0.2").split(",")
     if len(parts) == 2:
-        first, second = (int(np.searchsorted(field.calendar.times, parse_time(part, "--split"))) for part in parts)
+        first, second = (int(np.searchsorted(field.calendar.times, parse_time(part, "--split", field.calendar.zone)))
+                         for part in parts)
         if first >= second:
             raise ValueError(f"--split {split}: validation must begin before the test, both within the data")
         begins = (0, max(first - history_len, 0), max(second - history_len, 0))
@@ -372,15 +382,18 @@ def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, dev
               oracle_nodes: int = 32, oracle_steps: int = 4000, oracle_length_scale: float = 0.3,
               own: OwnFile | None = None, split: str = "", support: str = "auto", missing: str = "error",
               null_value: float | None = None, covariates: str = "", lags: str = "none",
-              training_span: str = "targets", oracle_skew: float = 0.0) -> WindowedField:
+              training_span: str = "targets", oracle_skew: float = 0.0, like=None) -> WindowedField:
     """The one way in: load the dataset, check it, split it and stand ready to give batches.
 
     split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says. covariates: their
-    file. lags: see `lags.choose_lags`.
+    file. lags: see `lags.choose_lags`. like: see `load_field`.
     Raises: ValueError where the values are not those of the support.
     """
     field = load_field(name, data_dir, oracle_nodes, oracle_steps, oracle_length_scale, own, missing, null_value,
-                       oracle_skew=oracle_skew)
+                       oracle_skew=oracle_skew, like=like)
     field = supported(field, support)
     beside = read_covariates(covariates, field.calendar, field.node_names) if covariates else None
+    if beside:
+        notes = [f"--covariates {beside.source}: {note}" for note in beside.notes]
+        field = replace(field, notes=(*field.notes, *notes))
     return WindowedField(field, history_len, predict_len, device, split, beside, lags, training_span)

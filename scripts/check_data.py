@@ -20,6 +20,7 @@ from data.fields import Field, load_field
 from data.lags import choose_lags
 from data.readers import listed, say_if_large
 from data.scaling import BLOCK
+from data.stamps import local_times
 from data.windows import SPLITS, WindowedField, smallest, supported
 from models import build_mean_model
 from scripts.benchmark_speed import forecaster_of, training_step
@@ -118,12 +119,11 @@ def description(field: Field, periods: list[tuple[int, float]]) -> dict[str, str
     whole = "whole numbers, " if bool((present == present.round()).all()) else ""
     zeros = float((present == 0).double().mean())
     named = {steps: name for name, steps in cycles(spec.interval).items()}
-    times = field.calendar.times
+    first, last = field.calendar.ends
     grid = f", grid of {field.grid[0]} x {field.grid[1]}" if field.grid else ""
     return {
         "shape": f"{len(values)} time steps x {len(values.T)} nodes{grid}; unit: {spec.unit}",
-        "time": f"every {in_words(spec.interval)} from {times[0]} to {times[-1]}; cycles: "
-                f"{', '.join(field.calendar.names)}",
+        "time": f"every {in_words(spec.interval)} from {first} to {last}; cycles: {', '.join(field.calendar.names)}",
         "values": f"{float(present.min()):.6g} to {float(present.max()):.6g}, mean "
                   f"{float(present.double().mean()):.6g}; {whole}{zeros:.1%} zeros",
         "missing": f"{count} values ({count / values.numel():.2%}) of {len(nodes)} nodes: {listed(nodes)}" if count
@@ -187,7 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
     check_config(config, parser)
     device = choose_device(config.device)
     field = load_field(config.data_name, Path(), own=own_file(checkpoint.settings(config)),
-                       missing=given.get("missing", "mask"), null_value=config.null_value)
+                       missing=given.get("missing", "mask"), null_value=config.null_value,
+                       gaps=config.missing == "mask")
     for note in field.notes:
         print(f"note: {note}")
     field = supported(field, config.support)
@@ -204,13 +205,15 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{typed['data_path']} can be read")
     say(description(field, periods))
     if picture:
-        draw_field(field.values.numpy(), field.calendar.times, *periodogram(series), in_words(field.spec.interval),
-                   field.spec.unit, picture)
+        draw_field(field.values.numpy(), local_times(field.calendar.times, field.calendar.zone), *periodogram(series),
+                   in_words(field.spec.interval), field.spec.unit, picture)
         print(f"{'picture':9} {picture}")
     length = suggested_lengths(periods, len(series))
     config = replace(config, **{"history_len": length, "predict_len": length, **given})
     beside = read_covariates(config.covariates, field.calendar, field.node_names) if config.covariates else None
     if beside:
+        for note in beside.notes:
+            print(f"note: --covariates {beside.source}: {note}")
         ahead = len(beside.values) - len(field.values)
         say({"covariates": f"{listed(list(beside.names))}; they reach {ahead} steps beyond the data, a forecast of the "
                            f"unseen future needs {config.predict_len}"})

@@ -16,19 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.calendar import make_calendar, parse_time, regular_interval
 from data.covariates import read_covariates
-from data.fields import load_field
-from data.nodes import match_nodes, read_nodes
 from data.readers import listed
-from data.registry import data_dir_from
+from data.stamps import parse_time
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
 from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.distributed import ALONE, Processes, join
 from utils.evaluation import progress, rows_at_once
 from utils.forecasts import VALUES, WRITERS, Forecast, check_output, write_forecasts
-from utils.pipeline import CHOICES, own_file
+from utils.pipeline import CHOICES, located, open_run_field
 
 
 @dataclass(frozen=True)
@@ -59,61 +56,26 @@ class Series:
 
 
 def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariates: str) -> Series:
-    """The field to forecast, of the run's own data or of another file, and its covariates.
+    """The field to forecast, of the run's own file or of another one, and its covariates.
 
     Raises: ValueError when the file holds another field than that of the run: what differs.
     """
     config, field = run.checkpoint["config"], run.field
     if covariates and not field.covariates:
         raise ValueError(f"--covariates {covariates}: the run was trained without any")
-    if data_path:
-        values, first = read_newer(run, data_path)
-        calendar, begin = make_calendar(str(field.times(first, 1)[0]), field.interval, len(values)), 0
-    else:
-        found = load_field(config["data_name"], data_dir_from(data_dir), config["oracle_nodes"], config["oracle_steps"],
-                           config["oracle_length_scale"], own_file(config), config["missing"], config["null_value"],
-                           oracle_skew=config["oracle_skew"])
-        first, last = found.segments[-1]
-        values, calendar, begin = found.values[first:last], found.calendar, first
+    found, position = open_run_field(run.checkpoint, data_dir, data_path)
+    first, last = found.segments[-1]
+    values = found.values[first:last]
     if not field.covariates:
-        return Series(values, first, field.reach, None)
-    beside = read_covariates(covariates or config["covariates"], calendar, tuple(field.node_names))
+        return Series(values, position, field.reach, None)
+    path = covariates or located({**config, "data_path": "", "node_table": "", "graph": ""})["covariates"]
+    beside = read_covariates(path, found.calendar, tuple(field.node_names), 0 if covariates else position - first)
+    for note in beside.notes:
+        print(f"note: --covariates {beside.source}: {note}", file=sys.stderr)
     if beside.names != tuple(field.covariates):
         raise ValueError(f"--covariates {beside.source}: {listed(beside.names)}; the run was trained with "
                          f"{listed(list(field.covariates))}")
-    return Series(values, first, field.reach, beside.values[begin:])
-
-
-def read_newer(run: TrainedForecaster, data_path: str) -> tuple[torch.Tensor, int]:
-    """Values (time, node) of a file of the run's field, nodes in its order, and the position of the first step.
-
-    Raises: ValueError when it holds another field: what differs.
-    """
-    config, field = run.checkpoint["config"], run.field
-    table = read_nodes(data_path, config["variable"])
-    for note in table.notes:
-        print(f"note: {data_path}: {note}", file=sys.stderr)
-    first, names = field.first_step, table.node_names or ()
-    places = match_nodes(table, field.node_names, None if field.coordinates is None else field.coordinates.numpy())
-    if table.times is not None:
-        regular_interval(table.times, lambda step: f"{data_path}: {table.where(step)}", field.interval)
-        first = field.step_at(table.times[0])
-    differing = []
-    if table.values.shape[1] != field.num_nodes:
-        differing.append(f"{table.values.shape[1]} nodes (wanted {field.num_nodes})")
-    elif places is None and names:
-        unknown, missing = (sorted({*one} - {*other}) for one, other in ((names, field.node_names),
-                                                                         (field.node_names, names)))
-        differing.append(f"nodes {listed(unknown)} (wanted {listed(missing)})")
-    elif places is None:
-        differing.append("nodes at other latitudes and longitudes")
-    if table.unit and not config["unit"] and table.unit not in (field.unit, field.cf_unit):
-        differing.append(f"unit {table.unit} (wanted {field.unit})")
-    if differing:
-        raise ValueError(f"{data_path}: another field than the run was trained on: {'; '.join(differing)}")
-    if (places == np.arange(field.num_nodes)).all():
-        return table.values, first
-    return table.values[:, torch.from_numpy(places)], first
+    return Series(values, position, field.reach, beside.values[first:])
 
 
 def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "", rolling: int = 0,
@@ -125,14 +87,14 @@ def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "",
     """
     history_len, predict_len = (run.checkpoint["config"][name] for name in ("history_len", "predict_len"))
 
-    def time(step: int) -> np.datetime64:
-        return run.field.times(first + step, 1)[0]
+    def time(step: int) -> str:
+        return run.field.as_text(run.field.times(first + step, 1))[0]
 
     whole = steps - history_len - predict_len + 1  # windows whose future has been observed
     if steps < history_len:
         raise ValueError(f"the data hold {steps} steps; a forecast sees {history_len}")
     if at:
-        begin = run.field.step_at(parse_time(at, "--at")) - first - history_len
+        begin = run.field.step_at(parse_time(at, "--at", run.field.time_zone)) - first - history_len
         if not 0 <= begin <= steps - history_len:
             raise ValueError(f"--at {at}: the data allow {time(history_len)} to {time(steps)}, the first step that is "
                              f"forecast after {history_len} observed ones")
@@ -183,7 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_folder", type=Path, help="folder of a stage-2 run")
     parser.add_argument("--output", type=output_path, required=True,
                         help=f"file to write; its ending is the format: {', '.join(WRITERS)}")
-    parser.add_argument("--data_path", default="", help="a newer file of the field (else the data of the run)")
+    parser.add_argument("--data_path", default="", help="a newer file of the field, or the run's own where it lies "
+                        "elsewhere now (else the data of the run)")
     parser.add_argument("--covariates", default="", help="covariates of that file, over the horizon too (else the file "
                         "that the run was trained with)")
     which = parser.add_mutually_exclusive_group()
@@ -220,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not processes.first:
         return sum(0 for _ in drawn)  # it draws its windows; the first one writes
     write_forecasts(given["output"], drawn, given["values"])
-    times = [run.field.times(horizon + begin, 1)[0] for begin in (windows[0], windows[-1])]
+    times = [run.field.as_text(run.field.times(horizon + begin, 1))[0] for begin in (windows[0], windows[-1])]
     print(f"{given['output']}: {len(windows)} window{'s' * (len(windows) > 1)}, the first forecast from {times[0]}"
           + f", the last from {times[1]}" * (len(windows) > 1))
     return 0

@@ -28,7 +28,7 @@ from scripts.benchmark import WINDOWS_AT_ONCE, baseline_drawer
 from utils import checkpoint, plots
 from utils.checkpoint import PICTURES, REPORT
 from utils.comparison import paired_difference
-from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.diagnostics import Diagnostics
 from utils.evaluation import evaluate_ensemble
@@ -302,7 +302,8 @@ def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str
 def facts_section(folder: Path, content: dict, data: WindowedField, device: torch.device) -> str:
     """Data card, settings of both stages, and versions: what one needs to make the run again."""
     spec, times = data.field.spec, data.field.calendar.times
-    card = {"name": data.field.name, "first step": str(times[0]), "last step": str(times[-1]), "steps": len(times),
+    first, last = data.field.calendar.ends
+    card = {"name": data.field.name, "first step": first, "last step": last, "steps": len(times),
             "missing values": f"{100 * data.field.missing_share:.2f} %",
             **{f"{split} windows": len(starts) for split, starts in data.starts.items()}}
     card |= {name: value for name, value in dataclasses.asdict(spec).items() if value not in (None, "", (), {}, False)}
@@ -329,7 +330,7 @@ def step_of(data: WindowedField) -> str:
 def times_of(data: WindowedField, start: int) -> list[str]:
     """Times of the steps of a window as people write them, down to what says something at this interval."""
     finest = {"month": "M", "week": "D", "day": "D"}.get(data.field.spec.interval[1], "m")
-    return [time.replace("T", " ") for time in np.datetime_as_string(data.times(start), unit=finest).tolist()]
+    return [time.replace("T", " ") for time in np.datetime_as_string(data.local_times(start), unit=finest).tolist()]
 
 
 def _rounded(values: np.ndarray) -> list:
@@ -346,6 +347,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=output_path, default=None, help=f"the page (default: RUN_FOLDER/{REPORT}); "
                         f"its pictures go beside it, for other.html into other_{PICTURES}")
     parser.add_argument("--overwrite", action="store_true", default=False, help="replace a page that exists")
+    parser.add_paths()
     parser.add_flags(TrainConfig, {}, ("data_dir", "device", "sample_batch"))
     given = parser.parse_args(arguments)
     output, beside = given.output, given.run_folder / PICTURES
@@ -358,7 +360,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder, split, device = given["run_folder"], given["split"], choose_device(given.get("device", TrainConfig.device))
     run = load_forecaster(folder, device)
     model, content = run.model, run.checkpoint
-    data = open_run_data(content, given.get("data_dir", ""), device)
+    data = open_run_data(content, given.get("data_dir", ""), device, **{name: given[name] for name in PATHS})
     chosen = {"sample_batch": given.get("sample_batch"), "test_windows": given["windows"]}
     settings = content["config"] | {name: value for name, value in chosen.items() if value is not None}
     if not output:

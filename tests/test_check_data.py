@@ -196,6 +196,34 @@ def test_what_cannot_be_trained_is_one_line_and_status_2(tmp_path, capsys, text,
     assert caught.value.code == 2 and words in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("times, flags, accepted", [
+    (pd.date_range("2024-01-01", periods=240, freq="h").delete([5, 70]), [], False),
+    (pd.date_range("2024-01-01", periods=240, freq="h").delete([5, 70]), ["--missing", "mask"], True),
+    (pd.date_range("2024-01-01", periods=240, freq="h")[::-1], [], True), (range(240), [], False),
+    (range(240), ["--freq", "1h", "--start", "2024-01-01T00:00+01:00"], True),
+    (pd.date_range("2024-03-25", periods=240, freq="h", tz="Europe/Berlin"), [], True),
+    (pd.date_range("2024-01-02", periods=9, freq="D").strftime("%d/%m/%Y"), [], False),
+])
+def test_times_get_the_verdict_and_the_notes_that_training_gives_them(tmp_path, capsys, times, flags, accepted):
+    frame = pd.DataFrame(random_values(len(times), 2), columns=list("ab"))
+    frame.insert(0, "time", times)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    said = []
+    for call in (lambda: check_data.main([str(tmp_path / "a.csv"), *QUICK, *flags]),
+                 lambda: main_pretrain.main(["--data_path", str(tmp_path / "a.csv"), "--dry_run", *QUICK, *flags])):
+        try:
+            assert call() == 0 and accepted
+        except ValueError as error:
+            assert not accepted
+            said.append(str(error))
+        else:
+            output = capsys.readouterr()
+            lines = (output.out + output.err).splitlines()
+            said.append([line.removeprefix("note: ").removeprefix("a: ") for line in lines
+                         if "its times" in line or "inserted" in line or "its rows" in line])
+    assert said[0] == said[1] and len(said) == 2
+
+
 def test_a_field_with_a_step_without_any_value_is_drawn(tmp_path):
     values = random_values(30, 3)
     values[4] = values[:, 1] = np.nan
@@ -208,13 +236,13 @@ def test_a_field_with_a_step_without_any_value_is_drawn(tmp_path):
 
 @pytest.mark.parametrize("limit, times", [(pipeline.PREPARED_BYTES, [8]), (0, None)])
 def test_stage_1_is_asked_at_every_step_of_stage_2_where_a_run_would(hourly, capsys, monkeypatch, limit, times):
-    asked, ask, statistics = [], Forecaster.prepare, [32, 32, 32, 4]  # of a hundred windows, before any step
+    asked, ask, build = [], Forecaster.prepare, check_data.forecaster_of
+    monkeypatch.setattr(check_data, "forecaster_of", lambda *of: (build(*of), asked.clear())[0])  # after its statistics
     monkeypatch.setattr(pipeline, "PREPARED_BYTES", limit)
     monkeypatch.setattr(Forecaster, "prepare",
                         lambda self, future, context: asked.append(len(future)) or ask(self, future, context))
     said_of(capsys, hourly)
-    assert asked[:4] == statistics
-    assert asked[4:] == times if times else len(asked) > 4 + 3
+    assert asked == times if times else len(asked) > 3
 
 
 @pytest.mark.parametrize("values, odd", [

@@ -186,7 +186,7 @@ def test_a_forecast_of_a_test_window_is_that_of_the_evaluation(work):
     wanted = data.scaler.physical(ensemble_drawer(run.model, settings, run.device)(
         data.batch(torch.tensor([start]))))[0].numpy()
     values, first = data.field.values.numpy(), start - 168
-    found = run.forecast(values[first:start + HISTORY], start=data.field.calendar.times[first])
+    found = run.forecast(values[first:start + HISTORY], history_start=data.field.calendar.times[first])
     np.testing.assert_allclose(found.members, wanted, rtol=1e-5)
     assert found.times[0] == data.field.calendar.times[start + HISTORY]
     assert forecast.main([str(work / "auto/diffusion/days_6_4"), "--split", "test", "--device", "cpu", "--output",
@@ -198,7 +198,7 @@ def test_what_lies_before_the_series_may_be_unknown_but_not_what_the_history_hol
     run = load_forecaster(work / "auto/diffusion/days_6_4")
     values = np.load(work / "days.npy")[:run.history_steps].copy()
     values[:30] = np.nan
-    assert np.isfinite(run.forecast(values, start="2020-01-06").members).all()
+    assert np.isfinite(run.forecast(values, history_start="2020-01-06").members).all()
     np.save(tmp_path / "short.npy", np.load(work / "days.npy")[30:run.history_steps])
     output = tmp_path / "next.npz"
     assert forecast.main([str(work / "auto/diffusion/days_6_4"), "--data_path", str(tmp_path / "short.npy"), "--device",
@@ -209,9 +209,9 @@ def test_what_lies_before_the_series_may_be_unknown_but_not_what_the_history_hol
                           "--overwrite"]) == 0 and "too late" not in capsys.readouterr().err
     values[-2, 1] = np.nan
     with pytest.raises(ValueError, match="value nan at step 172, node 1"):
-        run.forecast(values, start="2020-01-06")
+        run.forecast(values, history_start="2020-01-06")
     with pytest.raises(ValueError, match=r"expected \(174, 4\)"):
-        run.forecast(values[-HISTORY:], start="2020-01-13")
+        run.forecast(values[-HISTORY:], history_start="2020-01-13")
 
 
 def test_a_run_says_which_lags_it_takes(work, capsys):

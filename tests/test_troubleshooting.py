@@ -91,11 +91,11 @@ def own_file(path, *flags):
     return main_pretrain.main(["--data_path", str(path), "--device", "cpu", "--dry_run", *flags])
 
 
-def own_table(folder, *hours):
+def own_table(folder, *hours, flags=()):
     """Stage 1 on a table with a row at each of these hours, without training."""
     rows = "".join(f"2024-01-01T{hour:02}:00,{row}\n" for row, hour in enumerate(hours))
     (folder / "own.csv").write_text(f"time,a\n{rows}")
-    return own_file(folder / "own.csv")
+    return own_file(folder / "own.csv", *flags)
 
 
 # Data
@@ -134,6 +134,57 @@ def infinite_value(folder, _):
     values = random_values(100, 3)
     values[7, 1] = np.inf
     own_array(folder, values)
+
+
+@provokes("in all 3 steps")
+def skipped_hours(folder, _):
+    own_table(folder, 0, 1, 4, 5, 6, 7, 9, 10)
+
+
+@provokes("3 steps are missing, from ...: inserted")
+def inserted_hours(folder, _):
+    own_table(folder, *range(10), *range(12, 20), *range(21, 24),
+              flags=("--missing", "mask", "--history_len", "2", "--predict_len", "1"))
+
+
+@provokes("may be %d/%m/%Y")
+def day_or_month(folder, _):
+    (folder / "own.csv").write_text("time,a\n01/02/2024,1\n02/02/2024,2\n")
+    own_file(folder / "own.csv")
+
+
+@provokes("neither dates nor consecutive years")
+def counted_times(folder, _):
+    (folder / "own.csv").write_text("time,a\n0,1\n1,2\n")
+    own_file(folder / "own.csv")
+
+
+@provokes("unlike those before")
+def two_kinds_of_times(folder, _):
+    (folder / "own.csv").write_text("time,a\n2024-01-01T00:00Z,1\n2024-01-01T01:00Z,1\n2024-01-01T02:00,2\n")
+    own_file(folder / "own.csv")
+
+
+@provokes("calendar 360_day")
+def model_days(folder, _):
+    times = xarray.date_range("2024-03-01", periods=30, calendar="360_day", use_cftime=True)
+    xarray.Dataset({"v": (("time", "node"), random_values(30, 2))}, {"time": times}).to_netcdf(folder / "own.nc")
+    own_file(folder / "own.nc")
+
+
+@provokes("of the time zone UTC")
+def covariates_of_another_clock(folder, _):
+    hours = pd.date_range("2024-01-01", periods=40, freq="h")
+    pd.DataFrame({"time": hours, "a": 1.5 * np.arange(40)}).to_csv(folder / "own.csv", index=False)
+    pd.DataFrame({"time": hours.tz_localize("UTC"), "rain": 1.5}).to_csv(folder / "beside.csv", index=False)
+    own_file(folder / "own.csv", "--covariates", str(folder / "beside.csv"))
+
+
+@provokes("descend in time")
+def newest_first(folder, _):
+    hours = pd.date_range("2024-01-01", periods=40, freq="h")[::-1]
+    pd.DataFrame({"time": hours, "a": 1.5 * np.arange(40)}).to_csv(folder / "own.csv", index=False)
+    own_file(folder / "own.csv", "--history_len", "2", "--predict_len", "1")
 
 
 @provokes("T03:00")
@@ -312,6 +363,26 @@ def negative_weight(folder, _):
     own_graph(folder, "from,to,weight\na,b,-0.5\n")
 
 
+def with_covariates(folder, hours, **columns):
+    """Stage 1 on 150 hours of three nodes with covariates at these hours, without training."""
+    times = pd.to_datetime("2024-01-01") + pd.to_timedelta(hours, unit="h")
+    pd.DataFrame({"time": times, **columns}).to_csv(folder / "beside.csv", index=False)
+    frame = pd.DataFrame(random_values(150, 3), columns=list("abc"))
+    frame.insert(0, "time", pd.date_range("2024-01-01", periods=150, freq="h"))
+    frame.to_csv(folder / "own.csv", index=False)
+    own_file(folder / "own.csv", "--covariates", str(folder / "beside.csv"))
+
+
+@provokes("beyond its end")
+def covariates_with_a_gap(folder, _):
+    with_covariates(folder, [*range(150), 151, 152], rain=range(152))
+
+
+@provokes("nodes missing: c")
+def covariates_without_a_node(folder, _):
+    with_covariates(folder, range(150), b=range(150), a=range(150))
+
+
 # Command line
 
 @provokes("--epoch;")
@@ -471,11 +542,26 @@ def folder_of_stage_1(folder, _):
 
 @provokes("other data than")
 def changed_file(folder, _):
+    changed_file_is(folder, lambda path: np.save(path, random_values(150, 3) + 1))
+
+
+def changed_file_is(folder, change):
+    """Scores of a run whose file was changed after training."""
     flags = ["--data_path", str(folder / "own.npy"), "--data_name", "own", "--freq", "1h", "--start", "2024-01-01"]
     np.save(folder / "own.npy", random_values(150, 3))
     assert first_stage(folder, *flags) == 0 and second_stage(folder, *flags) == 0
-    np.save(folder / "own.npy", random_values(150, 3) + 1)
+    change(folder / "own.npy")
     evaluate.main([str(folder / "diffusion/own_12_12")])
+
+
+@provokes("lies elsewhere now")
+def moved_file(folder, _):
+    changed_file_is(folder, lambda path: path.rename(folder / "moved.npy"))
+
+
+@provokes("another field than")
+def file_of_other_nodes(folder, _):
+    changed_file_is(folder, lambda path: np.save(path, random_values(150, 4)))
 
 
 @provokes("package pyarrow")

@@ -23,27 +23,30 @@ from .metrics import LEVELS, member_quantiles, sort_members
 
 VALUES = ("both", "members", "quantiles")
 ISSUED, HORIZON, MEMBER, LEVEL = "forecast_reference_time", "horizon", "realization", "quantile"
+OFFSET = "utc_offset"
 COORDINATES = {
     ISSUED: {"standard_name": ISSUED, "long_name": "time of the last observation", "axis": "T"},
     "time": {"standard_name": "time", "long_name": "time that is forecast"},
     HORIZON: {"long_name": "steps after the last observation", "units": "1"},
     MEMBER: {"standard_name": MEMBER, "long_name": "member of the ensemble", "units": "1"},
     LEVEL: {"long_name": "level of the quantile", "units": "1"},
+    OFFSET: {"long_name": "local time less UTC, of the time that is forecast", "units": "minute"},
     "node_name": {"long_name": "name of the node"},
     "lat": {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north"},
     "lon": {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east"},
 }
 """Attributes of the coordinates of a dataset, after the CF conventions."""
 
-TIME_UNITS = "minutes since 1970-01-01 00:00:00"
+TIME_UNITS = {"m": "minutes since 1970-01-01 00:00:00", "s": "seconds since 1970-01-01 00:00:00"}
 
 
 @dataclass(frozen=True)
 class Forecast:
     """Members of a forecast; or of those of several windows: then every array has a window axis before its others.
 
-    Shapes: members (member, F, node); times (F,), which are forecast; issued (), the time of the last observation.
-    Units: physical. `field` says what is forecast (`data.summary.FieldSummary`), `source` how.
+    Shapes: members (member, F, node); times (F,), which are forecast; issued (), the time of the last observation: the
+    stamps of the data, in UTC where they have a time zone (`field.time_zone`). Units: physical. `field` says what is
+    forecast (`data.summary.FieldSummary`), `source` how.
     """
 
     members: np.ndarray
@@ -51,6 +54,13 @@ class Forecast:
     issued: np.ndarray
     field: Any
     source: str
+
+    def __repr__(self) -> str:
+        windows, members, steps, nodes = self._windows.shape
+        several = f"{windows} windows of " if self.members.ndim > 3 else ""
+        first, last = self.field.as_text(self.times.ravel()[[0, -1]])
+        return (f"Forecast of {self.field.name}: {several}{members} members, {steps} steps, {nodes} nodes, "
+                f"{self.field.unit}\n{first} to {last}; {self.source}")
 
     @property
     def mean(self) -> np.ndarray:
@@ -74,8 +84,8 @@ class Forecast:
         """A long table: one row per window, step and node, with members, quantiles, or both (`values`)."""
         windows, _, steps, nodes = self._windows.shape
         columns = {
-            "issue_time": np.repeat(self.issued.reshape(-1), steps * nodes).astype("datetime64[s]"),
-            "valid_time": np.repeat(self.times.reshape(-1), nodes).astype("datetime64[s]"),
+            "issue_time": self._zoned(np.repeat(self.issued.reshape(-1), steps * nodes)),
+            "valid_time": self._zoned(np.repeat(self.times.reshape(-1), nodes)),
             "node": list(self.field.node_names) * (windows * steps),
         }
         names = {"quantiles": [f"q{level:.2f}" for level in LEVELS],
@@ -104,7 +114,11 @@ class Forecast:
             coordinates[axis] = axis, np.array(places)
             variables[kind] = (ISSUED, axis, HORIZON, *space.axes), space.place(array), {
                 "long_name": f"{kind} of the forecast of {field.name} ({field.unit})", "units": field.cf_unit}
-        coordinates = {name: (axes, array, COORDINATES[name]) for name, (axes, array) in coordinates.items()}
+        zone = {"time_zone": field.time_zone} if field.time_zone else {}
+        if zone:
+            coordinates[OFFSET] = coordinates["time"][0], field.offsets(coordinates["time"][1])
+        coordinates = {name: (axes, array, COORDINATES[name] | (zone if name in (ISSUED, "time") else {}))
+                       for name, (axes, array) in coordinates.items()}
         return xarray.Dataset(variables, coordinates, {
             "Conventions": "CF-1.10", "title": f"Ensemble forecast of {field.name}", "source": self.source,
             "history": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} drawn",
@@ -120,6 +134,11 @@ class Forecast:
         if values != "members":
             chosen["quantiles"] = self.quantile(LEVELS).reshape(-1, len(LEVELS), *self.members.shape[-2:])
         return chosen
+
+    def _zoned(self, times: np.ndarray) -> pd.DatetimeIndex:
+        """Times (time,) with the time zone of the data, where they have one."""
+        index, zone = pd.DatetimeIndex(times.astype("datetime64[s]")), self.field.time_zone
+        return index.tz_localize("UTC").tz_convert(zone) if zone else index
 
     @property
     def _windows(self) -> np.ndarray:
@@ -190,8 +209,10 @@ def require(*packages: str) -> None:
 
 def _write_csv(file, parts: Iterable[Forecast], values: str) -> None:
     for number, part in enumerate(parts):
-        text = csv_text(part.to_frame(values), header=number == 0, date_format="%Y-%m-%dT%H:%M")
-        file.write(text.encode())
+        frame = part.to_frame(values)
+        for name, times in (("issue_time", part.issued), ("valid_time", part.times)):
+            frame[name] = np.repeat(part.field.as_text(times.reshape(-1)), len(frame) // times.size)
+        file.write(csv_text(frame, header=number == 0).encode())
 
 
 def _write_parquet(file, parts: Iterable[Forecast], values: str) -> None:
@@ -208,9 +229,13 @@ def _write_parquet(file, parts: Iterable[Forecast], values: str) -> None:
 def _write_npz(file, parts: Iterable[Forecast], values: str) -> None:
     """Each array grows in a nameless file beside the output, since an archive takes one entry after the other."""
     with contextlib.ExitStack() as stack, zipfile.ZipFile(file, "w") as archive:
-        grown = {}
+        grown, texts = {}, {}
         for part in parts:
-            for name, array in {"issued": part.issued, "times": part.times, **part.chosen(values)}.items():
+            arrays = {"issued": part.issued, "times": part.times}
+            if zone := part.field.time_zone:
+                arrays |= {f"{name}_{OFFSET}": part.field.offsets(times) for name, times in arrays.items()}
+                texts["time_zone"] = zone
+            for name, array in {**arrays, **part.chosen(values)}.items():
                 if name not in grown:
                     bytes_of = stack.enter_context(tempfile.TemporaryFile(dir=Path(file.name).parent))
                     grown[name] = bytes_of, {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape[1:]}
@@ -221,7 +246,7 @@ def _write_npz(file, parts: Iterable[Forecast], values: str) -> None:
                 np.lib.format.write_array_header_1_0(entry, header | {"shape": (windows, *header["shape"])})
                 bytes_of.seek(0)
                 shutil.copyfileobj(bytes_of, entry)
-        for name, array in {"levels": LEVELS, "node_names": part.field.node_names}.items():
+        for name, array in {"levels": LEVELS, "node_names": part.field.node_names, **texts}.items():
             with archive.open(f"{name}.npy", "w") as entry:
                 np.lib.format.write_array(entry, np.array(array), allow_pickle=False)
 
@@ -231,11 +256,13 @@ def _write_netcdf(file, parts: Iterable[Forecast], values: str) -> None:
     import netCDF4
 
     parts, path = iter(parts), file.name
-    first = next(parts).to_xarray(values)
+    part = next(parts)
+    unit, _ = np.datetime_data(part.times.dtype)
+    first = part.to_xarray(values)
     encoding = {name: {"_FillValue": np.float32("nan") if name in first.data_vars else None}
                 for name in first.variables}
     for name in (ISSUED, "time"):
-        encoding[name] |= {"units": TIME_UNITS, "dtype": "int64"}
+        encoding[name] |= {"units": TIME_UNITS[unit], "dtype": "int64"}
     with _errors_of_the_system():
         first.to_netcdf(path, engine="netcdf4", encoding=encoding, unlimited_dims=[ISSUED])
     for part in parts:
@@ -245,7 +272,7 @@ def _write_netcdf(file, parts: Iterable[Forecast], values: str) -> None:
             for name, variable in added.items():
                 if ISSUED in variable.dims:
                     array = variable.to_numpy()
-                    array = array.astype("datetime64[m]").astype(int) if array.dtype.kind == "M" else array
+                    array = array.astype(f"datetime64[{unit}]").astype(int) if array.dtype.kind == "M" else array
                     dataset[name][written:written + len(array)] = array
 
 

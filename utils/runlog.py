@@ -17,10 +17,10 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     windows = ", ".join(f"{len(starts)} {split}" for split, starts in data.starts.items())
     values = data.field.values
-    times = data.field.calendar.times
+    first, last = data.field.calendar.ends
     lags = f"; lags: {', '.join(map(str, data.lags)) or 'none'}" if config.lags != "none" else ""
     missing = f"{data.field.missing_share:.3%} of the values missing, " if data.field.masked else ""
-    print(f"{config.data_name}: {len(values)} steps from {times[0]} to {times[-1]}, {data.num_nodes} nodes, {missing}"
+    print(f"{config.data_name}: {len(values)} steps from {first} to {last}, {data.num_nodes} nodes, {missing}"
           f"unit: {data.field.spec.unit}; windows: {windows}{lags}")
     print(f"{trained:,} trained weights on {device}; run folder {folder}", flush=True)
     if config.dry_run:

@@ -1,0 +1,127 @@
+"""Whether a table holds the field that a run was trained on: its nodes, its interval, times and unit."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .calendar import (
+    IN_UTC,
+    Interval,
+    first_step,
+    make_calendar,
+    missing_rows,
+    regular_interval,
+    step_numbers,
+)
+from .nodes import match_nodes
+from .readers import Table, holds_times, listed, numbers, read_stamps, repeated, stamps_of
+from .stamps import PLAIN, check_zone
+
+
+def match(table: Table, field, source: str) -> Table:
+    """The table with the nodes of a field in its order, on its regular time axis; field: a `summary.FieldSummary`.
+
+    Every way to data of a trained run leads through here: its own file, a newer one, tables of a Python program.
+    Where values of the field may be missing, rows that the table lacks are inserted as gaps.
+    Raises: ValueError where the table is of another field: what differs, or the first time that is no step of it.
+    """
+    coordinates = None if field.coordinates is None else np.asarray(field.coordinates)
+    differing = [node_differences(table, field.node_names, coordinates)]
+    if table.unit and table.unit not in (field.unit, field.cf_unit):
+        differing.append(f"unit {table.unit} (wanted {field.unit})")
+    if any(differing):
+        raise ValueError(f"{source}: another field than the run was trained on: {'; '.join(filter(None, differing))}")
+    if table.counts is not None:
+        raise ValueError(f"{source}: its times ({listed(table.counts.tolist())}) are neither dates nor consecutive "
+                         "years; write ISO 8601, or no times")
+    if table.times is not None:
+        check_zone(table.zone, field.time_zone, source)
+        first = table.where(0)
+        table, _ = on_regular_axis(replace(table, zone=field.time_zone), source, field.interval, field.masked)
+        try:
+            field.step_at(table.times[0])
+        except ValueError as error:
+            raise ValueError(f"{source}: {first}: {error}") from error
+    return in_order(replace(table, zone=field.time_zone), field.node_names, coordinates)
+
+
+def node_differences(table: Table, names: Sequence[str], coordinates: np.ndarray | None = None) -> str:
+    """How the nodes of a table differ from those of these names, whatever their order; "" where they are the same.
+
+    They are the same by name, or by `coordinates` (node, 2), see `nodes.match_nodes`.
+    """
+    found, count = table.node_names, table.values.shape[1]
+    if twice := repeated(found or ()):
+        return f"nodes named twice: {listed(twice)}"
+    if count == len(names) and match_nodes(table, tuple(names), coordinates) is not None:
+        return ""
+    if found is None:
+        return f"{count} nodes (wanted {len(names)})" if count != len(names) else (
+            "nodes at other latitudes and longitudes")
+    unknown, missing = ([name for name in one if name not in set(other)] for one, other in ((found, names),
+                                                                                           (names, found)))
+    if unknown and missing:
+        return f"nodes {listed(unknown)} (wanted {listed(missing)})"
+    return f"nodes unknown to it: {listed(unknown)}" if unknown else f"nodes missing: {listed(missing)}"
+
+
+def in_order(table: Table, names: Sequence[str], coordinates: np.ndarray | None = None) -> Table:
+    """A table of the nodes of these names in their order, where `node_differences` finds none."""
+    places = match_nodes(table, tuple(names), coordinates)
+    if (places != np.arange(len(places))).any():
+        on_grid = places if table.kept is None else table.kept[places]
+        table = table.at(places, kept=on_grid if table.grid is not None else None)
+    return replace(table, node_names=tuple(names))
+
+
+def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, gaps: bool) -> tuple[Table, Interval]:
+    """A table with its stamps checked, and their interval: that which is wanted, else the file's own.
+
+    gaps: rows that are missing are inserted without values, and noted; else they are refused.
+    Raises: ValueError for the first stamp that is wrong.
+    """
+    interval = regular_interval(table.times, lambda step: f"{source}: {table.where(step)}", wanted, table.zone, gaps,
+                                table.calendar)
+    steps = step_numbers(table.times, interval, table.zone)
+    count = int(steps[-1]) + 1
+    if count == len(steps):
+        return table, interval
+    start, rule = first_step(table.times, interval, table.zone)
+    times = make_calendar(start, interval, count, table.zone, rule or PLAIN).times.astype("datetime64[s]")
+    inserted = np.delete(times, steps)
+    note = f"{missing_rows(table.times, interval, table.zone)}: inserted as gaps"
+    if table.calendar and (pd.DatetimeIndex(inserted).strftime("%m-%d") == "02-29").all():
+        note = f"the calendar {table.calendar} has no 29 February: {len(inserted)} steps are inserted as gaps"
+    elif not table.zone and ((np.diff(steps) == 2) & (pd.DatetimeIndex(times[steps[:-1] + 1]).hour < 4)).any() and (
+            interval == (1, "hour")):
+        note += f" ({IN_UTC})"
+    values = table.values.new_full((count, table.values.shape[1]), math.nan, dtype=torch.float32)
+    values[torch.from_numpy(steps)] = table.values.float()
+    times[steps] = table.times
+    return replace(table, values=values, times=times, rows=None, notes=(*table.notes, note)), interval
+
+
+def from_data_frame(frame: pd.DataFrame, source: str) -> Table:
+    """A table of the columns of a frame; its index gives the times where it holds such, its columns the names.
+
+    The running numbers that pandas gives to columns without names are no names.
+    Raises: ValueError for what is no number, or no time.
+    """
+    def where(row: int) -> str:
+        return f"row {row}"
+
+    index = pd.Series(frame.index)
+    stamps = read_stamps(index, source, where) if holds_times(index) else None
+    columns = [numbers(frame.iloc[:, place].rename(str(name)), source, where)
+               for place, name in enumerate(frame.columns)]
+    return Table(
+        torch.from_numpy(np.stack(columns, axis=1).astype(np.float32)) if columns else torch.zeros(len(frame), 0),
+        rows=np.arange(len(frame)), row_word="row",
+        node_names=None if isinstance(frame.columns, pd.RangeIndex) else tuple(map(str, frame.columns)),
+        **stamps_of(stamps),
+    )

@@ -1,0 +1,371 @@
+"""Time stamps of files: read as they are written, with their time zone, and written again in the same way.
+
+Everywhere, times are datetime64. Where a time zone is known they are in UTC, else as the file has them.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import product
+from zoneinfo import available_timezones
+
+import numpy as np
+import pandas as pd
+
+PLAIN = ()
+"""The rule of stamps that are the beginning of their step, see `stamped`."""
+PARTS = ("year", "month", "day", "hour", "minute", "second")
+MONTHS = {"jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"}
+PLAUSIBLE_YEARS = range(1500, 2201)
+FIRST_ZONES = ("Europe/Berlin", "Europe/London", "Europe/Helsinki", "America/New_York", "America/Chicago",
+               "America/Denver", "America/Los_Angeles", "Australia/Sydney")
+"""Names that are preferred where several time zones have the offsets of a file."""
+OFFSET = r"(?<=\d) ?(Z|UTC|[+-](?:0\d|1[0-5])(?::?[0-5]\d)?)$"  # at the end of a time of day
+DATES = [*(form.replace("/", mark) for mark in "/-." for form in
+           ("%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%y/%m/%d")),
+         *(form.replace(" ", mark) for mark in " -" for form in ("%d %b %Y", "%d %B %Y", "%d %b %y", "%Y %b %d")),
+         "%b %Y", "%B %Y", "%b-%Y", "%m/%Y", "%YM%m", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%d%b%Y", "%Y%m%d",
+         "%Y-%m-%d", "%Y/%m/%d"]
+CLOCKS = ["", *(mark + form for mark in " T" for form in (
+    "%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p", "%I:%M:%S%p", "%H.%M", "%H%M"))]
+ISO = "expected ISO 8601, as 2013-01-31T18:00"
+RECIPE = "as in pandas: frame['time'] = pandas.to_datetime(frame['time'], format='%d/%m/%Y')"
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """The time stamps of a file.
+
+    times   (time,) datetime64[s], or None where they are counts
+    zone    time zone: a name, as Europe/Berlin, or an offset, as +01:00; "" where the file states none
+    counts  (time,) integers that are neither years nor dates, or None
+    notes   what the user should be told
+    """
+
+    times: np.ndarray | None
+    zone: str = ""
+    counts: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def axis(self) -> np.ndarray:
+        """Times, or counts."""
+        return self.counts if self.times is None else self.times
+
+
+def read_stamps(column: pd.Series, source: str, where: Callable[[int], str]) -> Stamps:
+    """Stamps of a column: times, ISO 8601, other dates of one unambiguous format, years, or counts.
+
+    They are rounded to the second. where(row): its place, with which messages begin.
+    Raises: ValueError naming the first one that is no time, and what would work.
+    """
+    column = column.reset_index(drop=True)
+    if isinstance(column.dtype, pd.PeriodDtype):
+        column = column.dt.to_timestamp()
+    empty = column.isna().to_numpy()
+    if empty.any():
+        raise ValueError(f"{source}: {where(int(empty.argmax()))}: no time; {ISO}")
+    if column.dtype.kind == "M":
+        zone = column.dt.tz
+        times = rounded(column.dt.tz_convert(None) if zone else column)
+        return Stamps(times, re.sub(r"^UTC(?=[+-])", "", str(zone)) if zone else "")
+    if column.dtype.kind in "fb" and not (column.dtype.kind == "f" and (column % 1 == 0).all()):
+        raise ValueError(f"{source}: {where(0)}: time {column.iloc[0]} is a number; {ISO}, or leave the column out and "
+                         "give --freq and --start")
+    text = (column.astype("int64") if column.dtype.kind in "iuf" else column).astype(str).str.strip()
+    if text.str.fullmatch(r"-?\d{1,18}").all():
+        return _of_integers(text.astype("int64"))
+    found = text.str.extract(OFFSET)[0].where(text.str.contains(r"[T ]\d", regex=True))
+    offset = found.replace(["Z", "UTC"], "+00:00")
+    if offset.isna().any() and offset.notna().any():
+        row = int((offset.isna() != offset.isna().iloc[0]).to_numpy().argmax())
+        raise ValueError(f"{source}: {where(row)}: time {text[row]!r} has {'no' if pd.isna(offset[row]) else 'an'} "
+                         "offset from UTC, unlike those before; write all with it, or none")
+    aware = offset.notna().all()
+    wall, notes = _of_text(text.str.replace(OFFSET, "", regex=True).str.strip() if aware else text, text, source, where)
+    if not aware:
+        return Stamps(wall, notes=notes)
+    digits = offset.str.replace(":", "").str[1:].str.ljust(4, "0")
+    minutes = (digits.str[:2].astype(int) * 60 + digits.str[2:].astype(int)) * offset.str[0].map({"+": 1, "-": -1})
+    times = wall - minutes.to_numpy() * np.timedelta64(60, "s")
+    zone, more = _zone_of(times, minutes.to_numpy())
+    return Stamps(times, zone, notes=notes + more)
+
+
+def rounded(times) -> np.ndarray:
+    """Times (time,) to the nearest second, as datetime64[s]: what float days or microseconds were meant to be."""
+    return pd.Series(times).dt.round("s").to_numpy().astype("datetime64[s]")
+
+
+def _of_integers(numbers: pd.Series) -> Stamps:
+    """Consecutive plausible years, dates as 20240131 (also 202401, 2024013118 and 202401311830), else counts."""
+    values = np.unique(numbers)
+    if values[0] in PLAUSIBLE_YEARS and values[-1] in PLAUSIBLE_YEARS and (np.diff(values) == 1).all():
+        return Stamps((numbers.to_numpy() - 1970).astype("datetime64[Y]").astype("datetime64[s]"))
+    for digits, form in ((6, "%Y%m"), (8, "%Y%m%d"), (10, "%Y%m%d%H"), (12, "%Y%m%d%H%M")):
+        if {int(value) // 10 ** (digits - 4) for value in values[[0, -1]]} <= {*PLAUSIBLE_YEARS}:
+            times = pd.to_datetime(numbers.astype(str), format=form, errors="coerce")
+            if times.notna().all() and (digits > 6 or len(values) > 12):  # no count passes by the end of a year
+                return Stamps(rounded(times))
+    return Stamps(None, counts=numbers.to_numpy())
+
+
+def _of_text(text: pd.Series, whole: pd.Series, source: str, where) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Wall times of texts without offset, and a note where they are not ISO 8601."""
+    tried = [pd.to_datetime(text.where(text.str[:1].str.isdigit()), format="ISO8601", errors="coerce")]
+    if tried[0].notna().all():
+        return rounded(tried[0]), ()
+    quarter = text.str.extract(r"^(\d{4})[- ]?Q([1-4])$")
+    if quarter.notna().all(axis=None):
+        times = pd.to_datetime({"year": quarter[0].astype(int), "month": 3 * quarter[1].astype(int) - 2, "day": 1})
+        return rounded(times), (f"its times are quarters: {text[0]} is taken as {stamp(times[0].to_datetime64())}",)
+    forms = _formats(text.iloc[0]) if pd.isna(tried[0].iloc[0]) else []
+    tried += [pd.to_datetime(text, format=form, errors="coerce") for form in forms]
+    found = {rounded(times).tobytes(): (form, rounded(times))
+             for form, times in zip(forms, tried[1:], strict=True) if times.notna().all()}
+    if len(found) > 1:
+        ways = " or ".join(f"{form} ({times[0].astype('datetime64[D]')})" for form, times in found.values())
+        raise ValueError(f"{source}: {where(0)}: time {whole[0]!r} may be {ways}: write ISO 8601, {RECIPE}")
+    if not found:
+        row = max(int(times.isna().to_numpy().argmax()) for times in tried)
+        raise ValueError(f"{source}: {where(row)}: time {whole[row]!r}; {ISO}: write it, {RECIPE}")
+    (form, times), = found.values()
+    return times, (f"its times are read as {form}: the first one is {stamp(times[0])}",)
+
+
+def _formats(text: str) -> list[str]:
+    """The formats, other than ISO 8601, that a text may have."""
+    def fits(form: str) -> bool:
+        if re.sub(r"%?[A-Za-z\d]", "", form) != re.sub(r"[A-Za-z\d]", "", text):
+            return False  # other marks; quicker than to try
+        try:
+            return bool(datetime.strptime(text, form))
+        except ValueError:
+            return False
+
+    return [date + clock for date, clock in product(DATES, CLOCKS) if fits(date + clock)]
+
+
+def holds_times(column: pd.Series) -> bool:
+    """Whether the first cell of a column is a time, and no number."""
+    if column.dtype.kind in "iufb" or not len(column) or pd.isna(column.iloc[0]):
+        return False
+    text = str(column.iloc[0]).strip()
+    if text.isdigit():
+        return False
+    try:
+        return read_stamps(pd.Series([column.iloc[0]]), "", str).times is not None
+    except ValueError as error:
+        return "may be" in str(error)
+
+
+def with_time_column(frame: pd.DataFrame, time: str | None, source: str,
+                     where: Callable[[int], str]) -> pd.DataFrame:
+    """A table whose times stand in several columns with them in one, `time`: year, month, day, hour; or date and time.
+
+    time: the column of times, where one is known.
+    Raises: ValueError where these columns hold no times.
+    """
+    lower = {str(name).lower(): name for name in reversed(frame.columns)}
+    if time is not None:
+        date = lower.get("date", time)
+        clock = next((lower[name] for name in ("time", "hour") if name in lower and lower[name] != date), None)
+        hours = None if clock is None else _time_of_day(frame[clock])
+        days = None if hours is None else read_stamps(frame[date], source, where)
+        if days is None or days.zone or days.times is None or (days.times != days.times.astype("datetime64[D]")).any():
+            return frame
+        times, used = pd.Series(days.times) + hours, [date, clock]
+    else:
+        used = [lower[part] for part in PARTS if part in lower]
+        if "year" not in lower:
+            return frame
+        if MONTHS <= {name[:3] for name in lower}:
+            raise ValueError(f"{source}: a row for each year and a column for each month; write a row for each month, "
+                             "its time in one column, as 2013-01")
+        if len(used) == 1:
+            return frame.rename(columns={used[0]: "time"})
+        if "month" not in lower or ("day" not in lower and len(used) > 2):
+            raise ValueError(f"{source}: columns {', '.join(map(str, used))}; expected year, month and, for shorter "
+                             "steps, day, hour, minute and second, or one column of times")
+        numbers = {part: pd.to_numeric(frame[lower[part]], errors="coerce") for part in PARTS if part in lower}
+        days = pd.DataFrame({"year": numbers["year"], "month": numbers["month"], "day": numbers.get("day", 1)})
+        times = pd.to_datetime(days, errors="coerce").astype("datetime64[s]")
+        for part, most in (("hour", 24), ("minute", 59), ("second", 59)):
+            if part in numbers:
+                times += pd.to_timedelta(numbers[part].where(numbers[part].between(0, most)), unit=part)
+        if times.isna().any():
+            row = int(times.isna().to_numpy().argmax())
+            cells = ", ".join(f"{name} {frame[name].iloc[row]}" for name in used)
+            raise ValueError(f"{source}: {where(row)}: {cells} is no time")
+    rest = frame.drop(columns=used)
+    rest.insert(0, "time", times.to_numpy())
+    return rest
+
+
+def _time_of_day(column: pd.Series) -> pd.Series | None:
+    """Cells 18:00 or 18:00:00, hours 0 to 24, or 1800, as time deltas; None where they are something else."""
+    text = column.astype(str).str.strip()
+    if text.str.fullmatch(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?").all():
+        return pd.to_timedelta(text.where(text.str.count(":") > 1, text + ":00")).reset_index(drop=True)
+    hours = pd.to_numeric(text, errors="coerce")
+    if hours.max() > 24 and (hours % 100 < 60).all():
+        hours = hours // 100 + hours % 100 / 60
+    elif (hours % 1 != 0).any():
+        return None
+    if hours.between(0, 24).all() and hours.nunique() > 1:
+        return pd.to_timedelta(hours.reset_index(drop=True) * 3600, unit="s").dt.round("s")
+    return None
+
+
+# Time zones
+
+def _offset_text(minutes: int) -> str:
+    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}" if minutes else "UTC"
+
+
+def _zone_of(times: np.ndarray, minutes: np.ndarray) -> tuple[str, tuple[str, ...]]:
+    """The time zone of stamps (time,), UTC, with these offsets in minutes, and a note where it had to be looked for."""
+    if (minutes == minutes[0]).all():
+        return _offset_text(int(minutes[0])), ()
+    order = np.argsort(times, kind="stable")
+    times, minutes = times[order], minutes[order]
+    change = np.flatnonzero(np.diff(minutes))
+    looked_at = np.unique([0, *change, *change + 1, len(times) - 1])
+    for name in (*FIRST_ZONES, *sorted(available_timezones() - set(FIRST_ZONES))):
+        if (offsets(times[looked_at], name) == minutes[looked_at]).all() and (offsets(times, name) == minutes).all():
+            return name, (f"the offsets of its times change as those of the time zone {name}, which outputs keep",)
+    last = _offset_text(int(minutes[-1]))
+    return last, (f"its offsets from UTC follow no time zone that is known: outputs have the last one, {last}",)
+
+
+def local_times(times: np.ndarray, zone: str) -> np.ndarray:
+    """Times in UTC as the clocks of a time zone show them; without a time zone as they are."""
+    if not zone:
+        return times
+    seconds = np.asarray(times).astype("datetime64[s]")
+    local = pd.DatetimeIndex(seconds.ravel()).tz_localize("UTC").tz_convert(zone).tz_localize(None)
+    return local.to_numpy().astype("datetime64[s]").reshape(seconds.shape)
+
+
+def utc_times(local: np.ndarray, zone: str) -> np.ndarray:
+    """Local times (time,) in UTC: of an hour that comes twice the first one, the next time for one that never comes."""
+    if not zone:
+        return local
+    index = pd.DatetimeIndex(local.astype("datetime64[s]"))
+    aware = index.tz_localize(zone, ambiguous=np.ones(len(index), bool), nonexistent="shift_forward")
+    return aware.tz_convert(None).to_numpy().astype("datetime64[s]")
+
+
+def offsets(times: np.ndarray, zone: str) -> np.ndarray:
+    """Offsets from UTC, in minutes, of times in UTC."""
+    return ((local_times(times, zone) - times) // np.timedelta64(60, "s")).astype("int32")
+
+
+def stamps_as_text(times: np.ndarray, zone: str = "") -> np.ndarray:
+    """Times (time,) as ISO text without seconds that are zero; with their offset where there is a time zone."""
+    each, place = np.unique(times, return_inverse=True)
+    texts = [text.removesuffix(":00") for text in
+             np.datetime_as_string(local_times(each, zone).astype("datetime64[s]")).tolist()]
+    if zone:
+        texts = [text + _offset_text(minutes).replace("UTC", "+00:00")
+                 for text, minutes in zip(texts, offsets(each, zone).tolist(), strict=True)]
+    return np.array(texts)[place]
+
+
+def stamp(time: np.datetime64, zone: str = "") -> str:
+    """One time as by `stamps_as_text`."""
+    return str(stamps_as_text(np.atleast_1d(time), zone)[0])
+
+
+def parse_time(text: str, flag: str, zone: str = "") -> np.datetime64:
+    """The time that a text in ISO 8601 names: in UTC where there is a time zone, else without any.
+
+    zone: that of the data; a text without an offset is local time there.
+    Raises: ValueError that begins with the flag.
+    """
+    try:
+        found = read_stamps(pd.Series([text]), flag, str)
+    except ValueError:
+        found = Stamps(None)
+    if found.times is None or found.notes:
+        raise ValueError(f"{flag} {text}: expected a time in ISO 8601, as 2013-01-31 or 2013-01-31T18:00")
+    time, = found.times
+    if not zone and found.zone not in ("", "UTC"):
+        raise ValueError(f"{flag} {text}: the data state no time zone; write the time without an offset, as they do")
+    if found.zone or not zone:
+        return time
+    try:
+        return pd.Timestamp(time).tz_localize(zone).tz_convert(None).to_datetime64().astype("datetime64[s]")
+    except ValueError as error:
+        raise ValueError(f"{flag} {text}: the clocks of {zone} are changed then; give the offset too, as "
+                         "2013-10-27T02:30+01:00") from error
+
+
+def zone_in(text: str) -> str:
+    """The offset from UTC that a time in ISO 8601 states; "" where it states none."""
+    return read_stamps(pd.Series([text]), "", str).zone
+
+
+# Which moment of its step a stamp is
+
+def stamped(clock: np.ndarray, rule: tuple, months: int = 1) -> np.ndarray:
+    """The stamps, as datetime64[s], of steps that begin at `clock` (time,): months, or times.
+
+    rule = ()                   the beginning
+           ("start", s)         s seconds after the beginning, also of steps that are no months
+           ("end", s)           s seconds before the end of the month
+           ("middle", k, unit)  middle of the `months` of which the month is the one after k; unit D: its day
+           ("weekday", side)    first or last day of the month that is no Saturday or Sunday
+           ("month", *s)        s seconds after the beginning, for each month of the year
+    """
+    kind, *facts = rule or ("start", 0)
+    begin = clock.astype("datetime64[s]")
+    if kind == "start":
+        return begin + np.timedelta64(facts[0], "s")
+    if kind == "end":
+        return (clock + 1).astype("datetime64[s]") - np.timedelta64(facts[0], "s")
+    if kind == "middle":
+        before, unit = facts
+        first, last = ((clock - before + count).astype("datetime64[s]") for count in (0, months))
+        return (first + (last - first) // 2).astype(f"datetime64[{unit}]").astype("datetime64[s]")
+    if kind == "weekday":
+        back = facts[0] == "last"
+        return np.busday_offset((clock + back).astype("datetime64[D]"), -back, "forward").astype("datetime64[s]")
+    return begin + np.array(facts, "timedelta64[s]")[clock.astype(int) % 12]
+
+
+def stamp_type(rule: tuple, zone: str) -> str:
+    """The type of stamps: in minutes where all are whole ones, else in seconds."""
+    seconds = zone or rule and rule[0] in ("start", "end", "month") and any(second % 60 for second in rule[1:])
+    return "datetime64[s]" if seconds else "datetime64[m]"
+
+
+def stamp_rule(clock: np.ndarray, local: np.ndarray, months: int) -> tuple | None:
+    """The rule of `stamped` that gives the stamps `local` (time,) of months, or None."""
+    after = (local - clock.astype("datetime64[s]")).astype(int)
+    before = int(((clock[0] + 1).astype("datetime64[s]") - local[0]).astype(int))
+    by_month = np.full(12, -1)
+    by_month[clock.astype(int) % 12] = after
+    reached = np.arange(clock[0].astype(int), clock[0].astype(int) + 12 * months, months) % 12
+    rules = [
+        *([("start", int(after[0])) if after[0] else PLAIN] if after[0] < 28 * 86400 else []), ("end", before),
+        *(("middle", number, unit) for number, unit in product(range(months), "sD")),
+        ("weekday", "first"), ("weekday", "last"),
+        *([("month", *by_month.tolist())] if len(clock) > 12 // np.gcd(12, months) and (by_month[reached] >= 0).all()
+          else []),
+    ]
+    return next((rule for rule in rules if (stamped(clock, rule, months) == local).all()), None)
+
+
+def check_zone(zone: str, wanted: str, source: str) -> None:
+    """Refuse stamps with a time zone where the data have none, and the other way round.
+
+    Raises: ValueError.
+    """
+    if zone and not wanted:
+        raise ValueError(f"{source}: its times are of the time zone {zone}, those of the data state none; write them "
+                         "without an offset, on the clock of the data")
+    if wanted and not zone:
+        raise ValueError(f"{source}: its times state no time zone, those of the data are of {wanted}; write them with "
+                         "their offset from UTC, as 2013-01-31T18:00+01:00")
