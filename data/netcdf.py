@@ -102,6 +102,9 @@ def _with_missing(array, raw, fill, zarr: bool):
     valid_range, valid_min and valid_max bound stored values; where they are of a wider type than those, as scale_factor
     is, unpacked ones (NetCDF Users' Guide, appendix A). `fill`: what stands where nothing was written, see `_is_fill`.
     """
+    if array.dtype.kind not in "iuf":
+        return array, ()  # no field, which is told where that is known of it
+    array = array.load()
     stored, notes, limits = raw.values, [], dict(zip(("valid_min", "valid_max"),
                                                      np.ravel(raw.attrs.get("valid_range", ())), strict=False))
     limits |= {name: np.ravel(raw.attrs[name])[0] for name in ("valid_min", "valid_max") if name in raw.attrs}
@@ -123,6 +126,7 @@ def _with_missing(array, raw, fill, zarr: bool):
         if np.asarray(limit).dtype.kind in "iuf":
             wide = packed and np.asarray(limit).dtype.kind == "f" and stored.dtype.kind in "iu"
             values = array.values if wide else stored
+            limit = values.dtype.type(limit) if values.dtype.kind == "f" else limit
             gone |= values < limit if name == "valid_min" else values > limit
     if outside := int((gone & ~before).sum()):
         bounds = " to ".join(str(limit) for limit in limits.values())

@@ -57,7 +57,6 @@ class Method:
     stage_2: tuple[str, ...] | None = None  # flags; None: no stage 2
     trained_as: str = ""  # the row whose stage 2 it samples; itself where empty
     sampling: dict = field(default_factory=dict)  # settings in place of those that stage 2 was trained with
-    row: str = ""  # the method of the tables that it is the other kind of ensemble of; itself where empty
     untrained: bool = False  # whether the trained network is replaced by the Gaussian that it starts from
     only: tuple[str, ...] = ()  # datasets of the tables that have this row; none: all
 
@@ -77,7 +76,7 @@ METHODS = {
     "published_fast": Method("published", stage_2=PUBLISHED, trained_as="published", sampling=FAST),
     **{f"our_{name}": Method("ours", name) for name in ("quantile", "schaake")},
     "copula": Method("ours", stage_2=("--recipe", "copula")),
-    "copula_random": Method("ours", stage_2=("--recipe", "copula"), trained_as="copula", row="copula",
+    "copula_random": Method("ours", stage_2=("--recipe", "copula"), trained_as="copula",
                             sampling={"members": "random"}),
     "cost_untrained": Method("ours", stage_2=(), trained_as="cost", untrained=True),
     "cost_global": Method("ours", stage_2=("--scale", "global")),
@@ -90,7 +89,7 @@ METHODS = {
         "mean": ("--no-condition_mean",), "scale": ("--no-condition_scale",), "center": ("--no-center",)}.items()},
     **{f"step_{number}": Method("ours", stage_2=PUBLISHED_ON_OURS + flags, sampling=FAST, only=ABLATED)
        for number, flags in enumerate(STEPS, 1)},
-    "cost_smooth": Method("ours", stage_2=(), trained_as="cost", row="cost", sampling={"members": "quantiles"}),
+    "cost_smooth": Method("ours", stage_2=(), trained_as="cost", sampling={"members": "quantiles"}),
     "cost": Method("ours", stage_2=()),
 }
 """The rows of the tables, from the last value to the default recipe.
@@ -144,7 +143,7 @@ def baseline_drawer(name: str, data, model, settings: dict):
 
 def score(name: str, task: Task) -> tuple[dict, dict]:
     """Train what a method needs and score it: what its .json and its .csv hold."""
-    method, device, facts = METHODS[name], choose_device("auto"), {"method": METHODS[name].row or name}
+    method, device, facts = METHODS[name], choose_device("auto"), {"method": name}
     flags = STAGE_1[method.stage_1] if method.stage_1 else ("--lags", "none")
     mean_run = task.stage(method.stage_1, main_pretrain, flags) if method.stage_1 else None
     if mean_run:

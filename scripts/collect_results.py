@@ -3,7 +3,7 @@
     python -m scripts.collect_results [--save_dir save]
 
 Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.csv (one row per run, every score), .md
-(the ladder beside every published row, with paired intervals) and .tex, and joint_<H>_<F>.csv and .md, the scores that
+(all rows beside every published one, with paired intervals) and .tex, and joint_<H>_<F>.csv and .md, the scores that
 see how nodes and steps go together; for 12 -> 12 also docs/results/cost_MobileNJ.png; and what stands between the
 `results` marks of README.md: the table of 12 -> 12, and where published and simple rows are ahead of the default, from
 the .csv files of 12 -> 12 and 64 -> 64. No number in them is typed by hand; those of other papers come from
@@ -34,11 +34,12 @@ JOINT_COMPARED = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max",
 JOINT = (*JOINT_COMPARED, "correlation_gap", "autocorrelation_gap", "PIT_error_sum", "PIT_error_regions",
          "PIT_error_neighbourhoods", "PIT_error_max")
 DEFAULT = TrainConfig.recipe
-SHOWN = {DEFAULT: "", "lags": ", `--lags auto`"}  # rows of the README's table, and what stands behind the dataset
+DEFAULTS = {"random": DEFAULT, "quantiles": f"{DEFAULT}_smooth"}  # its rows by the kind of their members
+SHOWN = {DEFAULT: "", f"{DEFAULT}_lags": ", `--lags auto`"}  # rows of the README's table, what follows the dataset
 LISTED = (*SCORES, "CRPS_sum")  # in which rows are ahead of the default or not
 LENGTHS = (12, 12), (64, 64)
 SIMPLE = [name for name, method in METHODS.items() if method.baseline and not name.startswith("our_")]
-OTHERS = [*SIMPLE, "cost", "published"]  # rows that are not ours
+OTHERS = [*SIMPLE, "published", "published_fast"]  # rows that are not ours
 BEGIN, END = "<!-- results: written by scripts/collect_results.py -->\n", "<!-- end of results -->"
 
 
@@ -58,7 +59,7 @@ def read_runs(folder: Path) -> pd.DataFrame:
 
 
 def with_definitions(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs with `ensemble`, QICE and QICE_ties; earlier versions named what is QICE_ties QICE, and no kind of ensemble.
+    """Runs with `ensemble`, QICE and QICE_ties; earlier versions called QICE_ties QICE and named no kind of members.
 
     Their QICE_floor tells the kind. What a run has not is NaN.
     """
@@ -70,12 +71,6 @@ def with_definitions(runs: pd.DataFrame) -> pd.DataFrame:
     runs["ensemble"] = runs.ensemble.astype(object).where(
         runs.ensemble.notna(), equidistant.map({True: "quantiles", False: "random"}))
     return runs
-
-
-def shown_kind(runs: pd.DataFrame) -> str:
-    """The kind of ensemble of the default's rows: random, as that of published rows, where it has both."""
-    kinds = set(runs[runs.method == DEFAULT].ensemble)
-    return "quantiles" if kinds == {"quantiles"} else "random"
 
 
 def in_ladder_order(runs: pd.DataFrame) -> pd.DataFrame:
@@ -168,8 +163,8 @@ def differences(runs: pd.DataFrame, block: int, scores: Sequence[str] = COMPARED
                for key, group in runs.groupby(["method", "ensemble"], sort=False)}
     rows = []
     for (name, kind), theirs in windows.items():
-        ours = windows.get((DEFAULT, kind))
-        if name != DEFAULT and ours:
+        ours = windows.get((DEFAULTS[kind], kind))
+        if name not in DEFAULTS.values() and ours:
             rows.append([name, kind, *(in_words(paired_difference(ours, theirs, score, block)) for score in scores)])
     return [f"{DEFAULT} against", "members", *scores], rows
 
@@ -177,7 +172,7 @@ def differences(runs: pd.DataFrame, block: int, scores: Sequence[str] = COMPARED
 def ahead() -> str:
     """Every published or simple row that has a better score than the default, from the .csv files, in sentences.
 
-    The default's row is that of the same kind of ensemble (published rows: random members), or the only one it has.
+    The default's row is that of the same kind of members (random ones beside published rows), or the only one it has.
     """
     lines = []
     for lengths in LENGTHS:
@@ -189,8 +184,9 @@ def ahead() -> str:
         theirs = theirs.assign(ensemble="random", method=theirs.method + " (published)")
         for data_name, group in runs.groupby("data_name", sort=False):
             rows = pd.concat([theirs[theirs.data_name == data_name], group[group.method.isin(OTHERS)]])
-            rows = rows.reindex(columns=["method", "ensemble", *LISTED]).groupby(["method", "ensemble"], sort=False)
-            ours = group[group.method == DEFAULT].groupby("ensemble")[list(LISTED)].mean()
+            rows = rows.reindex(columns=["method", "ensemble", *LISTED])
+            rows = rows.groupby(["method", "ensemble"], sort=False)
+            ours = group[group.method == group.ensemble.map(DEFAULTS)].groupby("ensemble")[list(LISTED)].mean()
             found = []
             for score in LISTED:
                 better = []
@@ -209,15 +205,18 @@ def ahead() -> str:
 
 
 def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
-    """The README's table: the default beside the paper's row and the best of the simple forecasters; then with lags."""
+    """The README's table: the default beside the paper's row and the best of the simple forecasters; then with lags.
+
+    All of them by random members, as those of the paper.
+    """
     rows = []
     for (data_name, group), (method, label) in product(runs.groupby("data_name", sort=False), SHOWN.items()):
         paper = published[(published.data_name == data_name) & (published.method == "CoST")]
-        group = group[group.ensemble == shown_kind(group)]
+        group = group[group.ensemble == "random"]
         ours = group[group.method == method]
         if not len(ours):
             continue
-        row = [data_name + label, ours.ensemble.iloc[0]]
+        row = [data_name + label]
         for score in SCORES:
             value = ours[score].mean()
             theirs = paper.iloc[0][score] if len(paper) else float("-inf")
@@ -228,7 +227,7 @@ def summary(runs: pd.DataFrame, published: pd.DataFrame) -> str:
                 f"{ours.coverage90.mean():.3f}", str(ours.windows.iloc[0]), str(len(ours)),
                 f"{ours[[c for c in ours if c.startswith('minutes')]].sum(axis=1).mean():.1f}"]
         rows.append(row)
-    return markdown(["dataset", "members", *SCORES, "best simple CRPS", "CRPS_sum", "coverage 90", "test windows",
+    return markdown(["dataset", *SCORES, "best simple CRPS", "CRPS_sum", "coverage 90", "test windows",
                      "seeds", "minutes"], rows)
 
 
@@ -250,15 +249,14 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
     path = RESULTS / f"published_{name}.csv"
     published = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["data_name", "method", *SCORES])
     members = ", ".join(map(str, sorted(set(runs.members))))
-    text = (f"# {lengths[0]} -> {lengths[1]}: the ladder\n\nWritten by `python -m scripts.collect_results`. Published: "
+    text = (f"# {lengths[0]} -> {lengths[1]}: all rows\n\nWritten by `python -m scripts.collect_results`. Published: "
             "single seed, from the tables of arXiv:2502.11013, as printed there. The rest: every test window, "
             f"{members} members, mean ± standard deviation over seeds; minutes of one run on one CPU core. Below each "
             f"table the relative difference of the default, {DEFAULT}, to every method with a paired 95 % interval "
             "(none where the windows are worth fewer than 8 independent ones), seeds averaged: negative is better. "
-            "Only ensembles of one kind are compared: random members, or equidistant quantiles. Rows named `our_` and "
-            f"gaussian_copula stand on the same stage 1 as {DEFAULT}; that sees lags on NYCFlights alone, by its "
-            "preset. lags sees values of a day and a week (a year) before each step, as the seasonal naive forecast, "
-            "no_lags and the rows above nothing but the history.\n")
+            f"Only members of one kind are compared: random ones with {DEFAULTS['random']}, equidistant quantiles with "
+            f"{DEFAULTS['quantiles']}. QICE counts ties as the papers do, QICE_ties shares them "
+            "([scores.md](../scores.md)). scripts/benchmark.py says what each row is.\n")
     tex = ""
     for data_name, group in runs.groupby("data_name", sort=False):
         table = ladder(group, published[published.data_name == data_name])
@@ -292,17 +290,15 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
 
 
 def draw_cost(runs: pd.DataFrame, published: pd.DataFrame, data_name: str = "MobileNJ") -> None:
-    """Quality against the time of a forecast: every process whose speed was measured, and what it has to beat."""
+    """Quality against the time of a forecast: every recipe whose speed was measured, and what it has to beat."""
     runs, points = runs[runs.data_name == data_name], {}
-    runs = runs[runs.ensemble == shown_kind(runs)]
     for path in sorted(RESULTS.glob(f"speed_{data_name}*.json")):
         speed = read_json(path)
-        process = speed["process"]
-        rows = runs[runs.method == process]
+        rows = runs[runs.method == speed.get("recipe")]
         if len(rows):
             one, seconds = rows.iloc[0], speed["forecast_s"]
-            wanted = f"{one.sampler}-{one.steps}/{'bf16' if one.precision == 'bfloat16' else 'fp32'}"
-            points[process] = seconds.get(wanted, min(seconds.values())), rows.CRPS.mean()  # one pass: no sampler
+            wanted = f"{one.sampler}-{one.sample_steps}/{'bf16' if one.sample_precision == 'bfloat16' else 'fp32'}"
+            points[speed["recipe"]] = seconds.get(wanted, min(seconds.values())), rows.CRPS.mean()
     simple = runs[runs.method.isin(SIMPLE)].groupby("method").CRPS.mean()
     paper = published[(published.data_name == data_name) & (published.method == "CoST")]
     lines = {f"best simple forecaster: {simple.idxmin()}": simple.min()} if len(simple) else {}

@@ -58,10 +58,10 @@ def test_a_cost_that_grows_as_a_power_of_the_nodes_is_linear_or_not():
 
 @pytest.mark.parametrize("denoiser", ["mlp", "graph"])
 def test_a_tiny_field_goes_through_both_stages_within_the_bound_and_is_removed(tmp_path, denoiser):
-    row = measure(5, 300, dataclasses.replace(TINY, eps_model=denoiser), 1, tmp_path)
-    assert row["eps_model"] == denoiser
+    row = measure(5, 300, dataclasses.replace(TINY, denoiser=denoiser), 1, tmp_path)
+    assert row["denoiser"] == denoiser
     assert list(tmp_path.iterdir()) == []
-    assert all(row[name] > 0 for name in (*COSTS, "open_s", "validation_1", "validation_2", "recalibration", "scores"))
+    assert all(row[name] > 0 for name in (*COSTS, "open_s", "validation_1", "validation_2", "calibration_s", "scores"))
     assert row["bound_mb"] * 1e6 == pytest.approx(bound({k: v * 1e6 for k, v in row["expected_mb"].items()}))
     assert row["peak_resident_set_mb"] > 0 and row["expected_mb"]["field"] == pytest.approx(4 * 5 * 300 / 1e6)
 

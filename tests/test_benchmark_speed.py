@@ -18,56 +18,69 @@ from scripts.benchmark_speed import (
     table_of_denoisers,
     training_step,
 )
-from utils.config import PretrainConfig, TrainConfig
+from utils.config import RECIPES, PretrainConfig, TrainConfig, resolve
 
 CPU = torch.device("cpu")
-TINY = replace(TrainConfig(), data_name="Oracle", oracle_nodes=5, oracle_steps=300, batch_size=4, channels=16,
-               layers=2, embedding=8, nsample=3)
+SIZES = dict(data_name="Oracle", oracle_nodes=5, oracle_steps=300, batch_size=4, channels=16, layers=2, embedding=8,
+             nsample=3)
+TINY = resolve(TrainConfig, SIZES)
 FORECAST_KEYS = {f"{sampler}-{steps}/{name}" for sampler, steps in FORECASTS for name in ("fp32", "bf16")}
+
+
+def tiny(recipe):
+    """The stage 2 of a recipe, as small as TINY."""
+    return resolve(TrainConfig, {**SIZES, "recipe": recipe})
 
 
 @pytest.fixture(scope="module")
 def results():
-    return {process: benchmark(replace(TINY, process=process), CPU, budget=0.1) for process in ("copula", "cost")}
+    return {recipe: benchmark(tiny(recipe), CPU, budget=0.1) for recipe in RECIPES}
 
 
 @pytest.fixture
 def result(results):
-    return results["copula"]
+    return results["cost"]
 
 
-def mean_gflop(history, horizon, nodes=5, cycles=2, outputs=19):
+def mean_multiplications(config, nodes=5, cycles=2, outputs=19):
     """By hand: of each network history and climatology, residual blocks, tokens between them and outputs; then the
     modes, of which the histories, 3 steps of them times 3 waves of the day, and those waves are seen."""
-    mean = PretrainConfig()
-    width = mean.channels * (2 + cycles)
+    mean = resolve(PretrainConfig, {"recipe": config.recipe})
+    history, horizon, width = config.history_len, config.predict_len, mean.channels * (2 + cycles)
+    if config.recipe == "published":
+        return nodes * (history * mean.channels + 2 * mean.layers * width**2 + width * horizon)
     mixer = nodes * 4 * width * mean.tokens + 4 * mean.tokens * width**2
     network = nodes * ((2 * history + horizon) * mean.channels + 2 * mean.layers * width**2
                        + width * horizon * outputs) + (mean.layers - 1) * mixer
     modes = nodes * ((history + 2 * horizon) * nodes + (1 + 6 + 2 * (history + 3 * 6)) * horizon)
-    return 2e-9 * (mean.networks * network + modes)
+    return mean.networks * network + modes
 
 
-def forecast_gflop(config, steps, nodes=5, cycles=2, step_size=64):
-    """By hand: stage 1 and history once, endpoint once a member, the rest at every step; of a copula also its modes
-    (two, for five nodes) and the quantiles."""
+def forecast_gflop(config, steps, nodes=5, cycles=2):
+    """By hand: stage 1 and the inputs once, an endpoint and the way back from white noise once a member, the rest at
+    every step; two modes for five nodes, where the noise has any."""
     history, horizon, members = config.history_len, config.predict_len, config.nsample
-    width, modes = config.channels + config.embedding * (1 + cycles), {"copula": nodes // 2, "cost": 0}[config.process]
-    seen = nodes + modes
-    window, member = seen * history * config.channels, seen * horizon * width
-    if config.process == "copula":
-        window += history * nodes * modes + members * 19 * horizon * nodes
-        member = seen * horizon**2 + 2 * horizon * nodes * modes
-    step = seen * members * (2 * horizon * width + 2 * config.layers * width**2) + (step_size + width) * width
-    return mean_gflop(history, horizon) + 2e-9 * (window + members * member + steps * step)
+    width, modes = config.channels + config.embedding * (1 + cycles), 0 if config.recipe == "published" else nodes // 2
+    coordinates = nodes + modes
+    inputs = {"cost": history + 2 * horizon, "published": history, "copula": history}[config.recipe]
+    window = coordinates * inputs * config.channels + inputs * nodes * modes
+    member = coordinates * horizon**2 + 2 * horizon * nodes * modes
+    joined, step_code = width, (64 + width) * width
+    if config.recipe == "published":
+        joined, step_code = config.channels, 2 * 128**2 + 128 * config.channels
+        member = nodes * horizon * joined
+    if config.recipe == "copula":
+        window += members * 19 * horizon * nodes
+    step = coordinates * members * (horizon * joined + 2 * config.layers * width**2 + width * horizon) + step_code
+    return 2e-9 * (mean_multiplications(config) + window + members * member + steps * step)
 
 
-@pytest.mark.parametrize("process", ["copula", "cost"])
-def test_forecast_arithmetic_is_that_of_the_formula(results, process):
-    assert results[process]["process"] == process
-    for key, gflop in results[process]["gflop_per_forecast"].items():
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_forecast_arithmetic_is_that_of_the_formula(results, recipe):
+    assert results[recipe]["recipe"] == recipe
+    for key, gflop in results[recipe]["gflop_per_forecast"].items():
         steps = int(key.split("/")[0].split("-")[1])
-        assert gflop == pytest.approx(forecast_gflop(replace(TINY, process=process), steps), rel=1e-9)
+        assert gflop == pytest.approx(forecast_gflop(tiny(recipe), steps), rel=1e-9)
 
 
 def test_linear_layers_are_counted_forward_and_backward():

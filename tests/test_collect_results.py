@@ -26,7 +26,7 @@ def runs(data, tmp_path):
     """Three scored runs: two with joint scores, one as they were before."""
     folder = tmp_path / "Tiny_6_4"
     folder.mkdir()
-    for method, width in (("persistence", 1.0), ("copula", 1.5), ("gaussian", 2.0)):
+    for method, width in (("persistence", 1.0), ("cost", 1.5), ("gaussian", 2.0)):
         scores, windows = evaluate_ensemble(lambda batch, width=width: width * draw(batch), data.batches("test", 5),
                                             data.scaler.physical, (MEMBERS, 4, 5))
         if method == "gaussian":
@@ -39,7 +39,7 @@ def runs(data, tmp_path):
 
 def test_a_run_without_joint_scores_is_left_out_of_their_table_alone(runs):
     found = read_joint(runs)
-    assert set(runs.method) == {"persistence", "copula", "gaussian"} and set(found.method) == {"persistence", "copula"}
+    assert set(runs.method) == {"persistence", "cost", "gaussian"} and set(found.method) == {"persistence", "cost"}
     assert not [column for column in runs if "control" in column or "regions" in column]
 
 
@@ -47,8 +47,8 @@ def test_every_joint_score_stands_beside_its_control(runs):
     found = read_joint(runs)
     head, rows = joint_ladder(found)
     assert head == ["method", "members", "CRPS", *(name for name in JOINT if "neighbourhoods" not in name), "seeds"]
-    row = dict(zip(head, next(row for row in rows if row[0] == "copula"), strict=True))
-    numbers = found[found.method == "copula"].iloc[0]
+    row = dict(zip(head, next(row for row in rows if row[0] == "cost"), strict=True))
+    numbers = found[found.method == "cost"].iloc[0]
     own, control = row["CRPS_regions"].replace("*", "").split()
     assert float(own) == pytest.approx(numbers.CRPS_regions, abs=1e-4)
     assert float(control.strip("()")) == pytest.approx(numbers.control_CRPS_regions, abs=1e-4)
@@ -58,12 +58,12 @@ def test_every_joint_score_stands_beside_its_control(runs):
 
 def test_the_default_is_compared_by_joint_scores_with_an_interval(runs):
     head, rows = differences(read_joint(runs), 2, ("CRPS_regions", "CRPS_max"))
-    assert head == ["copula against", "members", "CRPS_regions", "CRPS_max"]
+    assert head == ["cost against", "members", "CRPS_regions", "CRPS_max"]
     assert [row[:2] for row in rows] == [["persistence", "random"]]
     means = read_joint(runs).set_index("method").CRPS_regions
-    assert rows[0][2].startswith(f"{means.copula / means.persistence - 1:+.1%} [")
+    assert rows[0][2].startswith(f"{means.cost / means.persistence - 1:+.1%} [")
     few = differences(read_joint(runs), 5, ("CRPS_regions",))[1]
-    assert few[0][2] == f"{means.copula / means.persistence - 1:+.1%} (no interval)"
+    assert few[0][2] == f"{means.cost / means.persistence - 1:+.1%} (no interval)"
 
 
 def test_ensembles_of_another_kind_are_not_compared_with_intervals_and_stand_in_rows_of_their_own(runs):
@@ -90,8 +90,8 @@ def test_every_published_and_simple_row_that_is_ahead_of_the_default_is_named_fr
     monkeypatch.setattr(collect_results, "RESULTS", tmp_path)
     assert "No published and no simple row" in ahead()
     rows = [  # method, members, CRPS, IS, CRPS_sum; two seeds of the default
-        ("copula", "random", 0.05, 2.0, 0.04), ("copula", "random", 0.07, 2.0, 0.04),
-        ("copula", "quantiles", 0.055, 1.8, 0.04), ("climatology", "random", 0.062, 1.9, 0.05),
+        ("cost", "random", 0.05, 2.0, 0.04), ("cost", "random", 0.07, 2.0, 0.04),
+        ("cost_smooth", "quantiles", 0.055, 1.8, 0.04), ("climatology", "random", 0.062, 1.9, 0.05),
         ("quantile", "quantiles", 0.056, 1.7, 0.039), ("our_quantile", "quantiles", 0.01, 0.1, 0.01)]
     ours = pd.DataFrame(rows, columns=["method", "ensemble", "CRPS", "IS", "CRPS_sum"]).assign(
         data_name="Tiny", QICE=0.01, QICE_ties=0.01, members=50)
@@ -113,6 +113,6 @@ def test_the_tables_are_written_where_there_is_something_to_write(runs, tmp_path
     assert not list(tmp_path.glob("joint*"))
     write_joint(runs, (3, 2))
     table = pd.read_csv(tmp_path / "joint_3_2.csv")
-    assert list(table.method) == ["copula", "persistence"] and table.control_CRPS_sum.notna().all()
+    assert list(table.method) == ["cost", "persistence"] and table.control_CRPS_sum.notna().all()
     text = (tmp_path / "joint_3_2.md").read_text()
-    assert "## Tiny" in text and "| copula against | members | CRPS_sum | CRPS_regions | CRPS_max |" in text
+    assert "## Tiny" in text and "| cost against | members | CRPS_sum | CRPS_regions | CRPS_max |" in text

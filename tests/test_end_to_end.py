@@ -26,12 +26,12 @@ from utils.pipeline import open_run_data, score_ensemble
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "6", "--oracle_steps", "300", "--epochs", "2", "--channels", "8",
         "--layers", "1", "--nsample", "8", "--sample_steps", "4", "--test_windows", "12"]
 FOLDERS = {"cost": "Oracle_12_12", "published": "Oracle_12_12_published", "copula": "Oracle_12_12_copula"}
-SHORT = {"cost": [], "copula": [], "published": []}
-SHORT_STAGE_2 = {"cost": [], "copula": [], "published": []}
-LARGEST_RATIO = {"cost": 2, "copula": 2, "published": 2}
+SHORT = {"cost": ["--networks", "1"], "copula": ["--networks", "1"], "published": ["--lr", "0.003", "--channels", "32"]}
+SHORT_STAGE_2 = {"cost": [], "copula": [], "published": ["--layers", "3", "--sample_steps", "20"]}
+LARGEST_RATIO = {"cost": 1.2, "copula": 1.25, "published": 2}
 METRICS = {
     "data_name", "history_len", "predict_len", "seed", "recipe", "split", "method", "sampler", "sample_steps",
-    "sample_precision", "member_kind", "members", "windows", "CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS",
+    "sample_precision", "ensemble", "members", "windows", "CRPS", "CRPS_fair", "CRPS_sum", "QICE", "IS",
     "coverage90", "MAE", "RMSE", "energy_score", "variogram_score", "spread_skill", "seconds_train", "seconds_sample",
     "best_epoch", "epochs", "mean_run", "per_horizon", "joint",
 }
@@ -67,7 +67,7 @@ def test_a_run_leaves_settings_log_weights_scores_and_a_picture(runs, recipe):
     }
     metrics = read_json(folder / "metrics.json")
     assert METRICS <= set(metrics) and metrics["recipe"] == metrics["method"] == recipe
-    assert metrics["member_kind"] == ("quantiles" if recipe == "copula" else "random")
+    assert metrics["ensemble"] == ("quantiles" if recipe == "copula" else "random")
     assert metrics["sampler"] == ("ancestral" if recipe == "published" else "dpm2m")
     assert (metrics["windows"], metrics["members"], metrics["sample_steps"]) == (12, 8, 4)
     assert metrics["mean_run"] == str(runs / "mean" / FOLDERS[recipe])
@@ -292,9 +292,9 @@ def test_averaged_weights_half_precision_and_float32_training_all_run(tmp_path, 
 
 @every_recipe
 def test_a_small_run_of_every_recipe_stays_near_the_exact_forecaster(tmp_path, recipe):
-    """Its CRPS over that of the exact forecaster on the same windows; bounds: what was seen, and a tenth of it."""
+    """Its CRPS over that of the exact forecaster on the same windows; bounds: what was seen, and about a tenth more."""
     flags = ["--data_name", "Oracle", "--oracle_nodes", "8", "--oracle_steps", "1500", "--device", "cpu", "--save_dir",
-             str(tmp_path), "--recipe", recipe, *SHORT[recipe]]
+             str(tmp_path), "--epochs", "5", "--recipe", recipe, *SHORT[recipe]]
     assert main_pretrain.main(flags) == 0
     assert main_train.main([*flags, "--nsample", "20", "--test_windows", "60", *SHORT_STAGE_2[recipe]]) == 0
     assert score_oracle.compare(tmp_path / "diffusion" / FOLDERS[recipe])["ratio"]["CRPS"] < LARGEST_RATIO[recipe]

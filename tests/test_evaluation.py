@@ -27,6 +27,8 @@ def predict(batch):
 
 def flat(scores, name=""):
     """All numbers of nested scores, with their names."""
+    if isinstance(scores, str):
+        return {}
     if isinstance(scores, dict):
         return {inner: value for key in scores for inner, value in flat(scores[key], f"{name}/{key}").items()}
     if isinstance(scores, list):

@@ -155,3 +155,16 @@ def test_ridge_finds_a_plane_and_shrinks_noise():
     plain = torch.linalg.lstsq(few / few.square().mean(0).sqrt(), noise).solution
     shrunk = ridge(few, noise) * few.square().mean(0).sqrt().unsqueeze(1)
     assert shrunk[1:].norm() < 0.5 * plain[1:].norm() and max(PENALTIES) > 1
+
+
+def test_a_mode_is_forecast_from_the_history_of_the_largest_one_too():
+    """White noise in the largest mode, which a smaller one repeats three steps later: its own past does not tell."""
+    large, delay = torch.randn(2000 + HISTORY + HORIZON), 3
+    small = 0.3 * large.roll(delay)
+    weights = torch.stack([torch.ones(NODES), torch.ones(NODES).cumsum(0) % 2 * 2 - 1])  # orthogonal
+    values = (torch.stack([large, small], dim=-1) @ weights).unfold(0, HISTORY + HORIZON, 1)[delay:].transpose(1, 2)
+    calendar = torch.zeros(len(values), 2, dtype=torch.long)
+    model = fitted((values[:1500, :HISTORY], calendar[:1500], values[:1500, HISTORY:]))
+    history, future = (model._project(each) for each in values[1500:].split([HISTORY, HORIZON], dim=1))
+    missed = (model.linear(history, calendar[1500:]) - future).square().mean((0, 1)) / future.square().mean((0, 1))
+    assert missed[0] > 0.9 and missed[1] < 0.1

@@ -97,6 +97,17 @@ def test_a_valid_range_in_unpacked_units_bounds_unpacked_values(tmp_path):
     np.testing.assert_array_equal(read_file(path).values, np.where((unpacked < 1) | (unpacked > 2), np.nan, unpacked))
 
 
+def test_a_bound_of_more_digits_than_the_values_have_keeps_the_value_on_it(tmp_path):
+    path = netcdf(tmp_path / "a.nc", "f4", np.full((STEPS, NODES), 0.1), valid_max=0.1)
+    np.testing.assert_array_equal(read_file(path).values, np.full((STEPS, NODES), 0.1, "f4"))
+
+
+def test_a_variable_of_text_is_refused_as_such(tmp_path):
+    stations(word=(("time", "s"), np.full((STEPS, NODES), "x"))).to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(ValueError, match="a.nc: values of type"):
+        read_file(tmp_path / "a.nc", "word")
+
+
 def test_unsigned_numbers_are_bounded_as_such(tmp_path):
     values = COUNTS * 40
     path = netcdf(tmp_path / "a.nc", "i1", values.astype("u1").view("i1"), _Unsigned="true",

@@ -289,3 +289,26 @@ def test_a_mode_counts_where_most_of_its_weight_is_observed():
     model.axes.copy_(torch.tensor([[0.8, 0.0], [0.6, 0.0], [0.0, 0.6], [0.0, 0.8]]))
     observed = torch.tensor([True, False, True, False]).expand(1, HORIZON, 4)
     assert model.target_mask(observed)[0, 0].tolist() == [True, False, True, False, True, False]
+
+
+# Few windows
+
+def steps_of(model):
+    """The correlation between the first two steps that each node is drawn with: (node,)."""
+    drawn = drawn_from(model, 20_000)[:, :2]
+    drawn = drawn - drawn.mean(0)
+    return drawn.prod(1).mean(0) / drawn.square().mean(0).prod(0).sqrt()
+
+
+def test_from_few_windows_a_node_learns_half_of_its_correlation_over_steps_from_all_nodes():
+    """20 windows: the correlation of a node alone has an error that the mean over 200 nodes has not."""
+    scores = common_signal(20, 200, 0.0)
+    alone = (scores[:, 0] * scores[:, 1]).mean(0) / scores[:, :2].square().mean(0).prod(0).sqrt()
+    found, alone = steps_of(fitted(scores, 0)) - 0.6, alone - 0.6
+    assert 0.4 < float(found.square().mean().sqrt() / alone.square().mean().sqrt()) < 0.65
+
+
+def test_nodes_that_differ_over_steps_stay_half_as_different():
+    lasting, short = common_signal(3000, 10, 0.0, lag=0.9), common_signal(3000, 10, 0.0, lag=0.1)
+    found = steps_of(fitted(torch.cat([lasting, short], dim=-1), 0))
+    assert float(found[:10].mean() - found[10:].mean()) == pytest.approx(0.4, abs=0.05)

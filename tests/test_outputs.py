@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from scripts import joint_pictures, sensitivity
 from utils.checkpoint import RUN_FILES
-from utils.config import run_main
+from utils.config import FlagParser, output_path, run_main
 
 FLAGS = [(path.stem, flag, kind) for path in sorted((ROOT / "scripts").glob("*.py"))
          for flag, kind in re.findall(r'"(--\w+)", type=(output|picture)_path', path.read_text())]
@@ -62,6 +62,21 @@ def test_what_cannot_be_written_is_refused_before_the_work_whatever_the_flags(sc
     else:
         assert "choose .png or .pdf" in refusal(capsys, script, flag, tmp_path / "picture.csv")
     assert read_only.read_text() == "mine" and len(list(tmp_path.iterdir())) == 4
+
+
+def parser_of_a_table(default):
+    parser = FlagParser("writes a table")
+    parser.add_argument("--table", type=output_path, default=default)
+    return parser
+
+
+def test_the_default_of_a_flag_is_the_scripts_own_file(tmp_path):
+    path = tmp_path / "table.md"
+    path.write_text("written before")
+    assert parser_of_a_table(path).parse_args([]).table == path
+    with pytest.raises(ValueError, match="it exists"):
+        parser_of_a_table(tmp_path / "other.md").parse_args(["--table", str(path)])
+    assert parser_of_a_table(None).parse_args(["--table", str(path), "--overwrite"]).table == path
 
 
 def test_two_outputs_in_one_file_are_refused(tmp_path, capsys):

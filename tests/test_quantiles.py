@@ -192,6 +192,16 @@ def test_normal_scores_rise_with_the_value_and_stay_within_the_limit():
     assert float(scores.max()) == pytest.approx(NORMAL_SCORE_LIMIT, abs=0.01)
 
 
+@pytest.mark.parametrize("distance", [4.5, 50.0, 1e6])
+def test_a_value_far_outside_has_a_level_below_1_in_float32_and_a_score_of_4(distance):
+    """A level of 1 has no finite score, and one of 50 would outweigh all others in a covariance."""
+    values = torch.tensor([-distance, distance]).view(-1, 1, 1).expand(-1, 3, 4)
+    levels = margins.levels_of(normal_quantiles(shape=(2, 3, 4)), values, NOWHERE, 0.0)
+    assert levels.dtype == torch.float32 and (levels > 0).all() and (levels < 1).all()
+    found = margins.normal_scores(levels, torch.rand(2, 3, 4))
+    torch.testing.assert_close(found, torch.tensor([-4.0, 4.0]).view(-1, 1, 1).expand(-1, 3, 4), rtol=0, atol=0.01)
+
+
 def test_equal_quantiles_give_finite_scores():
     quantiles = torch.zeros(4, len(LEVELS), 1, 1)
     values = torch.tensor([-1.0, 0.0, 1e-9, 1.0]).view(-1, 1, 1)

