@@ -236,13 +236,13 @@ def test_a_field_with_a_step_without_any_value_is_drawn(tmp_path):
 
 @pytest.mark.parametrize("limit, times", [(pipeline.PREPARED_BYTES, [8]), (0, None)])
 def test_stage_1_is_asked_at_every_step_of_stage_2_where_a_run_would(hourly, capsys, monkeypatch, limit, times):
-    asked, ask, build = [], Forecaster.prepare, check_data.forecaster_of
-    monkeypatch.setattr(check_data, "forecaster_of", lambda *of: (build(*of), asked.clear())[0])  # after its statistics
+    asked, ask, statistics = [], Forecaster.prepare, [32, 32, 32, 4]  # of a hundred windows, before any step
     monkeypatch.setattr(pipeline, "PREPARED_BYTES", limit)
     monkeypatch.setattr(Forecaster, "prepare",
                         lambda self, future, context: asked.append(len(future)) or ask(self, future, context))
     said_of(capsys, hourly)
-    assert asked == times if times else len(asked) > 3
+    assert asked[:4] == statistics
+    assert asked[4:] == times if times else len(asked) > 4 + 3
 
 
 @pytest.mark.parametrize("values, odd", [

@@ -7,13 +7,13 @@ import re
 import pytest
 from conftest import ROOT
 
-from scripts import joint_pictures, sensitivity
+from scripts import joint_pictures
 from utils.checkpoint import RUN_FILES
 from utils.config import FlagParser, output_path, run_main
 
 FLAGS = [(path.stem, flag, kind) for path in sorted((ROOT / "scripts").glob("*.py"))
          for flag, kind in re.findall(r'"(--\w+)", type=(output|picture)_path', path.read_text())]
-ARGUMENTS = {"report": ["run"], "forecast": ["run"], "evaluate": ["run"], "sampler_curve": ["run"],
+ARGUMENTS = {"report": ["run"], "forecast": ["run"], "evaluate": ["run"],
              "score_oracle": ["run"], "check_data": ["file.csv"]}
 OUTPUTS = pytest.mark.parametrize("script, flag, kind", FLAGS)
 
@@ -31,7 +31,7 @@ def refusal(capsys, script: str, *arguments) -> str:
 def test_every_script_that_writes_is_looked_at():
     assert {script for script, _, _ in FLAGS} >= {
         "benchmark_scale", "benchmark_speed", "build_nycflights", "check_data", "evaluate", "forecast",
-        "measure_missing", "report", "sampler_curve", "score_oracle", "soak"}
+        "measure_missing", "report", "score_oracle", "soak"}
 
 
 @OUTPUTS
@@ -96,10 +96,9 @@ def test_a_file_of_a_run_is_never_replaced_whatever_the_flags(script, flag, kind
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.pt"}
 
 
-@pytest.mark.parametrize("program, name, arguments", [
-    (sensitivity, "sensitivity_MobileNJ.md", []), (joint_pictures, "joint_SST_12_12_regions.png", ["save/SST_12_12"])])
-def test_tables_and_pictures_that_exist_are_not_replaced_unasked(program, name, arguments, tmp_path):
-    (tmp_path / name).write_text("mine")
-    with pytest.raises(ValueError, match=f"--out {tmp_path / name}: it exists"):
-        program.main([*arguments, "--out", str(tmp_path)])
-    assert (tmp_path / name).read_text() == "mine"
+def test_pictures_that_exist_are_not_replaced_unasked(tmp_path):
+    picture = tmp_path / "joint_SST_12_12_regions.png"
+    picture.write_text("mine")
+    with pytest.raises(ValueError, match=f"--out {picture}: it exists"):
+        joint_pictures.main(["save/SST_12_12", "--out", str(tmp_path)])
+    assert picture.read_text() == "mine"

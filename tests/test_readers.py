@@ -471,7 +471,7 @@ def test_a_csv_made_from_a_dataset_gives_the_same_windows_as_the_dataset(tmp_pat
     mine = open_data("mine", folder, 6, 4, own=OwnFile(str(tmp_path / "mine.csv")))
     assert mine.facts() == known.facts() and mine.field.node_names == ("a", "b", "c")
     for one, other in zip(known.batches("test", 8), mine.batches("test", 8), strict=True):
-        assert torch.equal(one.future, other.future) and torch.equal(one.climatology, other.climatology)
+        assert torch.equal(one.future, other.future) and torch.equal(one.context.climatology, other.context.climatology)
 
 
 def test_the_name_of_a_dataset_is_not_taken_by_a_file(tmp_path):
