@@ -11,7 +11,7 @@ from conftest import ROOT
 from data.registry import DATASETS
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from scripts.collect_results import BEGIN, END, SHOWN, markdown, replace_between_marks
-from utils.config import PretrainConfig, TrainConfig
+from utils.config import REPLACED, PretrainConfig, TrainConfig
 
 PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/README.md",
          *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,7 +23,8 @@ OTHER_FLAGS = {  # of torchrun and docker, up to their first hyphen; one that an
 
 
 def flags_of_the_programs() -> set[str]:
-    fields = {item.name for config in (PretrainConfig, TrainConfig) for item in dataclasses.fields(config)}
+    items = [item for config in (PretrainConfig, TrainConfig) for item in dataclasses.fields(config)]
+    fields = {name for item in items for name in (item.name, item.metadata["alias"]) if name} | {*REPLACED}
     for script in (ROOT / "scripts").glob("*.py"):
         fields |= set(re.findall(r'"--(\w+)"', script.read_text()))
     return fields | {"help"} | OTHER_FLAGS
