@@ -1,7 +1,8 @@
 """Measure what training and sampling cost on this machine, and how near they come to its matrix-multiply peak.
 
     python -m scripts.benchmark_speed --data_name MobileNJ --json speed.json
-    python -m scripts.benchmark_speed --data_name MobileNJ --denoisers     # what each denoiser costs beside the first
+    python -m scripts.benchmark_speed --data_name MobileNJ --compare denoisers   # what each costs beside the first
+    python -m scripts.benchmark_speed --data_name MobileNJ --compare recipes
 
 The networks are untrained, which costs the same. Where the dataset's array is absent, values of its shape are
 generated. Everything is measured in one run, because a time means little without the peak of the same machine.
@@ -27,7 +28,7 @@ from data.registry import DATASETS, get_spec
 from data.windows import WindowedField
 from models import DENOISERS, build_forecaster, build_mean_model, ensemble_drawer
 from utils import checkpoint
-from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, resolve, run_main
+from utils.config import RECIPES, FlagParser, PretrainConfig, TrainConfig, output_path, resolve, run_main
 from utils.device import choose_device
 from utils.evaluation import rows_at_once
 from utils.pipeline import CHOICES, mean_loss, neighbours_of, open_windows, prepare_windows, training_loss
@@ -37,7 +38,7 @@ from utils.training import fit
 FORECASTS = (("dpm2m", 10), ("dpm2m", 20), ("ddim", 20), ("ancestral", 50))
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 TRAINING_STEPS, MOST_REPEATS = 4, 5
-ROUNDS = 10  # in which all denoisers take their turns
+ROUNDS = {"denoisers": 10, "recipes": 3}  # in which all that are compared take their turns
 
 
 def open_or_generate(config: TrainConfig, device: torch.device) -> tuple[WindowedField, str]:
@@ -140,23 +141,30 @@ def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: 
     return model
 
 
-def compare_denoisers(config: TrainConfig, device: torch.device, rounds: int = ROUNDS) -> dict:
-    """What a training step and a forecast cost with each denoiser, in seconds and over the first one's.
+def variants(config: TrainConfig, what: str) -> dict[str, TrainConfig]:
+    """The configurations that are compared, by name: all "denoisers" of one recipe, or all "recipes"."""
+    if what == "denoisers":
+        return {name: replace(config, denoiser=name) for name in DENOISERS}
+    return {name: resolve(TrainConfig, {"data_name": config.data_name, "data_dir": config.data_dir, "recipe": name})
+            for name in RECIPES}
+
+
+def compare(configs: dict[str, TrainConfig], device: torch.device, rounds: int) -> dict:
+    """What a training step and a forecast cost with each configuration, in seconds and over the first one's.
 
     All take their turns in every round, so that what disturbs one disturbs the others too; medians over the rounds. On
     a CPU seconds are the processor's: other programs do not count.
     """
-    seed_step(config.seed)
-    data, values = open_or_generate(config, device)
-    mean_model, _ = mean_model_of(config, data, device)
-    trained, window = (next(iter(data.batches(split, size)))
-                       for split, size in (("train", config.batch_size), ("test", 1)))
+    config = next(iter(configs.values()))
 
-    def calls(name: str) -> dict:
-        """The pieces of work with a denoiser."""
-        chosen = replace(config, denoiser=name)
-        model = forecaster_of(chosen, data, mean_model, device)
-        optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=config.lr)
+    def calls(chosen: TrainConfig) -> dict:
+        """The pieces of work of a configuration, each on an untrained stage 1 of its recipe."""
+        seed_step(chosen.seed)
+        data, values = open_or_generate(chosen, device)
+        trained, window = (next(iter(data.batches(split, size)))
+                           for split, size in (("train", config.batch_size), ("test", 1)))
+        model = forecaster_of(chosen, data, mean_model_of(chosen, data, device)[0], device)
+        optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=chosen.lr)
         prepared = model.prepare(trained.future, trained.context)
 
         def train():
@@ -169,9 +177,12 @@ def compare_denoisers(config: TrainConfig, device: torch.device, rounds: int = R
             draw = ensemble_drawer(model.eval(), {**checkpoint.settings(chosen), "sample_precision": precision}, device)
             return lambda: model.eval() and draw(window)
 
-        return {"training step": train, **{f"forecast, {name}": forecast(PRECISIONS[name]) for name in PRECISIONS}}
+        found.update(values=values, nodes=data.num_nodes)
+        return {"training step": train, **{f"forecast, {name}": forecast(PRECISIONS[name]) for name in precisions}}
 
-    work = {name: calls(name) for name in DENOISERS}
+    found = {}
+    precisions = [name for name in PRECISIONS if len({one.recipe for one in configs.values()}) == 1 or name == "fp32"]
+    work = {name: calls(chosen) for name, chosen in configs.items()}
     first = next(iter(work))
     seconds = {what: {name: [] for name in work} for what in work[first]}
     for number in range(rounds + 1):
@@ -181,10 +192,9 @@ def compare_denoisers(config: TrainConfig, device: torch.device, rounds: int = R
                 time_of = seconds_of(call) if device.type == "cpu" else measure(call, device, 0)[0]
                 times += [time_of] * (number > 0)  # the first round warms up
     return {
-        "data_name": config.data_name, "recipe": config.recipe, "values": values, "nodes": data.num_nodes,
-        "members": config.nsample, "batch_size": config.batch_size, "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "torch": torch.__version__,
-        "rounds": rounds,
+        "data_name": config.data_name, "recipe": config.recipe, **found, "members": config.nsample,
+        "batch_size": config.batch_size, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "rounds": rounds,
         "seconds": {what: {name: statistics.median(times) for name, times in of.items()}
                     for what, of in seconds.items()},
         "ratio": {what: {name: statistics.median(one / other for one, other in zip(times, of[first], strict=True))
@@ -276,8 +286,8 @@ def table(result: dict) -> str:
     return "\n".join([*lines, f"peak resident memory {result['peak_rss_mb']:.0f} MB"])
 
 
-def table_of_denoisers(result: dict) -> str:
-    """The result of `compare_denoisers` as text."""
+def table_of_comparison(result: dict) -> str:
+    """The result of `compare` as text."""
     lines = [f"{result['data_name']}: {result['nodes']} nodes, {result['members']} members, batch "
              f"{result['batch_size']}; {result['device']}, {result['threads']} threads, torch {result['torch']}; "
              "processor seconds, and their ratio to those of the first"]
@@ -290,14 +300,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", "recipe", "denoiser"))
     parser.add_argument("--data_name", default="MobileNJ", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--denoisers", action="store_true", default=False, help="compare all denoisers instead")
+    parser.add_argument("--compare", choices=list(ROUNDS), default="", help="compare all denoisers, or all recipes")
     parser.add_argument("--json", type=output_path, default=None, help="write the numbers there")
     given = vars(parser.parse_args(arguments))
-    denoisers, target = given.pop("denoisers"), given.pop("json")
+    what, target = given.pop("compare"), given.pop("json")
     config = resolve(TrainConfig, given)
     device = choose_device(config.device)
-    result = compare_denoisers(config, device) if denoisers else benchmark(config, device)
-    print(table_of_denoisers(result) if denoisers else table(result))
+    result = compare(variants(config, what), device, ROUNDS[what]) if what else benchmark(config, device)
+    print(table_of_comparison(result) if what else table(result))
     if target:
         checkpoint.write_json(target, result)
     return 0

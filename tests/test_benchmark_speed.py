@@ -10,13 +10,14 @@ from models import DENOISERS
 from scripts.benchmark_speed import (
     FORECASTS,
     benchmark,
-    compare_denoisers,
+    compare,
     count_gflop,
     main,
     open_or_generate,
     table,
-    table_of_denoisers,
+    table_of_comparison,
     training_step,
+    variants,
 )
 from utils.config import RECIPES, PretrainConfig, TrainConfig, resolve
 
@@ -136,8 +137,17 @@ def test_the_program_writes_its_numbers_and_says_that_values_are_generated(tmp_p
 
 
 def test_every_denoiser_is_compared_with_the_first_in_every_piece_of_work():
-    result = compare_denoisers(replace(TINY, nsample=2), CPU, rounds=1)
+    result = compare(variants(replace(TINY, nsample=2), "denoisers"), CPU, rounds=1)
     for what, ratios in result["ratio"].items():
         assert set(ratios) == set(DENOISERS) and ratios["mlp"] == 1 and all(ratio > 0 for ratio in ratios.values())
         assert result["seconds"][what]["graph"] == pytest.approx(ratios["graph"] * result["seconds"][what]["mlp"])
-    assert "forecast, bf16" in table_of_denoisers(result)
+    assert "forecast, bf16" in table_of_comparison(result)
+
+
+def test_every_recipe_is_compared_as_it_runs(tmp_path):
+    configs = variants(replace(TINY, data_dir=str(tmp_path)), "recipes")
+    assert {name: (config.recipe, config.sample_steps) for name, config in configs.items()} == {
+        "cost": ("cost", 10), "published": ("published", 50), "copula": ("copula", 10)}
+    small = {name: replace(config, **SIZES, sample_steps=2) for name, config in configs.items()}
+    result = compare(small, CPU, rounds=1)
+    assert set(result["ratio"]["forecast, fp32"]) == set(RECIPES) and "forecast, bf16" not in result["ratio"]
