@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .calendar import Calendar, stamp
+from .matching import in_order, node_differences
 from .readers import read_file
 from .scaling import Scaler
 
@@ -35,19 +36,27 @@ def standardize(values: Tensor, scalers: dict[str, Scaler]) -> Tensor:
     return torch.stack([scaler.standardize(value) for scaler, value in parts], dim=-1)
 
 
-def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str, ...]) -> Covariates:
+def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str, ...], first: int = 0) -> Covariates:
     """Read covariates of a field from any kind of file that a field may come in (`readers.read_file`).
 
     One column per covariate; or an array (time, node, covariate), whose names an .npz may hold as `covariate_names`;
-    or one covariate as a column per node, in the order and with the names of the field's, where there are names.
-    Raises: ValueError where a value is missing, or the file's times are not the field's.
+    or one covariate as a column per node, with the names of the field's nodes in any order, or without names in their
+    order. A file with times may begin before the field. first: the row of one without times that is the field's first.
+    Raises: ValueError where a value is missing, a node is, or a time is not that of the field's step, or beyond its
+    end of the step that would follow.
     """
+    flag = f"--covariates {path}"
     table, nodes = read_file(path), len(node_names)
     by_node = table.grid is not None and table.grid[0] == nodes
     if not by_node and table.grid is not None:
-        raise ValueError(f"--covariates {path}: {table.grid} values in each step; expected (node, covariate) of "
-                         f"{nodes} nodes, or covariates alone")
-    one_by_node = table.values.shape[1] == nodes and table.node_names in (None, node_names)
+        raise ValueError(f"{flag}: {table.grid} values in each step; expected (node, covariate) of {nodes} nodes, or "
+                         "covariates alone")
+    named = not by_node and bool(set(table.node_names or ()) & set(node_names))
+    if named and (differing := node_differences(table, node_names)):
+        raise ValueError(f"{flag}: {differing}; give one column for each node of the field, or, for covariates of the "
+                         "whole field, other names than those of its nodes")
+    table = in_order(table, node_names) if named else table
+    one_by_node = named or not by_node and table.node_names is None and table.values.shape[1] == nodes
     if by_node:
         values = table.values.unflatten(1, table.grid)
     else:
@@ -55,17 +64,27 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
     names = None if by_node or one_by_node else table.node_names
     names = names or _stored_names(path) or tuple(f"covariate {place}" for place in range(values.shape[2]))
     if len(names) != values.shape[2]:
-        raise ValueError(f"--covariates {path}: {len(names)} covariate_names for {values.shape[2]} covariates")
+        raise ValueError(f"{flag}: {len(names)} covariate_names for {values.shape[2]} covariates")
     if values.isnan().any():
         step, _, covariate = values.isnan().nonzero()[0].tolist()
-        raise ValueError(f"--covariates {path}: {int(values.isnan().sum())} values are missing, the first in "
-                         f"{table.where(step)}, {names[covariate]}; fill them: a forecast needs all of them")
-    if len(values) < len(calendar.times):
-        raise ValueError(f"--covariates {path}: {len(values)} steps, the field has {len(calendar.times)}; give one row "
-                         "for each, and more for forecasts beyond its end")
+        raise ValueError(f"{flag}: {int(values.isnan().sum())} values are missing, the first in {table.where(step)}, "
+                         f"{names[covariate]}; fill them: a forecast needs all of them")
     if table.times is not None:
-        _check_times(table, calendar, path)
-    return Covariates(str(path), names, values.float())
+        first, due = _steps(table.times, calendar)
+    elif first < 0:
+        raise ValueError(f"{flag}: the file has no times; it begins with the data of the run, {-first} steps after "
+                         "this field: give covariates with times, or those that begin with the field")
+    if len(values) < first + len(calendar.times):
+        raise ValueError(f"{flag}: {max(len(values) - first, 0)} steps, the field has {len(calendar.times)}; give one "
+                         "row for each, and more for forecasts beyond its end")
+    if table.times is not None:
+        wrong = np.flatnonzero(table.times.astype(due.dtype) != due)
+        if len(wrong):
+            step = int(wrong[0])
+            beyond = ", beyond its end" * (step >= first + len(calendar.times))
+            raise ValueError(f"{flag}: {table.where(step)}: time {stamp(table.times[step])}, the field has "
+                             f"{stamp(due[step])} there{beyond}; give the same time axis")
+    return Covariates(str(path), names, values[first:].float())
 
 
 def _stored_names(path: Path | str) -> tuple[str, ...] | None:
@@ -76,12 +95,11 @@ def _stored_names(path: Path | str) -> tuple[str, ...] | None:
         return tuple(archive["covariate_names"].tolist()) if "covariate_names" in archive else None
 
 
-def _check_times(table, calendar: Calendar, path: Path | str) -> None:
-    """Raises: ValueError for the first step whose time is not that of the field's step."""
-    unit = "datetime64[M]" if calendar.names == ("month",) else "datetime64[m]"
-    wanted = calendar.times.astype(unit)
-    wrong = np.flatnonzero(table.times[:len(wanted)].astype(unit) != wanted)
-    if len(wrong):
-        step = int(wrong[0])
-        raise ValueError(f"--covariates {path}: {table.where(step)}: time {stamp(table.times[step])}, the field has "
-                         f"{stamp(wanted[step])} there; give the same time axis")
+def _steps(times: np.ndarray, calendar: Calendar) -> tuple[int, np.ndarray]:
+    """How many stamps (time,) lie before a field by the first one, and which ones are due: (time,)."""
+    field = calendar.times.astype("datetime64[M]" if calendar.names == ("month",) else "datetime64[s]")
+    size = np.diff(field if len(field) > 1 else times[:2].astype(field.dtype))[-1]
+    before = max(int((field[0] - times[0].astype(field.dtype)) // size), 0)
+    beyond = max(len(times) - before - len(field), 0)
+    due = [field[0] - size * np.arange(before, 0, -1), field, field[-1] + size * np.arange(1, beyond + 1)]
+    return before, np.concatenate(due)[:len(times)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .calendar import Calendar, make_calendar, parse_interval, parse_time, regular_interval, stamp
+from .matching import match
 from .nodes import numbered, read_graph, read_node_table, read_nodes
 from .readers import Table, listed, read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
@@ -67,21 +68,27 @@ class Field:
 
 def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: int = 4000,
                oracle_length_scale: float = 0.3, own: OwnFile | None = None, missing: str = "error",
-               null_value: float | None = None, oracle_skew: float = 0.0) -> Field:
+               null_value: float | None = None, oracle_skew: float = 0.0, like=None) -> Field:
     """Read the dataset `name` of the registry, or generate it when it is synthetic, or read a file of the user's.
 
-    missing: "error" refuses missing values, "mask" keeps them as NaN, and `null_value` is one.
+    missing: "error" refuses missing values, "mask" keeps them as NaN, and `null_value` is one. like: a
+    `summary.FieldSummary`; then the field must be the same one, and has its nodes in that order.
     Raises: ValueError for values that cannot be a field, FileNotFoundError for a missing file; both say what to do.
     """
     if own:
-        spec, table = open_own_file(name, own)
+        spec, table = open_own_file(name, own, like)
         sources, tables, graph = (own.data_path,), [table], own.graph
     else:
         spec, sources = get_spec(name), locate(name, data_dir)
         tables = [oracle_table(oracle_nodes, oracle_steps, oracle_length_scale, oracle_skew)] if spec.synthetic else [
             read_file(path) for path in sources]
+        if like:
+            tables = [match(table, like, str(source)) for source, table in zip(sources or (name,), tables, strict=True)]
         graph = Path(data_dir, spec.graph) if spec.graph and Path(data_dir, spec.graph).is_file() else None
-    for source, table in zip(sources, tables, strict=False):  # a synthetic field has no source, and no faults
+    for source, table, start in zip(sources, tables, spec.start, strict=False):  # a synthetic field has no source
+        if not own and table.times is not None and stamp(table.times[0]) != stamp(np.datetime64(start)):
+            raise ValueError(f"{source}: the first time stamp is {stamp(table.times[0])}; expected {start}, as of "
+                             f"{name}")
         if table.values.shape[1] != spec.num_nodes:
             raise ValueError(f"{source}: shape {tuple(table.values.shape)} (time, node) has {table.values.shape[1]} "
                              f"nodes; expected {spec.num_nodes}, those of {name}")
@@ -101,7 +108,7 @@ def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: 
     return Field(
         name, spec, values, calendar, tuple(zip([0, *ends[:-1]], ends, strict=True)), names, first.coordinates,
         read_graph(graph, names) if graph else None, spec.grid or first.grid, first.axes, first.kept,
-        notes_on(first, values) if own else (), missing_share,
+        (first.notes if like else notes_on(first, values)) if own else (), missing_share,
     )
 
 
@@ -120,18 +127,21 @@ def mark_missing(values: Tensor, null_value: float | None = None) -> tuple[Tenso
     return values, count / values.numel()
 
 
-def open_own_file(name: str, own: OwnFile) -> tuple[DatasetSpec, Table]:
-    """A card made for a file of the user's, and the file.
+def open_own_file(name: str, own: OwnFile, like=None) -> tuple[DatasetSpec, Table]:
+    """A card made for a file of the user's, and the file. like: see `load_field`; it has what no flag and no file says.
 
     Raises: ValueError where file and flags contradict each other, or do not tell the times.
     """
     path = Path(own.data_path)
-    if name in DATASETS:
+    if name in DATASETS and not like:
         raise ValueError(f"--data_path {path}: {name} is a dataset of the registry; choose another --data_name for the "
                          "file")
     table = read_nodes(path, own.variable)
     wanted = parse_interval(own.freq) if own.freq else None
     start = parse_time(own.start, "--start") if own.start else None
+    if like:
+        table = match(replace(table, unit="" if own.unit else table.unit), like, str(path))
+        wanted, start = like.interval, None if table.times is not None else np.datetime64(like.start)
     if table.times is not None:
         interval = regular_interval(table.times, lambda step: f"{path}: {table.where(step)}", wanted)
         first = table.times[0]

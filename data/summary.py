@@ -100,7 +100,7 @@ class FieldSummary:
         """
         clock, length = self._clock
         if isinstance(time, str):
-            time = parse_time(time, "start")
+            time = parse_time(time, "history_start")
         passed = np.datetime64(time, clock) - np.datetime64(self.start, clock)
         steps, rest = divmod(passed.astype(int), length)
         if rest:

@@ -140,7 +140,7 @@ class WindowedField:
 
     @functools.cached_property
     def fingerprint(self) -> dict:
-        """What tells these data from any other: time, split, names of nodes, and digests of the values.
+        """What tells these data from any other: time, split, names of nodes, and digests of values and covariates.
 
         Of a field of more than FINGERPRINT_VALUES values, evenly spread steps are looked at.
         """
@@ -150,7 +150,9 @@ class WindowedField:
         return {"first_time": str(times[0]), "last_time": str(times[-1]),
                 "windows": {split: [int(starts[0]), int(starts[-1])] for split, starts in self.starts.items()},
                 "node_names_sha256": sha256("\n".join(self.field.node_names).encode()).hexdigest()[:16],
-                "values_sha256": sha256(values[steps].float().numpy().tobytes()).hexdigest()[:16]}
+                "values_sha256": sha256(values[steps].float().numpy().tobytes()).hexdigest()[:16],
+                **({} if self._covariates is None else {"covariates_sha256": sha256(
+                    self._covariates[:len(values)].cpu().numpy().tobytes()).hexdigest()[:16]})}
 
     def facts(self) -> dict:
         """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
@@ -372,15 +374,15 @@ def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, dev
               oracle_nodes: int = 32, oracle_steps: int = 4000, oracle_length_scale: float = 0.3,
               own: OwnFile | None = None, split: str = "", support: str = "auto", missing: str = "error",
               null_value: float | None = None, covariates: str = "", lags: str = "none",
-              training_span: str = "targets", oracle_skew: float = 0.0) -> WindowedField:
+              training_span: str = "targets", oracle_skew: float = 0.0, like=None) -> WindowedField:
     """The one way in: load the dataset, check it, split it and stand ready to give batches.
 
     split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says. covariates: their
-    file. lags: see `lags.choose_lags`.
+    file. lags: see `lags.choose_lags`. like: see `load_field`.
     Raises: ValueError where the values are not those of the support.
     """
     field = load_field(name, data_dir, oracle_nodes, oracle_steps, oracle_length_scale, own, missing, null_value,
-                       oracle_skew=oracle_skew)
+                       oracle_skew=oracle_skew, like=like)
     field = supported(field, support)
     beside = read_covariates(covariates, field.calendar, field.node_names) if covariates else None
     return WindowedField(field, history_len, predict_len, device, split, beside, lags, training_span)

@@ -3,7 +3,7 @@
     from models import load_forecaster
 
     forecaster = load_forecaster("save/diffusion/NYCFlights_12_12")
-    forecast = forecaster.forecast(history, start="2014-01-01T00:00", members=50)
+    forecast = forecaster.forecast(history, history_start="2014-01-01T00:00", members=50)
     forecast.mean, forecast.quantile(0.9), forecast.to_frame()
 
 The one module of the package that meets `data` and `utils`: it needs what a checkpoint says of the field, and no data.
@@ -16,10 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from data.calendar import in_words, stamp
 from data.fields import mark_missing
+from data.matching import from_data_frame, in_order, match, node_differences
+from data.readers import listed
 from data.summary import FieldSummary
 from data.windows import Batch
 from utils.checkpoint import CHECKPOINT, built_from, load_checkpoint
@@ -70,28 +74,49 @@ class TrainedForecaster:
         """Steps before the horizon that a forecast looks at."""
         return self.field.reach + self.checkpoint["config"]["history_len"]
 
-    def forecast(self, history: np.ndarray, start: str | np.datetime64 | Sequence, members: int = 0,
-                 covariates: np.ndarray | None = None, **flags) -> Forecast:
+    def __repr__(self) -> str:
+        field, config = self.field, self.checkpoint["config"]
+        before = f" and {field.reach} before it" if field.reach else ""
+        return (f"Forecaster of {field.name}: {field.num_nodes} nodes, {field.unit}; {config['predict_len']} steps of "
+                f"{in_words(field.interval)} from a history of {config['history_len']}{before}\n"
+                f"recipe {config['recipe']}, {config['nsample']} members, sampler {config['sampler']} in "
+                f"{config['sample_steps']} steps, on {self.device}")
+
+    def forecast(self, history: np.ndarray | pd.DataFrame | Sequence,
+                 history_start: str | np.datetime64 | Sequence | None = None, members: int = 0,
+                 covariates: np.ndarray | pd.DataFrame | None = None, start=None, **flags) -> Forecast:
         """Draw an ensemble of what follows a history.
 
         history   (history_steps, node), or (window, history_steps, node) for several windows at once: the H steps
                   before the horizon, and with `--lags` as many before these as the longest lag, where NaN stands for
-                  what is not known
-        start     time of the first step of the history, one for each window
+                  what is not known, as a mask does. Or a DataFrame, or one for each window: its columns are the nodes
+                  by their names, in any order, and its index gives the times
+        history_start  time of the first step of the history, one for each window; not needed where an index gives it
         members   size of the ensemble; 0: that of the run
-        covariates  (H + F, covariate) or (H + F, node, covariate), where the model was trained with such
+        covariates  (H + F, covariate) or (H + F, node, covariate), where the model was trained with such; or a
+                  DataFrame with a column for each covariate
+        start     the old name of history_start
         flags     seed, sampler, sample_steps, sample_precision, sample_batch, as of main_train.py; else the run's
 
-        The numbers are those of `main_train.py` for the same window: they follow from seed, start and member,
+        The numbers are those of `main_train.py` for the same window: they follow from seed, history_start and member,
         whatever else is forecast. Units: physical. The members are (member, F, node), or (window, member, F, node).
-        Raises: ValueError for another shape than that of training, missing values, a time between two steps.
+        Raises: ValueError for another shape than that of training, other nodes, missing values, a time between two
+        steps, or another one than the index has.
         """
+        if start is not None:
+            warnings.warn("start is the old name of history_start", DeprecationWarning, stacklevel=2)
+            if history_start is not None:
+                raise ValueError("start is the old name of history_start: give one of them")
+            history_start = start
         settings = self._settings(members, flags)
-        history, start = np.asarray(history), np.asarray(start)
+        history, start = labelled(history, history_start, self.field)
         steps, nodes, seen = self.history_steps, self.field.num_nodes, settings["history_len"]
         if history.ndim not in (2, 3) or history.shape[-2:] != (steps, nodes) or history.shape[:-2] != start.shape:
+            lags = listed(list(self.field.lags))
+            lagged = f"; {self.field.reach} of these steps lie before the {seen} of the history, for the lags " \
+                     f"{lags}: nan stands for those that are not known" if self.field.reach else ""
             raise ValueError(f"history of shape {history.shape}, start of shape {start.shape}; expected ({steps}, "
-                             f"{nodes}), that is (step, node), and one time, or a window axis before both")
+                             f"{nodes}), that is (step, node), and one time, or a window axis before both{lagged}")
         windows = history.reshape(-1, steps, nodes)
         values, _ = mark_missing(torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)),
                                  settings["null_value"])
@@ -106,7 +131,9 @@ class TrainedForecaster:
                              + " (a model trained with --missing mask takes nan too)" * (not self.field.masked))
         if doubt := self.field.doubt(values):
             warnings.warn(doubt, stacklevel=2)
-        position = torch.tensor([self.field.step_at(time) + steps - seen for time in start.ravel()])
+        position = torch.tensor([self.field.step_at(time) + steps - seen for time in start.ravel().tolist()])
+        if isinstance(covariates, pd.DataFrame):
+            covariates = self._covariates_of(covariates, int(position[0]), seen + settings["predict_len"])
         batch = self.field.batch(values.to(self.device), position, settings["predict_len"],
                                  self._covariates(covariates, start.shape, seen + settings["predict_len"]))
         drawn = self.field.scaler.physical(ensemble_drawer(self.model, settings, self.device)(batch))
@@ -116,6 +143,21 @@ class TrainedForecaster:
             times[:, 1:].reshape(*start.shape, -1), times[:, 0].reshape(start.shape), self.field,
             f"CoST, recipe {settings['recipe']}, {settings['nsample']} members, seed {settings['seed']}",
         )
+
+    def _covariates_of(self, frame: pd.DataFrame, position: int, length: int) -> np.ndarray:
+        """Covariates (H + F, covariate) of a frame, in the order of training.
+
+        Raises: ValueError where its columns are others, or its index has other times than history and horizon.
+        """
+        table, names = from_data_frame(frame, "covariates"), tuple(self.field.covariates)
+        if differing := node_differences(table, names).replace("nodes", "columns"):
+            raise ValueError(f"covariates: {differing}; the model was trained with {listed(list(names))}")
+        wanted = self.field.times(position, length)
+        if table.times is not None and not np.array_equal(table.times, wanted.astype(table.times.dtype)):
+            raise ValueError(f"covariates: the index holds {len(table.times)} times from {stamp(table.times[0])} to "
+                             f"{stamp(table.times[-1])}; expected {length}, from {stamp(wanted[0])} to "
+                             f"{stamp(wanted[-1])}, those of history and horizon")
+        return in_order(table, names).values.numpy()
 
     def _covariates(self, covariates: np.ndarray | None, lead: tuple[int, ...], length: int) -> Tensor | None:
         """Covariates as (window, H + F, node or 1, covariate).
@@ -151,6 +193,40 @@ class TrainedForecaster:
             raise ValueError(f"sample_steps {settings['sample_steps']}: choose 1 to {settings['diffusion_steps']}, the "
                              "steps that the model was trained with")
         return settings
+
+
+def labelled(history, start, field: FieldSummary) -> tuple[np.ndarray, np.ndarray]:
+    """Histories (..., step, node) with the nodes of a field in its order, NaN for masked values, and their start times
+    as ISO text (...).
+
+    Raises: ValueError where labels and field, or labels and `start`, contradict each other, or no time is given.
+    """
+    if isinstance(history, list | tuple) and any(isinstance(one, pd.DataFrame) for one in history):
+        starts = [None] * len(history) if start is None else list(np.atleast_1d(np.asarray(start)))
+        if len(starts) != len(history):
+            raise ValueError(f"history_start: {len(starts)} times for {len(history)} histories")
+        parts = [labelled(one, begin, field) for one, begin in zip(history, starts, strict=True)]
+        if len(shapes := {one.shape for one, _ in parts}) > 1:
+            raise ValueError(f"history: windows of shapes {', '.join(map(str, sorted(shapes)))}; expected equal ones")
+        return tuple(map(np.stack, zip(*parts, strict=True)))
+    begins = None
+    if isinstance(history, pd.DataFrame):
+        table = match(from_data_frame(history, "history"), field, "history")
+        history, begins = table.values.numpy(), None if table.times is None else table.times[0]
+    if begins is not None:
+        if start is not None and field.step_at(str(start)) != field.step_at(begins):
+            raise ValueError(f"history_start {start}: the index of the history begins at {stamp(begins)}; leave it out")
+        start = begins
+    if start is None:
+        raise ValueError("history_start: give the time of the first step of the history, or a DataFrame whose index "
+                         "holds the times")
+    masked = isinstance(history, list | tuple) and any(map(np.ma.isMaskedArray, history))
+    history = np.ma.stack(history) if masked else history
+    if np.ma.isMaskedArray(history):
+        history = np.ma.filled(history.astype(np.float64), np.nan)
+    start = np.asarray(start)
+    text = [str(time) for time in np.atleast_1d(start).ravel()]
+    return np.asarray(history), np.array(text, dtype=object).reshape(start.shape)
 
 
 def load_forecaster(folder: Path | str, device: torch.device | str = "cpu") -> TrainedForecaster:

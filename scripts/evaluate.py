@@ -10,7 +10,7 @@ from pathlib import Path
 from data.windows import SPLITS
 from models import SAMPLING_FLAGS, load_forecaster
 from utils.checkpoint import write_json
-from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.distributed import join
 from utils.pipeline import CHOICES, open_run_data, score_ensemble
@@ -24,12 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_folder", type=Path, help="folder of a stage-2 run")
     parser.add_argument("--split", choices=SPLITS, default="validation")
     parser.add_argument("--json", type=output_path, default=None, help="write the scores there")
+    parser.add_paths()
     parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", *CHANGEABLE))
     given = vars(parser.parse_args(arguments))
     device = choose_device(given.get("device", TrainConfig.device))
     processes = join(device)
     run = load_forecaster(given["run_folder"], device)
-    data = open_run_data(run.checkpoint, given.get("data_dir", ""), device)
+    data = open_run_data(run.checkpoint, given.get("data_dir", ""), device, **{name: given[name] for name in PATHS})
     settings = {**run.checkpoint["config"], **{name: given[name] for name in CHANGEABLE if name in given}}
     scores, _ = score_ensemble(run.model, settings, data, given["split"], device, processes)
     print_scores(scores, data.field.spec.unit)

@@ -16,19 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.calendar import make_calendar, parse_time, regular_interval
+from data.calendar import parse_time
 from data.covariates import read_covariates
-from data.fields import load_field
-from data.nodes import match_nodes, read_nodes
 from data.readers import listed
-from data.registry import data_dir_from
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
 from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.distributed import ALONE, Processes, join
 from utils.evaluation import progress, rows_at_once
 from utils.forecasts import VALUES, WRITERS, Forecast, check_output, write_forecasts
-from utils.pipeline import CHOICES, own_file
+from utils.pipeline import CHOICES, located, open_run_field
 
 
 @dataclass(frozen=True)
@@ -59,61 +56,24 @@ class Series:
 
 
 def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariates: str) -> Series:
-    """The field to forecast, of the run's own data or of another file, and its covariates.
+    """The field to forecast, of the run's own file or of another one, and its covariates.
 
     Raises: ValueError when the file holds another field than that of the run: what differs.
     """
     config, field = run.checkpoint["config"], run.field
     if covariates and not field.covariates:
         raise ValueError(f"--covariates {covariates}: the run was trained without any")
-    if data_path:
-        values, first = read_newer(run, data_path)
-        calendar, begin = make_calendar(str(field.times(first, 1)[0]), field.interval, len(values)), 0
-    else:
-        found = load_field(config["data_name"], data_dir_from(data_dir), config["oracle_nodes"], config["oracle_steps"],
-                           config["oracle_length_scale"], own_file(config), config["missing"], config["null_value"],
-                           oracle_skew=config["oracle_skew"])
-        first, last = found.segments[-1]
-        values, calendar, begin = found.values[first:last], found.calendar, first
+    found, position = open_run_field(run.checkpoint, data_dir, data_path)
+    first, last = found.segments[-1]
+    values = found.values[first:last]
     if not field.covariates:
-        return Series(values, first, field.reach, None)
-    beside = read_covariates(covariates or config["covariates"], calendar, tuple(field.node_names))
+        return Series(values, position, field.reach, None)
+    path = covariates or located({**config, "data_path": "", "node_table": "", "graph": ""})["covariates"]
+    beside = read_covariates(path, found.calendar, tuple(field.node_names), 0 if covariates else position - first)
     if beside.names != tuple(field.covariates):
         raise ValueError(f"--covariates {beside.source}: {listed(beside.names)}; the run was trained with "
                          f"{listed(list(field.covariates))}")
-    return Series(values, first, field.reach, beside.values[begin:])
-
-
-def read_newer(run: TrainedForecaster, data_path: str) -> tuple[torch.Tensor, int]:
-    """Values (time, node) of a file of the run's field, nodes in its order, and the position of the first step.
-
-    Raises: ValueError when it holds another field: what differs.
-    """
-    config, field = run.checkpoint["config"], run.field
-    table = read_nodes(data_path, config["variable"])
-    for note in table.notes:
-        print(f"note: {data_path}: {note}", file=sys.stderr)
-    first, names = field.first_step, table.node_names or ()
-    places = match_nodes(table, field.node_names, None if field.coordinates is None else field.coordinates.numpy())
-    if table.times is not None:
-        regular_interval(table.times, lambda step: f"{data_path}: {table.where(step)}", field.interval)
-        first = field.step_at(table.times[0])
-    differing = []
-    if table.values.shape[1] != field.num_nodes:
-        differing.append(f"{table.values.shape[1]} nodes (wanted {field.num_nodes})")
-    elif places is None and names:
-        unknown, missing = (sorted({*one} - {*other}) for one, other in ((names, field.node_names),
-                                                                         (field.node_names, names)))
-        differing.append(f"nodes {listed(unknown)} (wanted {listed(missing)})")
-    elif places is None:
-        differing.append("nodes at other latitudes and longitudes")
-    if table.unit and not config["unit"] and table.unit not in (field.unit, field.cf_unit):
-        differing.append(f"unit {table.unit} (wanted {field.unit})")
-    if differing:
-        raise ValueError(f"{data_path}: another field than the run was trained on: {'; '.join(differing)}")
-    if (places == np.arange(field.num_nodes)).all():
-        return table.values, first
-    return table.values[:, torch.from_numpy(places)], first
+    return Series(values, position, field.reach, beside.values[first:])
 
 
 def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "", rolling: int = 0,
@@ -183,7 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_folder", type=Path, help="folder of a stage-2 run")
     parser.add_argument("--output", type=output_path, required=True,
                         help=f"file to write; its ending is the format: {', '.join(WRITERS)}")
-    parser.add_argument("--data_path", default="", help="a newer file of the field (else the data of the run)")
+    parser.add_argument("--data_path", default="", help="a newer file of the field, or the run's own where it lies "
+                        "elsewhere now (else the data of the run)")
     parser.add_argument("--covariates", default="", help="covariates of that file, over the horizon too (else the file "
                         "that the run was trained with)")
     which = parser.add_mutually_exclusive_group()

@@ -28,7 +28,7 @@ from scripts.benchmark import WINDOWS_AT_ONCE, baseline_drawer
 from utils import checkpoint, plots
 from utils.checkpoint import PICTURES, REPORT
 from utils.comparison import paired_difference
-from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.diagnostics import Diagnostics
 from utils.evaluation import evaluate_ensemble
@@ -346,6 +346,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=output_path, default=None, help=f"the page (default: RUN_FOLDER/{REPORT}); "
                         f"its pictures go beside it, for other.html into other_{PICTURES}")
     parser.add_argument("--overwrite", action="store_true", default=False, help="replace a page that exists")
+    parser.add_paths()
     parser.add_flags(TrainConfig, {}, ("data_dir", "device", "sample_batch"))
     given = parser.parse_args(arguments)
     output, beside = given.output, given.run_folder / PICTURES
@@ -358,7 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder, split, device = given["run_folder"], given["split"], choose_device(given.get("device", TrainConfig.device))
     run = load_forecaster(folder, device)
     model, content = run.model, run.checkpoint
-    data = open_run_data(content, given.get("data_dir", ""), device)
+    data = open_run_data(content, given.get("data_dir", ""), device, **{name: given[name] for name in PATHS})
     chosen = {"sample_batch": given.get("sample_batch"), "test_windows": given["windows"]}
     settings = content["config"] | {name: value for name, value in chosen.items() if value is not None}
     if not output:

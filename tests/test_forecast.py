@@ -22,6 +22,7 @@ from data.registry import DATASETS, get_spec
 from models import ensemble_drawer, load_forecaster
 from scripts import forecast
 from utils.config import RECIPES
+from utils import pipeline
 from utils.evaluation import rows_at_once
 from utils.pipeline import open_run_data
 
@@ -123,13 +124,13 @@ def test_what_cannot_be_negative_has_no_negative_member(work, recipe):
 def test_a_history_in_another_unit_is_noted(work, tmp_path, capsys):
     trained = load_forecaster(run_of(work))
     with pytest.warns(UserWarning, match="history holds values from .* the training part held .*: is it in another"):
-        trained.forecast(1000 * COUNTS[-6:], start="2020-01-12T00:00")
+        trained.forecast(1000 * COUNTS[-6:], history_start="2020-01-12T00:00")
     np.save(tmp_path / "other.npy", 1000 * COUNTS)
     ask(work, tmp_path / "x.npz", "--data_path", str(tmp_path / "other.npy"))
     assert "note: the history holds values from" in capsys.readouterr().err
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trained.forecast(1.5 * COUNTS[-6:], start="2020-01-12T00:00+00:00")
+        trained.forecast(1.5 * COUNTS[-6:], history_start="2020-01-12T00:00+00:00")
 
 
 def test_a_folder_without_a_run_is_answered_with_those_beside_it(work):
@@ -139,8 +140,8 @@ def test_a_folder_without_a_run_is_answered_with_those_beside_it(work):
 
 def test_a_forecast_needs_no_data_and_follows_from_its_seed(work, monkeypatch):
     trained = load_forecaster(run_of(work))
-    monkeypatch.setattr(forecast, "load_field", None)
-    one = trained.forecast(COUNTS[-6:], start="2020-01-12T00:00", members=30)
+    monkeypatch.setattr(pipeline, "load_field", None)
+    one = trained.forecast(COUNTS[-6:], history_start="2020-01-12T00:00", members=30)
     assert one.members.shape == (30, 4, NODES) and one.times.shape == (4,)
     assert one.issued == np.datetime64("2020-01-12T05:00")
     again, other = (trained.forecast(COUNTS[-6:], "2020-01-12T00:00", members=30, seed=seed) for seed in (0, 1))

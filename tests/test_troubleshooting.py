@@ -312,6 +312,26 @@ def negative_weight(folder, _):
     own_graph(folder, "from,to,weight\na,b,-0.5\n")
 
 
+def with_covariates(folder, hours, **columns):
+    """Stage 1 on 150 hours of three nodes with covariates at these hours, without training."""
+    times = pd.to_datetime("2024-01-01") + pd.to_timedelta(hours, unit="h")
+    pd.DataFrame({"time": times, **columns}).to_csv(folder / "beside.csv", index=False)
+    frame = pd.DataFrame(random_values(150, 3), columns=list("abc"))
+    frame.insert(0, "time", pd.date_range("2024-01-01", periods=150, freq="h"))
+    frame.to_csv(folder / "own.csv", index=False)
+    own_file(folder / "own.csv", "--covariates", str(folder / "beside.csv"))
+
+
+@provokes("beyond its end")
+def covariates_with_a_gap(folder, _):
+    with_covariates(folder, [*range(150), 151, 152], rain=range(152))
+
+
+@provokes("nodes missing: c")
+def covariates_without_a_node(folder, _):
+    with_covariates(folder, range(150), b=range(150), a=range(150))
+
+
 # Command line
 
 @provokes("--epoch;")
@@ -471,11 +491,26 @@ def folder_of_stage_1(folder, _):
 
 @provokes("other data than")
 def changed_file(folder, _):
+    changed_file_is(folder, lambda path: np.save(path, random_values(150, 3) + 1))
+
+
+def changed_file_is(folder, change):
+    """Scores of a run whose file was changed after training."""
     flags = ["--data_path", str(folder / "own.npy"), "--data_name", "own", "--freq", "1h", "--start", "2024-01-01"]
     np.save(folder / "own.npy", random_values(150, 3))
     assert first_stage(folder, *flags) == 0 and second_stage(folder, *flags) == 0
-    np.save(folder / "own.npy", random_values(150, 3) + 1)
+    change(folder / "own.npy")
     evaluate.main([str(folder / "diffusion/own_12_12")])
+
+
+@provokes("lies elsewhere now")
+def moved_file(folder, _):
+    changed_file_is(folder, lambda path: path.rename(folder / "moved.npy"))
+
+
+@provokes("another field than")
+def file_of_other_nodes(folder, _):
+    changed_file_is(folder, lambda path: np.save(path, random_values(150, 4)))
 
 
 @provokes("package pyarrow")

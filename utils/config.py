@@ -355,6 +355,12 @@ class FlagParser(argparse.ArgumentParser):
         if there and not getattr(given, "overwrite", False):
             raise ValueError(f"{name} {there[0]}: it exists; choose another name, or --overwrite to replace it")
 
+    def add_paths(self) -> None:
+        """Flags for the files of a run that lie elsewhere than when it was trained."""
+        for name in PATHS:
+            self.add_argument(f"--{name}", default="", help=f"file of the run's --{name}, where it lies elsewhere now; "
+                              "what it holds must be the same")
+
     def add_flags(self, config_class, choices: dict, names: tuple[str, ...] | None = None) -> None:
         """Add the fields of a configuration (or those of `names`) in their groups; what is not given is not set.
 

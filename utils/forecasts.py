@@ -52,6 +52,13 @@ class Forecast:
     field: Any
     source: str
 
+    def __repr__(self) -> str:
+        windows, members, steps, nodes = self._windows.shape
+        several = f"{windows} windows of " if self.members.ndim > 3 else ""
+        first, last = np.datetime_as_string(self.times.ravel()[[0, -1]], unit="m")
+        return (f"Forecast of {self.field.name}: {several}{members} members, {steps} steps, {nodes} nodes, "
+                f"{self.field.unit}\n{first} to {last}; {self.source}")
+
     @property
     def mean(self) -> np.ndarray:
         """Mean of the members: (F, node)."""

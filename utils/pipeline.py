@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from data.fields import OwnFile
+from data.fields import Field, OwnFile, load_field
 from data.fluctuation import STATISTICS
 from data.registry import data_dir_from
+from data.summary import FieldSummary
 from data.windows import Batch, WindowedField, open_data
 from models import (
     DENOISERS,
@@ -32,7 +33,7 @@ from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
 
 from . import checkpoint
-from .config import DATA_FLAGS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
+from .config import DATA_FLAGS, PATHS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
 from .device import autocast
 from .distributed import ALONE, Processes
 from .evaluation import evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
@@ -56,30 +57,71 @@ def own_file(settings: dict) -> OwnFile | None:
                    settings["node_table"], settings["graph"], settings["unit"])
 
 
-def open_windows(settings: dict, data_dir: str, device: torch.device | str) -> WindowedField:
-    """The dataset of a configuration (as a dict: also that of a checkpoint), as windows on the device."""
+def open_windows(settings: dict, data_dir: str, device: torch.device | str,
+                 like: FieldSummary | None = None) -> WindowedField:
+    """The dataset of a configuration (as a dict: also that of a checkpoint), as windows on the device.
+
+    like: see `data.fields.load_field`.
+    """
     settings = {**dataclasses.asdict(PretrainConfig()), **settings}  # a checkpoint may be older than a flag
     data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
                      device, settings["oracle_nodes"], settings["oracle_steps"], settings["oracle_length_scale"],
                      own_file(settings), settings["split"], settings["support"], settings["missing"],
                      settings["null_value"], settings["covariates"], settings["lags"], settings["training_span"],
-                     settings["oracle_skew"])
+                     settings["oracle_skew"], like)
     for note in data.field.notes:
         print(f"note: {data.field.name}: {note}", file=sys.stderr)
     return data
 
 
-def open_run_data(content: dict, data_dir: str, device: torch.device | str) -> WindowedField:
-    """The data that a checkpoint was trained on.
+def located(settings: dict, **moved: str) -> dict:
+    """Settings of a run with the files that lie elsewhere now: `moved`, by the names of their flags, "" for the rest.
 
-    Raises: ValueError when the data folder holds other values than those.
+    Raises: ValueError for a file that the run was trained without; FileNotFoundError naming the flag of one that is
+    not where it was.
     """
-    data = open_windows(content["config"], data_dir, device)
+    for name, path in moved.items():
+        if path and not settings[name]:
+            raise ValueError(f"--{name} {path}: the run was trained " + (
+                f"on the dataset {settings['data_name']}: give its folder by --data_dir" if name == "data_path" else
+                "without one"))
+    settings = settings | {name: path for name, path in moved.items() if path}
+    for name in PATHS:
+        if settings[name] and not Path(settings[name]).expanduser().exists():
+            hint = "" if moved.get(name) else f"; where the run's file lies elsewhere now, give it by --{name} FILE"
+            raise FileNotFoundError(f"--{name} {settings[name]}: there is no such file{hint}")
+    return settings
+
+
+def open_run_data(content: dict, data_dir: str, device: torch.device | str, **moved: str) -> WindowedField:
+    """The data that a checkpoint was trained on; moved: see `located`.
+
+    Raises: ValueError when these are other data: what differs.
+    """
+    data = open_windows(located(content["config"], **moved), data_dir, device,
+                        FieldSummary.from_state(content["field"]))
     known = content["data"] | content.get("fingerprint", {})
     differing = checkpoint.differences(data.facts() | data.fingerprint, known)
     if differing:
         raise ValueError(f"{data.field.name}: other data than the run was trained on: {', '.join(differing)}")
     return data
+
+
+def open_run_field(content: dict, data_dir: str, data_path: str = "") -> tuple[Field, int]:
+    """The field that a checkpoint forecasts, of its own file or a newer one as it is now, and the position in the
+    series of the run of the first step of its last segment.
+
+    Raises: ValueError where the file holds another field: what differs.
+    """
+    field, config = FieldSummary.from_state(content["field"]), content["config"]
+    config = config | {"node_table": "", "graph": "", "covariates": ""}  # the checkpoint holds what a forecast needs
+    config = config | {"data_path": data_path} if data_path else located(config)
+    found = load_field(config["data_name"], data_dir_from(data_dir), config["oracle_nodes"], config["oracle_steps"],
+                       config["oracle_length_scale"], own_file(config), "mask", config["null_value"],
+                       config["oracle_skew"], field)
+    for note in found.notes:
+        print(f"note: {config['data_path']}: {note}", file=sys.stderr)
+    return found, field.step_at(found.calendar.times[found.segments[-1][0]])
 
 
 def training_batches(data: WindowedField, config, processes: Processes):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from data.registry import sha256_of
+
 from .checkpoint import (
     CHECKPOINT,
     CONFIG,
@@ -37,11 +39,12 @@ from .checkpoint import (
     write_atomically,
     write_json,
 )
+from .config import PATHS
 from .distributed import ALONE, Processes
 from .runlog import tensorboard_log
 
 FINISHED, LOCK = "finished", ".lock"
-WITHOUT_INFLUENCE = "sample_batch", "val_batch_size"  # settings that bound memory and decide nothing
+WITHOUT_INFLUENCE = "sample_batch", "val_batch_size", "mean_run"  # settings that bound memory, or say where files are
 
 
 class Run:
@@ -94,14 +97,14 @@ class SavedState:
 def open_run(folder: Path, config, built_on: dict, processes: Processes = ALONE) -> Run | None:
     """Make the run folder ready; None when it holds this very run, finished, which is then left alone.
 
-    built_on: what the run depends on beside its settings (facts of the data, digest of the stage-1 model). An
-    unfinished run of these settings goes on where it stood, or as `--resume` says; a finished one whose checkpoint is
-    damaged is finished once more. `--overwrite` replaces a finished run, and one of other settings.
+    built_on: what the run depends on beside its settings (facts of the data, digest of the stage-1 model); the paths
+    of its files may change, what they hold may not. An unfinished run of these settings goes on where it stood, or as
+    `--resume` says; a finished one whose checkpoint is damaged is finished once more.
+    `--overwrite` replaces a finished run, and one of other settings.
     Raises: ValueError when the folder holds another run, saying what differs, when a program is at work in it, or
     when there are saved states and none can be read; OSError when it cannot be written.
     """
-    deciding = {name: value for name, value in settings(config).items() if name not in WITHOUT_INFLUENCE}
-    made_by, lock, saved = {"config": deciding, "built_on": built_on}, None, None
+    made_by, lock, saved = _made_by(settings(config), built_on), None, None
     show = tensorboard_log(folder, config.tensorboard)
 
     def is_finished() -> bool:
@@ -119,7 +122,8 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = ALONE)
         saved = _state_to_go_on_from(folder, given, config, made_by)
         _tidy(folder, saved)
         versions = {"python": platform.python_version(), "torch": torch.__version__}
-        write_json(folder / CONFIG, {"config": dataclasses.asdict(config), "built_on": built_on, "versions": versions})
+        write_json(folder / CONFIG, {"config": dataclasses.asdict(config), "built_on": made_by["built_on"],
+                                     "versions": versions})
         return str(saved.path) if saved else ""
 
     source = processes.first_decides(prepare)
@@ -128,6 +132,21 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = ALONE)
     if source and not saved:
         saved = SavedState(Path(source), load_checkpoint(Path(source)))
     return Run(folder, made_by, saved, lock, show)
+
+
+def _made_by(deciding: dict, built_on: dict) -> dict:
+    """What tells a run from any other: settings, and of files what they hold, wherever they are.
+
+    What data and covariates hold is in `built_on` already.
+    """
+    files = {name: sha256_of(deciding[name]) for name in ("node_table", "graph") if deciding.get(name)}
+    return {"config": _wherever(deciding), "built_on": {**built_on, **({"files": files} if files else {})}}
+
+
+def _wherever(settings: dict) -> dict:
+    """Settings that decide what a run computes; of paths, only whether they are given."""
+    settings = {name: value for name, value in settings.items() if name not in WITHOUT_INFLUENCE}
+    return settings | {name: "given" for name in PATHS if settings.get(name)}
 
 
 def newest_state(folder: Path) -> SavedState | None:
@@ -197,7 +216,7 @@ def _state_to_go_on_from(folder: Path, given: SavedState | None, config, made_by
 def _refuse_another(folder: Path, what: str, found: dict, made_by: dict, moved: bool = False) -> None:
     """Raises: ValueError that says how the run that was found differs; its name may, where it moved."""
     with built_from(folder):
-        found_config = found["config"] | ({"run_name": made_by["config"]["run_name"]} if moved else {})
+        found_config = _wherever(found["config"]) | ({"run_name": made_by["config"]["run_name"]} if moved else {})
         differing = differences(found_config, made_by["config"]) + differences(found["built_on"], made_by["built_on"])
     if differing:
         raise ValueError(f"{folder} holds {what} with {', '.join(differing)}; choose --run_name NAME to keep both, or "

@@ -1,0 +1,145 @@
+"""The way in for Python takes labels seriously: names, times and masks of a history, and says what it is."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import random_values
+
+import main_pretrain
+import main_train
+from models import load_forecaster
+
+NODES, STEPS = ("a", "b", "c", "d"), 150
+FIELD = pd.DataFrame(random_values(STEPS, 4), pd.date_range("2020-01-06", periods=STEPS, freq="h"), NODES)
+HISTORY, START = FIELD[-6:], "2020-01-12T00:00"
+TINY = ["--history_len", "6", "--predict_len", "4", "--epochs", "1", "--channels", "4", "--layers", "1", "--nsample",
+        "5", "--sample_steps", "2", "--test_windows", "4", "--device", "cpu"]
+
+
+def trained(folder, *flags):
+    FIELD.rename_axis("time").to_csv(folder / "field.csv")
+    for stage in (main_pretrain, main_train):
+        stage.main([*TINY, "--data_path", str(folder / "field.csv"), "--save_dir", str(folder), *flags])
+    return load_forecaster(folder / "diffusion/field_6_4")
+
+
+@pytest.fixture(scope="module")
+def forecaster(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def special(tmp_path_factory):
+    """A model with gaps, lags and two covariates."""
+    folder = tmp_path_factory.mktemp("special")
+    times = pd.date_range("2020-01-06", periods=STEPS, freq="h", name="time")
+    pd.DataFrame({"rain": np.sin(np.arange(STEPS)), "wind": np.cos(np.arange(STEPS))}, times).to_csv(folder / "by.csv")
+    return trained(folder, "--missing", "mask", "--null_value", str(FIELD.iloc[3, 1]), "--lags", "8,24",
+                   "--covariates", str(folder / "by.csv"))
+
+
+def test_columns_are_matched_by_name_and_the_index_gives_the_times(forecaster):
+    wanted = forecaster.forecast(HISTORY.to_numpy(), START)
+    assert wanted.times[0] == np.datetime64("2020-01-12T06:00")
+    for history in (HISTORY, HISTORY[["d", "b", "a", "c"]], HISTORY.set_axis(HISTORY.index.tz_localize("UTC")),
+                    HISTORY.set_axis(HISTORY.index.strftime("%Y-%m-%d %H:%M")),
+                    HISTORY.set_axis(HISTORY.index.to_period("h")),
+                    HISTORY.set_axis(HISTORY.index.tz_localize("UTC").tz_convert("Asia/Tokyo"))):
+        found = forecaster.forecast(history)
+        assert (found.members == wanted.members).all() and (found.times == wanted.times).all()
+
+
+@pytest.mark.parametrize("start", [START, np.datetime64(START), pd.Timestamp(START),
+                                   pd.Timestamp(START).to_pydatetime(), pd.Timestamp("2020-01-12T09:00+09:00")])
+def test_a_start_may_be_any_kind_of_time(forecaster, start):
+    assert forecaster.forecast(HISTORY.to_numpy(), start).times[0] == np.datetime64("2020-01-12T06:00")
+
+
+def test_frames_of_several_windows_are_stacked(forecaster):
+    wanted = forecaster.forecast(np.stack([FIELD[:6], HISTORY]), ["2020-01-06", START])
+    found = forecaster.forecast([FIELD[:6][["d", "b", "a", "c"]], HISTORY])
+    assert (found.members == wanted.members).all() and (found.issued == wanted.issued).all()
+    again = forecaster.forecast([FIELD[:6].reset_index(drop=True), HISTORY.reset_index(drop=True)],
+                                np.array(["2020-01-06", START], dtype="datetime64[ns]"))
+    assert (again.members == wanted.members).all()
+
+
+@pytest.mark.parametrize("history, start, message", [
+    (HISTORY, "2020-01-12T01:00", "history_start 2020-01-12T01:00: the index .* begins at 2020-01-12T00:00"),
+    (HISTORY.rename(columns={"a": "x"}), None, r"history: another field .*: nodes x \(wanted a\)"),
+    (HISTORY.drop(columns="c"), None, "history: another field than .*: nodes missing: c"),
+    (HISTORY.set_axis(list("aabc"), axis=1), None, "nodes named twice: a"),
+    (FIELD[-12::2], None, "history: row 1: time 2020-01-11T20:00, expected 2020-01-11T19:00"),
+    (HISTORY.iloc[[0, 1, 3, 2, 4, 5]], None, "history: row 2: time 2020-01-12T03:00, expected 2020-01-12T02:00"),
+    (HISTORY.assign(a="much"), None, "history: row 0, column a: 'much' is not a number"),
+    (HISTORY.reset_index(drop=True), None, "history_start: give the time of the first step of the history, or a Data"),
+    (HISTORY.to_numpy(), None, "history_start: give the time"),
+    (FIELD[-5:], None, r"history of shape \(5, 4\), start of shape \(\); expected \(6, 4\)"),
+    ([FIELD[-6:], FIELD[-5:]], None, r"history: windows of shapes \(5, 4\), \(6, 4\); expected equal ones"),
+    ([FIELD[-6:]], [START, START], "history_start: 2 times for 1 histories"),
+])
+def test_labels_that_contradict_the_field_are_refused(forecaster, history, start, message):
+    with pytest.raises(ValueError, match=message):
+        forecaster.forecast(history, start)
+
+
+def test_columns_without_names_are_the_nodes_in_their_order(forecaster):
+    wanted = forecaster.forecast(HISTORY).members
+    assert (forecaster.forecast(pd.DataFrame(HISTORY.to_numpy(), HISTORY.index)).members == wanted).all()
+
+
+def test_a_masked_value_is_a_missing_one(forecaster, special):
+    mask = np.zeros((6, 4), dtype=bool)
+    mask[2, 1] = True
+    with pytest.raises(ValueError, match="history: value nan at step 2, node 1; expected finite numbers"):
+        forecaster.forecast(np.ma.array(HISTORY.to_numpy(), mask=mask), START)
+    whole, rain = FIELD[-34:-4].to_numpy(), np.zeros((10, 2))
+    mask, gaps = np.zeros((30, 4), dtype=bool), whole.copy()
+    mask[26, 1], gaps[26, 1] = True, np.nan
+    masked = np.ma.array(whole, mask=mask)
+    wanted = special.forecast(gaps, FIELD.index[-34], covariates=rain).members
+    assert (special.forecast(masked, FIELD.index[-34], covariates=rain).members == wanted).all()
+    both = special.forecast([masked, masked], [FIELD.index[-34]] * 2, covariates=np.stack([rain, rain])).members
+    np.testing.assert_allclose(both[1], wanted, rtol=1e-5)
+    assert (special.forecast(whole, FIELD.index[-34], covariates=rain).members != wanted).any()
+
+
+def test_covariates_in_a_frame_are_matched_by_name_and_time(special):
+    history, times = FIELD[-34:-4], FIELD.index[-10:]
+    frame = pd.DataFrame({"rain": np.arange(10.), "wind": np.arange(10.) ** 2}, times)
+    wanted = special.forecast(history, covariates=frame.to_numpy()).members
+    assert (special.forecast(history, covariates=frame[["wind", "rain"]]).members == wanted).all()
+    with pytest.raises(ValueError, match="covariates: columns missing: wind; the model was trained with rain, wind"):
+        special.forecast(history, covariates=frame[["rain"]])
+    with pytest.raises(ValueError, match="covariates: the index holds 10 .*; expected 10, from 2020-01-11T20:00"):
+        special.forecast(history, covariates=frame.set_axis(times + pd.Timedelta(hours=1)))
+
+
+def test_a_history_that_is_too_short_for_the_lags_is_told_so(special):
+    with pytest.raises(ValueError, match=r"history of shape \(6, 4\).*expected \(30, 4\).*; 24 of these steps lie "
+                                         "before the 6 of the history, for the lags 8, 24: nan stands for those"):
+        special.forecast(HISTORY)
+
+
+def test_the_old_name_of_history_start_still_works(forecaster):
+    with pytest.warns(DeprecationWarning, match="start is the old name of history_start"):
+        old = forecaster.forecast(HISTORY.to_numpy(), start=START)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new = forecaster.forecast(HISTORY.to_numpy(), history_start=START)
+    assert (old.members == new.members).all()
+    with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match="give one of them"):
+        forecaster.forecast(HISTORY.to_numpy(), history_start=START, start=START)
+
+
+def test_forecaster_and_forecast_are_two_lines(forecaster, special):
+    first, second = str(forecaster).splitlines()
+    assert first == "Forecaster of field: 4 nodes, unit not stated; 4 steps of 1 hour from a history of 6"
+    assert second.startswith("recipe cost, 5 members, sampler ") and second.endswith(" in 2 steps, on cpu")
+    assert "from a history of 6 and 24 before it" in repr(special)
+    first, second = repr(forecaster.forecast(HISTORY)).splitlines()
+    assert first == "Forecast of field: 5 members, 4 steps, 4 nodes, unit not stated"
+    assert second.startswith("2020-01-12T06:00 to 2020-01-12T09:00; CoST")
+    assert "2 windows of 5 members" in repr(forecaster.forecast([HISTORY, HISTORY]))
