@@ -21,8 +21,8 @@ import main_train
 from data.registry import DATASETS, get_spec
 from models import ensemble_drawer, load_forecaster
 from scripts import forecast
-from utils.config import RECIPES
 from utils import pipeline
+from utils.config import RECIPES
 from utils.evaluation import rows_at_once
 from utils.pipeline import open_run_data
 
