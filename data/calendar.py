@@ -220,7 +220,7 @@ def missing_rows(times: np.ndarray, interval: Interval, zone: str = "") -> str:
     first = [clock_text(clock[place] + size, interval, zone) for place in after[:SHOWN_GAPS]]
     listing = ", ".join(f"{time} ({count})" for time, count in zip(first, counts.tolist(), strict=False))
     more = f" and {len(after) - SHOWN_GAPS} more places" if len(after) > SHOWN_GAPS else ""
-    return f"{counts.sum()} steps are missing, from {listing}{more}"
+    return f"{counts.sum()} step{'s are' if counts.sum() > 1 else ' is'} missing, from {listing}{more}"
 
 
 def _usual_interval(times: np.ndarray, where: Callable[[int], str], zone: str = "") -> Interval:

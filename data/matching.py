@@ -96,7 +96,8 @@ def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, g
     inserted = np.delete(times, steps)
     note = f"{missing_rows(table.times, interval, table.zone)}: inserted as gaps"
     if table.calendar and (pd.DatetimeIndex(inserted).strftime("%m-%d") == "02-29").all():
-        note = f"the calendar {table.calendar} has no 29 February: {len(inserted)} steps are inserted as gaps"
+        note = (f"the calendar {table.calendar} has no 29 February: gaps are inserted for it, at {len(inserted)} "
+                "steps in all")
     elif not table.zone and ((np.diff(steps) == 2) & (pd.DatetimeIndex(times[steps[:-1] + 1]).hour < 4)).any() and (
             interval == (1, "hour")):
         note += f" ({IN_UTC})"

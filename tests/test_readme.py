@@ -11,7 +11,7 @@ from conftest import ROOT
 from data.registry import DATASETS
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from scripts.collect_results import BEGIN, END, SHOWN, markdown, replace_between_marks
-from utils.config import PretrainConfig, TrainConfig
+from utils.config import REPLACED, PretrainConfig, TrainConfig
 
 PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/README.md",
          *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,7 +23,8 @@ OTHER_FLAGS = {  # of torchrun and docker, up to their first hyphen; one that an
 
 
 def flags_of_the_programs() -> set[str]:
-    fields = {item.name for config in (PretrainConfig, TrainConfig) for item in dataclasses.fields(config)}
+    items = [item for config in (PretrainConfig, TrainConfig) for item in dataclasses.fields(config)]
+    fields = {name for item in items for name in (item.name, item.metadata["alias"]) if name} | {*REPLACED}
     for script in (ROOT / "scripts").glob("*.py"):
         fields |= set(re.findall(r'"--(\w+)"', script.read_text()))
     return fields | {"help"} | OTHER_FLAGS
@@ -89,12 +90,12 @@ def test_no_score_is_typed_into_the_model_card():
 
 def test_the_results_in_the_readme_are_those_of_the_table():
     """A row between the marks is the mean over seeds of runs in docs/results/12_12.csv: the default's, or with lags."""
-    block = README.split(BEGIN)[1].split(END)[0]
-    lines = [line for line in block.splitlines() if line.startswith("|")]
-    head, _, *rows = [[cell.strip() for cell in line.split("|")] for line in lines]
     runs = pd.read_csv(ROOT / "docs/results/12_12.csv")
     if "ensemble" not in runs:
         pytest.skip("docs/results/12_12.csv is by an earlier version: run scripts/benchmark.py, then collect_results")
+    block = README.split(BEGIN)[1].split(END)[0]
+    lines = [line for line in block.splitlines() if line.startswith("|")]
+    head, _, *rows = [[cell.strip() for cell in line.split("|")] for line in lines]
     means = runs.groupby(["data_name", "method"]).CRPS.mean()
     wanted = {data_name + label: means[data_name, method] for data_name in sorted(set(runs.data_name))
               for method, label in SHOWN.items() if (data_name, method) in means}

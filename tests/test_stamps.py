@@ -546,7 +546,7 @@ def test_other_faults_are_refused_under_a_mask_too(tmp_path):
 def test_an_hour_that_local_time_skips_is_noted_as_what_it_may_be(tmp_path):
     times = ZONED["spring in Berlin"][:STEPS].tz_localize(None)
     field = opened(saved(tmp_path / "a.csv", times), "mask")
-    assert field.notes == ("1 steps are missing, from 2024-03-31T02:00 (1): inserted as gaps (local time with daylight "
+    assert field.notes == ("1 step is missing, from 2024-03-31T02:00 (1): inserted as gaps (local time with daylight "
                            "saving must be written in UTC, or with its offset)",)
 
 
@@ -558,7 +558,7 @@ def test_a_newer_file_with_missing_rows_is_read_by_a_run_that_takes_gaps(tmp_pat
     values[3, 0] = np.nan
     found, first = newer(opened(saved(tmp_path / "a.csv", times, values), "mask"), later)
     assert first == 30 and found.isnan().all(1).nonzero().flatten().tolist() == [4]
-    assert "b.csv: 1 steps are missing, from 2024-01-02T10:00 (1): inserted as gaps" in capsys.readouterr().err
+    assert "b.csv: 1 step is missing, from 2024-01-02T10:00 (1): inserted as gaps" in capsys.readouterr().err
 
 
 # Calendars of climate models
@@ -578,7 +578,7 @@ def test_leap_days_that_the_calendar_lacks_are_gaps_under_a_mask(tmp_path, frequ
     np.testing.assert_array_equal(field.values, wanted.values.astype(np.float32))
     assert (field.calendar.times == instants(wanted.time.to_index())).all()
     assert field.notes == ("its times are of the calendar noleap; their digits are taken as dates",
-                           f"the calendar noleap has no 29 February: {share} steps are inserted as gaps")
+                           f"the calendar noleap has no 29 February: gaps are inserted for it, at {share} steps in all")
     message = refusal(path)
     assert "calendar noleap has no 29 February; or convert the file: xarray.open_dataset(FILE)" in message
 
