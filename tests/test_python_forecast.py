@@ -78,7 +78,7 @@ def test_rows_that_a_history_lacks_are_gaps_where_values_may_be_missing(special)
     history, rain = FIELD[-34:-4], np.zeros((10, 2))
     gaps = history.copy()
     gaps.iloc[26] = np.nan
-    with pytest.warns(UserWarning, match="history: 1 steps are missing, from .*: inserted as gaps"):
+    with pytest.warns(UserWarning, match="history: 1 step is missing, from .*: inserted as gaps"):
         found = special.forecast(history.drop(index=history.index[26]), covariates=rain)
     assert (found.members == special.forecast(gaps, covariates=rain).members).all()
 
