@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray
 from conftest import random_values
 
 import main_pretrain
@@ -131,6 +132,17 @@ def test_another_field_is_refused_by_every_way_in(work, way, fault):
     frame, message = REFUSED[fault]
     with pytest.raises(ValueError, match=message):
         WAYS[way](work, frame.rename_axis("time"))
+
+
+def test_another_unit_is_refused(work):
+    run, _, folder = work
+    for unit in ("K", "1"):
+        values = ("time", "node"), FIELD.to_numpy(), {"units": unit}
+        xarray.Dataset({"v": values}, {"time": FIELD.index.to_numpy(), "node": list(NODES)}).to_netcdf(
+            folder / f"in_{unit}.nc")
+    forecast.main([str(run), "--data_path", str(folder / "in_1.nc"), "--output", str(folder / "x.csv")])
+    with pytest.raises(ValueError, match=r"in_K.nc: another field .*: unit K \(wanted unit not stated\)"):
+        forecast.main([str(run), "--data_path", str(folder / "in_K.nc"), "--output", str(folder / "y.csv")])
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -94,12 +94,12 @@ def located(settings: dict, **moved: str) -> dict:
 
 
 def open_run_data(content: dict, data_dir: str, device: torch.device | str, **moved: str) -> WindowedField:
-    """The data that a checkpoint was trained on; moved: see `located`.
+    """The data that a checkpoint of either stage was trained on; moved: see `located`.
 
     Raises: ValueError when these are other data: what differs.
     """
-    data = open_windows(located(content["config"], **moved), data_dir, device,
-                        FieldSummary.from_state(content["field"]))
+    like = FieldSummary.from_state(content["field"]) if "field" in content else None  # stage 1 keeps none
+    data = open_windows(located(content["config"], **moved), data_dir, device, like)
     known = content["data"] | content.get("fingerprint", {})
     differing = checkpoint.differences(data.facts() | data.fingerprint, known)
     if differing:
