@@ -22,6 +22,7 @@ from .quantiles import (
 )
 from .scale import FluctuationScale
 
+LARGEST_WIDTH = 1.5
 OVERSAMPLED = 4  # members drawn for each one that is kept, where an ensemble of residuals is smoothed
 
 
@@ -30,9 +31,13 @@ class ResidualMargin(nn.Module):
 
         z = (future - mean) / scale,    member = mean + width * scale * (z - mean of z over members)
 
-    The last term, `center`, makes the stage-1 mean the mean of the members. `width` is the widening that the validation
-    part asks for, see `MeanModel.widening`: training residuals, which z is standardized by, cannot show it. Members are
-    moved to values of the `support`, their mean being kept.
+    The last term, `center`, makes the stage-1 mean the mean of the members. Members are moved to values of the
+    `support`, their mean being kept. z is standardized by training residuals, which stage 1 has seen. The quantiles of
+    stage 1, recalibrated on validation, show the spread of those that it has not seen:
+
+        width = max(1, widening / excess),    widening: `MeanModel.widening`, excess: `FluctuationScale.excess`
+
+    It is 1 with other scales than "quantiles".
     Source: CoST section 4.2 (residual).
     """
 
@@ -53,9 +58,11 @@ class ResidualMargin(nn.Module):
 
     def fit(self, mean_model: MeanModel, futures: Tensor, prepared: Tensor, context: Context, spectrum) -> None:
         """Estimate the fluctuation scale from training windows, see `FluctuationScale.fit`."""
-        self.width.fill_(mean_model.widening)
         mean, state = prepared.unbind(1)
         self.scale.fit(futures - mean, state, context.calendar, context.target_mask, spectrum)
+        if self.scale.kind == "quantiles":
+            excess = self.scale.excess(futures - mean, state, context.target_mask)
+            self.width.copy_((mean_model.widening / excess.clamp_min(1 / LARGEST_WIDTH)).clamp(1, LARGEST_WIDTH))
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         mean, state = prepared.unbind(1)

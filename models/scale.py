@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .recalibration import OUTERMOST
+from .recalibration import OUTERMOST, clipped_mean_square
 
 BINS = 48  # of the calendar's first cycle, at most
 PRIOR = 3.0  # cycles (days, years) of residuals in a bin that count as much as the mean square of the node
@@ -34,7 +34,7 @@ class FluctuationScale(nn.Module):
 
     def __init__(self, kind: str, num_nodes: int, predict_len: int, size: int, step: float = 0.0):
         super().__init__()
-        self.kind, self.size, self.rounding = kind, size, step * ROUNDING
+        self.kind, self.size, self.step, self.rounding = kind, size, step, step * ROUNDING
         self.register_buffer("floor", torch.zeros(()))
         self.register_buffer("table", torch.ones(min(size, BINS) if kind in ("cycle", "quantiles") else 1, num_nodes))
         self.register_buffer("ahead", torch.arange(1, predict_len + 1), persistent=False)
@@ -55,6 +55,19 @@ class FluctuationScale(nn.Module):
         if self.kind != "quantiles":
             return torch.ones_like(predicted[:, 0])
         return ((predicted[:, -1] - predicted[:, 0]) / (2 * OUTERMOST)).clamp_min(max(self.rounding, 1e-3))
+
+    def excess(self, residual: Tensor, state: Tensor, observed: Tensor | None) -> Tensor:
+        """Spread of training residuals in units of `state`: below 1 where stage 1 has fitted them too closely.
+
+            excess^2 = mean of clip(residual / state, +-OUTERMOST)^2 / its value for a standard normal law
+
+        Quantiles that differ by less than a step of the values, as those of rare counts, do not count.
+        """
+        counts = state * (2 * OUTERMOST) > self.step
+        counts = (counts if observed is None else counts & observed).to(residual.dtype)
+        squares = (residual / state).clamp(-OUTERMOST, OUTERMOST).square() * counts
+        one = clipped_mean_square(torch.ones((), dtype=torch.float64)).to(residual)
+        return (squares.sum() / (counts.sum().clamp_min(1) * one)).sqrt()
 
     @torch.no_grad()
     def fit(self, residual: Tensor, state: Tensor, calendar: Tensor, observed: Tensor | None, spectrum) -> None:
