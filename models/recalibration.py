@@ -15,24 +15,17 @@ OUTERMOST = NormalDist().inv_cdf(LEVELS[-1])  # scores beyond are extrapolated a
 WIDEST = 3.0
 
 
-def clipped_mean_square(spread: Tensor) -> Tensor:
-    """Mean square of normal values of a standard deviation `spread`, clipped at +-OUTERMOST.
-
-        edge = OUTERMOST / spread,    spread^2 * E[min(z^2, edge^2)],    z standard normal
-    """
-    edge = OUTERMOST / spread
-    inside = torch.special.erf(edge / 2**0.5)
-    density = (-edge.square() / 2).exp() * (2 / torch.pi) ** 0.5
-    return spread.square() * (inside - edge * density + edge.square() * (1 - inside))
-
-
 def spread_of(mean_square: Tensor) -> Tensor:
     """The standard deviation, from 1 to WIDEST, of normal scores whose mean square is so large.
 
     Those beyond OUTERMOST are counted as if they lay there.
     """
     spread = torch.linspace(1, WIDEST, 2001, dtype=torch.float64)
-    place = torch.searchsorted(clipped_mean_square(spread), mean_square.double().cpu()).clamp_max(len(spread) - 1)
+    edge = OUTERMOST / spread
+    inside = torch.special.erf(edge / 2**0.5)
+    density = (-edge.square() / 2).exp() * (2 / torch.pi) ** 0.5
+    known = spread.square() * (inside - edge * density + edge.square() * (1 - inside))
+    place = torch.searchsorted(known, mean_square.double().cpu()).clamp_max(len(spread) - 1)
     return spread[place].to(mean_square)
 
 

@@ -1,9 +1,12 @@
 """Fluctuation scale: the spread of the residual that is expected at a node and a time."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from .recalibration import OUTERMOST, clipped_mean_square
+from .quantiles import LEVELS
+from .recalibration import OUTERMOST
 
 BINS = 48  # of the calendar's first cycle, at most
 PRIOR = 3.0  # cycles (days, years) of residuals in a bin that count as much as the mean square of the node
@@ -57,17 +60,18 @@ class FluctuationScale(nn.Module):
         return ((predicted[:, -1] - predicted[:, 0]) / (2 * OUTERMOST)).clamp_min(max(self.rounding, 1e-3))
 
     def excess(self, residual: Tensor, state: Tensor, observed: Tensor | None) -> Tensor:
-        """Spread of training residuals in units of `state`: below 1 where stage 1 has fitted them too closely.
+        """Spread of training residuals over that of the quantiles: below 1 where stage 1 has fitted them too closely.
 
-            excess^2 = mean of clip(residual / state, +-OUTERMOST)^2 / its value for a standard normal law
+            excess = 90 % quantile of |residual / state| / OUTERMOST,    1 where as many lie in the 90 % interval
 
-        Quantiles that differ by less than a step of the values, as those of rare counts, do not count.
+        Quantiles that differ by less than a step of the values, as those of rare counts, do not count; 1 where none
+        does.
         """
         counts = state * (2 * OUTERMOST) > self.step
-        counts = (counts if observed is None else counts & observed).to(residual.dtype)
-        squares = (residual / state).clamp(-OUTERMOST, OUTERMOST).square() * counts
-        one = clipped_mean_square(torch.ones((), dtype=torch.float64)).to(residual)
-        return (squares.sum() / (counts.sum().clamp_min(1) * one)).sqrt()
+        sizes = (residual / state).abs()[counts if observed is None else counts & observed]
+        if not len(sizes):
+            return torch.ones(())
+        return sizes.kthvalue(math.ceil((2 * LEVELS[-1] - 1) * len(sizes))).values / OUTERMOST
 
     @torch.no_grad()
     def fit(self, residual: Tensor, state: Tensor, calendar: Tensor, observed: Tensor | None, spectrum) -> None:

@@ -200,18 +200,39 @@ def test_the_denoiser_is_given_the_anomaly_of_the_mean_and_the_logarithm_of_the_
             assert torch.equal(found, wanted)
 
 
-def test_scale_and_width_are_those_of_training_residuals_and_of_the_widening_that_validation_shows():
-    batch, margin = make_batch(WINDOWS), make_margin(center=False)
+def fitted_margin(spread, mean_model, kind="quantiles", step=0.0):
+    """A margin fitted to normal training residuals of a spread, in units of `state`; their state, and their batch."""
+    batch = make_batch(2000)
     mean, state = torch.randn_like(batch.future), torch.rand_like(batch.future) + 0.5
-    prepared = torch.stack([mean, state], dim=1)
-    margin.fit(Constant(), batch.future, prepared, batch.context, None)
-    reference = fitted("cycle", batch.future - mean, batch.context.calendar[:, 0], state=state)
-    assert torch.equal(margin.scale.table, reference.table) and margin.width == 1
-    before = margin.decode(mean.unsqueeze(1), prepared, batch.context, 1, "random") - mean.unsqueeze(1)
-    margin.fit(Widened(), batch.future, prepared, batch.context, None)
-    after = margin.decode(mean.unsqueeze(1), prepared, batch.context, 1, "random") - mean.unsqueeze(1)
-    assert margin.width == 1.25
-    torch.testing.assert_close(after, 1.25 * before)
+    margin = ResidualMargin(FluctuationScale(kind, NODES, HORIZON, 24, step), ANY_VALUE, center=False)
+    futures = mean + spread * state * torch.randn_like(mean)
+    margin.fit(mean_model, futures, torch.stack([mean, state], dim=1), batch.context, None)
+    return margin
+
+
+@pytest.mark.parametrize("spread, mean_model, width", [
+    (1.0, Constant(), 1.0), (0.8, Constant(), 1.25), (1.25, Constant(), 1.0),  # fitted too closely: as the quantiles
+    (1.0, Widened(), 1.25), (1.25, Widened(), 1.0), (1.1, Widened(), 1.136),  # the part that the table has counts once
+    (0.3, Constant(), 1.5),
+])
+def test_the_width_is_that_of_the_recalibrated_quantiles_where_training_residuals_are_smaller(spread, mean_model,
+                                                                                              width):
+    assert float(fitted_margin(spread, mean_model).width) == pytest.approx(width, abs=0.02)
+    assert fitted_margin(spread, mean_model, "cycle").width == 1
+
+
+def test_quantiles_within_a_step_of_counts_determine_no_width():
+    assert fitted_margin(0.8, Constant(), step=100.0).width == 1
+    assert float(fitted_margin(0.8, Constant(), step=1.0).width) == pytest.approx(1.25, abs=0.02)
+
+
+def test_the_members_are_as_wide_as_the_width():
+    margin = fitted_margin(1.0, Constant())
+    context, given = make_batch().context, torch.randn(3, 2, HORIZON, NODES).abs() + 0.5
+    z = torch.randn(3, 5, HORIZON, NODES)
+    before = margin.decode(z, given, context, 5, "random") - given[:, :1]
+    margin.width.fill_(1.25)
+    torch.testing.assert_close(margin.decode(z, given, context, 5, "random") - given[:, :1], 1.25 * before)
 
 
 # Quantiles
