@@ -543,3 +543,16 @@ def test_the_seed_command_line_on_a_machine_without_that_gpu_is_one_line_and_sta
                           env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and list(tmp_path.iterdir()) == []
     assert done.stderr == "error: --device cuda:4: torch sees no GPU; use --device auto or --device cpu\n"
+
+
+@pytest.mark.parametrize("config_class, other", [(PretrainConfig, TrainConfig), (TrainConfig, PretrainConfig)])
+def test_every_flag_of_the_other_stage_is_accepted_in_each_of_its_spellings(config_class, other, capsys):
+    own = {item.name for item in dataclasses.fields(config_class)}
+    for item in dataclasses.fields(other):
+        if item.name in own:
+            continue
+        spellings = [[f"--no-{item.name}"], [f"--{item.name}"]] if item.type is bool else [
+            [f"--{name}", str(item.default)] for name in (item.name, item.metadata["alias"]) if name]
+        for line in spellings:
+            assert parse_config(config_class, CHOICES, line) == parse_config(config_class, CHOICES, [])
+            assert f"--{item.name}: no effect on this stage" in capsys.readouterr().err

@@ -257,7 +257,8 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     parser.add_flags(config_class, choices)
     for item in _fields_of_other_stage(config_class):
         names = [f"--{name}" for name in (item.name, item.metadata["alias"]) if name]
-        parser.add_argument(*names, nargs="?", const="", help=argparse.SUPPRESS)
+        names += [f"--no-{item.name}"] * (item.type is bool)
+        parser.add_argument(*names, dest=item.name, nargs="?", const="", help=argparse.SUPPRESS)
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].split("=")[0]
