@@ -125,7 +125,7 @@ def test_two_processes_score_a_run_again_as_one_does(alone, tmp_path):
         in_children(lambda count=count: evaluate.main([str(run), "--device", "cpu", "--json",
                                                        str(tmp_path / f"{count}.json")]), count)
     one, two = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))
-    assert one["windows"] == two["windows"] and one["CRPS"] == pytest.approx(two["CRPS"], rel=1e-9)
+    assert one["windows"] == two["windows"] and one["CRPS"] == pytest.approx(two["CRPS"], rel=1e-7)  # sums in float32
 
 
 def test_two_processes_write_the_forecasts_that_one_writes(alone, tmp_path):
