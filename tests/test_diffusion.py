@@ -381,7 +381,7 @@ def test_bias_of_the_mean_is_what_the_last_step_still_holds_of_it(sampler, name,
         share_of_start = float(coefficients(sampler, schedule, steps, std)[0])
         assert error == pytest.approx(-share_of_start * math.sqrt(schedule.alpha_bar[-1]) * mean, abs=1e-11)
         assert abs(error) <= left * mean
-    if sampler is not ancestral:
+    if sampler in (ddim, dpm2m):  # noise on the way makes it smaller
         assert mean_of_result(sampler, schedule, N, mean, 0.7) - mean == pytest.approx(-left * 0.7 * mean, rel=0.06)
 
 
