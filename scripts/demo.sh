@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a probabilistic forecast: both stages on NYCFlights, scores and a picture.
-# About 3 minutes of computing on 2 CPU cores after installation, with one network in stage 1 instead of three. Extra
+# Three to five minutes of computing on 2 CPU cores after installation, with one network in stage 1 instead of three. Extra
 # flags go to both stages.
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh" requirements-lock.txt
 
