@@ -193,9 +193,10 @@ class RecalibratedMean(_Wrapper):
             found = batch.future - self.inner(batch.context)
             return found if batch.scored is None else found * batch.scored
 
-        squares = sum(residual(batch).square().sum((0, 1)) for batch in validation)
-        counts = sum((torch.ones_like(batch.future) if batch.scored is None else batch.scored).sum((0, 1))
-                     for batch in validation)
+        squares, counts = torch.zeros_like(self.spread), torch.zeros_like(self.spread)
+        for batch in validation:
+            squares += residual(batch).square().sum((0, 1))
+            counts += (torch.ones_like(batch.future) if batch.scored is None else batch.scored).sum((0, 1))
         self.spread.copy_((squares / counts.clamp_min(1)).sqrt().clamp_min(1e-6))
         self.recalibration.fit(((residual(batch) / self.spread, batch.context.calendar, batch.scored,
                                  torch.zeros_like(batch.future)) for batch in validation), len(validation.starts))
