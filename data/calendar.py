@@ -88,6 +88,14 @@ def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = ""
                     interval)
 
 
+def season_of(interval: Interval) -> int:
+    """Steps of the first cycle of a calendar, to the nearest: a day; a week of daily steps; a year of longer ones."""
+    count, unit = interval
+    step = count * (YEAR / 12 if unit == "month" else MINUTES[unit])
+    cycle = DAY if step < DAY else 7 * DAY if step == DAY else YEAR
+    return max(1, round(cycle / step))
+
+
 def _is_local(interval: Interval) -> bool:
     """Whether steps follow the local clock, as days do, whose length changes with daylight saving."""
     count, unit = interval

@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from data.calendar import season_of
+
 from .quantiles import equidistant_quantiles, reorder
 
 FIT_BATCH = 64
@@ -44,11 +46,11 @@ def persistence(data, members: int, **_) -> Callable:
 def seasonal_naive(data, members: int, **_) -> Callable:
     """The values one season earlier + Gaussian with the root mean square error of training windows.
 
-        point[f] = values[step(f) - season],    season = smallest multiple of the first cycle that is >= F
+        point[f] = values[step(f) - season],    season = smallest multiple of `season_of` the steps that is >= F
 
     Raises: ValueError when the first windows of a split have no earlier season in their segment.
     """
-    cycle, horizon, history_len = data.calendar_sizes[0], torch.arange(data.predict_len), data.history_len
+    cycle, horizon, history_len = season_of(data.field.spec.interval), torch.arange(data.predict_len), data.history_len
     season = -(-data.predict_len // cycle) * cycle
     for split in ("train", "validation", "test"):
         start = int(data.starts[split][-1 if split == "train" else 0])

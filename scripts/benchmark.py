@@ -130,7 +130,8 @@ class Task:
 def baseline_drawer(name: str, data, model, settings: dict):
     """The function batch -> members of a baseline, all of them values that the field can take."""
     members, shape = settings["nsample"], (settings["predict_len"], data.num_nodes)
-    support = data.support_where(DATASETS[settings["data_name"]].nonnegative)  # also where the recipe restricts nothing
+    facts = DATASETS.get(settings["data_name"], data.field.spec)  # the card's, also where the recipe restricts nothing
+    support = data.support_where(facts.nonnegative)
     fitted = BASELINES[name](data, members, mean=model and (lambda batch: model(batch.context)),
                              quantiles=model and (lambda batch: model.predict(batch.context)))
 
@@ -141,8 +142,8 @@ def baseline_drawer(name: str, data, model, settings: dict):
     return draw
 
 
-def score(name: str, task: Task) -> tuple[dict, dict]:
-    """Train what a method needs and score it: what its .json and its .csv hold."""
+def score(name: str, task: Task, watch=None) -> tuple[dict, dict]:
+    """Train what a method needs and score it: what its .json and its .csv hold. watch: see `evaluate_ensemble`."""
     method, device, facts = METHODS[name], choose_device("auto"), {"method": name}
     flags = STAGE_1[method.stage_1] if method.stage_1 else ("--lags", "none")
     mean_run = task.stage(method.stage_1, main_pretrain, flags) if method.stage_1 else None
@@ -159,7 +160,7 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
             torch.nn.init.zeros_(run.model.denoiser.project.weight)
             torch.nn.init.zeros_(run.model.denoiser.project.bias)
         data = open_windows(settings, "", device)
-        scores, windows = score_ensemble(run.model, settings, data, task.split, device)
+        scores, windows = score_ensemble(run.model, settings, data, task.split, device, watch=watch)
         return {**scores, **facts}, windows
     mean_flags = ["--mean_run", str(mean_run)] if mean_run else []
     config = parse_config(TrainConfig, CHOICES, ["--data_name", task.data_name, "--seed", str(task.seed), *task.flags,
@@ -172,7 +173,7 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
     scores, windows = evaluate_ensemble(
         baseline_drawer(method.baseline, data, model, settings),
         data.batches(task.split, WINDOWS_AT_ONCE, limit=task.test_windows), data.scaler.physical,
-        (config.nsample, config.predict_len, data.num_nodes), equidistant,
+        (config.nsample, config.predict_len, data.num_nodes), equidistant, watch=watch,
     )
     common = {key: settings[key] for key in ("data_name", "history_len", "predict_len", "seed")}
     return {**common, "split": task.split, **scores, **facts, "seconds_sample": time.perf_counter() - start}, windows

