@@ -15,8 +15,8 @@ FOR_PYTHON_USERS = ROOT / "models/pretrained.py"  # where a trained model meets 
 TOP_LEVEL = {
     ".ci", ".dockerignore", ".gitattributes", ".github", ".gitignore", "CITATION.cff", "LICENSE", "README.md", "data",
     "docs", "main_pretrain.py", "main_train.py", "models", "pyproject.toml", "requirements-dev-lock.txt",
-    "requirements-dev.txt", "requirements-extras.txt", "requirements-lock.txt", "requirements.txt", "save", "scripts",
-    "tests", "utils",
+    "requirements-dev.txt", "requirements-extras.txt", "requirements-lock.txt", "requirements-panel.txt",
+    "requirements.txt", "save", "scripts", "tests", "utils",
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load",

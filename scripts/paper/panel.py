@@ -467,6 +467,8 @@ def main(arguments: list[str] | None = None) -> int:
     for seed, name in itertools.product(map(int, given.seeds.split(",")), names):
         run_field(name, seed, given.save_dir, given.test_windows)
     table = collect(given.save_dir / "panel" / "scores")
+    if not len(table):
+        raise ValueError(f"{given.save_dir / 'panel' / 'scores'}: no field has scores of all rows by the same seeds")
     text = in_words(table)
     write_atomically(given.table, lambda file: file.write(text.encode()))
     write_atomically(given.table.with_suffix(".csv"),
