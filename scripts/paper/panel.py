@@ -163,7 +163,7 @@ def employment() -> pd.DataFrame:
 def emissions() -> pd.DataFrame:
     """Carbon dioxide emitted per head in more than 100 countries, 1950 to 2012, yearly, with gaps."""
     table = pd.read_csv(packaged("bokeh_sampledata", "_data/emissions.csv.gz"))
-    table = table.assign(year=pd.to_datetime(table.year.astype(int), format="%Y"))
+    table = table.assign(year=pd.to_datetime(table.year.astype(int).astype(str), format="%Y"))
     return table.pivot(index="year", columns="country", values="emissions").dropna(axis=1, thresh=55)
 
 
