@@ -233,10 +233,10 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
     text = (f"# {lengths[0]} -> {lengths[1]}: all rows\n\nWritten by `python -m scripts.paper.collect_results`. "
             "Published: single seed, from the tables of arXiv:2502.11013, as printed there. The rest: every test "
             f"window, {members} members, mean ± standard deviation over seeds; minutes of one run on one CPU core. "
-            f"Below each table the relative difference of the default, {DEFAULT}, to every method with a paired 95 % interval "
-            "(none where the windows are worth fewer than 8 independent ones), seeds averaged: negative is better. Only "
-            f"members of one kind are compared: random ones with {DEFAULTS['random']}, equidistant quantiles with "
-            f"{DEFAULTS['quantiles']}. QICE counts ties as the papers do, QICE_ties shares them "
+            f"Below each table the relative difference of the default, {DEFAULT}, to every method with a paired "
+            "95 % interval (none where the windows are worth fewer than 8 independent ones), seeds averaged: negative "
+            f"is better. Only members of one kind are compared: random ones with {DEFAULTS['random']}, equidistant "
+            f"quantiles with {DEFAULTS['quantiles']}. QICE counts ties as the papers do, QICE_ties shares them "
             "([scores.md](../scores.md)). scripts/paper/benchmark.py says what each row is.\n")
     for data_name, group in runs.groupby("data_name", sort=False):
         table = ladder(group, published[published.data_name == data_name])
