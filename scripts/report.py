@@ -24,7 +24,6 @@ import torch
 from data.registry import sha256_of
 from data.windows import WindowedField
 from models import ensemble_drawer, load_forecaster
-from scripts.benchmark import WINDOWS_AT_ONCE, baseline_drawer
 from utils import checkpoint, plots
 from utils.checkpoint import PICTURES, REPORT
 from utils.comparison import paired_difference
@@ -33,9 +32,10 @@ from utils.device import choose_device
 from utils.diagnostics import Diagnostics
 from utils.evaluation import evaluate_ensemble
 from utils.forecasts import on_grid
-from utils.pipeline import open_run_data, score_ensemble
+from utils.pipeline import WINDOWS_AT_ONCE, baseline_drawer, open_run_data, score_ensemble
 from utils.report import Picture, number, page, paragraph, table
 from utils.runlog import FAR_COVERAGE
+from utils.tables import write_text
 
 BASELINES = ("persistence", "climatology")
 SCORES = ("CRPS", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "energy_score", "spread_skill")
@@ -398,7 +398,7 @@ def main(arguments: list[str] | None = None) -> int:
         by_node=node_section(nodes, data.field.node_names, spec.unit),
         run=facts_section(folder, content, data, device), fans=fans,
     )
-    checkpoint.write_atomically(output, lambda file: file.write(text.encode()))
+    write_text(output, text)
     print(f"report: {output}\npictures: {beside}")
     return 0
 

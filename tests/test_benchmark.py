@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scripts import benchmark
+from scripts.paper import benchmark
 from utils.checkpoint import read_json
 
 TINY = "--channels 8 --layers 1 --epochs 1 --networks 1 --nsample 4 --sample_steps 2 --device cpu".split()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import benchmark_scale
-from scripts.benchmark_scale import COSTS, PeakMemory, bound, exponent, main, measure, report, table, write_field
+from tests.tools import benchmark_scale
+from tests.tools.benchmark_scale import COSTS, PeakMemory, bound, exponent, main, measure, report, table, write_field
 from utils.config import TrainConfig
 
 TINY = dataclasses.replace(TrainConfig(), batch_size=2, nsample=4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import DENOISERS
-from scripts.benchmark_speed import (
+from tests.tools.benchmark_speed import (
     FORECASTS,
     benchmark,
     compare,
@@ -127,7 +127,7 @@ def test_the_program_writes_its_numbers_and_says_that_values_are_generated(tmp_p
     def quick(config, device):
         return benchmark(replace(config, channels=8, layers=1, nsample=2, batch_size=2), device, budget=0.01)
 
-    monkeypatch.setattr("scripts.benchmark_speed.benchmark", quick)
+    monkeypatch.setattr("tests.tools.benchmark_speed.benchmark", quick)
     path = tmp_path / "speed.json"
     assert main(["--data_name", "SolarPower", "--data_dir", str(tmp_path), "--device", "cpu", "--json", str(path)]) == 0
     written = json.loads(path.read_text())

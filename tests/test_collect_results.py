@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from test_evaluation import MEMBERS, draw
 
-from scripts import collect_results
-from scripts.collect_results import (
+from scripts.paper import collect_results
+from scripts.paper.collect_results import (
     JOINT,
     SCORES,
     ahead,

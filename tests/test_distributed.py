@@ -14,7 +14,7 @@ from test_runs import STAGES, TINY, assert_same, call_at, folder_of, outcome, se
 
 from models.mean import Ensemble
 from scripts import evaluate, forecast
-from scripts.children import in_child, in_children
+from tests.tools.children import in_child, in_children
 from utils import training
 from utils.config import RECIPES
 from utils.runs import newest_state

@@ -1,19 +1,37 @@
-"""docs/flags.md is what `utils/config.py` says."""
+"""docs/flags.md and the scripts of the datasets are what `utils/config.py` says."""
 
 import dataclasses
 import re
+import shlex
 
 import pytest
+from conftest import ROOT
 
-from scripts import document_flags
-from scripts.document_flags import PAGE, page
-from utils.config import PRESETS, RECIPES, PretrainConfig, TrainConfig
+from data.registry import DATASETS
+from tests.tools import document_flags
+from tests.tools.document_flags import PAGE, page
+from utils.config import PRESETS, RECIPES, FlagParser, PretrainConfig, TrainConfig, resolve
+from utils.pipeline import CHOICES
 
 
-def test_the_page_is_what_the_script_writes(tmp_path, monkeypatch):
+def test_the_page_and_the_scripts_are_what_the_tool_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(document_flags, "PAGE", tmp_path / "flags.md")
+    monkeypatch.setattr(document_flags, "SCRIPTS", tmp_path)
     assert document_flags.main([]) == 0
-    assert PAGE.read_text() == (tmp_path / "flags.md").read_text(), "run python -m scripts.document_flags"
+    pairs = {PAGE: tmp_path / "flags.md", **{ROOT / f"scripts/{name}.sh": tmp_path / f"{name}.sh" for name in DATASETS}}
+    for committed, written in pairs.items():
+        assert committed.read_text() == written.read_text(), "run python -m tests.tools.document_flags"
+
+
+@pytest.mark.parametrize("stage, line", [(PretrainConfig, "# stage 1: "), (TrainConfig, "# stage 2: ")])
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_settings_that_a_script_shows_are_all_that_differs_from_the_defaults(name, stage, line):
+    shown, = [text for text in (ROOT / f"scripts/{name}.sh").read_text().splitlines() if text.startswith(line)]
+    parser = FlagParser(name)
+    parser.add_flags(stage, CHOICES)
+    given = vars(parser.parse_args(shlex.split(shown.removeprefix(line))))
+    assert {"recipe", "batch_size", "epochs", "lr"} <= given.keys()
+    assert dataclasses.replace(stage(), data_name=name, **given) == resolve(stage, {"data_name": name})
 
 
 @pytest.mark.parametrize("stage, column", [(PretrainConfig, 2), (TrainConfig, 3)])

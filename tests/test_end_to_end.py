@@ -17,7 +17,8 @@ import main_train
 from data.synthetic import make_oracle
 from data.windows import open_data
 from models import Forecaster, load_forecaster
-from scripts import evaluate, score_oracle
+from scripts import evaluate
+from scripts.paper import score_oracle
 from utils import pipeline
 from utils.checkpoint import load_checkpoint, read_json
 from utils.config import RECIPES, PretrainConfig, parse_config

@@ -72,7 +72,7 @@ def test_both_stages_run_with_the_examples(changed):
 
 
 def test_tests_that_go_over_all_entries_take_the_examples_and_pass(changed):
-    assert in_copy(changed, "-m", "scripts.document_flags") == 0
+    assert in_copy(changed, "-m", "tests.tools.document_flags") == 0
     chosen = "linear or ddim_half or flags or imports or registered"
     tests = (f"tests/test_{name}.py" for name in ("networks", "diffusion", "document_flags", "structure", "registry"))
     assert in_copy(changed, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests, "-k", chosen) == 0

@@ -22,8 +22,9 @@ import pytest
 from conftest import ROOT, SHARED
 
 from data.registry import DATASETS, DEFAULT_DATA_DIR, sha256_of
-from scripts import build_nycflights, get_data
-from scripts.children import end_of, start_child
+from scripts import get_data
+from tests.tools import build_nycflights
+from tests.tools.children import end_of, start_child
 
 
 def array_bytes(array) -> bytes:

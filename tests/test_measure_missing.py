@@ -3,7 +3,7 @@
 import pytest
 from conftest import random_values
 
-from scripts import measure_missing
+from scripts.paper import measure_missing
 
 
 def test_two_trainings_are_scored_on_what_was_left_and_on_what_was_hidden(registered, tmp_path):

@@ -7,12 +7,14 @@ import re
 import pytest
 from conftest import ROOT
 
-from scripts import joint_pictures
+from scripts.paper import joint_pictures
 from utils.checkpoint import RUN_FILES
 from utils.config import FlagParser, output_path, run_main
 
-FLAGS = [(path.stem, flag, kind) for path in sorted((ROOT / "scripts").glob("*.py"))
-         for flag, kind in re.findall(r'"(--\w+)", type=(output|picture)_path', path.read_text())]
+PROGRAMS = {path.stem: ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            for folder in ("scripts", "scripts/paper", "tests/tools") for path in sorted((ROOT / folder).glob("*.py"))}
+FLAGS = [(script, flag, kind) for script, module in PROGRAMS.items() for flag, kind in re.findall(
+    r'"(--\w+)", type=(output|picture)_path', (ROOT / f"{module.replace('.', '/')}.py").read_text())]
 ARGUMENTS = {"report": ["run"], "forecast": ["run"], "evaluate": ["run"],
              "score_oracle": ["run"], "check_data": ["file.csv"]}
 OUTPUTS = pytest.mark.parametrize("script, flag, kind", FLAGS)
@@ -20,7 +22,7 @@ OUTPUTS = pytest.mark.parametrize("script, flag, kind", FLAGS)
 
 def refusal(capsys, script: str, *arguments) -> str:
     """What a script says on stderr before it ends with exit status 2."""
-    program = importlib.import_module(f"scripts.{script}")
+    program = importlib.import_module(PROGRAMS[script])
     with pytest.raises(SystemExit, match="2"):
         run_main(lambda: program.main([*ARGUMENTS.get(script, []), *map(str, arguments)]))
     said = capsys.readouterr()

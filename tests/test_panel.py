@@ -7,11 +7,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from scripts.paper import panel
 from utils.config import PretrainConfig, parse_config
-from utils.metrics import EnsembleScores
 from utils.pipeline import CHOICES, open_windows
 
 TINY = "--channels 8 --layers 1 --epochs 1 --networks 1 --nsample 4 --sample_steps 2 --device cpu".split()
@@ -57,22 +55,6 @@ def test_the_summary_is_a_geometric_mean_with_the_worst_named():
     assert found["geometric mean of ratios"] == "1.000" and found["worst field"] == "2.000 second"
     assert found["fields above 1.02"] == "1" and found["fields with a node above 1.10"] == "2"
     assert found["largest error of coverage"] == "0.060 second"
-
-
-def test_scores_by_node_are_parts_of_the_crps_of_the_field():
-    generator = torch.Generator().manual_seed(0)
-    members, truth = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in
-                      ((5, 8, 3, 2), (5, 3, 2)))
-    observed = torch.rand(truth.shape, generator=generator) > 0.3
-    scores, by_node = EnsembleScores(3, 2, 8), panel.NodeScores()
-    for rows in (slice(0, 2), slice(2, 5)):
-        scores.update(members[rows], truth[rows], observed[rows])
-        by_node(members[rows], truth[rows].where(observed[rows], torch.nan), observed[rows])
-    total = sum(mean * count for mean, count in zip(by_node.mean(), observed.sum((0, 1)).tolist(), strict=True))
-    assert total / truth.abs()[observed].sum().item() == pytest.approx(scores.compute()["CRPS"])
-    never = panel.NodeScores()
-    never(members, truth, observed & torch.tensor([True, False]))
-    assert never.mean()[1] is None
 
 
 def test_every_kind_is_in_both_halves_and_there_are_enough_fields():
@@ -142,12 +124,11 @@ def test_both_stages_and_every_simple_row_are_scored_on_an_own_file(one_field):
 def test_what_is_scored_is_not_scored_again_and_a_simple_row_may_be_refused(one_field, monkeypatch):
     scored, refused = [], panel.SIMPLE[-1]
 
-    def fake(row, task, watch):
+    def fake(row, task):
         scored.append(row)
         if row == refused and len(scored) <= len(panel.SIMPLE) + 1:
             raise ValueError("no season")
-        watch(torch.randn(1, 4, 4, 2).double(), torch.randn(1, 4, 2).double(), None)
-        return run(0.5, [], joint={}), {}
+        return {**run(0.5, []), "per_node": {"CRPS_physical": [1.0, 2.0]}}, {}
 
     monkeypatch.setattr(panel, "score", fake)
     line, folder = one_field()
@@ -159,7 +140,7 @@ def test_what_is_scored_is_not_scored_again_and_a_simple_row_may_be_refused(one_
 
 
 def test_an_error_of_our_own_row_is_an_error_of_the_run(one_field, monkeypatch):
-    def broken(row, task, watch):
+    def broken(row, task):
         raise ValueError("broken")
 
     monkeypatch.setattr(panel, "score", broken)

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from data.registry import DATASETS
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
-from scripts.collect_results import BEGIN, END, SHOWN, markdown, replace_between_marks
+from scripts.paper.collect_results import BEGIN, END, SHOWN, markdown, replace_between_marks
 from utils.config import REPLACED, PretrainConfig, TrainConfig
 
 PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/README.md",
@@ -25,7 +25,7 @@ OTHER_FLAGS = {  # of torchrun and docker, up to their first hyphen; one that an
 def flags_of_the_programs() -> set[str]:
     items = [item for config in (PretrainConfig, TrainConfig) for item in dataclasses.fields(config)]
     fields = {name for item in items for name in (item.name, item.metadata["alias"]) if name} | {*REPLACED}
-    for script in (ROOT / "scripts").glob("*.py"):
+    for script in [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "tests/tools").glob("*.py")]:
         fields |= set(re.findall(r'"--(\w+)"', script.read_text()))
     return fields | {"help"} | OTHER_FLAGS
 
@@ -64,9 +64,8 @@ def test_every_script_and_module_that_is_named_exists():
     paths = set(re.findall(named, ALL_PAGES)) - {"scripts/Tide.sh"}  # of an example
     assert len(paths) > 30
     assert [path for path in paths if not (ROOT / path).exists()] == []
-    modules = set(re.findall(r"python -m scripts\.(\w+(?:\.\w+)*)", ALL_PAGES))
-    assert len(modules) > 5
-    assert [name for name in modules if not (ROOT / "scripts" / f"{name.replace('.', '/')}.py").exists()] == []
+    modules = set(re.findall(r"python -m ((?:scripts|tests)\.[\w.]+)", ALL_PAGES))
+    assert len(modules) > 10 and all((ROOT / f"{name.replace('.', '/')}.py").exists() for name in modules)
 
 
 def test_every_dataset_sampler_and_schedule_is_described():
@@ -74,10 +73,6 @@ def test_every_dataset_sampler_and_schedule_is_described():
     method = (ROOT / "docs/method.md").read_text()
     for flag, choices in (("sampler", SAMPLERS), ("noise_schedule", NOISE_SCHEDULES)):
         assert [name for name in choices if f"`{name}`" not in method and f"`--{flag} {name}`" not in method] == []
-
-
-def test_every_dataset_has_a_script_of_its_own():
-    assert all((ROOT / "scripts" / f"{name}.sh").exists() for name in DATASETS)
 
 
 def test_nothing_is_left_to_be_filled_in():
@@ -93,7 +88,7 @@ def test_the_results_in_the_readme_are_those_of_the_table():
     """A row between the marks is the mean over seeds of runs in docs/results/12_12.csv: the default's, or with lags."""
     runs = pd.read_csv(ROOT / "docs/results/12_12.csv")
     if "ensemble" not in runs:
-        pytest.skip("docs/results/12_12.csv is by an earlier version: run scripts/benchmark.py, then collect_results")
+        pytest.skip("docs/results/12_12.csv is by an earlier version: run bash scripts/paper/reproduce_12_12.sh")
     block = README.split(BEGIN)[1].split(END)[0]
     lines = [line for line in block.splitlines() if line.startswith("|")]
     head, _, *rows = [[cell.strip() for cell in line.split("|")] for line in lines]

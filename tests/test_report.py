@@ -19,7 +19,8 @@ import main_pretrain
 import main_train
 from data.registry import DATASETS, get_spec
 from data.windows import WindowedField
-from scripts import joint_pictures, report
+from scripts import report
+from scripts.paper import joint_pictures
 from scripts.report import cautions, independent_block, spread_out
 from utils import checkpoint
 from utils.pipeline import score_ensemble

@@ -18,8 +18,8 @@ import main_pretrain
 import main_train
 from models import load_forecaster
 from models.denoiser import MLPDenoiser
-from scripts import soak
-from scripts.children import in_child
+from tests.tools import soak
+from tests.tools.children import in_child
 from utils import checkpoint, pipeline, runs, training
 from utils.checkpoint import STATES, damage, load_checkpoint, run_folder, save_checkpoint
 from utils.config import PretrainConfig, TrainConfig

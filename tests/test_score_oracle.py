@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from data.synthetic import make_oracle
 from data.windows import open_data
-from scripts.score_oracle import exact_members, score_exact
+from scripts.paper.score_oracle import exact_members, score_exact
 
 
 @pytest.fixture(scope="module")

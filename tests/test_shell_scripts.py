@@ -25,7 +25,7 @@ esac
 def tree(tmp_path):
     """The scripts and what they need before anything is installed, beside an interpreter that only notes its calls."""
     for path in ("data/__init__.py", "data/registry.py", *(str(file.relative_to(ROOT))
-                                                           for file in ROOT.glob("scripts/*.sh"))):
+                                                           for file in ROOT.glob("scripts/**/*.sh"))):
         (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / "tree" / path)
     (tmp_path / "tree/requirements-lock.txt").write_text(f"numpy=={version('numpy')}\nNo_Where==1.0\n")
@@ -83,7 +83,7 @@ def test_an_active_environment_that_lacks_packages_is_left_as_it_is_and_venv_is_
 
 @pytest.mark.parametrize("script, flags, missing", [
     ("SST.sh", ["--seed", "1"], "none/Climate/SST.npy"), ("SolarPower.sh", [], "not public"),
-    ("run_dataset.sh", ["SSt"], "did you mean SST"), ("reproduce_12_12.sh", [], "none/CommTraffic/MobileNJ.npy"),
+    ("run_dataset.sh", ["SSt"], "did you mean SST"), ("paper/reproduce_12_12.sh", [], "none/CommTraffic/MobileNJ.npy"),
     ("BikeDC.sh", ["--data_dir", "elsewhere"], "elsewhere/Urban/BikeDC.npy"),
 ])
 def test_missing_data_are_told_before_anything_is_installed(tree, script, flags, missing):

@@ -9,8 +9,8 @@ import torch
 
 from data import readers
 from data.registry import DATASETS
-from scripts import bad_inputs, soak
-from scripts.bad_inputs import BadInput, fault, pick
+from tests.tools import bad_inputs, soak
+from tests.tools.bad_inputs import BadInput, fault, pick
 from utils import training
 from utils.checkpoint import TEMPORARY
 from utils.config import PretrainConfig, TrainConfig

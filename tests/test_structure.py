@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 PACKAGES = ("data", "models", "scripts", "utils")
-CODE = sorted([*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))])
+CODE = sorted([*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py")),
+               *(ROOT / "tests/tools").glob("*.py")])
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 FOR_PYTHON_USERS = ROOT / "models/pretrained.py"  # where a trained model meets what its checkpoint says of the field
 TOP_LEVEL = {
@@ -82,9 +83,15 @@ PROGRAMS = {"main_pretrain", "main_train"}
 
 @pytest.mark.parametrize("package", ORDER)
 def test_scripts_import_utils_these_models_and_these_data_and_none_the_other_way(package):
-    forbidden = {*ORDER[ORDER.index(package) + 1:], "tests"} | (PROGRAMS if package != "scripts" else set())
+    forbidden = {*ORDER[ORDER.index(package) + 1:], "tests"}
     for file in set((ROOT / package).rglob("*.py")) - {FOR_PYTHON_USERS}:
-        assert not top_imports(file) & forbidden, file
+        of_paper = file.is_relative_to(ROOT / "scripts/paper")  # trains what it compares
+        assert not top_imports(file) & (forbidden if of_paper else forbidden | PROGRAMS), file
+
+
+def test_what_a_user_runs_needs_nothing_that_makes_the_tables():
+    for file in (ROOT / "scripts").glob("*.py"):
+        assert not [name for name in imports(ast.parse(file.read_text())) if name.startswith("scripts.paper")], file
 
 
 def test_the_way_in_for_python_users_alone_goes_round_that_order_and_no_further_than_utils():

@@ -11,7 +11,7 @@ import torch
 
 from data.fields import Field, OwnFile, load_field
 from data.fluctuation import STATISTICS
-from data.registry import data_dir_from
+from data.registry import DATASETS, data_dir_from
 from data.summary import FieldSummary
 from data.windows import Batch, WindowedField, open_data
 from models import (
@@ -29,15 +29,17 @@ from models import (
     build_mean_model,
     ensemble_drawer,
 )
+from models.baselines import BASELINES
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
+from models.quantiles import to_support
 
 from . import checkpoint
 from .config import DATA_FLAGS, PATHS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
 from .device import autocast
 from .distributed import ALONE, Processes
 from .evaluation import evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
-from .reproducibility import key, keyed_normal
+from .reproducibility import MemberNoise, key, keyed_normal
 
 CHOICES = {"mean_model": MEAN_MODELS, "objective": OBJECTIVES, "margin": MARGINS, "noise": NOISES,
            "prediction": PREDICTIONS, "scale": SCALES, "endpoint": ENDPOINTS, "denoiser": DENOISERS,
@@ -45,6 +47,7 @@ CHOICES = {"mean_model": MEAN_MODELS, "objective": OBJECTIVES, "margin": MARGINS
 STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 40_000_000  # at most, that linear models are estimated from
 PREPARED_BYTES = 1 << 29  # of stage-1 output about the windows of a split, at most, that is kept for all epochs
 GOLDEN_RATIO = (5**0.5 - 1) / 2
+WINDOWS_AT_ONCE = 8  # of a baseline
 
 
 # --- data ----------------------------------------------------------------------------------------------------
@@ -322,3 +325,20 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
         **{name: settings[name] for name in ("sampler", "sample_steps", "sample_precision")},
         **scores, "seconds_sample": time.perf_counter() - start,
     }, windows
+
+
+# --- baselines --------------------------------------------------------------------------------------------------
+
+def baseline_drawer(name: str, data, model, settings: dict):
+    """The function batch -> members of a baseline, all of them values that the field can take."""
+    members, shape = settings["nsample"], (settings["predict_len"], data.num_nodes)
+    facts = DATASETS.get(settings["data_name"], data.field.spec)  # the card's, also where the recipe restricts nothing
+    support = data.support_where(facts.nonnegative)
+    fitted = BASELINES[name](data, members, mean=model and (lambda batch: model(batch.context)),
+                             quantiles=model and (lambda batch: model.predict(batch.context)))
+
+    def draw(batch):
+        noise = MemberNoise(settings["seed"], batch.start, members, shape)
+        return to_support(fitted(batch, lambda k: noise(k, 0, len(batch.start) * members)), *support)
+
+    return draw

@@ -21,13 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-from scripts.benchmark import METHODS, Task, chosen, score
-from scripts.collect_results import markdown
-from utils.checkpoint import csv_text, read_json, write_atomically, write_json
+from scripts.paper.benchmark import METHODS, Task, chosen, score
+from utils.checkpoint import csv_text, read_json, write_json
 from utils.config import FlagParser, TrainConfig, at_least_one, output_path, run_main
-from utils.metrics import crps_quantile, member_quantiles, sort_members
+from utils.tables import markdown, write_text
 
 ROOT = Path(__file__).parents[2]
 OURS = TrainConfig.recipe
@@ -284,38 +282,19 @@ def glucose() -> pd.DataFrame:
 def write_file(frame: pd.DataFrame, path: Path) -> None:
     """Write a field as the .csv that a user would bring: a column `time`, where it has stamps, and one per node."""
     frame = frame.rename_axis("time").reset_index() if isinstance(frame.index, pd.DatetimeIndex) else frame
-    write_atomically(path, lambda file: file.write(csv_text(frame).encode()))
-
-
-class NodeScores:
-    """Adds up CRPS by node, of all that `evaluate_ensemble` shows it."""
-
-    def __init__(self):
-        self.crps, self.targets = 0.0, 0
-
-    def __call__(self, members: torch.Tensor, truth: torch.Tensor, observed: torch.Tensor | None) -> None:
-        observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
-        crps = crps_quantile(member_quantiles(sort_members(members)), truth)
-        self.crps = self.crps + crps.where(observed, 0).sum((0, 1))
-        self.targets = self.targets + observed.sum((0, 1))
-
-    def mean(self) -> list[float | None]:
-        """CRPS of each node, a mean over its targets in physical units; None for a node that has none."""
-        found = (self.crps / self.targets).tolist()
-        return [value if math.isfinite(value) else None for value in found]
+    write_text(path, csv_text(frame))
 
 
 def run_row(row: str, task: Task, facts: dict) -> dict:
     """What the .json of a row holds: its scores and those of every node, or why this row cannot be made."""
-    by_node = NodeScores()
     try:
-        scores, _ = score(row, task, by_node)
+        scores, _ = score(row, task)
     except ValueError as error:
         if row not in SIMPLE:
             raise
         return {**facts, "refused": str(error)}
     kept = {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
-    return {**facts, **kept, "CRPS_by_node": by_node.mean()}
+    return {**facts, **kept, "CRPS_by_node": scores["per_node"]["CRPS_physical"]}
 
 
 def run_field(name: str, seed: int, save_dir: Path, test_windows: int) -> None:
@@ -469,10 +448,8 @@ def main(arguments: list[str] | None = None) -> int:
     table = collect(given.save_dir / "panel" / "scores")
     if not len(table):
         raise ValueError(f"{given.save_dir / 'panel' / 'scores'}: no field has scores of all rows by the same seeds")
-    text = in_words(table)
-    write_atomically(given.table, lambda file: file.write(text.encode()))
-    write_atomically(given.table.with_suffix(".csv"),
-                     lambda file: file.write(csv_text(table, float_format="%.6g").encode()))
+    write_text(given.table, in_words(table))
+    write_text(given.table.with_suffix(".csv"), csv_text(table, float_format="%.6g"))
     print(f"{len(table)} fields in {given.table}")
     return 0
 

@@ -1,10 +1,11 @@
 """Kill a small training again and again, throw bad inputs at all that reads, and count what is lost.
 
-    python -m scripts.soak --json docs/results/soak.json
+    python -m tests.tools.soak --json docs/results/soak.json
 
 Both stages run as processes of their own that are killed with SIGKILL at random times and started again by the same
 command; what they leave at the end is compared, bit by bit, with what an undisturbed run leaves. Then generated bad
-inputs (`scripts.bad_inputs`): each has to end in a clean error or a correct result. All of it in a temporary folder.
+inputs (`tests.tools.bad_inputs`): each has to end in a clean error or a correct result. All of it happens in a
+temporary folder.
 """
 
 import csv
@@ -26,8 +27,8 @@ import torch
 import main_pretrain
 import main_train
 from models import ensemble_drawer, load_forecaster
-from scripts.bad_inputs import RUN, TINY, bad_array, bad_checkpoint, bad_command, fault, files_below
-from scripts.children import end_of, start_child, start_children
+from tests.tools.bad_inputs import RUN, TINY, bad_array, bad_checkpoint, bad_command, fault, files_below
+from tests.tools.children import end_of, start_child, start_children
 from utils import checkpoint
 from utils.checkpoint import load_checkpoint
 from utils.config import FlagParser, at_least_one, output_path, run_main

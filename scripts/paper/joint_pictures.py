@@ -1,6 +1,6 @@
 """Draw whether the members of finished runs hang together as the world does.
 
-    python -m scripts.joint_pictures save/diffusion/SST_12_12 save/diffusion/Los_Speed_12_12 --out docs/results
+    python -m scripts.paper.joint_pictures save/diffusion/SST_12_12 save/diffusion/Los_Speed_12_12 --out docs/results
 
 For each run, named after its folder: joint_<run>_members.png, three members of one field beside what came, where nodes
 form a grid or have coordinates; joint_<run>_correlation.png, correlation between nodes against their distance; and

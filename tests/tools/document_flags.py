@@ -1,12 +1,12 @@
-"""Write docs/flags.md: every flag of both stages, as `utils/config.py` has it.
+"""Write what repeats `utils/config.py`: docs/flags.md, and the settings in the script of each dataset.
 
-    python -m scripts.document_flags
+    python -m tests.tools.document_flags
 """
 
 import dataclasses
 from pathlib import Path
 
-from scripts.collect_results import markdown
+from data.registry import DATASETS
 from utils.config import (
     DATA,
     DIFFUSION,
@@ -22,15 +22,25 @@ from utils.config import (
     FlagParser,
     PretrainConfig,
     TrainConfig,
+    resolve,
     run_main,
 )
 from utils.pipeline import CHOICES
+from utils.tables import markdown
 
-PAGE = Path(__file__).parents[1] / "docs/flags.md"
+ROOT = Path(__file__).parents[2]
+PAGE, SCRIPTS = ROOT / "docs/flags.md", ROOT / "scripts"
 STAGES = {PretrainConfig: "stage 1", TrainConfig: "stage 2"}
+SETTINGS = {PretrainConfig: ("networks",), TrainConfig: ("nsample", "sampler", "sample_steps")}
+SCRIPT = """#!/usr/bin/env bash
+# Both stages on {name}; extra flags go to both, and another --recipe has settings of its own. These are those of the
+# default recipe (utils/config.py), with which the tables are made.
+{settings}
+exec bash "$(dirname "${{BASH_SOURCE[0]}}")/run_dataset.sh" {name} "$@"
+"""
 INTRODUCTION = """# Flags
 
-Written by `python -m scripts.document_flags` from `utils/config.py`; a test fails when the two differ.
+Written by `python -m tests.tools.document_flags` from `utils/config.py`; a test fails when the two differ.
 
 What is given on the command line beats the [preset](#presets) of the dataset, that beats the [recipe](#recipes), and
 that the default. A flag that is on or off is turned off by `no-` before its name, as in `--no-climatology`.
@@ -110,10 +120,25 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def dataset_script(name: str) -> str:
+    """The script of a dataset, with the settings of both stages as comments."""
+    lines = []
+    for stage, shown in SETTINGS.items():
+        config = resolve(stage, {"data_name": name})
+        preset = PRESETS[config.recipe].get(name, {})
+        flags = dict.fromkeys(("recipe", "history_len", "predict_len", "batch_size", "epochs", "lr", *shown,
+                               *preset.get(CommonConfig, ()), *preset.get(stage, ())))
+        typed_as = assigned({flag: getattr(config, flag) for flag in flags}).replace("`, `", " ").strip("`")
+        lines.append(f"# {STAGES[stage]}: {typed_as}")
+    return SCRIPT.format(name=name, settings="\n".join(lines))
+
+
 def main(arguments: list[str] | None = None) -> int:
     FlagParser(__doc__.splitlines()[0]).parse_args(arguments)
     PAGE.write_text(page())
-    print(f"wrote {PAGE}")
+    for name in DATASETS:
+        (SCRIPTS / f"{name}.sh").write_text(dataset_script(name))
+    print(f"wrote {PAGE} and the scripts of {len(DATASETS)} datasets")
     return 0
 
 

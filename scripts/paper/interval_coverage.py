@@ -1,6 +1,6 @@
 """How often 95 % intervals of the difference of two forecasts hold a true difference of 0, by simulation.
 
-    python -m scripts.interval_coverage --table docs/results/intervals.md
+    python -m scripts.paper.interval_coverage --table docs/results/intervals.md
 
 A window's difference is simulated as a mean over the steps that it shares with its neighbours (`overlap`) of an
 autoregressive process (`phi`): windows one step apart, as in a test split. Compared are the interval of
@@ -14,19 +14,19 @@ import torch
 from scipy.signal import lfilter
 from scipy.stats import t as student
 
-from scripts.collect_results import markdown, write_text
 from utils.comparison import COVERAGE, FEWEST_BLOCKS, half_width
 from utils.config import FlagParser, output_path, run_main
+from utils.tables import markdown, write_text
 
 BLOCK = 24  # windows that share steps, 12 of history and 12 of forecast
 OVERLAPS, PHIS, COUNTS = (12, 24), (0.0, 0.5, 0.8, 0.9), (96, 192, 284, 398, 639, 1748)
 PAGE = """# Intervals that hold what they claim
 
-Written by `python -m scripts.interval_coverage`. The share of {repeats} simulated tests in which the 95 % interval
-of the mean difference of two forecasts holds its true value, 0, and in brackets the median width of the interval over
-that of one from the true standard error. A window's difference is the mean over `overlap` steps of an autoregressive
-process with coefficient `phi`; `windows` as MobileNJ, BikeDC, Los_Speed, SST and NYCFlights have them, and 192. Blocks
-have {block} windows.
+Written by `python -m scripts.paper.interval_coverage`. The share of {repeats} simulated tests in which the 95 %
+interval of the mean difference of two forecasts holds its true value, 0, and in brackets the median width of the
+interval over that of one from the true standard error. A window's difference is the mean over `overlap` steps of an
+autoregressive process with coefficient `phi`; `windows` as MobileNJ, BikeDC, Los_Speed, SST and NYCFlights have them,
+and 192. Blocks have {block} windows.
 
 - bootstrap: circular blocks, 2.5 % and 97.5 % quantiles, as in earlier versions of these tables
 - block means: Student's t of the means of blocks that do not overlap

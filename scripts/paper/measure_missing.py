@@ -1,6 +1,6 @@
 """What missing values cost: hide some of a dataset's values, train with and without them, score on the same targets.
 
-    python -m scripts.measure_missing --data_name MobileNJ --share 0.1 --epochs 10 --report docs/results/missing.md
+    python -m scripts.paper.measure_missing --data_name MobileNJ --epochs 10 --report docs/results/missing.md
 
 Two trainings of both stages: on all values, and on what is left, with `--missing mask`. Both forecast the same test
 windows, each from its own history, and are scored against the true values: those that were left, and those that were
@@ -18,21 +18,20 @@ import main_train
 from data.fields import Field, load_field
 from data.registry import data_dir_from
 from models import ensemble_drawer, load_forecaster
-from scripts.benchmark import WINDOWS_AT_ONCE
-from scripts.collect_results import markdown, write_text
 from utils.checkpoint import write_atomically
 from utils.config import FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.evaluation import progress
 from utils.metrics import EnsembleScores
-from utils.pipeline import CHOICES, open_run_data
+from utils.pipeline import CHOICES, WINDOWS_AT_ONCE, open_run_data
+from utils.tables import markdown, write_text
 
 SHOWN = ("CRPS", "CRPS_sum", "QICE", "coverage90", "MAE_median", "energy_score")
 PAGE = """# What missing values cost
 
-Written by `python -m scripts.measure_missing {command}`: a share of all values is hidden at random, in histories and
-futures, in training and test. Two trainings of both stages, one seed: on all values (complete), and on those that are
-left, with `--missing mask` (mask). Both forecast the same test windows, each from its own history, and are scored
+Written by `python -m scripts.paper.measure_missing {command}`: a share of all values is hidden at random, in histories
+and futures, in training and test. Two trainings of both stages, one seed: on all values (complete), and on those that
+are left, with `--missing mask` (mask). Both forecast the same test windows, each from its own history, and are scored
 against the true values, those left and those hidden.
 
 {table}"""

@@ -1,15 +1,13 @@
 """Measure what training and sampling cost on this machine, and how near they come to its matrix-multiply peak.
 
-    python -m scripts.benchmark_speed --data_name MobileNJ --json speed.json
-    python -m scripts.benchmark_speed --data_name MobileNJ --compare denoisers   # what each costs beside the first
-    python -m scripts.benchmark_speed --data_name MobileNJ --compare recipes
+    python -m tests.tools.benchmark_speed --data_name MobileNJ --json speed.json
+    python -m tests.tools.benchmark_speed --data_name MobileNJ --compare denoisers   # what each costs beside the first
+    python -m tests.tools.benchmark_speed --data_name MobileNJ --compare recipes
 
 The networks are untrained, which costs the same. Where the dataset's array is absent, values of its shape are
 generated. Everything is measured in one run, because a time means little without the peak of the same machine.
 """
 
-import contextlib
-import io
 import os
 import resource
 import statistics
@@ -26,18 +24,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.registry import DATASETS, get_spec
 from data.windows import WindowedField
-from models import DENOISERS, build_forecaster, build_mean_model, ensemble_drawer
+from models import DENOISERS, build_mean_model, ensemble_drawer
 from utils import checkpoint
 from utils.config import RECIPES, FlagParser, PretrainConfig, TrainConfig, output_path, resolve, run_main
 from utils.device import choose_device
 from utils.evaluation import rows_at_once
-from utils.pipeline import CHOICES, mean_loss, neighbours_of, open_windows, prepare_windows, training_loss
+from utils.pipeline import CHOICES, mean_loss, open_windows, prepare_windows, training_loss
 from utils.reproducibility import seed_step
-from utils.training import fit
+from utils.timing import MOST_REPEATS, forecaster_of, training_step
 
 FORECASTS = (("dpm2m", 10), ("dpm2m", 20), ("ddim", 20), ("ancestral", 50))
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
-TRAINING_STEPS, MOST_REPEATS = 4, 5
 ROUNDS = {"denoisers": 10, "recipes": 3}  # in which all that are compared take their turns
 
 
@@ -100,45 +97,11 @@ def gemm_peak(rows: int, width: int, device: torch.device, precision: str, budge
     return best
 
 
-def training_step(model, loss, data: WindowedField, config, budget: float) -> float:
-    """Seconds per training step of `utils.training.fit`: median over short epochs, the first one left out."""
-    marks, steps = [], []
-
-    def batches(generator):
-        chosen = data.batches("train", config.batch_size, generator, limit=TRAINING_STEPS * config.batch_size)
-        steps.append(len(chosen))
-        marks.append(time.perf_counter())
-        return chosen
-
-    def validate(_) -> float:  # called right after the training part of an epoch, when the device is done
-        marks.append(time.perf_counter())
-        return 0.0
-
-    def run(epochs: int) -> list[float]:
-        marks.clear()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            fit(model, loss, batches, validate, replace(config, epochs=epochs, patience=epochs),
-                keep=lambda *_: None, log=lambda _: None)
-        return [end - start for start, end in zip(marks[::2], marks[1::2], strict=True)]
-
-    warm_up, = run(1)
-    epochs = min(MOST_REPEATS, 1 + int(budget / warm_up))
-    return statistics.median(run(epochs)) / steps[0]
-
-
 def mean_model_of(config: TrainConfig, data: WindowedField, device: torch.device):
     """An untrained stage 1 for a stage-2 configuration, and its own configuration."""
     shared = {name: getattr(config, name) for name in ("recipe", "data_name", "history_len", "predict_len")}
     mean_config = resolve(PretrainConfig, shared)
     return build_mean_model(checkpoint.settings(mean_config), data.facts()).to(device), mean_config
-
-
-def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: torch.device):
-    """An untrained forecaster on top of a stage 1, its statistics fitted."""
-    model = build_forecaster(checkpoint.settings(config), mean_model, data.facts(), neighbours_of(data, config))
-    model.to(device).fit_statistics(data.batches("train", config.val_batch_size, limit=100), lambda:
-                                    data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
-    return model
 
 
 def variants(config: TrainConfig, what: str) -> dict[str, TrainConfig]:

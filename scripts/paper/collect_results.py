@@ -1,9 +1,9 @@
 """Collect what the benchmark scored into the tables of docs/results and the README.
 
-    python -m scripts.collect_results [--save_dir save]
+    python -m scripts.paper.collect_results [--save_dir save]
 
 Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.csv (one row per run, every score), .md
-(all rows beside every published one, with paired intervals) and .tex, and joint_<H>_<F>.csv and .md, the scores that
+(all rows beside every published one, with paired intervals), and joint_<H>_<F>.csv and .md, the scores that
 see how nodes and steps go together; for 12 -> 12 also docs/results/cost_MobileNJ.png; and what stands between the
 `results` marks of README.md: the table of 12 -> 12, and where published and simple rows are ahead of the default, from
 the .csv files of 12 -> 12 and 64 -> 64. No number in them is typed by hand; those of other papers come from
@@ -16,14 +16,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from scripts.benchmark import METHODS
-from utils.checkpoint import csv_text, read_json, write_atomically
+from scripts.paper.benchmark import METHODS
+from utils.checkpoint import csv_text, read_json
 from utils.comparison import in_words, paired_difference
 from utils.config import FlagParser, TrainConfig, run_main
 from utils.metrics import perfect_qice
 from utils.plots import draw_quality_against_cost
+from utils.tables import markdown, write_text
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 SCORES = ("CRPS", "QICE", "IS", "MAE", "RMSE")  # those of the published tables
 OURS = (*SCORES, "QICE_ties", "MAE_median", "CRPS_fair", "CRPS_sum", "energy_score", "variogram_score", "coverage90",
@@ -40,7 +41,7 @@ LISTED = (*SCORES, "CRPS_sum")  # in which rows are ahead of the default or not
 LENGTHS = (12, 12), (64, 64)
 SIMPLE = [name for name, method in METHODS.items() if method.baseline and not name.startswith("our_")]
 OTHERS = [*SIMPLE, "published", "published_fast"]  # rows that are not ours
-BEGIN, END = "<!-- results: written by scripts/collect_results.py -->\n", "<!-- end of results -->"
+BEGIN, END = "<!-- results: written by scripts/paper/collect_results.py -->\n", "<!-- end of results -->"
 
 
 def read_runs(folder: Path) -> pd.DataFrame:
@@ -54,7 +55,7 @@ def read_runs(folder: Path) -> pd.DataFrame:
         row["minutes_forecasting"] = row.pop("seconds_sample") / 60
         rows.append({**row, "path": path.with_suffix(".csv")})
     if not rows:
-        raise ValueError(f"{folder}: no scored run; run python -m scripts.benchmark first")
+        raise ValueError(f"{folder}: no scored run; run python -m scripts.paper.benchmark first")
     return with_definitions(pd.DataFrame(rows))
 
 
@@ -91,22 +92,6 @@ def mean_and_spread(values: pd.Series) -> str:
     """Mean over seeds, and their standard deviation where there are several."""
     text = number(values.mean())
     return f"{text} ± {values.std():.1g}" if len(values) > 1 and text else text
-
-
-def markdown(head: Sequence[str], rows: list[Sequence[str]]) -> str:
-    """A table; `head` names the columns."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def latex(head: list[str], rows: list[list[str]]) -> str:
-    def line(cells):
-        cells = [cell.replace("_", r"\_").replace("±", r"$\pm$").replace("%", r"\%") for cell in cells]
-        cells = [rf"\textbf{{{cell[2:-2]}}}" if cell.startswith("**") else cell for cell in cells]
-        return " & ".join(cells) + r" \\" + "\n"
-
-    return (rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}" + "\n\\hline\n" + line(head) + "\\hline\n"
-            + "".join(map(line, rows)) + "\\hline\n\\end{tabular}\n")
 
 
 def best_in_bold(frame: pd.DataFrame, rows: list[list[str]], names: tuple[str, ...], first: int) -> None:
@@ -239,33 +224,26 @@ def replace_between_marks(text: str, table: str) -> str:
     return before + BEGIN + "\n" + table + "\n" + END + after[2]
 
 
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
 def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
-    """The .csv, .md and .tex of one task; returns the published rows that stand in them."""
+    """The .csv and .md of one task; returns the published rows that stand in them."""
     name = "{}_{}".format(*lengths)
     path = RESULTS / f"published_{name}.csv"
     published = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["data_name", "method", *SCORES])
     members = ", ".join(map(str, sorted(set(runs.members))))
-    text = (f"# {lengths[0]} -> {lengths[1]}: all rows\n\nWritten by `python -m scripts.collect_results`. Published: "
-            "single seed, from the tables of arXiv:2502.11013, as printed there. The rest: every test window, "
-            f"{members} members, mean ± standard deviation over seeds; minutes of one run on one CPU core. Below each "
-            f"table the relative difference of the default, {DEFAULT}, to every method with a paired 95 % interval "
-            "(none where the windows are worth fewer than 8 independent ones), seeds averaged: negative is better. "
-            f"Only members of one kind are compared: random ones with {DEFAULTS['random']}, equidistant quantiles with "
-            f"{DEFAULTS['quantiles']}. QICE counts ties as the papers do, QICE_ties shares them "
-            "([scores.md](../scores.md)). scripts/benchmark.py says what each row is.\n")
-    tex = ""
+    text = (f"# {lengths[0]} -> {lengths[1]}: all rows\n\nWritten by `python -m scripts.paper.collect_results`. "
+            "Published: single seed, from the tables of arXiv:2502.11013, as printed there. The rest: every test "
+            f"window, {members} members, mean ± standard deviation over seeds; minutes of one run on one CPU core. "
+            f"Below each table the relative difference of the default, {DEFAULT}, to every method with a paired "
+            "95 % interval (none where the windows are worth fewer than 8 independent ones), seeds averaged: negative "
+            f"is better. Only members of one kind are compared: random ones with {DEFAULTS['random']}, equidistant "
+            f"quantiles with {DEFAULTS['quantiles']}. QICE counts ties as the papers do, QICE_ties shares them "
+            "([scores.md](../scores.md)). scripts/paper/benchmark.py says what each row is.\n")
     for data_name, group in runs.groupby("data_name", sort=False):
         table = ladder(group, published[published.data_name == data_name])
         text += (f"\n## {data_name}\n\n{group.windows.iloc[0]} test windows\n\n{markdown(*table)}\n"
                  f"{markdown(*differences(group, sum(lengths)))}")
-        tex += f"% {data_name}\n{latex(*table)}\n"
     write_text(RESULTS / f"{name}.csv", csv_text(runs.drop(columns="path"), float_format="%.6g"))
     write_text(RESULTS / f"{name}.md", text)
-    write_text(RESULTS / f"{name}.tex", tex)
     return published
 
 
@@ -274,7 +252,7 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
     runs = read_joint(runs)
     if not len(runs):
         return
-    text = (f"# {lengths[0]} -> {lengths[1]}: joint scores\n\nWritten by `python -m scripts.collect_results`. In "
+    text = (f"# {lengths[0]} -> {lengths[1]}: joint scores\n\nWritten by `python -m scripts.paper.collect_results`. In "
             "brackets the score of the control: the same members in another order at every node (for increments and "
             "autocorrelation: at every step), margins without dependence. Mean ± standard deviation over seeds; "
             "[scores.md](../scores.md) defines the scores, lower is better in each. Below each table the relative "

@@ -1,6 +1,6 @@
 """Measure how cost and memory of both stages grow with the number of nodes, up to a field that stays on disk.
 
-    python -m scripts.benchmark_scale --json docs/results/scale.json --table docs/results/scale.md
+    python -m tests.tools.benchmark_scale --json docs/results/scale.json --table docs/results/scale.md
 
 A field of `--steps` time steps is generated for every number of nodes, in a file that is removed afterwards, and read
 as a user's own file: above 1 GiB it stays a memory map. Each number of nodes has a process of its own, with one thread:
@@ -28,15 +28,15 @@ import torch
 from data.readers import MEMORY_LIMIT
 from models import build_forecaster, build_mean_model, ensemble_drawer
 from models.quantiles import LEVELS
-from scripts.benchmark_speed import seconds_of
 from scripts.check_data import saved_bytes
-from scripts.collect_results import markdown
+from tests.tools.benchmark_speed import seconds_of
 from utils import checkpoint
 from utils.config import FlagParser, PretrainConfig, TrainConfig, at_least_one, output_path, run_main
 from utils.evaluation import mean_over_windows, rows_at_once
 from utils.metrics import EnsembleScores
 from utils.pipeline import CHOICES, mean_loss, neighbours_of, open_windows, statistics_batches, validation_loss
 from utils.reproducibility import seed_step
+from utils.tables import markdown
 from utils.training import fit
 
 NODES = (100, 300, 1000, 3000, 10000)
@@ -162,8 +162,8 @@ def measure_elsewhere(nodes: int, given: dict, folder: Path) -> dict:
     answer = folder / f"{nodes}_nodes.json"
     same = [f"--{name}={given[name]}" for name in ("steps", "train_steps", "batch_size", "nsample", "denoiser")
             if name in given]
-    subprocess.run([sys.executable, "-m", "scripts.benchmark_scale", "--nodes", str(nodes), *same, "--folder", folder,
-                    "--json", answer], check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-m", "tests.tools.benchmark_scale", "--nodes", str(nodes), *same, "--folder",
+                    folder, "--json", answer], check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
     return json.loads(answer.read_text())["rows"][0]
 
 

@@ -1,12 +1,12 @@
 """Run methods x datasets x seeds of the benchmark one after another, and skip what is done.
 
-    python -m scripts.benchmark --data_names MobileNJ,Los_Speed,BikeDC,SST --seeds 0,1,2
-    python -m scripts.benchmark --data_names MobileNJ --methods gaussian,cost --split validation --save_dir /tmp/try
+    python -m scripts.paper.benchmark --data_names MobileNJ,Los_Speed,BikeDC,SST --seeds 0,1,2
+    python -m scripts.paper.benchmark --data_names SST --methods gaussian,cost --split validation --save_dir /tmp/try
 
 A run that was cut resumes: finished stages and scored methods are left alone. Each method leaves
 save/benchmark/<split>/<data>_<H>_<F>/<method>_<seed>.json and .csv (scores of every window);
-`python -m scripts.collect_results` makes the tables. Choices are made on `--split validation`; methods that estimate
-something there (spreads, residuals, recalibration) look better on it than they would elsewhere.
+`python -m scripts.paper.collect_results` makes the tables. Choices are made on `--split validation`; methods that
+estimate something there (spreads, residuals, recalibration) look better on it than they would elsewhere.
 """
 
 import time
@@ -20,16 +20,20 @@ import main_train
 from data.registry import DATASETS
 from data.windows import SPLITS
 from models import load_forecaster
-from models.baselines import BASELINES, EQUIDISTANT
-from models.quantiles import to_support
+from models.baselines import EQUIDISTANT
 from utils import checkpoint
 from utils.config import FlagParser, PretrainConfig, TrainConfig, parse_config, run_main
 from utils.device import choose_device
 from utils.evaluation import evaluate_ensemble
-from utils.pipeline import CHOICES, load_mean_model, open_windows, score_ensemble
-from utils.reproducibility import MemberNoise
+from utils.pipeline import (
+    CHOICES,
+    WINDOWS_AT_ONCE,
+    baseline_drawer,
+    load_mean_model,
+    open_windows,
+    score_ensemble,
+)
 
-WINDOWS_AT_ONCE = 8
 SHOWN = ("CRPS", "CRPS_sum", "QICE", "IS", "MAE_median", "energy_score", "variogram_score")
 
 PUBLISHED = "--recipe", "published"
@@ -127,23 +131,8 @@ class Task:
         return checkpoint.run_folder(str(self.save_dir), stage, parse_config(config_class, CHOICES, arguments))
 
 
-def baseline_drawer(name: str, data, model, settings: dict):
-    """The function batch -> members of a baseline, all of them values that the field can take."""
-    members, shape = settings["nsample"], (settings["predict_len"], data.num_nodes)
-    facts = DATASETS.get(settings["data_name"], data.field.spec)  # the card's, also where the recipe restricts nothing
-    support = data.support_where(facts.nonnegative)
-    fitted = BASELINES[name](data, members, mean=model and (lambda batch: model(batch.context)),
-                             quantiles=model and (lambda batch: model.predict(batch.context)))
-
-    def draw(batch):
-        noise = MemberNoise(settings["seed"], batch.start, members, shape)
-        return to_support(fitted(batch, lambda k: noise(k, 0, len(batch.start) * members)), *support)
-
-    return draw
-
-
-def score(name: str, task: Task, watch=None) -> tuple[dict, dict]:
-    """Train what a method needs and score it: what its .json and its .csv hold. watch: see `evaluate_ensemble`."""
+def score(name: str, task: Task) -> tuple[dict, dict]:
+    """Train what a method needs and score it: what its .json and its .csv hold."""
     method, device, facts = METHODS[name], choose_device("auto"), {"method": name}
     flags = STAGE_1[method.stage_1] if method.stage_1 else ("--lags", "none")
     mean_run = task.stage(method.stage_1, main_pretrain, flags) if method.stage_1 else None

@@ -18,7 +18,8 @@ import torch
 import main_pretrain
 import main_train
 from data.readers import read_file
-from scripts import evaluate, get_data, score_oracle
+from scripts import evaluate, get_data
+from scripts.paper import score_oracle
 from utils.checkpoint import CHECKPOINT, CONFIG, DIGEST, METRICS, STATES, TEMPORARY, load_checkpoint, save_checkpoint
 from utils.config import PretrainConfig, TrainConfig
 from utils.runs import LOCK

@@ -1,6 +1,6 @@
 """Divide the scores of runs on the synthetic field by those of the exact forecaster.
 
-    python -m scripts.score_oracle save/diffusion/Oracle_12_12 [FOLDER ...] [--json FILE] [--table FILE]
+    python -m scripts.paper.score_oracle save/diffusion/Oracle_12_12 [FOLDER ...] [--json FILE] [--table FILE]
 
 The field's predictive law given the history is known exactly; as many members as the run has, and of the same kind
 (random draws, or equidistant quantiles in the rank order of such draws), are taken from it and pass through the same
@@ -18,12 +18,12 @@ import torch
 from data.synthetic import OracleField, OraclePredictive, SkewedPredictive, make_oracle
 from data.windows import WindowedField
 from models.quantiles import reorder
-from scripts.collect_results import markdown
-from utils.checkpoint import CONFIG, METRICS, read_json, write_atomically, write_json
+from utils.checkpoint import CONFIG, METRICS, read_json, write_json
 from utils.config import FlagParser, output_path, run_main
 from utils.evaluation import evaluate_ensemble, joint_scores
 from utils.joint import correlation_curve
 from utils.pipeline import open_windows
+from utils.tables import markdown, write_text
 
 SHOWN = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE_ties", "IS", "coverage90", "MAE", "RMSE", "energy_score",
          "variogram_score", "spread_skill")
@@ -170,8 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.json:
         write_json(given.json, runs[0] if len(runs) == 1 else {"runs": runs})
     if given.table:
-        text = f"{table(runs)}\n".encode()
-        write_atomically(given.table, lambda file: file.write(text))
+        write_text(given.table, f"{table(runs)}\n")
     return 0
 
 

