@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .calendar import Calendar, clock_of, in_words, make_calendar, step_size
 from .covariates import standardize
-from .scaling import BLOCK, Scaler
+from .scaling import BLOCK, Scaler, as_real
 from .stamps import PLAIN, offsets, parse_time, stamp, stamps_as_text
 from .windows import Batch, WindowedField
 
@@ -163,7 +163,7 @@ class FieldSummary:
 
 def _range(values: Tensor) -> tuple[float, float]:
     """Smallest and largest of the values that are not missing; 0 and 0 where all are."""
-    seen = [block[~block.isnan()] for block in values.float().split(BLOCK)]
+    seen = [block[~block.isnan()] for block in as_real(values).split(BLOCK)]
     ends = [(float(block.min()), float(block.max())) for block in seen if len(block)]
     return min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=0.0)
 
