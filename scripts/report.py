@@ -38,7 +38,8 @@ from utils.report import Picture, number, page, paragraph, table
 from utils.runlog import FAR_COVERAGE
 
 BASELINES = ("persistence", "climatology")
-SCORES = ("CRPS", "CRPS_nodes", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "energy_score", "spread_skill")
+SCORES = ("CRPS", "CRPS_nodes", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "energy_score",
+          "spread_skill")
 JOINT = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_increments", "energy_score",
          "variogram_score", "correlation_gap", "autocorrelation_gap", "PIT_error_regions")
 BY_HORIZON = ("CRPS", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "spread_skill")

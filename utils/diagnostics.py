@@ -46,8 +46,8 @@ class Diagnostics:
         ordered = sort_members(members)
         quantiles = member_quantiles(ordered)
         by_target = {
-            "targets": observed, "mean": mean, "truth": truth, "size": truth.abs(), "variance": variance, "squared_error": error.square(),
-            "absolute_error": error.abs(), "crps": crps_quantile(quantiles, truth),
+            "targets": observed, "mean": mean, "truth": truth, "size": truth.abs(), "variance": variance,
+            "squared_error": error.square(), "absolute_error": error.abs(), "crps": crps_quantile(quantiles, truth),
             "covered": covered(quantiles[:, 0], quantiles[:, -1], truth),
         }
         chunk = {name: (value * observed).sum((0, 1), dtype=torch.float64) for name, value in by_target.items()}

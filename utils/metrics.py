@@ -448,9 +448,9 @@ class EnsembleScores:
 
         CRPS and CRPS_fair are divided by the sum of |truth|, CRPS_sum by that of |truth summed over nodes|;
         CRPS_fair_physical is the mean per target. CRPS_nodes: see `crps_of_nodes`; per_node has the CRPS of each node
-        as a share of its mean |truth|, and CRPS_physical, the mean per target. The energy score is the empirical one. PIT lists the shares of
-        `pit_counts`, and PIT_error is their mean |share - 1/20|; neither is per horizon. A ratio that does not exist
-        (CRPS of a horizon whose truth is all zero, spread over an error of zero) is None.
+        as a share of its mean |truth|, and CRPS_physical, the mean per target. The energy score is the empirical one.
+        PIT lists the shares of `pit_counts`, and PIT_error is their mean |share - 1/20|; neither is per horizon. A
+        ratio that does not exist (CRPS of a horizon whose truth is all zero, spread over an error of zero) is None.
         Raises: ValueError when no window was seen or the truth is all zero.
         """
         if not self.sums:

@@ -75,8 +75,8 @@ def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
     """Print the scores of a run, one a line, with the floors of a perfect ensemble of as many members."""
     floors = {"QICE_ties": "QICE_floor", "coverage90": "coverage90_floor"}
     in_unit = ("IS", "MAE", "MAE_median", "RMSE", "energy_score", "CRPS_fair_physical")
-    shown = ("CRPS", "CRPS_nodes", "CRPS_fair", "CRPS_sum", "QICE", "QICE_ties", "IS", "coverage90", "MAE", "MAE_median",
-             "RMSE", "energy_score", "variogram_score", "spread_skill")
+    shown = ("CRPS", "CRPS_nodes", "CRPS_fair", "CRPS_sum", "QICE", "QICE_ties", "IS", "coverage90", "MAE",
+             "MAE_median", "RMSE", "energy_score", "variogram_score", "spread_skill")
     members = f", {metrics['members']} members" if "members" in metrics else ""
     members += f" ({metrics['ensemble']})" if "ensemble" in metrics else ""
     print(f"{metrics['split']} split: {metrics['windows']} windows{members}")
