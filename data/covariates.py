@@ -10,7 +10,7 @@ from torch import Tensor
 from .calendar import Calendar, clock_of, clock_text, step_size
 from .matching import in_order, node_differences
 from .readers import read_file
-from .scaling import Scaler
+from .scaling import Scaler, as_real
 from .stamps import check_zone, stamp
 
 
@@ -89,7 +89,7 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
                 clock_text(due[step], calendar.interval, zone))
             raise ValueError(f"{flag}: {table.where(step)}: time {stamp(table.times[step], zone)}, the field has "
                              f"{expected} there{beyond}; give the same time axis")
-    return Covariates(str(path), names, values[first:].float(), table.notes)
+    return Covariates(str(path), names, as_real(values[first:]), table.notes)
 
 
 def _stored_names(path: Path | str) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ from .matching import match, on_regular_axis
 from .nodes import numbered, read_graph, read_node_table, read_nodes
 from .readers import Table, listed, read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
-from .scaling import BLOCK
+from .scaling import BLOCK, as_real
 from .stamps import PLAIN, parse_time, stamp, zone_in
 from .synthetic import make_oracle
 
@@ -40,7 +40,7 @@ class OwnFile:
 
 @dataclass(frozen=True)
 class Field:
-    """Values (time, node) in physical units, float32 in memory or as stored in a memory map, with their calendar.
+    """Values (time, node) in physical units, stored as `readers.Table` says, with their calendar.
 
     `segments` are the half-open ranges of time steps that are continuous: one, or two for a dataset that trains
     on one field and is evaluated on another. No window crosses from one to the next.
@@ -124,7 +124,7 @@ def oracle_table(nodes: int, steps: int, length_scale: float, skew: float) -> Ta
 def mark_missing(values: Tensor, null_value: float | None = None) -> tuple[Tensor, float]:
     """Values with NaN for each `null_value`, which brings a memory map into memory, and the share of NaN."""
     if null_value is not None:
-        values = values.float()
+        values = as_real(values)
         values = values.masked_fill(values == null_value, math.nan)
     count = sum(int(block.isnan().sum()) for block in values.split(BLOCK))
     return values, count / values.numel()
@@ -233,7 +233,7 @@ def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:
 def by_node(values: Tensor, end: Callable) -> Tensor:
     """The lowest (torch.amin) or highest (torch.amax) value of each node (node,), the opposite infinity without any."""
     none = math.inf if end is torch.amin else -math.inf
-    return end(torch.stack([end(block.float().nan_to_num(none), 0) for block in values.split(BLOCK)]), 0)
+    return end(torch.stack([end(as_real(block).nan_to_num(none), 0) for block in values.split(BLOCK)]), 0)
 
 
 def far_from_all_others(values: Tensor) -> dict[str, int]:

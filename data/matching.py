@@ -20,6 +20,7 @@ from .calendar import (
 )
 from .nodes import match_nodes
 from .readers import Table, holds_times, listed, numbers, read_stamps, repeated, stamps_of
+from .scaling import as_real
 from .stamps import PLAIN, check_zone
 
 
@@ -101,8 +102,9 @@ def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, g
     elif not table.zone and ((np.diff(steps) == 2) & (pd.DatetimeIndex(times[steps[:-1] + 1]).hour < 4)).any() and (
             interval == (1, "hour")):
         note += f" ({IN_UTC})"
-    values = table.values.new_full((count, table.values.shape[1]), math.nan, dtype=torch.float32)
-    values[torch.from_numpy(steps)] = table.values.float()
+    known = as_real(table.values)
+    values = known.new_full((count, known.shape[1]), math.nan)
+    values[torch.from_numpy(steps)] = known
     times[steps] = table.times
     return replace(table, values=values, times=times, rows=None, notes=(*table.notes, note)), interval
 
@@ -121,7 +123,7 @@ def from_data_frame(frame: pd.DataFrame, source: str) -> Table:
     columns = [numbers(frame.iloc[:, place].rename(str(name)), source, where)
                for place, name in enumerate(frame.columns)]
     return Table(
-        torch.from_numpy(np.stack(columns, axis=1).astype(np.float32)) if columns else torch.zeros(len(frame), 0),
+        torch.from_numpy(np.stack(columns, axis=1)) if columns else torch.zeros(len(frame), 0),
         rows=np.arange(len(frame)), row_word="row",
         node_names=None if isinstance(frame.columns, pd.RangeIndex) else tuple(map(str, frame.columns)),
         **stamps_of(stamps),

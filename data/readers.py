@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .calendar import CONVERT
 from .memory import check_memory
-from .scaling import BLOCK
+from .scaling import BLOCK, LARGEST_WHOLE
 from .stamps import Stamps, holds_times, read_stamps, rounded, stamp, with_time_column, zone_in
 
 MEMORY_LIMIT = 1 << 30  # bytes as float32; a larger .npy stays on disk as a memory map
@@ -42,6 +42,7 @@ COUNTER = re.compile(r"(s\.?)?no\.?|nr\.?|#|id|idx|seq|obs|record|row|row[_ .]?(
                      re.IGNORECASE)
 EMPTY = ("", "NA", "<NA>", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null",
          "None", "1.#QNAN", "1.#IND", "-1.#QNAN", "-1.#IND")  # cells without a value: those of pandas
+LOST = 0.01  # share of a change that rounding may be
 SHOWN = 5  # names that a message lists before it only counts
 
 
@@ -49,7 +50,8 @@ SHOWN = 5  # names that a message lists before it only counts
 class Table:
     """What a file holds: values (time, node) in physical units, missing ones as NaN, and what it says of them.
 
-    values       float32 in memory, or as stored in a memory map where that is larger than MEMORY_LIMIT
+    values       float32 in memory, float64 where that would lose values (`needs_float64`), or as stored in a memory map
+                 where that is larger than MEMORY_LIMIT
     times        (time,) datetime64[s], in UTC where there is a time zone, or None; not yet checked to be regular
     rows         (time,) the file's line or row of each stamp, counted from 1, None where it has none
     row_word     what the file calls them
@@ -136,7 +138,8 @@ def say_if_large(path: Path, needed: int) -> None:
 
 
 def as_tensor(array: np.ndarray, source: str) -> Tensor:
-    """An array (time, ...) as a tensor (time, node): float32, or as stored where that would not fit into memory.
+    """An array (time, ...) as a tensor (time, node): in float32, in float64 where that would lose values, or as stored
+    where it would not fit into memory.
 
     Accepted: real numbers, (T,V), (T,H,W) or (T,V,1), at least one step and one node; space in row-major order.
     NaN, a missing value, is kept; what is infinite, or is so as float32, as which all is computed, is refused.
@@ -150,8 +153,26 @@ def as_tensor(array: np.ndarray, source: str) -> Tensor:
     values = array.reshape(len(array), -1)
     check_finite(values, source, lambda step, node: f"time step {step}, node {node}")
     if array.nbytes // array.itemsize * 4 <= MEMORY_LIMIT or array.dtype.byteorder == ">":
-        values = np.ascontiguousarray(values, dtype=np.float32)
+        values = np.ascontiguousarray(values, dtype=np.float64 if needs_float64(values) else np.float32)
     return torch.from_numpy(values)
+
+
+def needs_float64(values: np.ndarray) -> bool:
+    """Whether float32 would lose something of values (time, node): a whole number would become another one, or at half
+    of the steps at which a node changes the rounding is more than LOST of the change."""
+    if values.dtype.itemsize < 4 or values.dtype == np.float32:
+        return False
+    changes, lost = (np.zeros(values.shape[1], dtype=np.int64) for _ in range(2))
+    for first in range(0, len(values), BLOCK):
+        block = values[first:first + BLOCK + 1].astype(np.float64)
+        size = np.abs(block)
+        rounding = np.abs(block - block.astype(np.float32))
+        if ((rounding > 0) & (size > LARGEST_WHOLE) & (size < 2.0**53) & (block == np.round(block))).any():
+            return True
+        change = np.abs(np.diff(block, axis=0))
+        changes += (change > 0).sum(0)
+        lost += ((change > 0) & (2.0**-25 * size[1:] > LOST * change)).sum(0)
+    return bool((lost > changes / 2).any())
 
 
 def check_finite(values: np.ndarray, source: str, place: Callable[[int, int], str]) -> None:

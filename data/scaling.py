@@ -1,59 +1,259 @@
 """The one place where physical units become standardized ones and back."""
 
-from dataclasses import dataclass
+import functools
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 BLOCK = 1024  # time steps read at once, so that a memory map stays on disk
-WHOLE_WITHIN = 1e-3, 1e-6  # absolute, and as a share of the value
+WHOLE_WITHIN = 1e-3, 1e-6  # absolute, and as a share of the value and of the mean
 LARGEST_WHOLE = 2.0**24  # beyond, every float32 is a whole number
+SCALINGS = ("auto", "node", "field")
+UNLIKE = 10.0  # factor on the spread of the field: nodes of another spread, or so far off, share no scale with it
+EXTREMES = 3, 1 / 500  # values of a node that may be outliers: so many at least, and as a share
+OUTLYING = 3.0  # times the spread of the others: the spread of all values of a node with outliers is larger
+BEYOND = 2.0  # times the distance of the furthest other value from the mean: outliers are cut there
 
 
 @dataclass(frozen=True)
 class Scaler:
-    """One mean and one standard deviation for the whole field, as published.
+    """Mean and standard deviation of the field, or of each node (then all parts are tuples, one entry for a node).
 
-        standardized = (physical - mean) / std
+        standardized = (physical - mean) / std,    cut at +-limit
 
     Missing values (NaN) count in none of it.
     whole: the training values are whole numbers (counts), those that a float32 could hold a fraction of; then a
     physical value that misses a whole number by the rounding of float32 is given back as exactly that, so that equal
     counts stay equal.
+    limit: finite where training holds outliers, which then count neither in mean nor in std.
+    nonnegative: no physical value below 0 is given back.
+    precise: the values are stored in float64, since float32 could not tell them apart; then differences from the mean
+    are taken in float64. They also are where every node has a mean of its own.
     """
 
-    mean: float
-    std: float
-    whole: bool = False
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
+    whole: bool | tuple[bool, ...] = False
+    limit: float | tuple[float, ...] = math.inf
+    nonnegative: bool | tuple[bool, ...] = False
+    precise: bool = False
 
     @classmethod
     def fit(cls, training: Tensor) -> "Scaler":
-        """Fit to training values (time, node). A constant field has no spread: its std is taken as 1."""
+        """One mean and spread for all training values (time, node), as published.
+
+        A constant field has no spread: its std is taken as 1.
+        """
         count = sum(block.numel() - int(block.isnan().sum()) for block in training.split(BLOCK))
         mean = sum(float(block.double().nansum()) for block in training.split(BLOCK)) / count
         square = sum(float((block.double() - mean).square().nansum()) for block in training.split(BLOCK))
         std = (square / count) ** 0.5
-        return cls(mean, std if std > 1e-12 * max(abs(mean), 1e-300) else 1.0, is_whole(training))
+        return cls(mean, std if std > 1e-12 * max(abs(mean), 1e-300) else 1.0, is_whole(training),
+                   precise=is_precise(training))
+
+    @property
+    def by_node(self) -> bool:
+        return isinstance(self.mean, tuple)
+
+    @property
+    def any_whole(self) -> bool:
+        return any(self.whole) if self.by_node else self.whole
+
+    def of_nodes(self, first: int, last: int) -> "Scaler":
+        """The scaler of some nodes, those from `first` up to `last`."""
+        return replace(self, **{name: value[first:last] for name, value in vars(self).items()
+                                if isinstance(value, tuple)})
+
+    def zero(self, device: torch.device | str = "cpu") -> Tensor:
+        """Zero in standardized units, never cut: (), or (node,)."""
+        return self._standardize(torch.zeros(len(self.mean) if self.by_node else (), device=device))
 
     def standardize(self, physical: Tensor) -> Tensor:
-        return (physical.float() - self.mean) * (1 / self.std)  # CUDA divides so too: the same bits everywhere
+        """Values (..., node) in float32."""
+        standardized = self._standardize(physical)
+        if self.by_node or self.limit < math.inf:
+            limit = self._part("limit", physical.device, torch.float32)
+            standardized = standardized.clamp(-limit, limit)
+        return standardized
 
     def physical(self, standardized: Tensor) -> Tensor:
         """Physical values in float64; zero comes back as zero, so that it equals the zeros of the data."""
-        physical = standardized.double().mul_(self.std).add_(self.mean)
-        if not self.whole:
-            return physical.masked_fill_(standardized == self.standardize(torch.zeros(())).item(), 0.0)
-        nearest = physical.round()
-        absolute, relative = WHOLE_WITHIN
-        return torch.where((physical - nearest).abs_() < relative * nearest.abs() + absolute, nearest, physical)
+        mean, std, whole, nonnegative = (self._part(name, standardized.device) for name in (
+            "mean", "std", "whole", "nonnegative"))
+        physical = standardized.double().mul_(std).add_(mean)
+        if self.any_whole:
+            nearest = physical.round()
+            absolute, relative = WHOLE_WITHIN
+            counted = (physical - nearest).abs_() < relative * (nearest.abs() + abs(mean)) + absolute
+            physical = torch.where(counted & whole, nearest, physical)
+        physical.masked_fill_(standardized == self.zero(standardized.device), 0.0)
+        return torch.where((physical < 0) & nonnegative, 0.0, physical) if nonnegative is not False else physical
+
+    def _standardize(self, physical: Tensor) -> Tensor:
+        kind = torch.float64 if self.precise or self.by_node else torch.float32
+        mean, std = (self._part(name, physical.device) for name in ("mean", "std"))
+        return ((physical.to(kind) - mean) * (1 / std)).float()  # CUDA divides so too: the same bits everywhere
+
+    def _part(self, name: str, device: torch.device | str, kind: torch.dtype | None = None):
+        """A part as a number, or as a tensor (node,) on a device, sent there once."""
+        value = getattr(self, name)
+        if not isinstance(value, tuple):
+            return value
+        kind = kind or (torch.bool if isinstance(value[0], bool) else torch.float64)
+        key = name, str(device), kind
+        if key not in self._sent:
+            self._sent[key] = torch.tensor(value, dtype=kind, device=device)
+        return self._sent[key]
+
+    @functools.cached_property
+    def _sent(self) -> dict:
+        return {}
+
+
+@dataclass(frozen=True)
+class NodeStatistics:
+    """What the training values of each node are like: (node,) each, float64. NaN counts in none of it.
+
+    mean, std    outliers left out; mean and spread of a node without any value are 0
+    low, high    ends of its values
+    limit        distance from the mean beyond which there are outliers only; infinite where there are none
+    resolution   of the type that the values are stored in, as a share of their size
+    """
+
+    count: Tensor
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+    limit: Tensor
+    resolution: float
+
+    @classmethod
+    def of(cls, training: Tensor) -> "NodeStatistics":
+        """Measure training values (time, node).
+
+        The furthest values of a node (EXTREMES) are outliers where its spread is more than OUTLYING times that of the
+        others, which is then taken.
+        """
+        count, mean, std, low, high = _moments(training)
+        limit = torch.full_like(std, math.inf)
+        extremes = (count * EXTREMES[1]).floor().clamp_min(EXTREMES[0])
+        furthest = torch.maximum(high - mean, mean - low)
+        may_have = furthest.square() * extremes >= (1 - OUTLYING**-2) * count * std.square()
+        for node in (may_have & (std > 0)).nonzero().flatten().tolist():
+            values = training[:, node:node + 1].double()
+            edge = (values - mean[node]).abs().nan_to_num(-1.0).topk(int(extremes[node]), 0).values[-1]
+            others = torch.where((values - mean[node]).abs() < edge, values, math.nan)
+            if others.isnan().all():
+                continue
+            _, middle, spread, lowest, highest = _moments(others)
+            if 0 < OUTLYING * spread < std[node]:
+                limit[node] = BEYOND * torch.maximum(highest - middle, middle - lowest)
+                mean[node], std[node] = middle, spread
+        resolution = torch.finfo(training.dtype).eps if training.is_floating_point() else 2.0**-52
+        return cls(count, mean, std, low, high, limit, resolution)
+
+    @property
+    def varying(self) -> Tensor:
+        """Which nodes vary by more than the rounding of their type."""
+        return (self.high > self.low) & (self.std > self.resolution * self.mean.abs())
+
+    @property
+    def unresolved(self) -> Tensor:
+        """Which nodes vary by a few roundings of their type only."""
+        return (self.high > self.low) & (self.std < 4 * self.resolution * self.mean.abs())
+
+    @property
+    def outlying(self) -> Tensor:
+        return self.limit < math.inf
+
+    def field(self) -> tuple[float, float]:
+        """Mean and spread of all values of all nodes."""
+        mean = float((self.count * self.mean).sum() / self.count.sum())
+        square = (self.count * (self.std.square() + (self.mean - mean).square())).sum() / self.count.sum()
+        return mean, float(square.sqrt())
+
+    def unlike(self) -> Tensor:
+        """Which nodes share no scale with the field: by spread or level, in spreads of the field, see UNLIKE."""
+        mean, std = self.field()
+        spread, level = self.std / std, (self.mean - mean).abs() / std
+        return self.varying & ((spread < 1 / UNLIKE) | (spread > UNLIKE)) | (level > UNLIKE)
+
+    def scaler(self, training: Tensor, scaling: str) -> Scaler:
+        """The scaler of these training values (time, node) by one of SCALINGS.
+
+        auto: of each node where nodes are unlike, else of the field. A node that does not vary has no spread: its std
+        is the size of its value, of a node of zeros the median spread of the others.
+        """
+        if scaling == "auto":
+            scaling = "node" if bool(self.unlike().any()) else "field*"
+        if scaling == "field" or scaling == "field*" and not bool(self.outlying.any()):
+            return Scaler.fit(training)
+        if scaling == "field*":
+            mean, std = self.field()
+            furthest = torch.where(self.outlying, self.limit, torch.maximum(self.high - self.mean,
+                                                                            self.mean - self.low))
+            limit = float(((self.mean - mean).abs() + furthest).max()) / std
+            return Scaler(mean, std, is_whole(training), limit, precise=is_precise(training))
+        varying = self.varying
+        usual = float(self.std[varying].median()) if bool(varying.any()) else 1.0
+        std = torch.where(varying, self.std, torch.where(self.mean != 0, self.mean.abs(), usual))
+        whole = _whole_nodes(training)
+        return Scaler(*(tuple(each.tolist()) for each in (self.mean, std, whole, self.limit / std)),
+                      nonnegative=(False,) * len(std), precise=is_precise(training))
+
+
+def as_real(values: Tensor) -> Tensor:
+    """Values in float64 where they are stored so, else in float32."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def is_precise(values: Tensor) -> bool:
+    """Whether values (time, node) are stored in float64, or as whole numbers that float32 cannot hold."""
+    if values.is_floating_point():
+        return values.dtype == torch.float64
+    return values.element_size() > 2 and any(
+        bool((block.double().abs() > LARGEST_WHOLE).any()) for block in values.split(BLOCK))
 
 
 def is_whole(values: Tensor) -> bool:
-    """Whether values (time, node) are whole numbers and not all of them zero, missing or beyond LARGEST_WHOLE."""
+    """Whether values (time, node) are whole numbers and not all of them zero, missing or beyond LARGEST_WHOLE.
+
+    Those in float64 may be larger, see `_largest`.
+    """
     some = False
-    for block in map(Tensor.float, values.split(BLOCK)):
-        small = block[block.abs() < LARGEST_WHOLE]
+    for block in map(as_real, values.split(BLOCK)):
+        small = block[block.abs() < _largest(block)]
         if bool((small != small.round()).any()):
             return False
         some |= bool(small.any())
     return some
+
+
+def _whole_nodes(values: Tensor) -> Tensor:
+    """The same of each node: (node,)."""
+    whole, some = (torch.full((values.shape[1],), start) for start in (True, False))
+    for block in map(as_real, values.split(BLOCK)):
+        small = torch.where(block.abs() < _largest(block), block, 0.0)
+        whole &= (small == small.round()).all(0)
+        some |= (small != 0).any(0)
+    return whole & some
+
+
+def _largest(values: Tensor) -> float:
+    """The size from which on all numbers of a type are whole: what is larger says nothing about counts."""
+    return 2.0**52 if values.dtype == torch.float64 else LARGEST_WHOLE
+
+
+def _moments(values: Tensor) -> tuple[Tensor, ...]:
+    """Number, mean, standard deviation, lowest and highest of the values (time, node) that are not missing."""
+    blocks = values.split(BLOCK)
+    count = sum((~block.isnan()).sum(0) for block in blocks).double()
+    mean = sum(block.double().nansum(0) for block in blocks) / count.clamp_min(1)
+    square = sum((block.double() - mean).square().nansum(0) for block in blocks)
+    low, high = (torch.stack([end(block.double().nan_to_num(nan=none), 0) for block in blocks])
+                 for end, none in ((torch.amin, math.inf), (torch.amax, -math.inf)))
+    low, high = (torch.where(count > 0, end, 0.0) for end in (low.amin(0), high.amax(0)))
+    return count, mean, (square / count.clamp_min(1)).sqrt(), low, high

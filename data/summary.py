@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .calendar import Calendar, clock_of, in_words, make_calendar, step_size
 from .covariates import standardize
-from .scaling import BLOCK, Scaler
+from .fields import by_node
+from .scaling import BLOCK, Scaler, as_real
 from .stamps import PLAIN, offsets, parse_time, stamp, stamps_as_text
 from .windows import Batch, WindowedField
 
@@ -29,7 +30,7 @@ class FieldSummary:
     climatology    (slot, node), standardized: what is usual in each slot of the calendar's first cycle, measured
                    on the reference of the evaluated segment, see `data.climatology`
     masked         whether values may be missing: NaN in a history
-    value_range    smallest and largest value of the training part
+    value_range    smallest and largest value of the training part; of each node where nodes have scales of their own
     covariates     by name, with their scalers
     lags           steps between a value and the earlier one that is seen with it, shortest first
     time_zone      that of the stamps, as Europe/Berlin or +01:00; "" where the data state none
@@ -53,7 +54,7 @@ class FieldSummary:
     climatology: Tensor
     masked: bool
     covariates: dict[str, Scaler]
-    value_range: tuple[float, float]
+    value_range: tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
     lags: tuple[int, ...] = ()
     time_zone: str = ""
     rule: tuple = PLAIN
@@ -67,7 +68,8 @@ class FieldSummary:
             str(clock_of(field.calendar.times[[first]], spec.interval, spec.time_zone)[0].astype("datetime64[m]")),
             first, len(data.training), int(data.starts["test"][0]), field.node_names, field.grid,
             field.axes and tuple(map(torch.as_tensor, field.axes)), *map(_tensor, (field.kept, field.coordinates)),
-            data.scaler, data.usual.cpu(), field.masked, data.covariate_scalers, _range(data.training),
+            data.scaler, data.usual.cpu(), field.masked, data.covariate_scalers,
+            _range_of_nodes(data.training) if data.scaler.by_node else _range(data.training),
             data.lags, spec.time_zone, spec.rule,
         )
 
@@ -94,11 +96,16 @@ class FieldSummary:
 
         That is values beyond those of the training part by more than these lie apart.
         """
-        (lowest, highest), (low, high) = _range(history), self.value_range
+        (lowest, highest), (low, high), where = _range(history), self.value_range, ""
+        if self.scaler.by_node:
+            found = torch.tensor([*_range_of_nodes(history.flatten(0, -2)), low, high])  # (4, node)
+            beyond = torch.maximum(found[2] - found[0], found[1] - found[3]) / (found[3] - found[2]).clamp_min(1e-30)
+            node = int(beyond.nan_to_num(0.0).argmax())
+            (lowest, highest, low, high), where = found[:, node].tolist(), f" of node {self.node_names[node]}"
         if low - (high - low) <= lowest and highest <= high + (high - low):
             return ""
-        return (f"the history holds values from {lowest:.6g} to {highest:.6g}, the training part held {low:.6g} to "
-                f"{high:.6g} ({self.unit}): is it in another unit?")
+        return (f"the history holds values{where} from {lowest:.6g} to {highest:.6g}, the training part held {low:.6g} "
+                f"to {high:.6g} ({self.unit}): is it in another unit?")
 
     def step_at(self, time: np.datetime64 | str) -> int:
         """Position in the series of the step at a time; also before its beginning and after its end.
@@ -163,9 +170,15 @@ class FieldSummary:
 
 def _range(values: Tensor) -> tuple[float, float]:
     """Smallest and largest of the values that are not missing; 0 and 0 where all are."""
-    seen = [block[~block.isnan()] for block in values.float().split(BLOCK)]
+    seen = [block[~block.isnan()] for block in as_real(values).split(BLOCK)]
     ends = [(float(block.min()), float(block.max())) for block in seen if len(block)]
     return min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=0.0)
+
+
+def _range_of_nodes(values: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The same of each node of values (time, node); infinite, the lowest above the highest, where all are missing."""
+    low, high = (tuple(by_node(values, end).tolist()) for end in (torch.amin, torch.amax))
+    return low, high
 
 
 def _tensor(array: np.ndarray | None) -> Tensor | None:

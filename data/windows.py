@@ -13,12 +13,13 @@ from torch import Tensor
 from .climatology import Climatology
 from .context import Context
 from .covariates import Covariates, read_covariates, standardize
-from .fields import Field, OwnFile, load_field
+from .fields import Field, OwnFile, by_node, load_field
 from .fluctuation import fluctuation_scale
 from .lags import choose_lags
 from .nodes import nearest_nodes
 from .readers import MEMORY_LIMIT, listed
-from .scaling import BLOCK, Scaler
+from .registry import DATASETS
+from .scaling import BLOCK, UNLIKE, NodeStatistics, Scaler, as_real
 from .stamps import local_times, parse_time
 
 ANY_VALUE = (float("-inf"), 0.0)  # the support of a field without a smallest value or steps
@@ -83,17 +84,28 @@ class WindowedField:
 
     def __init__(self, field: Field, history_len: int, predict_len: int, device: torch.device | str = "cpu",
                  split: str = "", covariates: Covariates | None = None, lags: str = "none",
-                 training_span: str = "targets"):
+                 training_span: str = "targets", scaling: str = "field"):
         self.history_len, self.predict_len, self.device = history_len, predict_len, device
         self.starts, training_steps = split_windows(field, history_len, predict_len, split)
         self.training = field.values[:training_steps]
-        if field.spec.nonnegative is None:  # of the training part: no later value may decide it
-            field = with_support(field, smallest(self.training) == 0)
-        self.field = field
         if field.masked:
             refuse_unseen_nodes(field, self.training)
         self.measured = self.training if training_span == "targets" else self.training[:-predict_len]
-        self.scaler = Scaler.fit(self.measured)
+        if scaling == "field" and field.name in DATASETS:
+            self.scaler, notes = Scaler.fit(self.measured), []
+        else:
+            statistics = NodeStatistics.of(self.measured)
+            self.scaler = statistics.scaler(self.measured, scaling)
+            notes = notes_on_scale(statistics, self.scaler, scaling, field.node_names)
+        nonnegative = field.spec.nonnegative
+        if nonnegative is None:
+            nonnegative, more = support_of(field, self.training, self.scaler.by_node)
+            notes += more
+            field = with_support(field, bool(torch.as_tensor(nonnegative).all()))
+        if self.scaler.by_node:
+            nonnegative = tuple(torch.as_tensor(nonnegative).expand(field.values.shape[1]).tolist())
+        self.scaler = replace(self.scaler, nonnegative=nonnegative)
+        self.field = replace(field, notes=(*field.notes, *notes))
         in_memory = field.values.numel() * 4 <= MEMORY_LIMIT
         self._values = field.values.to(device) if in_memory else field.values
         self._slots = field.calendar.slots.to(self.window_device)
@@ -124,14 +136,22 @@ class WindowedField:
         return self.field.calendar.sizes
 
     @property
-    def support(self) -> tuple[float, float]:
-        """Smallest value that the field can take and the distance between two values (0: none), standardized."""
-        return self.support_where(self.field.spec.nonnegative)
+    def support(self) -> tuple[float, float] | tuple[Tensor, Tensor]:
+        """Smallest value that the field can take and the distance between two values (0: none), standardized.
 
-    def support_where(self, nonnegative: bool) -> tuple[float, float]:
-        if not nonnegative:
+        Each of every node (node,), where nodes have scales of their own.
+        """
+        return self.support_where(self.scaler.nonnegative)
+
+    def support_where(self, nonnegative: bool | tuple[bool, ...]) -> tuple[float, float] | tuple[Tensor, Tensor]:
+        if not (any(nonnegative) if isinstance(nonnegative, tuple) else nonnegative):
             return ANY_VALUE
-        return float(self.scaler.standardize(torch.zeros(()))), 1 / self.scaler.std if self.scaler.whole else 0.0
+        scaler, zero = self.scaler, self.scaler.zero()
+        if not scaler.by_node:
+            return float(zero), 1 / scaler.std if scaler.whole else 0.0
+        bounded = torch.as_tensor(nonnegative).expand(len(zero))
+        step = torch.where(bounded & torch.tensor(scaler.whole), 1 / torch.tensor(scaler.std), 0.0)
+        return torch.where(bounded, zero, ANY_VALUE[0]).to(self.device), step.to(self.device)
 
     @property
     def usual(self) -> Tensor:
@@ -153,15 +173,17 @@ class WindowedField:
         return {"first_time": first, "last_time": last,
                 "windows": {split: [int(starts[0]), int(starts[-1])] for split, starts in self.starts.items()},
                 "node_names_sha256": sha256("\n".join(self.field.node_names).encode()).hexdigest()[:16],
-                "values_sha256": sha256(values[steps].float().numpy().tobytes()).hexdigest()[:16],
+                "values_sha256": sha256(as_real(values[steps]).numpy().tobytes()).hexdigest()[:16],
                 **({} if self._covariates is None else {"covariates_sha256": sha256(
                     self._covariates[:len(values)].cpu().numpy().tobytes()).hexdigest()[:16]})}
 
     def facts(self) -> dict:
         """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
+        support = [part.tolist() if isinstance(part, Tensor) else part for part in self.support]
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
-                "scaler_mean": self.scaler.mean, "scaler_std": self.scaler.std,
-                "support": list(self.support) if self.field.spec.nonnegative else None,
+                **{f"scaler_{name}": sum(part) / len(part) if isinstance(part, tuple) else part
+                   for name, part in (("mean", self.scaler.mean), ("std", self.scaler.std))},
+                "support": None if self.support == ANY_VALUE else support,
                 "masked": self.field.masked,
                 "covariates": {name: scaler.mean for name, scaler in self.covariate_scalers.items()},
                 "lag_steps": list(self.lags)}
@@ -362,6 +384,42 @@ def smallest(values: Tensor) -> float:
     return min(float(block.float().nan_to_num(nan=float("inf")).min()) for block in values.split(BLOCK))
 
 
+def support_of(field: Field, training: Tensor, each_node: bool) -> tuple[bool | Tensor, list[str]]:
+    """Whether values of the field, or of each node (node,), cannot be negative: the smallest training value is 0, and
+    no later one is below. And a note where one is."""
+    low = by_node(training, torch.amin) == 0, by_node(field.values, torch.amin)
+    if not each_node:
+        low = torch.as_tensor(smallest(training) == 0), low[1].min()
+    negative = low[0] & (low[1] < 0)
+    nonnegative = low[0] & ~negative
+    notes = [f"the smallest training value is 0, but later there are values down to {float(low[1].min()):g}: forecasts "
+             "may be negative too"] if bool(negative.any()) else []
+    return nonnegative if each_node else bool(nonnegative), notes
+
+
+def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, names: tuple[str, ...]) -> list[str]:
+    """What the user should know of nodes that differ in scale, of outliers, and of spreads that no number resolves."""
+    def which(chosen: Tensor) -> str:
+        return f"{int(chosen.sum())} of {len(names)} nodes ({listed([names[k] for k in chosen.nonzero().flatten()])})"
+
+    notes, unlike = [], statistics.unlike()
+    if bool(unlike.any()):
+        told = "each node is scaled by its own mean and spread" if scaler.by_node else (
+            f"one scale for all, as --scaling {scaling} says: what is small counts for little; --scaling node gives "
+            "each its own")
+        notes.append(f"level or spread of {which(unlike)} differ by more than {UNLIKE:g} times from the spread of the "
+                     f"field: {told}")
+    if bool(statistics.outlying.any()):
+        told = ("they widen the scale, as --scaling field says" if scaling == "field" else
+                "they do not count in its scale, and are cut for the networks; scores see them as they are")
+        notes.append(f"a few values of {which(statistics.outlying)} are far from all others of the node: {told}. Where "
+                     "they are errors, leave them out by --missing mask")
+    if bool(statistics.unresolved.any()):
+        notes.append(f"the spread of {which(statistics.unresolved)} is about what the numbers of the file resolve at "
+                     "that level: store the values in float64, or without the level")
+    return notes
+
+
 def with_support(field: Field, nonnegative: bool) -> Field:
     return replace(field, spec=replace(field.spec, nonnegative=nonnegative))
 
@@ -382,11 +440,12 @@ def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, dev
               oracle_nodes: int = 32, oracle_steps: int = 4000, oracle_length_scale: float = 0.3,
               own: OwnFile | None = None, split: str = "", support: str = "auto", missing: str = "error",
               null_value: float | None = None, covariates: str = "", lags: str = "none",
-              training_span: str = "targets", oracle_skew: float = 0.0, like=None) -> WindowedField:
+              training_span: str = "targets", oracle_skew: float = 0.0, like=None,
+              scaling: str = "field") -> WindowedField:
     """The one way in: load the dataset, check it, split it and stand ready to give batches.
 
     split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says. covariates: their
-    file. lags: see `lags.choose_lags`. like: see `load_field`.
+    file. lags: see `lags.choose_lags`. like: see `load_field`. scaling: see `NodeStatistics.scaler`.
     Raises: ValueError where the values are not those of the support.
     """
     field = load_field(name, data_dir, oracle_nodes, oracle_steps, oracle_length_scale, own, missing, null_value,
@@ -396,4 +455,4 @@ def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, dev
     if beside:
         notes = [f"--covariates {beside.source}: {note}" for note in beside.notes]
         field = replace(field, notes=(*field.notes, *notes))
-    return WindowedField(field, history_len, predict_len, device, split, beside, lags, training_span)
+    return WindowedField(field, history_len, predict_len, device, split, beside, lags, training_span, scaling)

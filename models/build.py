@@ -53,7 +53,8 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict,
     loaded bring their own.
     Raises: ValueError for parts that do not fit each other.
     """
-    task, support = task_of(settings, metadata), tuple(metadata["support"] or ANY_VALUE)
+    task, support = task_of(settings, metadata), tuple(
+        torch.tensor(part) if isinstance(part, list) else part for part in metadata["support"] or ANY_VALUE)
     bounds = {name: settings[f"beta_{name}"] for name in ("first", "last") if settings[f"beta_{name}"]}
     beta = NOISE_SCHEDULES[settings["noise_schedule"]](settings["diffusion_steps"], **bounds)
     if (beta.diff() < 0).any():

@@ -53,7 +53,7 @@ class MeanModel(nn.Module):
         """Mean error of the objective over all outputs and targets that are not missing: a scalar."""
         return mean_over(self._error(self.predict(context).float(), future), context.target_mask)
 
-    def calibrate(self, training: Iterable, validation, support: tuple[float, float]) -> None:
+    def calibrate(self, training: Iterable, validation, support: tuple) -> None:
         """Estimate, after training and in eval mode, what is not trained by gradients. Nothing by default.
 
         training, validation: batches in the order of time; support: see `data.windows.WindowedField.support`.
@@ -125,7 +125,7 @@ class CommonModes(_Wrapper):
         return predicted + self.modes(*self._anomalies(predicted, context)).unsqueeze(1)
 
     @torch.no_grad()
-    def calibrate(self, training: Iterable, validation, support: tuple[float, float]) -> None:
+    def calibrate(self, training: Iterable, validation, support: tuple) -> None:
         self.inner.calibrate(training, validation, support)
 
         def truth(batch):
@@ -160,7 +160,7 @@ class RecalibratedQuantiles(_Wrapper):
         return self.recalibration(self.inner.predict(context), context.calendar)
 
     @torch.no_grad()
-    def calibrate(self, training: Iterable, validation, support: tuple[float, float]) -> None:
+    def calibrate(self, training: Iterable, validation, support: tuple) -> None:
         """Quantiles that differ by a step of the `support` at most, as those of rare counts, determine no width."""
         self.inner.calibrate(training, validation, support)
 
@@ -186,7 +186,7 @@ class RecalibratedMean(_Wrapper):
         return self.inner.predict(context) + shift.unsqueeze(1)
 
     @torch.no_grad()
-    def calibrate(self, training: Iterable, validation, support: tuple[float, float]) -> None:
+    def calibrate(self, training: Iterable, validation, support: tuple) -> None:
         self.inner.calibrate(training, validation, support)
 
         def residual(batch):

@@ -119,8 +119,8 @@ class TrainedForecaster:
             raise ValueError(f"history of shape {history.shape}, start of shape {start.shape}; expected ({steps}, "
                              f"{nodes}), that is (step, node), and one time, or a window axis before both{lagged}")
         windows = history.reshape(-1, steps, nodes)
-        values, _ = mark_missing(torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)),
-                                 settings["null_value"])
+        kind = np.float64 if self.field.scaler.precise else np.float32
+        values, _ = mark_missing(torch.from_numpy(np.ascontiguousarray(windows, dtype=kind)), settings["null_value"])
         may_miss = values.isnan()
         if not self.field.masked:
             may_miss[:, -seen:] = False
@@ -140,7 +140,7 @@ class TrainedForecaster:
         drawn = self.field.scaler.physical(ensemble_drawer(self.model, settings, self.device)(batch))
         times = np.stack([self.field.times(one + seen - 1, 1 + settings["predict_len"]) for one in position.tolist()])
         return Forecast(
-            drawn.float().cpu().numpy().reshape(*start.shape, *drawn.shape[1:]),
+            drawn.cpu().numpy().astype(kind, copy=False).reshape(*start.shape, *drawn.shape[1:]),
             times[:, 1:].reshape(*start.shape, -1), times[:, 0].reshape(start.shape), self.field,
             f"CoST, recipe {settings['recipe']}, {settings['nsample']} members, seed {settings['seed']}",
         )
@@ -182,7 +182,7 @@ class TrainedForecaster:
                              "after the window axis if there is one")
         if not np.isfinite(found).all():
             raise ValueError("covariates: a value is missing or infinite; a forecast needs all of them")
-        return torch.from_numpy(np.ascontiguousarray(found.reshape(-1, *found.shape[len(lead):]), dtype=np.float32))
+        return torch.from_numpy(np.ascontiguousarray(found.reshape(-1, *found.shape[len(lead):]), dtype=np.float64))
 
     def _settings(self, members: int, flags: dict) -> dict:
         """The run's settings with the given ones in their place. Raises: ValueError for what cannot be."""

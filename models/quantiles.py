@@ -93,11 +93,12 @@ def read_elsewhere(quantiles: Tensor, shift: Tensor, widening: Tensor | float = 
     return quantiles_at_scores(quantiles, (widening * known).view(-1, 1, 1) + shift.unsqueeze(1))
 
 
-def levels_of(quantiles: Tensor, truth: Tensor, minimum: float, step: float) -> Tensor:
+def levels_of(quantiles: Tensor, truth: Tensor, minimum: float | Tensor, step: float | Tensor) -> Tensor:
     """The levels between which each value lies under its conditional quantiles: P(value < truth), P(value <= truth).
 
     Linear in the normal quantile of the level between two quantiles. They differ where a value stands for many: at the
     `minimum` of its support for all that lies below, as a whole number (`step` above 0) for all that is rounded to it.
+    Both are numbers, or of each node (node,).
     Shapes: quantiles (batch, level, ...), truth (batch, ...) -> (batch, 2, ...).
     """
     known = _normal_levels(quantiles.shape[1], quantiles.device, quantiles.dtype)
@@ -110,8 +111,9 @@ def levels_of(quantiles: Tensor, truth: Tensor, minimum: float, step: float) -> 
         found = known[upper - 1] + share * (known[upper] - known[upper - 1])
         return found.clamp_(-NORMAL_SCORE_LIMIT, NORMAL_SCORE_LIMIT)
 
+    minimum, step = (part.to(truth.device) if isinstance(part, Tensor) else part for part in (minimum, step))
     highest = score(truth + step / 2)
-    lowest = score(truth - step / 2) if step else highest
+    lowest = score(truth - step / 2) if isinstance(step, Tensor) or step else highest
     return torch.stack([torch.special.ndtr(lowest) * (truth > minimum), torch.special.ndtr(highest)], dim=1)
 
 
@@ -127,21 +129,33 @@ def normal_scores(levels: Tensor, uniform: Tensor) -> Tensor:
 
 
 def to_support(values: Tensor, minimum: float | Tensor, step: float | Tensor) -> Tensor:
-    """The nearest values that the field can take: none below `minimum`, multiples of `step` above it (0: all)."""
+    """The nearest values that the field can take: none below `minimum`, multiples of `step` above it (0: all).
+
+    Both are numbers, or of each node (node,); values (..., node).
+    """
+    minimum, step = (part.to(values.device) if isinstance(part, Tensor) else part for part in (minimum, step))
     values = values.clamp_min(minimum)
-    return minimum + ((values - minimum) / step).round() * step if step else values
+    if not isinstance(step, Tensor):
+        return minimum + ((values - minimum) / step).round() * step if step else values
+    return torch.where(step > 0, minimum + ((values - minimum) / step).round() * step, values)
 
 
-def keep_mean_above(members: Tensor, minimum: float) -> Tensor:
+def keep_mean_above(members: Tensor, minimum: float | Tensor) -> Tensor:
     """The nearest members none of which is below `minimum`, with the mean of the given ones where that is not below.
 
         kept = minimum + max(members - minimum - shift, 0),    shift >= 0 such that the mean stays
 
     To clamp alone would lift the mean, at every node and in every sum over nodes.
-    Shapes: (batch, member, ...). Source: projection on a simplex, Duchi et al. 2008.
+    Shapes: (batch, member, ..., node), minimum a number or (node,). Source: projection on a simplex, Duchi et al. 2008.
     """
-    if minimum == ANY_VALUE[0]:
-        return members
+    if isinstance(minimum, Tensor):
+        minimum = minimum.to(members.device)
+        bounded = minimum > ANY_VALUE[0]
+        return torch.where(bounded, _kept_above(members, torch.where(bounded, minimum, 0.0)), members)
+    return members if minimum == ANY_VALUE[0] else _kept_above(members, minimum)
+
+
+def _kept_above(members: Tensor, minimum: float | Tensor) -> Tensor:
     above = members - minimum
     total = above.sum(1, keepdim=True)
     falling = above.sort(1, descending=True).values

@@ -31,14 +31,18 @@ class FluctuationScale(nn.Module):
               then also depends on the history
     global    the root mean square of all training residuals, one value for the field
 
-    No scale is below FLOOR, nor, where values are multiples of a `step` (counts), below the error of rounding to it:
+    No scale is below FLOOR, nor, where values are multiples of a `step` (counts; a number, or one of each node, 0: of
+    none), below the error of rounding to it:
     nodes that never varied in training may vary later. Units: standardized. Source: CoST section 4.3 (spectrum).
     """
 
-    def __init__(self, kind: str, num_nodes: int, predict_len: int, size: int, step: float = 0.0):
+    def __init__(self, kind: str, num_nodes: int, predict_len: int, size: int,
+                 step: float | Tensor = 0.0):
         super().__init__()
-        self.kind, self.size, self.step, self.rounding = kind, size, step, step * ROUNDING
-        self.register_buffer("floor", torch.zeros(()))
+        self.kind, self.size = kind, size
+        self.register_buffer("step", torch.as_tensor(step, dtype=torch.float32), persistent=False)
+        self.register_buffer("rounding", torch.as_tensor(step * ROUNDING, dtype=torch.float32), persistent=False)
+        self.register_buffer("floor", torch.zeros_like(self.step))
         self.register_buffer("table", torch.ones(min(size, BINS) if kind in ("cycle", "quantiles") else 1, num_nodes))
         self.register_buffer("ahead", torch.arange(1, predict_len + 1), persistent=False)
 
@@ -57,7 +61,7 @@ class FluctuationScale(nn.Module):
         """
         if self.kind != "quantiles":
             return torch.ones_like(predicted[:, 0])
-        return ((predicted[:, -1] - predicted[:, 0]) / (2 * OUTERMOST)).clamp_min(max(self.rounding, 1e-3))
+        return ((predicted[:, -1] - predicted[:, 0]) / (2 * OUTERMOST)).clamp_min(self.rounding.clamp_min(1e-3))
 
     def excess(self, residual: Tensor, state: Tensor, observed: Tensor | None) -> Tensor:
         """Spread of training residuals over that of the quantiles: below 1 where stage 1 has fitted them too closely.
@@ -84,7 +88,7 @@ class FluctuationScale(nn.Module):
             return
         counts = torch.ones_like(residual) if observed is None else observed.to(residual.dtype)
         rms = ((residual.square() * counts).sum() / counts.sum().clamp_min(1)).sqrt()
-        self.floor.copy_((FLOOR * rms).clamp_min(max(self.rounding, 1e-6)))
+        self.floor.copy_((FLOOR * rms).clamp_min(self.rounding.clamp_min(1e-6)))
         if self.kind == "global":
             self.table.copy_(rms.expand_as(self.table))
             return

@@ -19,7 +19,7 @@ from data.covariates import read_covariates
 from data.fields import Field, load_field
 from data.lags import choose_lags
 from data.readers import listed, say_if_large
-from data.scaling import BLOCK
+from data.scaling import BLOCK, as_real
 from data.stamps import local_times
 from data.windows import SPLITS, WindowedField, smallest, supported
 from models import build_mean_model
@@ -41,8 +41,8 @@ from utils.pipeline import CHOICES, can_be_kept, mean_loss, own_file, training_l
 from utils.plots import draw_field
 from utils.timing import forecaster_of, training_step
 
-FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags", "split", "support", "history_len",
-         "predict_len", "batch_size", "device")
+FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags", "split", "support", "scaling",
+         "history_len", "predict_len", "batch_size", "device")
 PEAK = 0.02  # share of the variance under which a period is not worth a word
 ROUNDING = 1e-9  # share of the largest value under which a series is straight
 FEW_WINDOWS = 100
@@ -52,7 +52,7 @@ SECONDS = 2.0  # what the measured steps may cost
 
 def complete(values: torch.Tensor) -> torch.Tensor:
     """Values (time, node) with what is missing filled by the mean of its node (0 where that has none)."""
-    values = values.float()
+    values = as_real(values)
     return torch.where(values.isnan(), values.nanmean(0).nan_to_num(), values)
 
 
@@ -112,7 +112,7 @@ def description(field: Field, periods: list[tuple[int, float]]) -> dict[str, str
     """What a field holds, in words, by subject."""
     values, spec = field.values, field.spec
     missing = torch.stack([block.isnan().sum(0) for block in values.split(BLOCK)]).sum(0)
-    present = values[~values.isnan()].float()
+    present = as_real(values[~values.isnan()])
     constant = [name for name, series in zip(field.node_names, values.T, strict=True)
                 if len(seen := series[~series.isnan()]) and seen.min() == seen.max()]
     count, nodes = int(missing.sum()), [field.node_names[node] for node in missing.nonzero().flatten().tolist()]
@@ -217,11 +217,16 @@ def main(arguments: list[str] | None = None) -> int:
         ahead = len(beside.values) - len(field.values)
         say({"covariates": f"{listed(list(beside.names))}; they reach {ahead} steps beyond the data, a forecast of the "
                            f"unseen future needs {config.predict_len}"})
-    data = WindowedField(field, config.history_len, config.predict_len, device, config.split, beside, config.lags)
+    data = WindowedField(field, config.history_len, config.predict_len, device, config.split, beside, config.lags,
+                         scaling=config.scaling)
+    for note in data.field.notes[len(field.notes):]:
+        print(f"note: {note}")
     config = replace(config, **{"batch_size": suggested_batch(len(data.starts["train"])), **given})
     support = config.support
     if support == "auto":
-        support = "nonnegative" if data.field.spec.nonnegative else "any"
+        mixed = data.facts()["support"] is not None  # of each node its own, which training finds as this does
+        support = "nonnegative" if data.field.spec.nonnegative else "auto" if mixed else "any"
+    say({"scaling": "by mean and spread of each node" if data.scaler.by_node else "by mean and spread of the field"})
     say({"windows": ", ".join(f"{len(data.starts[split])} {split}" for split in SPLITS)
          + f" of {config.history_len} + {config.predict_len} steps", **cost(data, config, device)})
     if support == "any" and smallest(field.values) > 0:

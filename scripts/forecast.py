@@ -18,6 +18,7 @@ import torch
 
 from data.covariates import read_covariates
 from data.readers import listed
+from data.scaling import as_real
 from data.stamps import parse_time
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
 from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
@@ -44,7 +45,7 @@ class Series:
 
         Raises: ValueError where covariates end.
         """
-        known = self.values[max(begin - self.reach, 0):begin + history_len].float().numpy()
+        known = as_real(self.values[max(begin - self.reach, 0):begin + history_len]).numpy()
         missing, covariates = self.reach + history_len - len(known), None
         history = np.pad(known, ((missing, 0), (0, 0)), constant_values=np.nan)
         if self.covariates is not None:

@@ -38,7 +38,8 @@ from utils.runlog import FAR_COVERAGE
 from utils.tables import write_text
 
 BASELINES = ("persistence", "climatology")
-SCORES = ("CRPS", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "energy_score", "spread_skill")
+SCORES = ("CRPS", "CRPS_nodes", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "energy_score",
+          "spread_skill")
 JOINT = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_increments", "energy_score",
          "variogram_score", "correlation_gap", "autocorrelation_gap", "PIT_error_regions")
 BY_HORIZON = ("CRPS", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "spread_skill")
@@ -135,7 +136,8 @@ def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedFiel
         texts.append(f"Calibration: QICE_ties {number(ours['QICE_ties'])} is more than {FAR_QICE} times that of a "
                      f"perfect ensemble ({number(ours['QICE_floor'])}); see the bars below.")
     off = ours["coverage90"] - ours["coverage90_floor"]
-    if off < -FAR_COVERAGE or (off > FAR_COVERAGE and not data.scaler.whole):  # many equal counts: any closed interval
+    counts = data.scaler.any_whole  # of many equal ones any closed interval holds too much
+    if off < -FAR_COVERAGE or (off > FAR_COVERAGE and not counts):
         texts.append(f"The central 90 % interval holds {100 * ours['coverage90']:.1f} % of the observations; a perfect "
                      f"ensemble of {ours['members']} members: {100 * ours['coverage90_floor']:.1f} %.")
     spread = ours["spread_skill"]
@@ -291,12 +293,13 @@ def joint_section(found: Forecasts, unit: str) -> str:
 def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str) -> str:
     """The table of scores by node."""
     chosen = spread_out(nodes["CRPS"], TABLE_NODES)
-    columns = {"mean observed": "truth", **{name: name for name in ("CRPS", "MAE", "RMSE", "spread", "coverage90")}}
+    columns = {"mean observed": "truth", "CRPS": "CRPS", "CRPS / mean |truth|": "CRPS_normalized",
+               **{name: name for name in ("MAE", "RMSE", "spread", "coverage90")}}
     rows = [[names[node], *(float(nodes[name][node]) for name in columns.values())]
             for node in chosen[np.argsort(-nodes["CRPS"][chosen], kind="stable")]]
     which = "All nodes" if len(rows) == len(names) else f"{len(rows)} of {len(names)} nodes, evenly over their CRPS"
     return table("Scores by node", f"{which}, the highest CRPS first. Means over windows and horizon, in {unit}; "
-                 "coverage90 is a share.", ["node", *columns], rows)
+                 "coverage90 and CRPS / mean |truth| are shares.", ["node", *columns], rows)
 
 
 def facts_section(folder: Path, content: dict, data: WindowedField, device: torch.device) -> str:

@@ -1,6 +1,7 @@
 """A file is described as it is, and the flags that are suggested for it train it."""
 
 import re
+import shlex
 
 import matplotlib.image
 import numpy as np
@@ -317,3 +318,28 @@ def test_the_verdict_and_the_notes_are_those_of_the_training(tmp_path, capsys, w
         said.append([line for line in (spoken.out + spoken.err).splitlines() if line.startswith(("note: ", "error: "))])
     checked, trained = said
     assert {line.replace("note: a: ", "note: ") for line in trained} <= {*checked} and refused in " ".join(checked)
+
+
+def test_mixed_units_are_noted_by_the_check_and_the_training_with_what_is_done(tmp_path, capsys):
+    values = random_values(200, 3)
+    values[:, 2] = 101_325 + 100 * values[:, 2]
+    np.save(tmp_path / "a.npy", values)
+    axis = "--freq", "1h", "--start", "2024-01-01", "--history_len", "6", "--predict_len", "4"
+    for scaling, told in (("auto", "each node is scaled by its own mean and spread"), ("field", "one scale for all")):
+        said = said_of(capsys, tmp_path / "a.npy", *axis, "--scaling", scaling)
+        assert "differ by more than 10 times" in said["all"] and told in said["all"]
+        assert said["scaling"].endswith("node" if scaling == "auto" else "field")
+        main_pretrain.main(["--data_path", str(tmp_path / "a.npy"), *axis, "--scaling", scaling, "--dry_run"])
+        spoken = capsys.readouterr()
+        assert told in spoken.err and ("spread of each node" in spoken.out) is (scaling == "auto")
+
+
+def test_check_and_training_agree_on_a_field_that_is_negative_only_after_the_training_part(tmp_path, capsys):
+    values = random_values(200, 3).clip(20) - 20
+    values[190:] -= 30
+    np.save(tmp_path / "a.npy", values)
+    said = said_of(capsys, tmp_path / "a.npy", "--freq", "1h", "--start", "2024-01-01")
+    line = said["all"].split("main_pretrain.py ")[1].splitlines()[0]
+    assert "--support any" in line and "the smallest training value is 0, but later" in said["all"]
+    assert main_pretrain.main([*shlex.split(line), "--dry_run"]) == 0
+    assert "values: any" in capsys.readouterr().out

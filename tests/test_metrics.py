@@ -16,7 +16,7 @@ from utils.metrics import EnsembleScores
 KEYS = {
     "CRPS", "CRPS_fair", "CRPS_fair_physical", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "MAE_median",
     "RMSE", "energy_score", "variogram_score", "spread_skill", "QICE_floor", "coverage90_floor", "windows",
-    "members", "per_horizon", "PIT", "PIT_error", "QICE_ties", "ensemble",
+    "members", "per_horizon", "PIT", "PIT_error", "QICE_ties", "ensemble", "CRPS_nodes", "per_node",
 }
 KEYS_PER_HORIZON = {
     "CRPS", "CRPS_fair", "CRPS_fair_physical", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "MAE_median", "RMSE",
@@ -46,8 +46,10 @@ def score(members, truth, chunk=None):
 
 
 def flat(report):
-    per_horizon = {f"{name}@horizon": value for name, value in report["per_horizon"].items()}
-    return {name: value for name, value in report.items() if name != "per_horizon"} | per_horizon
+    """All scores by name; of nodes those that have any."""
+    parts = {f"{name}@{part}": [each for each in values if each is not None]
+             for part in ("per_horizon", "per_node") for name, values in report[part].items()}
+    return {name: value for name, value in report.items() if name not in ("per_horizon", "per_node")} | parts
 
 
 def assert_same(one, other, rel):
@@ -402,6 +404,31 @@ def test_a_report_has_exactly_its_keys_and_is_json():
     assert all(len(values) == 3 for values in report["per_horizon"].values())
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert (report["windows"], report["members"]) == (6, 9)
+
+
+def test_crps_nodes_is_the_mean_over_nodes_of_crps_over_their_own_mean_truth():
+    members, truth = forecast()
+    report, by_node = score(members, truth), [score(members[..., [node]], truth[..., [node]]) for node in range(5)]
+    assert report["per_node"]["CRPS"] == pytest.approx([each["CRPS"] for each in by_node], rel=1e-12)
+    assert report["CRPS_nodes"] == pytest.approx(np.mean([each["CRPS"] for each in by_node]), rel=1e-12)
+    physical = [each["CRPS"] * float(truth[..., node].abs().mean()) for node, each in enumerate(by_node)]
+    assert report["per_node"]["CRPS_physical"] == pytest.approx(physical, rel=1e-12)
+
+
+@pytest.mark.parametrize("factors", [[1, 1e-6, 1, 1e9, -3], [1e5] * 5])
+def test_crps_nodes_is_the_same_in_any_unit_of_each_node_and_crps_is_not(factors):
+    (members, truth), factors = forecast(), torch.tensor(factors, dtype=torch.float64)
+    one, other = score(members, truth), score(members * factors, truth * factors)
+    assert other["CRPS_nodes"] == pytest.approx(one["CRPS_nodes"], rel=1e-9)
+    assert (other["CRPS"] == pytest.approx(one["CRPS"], rel=1e-9)) is (len(factors.unique()) == 1)
+
+
+def test_a_node_whose_truth_is_zero_throughout_has_no_normalized_crps_and_counts_in_no_mean():
+    members, truth = forecast()
+    truth[..., 3] = 0
+    report, others = score(members, truth), [0, 1, 2, 4]
+    assert report["per_node"]["CRPS"][3] is None and report["per_node"]["CRPS_physical"][3] > 0
+    assert report["CRPS_nodes"] == pytest.approx(score(members[..., others], truth[..., others])["CRPS_nodes"])
 
 
 @pytest.mark.parametrize("chunk", [1, 4])

@@ -24,6 +24,7 @@ from data.readers import read_file
 from data.windows import ANY_VALUE, open_data
 
 VALUES = random_values(48, 4)
+SERIES = VALUES[:, 0].astype(np.float64)
 HOURS = pd.date_range("2024-03-30", periods=48, freq="h")
 NAMES = ("north", "Ünion, east", "3", "4.5 km")
 
@@ -190,7 +191,21 @@ def test_numbers_come_out_of_a_csv_as_they_went_in(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     array = np.array(rows, np.float32)
     pd.DataFrame(array, columns=["a", "b"]).to_csv(path, index=False)
-    np.testing.assert_array_equal(read_file(path).values, array)
+    np.testing.assert_array_equal(read_file(path).values.float(), array)  # more digits may stand there than it holds
+
+
+@pytest.mark.parametrize("values, kept", [
+    (1e9 + np.arange(713.0), True), (np.array([20_000_000, 20_000_001] * 9), True), (1e5 + SERIES / 1e3, True),
+    (np.array([20_000_000, 20_000_002] * 9), False), (280 + SERIES / 10, False), (1e20 * SERIES, False),
+])
+def test_values_that_float32_would_lose_are_kept_in_float64(tmp_path, values, kept):
+    np.save(tmp_path / "a.npy", values[:, None])
+    pd.DataFrame({"x": values}, pd.date_range("2024-01-01", periods=len(values), name="time")).to_csv(
+        tmp_path / "a.csv")
+    for name in ("a.npy", "a.csv"):
+        found = read_file(tmp_path / name).values
+        assert found.dtype == (torch.float64 if kept else torch.float32)
+        assert len(found.unique()) == len(np.unique(values)) or not kept
 
 
 # NetCDF and Zarr
@@ -521,14 +536,14 @@ def test_values_below_zero_contradict_a_nonnegative_support(tmp_path):
         open_data("a", ROOT, 6, 4, own=OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01"), support="nonnegative")
 
 
-def test_nothing_after_the_training_part_decides_the_support(tmp_path):
-    facts = []
-    for later in (0, -50):
+def test_a_field_that_is_negative_after_a_training_part_from_zero_on_is_not_nonnegative_and_says_so(tmp_path):
+    for later, told in ((0, False), (-50, True)):
         values = (VALUES - VALUES.min()).copy()
         values[0, 0], values[40:] = 0, values[40:] + later
         np.save(tmp_path / "a.npy", values)
-        facts.append(open_data("a", ROOT, 6, 4, own=OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")).facts())
-    assert facts[0] == facts[1] and facts[0]["support"]
+        data = open_data("a", ROOT, 6, 4, own=OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01"))
+        assert data.training.min() == 0 and (data.facts()["support"] is None) is told
+        assert any("smallest training value is 0, but later" in note for note in data.field.notes) is told
 
 
 # Places and graphs

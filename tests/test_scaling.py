@@ -1,12 +1,14 @@
 """One mean and one standard deviation, those of the training values, without overflow or cancellation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from conftest import random_values, with_gaps
 
 from data import scaling
-from data.scaling import Scaler
+from data.scaling import NodeStatistics, Scaler
 
 
 @pytest.mark.parametrize("steps", [1, 2, scaling.BLOCK - 1, scaling.BLOCK, scaling.BLOCK + 1, 3000])
@@ -95,3 +97,110 @@ def test_values_that_no_float32_could_hold_a_fraction_of_are_not_taken_for_count
     counts = values.round()
     counts[:, 1] *= 1e9
     assert Scaler.fit(counts).whole
+
+
+# Of each node
+
+def node_scaler(values, scaling="auto"):
+    values = torch.as_tensor(values)
+    return NodeStatistics.of(values).scaler(values, scaling)
+
+
+def celsius_beside_pascal(steps=400):
+    values = random_values(steps, 4)
+    values[:, 2:] = 101_325 + 100 * (values[:, 2:] - 20)
+    return values
+
+
+def test_each_node_has_its_own_scale_where_units_differ():
+    values = celsius_beside_pascal()
+    scaler = node_scaler(values)
+    exact = values.astype(np.float64)
+    assert scaler.by_node
+    np.testing.assert_allclose(scaler.mean, exact.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(scaler.std, exact.std(0), rtol=1e-9)
+    standardized = scaler.standardize(torch.from_numpy(values))
+    np.testing.assert_allclose(standardized.std(0, correction=0), 1, rtol=1e-5)
+    np.testing.assert_allclose(scaler.physical(standardized), exact, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(scaler.physical(standardized)[:, :2], exact[:, :2], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("factors, by_node", [([1, 1, 1], False), ([1, 2, 3], False), ([1, 1, 30], True)])
+def test_auto_is_the_published_scale_of_the_field_unless_nodes_differ_by_more_than_ten_times(factors, by_node):
+    values = torch.from_numpy(random_values(300, 3) - 20) * torch.tensor(factors)
+    assert node_scaler(values).by_node is by_node and node_scaler(values, "node").by_node
+    assert node_scaler(values, "field") == Scaler.fit(values)
+    assert by_node or node_scaler(values) == Scaler.fit(values)
+
+
+@pytest.mark.parametrize("scaling", ["auto", "node"])
+@pytest.mark.parametrize("spikes", [1, 3])
+def test_outliers_do_not_squash_a_node_and_are_cut(scaling, spikes):
+    values = random_values(700, 4)
+    values[100:100 + spikes, 1] = 1e6
+    scaler = node_scaler(values, scaling)
+    assert scaler.by_node is (scaling == "node")
+    standardized = scaler.standardize(torch.from_numpy(values))
+    usual = np.delete(standardized[:, 1].numpy(), np.s_[100:100 + spikes])
+    assert usual.std() == pytest.approx(1, abs=0.1) and standardized.abs().max() < 15
+    assert node_scaler(np.delete(values, np.s_[100:100 + spikes], 0), "field").std == pytest.approx(5, abs=0.2)
+
+
+def test_heavy_tails_are_no_outliers():
+    rain = np.random.default_rng(0).exponential(3, (2000, 3)) * (np.random.default_rng(1).random((2000, 3)) < 0.05)
+    heavy = np.exp(2 * np.random.default_rng(2).normal(size=(2000, 3)))
+    for values in (rain, heavy):
+        assert not NodeStatistics.of(torch.from_numpy(values)).outlying.any()
+
+
+def test_a_constant_node_is_scaled_by_its_size_and_one_of_zeros_by_the_others():
+    values = celsius_beside_pascal()
+    values[:, 0], values[:, 3] = 0, 101_325
+    scaler = node_scaler(values)
+    assert scaler.std[3] == 101_325 and scaler.std[0] in (scaler.std[1], scaler.std[2])
+    assert (scaler.standardize(torch.from_numpy(values))[:, [0, 3]] == 0).all()
+
+
+def test_gaps_count_in_no_statistic_of_a_node():
+    values = celsius_beside_pascal(2000)
+    gappy = with_gaps(values)
+    np.testing.assert_allclose(node_scaler(gappy).mean, np.nanmean(gappy.astype(np.float64), 0), rtol=1e-12)
+    np.testing.assert_allclose(node_scaler(gappy).std, np.nanstd(gappy.astype(np.float64), 0), rtol=1e-9)
+    assert torch.equal(node_scaler(gappy).standardize(torch.from_numpy(gappy)).isnan(),
+                       torch.from_numpy(np.isnan(gappy)))
+
+
+def test_counts_beside_other_values_come_back_as_whole_numbers_and_the_others_as_they_are():
+    values = celsius_beside_pascal()
+    values[:, 1] = values[:, 1].round() * 1000
+    scaler = node_scaler(values)
+    assert scaler.whole == (False, True, False, False)
+    found = scaler.physical(scaler.standardize(torch.from_numpy(values)))
+    assert torch.equal(found[:, 1], torch.from_numpy(values[:, 1]).double())
+    assert (found[:, 0] != found[:, 0].round()).any()
+
+
+# Resolution, and no value below zero
+
+def test_values_in_float64_keep_what_float32_would_lose():
+    values = 1e9 + torch.arange(713, dtype=torch.float64).view(-1, 1)
+    scaler = Scaler.fit(values)
+    standardized = scaler.standardize(values)
+    assert scaler.precise and standardized.dtype == torch.float32 and len(standardized.unique()) == 713
+    assert torch.equal(scaler.physical(standardized).round(), values)
+
+
+def test_a_spread_that_the_type_does_not_resolve_is_seen():
+    values = 1e9 + torch.from_numpy(random_values(400, 2)).double()
+    assert not NodeStatistics.of(values).unresolved.any() and NodeStatistics.of(values.float()).unresolved.all()
+
+
+@pytest.mark.parametrize("level, whole", [(65_000.0, True), (65_000.3, False), (3e6, True)])
+def test_no_value_below_zero_comes_back_where_none_can_be(level, whole):
+    """Also of those next to the standardized zero, which rounding puts below."""
+    for shift in range(30):
+        scaler = Scaler(level + shift, level / 10 + shift, whole, nonnegative=True)
+        near = scaler.zero() * (1 + torch.arange(-40, 41) * 2.0**-24)
+        found = scaler.physical(near)
+        assert found.min() == 0 and (found[near == scaler.zero()] == 0).all()
+    assert replace(scaler, nonnegative=False).physical(near).min() < 0 or whole

@@ -13,7 +13,7 @@ import data.readers
 import data.windows
 from data.fluctuation import fluctuation_scale
 from data.scaling import Scaler
-from data.windows import ANY_VALUE, SPLITS, WindowedField, open_data, split_windows
+from data.windows import ANY_VALUE, SPLITS, WindowedField, open_data, split_windows, with_support
 
 
 def lengths(starts: dict) -> tuple:
@@ -215,8 +215,7 @@ def test_the_minimum_is_the_standardized_zero_to_the_bit_where_values_cannot_be_
     assert WindowedField(field, 6, 4).support == ANY_VALUE == (float("-inf"), 0.0)
     for shift in range(40):  # as many scalers
         values[0, 0] = mean + shift
-        data = WindowedField(make_field(values), 6, 4)
-        object.__setattr__(data.field, "spec", dataclasses.replace(data.field.spec, nonnegative=True))
+        data = WindowedField(with_support(make_field(values), True), 6, 4)
         assert torch.tensor(data.support[0]) == data.scaler.standardize(torch.zeros(100))[50]
 
 

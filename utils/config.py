@@ -52,6 +52,9 @@ class CommonConfig:
     unit: str = flag("", DATA, "unit of its values")
     support: str = flag("auto", DATA, "values that can occur; auto: as the dataset's card says, for --data_path "
                         "nonnegative where the smallest training value is 0", choices=("auto", "any", "nonnegative"))
+    scaling: str = flag("auto", DATA, "mean and spread that standardize values: those of the field, as published "
+                        "(field), of each node (node), or of each node where levels or spreads differ by more than 10 "
+                        "times (auto); node and auto leave outliers out", choices=("auto", "node", "field"))
     split: str = flag("", DATA, "shares of training, validation and test windows, 0.6,0.2,0.2 if not given, or the two "
                       "times at which validation and test begin, as 2013-09-01,2013-11-01")
     training_span: str = flag("targets", DATA, "steps that scaler and spectral fluctuation scale are estimated from: "
@@ -196,7 +199,7 @@ class TrainConfig(CommonConfig):
 RECIPES = {
     "cost": {},
     "published": {
-        CommonConfig: dict(support="any", training_span="histories", lr=1e-3, epochs=50, ema=0.0),
+        CommonConfig: dict(support="any", scaling="field", training_span="histories", lr=1e-3, epochs=50, ema=0.0),
         PretrainConfig: dict(objective="mse", select="mae", patience=50, climatology=False, tokens=0, networks=1,
                              linear_modes=0, recalibrate=False),
         TrainConfig: dict(margin="residual", noise="independent", prediction="noise", scale="spectrum",
@@ -212,11 +215,12 @@ RECIPES = {
 """Values of both stages that differ from the defaults, which are those of `cost`."""
 
 _OURS = {
-    "SST": {CommonConfig: dict(batch_size=32), PretrainConfig: dict(lr=1e-3)},
-    "BikeDC": {PretrainConfig: dict(epochs=30, networks=1)},
-    "TaxiBJ": {CommonConfig: dict(batch_size=24)},
-    "Los_Speed": {CommonConfig: dict(batch_size=24), PretrainConfig: dict(lr=1e-3)},
-    "NYCFlights": {CommonConfig: dict(batch_size=64, lags="auto"), PretrainConfig: dict(epochs=24)},
+    "SST": {CommonConfig: dict(batch_size=32, scaling="field"), PretrainConfig: dict(lr=1e-3)},
+    "BikeDC": {CommonConfig: dict(scaling="field"), PretrainConfig: dict(epochs=30, networks=1)},
+    "MobileNJ": {CommonConfig: dict(scaling="field")},
+    "TaxiBJ": {CommonConfig: dict(batch_size=24, scaling="field")},
+    "Los_Speed": {CommonConfig: dict(batch_size=24, scaling="field"), PretrainConfig: dict(lr=1e-3)},
+    "NYCFlights": {CommonConfig: dict(batch_size=64, lags="auto", scaling="field"), PretrainConfig: dict(epochs=24)},
     "Oracle": {CommonConfig: dict(batch_size=64)},
 }
 PRESETS = {

@@ -46,8 +46,8 @@ class Diagnostics:
         ordered = sort_members(members)
         quantiles = member_quantiles(ordered)
         by_target = {
-            "targets": observed, "mean": mean, "truth": truth, "variance": variance, "squared_error": error.square(),
-            "absolute_error": error.abs(), "crps": crps_quantile(quantiles, truth),
+            "targets": observed, "mean": mean, "truth": truth, "size": truth.abs(), "variance": variance,
+            "squared_error": error.square(), "absolute_error": error.abs(), "crps": crps_quantile(quantiles, truth),
             "covered": covered(quantiles[:, 0], quantiles[:, -1], truth),
         }
         chunk = {name: (value * observed).sum((0, 1), dtype=torch.float64) for name, value in by_target.items()}
@@ -67,15 +67,18 @@ class Diagnostics:
     def by_node(self) -> dict[str, np.ndarray]:
         """Means over windows and horizon of every node, in physical units; NaN for a node that was never observed.
 
-        mean, truth, MAE, CRPS; spread and RMSE, the roots of the mean variance and squared error; coverage90.
+        mean, truth, MAE, CRPS; CRPS_normalized, over the mean |truth|; spread and RMSE, the roots of the mean variance
+        and squared error; coverage90.
         Shapes: each (node,).
         """
-        sums = self._numpy("targets", "mean", "truth", "variance", "squared_error", "absolute_error", "crps", "covered")
+        sums = self._numpy("targets", "mean", "truth", "size", "variance", "squared_error", "absolute_error", "crps",
+                           "covered")
         targets = sums.pop("targets")
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):
             mean = {name: value / targets for name, value in sums.items()}
             return {"mean": mean["mean"], "truth": mean["truth"], "spread": np.sqrt(mean["variance"]),
                     "RMSE": np.sqrt(mean["squared_error"]), "MAE": mean["absolute_error"], "CRPS": mean["crps"],
+                    "CRPS_normalized": mean["crps"] / mean["size"],
                     f"coverage{COVERAGE * 100:.0f}": mean["covered"]}
 
     def bins(self) -> np.ndarray:

@@ -13,6 +13,7 @@ from .joint import NEIGHBOURS, JointScores
 from .metrics import EnsembleScores, crps_cross_check
 
 FAST = torch.float32  # for what is computed of every member, relative to the level and size of the field
+LISTED_NODES = 1000  # of which scores are listed: of more, those of the highest CRPS as a share of their mean |truth|
 CPU_VALUES_AT_ONCE, GPU_VALUES_AT_ONCE = 6_000, 1_000_000
 
 
@@ -41,7 +42,8 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
     (see `joint.JointScores`), and those of every window with its `start`, which `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
-    scores, joint, starts = EnsembleScores(horizon, node, members, FAST), joint_scores(batches.data, FAST), []
+    precision = torch.float64 if batches.data.scaler.by_node else FAST  # nodes may differ beyond what float32 resolves
+    scores, joint, starts = EnsembleScores(horizon, node, members, precision), joint_scores(batches.data, precision), []
     for batch in progress(own_windows(batches, processes), "forecasting"):
         drawn, truth = physical(draw(batch)), batch.truth.double()
         scores.update(drawn, truth, batch.scored)
@@ -55,7 +57,15 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
                {**scores.by_window(), **joint.by_window(), "start": torch.cat(starts)}.items()}
     found = scores.compute(equidistant)
     own = {name: found[name] for name in ("energy_score", "variogram_score")}
-    return {**found, "joint": {**own, **joint.compute()}}, windows
+    per_node = named_nodes(found.pop("per_node"), batches.data.field.node_names)
+    return {**found, "per_node": per_node, "joint": {**own, **joint.compute()}}, windows
+
+
+def named_nodes(scores: dict[str, list], names: tuple[str, ...]) -> dict[str, dict]:
+    """Scores (node,) by the names of the nodes, with six digits; of a large field LISTED_NODES nodes."""
+    worst = sorted(range(len(names)), key=lambda node: -(scores["CRPS"][node] or 0.0))[:LISTED_NODES]
+    return {score: {names[node]: values[node] and float(f"{values[node]:.6g}") for node in sorted(worst)}
+            for score, values in scores.items()}
 
 
 def joint_scores(data, precision: torch.dtype = torch.float64) -> JointScores:

@@ -259,7 +259,7 @@ def _write_netcdf(file, parts: Iterable[Forecast], values: str) -> None:
     part = next(parts)
     unit, _ = np.datetime_data(part.times.dtype)
     first = part.to_xarray(values)
-    encoding = {name: {"_FillValue": np.float32("nan") if name in first.data_vars else None}
+    encoding = {name: {"_FillValue": first[name].dtype.type("nan") if name in first.data_vars else None}
                 for name in first.variables}
     for name in (ISSUED, "time"):
         encoding[name] |= {"units": TIME_UNITS[unit], "dtype": "int64"}

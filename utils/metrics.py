@@ -116,6 +116,19 @@ def covered(lower, upper, truth):
     return (lower <= truth) & (truth <= upper)
 
 
+def crps_of_nodes(crps, abs_truth):
+    """CRPS of each node over its own mean |truth|, and the mean over nodes: `CRPS_nodes`, which no unit changes.
+
+        CRPS_nodes = mean over nodes of (sum of the node's crps / sum of the node's |truth|)
+
+    `CRPS` weighs nodes by their size, this score all alike. A node whose truth is 0 throughout has no size: NaN, and it
+    does not count in the mean.
+    Shapes: sums over windows and horizon (node,) -> (node,), ().
+    """
+    each = torch.where(abs_truth > 0, crps / abs_truth, math.nan)
+    return each, each.nanmean()
+
+
 # --- calibration --------------------------------------------------------------------------------------------
 
 def decile_counts(deciles, truth, observed=None):
@@ -403,6 +416,10 @@ class EnsembleScores:
             **field_counts(truth, observed, self.pairs),
         }
         chunk = {name: value.sum(0) for name, value in by_step.items()}
+        chunk |= {f"node_{name}": value.sum((0, 1), dtype=torch.float64).unsqueeze(0) * unit for name, value in (
+            ("crps", by_target["crps"]), ("abs_truth", by_target["abs_truth"]))}
+        chunk["node_targets"] = (torch.ones_like(truth) if observed is None else observed).sum(
+            (0, 1), dtype=torch.float64).unsqueeze(0)
         chunk["deciles"] = decile_counts(quantiles[:, DECILES], truth, observed)
         chunk["PIT"] = pit_counts(ordered, truth, observed).unsqueeze(0)  # of all horizon steps together
         self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
@@ -430,9 +447,10 @@ class EnsembleScores:
         names which of the two they are.
 
         CRPS and CRPS_fair are divided by the sum of |truth|, CRPS_sum by that of |truth summed over nodes|;
-        CRPS_fair_physical is the mean per target. The energy score is the empirical one. PIT lists the shares of
-        `pit_counts`, and PIT_error is their mean |share - 1/20|; neither is per horizon. A ratio that does not exist
-        (CRPS of a horizon whose truth is all zero, spread over an error of zero) is None.
+        CRPS_fair_physical is the mean per target. CRPS_nodes: see `crps_of_nodes`; per_node has the CRPS of each node
+        as a share of its mean |truth|, and CRPS_physical, the mean per target. The energy score is the empirical one.
+        PIT lists the shares of `pit_counts`, and PIT_error is their mean |share - 1/20|; neither is per horizon. A
+        ratio that does not exist (CRPS of a horizon whose truth is all zero, spread over an error of zero) is None.
         Raises: ValueError when no window was seen or the truth is all zero.
         """
         if not self.sums:
@@ -442,8 +460,11 @@ class EnsembleScores:
         for name, what in (("abs_truth", "the truth"), ("abs_truth_sum", "the truth summed over nodes")):
             if total[name] == 0:
                 raise ValueError(f"the normalised CRPS is undefined: {what} is zero in all windows")
+        normalized, mean = crps_of_nodes(total["node_crps"], total["node_abs_truth"])
+        per_node = {"CRPS": normalized, "CRPS_physical": total["node_crps"] / total["node_targets"]}
         return {
             **plain(self._scores(total)),
+            **plain({"CRPS_nodes": mean}),
             **plain({"PIT": total["PIT"] / total["PIT"].sum(), "PIT_error": pit_error(total["PIT"])}),
             "QICE_floor": perfect_qice(self.members, equidistant),
             "coverage90_floor": perfect_coverage(self.members, equidistant),
@@ -452,6 +473,7 @@ class EnsembleScores:
             "members": self.members,
             "ensemble": "quantiles" if equidistant else "random",
             "per_horizon": plain(self._scores(per_horizon)),
+            "per_node": plain(per_node),
         }
 
     def _scores(self, sums):

@@ -66,12 +66,12 @@ def open_windows(settings: dict, data_dir: str, device: torch.device | str,
 
     like: see `data.fields.load_field`.
     """
-    settings = {**dataclasses.asdict(PretrainConfig()), **settings}  # a checkpoint may be older than a flag
+    settings = {**dataclasses.asdict(PretrainConfig()), "scaling": "field", **settings}  # one may be older than a flag
     data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
                      device, settings["oracle_nodes"], settings["oracle_steps"], settings["oracle_length_scale"],
                      own_file(settings), settings["split"], settings["support"], settings["missing"],
                      settings["null_value"], settings["covariates"], settings["lags"], settings["training_span"],
-                     settings["oracle_skew"], like)
+                     settings["oracle_skew"], like, settings["scaling"])
     for note in data.field.notes:
         print(f"note: {data.field.name}: {note}", file=sys.stderr)
     return data

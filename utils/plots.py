@@ -62,7 +62,7 @@ def forecast_window(draw, data, start: torch.Tensor, nodes: list[int] | np.ndarr
         drawn |= {"history": batch.context.history.where(batch.context.observed[:, :known], torch.nan),
                   "truth": batch.future.where(batch.scored, torch.nan)}
     return {"times": data.local_times(int(start)), "names": [data.field.node_names[node] for node in nodes]} | {
-        name: data.scaler.physical(values)[0].float().cpu().numpy()[..., nodes] for name, values in drawn.items()}
+        name: data.scaler.physical(values)[0].cpu().numpy()[..., nodes] for name, values in drawn.items()}
 
 
 def fan_charts(times: np.ndarray, history: np.ndarray, truth: np.ndarray, members: np.ndarray, names: list[str],

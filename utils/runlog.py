@@ -20,8 +20,12 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
     first, last = data.field.calendar.ends
     lags = f"; lags: {', '.join(map(str, data.lags)) or 'none'}" if config.lags != "none" else ""
     missing = f"{data.field.missing_share:.3%} of the values missing, " if data.field.masked else ""
+    scaled = "each node" if data.scaler.by_node else "the field"
+    bounded = data.facts()["support"] is not None
+    support = "none negative" if data.field.spec.nonnegative else "of some nodes none negative" if bounded else "any"
     print(f"{config.data_name}: {len(values)} steps from {first} to {last}, {data.num_nodes} nodes, {missing}"
-          f"unit: {data.field.spec.unit}; windows: {windows}{lags}")
+          f"unit: {data.field.spec.unit}; values: {support}, scaled by mean and spread of {scaled}; "
+          f"windows: {windows}{lags}")
     print(f"{trained:,} trained weights on {device}; run folder {folder}", flush=True)
     if config.dry_run:
         print(json.dumps(settings(config), indent=1))
@@ -75,8 +79,8 @@ def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
     """Print the scores of a run, one a line, with the floors of a perfect ensemble of as many members."""
     floors = {"QICE_ties": "QICE_floor", "coverage90": "coverage90_floor"}
     in_unit = ("IS", "MAE", "MAE_median", "RMSE", "energy_score", "CRPS_fair_physical")
-    shown = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE", "QICE_ties", "IS", "coverage90", "MAE", "MAE_median",
-             "RMSE", "energy_score", "variogram_score", "spread_skill")
+    shown = ("CRPS", "CRPS_nodes", "CRPS_fair", "CRPS_sum", "QICE", "QICE_ties", "IS", "coverage90", "MAE",
+             "MAE_median", "RMSE", "energy_score", "variogram_score", "spread_skill")
     members = f", {metrics['members']} members" if "members" in metrics else ""
     members += f" ({metrics['ensemble']})" if "ensemble" in metrics else ""
     print(f"{metrics['split']} split: {metrics['windows']} windows{members}")
