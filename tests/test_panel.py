@@ -16,9 +16,9 @@ TINY = "--channels 8 --layers 1 --epochs 1 --networks 1 --nsample 4 --sample_ste
 
 
 def run(crps, by_node, seed=0, **more):
-    return {"seed": seed, "CRPS": crps, "CRPS_by_node": by_node, "names": ["a", "b", "c"], "nodes": 3, "steps": 900,
-            "windows": 7, "members": 50, "coverage90": 0.8, "coverage90_floor": 0.86, "minutes_stage_1": 1.0,
-            "minutes_stage_2": 0.5, "seconds_sample": 30.0, **more}
+    return {"seed": seed, "CRPS": crps, "CRPS_by_node": dict(zip("abc", by_node, strict=False)), "nodes": 3,
+            "steps": 900, "windows": 7, "members": 50, "coverage90": 0.8, "coverage90_floor": 0.86,
+            "minutes_stage_1": 1.0, "minutes_stage_2": 0.5, "seconds_sample": 30.0, **more}
 
 
 FIRST = {  # ours is better in all, worse at b than the climatology
@@ -128,7 +128,7 @@ def test_what_is_scored_is_not_scored_again_and_a_simple_row_may_be_refused(one_
         scored.append(row)
         if row == refused and len(scored) <= len(panel.SIMPLE) + 1:
             raise ValueError("no season")
-        return {**run(0.5, []), "per_node": {"CRPS_physical": [1.0, 2.0]}}, {}
+        return {**run(0.5, []), "per_node": {"CRPS_physical": {"small": 1.0, "large": 2.0}}}, {}
 
     monkeypatch.setattr(panel, "score", fake)
     line, folder = one_field()

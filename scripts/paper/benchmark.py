@@ -149,7 +149,7 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
             torch.nn.init.zeros_(run.model.denoiser.project.weight)
             torch.nn.init.zeros_(run.model.denoiser.project.bias)
         data = open_windows(settings, "", device)
-        scores, windows = score_ensemble(run.model, settings, data, task.split, device, watch=watch)
+        scores, windows = score_ensemble(run.model, settings, data, task.split, device)
         return {**scores, **facts}, windows
     mean_flags = ["--mean_run", str(mean_run)] if mean_run else []
     config = parse_config(TrainConfig, CHOICES, ["--data_name", task.data_name, "--seed", str(task.seed), *task.flags,
@@ -162,7 +162,7 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
     scores, windows = evaluate_ensemble(
         baseline_drawer(method.baseline, data, model, settings),
         data.batches(task.split, WINDOWS_AT_ONCE, limit=task.test_windows), data.scaler.physical,
-        (config.nsample, config.predict_len, data.num_nodes), equidistant, watch=watch,
+        (config.nsample, config.predict_len, data.num_nodes), equidistant,
     )
     common = {key: settings[key] for key in ("data_name", "history_len", "predict_len", "seed")}
     return {**common, "split": task.split, **scores, **facts, "seconds_sample": time.perf_counter() - start}, windows

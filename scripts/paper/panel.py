@@ -310,8 +310,7 @@ def run_field(name: str, seed: int, save_dir: Path, test_windows: int) -> None:
     write_file(frame, file)
     history_len, predict_len = map(str, entry.lengths)
     flags = ["--data_path", str(file), "--history_len", history_len, "--predict_len", predict_len, *entry.flags]
-    facts = {"seed": seed, "test_windows": test_windows, "nodes": frame.shape[1], "steps": len(frame),
-             "names": list(map(str, frame.columns))}
+    facts = {"seed": seed, "test_windows": test_windows, "nodes": frame.shape[1], "steps": len(frame)}
     for row in missing:
         print(f"--- {name}, {row}, seed {seed}", flush=True)
         task = Task(name, seed, "test", flags, folder, test_windows)
@@ -335,7 +334,8 @@ def compare(runs: dict[str, list[dict]]) -> dict:
     runs = {row: [run for run in found if "refused" not in run] for row, found in runs.items()}
     runs = {row: found for row, found in runs.items() if found}
     crps = {row: float(np.mean([run["CRPS"] for run in found])) for row, found in runs.items()}
-    by_node = {row: np.mean([np.array(run["CRPS_by_node"], dtype=float) for run in found], axis=0)
+    names = list(runs[OURS][0]["CRPS_by_node"])
+    by_node = {row: np.mean([np.array([run["CRPS_by_node"][node] for node in names], dtype=float) for run in found], 0)
                for row, found in runs.items()}
     simple, ours = [row for row in crps if row != OURS], runs[OURS]
     best = min(simple, key=crps.get)
@@ -346,7 +346,7 @@ def compare(runs: dict[str, list[dict]]) -> dict:
     return {
         "windows": first["windows"], "seeds": len(ours), "members": first["members"], "CRPS": crps[OURS],
         "ratio": crps[OURS] / crps[best], "best_simple": best, "worst_node_ratio": float(nodes[worst]),
-        "worst_node": first["names"][worst],
+        "worst_node": names[worst],
         "node_ratio": float(np.exp(np.log(nodes[scored]).mean())),
         "coverage90": float(np.mean([run["coverage90"] for run in ours])),
         "coverage90_floor": first["coverage90_floor"],
