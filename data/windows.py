@@ -179,11 +179,12 @@ class WindowedField:
 
     def facts(self) -> dict:
         """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
-        support = [part.tolist() if isinstance(part, Tensor) else part for part in self.support]
+        support = self.support
+        known = [part.tolist() if isinstance(part, Tensor) else part for part in support]
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
                 **{f"scaler_{name}": sum(part) / len(part) if isinstance(part, tuple) else part
                    for name, part in (("mean", self.scaler.mean), ("std", self.scaler.std))},
-                "support": None if self.support == ANY_VALUE else support,
+                "support": None if support is ANY_VALUE else known,
                 "masked": self.field.masked,
                 "covariates": {name: scaler.mean for name, scaler in self.covariate_scalers.items()},
                 "lag_steps": list(self.lags)}
