@@ -80,6 +80,8 @@ class WindowedField:
     training  the part of the series that training windows see: only this reaches any statistic
     measured  the part that scaler and fluctuation scale are estimated from: `training`, or as published
               (`training_span` "histories") what the histories of the training windows see
+    alike     whether nodes have about one scale, see `NodeStatistics.unlike`; taken to be so where a dataset
+              of the registry is scaled as a field
     """
 
     def __init__(self, field: Field, history_len: int, predict_len: int, device: torch.device | str = "cpu",
@@ -92,9 +94,10 @@ class WindowedField:
             refuse_unseen_nodes(field, self.training)
         self.measured = self.training if training_span == "targets" else self.training[:-predict_len]
         if scaling == "field" and field.name in DATASETS:
-            self.scaler, notes = Scaler.fit(self.measured), []
+            self.scaler, self.alike, notes = Scaler.fit(self.measured), True, []
         else:
             statistics = NodeStatistics.of(self.measured)
+            self.alike = not bool(statistics.unlike().any())
             self.scaler = statistics.scaler(self.measured, scaling)
             notes = notes_on_scale(statistics, self.scaler, scaling, field.node_names)
         nonnegative = field.spec.nonnegative
