@@ -171,7 +171,7 @@ def needs_float64(values: np.ndarray) -> bool:
             return True
         change = np.abs(np.diff(block, axis=0))
         changes += (change > 0).sum(0)
-        lost += ((change > 0) & (2.0**-25 * size[1:] > LOST * change)).sum(0)
+        lost += ((change > 0) & (rounding[1:] > LOST * change)).sum(0)
     return bool((lost > changes / 2).any())
 
 

@@ -80,6 +80,8 @@ class WindowedField:
     training  the part of the series that training windows see: only this reaches any statistic
     measured  the part that scaler and fluctuation scale are estimated from: `training`, or as published
               (`training_span` "histories") what the histories of the training windows see
+    alike     whether nodes have about one scale, see `NodeStatistics.unlike`; taken to be so where a dataset
+              of the registry is scaled as a field
     """
 
     def __init__(self, field: Field, history_len: int, predict_len: int, device: torch.device | str = "cpu",
@@ -92,9 +94,10 @@ class WindowedField:
             refuse_unseen_nodes(field, self.training)
         self.measured = self.training if training_span == "targets" else self.training[:-predict_len]
         if scaling == "field" and field.name in DATASETS:
-            self.scaler, notes = Scaler.fit(self.measured), []
+            self.scaler, self.alike, notes = Scaler.fit(self.measured), True, []
         else:
             statistics = NodeStatistics.of(self.measured)
+            self.alike = not bool(statistics.unlike().any())
             self.scaler = statistics.scaler(self.measured, scaling)
             notes = notes_on_scale(statistics, self.scaler, scaling, field.node_names)
         nonnegative = field.spec.nonnegative
@@ -179,11 +182,12 @@ class WindowedField:
 
     def facts(self) -> dict:
         """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
-        support = [part.tolist() if isinstance(part, Tensor) else part for part in self.support]
+        support = self.support
+        known = [part.tolist() if isinstance(part, Tensor) else part for part in support]
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
                 **{f"scaler_{name}": sum(part) / len(part) if isinstance(part, tuple) else part
                    for name, part in (("mean", self.scaler.mean), ("std", self.scaler.std))},
-                "support": None if self.support == ANY_VALUE else support,
+                "support": None if support is ANY_VALUE else known,
                 "masked": self.field.masked,
                 "covariates": {name: scaler.mean for name, scaler in self.covariate_scalers.items()},
                 "lag_steps": list(self.lags)}

@@ -133,7 +133,7 @@ def test_one_node_and_one_step_ahead_can_be_scored():
 
 # Precision
 
-IN_UNIT = ("CRPS_fair_physical", "IS", "MAE", "MAE_median", "RMSE", "energy_score", "variogram_score")
+IN_UNIT = ("CRPS_physical", "CRPS_fair_physical", "IS", "MAE", "MAE_median", "RMSE", "energy_score", "variogram_score")
 
 
 @pytest.mark.parametrize("factor", [1e-20, 1e-5, 1.0, 1e5, 1e20])

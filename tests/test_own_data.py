@@ -10,6 +10,7 @@ from conftest import random_values
 
 import main_pretrain
 import main_train
+from models import load_forecaster
 from utils.checkpoint import load_checkpoint
 from utils.pipeline import open_run_data
 
@@ -100,3 +101,36 @@ def test_a_file_that_changed_since_training_is_refused(tmp_path):
     content = load_checkpoint(tmp_path / "save" / "mean" / "roads_6_4" / "model.pt")
     with pytest.raises(ValueError, match="roads: other data than the run was trained on: scaler_mean"):
         open_run_data(content, "", "cpu")
+
+
+def mixed_units(folder, outlier=1e6):
+    """Degrees, counts, pascals with one outlier, and a level of a billion that only float64 resolves."""
+    noise = random_values(160, 4).astype(np.float64) - 20
+    values = np.stack([noise[:, 0], (noise[:, 1] / 3).round().clip(0), 101_325 + 100 * noise[:, 2],
+                       1e9 + noise[:, 3]], axis=1)
+    values[50, 2] += outlier
+    times = pd.date_range("2024-01-01", periods=160, freq="h", name="time")
+    pd.DataFrame(values, times, ["degrees", "counts", "pascals", "billion"]).to_csv(folder / "mixed.csv")
+    return values
+
+
+def test_mixed_units_go_through_both_stages_and_every_node_gets_a_forecast_of_its_own_scale(tmp_path, capsys):
+    values = mixed_units(tmp_path)
+    flags = [*TINY, "--data_path", str(tmp_path / "mixed.csv"), "--save_dir", str(tmp_path / "save"), "--epochs", "3"]
+    assert main_pretrain.main(flags) == 0 and main_train.main(flags) == 0
+    said = capsys.readouterr().err
+    assert "each node is scaled by its own mean and spread" in said and "of 4 nodes (pascals) are far from all" in said
+    run = load_forecaster(tmp_path / "save" / "diffusion" / "mixed_6_4")
+    metrics = json.loads((tmp_path / "save" / "diffusion" / "mixed_6_4" / "metrics.json").read_text())
+    assert list(metrics["per_node"]["CRPS"]) == ["degrees", "counts", "pascals", "billion"]
+    assert metrics["CRPS_nodes"] == pytest.approx(np.mean([*metrics["per_node"]["CRPS"].values()]), rel=1e-5)
+    spread = np.array([5, 1.4, 500, 5])
+    assert (np.array([*metrics["per_node"]["CRPS_physical"].values()]) < spread).all()
+    forecast = run.forecast(values[-6:], "2024-01-07T10:00", members=40)
+    assert forecast.members.dtype == np.float64 and len(np.unique(forecast.members[..., 3])) > 100
+    counts = forecast.members[..., 1]
+    assert counts.min() == 0 and (counts == counts.round()).all() and forecast.members[..., 0].min() < 0
+    level = np.array([0, 1, 101_325, 1e9])
+    assert (abs(forecast.mean - level) < 2 * spread).all()
+    with pytest.warns(UserWarning, match="values of node degrees from .* is it in another unit"):
+        run.forecast(values[-6:] + [273.15, 0, 0, 0], "2024-01-07T10:00")

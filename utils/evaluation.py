@@ -42,7 +42,7 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
     (see `joint.JointScores`), and those of every window with its `start`, which `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
-    precision = torch.float64 if batches.data.scaler.by_node else FAST  # nodes may differ beyond what float32 resolves
+    precision = FAST if batches.data.alike else torch.float64  # of small nodes beside large ones
     scores, joint, starts = EnsembleScores(horizon, node, members, precision), joint_scores(batches.data, precision), []
     for batch in progress(own_windows(batches, processes), "forecasting"):
         drawn, truth = physical(draw(batch)), batch.truth.double()
@@ -62,9 +62,9 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
 
 
 def named_nodes(scores: dict[str, list], names: tuple[str, ...]) -> dict[str, dict]:
-    """Scores (node,) by the names of the nodes, with six digits; of a large field LISTED_NODES nodes."""
+    """Scores (node,) by the names of the nodes, with seven digits; of a large field LISTED_NODES nodes."""
     worst = sorted(range(len(names)), key=lambda node: -(scores["CRPS"][node] or 0.0))[:LISTED_NODES]
-    return {score: {names[node]: values[node] and float(f"{values[node]:.6g}") for node in sorted(worst)}
+    return {score: {names[node]: values[node] and float(f"{values[node]:.7g}") for node in sorted(worst)}
             for score, values in scores.items()}
 
 
