@@ -26,7 +26,7 @@ from utils.config import PretrainConfig, TrainConfig
 from utils.runs import LOCK, newest_state, open_run
 
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "4", "--oracle_steps", "200", "--device", "cpu", "--epochs", "3",
-        "--batch_size", "16", "--channels", "4", "--layers", "1", "--ema", "0.9"]
+        "--batch_size", "16", "--channels", "4", "--layers", "1", "--ema", "0.9", "--networks", "1"]
 STAGES = {"mean": (main_pretrain, []), "diffusion": (main_train, ["--nsample", "4", "--sample_steps", "3"])}
 STEPS = 7  # of an epoch: 106 training windows
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import pandas as pd
 
 from scripts.paper.benchmark import METHODS
-from utils.checkpoint import csv_text, read_json
+from utils.checkpoint import csv_text, read_json, write_text
 from utils.comparison import in_words, paired_difference
 from utils.config import FlagParser, TrainConfig, run_main
 from utils.metrics import perfect_qice
-from utils.tables import markdown, write_text
+from utils.tables import markdown
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"

@@ -268,9 +268,8 @@ def main(arguments: list[str] | None = None) -> int:
             result = report(rows, config.batch_size, config.nsample)
             if given["json"]:
                 checkpoint.write_json(given["json"], result)
-            text = f"{table(result)}\n".encode()
             if given["table"]:
-                checkpoint.write_atomically(given["table"], lambda file, text=text: file.write(text))
+                checkpoint.write_text(given["table"], f"{table(result)}\n")
             print(f"{nodes} nodes: done", flush=True)
     print(table(result))
     return 0
