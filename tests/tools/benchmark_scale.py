@@ -30,8 +30,9 @@ from models import build_forecaster, build_mean_model, ensemble_drawer
 from models.quantiles import LEVELS
 from scripts.check_data import saved_bytes
 from tests.tools.benchmark_speed import seconds_of
+from tests.tools.children import at_least_one
 from utils import checkpoint
-from utils.config import FlagParser, PretrainConfig, TrainConfig, at_least_one, output_path, run_main
+from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, run_main
 from utils.evaluation import mean_over_windows, rows_at_once
 from utils.metrics import EnsembleScores
 from utils.pipeline import CHOICES, mean_loss, neighbours_of, open_windows, statistics_batches, validation_loss
