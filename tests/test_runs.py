@@ -122,8 +122,9 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("point, number", [*((point, signal.SIGTERM) for point in STOPS), ("in training", signal.SIGINT),
-                                           ("while scores are computed", signal.SIGHUP)])
+@pytest.mark.parametrize("point, number", [
+    *((point, signal.SIGTERM) for point in STOPS), ("in training", signal.SIGINT),
+    ("while scores are computed", signal.SIGHUP)])
 @pytest.mark.usefixtures("hang_ups")
 def test_a_run_that_was_told_to_stop_says_so_and_goes_on_where_it_stood(undisturbed, tmp_path, point, number):
     """faults 40"""
