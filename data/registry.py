@@ -208,11 +208,8 @@ def _find(name, spec, folders, file):
 
 def sha256_of(path: Path | str) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def git_blob_of(path: Path | str) -> str:

@@ -7,6 +7,7 @@ It reads the file as both stages do, with the same flags, and says what they wou
 stages are run for the estimate of time and memory. Nothing is kept.
 """
 
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from data.readers import listed, say_if_large
 from data.scaling import BLOCK, as_real
 from data.stamps import local_times
 from data.windows import SPLITS, WindowedField, smallest, supported
-from models import build_mean_model
+from models import build_forecaster, build_mean_model
 from utils import checkpoint
 from utils.config import (
     DATA_FLAGS,
@@ -37,9 +38,8 @@ from utils.config import (
     with_own_data,
 )
 from utils.device import choose_device
-from utils.pipeline import CHOICES, can_be_kept, mean_loss, own_file, training_loss
+from utils.pipeline import CHOICES, can_be_kept, mean_loss, neighbours_of, own_file, training_loss
 from utils.plots import draw_field
-from utils.timing import forecaster_of, training_step
 
 FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags", "split", "support", "scaling",
          "history_len", "predict_len", "batch_size", "device")
@@ -47,7 +47,7 @@ PEAK = 0.02  # share of the variance under which a period is not worth a word
 ROUNDING = 1e-9  # share of the largest value under which a series is straight
 FEW_WINDOWS = 100
 SUITABLE = range(6, 49)  # periods, in steps, that make good lengths of history and forecast
-SECONDS = 2.0  # what the measured steps may cost
+MEASURED = 8  # training steps of a stage that the estimate of time stands on
 
 
 def complete(values: torch.Tensor) -> torch.Tensor:
@@ -149,6 +149,28 @@ def saved_bytes(loss) -> int:
     return sum(kept.values())
 
 
+def seconds_per_step(model, loss, data: WindowedField, batch_size: int) -> float:
+    """Median seconds of a few training steps; the first one warms up."""
+    optimizer, times = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad]), []
+    for batch in data.batches("train", batch_size, limit=MEASURED * batch_size):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        value = loss(batch)
+        value.backward()
+        optimizer.step()
+        value.item()  # a GPU is done by then
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:] or times)
+
+
+def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: torch.device):
+    """An untrained forecaster on top of a stage 1, its statistics fitted."""
+    model = build_forecaster(checkpoint.settings(config), mean_model, data.facts(), neighbours_of(data, config))
+    model.to(device).fit_statistics(data.batches("train", config.val_batch_size, limit=100), lambda:
+                                    data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
+    return model
+
+
 def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> dict[str, str]:
     """What training both stages on this data takes, measured on a few steps, in words."""
     train = TrainConfig(history_len=config.history_len, predict_len=config.predict_len, batch_size=config.batch_size)
@@ -156,13 +178,13 @@ def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> d
     batch = next(iter(data.batches("train", config.batch_size)))
     memory = saved_bytes(lambda: model.loss(batch.future, batch.context))
     weights = sum(weight.numel() for weight in model.parameters())
-    first = training_step(model, mean_loss(model, config, device), data, config, SECONDS)
+    first = seconds_per_step(model, mean_loss(model, config, device), data, config.batch_size)
     forecaster = forecaster_of(train, data, model, device)
     start = time.perf_counter()
     prepared = forecaster.prepare(batch.future, batch.context)
     preparing, kept = time.perf_counter() - start, can_be_kept(prepared, len(data.starts["train"]))
-    second = training_step(forecaster, training_loss(forecaster, lambda b: prepared[:len(b.start)] if kept else None,
-                                                     train, device), data, train, SECONDS)
+    loss = training_loss(forecaster, lambda b: prepared[:len(b.start)] if kept else None, train, device)
+    second = seconds_per_step(forecaster, loss, data, train.batch_size)
     steps = len(data.batches("train", config.batch_size))
     minutes = steps * (first * config.epochs + second * train.epochs + kept * preparing) / 60
     return {

@@ -11,7 +11,6 @@ TaxiBJ comes as the .zip of the release too.
 
 import os
 import shutil
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -42,7 +41,6 @@ from utils.checkpoint import naming
 from utils.config import FlagParser, run_main
 from utils.signals import time_limit
 
-USER_ERRORS = (OSError, ValueError, HTTPException)
 LARGEST_FILE = 256 << 20  # bytes; the largest of the release has 50 million
 LONGEST_DOWNLOAD = 1800  # seconds that a file may take
 
@@ -216,7 +214,7 @@ def download_file(base_url: str, file: str, spec: DatasetSpec, data_dir: Path) -
         source = Path(folder) / Path(name).name
         try:
             fetch(url, source)
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise OSError(f"{url}: {error}") from None
         return import_file(source, file, spec, data_dir, "downloaded")
 
@@ -233,8 +231,11 @@ def download(name: str, base_url: str, data_dir: Path):
         print(download_file(base_url, file, spec, data_dir))
 
 
-def import_all(folder: Path, data_dir: Path) -> list[str]:
-    """Import every known file below `folder`, saying what was done with each; gives the refusals."""
+def import_all(folder: Path, data_dir: Path) -> None:
+    """Import every known file below `folder`, saying what was done with each.
+
+    Raises: ValueError with all refusals, once the others are imported.
+    """
     if not folder.is_dir():
         raise ValueError(f"--from {folder}: no such folder")
     cards = {file: spec for spec in DATASETS.values() for file in known_files(spec)}
@@ -248,9 +249,10 @@ def import_all(folder: Path, data_dir: Path) -> list[str]:
     for file in filter(sources.get, cards):
         try:
             print(import_file(sources[file], file, cards[file], data_dir))
-        except USER_ERRORS as error:
+        except (OSError, ValueError) as error:
             refusals.append(str(error))
-    return refusals
+    if refusals:
+        raise ValueError("; ".join(refusals))
 
 
 AVAILABLE = ("present", "embedded", "generated")
@@ -294,31 +296,25 @@ def main(argv=None):
                         help="https address that holds Climate/, Urban/, ... (default: %(default)s)")
     parser.add_argument("--data_dir", help="data folder (default: COST_DATA_DIR, else data/dataset)")
     args = parser.parse_args(argv)
-    data_dir, refusals = data_dir_from(args.data_dir), []
-    try:
-        if args.folder:
-            refusals = import_all(args.folder.expanduser(), data_dir)
-        elif args.download:
-            require_https(args.base_url)
-            for name in args.download:
-                get_spec(name)  # an unknown name is told before anything is fetched
-            for name in args.download:
-                download(name, args.base_url, data_dir)
-        elif args.about:
-            card = asdict(get_spec(args.about))
-            known = {fact: value for fact, value in card.items() if value not in (None, (), {}, False)}
-            print("\n".join(f"{fact + ':':18}{value}" for fact, value in known.items()))
-        elif args.available:
-            print("\n".join(name for name in DATASETS if state_of(name, data_dir)[0] in AVAILABLE))
-        else:
-            print(f"{table(data_dir)}\n\nData folder: {data_dir}. To get what is missing: --from DIR or "
-                  f"--download NAME (see --help).")
-    except USER_ERRORS as error:
-        refusals.append(str(error))
-    for refusal in refusals:
-        print(f"get_data: {refusal}", file=sys.stderr)
-    if refusals:
-        sys.exit(2)
+    data_dir = data_dir_from(args.data_dir)
+    if args.folder:
+        import_all(args.folder.expanduser(), data_dir)
+    elif args.download:
+        require_https(args.base_url)
+        for name in args.download:
+            get_spec(name)  # an unknown name is told before anything is fetched
+        for name in args.download:
+            download(name, args.base_url, data_dir)
+    elif args.about:
+        card = asdict(get_spec(args.about))
+        known = {fact: value for fact, value in card.items() if value not in (None, (), {}, False)}
+        print("\n".join(f"{fact + ':':18}{value}" for fact, value in known.items()))
+    elif args.available:
+        print("\n".join(name for name in DATASETS if state_of(name, data_dir)[0] in AVAILABLE))
+    else:
+        print(f"{table(data_dir)}\n\nData folder: {data_dir}. To get what is missing: --from DIR or "
+              f"--download NAME (see --help).")
+    return 0
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ from utils.forecasts import on_grid
 from utils.pipeline import WINDOWS_AT_ONCE, baseline_drawer, open_run_data, score_ensemble
 from utils.report import Picture, number, page, paragraph, table
 from utils.runlog import FAR_COVERAGE
-from utils.tables import write_text
 
 BASELINES = ("persistence", "climatology")
 SCORES = ("CRPS", "CRPS_nodes", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "energy_score",
@@ -401,7 +400,7 @@ def main(arguments: list[str] | None = None) -> int:
         by_node=node_section(nodes, data.field.node_names, spec.unit),
         run=facts_section(folder, content, data, device), fans=fans,
     )
-    write_text(output, text)
+    checkpoint.write_text(output, text)
     print(f"report: {output}\npictures: {beside}")
     return 0
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import main_train
 from data.calendar import make_calendar
 from data.context import Context
 from data.fields import Field
@@ -96,6 +97,14 @@ def make_forecaster(recipe: str = "cost", trained: bool = True, batches=None, ma
     if trained:
         torch.nn.init.normal_(model.denoiser.project.weight, std=0.1)
     return model
+
+
+@pytest.fixture(autouse=True, scope="session")
+def empty_pictures():
+    """The picture of a tiny run takes longer than its training: it is left empty, except where a test restores it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main_train, "draw_forecast", lambda draw, data, path: path.touch())
+        yield
 
 
 @pytest.fixture

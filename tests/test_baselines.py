@@ -10,6 +10,7 @@ from conftest import make_field, pick, random_values, with_gaps
 
 from data.windows import WindowedField
 from models.baselines import BASELINES, _without_gaps, equidistant_quantiles, reorder
+from utils.pipeline import baseline_drawer
 from utils.reproducibility import MemberNoise
 
 LEVELS = torch.arange(1, 20) / 20
@@ -416,3 +417,13 @@ def test_conformal_intervals_of_a_field_with_gaps_count_the_residuals_that_there
                    if each.scored[0, 2, 1])
     wanted = [known[min(-(-(len(known) + 1) * abs(2 * i - 8) // 9), len(known)) - 1] for i in (5, 6, 7, 8)]
     torch.testing.assert_close(found[5:], torch.tensor(wanted), rtol=0, atol=1e-5)
+
+
+def test_members_of_a_file_of_ones_own_have_its_support():
+    field = make_field(np.abs(random_values(240, 3) - 20).round())
+    data = WindowedField(dataclasses.replace(field, spec=dataclasses.replace(field.spec, nonnegative=True)), 6, 4)
+    batch = next(iter(data.batches("test", 5)))
+    draw = baseline_drawer("persistence", data, None, {"data_name": "mine", "nsample": 8, "predict_len": 4, "seed": 0})
+    members = data.scaler.physical(draw(batch))
+    assert members.shape == (5, 8, 4, 3) and members.min() >= 0 and members.std(1).max() > 0
+    torch.testing.assert_close(members, members.round(), rtol=0, atol=1e-4)

@@ -6,7 +6,8 @@ import pytest
 from scripts.paper import benchmark
 from utils.checkpoint import read_json
 
-TINY = "--channels 8 --layers 1 --epochs 1 --networks 1 --nsample 4 --sample_steps 2 --device cpu".split()
+TINY = ("--channels 8 --layers 1 --embedding 8 --epochs 1 --networks 1 --batch_size 64 --val_windows 8 --nsample 4 "
+        "--sample_steps 2 --device cpu").split()
 
 
 @pytest.fixture

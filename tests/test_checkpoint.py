@@ -154,7 +154,7 @@ def test_a_checkpoint_of_a_gpu_is_read_on_a_machine_without_one(tmp_path):
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
-    path, digest, calls = tmp_path / "model.pt", checkpoint._digest, itertools.count(1)
+    path, digest, calls = tmp_path / "model.pt", checkpoint.sha256_of, itertools.count(1)
     save_checkpoint(path, CONTENT)
 
     def replaced_once(file):
@@ -163,7 +163,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, 
             save_checkpoint(path, {**CONTENT, "stage": "new"})
         return found
 
-    monkeypatch.setattr(checkpoint, "_digest", replaced_once)
+    monkeypatch.setattr(checkpoint, "sha256_of", replaced_once)
     assert checkpoint.load_checkpoint(path)["stage"] == "new"
 
 

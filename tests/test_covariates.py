@@ -159,7 +159,8 @@ def project(registered, tmp_path):
 
     def run(stage, *extra, name="run"):
         arguments = ["--data_name", "Tiny", "--data_dir", str(folder), "--save_dir", str(tmp_path / name),
-                     "--history_len", "6", "--predict_len", "4", "--device", "cpu", "--channels", "16", *extra]
+                     "--history_len", "6", "--predict_len", "4", "--device", "cpu", "--channels", "16", "--networks",
+                     "1", "--layers", "1", "--batch_size", "32", *extra]
         return stage.main(arguments), tmp_path / name
     return run, ["--covariates", str(beside)]
 
@@ -168,7 +169,7 @@ def test_a_covariate_that_tells_the_future_lowers_the_error_to_a_fraction(projec
     run, covariates = project
     error = []
     for name, extra in (("without", []), ("with", covariates)):
-        _, folder = run(main_pretrain, "--epochs", "6", "--lr", "3e-3", "--ema", "0", *extra, name=name)
+        _, folder = run(main_pretrain, "--epochs", "12", "--lr", "1e-2", "--ema", "0", *extra, name=name)
         error.append(read_json(folder / "mean/Tiny_6_4/metrics.json")["MAE"])
     assert error[1] < 0.4 * error[0], error
 
@@ -178,14 +179,14 @@ def test_both_stages_of_every_recipe_take_covariates_and_keep_their_names(projec
     _, folder = run(main_pretrain, "--epochs", "1", *covariates)
     for recipe in RECIPES:
         run(main_train, "--epochs", "1", "--recipe", recipe, "--run_name", recipe, "--mean_run",
-            str(folder / "mean/Tiny_6_4"), *ON_ANY_STAGE_1, "--layers", "1", "--nsample", "4", "--test_windows", "8",
-            *covariates)
+            str(folder / "mean/Tiny_6_4"), *ON_ANY_STAGE_1, "--nsample", "4", "--sample_steps", "2", "--test_windows",
+            "8", *covariates)
         place, = (folder / "diffusion").glob(f"*_{recipe}")
         content = load_checkpoint(place / "model.pt")
         assert list(content["data"]["covariates"]) == ["shock"]
         assert content["weights"]["denoiser.extra.table.weight"].shape == (16, 10)
         networks = [module for module in load_forecaster(place).model.modules() if isinstance(module, ExtraInputs)]
-        assert len(networks) == 3 + 1 and all(network.table is not None for network in networks)
+        assert len(networks) == 1 + 1 and all(network.table is not None for network in networks)
 
 
 def test_stage_2_refuses_a_stage_1_model_of_other_covariates(project):

@@ -19,7 +19,7 @@ sys.exit(main_pretrain.main(flags) or main_train.main(flags))
 """
 TINY = ["--data_name", "Tide", "--mean_model", "linear", "--sampler", "ddim_half", "--epochs", "1", "--history_len",
         "6", "--predict_len", "4", "--channels", "8", "--layers", "1", "--nsample", "6", "--sample_steps", "3",
-        "--test_windows", "8", "--device", "cpu"]
+        "--test_windows", "8", "--device", "cpu", "--networks", "1", "--batch_size", "32"]
 
 
 def changes() -> list[tuple[str, str, str]]:

@@ -28,7 +28,8 @@ from utils.pipeline import open_run_data
 
 LENGTHS = ["--history_len", "6", "--predict_len", "4"]
 TINY = ["--data_name", "Tiny", *LENGTHS, "--epochs", "1", "--channels", "8", "--layers", "1", "--embedding", "8",
-        "--nsample", "5", "--sample_steps", "3", "--test_windows", "8", "--device", "cpu"]
+        "--nsample", "5", "--sample_steps", "3", "--test_windows", "8", "--device", "cpu", "--networks", "1",
+        "--batch_size", "32"]
 NODES, STEPS = 4, 150
 
 
@@ -174,7 +175,7 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
         np.savez("data/dataset/NYCFlights.npz", values=whole["values"][:500], node_names=whole["node_names"])
     for stage in (main_pretrain, main_train):
         stage.main(["--data_dir", "data/dataset", "--epochs", "1", "--channels", "4", "--layers", "0", "--embedding",
-                    "4", "--test_windows", "2", "--sample_steps", "1"])
+                    "4", "--networks", "1", "--test_windows", "2", "--sample_steps", "1"])
     found = {}
     exec(compile(example, "docs/forecasting.md", "exec"), found)
     assert found["forecast"].members.shape == (50, 12, 75) and found["forecast"].members.min() == 0

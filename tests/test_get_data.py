@@ -25,6 +25,7 @@ from data.registry import DATASETS, DEFAULT_DATA_DIR, sha256_of
 from scripts import get_data
 from tests.tools import build_nycflights
 from tests.tools.children import end_of, start_child
+from utils.config import run_main
 
 
 def array_bytes(array) -> bytes:
@@ -46,7 +47,7 @@ def put(folder: Path, file: str, content: bytes = CROWD) -> Path:
 def refusal(capsys, *argv) -> str:
     """The one line that the command says before it leaves with status 2."""
     with pytest.raises(SystemExit) as caught:
-        get_data.main(list(map(str, argv)))
+        run_main(lambda: get_data.main(list(map(str, argv))))
     said = capsys.readouterr().err.strip()
     assert caught.value.code == 2 and "\n" not in said and "Traceback" not in said
     return said
@@ -422,7 +423,7 @@ def test_a_mistake_at_the_command_line_is_one_line_without_traceback(tmp_path):
     command = [sys.executable, "-m", "scripts.get_data", "--from", str(tmp_path / "none")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f"get_data: --from {tmp_path / 'none'}: no such folder\n"
+    assert done.stderr == f"error: --from {tmp_path / 'none'}: no such folder\n"
 
 
 def test_the_embedded_dataset_is_built_from_flights_that_departed(tmp_path):

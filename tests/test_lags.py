@@ -168,8 +168,9 @@ def work(tmp_path_factory):
 
 def own_flags(folder, lags):
     return ["--data_path", str(folder / "days.npy"), "--freq", "1h", "--start", "2020-01-06", *LENGTHS, "--lags", lags,
-            "--save_dir", str(folder / lags), "--channels", "16", "--layers", "2", "--epochs", "12", "--embedding", "8",
-            "--nsample", "20", "--sample_steps", "3", "--device", "cpu", "--lr", "0.005"]
+            "--save_dir", str(folder / lags), "--channels", "16", "--layers", "2", "--networks", "1", "--embedding",
+            "8", "--batch_size", "32", "--epochs", "10", "--ema", "0.9", "--lr", "0.01", "--nsample", "10",
+            "--sample_steps", "2", "--device", "cpu"]
 
 
 def test_lags_lower_the_error_of_a_field_that_repeats_itself(work):

@@ -173,7 +173,8 @@ def test_a_run_takes_its_neighbours_along_and_forecasts_without_the_graph(tmp_pa
     np.save(tmp_path / "mine.npy", values)
     graph.write_text("from,to\n0,4\n4,2\n")
     flags = ["--data_path", str(tmp_path / "mine.npy"), "--graph", str(graph), "--freq", "1h", "--start", "2024-01-01",
-             "--missing", "mask", "--epochs", "1", "--channels", "8", "--layers", "2", "--save_dir", str(tmp_path)]
+             "--missing", "mask", "--epochs", "1", "--channels", "8", "--layers", "2", "--networks", "1",
+             "--save_dir", str(tmp_path)]
     assert pretrain(flags) == 0
     assert train([*flags, "--eps_model", "graph", "--neighbours", "2", "--nsample", "4", "--test_windows", "4"]) == 0
     graph.unlink()

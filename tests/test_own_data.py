@@ -15,7 +15,8 @@ from utils.checkpoint import load_checkpoint
 from utils.pipeline import open_run_data
 
 TINY = ["--epochs", "1", "--history_len", "6", "--predict_len", "4", "--channels", "8", "--layers", "1", "--nsample",
-        "6", "--sample_steps", "2", "--test_windows", "8", "--device", "cpu", "--modes", "2"]
+        "6", "--sample_steps", "2", "--test_windows", "8", "--device", "cpu", "--modes", "2", "--networks", "1",
+        "--batch_size", "32"]
 
 
 def hourly_csv(folder):

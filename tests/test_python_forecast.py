@@ -15,7 +15,7 @@ NODES, STEPS = ("a", "b", "c", "d"), 150
 FIELD = pd.DataFrame(random_values(STEPS, 4), pd.date_range("2020-01-06", periods=STEPS, freq="h"), NODES)
 HISTORY, START = FIELD[-6:], "2020-01-12T00:00"
 TINY = ["--history_len", "6", "--predict_len", "4", "--epochs", "1", "--channels", "4", "--layers", "1", "--nsample",
-        "5", "--sample_steps", "2", "--test_windows", "4", "--device", "cpu"]
+        "5", "--sample_steps", "2", "--test_windows", "4", "--device", "cpu", "--networks", "1", "--batch_size", "32"]
 
 
 def trained(folder, *flags, field=FIELD):

@@ -30,7 +30,8 @@ NASTY = ["</script><script>document.title='owned'</script>", "<img src=http://ex
          "$x$ $y", "ä –", "", "${script}", "<!-- x"]
 UNIT = "<i>cars</i> & trucks"
 TINY = ["--data_name", "Tiny", "--history_len", "6", "--predict_len", "4", "--epochs", "1", "--channels", "8",
-        "--layers", "1", "--nsample", "8", "--sample_steps", "2", "--test_windows", "10"]
+        "--layers", "1", "--networks", "1", "--batch_size", "32", "--nsample", "8", "--sample_steps", "2",
+        "--test_windows", "10"]
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from utils.config import PretrainConfig, TrainConfig
 from utils.runs import LOCK, newest_state, open_run
 
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "4", "--oracle_steps", "200", "--device", "cpu", "--epochs", "3",
-        "--batch_size", "16", "--channels", "4", "--layers", "1", "--ema", "0.9"]
+        "--batch_size", "16", "--channels", "4", "--layers", "1", "--ema", "0.9", "--networks", "1"]
 STAGES = {"mean": (main_pretrain, []), "diffusion": (main_train, ["--nsample", "4", "--sample_steps", "3"])}
 STEPS = 7  # of an epoch: 106 training windows
 
@@ -122,8 +122,9 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
-@pytest.mark.parametrize("point", STOPS)
+@pytest.mark.parametrize("point, number", [
+    *((point, signal.SIGTERM) for point in STOPS), ("in training", signal.SIGINT),
+    ("while scores are computed", signal.SIGHUP)])
 @pytest.mark.usefixtures("hang_ups")
 def test_a_run_that_was_told_to_stop_says_so_and_goes_on_where_it_stood(undisturbed, tmp_path, point, number):
     """faults 40"""

@@ -31,14 +31,14 @@ def threads():
 def soaked(tmp_path_factory):
     """A tiny soak, both parts by the program itself: exit status and figures."""
     path = tmp_path_factory.mktemp("soak") / "soak.json"
-    status = soak.main(["--kills", "2", "--inputs", "40", "--minutes", "2", "--json", str(path)])
+    status = soak.main(["--kills", "2", "--inputs", "20", "--minutes", "2", "--json", str(path)])
     return status, json.loads(path.read_text())
 
 
 def test_a_tiny_soak_tries_what_it_was_asked_for_and_loses_nothing(soaked):
     status, figures = soaked
     assert status == 0
-    for part, count in (("kills", 2), ("inputs", 40)):
+    for part, count in (("kills", 2), ("inputs", 20)):
         assert (figures[part]["tried"], figures[part]["survived"], figures[part]["lost"]) == (count, count, 0)
         assert sum(kind["tried"] for kind in figures[part]["by_kind"].values()) == count
     assert set(figures["inputs"]["by_kind"]) == set(soak.KINDS)

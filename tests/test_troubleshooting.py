@@ -22,7 +22,8 @@ from utils.config import run_main
 
 MESSAGES = re.findall(r"^\| `(.*?)` \| ", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "3", "--oracle_steps", "150", "--device", "cpu", "--epochs", "1",
-        "--channels", "4", "--layers", "1", "--nsample", "4", "--sample_steps", "2", "--test_windows", "4"]
+        "--channels", "4", "--layers", "1", "--nsample", "4", "--sample_steps", "2", "--test_windows", "4",
+        "--networks", "1", "--batch_size", "32"]
 OTHER_DATA = ["--oracle_nodes", "4"]
 PROVOCATIONS = {}
 

@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from data.registry import sha256_of
+
 FORMAT_VERSION = 6  # 6: recipes; margin, noise and diffusion as parts of stage 2
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
 WINDOWS, REPORT, PICTURES = "windows.csv", "report.html", "pictures"
@@ -117,14 +119,18 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path}: not readable as JSON: {error}") from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def write_json(path: Path, content: dict) -> None:
-    write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_table(path: Path, columns: dict) -> None:
     """Write columns of equal length as CSV with all their digits."""
-    text = csv_text(pd.DataFrame({name: np.asarray(column) for name, column in columns.items()}))
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, csv_text(pd.DataFrame({name: np.asarray(column) for name, column in columns.items()})))
 
 
 def csv_text(frame: pd.DataFrame, **options) -> str:
@@ -159,16 +165,11 @@ def save_checkpoint(path: Path, content: dict) -> None:
     digests = path.with_name(path.name + DIGEST)
     before = b""
     if path.exists():
-        before = digests.read_bytes() if digests.exists() else f"{_digest(path)}  {path.name}\n".encode()
+        before = digests.read_bytes() if digests.exists() else f"{sha256_of(path)}  {path.name}\n".encode()
     line = f"{hashlib.sha256(data.getbuffer()).hexdigest()}  {path.name}\n".encode()
     write_atomically(digests, lambda file: file.write(before + line))
     write_atomically(path, lambda file: file.write(data.getbuffer()))
     write_atomically(digests, lambda file: file.write(line))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damage(path: Path) -> str | None:
@@ -198,7 +199,7 @@ def _damage(path: Path, digests: Path) -> str | None:
         return f"{path}: not there"
     if not digests.exists():
         return f"{path}: damaged, its contents differ from their checksums" if _is_bad_archive(path) else None
-    if _digest(path) in digests.read_text(errors="replace").split():
+    if sha256_of(path) in digests.read_text(errors="replace").split():
         return None
     return f"{path}: damaged, its SHA-256 is not the one in {digests.name}"
 

@@ -471,13 +471,6 @@ def picture_path(text: str) -> Path:
     return output_path(text)
 
 
-def at_least_one(text: str) -> int:
-    """The value of a script's flag that counts something."""
-    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_NUMBER:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {LARGEST_NUMBER}")
-    return int(text)
-
-
 def is_lack_of_memory(error: Exception) -> bool:
     """Whether NumPy, or torch on a GPU or a CPU, found no memory for something."""
     return isinstance(error, MemoryError) or any(

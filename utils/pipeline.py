@@ -332,8 +332,8 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
 def baseline_drawer(name: str, data, model, settings: dict):
     """The function batch -> members of a baseline, all of them values that the field can take."""
     members, shape = settings["nsample"], (settings["predict_len"], data.num_nodes)
-    facts = DATASETS.get(settings["data_name"], data.field.spec)  # the card's, also where the recipe restricts nothing
-    support = data.support_where(facts.nonnegative)
+    card = DATASETS.get(settings["data_name"], data.field.spec)  # a file of one's own is in no registry
+    support = data.support_where(card.nonnegative)  # also where the recipe restricts nothing
     fitted = BASELINES[name](data, members, mean=model and (lambda batch: model(batch.context)),
                              quantiles=model and (lambda batch: model.predict(batch.context)))
 

@@ -322,19 +322,3 @@ def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, share
     spectrum.set_xlabel(f"period (steps of {step})")
     spectrum.set_ylabel("share of the variance\nof the node mean (%)")
     write_figure(figure, path)
-
-
-def draw_quality_against_cost(points: dict[str, tuple[float, float]], lines: dict[str, float], path: Path) -> None:
-    """Draw methods as points (seconds of a forecast, CRPS), and as level lines those whose time is not known."""
-    figure, axes = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
-    for (name, (seconds, score)), (color, _, marker) in zip(points.items(), cycle(LOOKS), strict=False):
-        axes.plot(seconds, score, marker, color=color, markersize=9)
-        axes.annotate(name, (seconds, score), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9)
-    for (name, score), (color, style, _) in zip(lines.items(), cycle(LOOKS[1:]), strict=False):
-        axes.axhline(score, color=color, linestyle=style, linewidth=1)
-        axes.annotate(name, (0.99, score), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                      textcoords="offset points", ha="right", fontsize=9)
-    axes.set(xscale="log", xlabel="seconds of a forecast (50 members of one window)",
-             ylabel="CRPS (unit: mean |truth|)")
-    axes.margins(x=0.15, y=0.18)
-    write_figure(figure, path)

@@ -36,8 +36,8 @@ from .checkpoint import (
     read_json,
     save_checkpoint,
     settings,
-    write_atomically,
     write_json,
+    write_text,
 )
 from .config import PATHS
 from .distributed import ALONE, Processes
@@ -252,7 +252,7 @@ def _tidy(folder: Path, saved: SavedState | None) -> None:
         (folder / name).unlink(missing_ok=True)
         (folder / f"{name}{DIGEST}").unlink(missing_ok=True)
     if saved:
-        write_atomically(folder / LOG, lambda file: file.write("".join(lines).encode()))
+        write_text(folder / LOG, "".join(lines))
 
 
 def _epoch_of(line: str, log: Path) -> float:

@@ -3,11 +3,10 @@
     python -m scripts.paper.collect_results [--save_dir save]
 
 Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.csv (one row per run, every score), .md
-(all rows beside every published one, with paired intervals), and joint_<H>_<F>.csv and .md, the scores that
-see how nodes and steps go together; for 12 -> 12 also docs/results/cost_MobileNJ.png; and what stands between the
-`results` marks of README.md: the table of 12 -> 12, and where published and simple rows are ahead of the default, from
-the .csv files of 12 -> 12 and 64 -> 64. No number in them is typed by hand; those of other papers come from
-docs/results/published_<H>_<F>.csv.
+(all rows beside every published one, with paired intervals), and joint_<H>_<F>.csv and .md, the scores that see how
+nodes and steps go together; and what stands between the `results` marks of README.md: the table of 12 -> 12, and where
+published and simple rows are ahead of the default, from the .csv files of 12 -> 12 and 64 -> 64. No number in them is
+typed by hand; those of other papers come from docs/results/published_<H>_<F>.csv.
 """
 
 from collections.abc import Sequence
@@ -17,12 +16,11 @@ from pathlib import Path
 import pandas as pd
 
 from scripts.paper.benchmark import METHODS
-from utils.checkpoint import csv_text, read_json
+from utils.checkpoint import csv_text, read_json, write_text
 from utils.comparison import in_words, paired_difference
 from utils.config import FlagParser, TrainConfig, run_main
 from utils.metrics import perfect_qice
-from utils.plots import draw_quality_against_cost
-from utils.tables import markdown, write_text
+from utils.tables import markdown
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -267,24 +265,6 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
     write_text(path.with_suffix(".md"), text)
 
 
-def draw_cost(runs: pd.DataFrame, published: pd.DataFrame, data_name: str = "MobileNJ") -> None:
-    """Quality against the time of a forecast: every recipe whose speed was measured, and what it has to beat."""
-    runs, points = runs[runs.data_name == data_name], {}
-    for path in sorted(RESULTS.glob(f"speed_{data_name}*.json")):
-        speed = read_json(path)
-        rows = runs[runs.method == speed.get("recipe")]
-        if len(rows):
-            one, seconds = rows.iloc[0], speed["forecast_s"]
-            wanted = f"{one.sampler}-{one.sample_steps}/{'bf16' if one.sample_precision == 'bfloat16' else 'fp32'}"
-            points[speed["recipe"]] = seconds.get(wanted, min(seconds.values())), rows.CRPS.mean()
-    simple = runs[runs.method.isin(SIMPLE)].groupby("method").CRPS.mean()
-    paper = published[(published.data_name == data_name) & (published.method == "CoST")]
-    lines = {f"best simple forecaster: {simple.idxmin()}": simple.min()} if len(simple) else {}
-    lines |= dict(zip(paper.method + " as published", paper.CRPS, strict=True))
-    if points:
-        draw_quality_against_cost(points, lines, RESULTS / f"cost_{data_name}.png")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--save_dir", type=Path, default=ROOT / "save")
@@ -296,7 +276,6 @@ def main(arguments: list[str] | None = None) -> int:
         write_joint(group, lengths)
         if lengths == (12, 12):
             table = summary(group, published)
-            draw_cost(group, published)
     if table:
         write_text(readme, replace_between_marks(readme.read_text(), f"{table}\n{ahead()}"))
     print(f"{len(runs)} runs in {RESULTS} and README.md")

@@ -14,9 +14,10 @@ import torch
 from scipy.signal import lfilter
 from scipy.stats import t as student
 
+from utils.checkpoint import write_text
 from utils.comparison import COVERAGE, FEWEST_BLOCKS, half_width
 from utils.config import FlagParser, output_path, run_main
-from utils.tables import markdown, write_text
+from utils.tables import markdown
 
 BLOCK = 24  # windows that share steps, 12 of history and 12 of forecast
 OVERLAPS, PHIS, COUNTS = (12, 24), (0.0, 0.5, 0.8, 0.9), (96, 192, 284, 398, 639, 1748)

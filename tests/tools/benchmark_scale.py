@@ -30,8 +30,9 @@ from models import build_forecaster, build_mean_model, ensemble_drawer
 from models.quantiles import LEVELS
 from scripts.check_data import saved_bytes
 from tests.tools.benchmark_speed import seconds_of
+from tests.tools.children import at_least_one
 from utils import checkpoint
-from utils.config import FlagParser, PretrainConfig, TrainConfig, at_least_one, output_path, run_main
+from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, run_main
 from utils.evaluation import mean_over_windows, rows_at_once
 from utils.metrics import EnsembleScores
 from utils.pipeline import CHOICES, mean_loss, neighbours_of, open_windows, statistics_batches, validation_loss
@@ -268,9 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
             result = report(rows, config.batch_size, config.nsample)
             if given["json"]:
                 checkpoint.write_json(given["json"], result)
-            text = f"{table(result)}\n".encode()
             if given["table"]:
-                checkpoint.write_atomically(given["table"], lambda file, text=text: file.write(text))
+                checkpoint.write_text(given["table"], f"{table(result)}\n")
             print(f"{nodes} nodes: done", flush=True)
     print(table(result))
     return 0

@@ -3,6 +3,7 @@
 The tests and the soak start what a user would start, kill it, and look at its exit status and at what it said.
 """
 
+import argparse
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from utils.config import run_main
+from utils.config import LARGEST_NUMBER, run_main
 
 
 def start_child(work, environment: dict | None = None, output: Path | None = None) -> int:
@@ -74,3 +75,10 @@ def in_child(work) -> int:
 def in_children(work, count: int) -> list[int]:
     """Exit statuses of `count` processes, see `start_children`."""
     return [end_of(child) for child in start_children(work, count)]
+
+
+def at_least_one(text: str) -> int:
+    """The value of a tool's flag that counts something."""
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {LARGEST_NUMBER}")
+    return int(text)

@@ -28,10 +28,10 @@ import main_pretrain
 import main_train
 from models import ensemble_drawer, load_forecaster
 from tests.tools.bad_inputs import RUN, TINY, bad_array, bad_checkpoint, bad_command, fault, files_below
-from tests.tools.children import end_of, start_child, start_children
+from tests.tools.children import at_least_one, end_of, start_child, start_children
 from utils import checkpoint
 from utils.checkpoint import load_checkpoint
-from utils.config import FlagParser, at_least_one, output_path, run_main
+from utils.config import FlagParser, output_path, run_main
 from utils.pipeline import open_run_data
 from utils.runs import newest_state
 
