@@ -16,7 +16,7 @@ from utils.distributed import join
 from utils.pipeline import CHOICES, open_run_data, score_ensemble
 from utils.runlog import print_scores
 
-CHANGEABLE = (*SAMPLING_FLAGS, "test_windows")
+CHANGEABLE = (*SAMPLING_FLAGS, "test_windows", "threshold")
 
 
 def main(arguments: list[str] | None = None) -> int:

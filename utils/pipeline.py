@@ -12,6 +12,7 @@ import torch
 from data.fields import Field, OwnFile, load_field
 from data.fluctuation import STATISTICS
 from data.registry import data_dir_from
+from data.scaling import BLOCK
 from data.summary import FieldSummary
 from data.windows import Batch, WindowedField, open_data
 from models import (
@@ -44,6 +45,7 @@ CHOICES = {"mean_model": MEAN_MODELS, "objective": OBJECTIVES, "margin": MARGINS
            "members": MEMBERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES, "scale_statistic": STATISTICS}
 STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 40_000_000  # at most, that linear models are estimated from
 PREPARED_BYTES = 1 << 29  # of stage-1 output about the windows of a split, at most, that is kept for all epochs
+MANY_ZEROS = 0.9  # share of the training values from which on `--margin auto` is empirical
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
@@ -240,6 +242,19 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
 
 # --- stage 2 -------------------------------------------------------------------------------------------------
 
+def choose_margin(config: TrainConfig, data: WindowedField) -> TrainConfig:
+    """The configuration with the margin that `--margin auto` stands for: see MANY_ZEROS."""
+    if config.margin != "auto":
+        return config
+    parts = data.training.split(BLOCK)
+    zeros = sum(int((part == 0).sum()) for part in parts) / max(sum(int((~part.isnan()).sum()) for part in parts), 1)
+    many = bool(data.field.spec.nonnegative) and zeros >= MANY_ZEROS
+    if many:
+        print(f"note: {zeros:.0%} of the training values are 0: --margin empirical", file=sys.stderr)
+    return dataclasses.replace(config, margin="empirical" if many else "scaled")
+
+
+
 def can_be_kept(prepared: torch.Tensor, windows: int) -> bool:
     """Whether stage-1 output about so many windows is kept, by what is `prepared` for some."""
     return prepared[0].nbytes * windows <= PREPARED_BYTES
@@ -314,7 +329,9 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
     scores, windows = evaluate_ensemble(
         ensemble_drawer(model, settings, device),
         data.batches(split, windows_at_once, limit=settings["test_windows"]), data.scaler.physical,
-        (settings["nsample"], data.predict_len, data.num_nodes), settings["members"] == "quantiles", processes, watch,
+        (settings["nsample"], data.predict_len, data.num_nodes),
+        settings["members"] == "quantiles" or settings["margin"] == "empirical", processes, watch,
+        settings["threshold"],
     )
     return {
         **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed", "recipe")},
