@@ -27,6 +27,7 @@ from models import (
     SCALES,
     Forecaster,
     MeanModel,
+    OnlineCalibration,
     build_mean_model,
     ensemble_drawer,
 )
@@ -318,17 +319,32 @@ def training_loss(model: Forecaster, prepared: Callable[[Batch], torch.Tensor | 
     return loss
 
 
+def corrected_drawer(draw, data: WindowedField, online: OnlineCalibration):
+    """The function batch -> members of `draw`, each window corrected by those before it; in physical units."""
+    def corrected(batch: Batch) -> torch.Tensor:
+        history, seen = data.scaler.physical(batch.context.history), data.history_len
+        if batch.context.observed is not None:
+            history = history.masked_fill(~batch.context.observed[:, :seen], torch.nan)
+        return torch.stack([online.correct(*window) for window in zip(
+            history, data.scaler.physical(draw(batch)), (batch.start + seen).tolist(), strict=True)])
+
+    return corrected
+
+
 def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split: str, device: torch.device,
-                   processes: Processes = ALONE, watch=None) -> tuple[dict, dict]:
+                   processes: Processes = ALONE, watch=None, online: OnlineCalibration | None = None
+                   ) -> tuple[dict, dict]:
     """Forecast the windows of a split and score them: the scores of `metrics.json`, and those of each window.
 
-    watch: see `evaluate_ensemble`.
+    watch: see `evaluate_ensemble`; online: see `corrected_drawer`.
     """
     start = time.perf_counter()
     windows_at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
+    draw, physical = ensemble_drawer(model, settings, device), data.scaler.physical
+    if online:
+        draw, physical = corrected_drawer(draw, data, online), torch.Tensor.double
     scores, windows = evaluate_ensemble(
-        ensemble_drawer(model, settings, device),
-        data.batches(split, windows_at_once, limit=settings["test_windows"]), data.scaler.physical,
+        draw, data.batches(split, windows_at_once, limit=settings["test_windows"]), physical,
         (settings["nsample"], data.predict_len, data.num_nodes),
         settings["members"] == "quantiles" or settings["margin"] == "empirical", processes, watch,
         settings["threshold"],
