@@ -67,7 +67,8 @@ class OnlineCalibration:
         corrected, quantile = (
             torch.where(flat, ordered[:1], to_support(_read(ordered, self.width * each + self.shift), *self.support))
             for each in (scores, torch.special.ndtri(level)))
-        below, upto = (compare(corrected.unsqueeze(0), quantile.unsqueeze(1)).sum(1) for compare in (torch.lt, torch.le))
+        below, upto = (compare(corrected.unsqueeze(0), quantile.unsqueeze(1)).sum(1)
+                       for compare in (torch.lt, torch.le))
         tied = ((upto + 1 - (len(members) + 1) * level) / (upto + 1 - below)).clamp(0, 1)
         self._issued.append((step, quantile.masked_fill(flat, math.nan), tied))
         return torch.empty_like(members).scatter_(0, place, corrected)

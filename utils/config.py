@@ -143,9 +143,9 @@ class TrainConfig(CommonConfig):
 
     mean_run: str = flag("", DATA, "folder of the stage-1 run (else the one of the same dataset, lengths and run name)")
     margin: str = flag("auto", DIFFUSION, "what is diffused: the residual over the fluctuation scale (scaled), the "
-                       "residual (residual), normal scores under the quantiles of stage 1 (quantile), or among training "
-                       "values of about the same forecast (empirical); auto: empirical where at least 90 %% of the "
-                       "training values are 0 and none is below, else scaled", choices="margin")
+                       "residual (residual), normal scores under the quantiles of stage 1 (quantile), or normal scores "
+                       "among training values of about the same forecast (empirical); auto: empirical where no value "
+                       "can be negative and at least 90 %% of the training values are 0, else scaled", choices="margin")
     noise: str = flag("covariance", DIFFUSION, "noise of the diffusion: with the covariance of the training residuals "
                       "over nodes and steps, or independent", choices="noise")
     modes: int = flag(16, DIFFUSION, "modes shared by all nodes in --noise covariance", minimum=0)

@@ -36,12 +36,13 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
     """Score an ensemble forecast on batches of windows; every window counts once.
 
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units, float64;
-    shape (member, horizon, node); equidistant: see `EnsembleScores.compute`; threshold: see `EnsembleScores`; watch(members, truth, observed), where
-    given, sees every batch of this process too, in physical units. Returns the dict of the scores, `joint` among them
+    shape (member, horizon, node); equidistant: see `EnsembleScores.compute`, threshold: `EnsembleScores`;
+    watch(members, truth, observed), where given, sees every batch of this process too, in physical units. Returns the dict of the scores, `joint` among them
     (see `joint.JointScores`), and those of every window with its `start`, which `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
-    scores, joint, starts = EnsembleScores(horizon, node, members, FAST, threshold), joint_scores(batches.data, FAST), []
+    scores, joint = EnsembleScores(horizon, node, members, FAST, threshold), joint_scores(batches.data, FAST)
+    starts = []
     for batch in progress(own_windows(batches, processes), "forecasting"):
         drawn, truth = physical(draw(batch)), batch.truth.double()
         scores.update(drawn, truth, batch.scored)

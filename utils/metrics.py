@@ -21,7 +21,7 @@ BY_WINDOW = (  # what a paired comparison of two forecasts needs of every window
     "abs_truth", "crps", "crps_fair", "interval_score", "error_mean", "error_median",
     "abs_truth_sum", "crps_sum", "energy_score", "variogram_score",
 )
-POWERS = {"covered": 0, "squared_error": 2, "variance": 2, "brier": 0, "events": 0}  # of the unit; that of the others is 1
+POWERS = {"covered": 0, "brier": 0, "events": 0, "squared_error": 2, "variance": 2}  # of the unit; else 1
 _CHUNK_ELEMENTS = 2**22  # largest temporary of the cross-check, and of the variogram score on a GPU
 _CACHE_ELEMENTS = 2**18  # that of the variogram score on a CPU: it then stays in cache
 
@@ -511,7 +511,8 @@ class EnsembleScores:
             return {}
         rate, brier = total["events"] / total["targets"], total["brier"] / total["targets"]
         targets, probability, events = total["reliability"][:, total["reliability"][0] > 0]
-        return {"threshold": self.threshold, **plain({"event_rate": rate, "Brier_skill": 1 - brier / (rate * (1 - rate))}),
+        return {"threshold": self.threshold,
+                **plain({"event_rate": rate, "Brier_skill": 1 - brier / (rate * (1 - rate))}),
                 "reliability": plain({"targets": targets, "probability": probability / targets,
                                       "event_rate": events / targets})}
 
