@@ -303,7 +303,7 @@ def showers(windows):
     """Windows (`Batch`) of 95 % zeros in physical units, 0 the minimum: likelier after a history that says so."""
     batch = make_batch(windows)
     sign = torch.rand(windows, 1, NODES)
-    wet = torch.rand(windows, HORIZON, NODES) < 2 * (1 - DRY) * sign
+    wet = torch.rand(windows, HORIZON, NODES) < 4 * (1 - DRY) * sign**3
     amount = torch.distributions.Gamma(0.6, 0.5).sample(wet.shape)
     context = dataclasses.replace(batch.context, history=sign.expand(-1, HISTORY, -1).contiguous(),
                                   climatology=torch.full_like(batch.context.climatology, 0.06))

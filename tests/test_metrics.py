@@ -632,7 +632,7 @@ def test_the_reliability_of_an_event_is_its_share_among_targets_of_the_same_prob
     found.update(members, truth)
     event, probability = (truth > 8).flatten().numpy(), (members > 8).double().mean(1).flatten().numpy()
     place = np.minimum((probability * 10).astype(int), 9)
-    rows = [(len(event[place == k]), probability[place == k].mean(), event[place == k].mean()) for k in np.unique(place)]
+    rows = [(sum(place == k), probability[place == k].mean(), event[place == k].mean()) for k in np.unique(place)]
     for name, column in zip(("targets", "probability", "event_rate"), zip(*rows, strict=True), strict=True):
         assert found.compute()["reliability"][name] == pytest.approx(column)
 

@@ -37,8 +37,9 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
 
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units, float64;
     shape (member, horizon, node); equidistant: see `EnsembleScores.compute`, threshold: `EnsembleScores`;
-    watch(members, truth, observed), where given, sees every batch of this process too, in physical units. Returns the dict of the scores, `joint` among them
-    (see `joint.JointScores`), and those of every window with its `start`, which `utils.comparison` pairs forecasts by.
+    watch(members, truth, observed), where given, sees every batch of this process too, in physical units. Returns the
+    dict of the scores, `joint` among them (see `joint.JointScores`), and those of every window with its `start`, which
+    `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
     scores, joint = EnsembleScores(horizon, node, members, FAST, threshold), joint_scores(batches.data, FAST)
