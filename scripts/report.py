@@ -53,8 +53,8 @@ CAPTIONS = {
              "colours: they should look alike."),
     "reliability": ("Reliability", "Below the diagonal at the left and above it at the right: too wide. The other way "
                     "round: too narrow. All above it: forecasts too high; all below: too low."),
-    "event": ("Reliability of the event", "Values above --threshold: how often they came where they had about so high a "
-              "probability. On the diagonal: calibrated."),
+    "event": ("Reliability of the event", "Values above --threshold: how often they came where they had about so high "
+              "a probability. On the diagonal: calibrated."),
     "qice": ("Observations by decile", "QICE_ties is the mean distance of the bars from the line."),
     "pit": ("PIT histogram", "Flat: calibrated. A hump: too wide. A bowl: too narrow. A slope: too high, where the "
             "left bars are the higher ones, or too low."),
@@ -282,11 +282,10 @@ def score_section(found: Forecasts, block: int, unit: str) -> str:
     compared = "; ".join(comparison(found.windows, name, block) for name in BASELINES)
     text = table("Scores", caption, ["forecast", *SCORES], rows) + paragraph(f"{compared}.")
     if "threshold" in found.scores["this run"]:
-        names = ["Brier", "Brier_skill", "event_rate"]
-        text += table("Scores of the event", f"Values above {number(found.scores['this run']['threshold'])} {unit}. Brier: "
-                      "better when lower; Brier_skill: 1 - Brier / that of the share of events, which is event_rate.",
-                      ["forecast", *names], [[name, *(scores[score] for score in names)]
-                                             for name, scores in found.scores.items()])
+        names, above = ["Brier", "Brier_skill", "event_rate"], number(found.scores["this run"]["threshold"])
+        text += table("Scores of the event", f"Values above {above} {unit}. Brier: better when lower; Brier_skill: 1 - Brier / "
+                      "that of the share of events, which is event_rate.", ["forecast", *names],
+                      [[name, *(scores[score] for score in names)] for name, scores in found.scores.items()])
     return text
 
 
