@@ -283,8 +283,8 @@ def score_section(found: Forecasts, block: int, unit: str) -> str:
     text = table("Scores", caption, ["forecast", *SCORES], rows) + paragraph(f"{compared}.")
     if "threshold" in found.scores["this run"]:
         names, above = ["Brier", "Brier_skill", "event_rate"], number(found.scores["this run"]["threshold"])
-        text += table("Scores of the event", f"Values above {above} {unit}. Brier: better when lower; Brier_skill: 1 - Brier / "
-                      "that of the share of events, which is event_rate.", ["forecast", *names],
+        text += table("Scores of the event", f"Values above {above} {unit}. Brier: better when lower; Brier_skill: 1 - "
+                      "Brier / that of the share of events, which is event_rate.", ["forecast", *names],
                       [[name, *(scores[score] for score in names)] for name, scores in found.scores.items()])
     return text
 

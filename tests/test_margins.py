@@ -5,14 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import HISTORY, HORIZON, NODES, make_batch
+from conftest import HISTORY, HORIZON, NODES, make_batch, make_field
 
-from data.windows import ANY_VALUE
+from data.windows import ANY_VALUE, WindowedField
 from models.margins import OVERSAMPLED, EmpiricalMargin, QuantileMargin, ResidualMargin
 from models.mean import MeanModel
 from models.quantiles import LEVELS, equidistant_quantiles, levels_of, smooth_members
 from models.scale import FLOOR, PRIOR, FluctuationScale
+from utils.config import TrainConfig
 from utils.metrics import crps_quantile, member_quantiles, sort_members
+from utils.pipeline import choose_margin
 
 WINDOWS = 200
 
@@ -364,3 +366,16 @@ def test_what_stands_in_a_gap_changes_nothing_of_an_empirical_margin():
         fits.append(margin.state_dict())
     for name, value in fits[0].items():
         assert torch.equal(value, fits[1][name]) and value.any(), name
+
+
+@pytest.mark.parametrize("zeros, nonnegative, chosen", [
+    (0.95, None, "empirical"), (0.95, True, "empirical"), (0.95, False, "scaled"), (0.8, None, "scaled"),
+])
+def test_the_margin_of_many_zeros_is_the_empirical_one_where_no_value_is_negative(zeros, nonnegative, chosen):
+    """By the training part: the test, all zeros or none, decides nothing."""
+    values = torch.where(torch.rand(400, NODES) < zeros, 0.0, torch.rand(400, NODES))
+    values[330:] = 0 if chosen == "scaled" else 1
+    field = make_field(values)
+    data = WindowedField(dataclasses.replace(field, spec=dataclasses.replace(field.spec, nonnegative=nonnegative)), 6, 4)
+    assert choose_margin(TrainConfig(), data).margin == chosen
+    assert choose_margin(TrainConfig(margin="quantile"), data).margin == "quantile"
