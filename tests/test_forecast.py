@@ -126,7 +126,8 @@ def test_an_online_correction_is_that_of_the_windows_before_whichever_way_it_is_
     np.testing.assert_array_equal(found[0], plain[0])
     assert (found[-1] != plain[-1]).any() and found.min() >= 0 and (found == found.round()).all()
     online, data = trained.online(), open_run_data(trained.checkpoint, str(work), "cpu")
-    python = [trained.forecast(COUNTS[start:start + 6], data.times(start)[0], online=online).members for start in starts]
+    python = [trained.forecast(COUNTS[start:start + 6], data.times(start)[0], online=online).members
+              for start in starts]
     np.testing.assert_allclose(found, python, atol=1e-5)
     assert int(data.starts["test"][-1]) == starts[-1]
     draw = pipeline.corrected_drawer(ensemble_drawer(trained.model, trained.checkpoint["config"], trained.device), data,

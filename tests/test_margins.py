@@ -376,6 +376,7 @@ def test_the_margin_of_many_zeros_is_the_empirical_one_where_no_value_is_negativ
     values = torch.where(torch.rand(400, NODES) < zeros, 0.0, torch.rand(400, NODES))
     values[330:] = 0 if chosen == "scaled" else 1
     field = make_field(values)
-    data = WindowedField(dataclasses.replace(field, spec=dataclasses.replace(field.spec, nonnegative=nonnegative)), 6, 4)
+    field = dataclasses.replace(field, spec=dataclasses.replace(field.spec, nonnegative=nonnegative))
+    data = WindowedField(field, 6, 4)
     assert choose_margin(TrainConfig(), data).margin == chosen
     assert choose_margin(TrainConfig(margin="quantile"), data).margin == "quantile"
