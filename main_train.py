@@ -18,6 +18,7 @@ from utils.evaluation import cross_check, own_windows
 from utils.pipeline import (
     CHOICES,
     check_shares,
+    choose_margin,
     load_mean_model,
     neighbours_of,
     open_windows,
@@ -40,8 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse_config(TrainConfig, CHOICES, arguments)
     device = choose_device(config.device)
     processes = join(device)
+    data = open_windows(checkpoint.settings(config), config.data_dir, device)
+    config = choose_margin(config, data)
     settings = checkpoint.settings(config)
-    data = open_windows(settings, config.data_dir, device)
     mean_model, mean_config, mean_path = load_mean_model(config, data)
 
     seed_step(config.seed)

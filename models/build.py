@@ -12,7 +12,7 @@ from .forecaster import Forecaster
 from .itransformer import ITransformer
 from .layers import Task
 from .linear import DLinear
-from .margins import QuantileMargin, ResidualMargin
+from .margins import EmpiricalMargin, QuantileMargin, ResidualMargin
 from .mean import CommonModes, Ensemble, MeanModel, RecalibratedMean, RecalibratedQuantiles
 from .noise import CovarianceNoise, IndependentNoise
 from .quantiles import ANY_VALUE
@@ -21,7 +21,7 @@ from .stid import STID
 
 MEAN_MODELS = {"stid": STID, "itransformer": ITransformer, "dlinear": DLinear}
 DENOISERS = {"mlp": MLPDenoiser, "tokens": TokenDenoiser, "graph": GraphDenoiser, "stid": PublishedDenoiser}
-MARGINS = ("scaled", "residual", "quantile")
+MARGINS = ("auto", "scaled", "residual", "quantile", "empirical")
 NOISES = ("covariance", "independent")
 
 
@@ -61,11 +61,14 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict,
         raise ValueError(f"the noise variances fall from {beta[0]:g} to {beta[-1]:g}: choose --beta_first at most "
                          "--beta_last")
 
-    quantile = settings["margin"] == "quantile"
+    quantile, empirical = (settings["margin"] == name for name in ("quantile", "empirical"))
+    if empirical and support == ANY_VALUE:
+        raise ValueError("--margin empirical is for a field with a smallest value: add --support nonnegative to both "
+                         "stages, or choose --margin scaled")
     if quantile and mean_model.objective != "quantiles":
         raise ValueError(f"--margin quantile builds on conditional quantiles, found a stage-1 model of --objective "
                          f"{mean_model.objective}: train one with --objective quantiles, or choose --margin scaled")
-    if not quantile and settings["scale"] == "quantiles" and mean_model.objective != "quantiles":
+    if not quantile and not empirical and settings["scale"] == "quantiles" and mean_model.objective != "quantiles":
         raise ValueError("--scale quantiles is the spread of conditional quantiles, found a stage-1 model of "
                          f"--objective {mean_model.objective}: choose --scale cycle")
     if settings["endpoint"] != "none" and (settings["margin"] != "residual" or settings["noise"] != "independent"):
@@ -73,11 +76,13 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict,
                          "--margin residual --noise independent")
     if quantile:
         margin = QuantileMargin(support)
+    elif empirical:
+        margin = EmpiricalMargin(support, task.predict_len)
     else:
         scale = FluctuationScale(settings["scale"], task.num_nodes, task.predict_len, task.calendar_sizes[0],
                                  support[1])
         inputs = tuple(name for name in ("mean", "scale") if settings[f"condition_{name}"])
-        margin = ResidualMargin(scale, support, settings["margin"] == "scaled", settings["center"], inputs)
+        margin = ResidualMargin(scale, support, settings["margin"] != "residual", settings["center"], inputs)
     noise = IndependentNoise(task.num_nodes) if settings["noise"] == "independent" else \
         CovarianceNoise(task.num_nodes, task.predict_len, settings["modes"])
 

@@ -24,6 +24,11 @@ from .scale import FluctuationScale
 
 LARGEST_WIDTH = 1.5
 OVERSAMPLED = 4  # members drawn for each one that is kept, where an ensemble of residuals is smoothed
+CLASSES = 32  # of forecasts, in --margin empirical
+TABLE_LEVELS = 400
+LARGEST_SAMPLE = 2**20  # targets that the table of a class is taken from
+RIDGE = 1e-3
+DIGIT = 32  # strata in a stratum: which of them a level lies in is as good as a random number
 
 
 class ResidualMargin(nn.Module):
@@ -134,6 +139,102 @@ class QuantileMargin(nn.Module):
         if kind == "random":
             return to_support(quantiles_at_scores(given, z), *self.support)
         return to_support(reorder(equidistant_quantiles(given, members), z), *self.support)
+
+
+class EmpiricalMargin(nn.Module):
+    """Normal scores of the future among training values of targets for which as much was forecast.
+
+        index = weight_f @ (mean, highest quantile of stage 1, climatology), each less the minimum of the support
+        class = number of edges below the index
+        z = Phi^-1(level of the future in the table of its class),    member = value of the table at Phi(z)
+
+    For fields of many zeros (rain, rare events): members are zero as often as such values were, and else as large. Few
+    quantiles do not show what happens at one step in twenty, and a residual around the mean has no atom. The weights
+    are those of a ridge regression of the future. Edges are set such that the classes are alike in the mean of two
+    shares: of the targets, and of their total.
+    Members are stratified: one in each M-th of the levels, in the rank order of z; at its middle in the kind
+    "quantiles". Independent draws would need many more members to show one step in twenty.
+    Shapes: weight (F, 3), edges (class - 1,), table (class, level). Units: standardized, above the minimum.
+    Source: isotonic distributional regression, Henzi et al. 2021 (arXiv:1909.03725), with classes of a fitted index in
+    place of isotonic estimates; the randomised probability integral transform, Dunn and Smyth 1996.
+    """
+
+    inputs = ()
+
+    def __init__(self, support: tuple[float, float], predict_len: int):
+        super().__init__()
+        self.support = support
+        self.register_buffer("weight", torch.zeros(predict_len, 3))
+        self.register_buffer("edges", torch.zeros(CLASSES - 1))
+        self.register_buffer("table", torch.zeros(CLASSES, TABLE_LEVELS))
+
+    @torch.no_grad()
+    def given(self, mean_model: MeanModel, context: Context) -> Tensor:
+        """What the index is made of: (batch, 3, F, node)."""
+        predicted = mean_model.predict(context)
+        parts = torch.stack([predicted.mean(1), predicted[:, -1], context.future_climatology], dim=1)
+        return (parts - self.support[0]).clamp_min(0)
+
+    def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
+        return self.given(mean_model, context)
+
+    @torch.no_grad()
+    def fit(self, mean_model: MeanModel, futures: Tensor, prepared: Tensor, context: Context, spectrum) -> None:
+        """Estimate weights, edges and tables from training windows; missing targets count in nothing."""
+        values, parts = (futures - self.support[0]).double(), prepared.movedim(1, -1).double()  # parts: (..., node, 3)
+        observed = torch.ones_like(futures, dtype=torch.bool) if context.target_mask is None else context.target_mask
+        for step, (y, x, seen) in enumerate(zip(values.unbind(1), parts.unbind(1), observed.unbind(1), strict=True)):
+            x, y = x[seen], y[seen]
+            square = x.T @ x
+            ridge = RIDGE * square.diagonal().mean().clamp_min(1e-12) * torch.eye(3).to(square)
+            self.weight[step] = torch.linalg.solve(square + ridge, x.T @ y)
+        values, index = values[observed].float(), self._index(prepared)[observed]
+        chosen = torch.linspace(0, len(values) - 1, min(len(values), LARGEST_SAMPLE), dtype=torch.float64).long()
+        index, order = index[chosen].sort()
+        values = values[chosen][order]
+        total = values.double().cumsum(0)
+        share = (total / total[-1].clamp_min(1e-12) + torch.linspace(0, 1, len(values)).to(total)) / 2
+        inner = torch.arange(1, CLASSES).to(share) / CLASSES
+        self.edges.copy_(index[torch.searchsorted(share, inner).clamp_max(len(index) - 1)])
+        members = torch.searchsorted(self.edges, index, right=True)
+        for number in range(CLASSES):
+            own = values[members == number]
+            if len(own):  # else nothing is ever forecast by it, or by the one before
+                place = ((torch.arange(TABLE_LEVELS) + 0.5) / TABLE_LEVELS * len(own)).long().to(own.device)
+                self.table[number] = own.sort().values[place]
+            elif number:
+                self.table[number] = self.table[number - 1]
+
+    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
+        shape, place = future.shape, self._class(prepared).flatten()
+        value, scores = (future - self.support[0]).flatten(), torch.empty(future.numel(), device=future.device)
+        for number in place.unique().tolist():
+            own = place == number
+            levels = torch.stack([torch.searchsorted(self.table[number], value[own], right=right)
+                                  for right in (False, True)], dim=1) / TABLE_LEVELS
+            scores[own] = normal_scores(levels, uniform.flatten()[own])
+        return scores.view(shape)
+
+    def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
+        return [], []
+
+    def draws(self, members: int, kind: str) -> int:
+        return members
+
+    def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
+        within = 0.5
+        if kind == "random":
+            within = (DIGIT * members * torch.special.ndtr(z.double())).frac().float()
+        level = (z.argsort(1).argsort(1) + within) / members
+        place = self._class(given).unsqueeze(1) * TABLE_LEVELS + (level * TABLE_LEVELS).long().clamp_max(
+            TABLE_LEVELS - 1)
+        return to_support(self.table.flatten()[place] + self.support[0], *self.support)
+
+    def _index(self, given: Tensor) -> Tensor:
+        return torch.einsum("bkfv,fk->bfv", given, self.weight)
+
+    def _class(self, given: Tensor) -> Tensor:
+        return torch.searchsorted(self.edges, self._index(given).contiguous(), right=True)
 
 
 MEMBERS = ("random", "quantiles")

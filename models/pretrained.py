@@ -37,6 +37,8 @@ from utils.reproducibility import MemberNoise
 from .build import build_forecaster, build_mean_model
 from .diffusion import SAMPLERS
 from .forecaster import Forecaster, Sampling
+from .online import OnlineCalibration
+from .quantiles import ANY_VALUE
 
 SAMPLING_FLAGS = ("nsample", "members", "seed", "sampler", "sample_steps", "sample_precision", "sample_batch")
 """Flags of stage 2 that may be changed after training."""
@@ -85,7 +87,8 @@ class TrainedForecaster:
 
     def forecast(self, history: np.ndarray | pd.DataFrame | Sequence,
                  history_start: str | np.datetime64 | Sequence | None = None, members: int = 0,
-                 covariates: np.ndarray | pd.DataFrame | None = None, start=None, **flags) -> Forecast:
+                 covariates: np.ndarray | pd.DataFrame | None = None, start=None,
+                 online: OnlineCalibration | None = None, **flags) -> Forecast:
         """Draw an ensemble of what follows a history.
 
         history   (history_steps, node), or (window, history_steps, node) for several windows at once: the H steps
@@ -97,6 +100,7 @@ class TrainedForecaster:
         covariates  (H + F, covariate) or (H + F, node, covariate), where the model was trained with such; or a
                   DataFrame with a column for each covariate
         start     the old name of history_start
+        online    of `online`: the members are corrected by what has been observed since its earlier forecasts
         flags     seed, sampler, sample_steps, sample_precision, sample_batch, as of main_train.py; else the run's
 
         The numbers are those of `main_train.py` for the same window: they follow from seed, history_start and member,
@@ -138,12 +142,24 @@ class TrainedForecaster:
         batch = self.field.batch(values.to(self.device), position, settings["predict_len"],
                                  self._covariates(covariates, start.shape, seen + settings["predict_len"]))
         drawn = self.field.scaler.physical(ensemble_drawer(self.model, settings, self.device)(batch))
+        if online:
+            first = (position + seen).tolist()
+            drawn = torch.stack([online.correct(*window)
+                                 for window in zip(values[:, -seen:], drawn, first, strict=True)])
         times = np.stack([self.field.times(one + seen - 1, 1 + settings["predict_len"]) for one in position.tolist()])
         return Forecast(
             drawn.cpu().numpy().astype(kind, copy=False).reshape(*start.shape, *drawn.shape[1:]),
             times[:, 1:].reshape(*start.shape, -1), times[:, 0].reshape(start.shape), self.field,
             f"CoST, recipe {settings['recipe']}, {settings['nsample']} members, seed {settings['seed']}",
         )
+
+    def online(self) -> OnlineCalibration:
+        """What corrects forecasts while observations arrive: given to every call of `forecast`, in the order of time.
+
+        It learns from the histories, each of which should reach back to the one before.
+        """
+        nonnegative = self.checkpoint["data"]["support"]
+        return OnlineCalibration((0.0, float(self.field.scaler.whole)) if nonnegative else ANY_VALUE)
 
     def _covariates_of(self, frame: pd.DataFrame, position: int, length: int) -> np.ndarray:
         """Covariates (H + F, covariate) of a frame, in the order of training.

@@ -16,23 +16,28 @@ from utils.distributed import join
 from utils.pipeline import CHOICES, open_run_data, score_ensemble
 from utils.runlog import print_scores
 
-CHANGEABLE = (*SAMPLING_FLAGS, "test_windows")
+CHANGEABLE = (*SAMPLING_FLAGS, "test_windows", "threshold")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("run_folder", type=Path, help="folder of a stage-2 run")
     parser.add_argument("--split", choices=SPLITS, default="validation")
+    parser.add_argument("--online", action="store_true", default=False, help="correct the quantile levels of each "
+                        "window by what has been observed of the windows before it, as scripts.forecast --rolling does")
     parser.add_argument("--json", type=output_path, default=None, help="write the scores there")
     parser.add_paths()
     parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", *CHANGEABLE))
     given = vars(parser.parse_args(arguments))
     device = choose_device(given.get("device", TrainConfig.device))
     processes = join(device)
+    if given["online"] and processes.count > 1:
+        raise ValueError("--online corrects one window after the other: start it in one process, without torchrun")
     run = load_forecaster(given["run_folder"], device)
     data = open_run_data(run.checkpoint, given.get("data_dir", ""), device, **{name: given[name] for name in PATHS})
     settings = {**run.checkpoint["config"], **{name: given[name] for name in CHANGEABLE if name in given}}
-    scores, _ = score_ensemble(run.model, settings, data, given["split"], device, processes)
+    scores, _ = score_ensemble(run.model, settings, data, given["split"], device, processes,
+                               online=run.online() if given["online"] else None)
     print_scores(scores, data.field.spec.unit)
     if given["json"] and processes.first:
         write_json(given["json"], scores)

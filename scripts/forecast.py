@@ -3,6 +3,7 @@
     python -m scripts.forecast save/diffusion/NYCFlights_12_12 --output next.csv
     python -m scripts.forecast save/diffusion/NYCFlights_12_12 --data_path newer.npz --output next.nc
     python -m scripts.forecast save/diffusion/NYCFlights_12_12 --rolling 100 --output backtest.parquet
+    python -m scripts.forecast save/diffusion/NYCFlights_12_12 --rolling 100 --online --output corrected.parquet
 
 The history is the end of the run's data, or of a newer file of the same field. docs/forecasting.md says more.
 """
@@ -114,11 +115,13 @@ def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "",
 
 
 def forecasts(run: TrainedForecaster, series: Series, windows: Sequence[int], flags: dict,
-              processes: Processes = ALONE) -> Iterator[Forecast]:
+              processes: Processes = ALONE, online: bool = False) -> Iterator[Forecast]:
     """Forecasts of windows, as many at a time as are sampled together; numbers do not depend on how many these are.
 
-    Several processes draw the windows of a part between them, and all get the whole part.
+    Several processes draw the windows of a part between them, and all get the whole part. online: each window is
+    corrected by what has been observed of those before, see `models.online`; that takes one process.
     """
+    correction = run.online() if online else None
     settings = {**run.checkpoint["config"], **flags}
     at_once = max(1, rows_at_once(run.field.num_nodes, run.device, settings["sample_batch"]) // settings["nsample"])
     at_once = min(at_once * processes.count, len(windows))
@@ -128,7 +131,7 @@ def forecasts(run: TrainedForecaster, series: Series, windows: Sequence[int], fl
         history, covariates = zip(*parts, strict=True)
         start = np.concatenate([run.field.times(series.first + begin - series.reach, 1) for begin in own])
         part = run.forecast(np.stack(history), start, covariates=np.stack(covariates) if run.field.covariates else None,
-                            **flags)
+                            online=correction, **flags)
         yield part if len(own) == len(chosen) else joined(part, processes)
 
 
@@ -154,6 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument("--at", default="", help="first time to forecast; the history ends just before "
                        "(else the first time after the data)")
     which.add_argument("--rolling", type=int, default=0, help="forecast the last so many windows that were observed")
+    parser.add_argument("--online", action="store_true", default=False, help="correct the quantile levels of each "
+                        "window of --rolling or --split by what has been observed of the windows before it")
     which.add_argument("--split", choices=("test",), default="", help="forecast every window from the first of the "
                        "test on")
     parser.add_argument("--values", choices=VALUES, default=VALUES[0], help="what to write (default: both)")
@@ -162,9 +167,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     if given["rolling"] < 0:
         parser.error(f"--rolling {given['rolling']}: choose a number of windows")
+    if given["online"] and not (given["rolling"] or given["split"]):
+        parser.error("--online corrects a window by those before it: add --rolling N or --split test")
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     device = choose_device(given.get("device", TrainConfig.device))
     processes = join(device)
+    if given["online"] and processes.count > 1:
+        raise ValueError("--online corrects one window after the other: start it in one process, without torchrun")
     run = load_forecaster(given["run_folder"], device)
     check_output(given["output"], given["overwrite"], (given["data_path"], given["covariates"], *(
         run.checkpoint["config"][name] for name in PATHS)))
@@ -180,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"note: the data begin {short} steps too late for all lags ({listed(list(run.field.lags))}) of the first "
               "window: what is usual stands for what is not there", file=sys.stderr)
     flags = {name: given[name] for name in SAMPLING_FLAGS if name in given}
-    drawn = forecasts(run, series, windows, flags, processes)
+    drawn = forecasts(run, series, windows, flags, processes, given["online"])
     if not processes.first:
         return sum(0 for _ in drawn)  # it draws its windows; the first one writes
     write_forecasts(given["output"], drawn, given["values"])

@@ -53,6 +53,8 @@ CAPTIONS = {
              "colours: they should look alike."),
     "reliability": ("Reliability", "Below the diagonal at the left and above it at the right: too wide. The other way "
                     "round: too narrow. All above it: forecasts too high; all below: too low."),
+    "event": ("Reliability of the event", "Values above --threshold: how often they came where they had about so high "
+              "a probability. On the diagonal: calibrated."),
     "qice": ("Observations by decile", "QICE_ties is the mean distance of the bars from the line."),
     "pit": ("PIT histogram", "Flat: calibrated. A hump: too wide. A bowl: too narrow. A slope: too high, where the "
             "left bars are the higher ones, or too low."),
@@ -91,7 +93,7 @@ def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split:
         scores[name], windows[name] = evaluate_ensemble(
             baseline_drawer(name, data, None, settings),
             data.batches(split, WINDOWS_AT_ONCE, limit=settings["test_windows"]), data.scaler.physical,
-            (settings["nsample"], data.predict_len, data.num_nodes),
+            (settings["nsample"], data.predict_len, data.num_nodes), threshold=settings["threshold"],
         )
     return Forecasts(scores, windows, diagnostics)
 
@@ -180,6 +182,11 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
     low, middle, high = (f"{100 * share:.1f} %" for share in np.interp([0.1, 0.5, 0.9], levels, shares))
     yield ("reliability", plots.reliability_diagram(levels, shares), f"Reliability diagram: {low} of the observations "
            f"lie below the 10 % quantile of the members, {middle} below the median, {high} below the 90 % quantile.")
+    if "reliability" in ours:
+        event = ours["reliability"]
+        yield ("event", plots.event_reliability(event), f"Values above {number(ours['threshold'])} {unit}: "
+               f"{100 * ours['event_rate']:.1f} % of all; of those with the highest probability, "
+               f"{number(event['probability'][-1])} on average, a share of {number(event['event_rate'][-1])} came.")
     yield ("qice", plots.share_bars(bins, "members' deciles (share of members below)"), f"Ten bars from "
            f"{number(bins.min())} to {number(bins.max())}; calibrated are 0.1 each.")
     yield ("pit", plots.share_bars(pit, "probability integral transform (share of members below)"), f"{len(pit)} bars "
@@ -274,7 +281,13 @@ def score_section(found: Forecasts, block: int, unit: str) -> str:
               f"{perfect['coverage90']}, spread_skill 1. All others are better when lower. {', '.join(IN_UNIT)} in " \
               f"{unit}."
     compared = "; ".join(comparison(found.windows, name, block) for name in BASELINES)
-    return table("Scores", caption, ["forecast", *SCORES], rows) + paragraph(f"{compared}.")
+    text = table("Scores", caption, ["forecast", *SCORES], rows) + paragraph(f"{compared}.")
+    if "threshold" in found.scores["this run"]:
+        names, above = ["Brier", "Brier_skill", "event_rate"], number(found.scores["this run"]["threshold"])
+        text += table("Scores of the event", f"Values above {above} {unit}. Brier: better when lower; Brier_skill: 1 - "
+                      "Brier / that of the share of events, which is event_rate.", ["forecast", *names],
+                      [[name, *(scores[score] for score in names)] for name, scores in found.scores.items()])
+    return text
 
 
 def joint_section(found: Forecasts, unit: str) -> str:

@@ -19,7 +19,7 @@ from conftest import ON_ANY_STAGE_1, ROOT, random_values
 import main_pretrain
 import main_train
 from data.registry import DATASETS, get_spec
-from models import ensemble_drawer, load_forecaster
+from models import OnlineCalibration, ensemble_drawer, load_forecaster
 from scripts import forecast
 from utils import pipeline
 from utils.config import RECIPES
@@ -111,6 +111,30 @@ def test_neither_chunk_nor_company_nor_way_of_asking_changes_a_member(work, tmp_
     np.testing.assert_allclose(chunks["members"], rolling["members"], rtol=1e-5)
     np.testing.assert_allclose(loaded(tmp_path / "one.npz")["members"][0], rolling["members"][3], rtol=1e-5)
     assert at == "2020-01-12T01:00" and rolling["times"][4, -1] == np.datetime64("2020-01-12T05:00")
+
+
+def test_an_online_correction_is_that_of_the_windows_before_whichever_way_it_is_asked_for(work, tmp_path):
+    """File, Python and scores see the same members: those of `OnlineCalibration`, window by window."""
+    trained, count = load_forecaster(run_of(work)), 20
+    ask(work, tmp_path / "plain.npz", "--rolling", str(count))
+    ask(work, tmp_path / "online.npz", "--rolling", str(count), "--online", "--sample_batch", "7")
+    plain, found = (loaded(tmp_path / f"{name}.npz")["members"] for name in ("plain", "online"))
+    starts = range(STEPS - 10 - count + 1, STEPS - 9)
+    online = OnlineCalibration((0.0, 1.0))
+    wanted = [online.correct(torch.from_numpy(COUNTS[start:start + 6]), torch.from_numpy(members), start + 6).numpy()
+              for start, members in zip(starts, plain, strict=True)]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_array_equal(found[0], plain[0])
+    assert (found[-1] != plain[-1]).any() and found.min() >= 0 and (found == found.round()).all()
+    online, data = trained.online(), open_run_data(trained.checkpoint, str(work), "cpu")
+    python = [trained.forecast(COUNTS[start:start + 6], data.times(start)[0], online=online).members
+              for start in starts]
+    np.testing.assert_allclose(found, python, atol=1e-5)
+    assert int(data.starts["test"][-1]) == starts[-1]
+    draw = pipeline.corrected_drawer(ensemble_drawer(trained.model, trained.checkpoint["config"], trained.device), data,
+                                     trained.online())
+    scored = torch.cat([draw(data.batch(torch.tensor(part))) for part in (starts[:9], starts[9:])])
+    np.testing.assert_allclose(found, scored.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -1,15 +1,20 @@
 """Margins and the fluctuation scale: values as computed by hand, and members that undo what training does."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from conftest import HISTORY, HORIZON, NODES, make_batch
+from conftest import HISTORY, HORIZON, NODES, make_batch, make_field
 
-from data.windows import ANY_VALUE
-from models.margins import OVERSAMPLED, QuantileMargin, ResidualMargin
+from data.windows import ANY_VALUE, WindowedField
+from models.margins import OVERSAMPLED, EmpiricalMargin, QuantileMargin, ResidualMargin
 from models.mean import MeanModel
 from models.quantiles import LEVELS, equidistant_quantiles, levels_of, smooth_members
 from models.scale import FLOOR, PRIOR, FluctuationScale
+from utils.config import TrainConfig
+from utils.metrics import crps_quantile, member_quantiles, sort_members
+from utils.pipeline import choose_margin
 
 WINDOWS = 200
 
@@ -279,3 +284,99 @@ def test_a_margin_of_quantiles_has_nothing_to_fit_and_gives_the_denoiser_nothing
     batch, margin = make_batch(), QuantileMargin(ANY_VALUE)
     margin.fit(Normal(), batch.future, None, batch.context, None)
     assert margin.features(None, batch.context) == ([], []) and margin.inputs == () and not margin.state_dict()
+
+
+# Empirical
+
+DRY = 0.95  # share of zeros
+
+
+class Rain(MeanModel):
+    """Forecasts some shower for a window, or none, in its history's first value: 19 quantiles, all as large."""
+
+    def __init__(self):
+        super().__init__("quantiles")
+
+    def predict(self, context):
+        return context.history[:, :1, :].unsqueeze(1).expand(-1, len(LEVELS), HORIZON, -1)
+
+
+def showers(windows):
+    """Windows (`Batch`) of 95 % zeros in physical units, 0 the minimum: likelier after a history that says so."""
+    batch = make_batch(windows)
+    sign = torch.rand(windows, 1, NODES)
+    wet = torch.rand(windows, HORIZON, NODES) < 4 * (1 - DRY) * sign**3
+    amount = torch.distributions.Gamma(0.6, 0.5).sample(wet.shape)
+    context = dataclasses.replace(batch.context, history=sign.expand(-1, HISTORY, -1).contiguous(),
+                                  climatology=torch.full_like(batch.context.climatology, 0.06))
+    return dataclasses.replace(batch, context=context, future=torch.where(wet, amount, 0.0))
+
+
+def fitted_to_showers():
+    margin, model, batch = EmpiricalMargin((0.0, 0.0), HORIZON), Rain(), showers(4000)
+    margin.fit(model, batch.future, margin.prepare(model, batch.future, batch.context), batch.context, None)
+    return margin, model
+
+
+def crps(members, truth):
+    return crps_quantile(member_quantiles(sort_members(members)), truth).sum() / truth.sum()
+
+
+@pytest.mark.parametrize("kind", ["random", "quantiles"])
+def test_of_95_per_cent_zeros_the_forecast_is_better_than_zero_and_than_the_climatology(kind):
+    margin, model = fitted_to_showers()
+    batch, members = showers(3000), 50
+    drawn = margin.decode(torch.randn(3000, members, HORIZON, NODES), margin.given(model, batch.context), batch.context,
+                          members, kind)
+    climatology = showers(3000 * members).future.view(3000, members, HORIZON, NODES)
+    assert 0.94 < (batch.future == 0).float().mean() < 0.96
+    assert (drawn == 0).float().mean() == pytest.approx(DRY, abs=0.01) and drawn.min() == 0
+    found = crps(drawn, batch.future)
+    assert found < 0.995 and found < crps(climatology, batch.future) - 0.01  # the forecast of zero has 1
+    assert drawn.mean() == pytest.approx(batch.future.mean().item(), rel=0.1 if kind == "random" else 0.2)
+    probability, sign = (drawn > 0).float().mean(1), batch.context.history[:, :1]
+    for low in (0, 0.5):  # likelier where it was likelier
+        some = ((sign >= low) & (sign < low + 0.5)).expand_as(probability)
+        assert probability[some].mean() == pytest.approx((batch.future > 0)[some].float().mean().item(), abs=0.01)
+
+
+def test_scores_among_values_of_the_same_forecast_are_standard_normal_and_members_undo_them():
+    margin, model = fitted_to_showers()
+    batch = showers(3000)
+    given = margin.prepare(model, batch.future, batch.context)
+    z = margin.encode(batch.future, given, batch.context, torch.rand_like(batch.future))
+    assert z.mean().abs() < 0.03 and z.std() == pytest.approx(1, abs=0.03)
+    wet = batch.future > 0
+    assert z[wet].min() > z[~wet].median()
+    several = torch.randn(3000, 20, HORIZON, NODES)
+    drawn = margin.decode(several, given, batch.context, 20, "random")
+    ordered = drawn.gather(1, several.argsort(1))
+    assert (ordered.diff(dim=1) >= 0).all()
+
+
+def test_what_stands_in_a_gap_changes_nothing_of_an_empirical_margin():
+    batch, model = showers(500), Rain()
+    observed = torch.rand(500, HISTORY + HORIZON, NODES) < 0.8
+    context = dataclasses.replace(batch.context, observed=observed)
+    fits = []
+    for filling in (0.0, 1e4):
+        margin = EmpiricalMargin((0.0, 0.0), HORIZON)
+        future = batch.future.where(context.target_mask, torch.tensor(filling))
+        margin.fit(model, future, margin.prepare(model, future, context), context, None)
+        fits.append(margin.state_dict())
+    for name, value in fits[0].items():
+        assert torch.equal(value, fits[1][name]) and value.any(), name
+
+
+@pytest.mark.parametrize("zeros, nonnegative, chosen", [
+    (0.95, None, "empirical"), (0.95, True, "empirical"), (0.95, False, "scaled"), (0.8, None, "scaled"),
+])
+def test_the_margin_of_many_zeros_is_the_empirical_one_where_no_value_is_negative(zeros, nonnegative, chosen):
+    """By the training part: the test, all zeros or none, decides nothing."""
+    values = torch.where(torch.rand(400, NODES) < zeros, 0.0, torch.rand(400, NODES))
+    values[330:] = 0 if chosen == "scaled" else 1
+    field = make_field(values)
+    field = dataclasses.replace(field, spec=dataclasses.replace(field.spec, nonnegative=nonnegative))
+    data = WindowedField(field, 6, 4)
+    assert choose_margin(TrainConfig(), data).margin == chosen
+    assert choose_margin(TrainConfig(margin="quantile"), data).margin == "quantile"

@@ -633,3 +633,46 @@ def test_masked_scores_are_those_of_the_observed_targets_one_by_one():
     x, y = torch.stack([each for each, _ in sums]).T[None], torch.stack([each for _, each in sums])[None]
     crps_sum = metrics.crps_quantile(metrics.member_quantiles(x.sort(dim=1).values), y).sum() / y.abs().sum()
     assert found["CRPS_sum"] == pytest.approx(float(crps_sum), rel=1e-9)
+
+
+# Events
+
+def test_the_brier_score_of_an_event_agrees_with_scoringrules():
+    members, truth = forecast()
+    found = EnsembleScores(*truth.shape[1:], members.shape[1], threshold=8.0)
+    for chunk in range(len(truth)):
+        found.update(members[[chunk]], truth[[chunk]])
+    report = found.compute()
+    event, probability = (truth > 8).double().numpy(), (members > 8).double().mean(1).numpy()
+    literal = scoringrules.brier_score(event, probability)
+    assert 0 < event.mean() < 1 and report["threshold"] == 8
+    assert report["Brier"] == pytest.approx(literal.mean())
+    assert report["per_horizon"]["Brier"] == pytest.approx(literal.mean((0, 2)))
+    assert report["event_rate"] == pytest.approx(event.mean())
+    assert report["Brier_skill"] == pytest.approx(1 - literal.mean() / event.var())
+    assert json.dumps(report)
+
+
+def test_the_reliability_of_an_event_is_its_share_among_targets_of_the_same_probability():
+    members, truth = forecast(batch=40)
+    found = EnsembleScores(*truth.shape[1:], members.shape[1], threshold=8.0)
+    found.update(members, truth)
+    event, probability = (truth > 8).flatten().numpy(), (members > 8).double().mean(1).flatten().numpy()
+    place = np.minimum((probability * 10).astype(int), 9)
+    rows = [(sum(place == k), probability[place == k].mean(), event[place == k].mean()) for k in np.unique(place)]
+    for name, column in zip(("targets", "probability", "event_rate"), zip(*rows, strict=True), strict=True):
+        assert found.compute()["reliability"][name] == pytest.approx(column)
+
+
+def test_a_masked_value_is_no_event():
+    members, truth = forecast()
+    observed = torch.rand(truth.shape) < 0.7
+    one, other = (EnsembleScores(*truth.shape[1:], members.shape[1], threshold=8.0) for _ in range(2))
+    one.update(members, truth, observed)
+    other.update(members, truth.where(observed, 1e6), observed)
+    report = one.compute()
+    literal = ((members > 8).double().mean(1) - (truth > 8).double()).square()[observed]
+    assert report == other.compute()
+    assert report["Brier"] == pytest.approx(literal.mean().item())
+    assert report["event_rate"] == pytest.approx((truth > 8)[observed].double().mean().item())
+    assert sum(report["reliability"]["targets"]) == observed.sum()

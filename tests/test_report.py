@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     places = ["--save_dir", str(folder), "--data_dir", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DATASETS, "Tiny", spec)
-        assert main_pretrain.main([*TINY, *places]) == main_train.main([*TINY, *places]) == 0
+        assert main_pretrain.main([*TINY, *places]) == main_train.main([*TINY, *places, "--threshold", "20"]) == 0
         run_folder = folder / "diffusion/Tiny_6_4"
         before = {path.name: path.read_bytes() for path in run_folder.iterdir()}
         assert report.main([str(run_folder), "--data_dir", str(folder)]) == 0

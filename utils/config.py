@@ -145,9 +145,10 @@ class TrainConfig(CommonConfig):
     """Flags of stage 2, the diffusion model of the residual."""
 
     mean_run: str = flag("", DATA, "folder of the stage-1 run (else the one of the same dataset, lengths and run name)")
-    margin: str = flag("scaled", DIFFUSION, "what is diffused: the residual over the fluctuation scale (scaled), the "
-                       "residual (residual), or normal scores under the quantiles of stage 1 (quantile)",
-                       choices="margin")
+    margin: str = flag("auto", DIFFUSION, "what is diffused: the residual over the fluctuation scale (scaled), the "
+                       "residual (residual), normal scores under the quantiles of stage 1 (quantile), or normal scores "
+                       "among training values of about the same forecast (empirical); auto: empirical where no value "
+                       "can be negative and at least 90 %% of the training values are 0, else scaled", choices="margin")
     noise: str = flag("covariance", DIFFUSION, "noise of the diffusion: with the covariance of the training residuals "
                       "over nodes and steps, or independent", choices="noise")
     modes: int = flag(16, DIFFUSION, "modes shared by all nodes in --noise covariance", minimum=0)
@@ -192,6 +193,8 @@ class TrainConfig(CommonConfig):
     sample_precision: str = flag("float32", SAMPLING, "arithmetic of the network in sampling",
                                  choices=("float32", "bfloat16"))
     test_windows: int = flag(0, SAMPLING, "test windows to score, evenly spread; 0: all", minimum=0)
+    threshold: float = flag(None, SAMPLING, "also score the event that a value lies above this one, in the unit of the "
+                            "field: Brier score and reliability")
     cross_check: int = flag(0, SAMPLING, "recompute CRPS of so many test windows with properscoring and report the "
                             "difference", minimum=0)
 
@@ -237,8 +240,8 @@ PRESETS = {
 WITHOUT_EFFECT = {
     "mean_model": {"itransformer": ("climatology", "tokens", "calendar_channels"),
                    "dlinear": ("climatology", "tokens", "calendar_channels", "channels", "layers", "dropout")},
-    "margin": {"quantile": ("scale", "scale_threshold", "scale_statistic", "condition_mean", "condition_scale",
-                            "center")},
+    "margin": {name: ("scale", "scale_threshold", "scale_statistic", "condition_mean", "condition_scale", "center")
+               for name in ("quantile", "empirical")},
     "scale": {name: ("scale_threshold", "scale_statistic") for name in ("quantiles", "cycle", "global")},
     "noise": {"independent": ("modes",)},
     "denoiser": {**{name: ("mixing_tokens", "neighbours") for name in ("mlp", "stid")}, "tokens": ("neighbours",)},

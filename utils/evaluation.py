@@ -33,17 +33,19 @@ def progress(batches, text: str):
 
 def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
                       equidistant: bool = False, processes: Processes = ALONE,
-                      watch=None) -> tuple[dict, dict[str, Tensor]]:
+                      watch=None, threshold: float | None = None) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units, float64;
-    shape (member, horizon, node); equidistant: see `EnsembleScores.compute`; watch(members, truth, observed), where
-    given, sees every batch of this process too, in physical units. Returns the dict of the scores, `joint` among them
-    (see `joint.JointScores`), and those of every window with its `start`, which `utils.comparison` pairs forecasts by.
+    shape (member, horizon, node); equidistant: see `EnsembleScores.compute`, threshold: `EnsembleScores`;
+    watch(members, truth, observed), where given, sees every batch of this process too, in physical units. Returns the
+    dict of the scores, `joint` among them (see `joint.JointScores`), and those of every window with its `start`, which
+    `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
     precision = FAST if batches.data.alike else torch.float64  # of small nodes beside large ones
-    scores, joint, starts = EnsembleScores(horizon, node, members, precision), joint_scores(batches.data, precision), []
+    scores, joint = EnsembleScores(horizon, node, members, precision, threshold), joint_scores(batches.data, precision)
+    starts = []
     for batch in progress(own_windows(batches, processes), "forecasting"):
         drawn, truth = physical(draw(batch)), batch.truth.double()
         scores.update(drawn, truth, batch.scored)

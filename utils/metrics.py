@@ -15,12 +15,13 @@ MEDIAN, DECILES = 9, slice(1, None, 2)  # where they stand in LEVELS
 COVERAGE = 0.9
 MAX_VARIOGRAM_PAIRS = 2000
 PIT_BINS = 20
+EVENT_BINS = 10
 COUNTS = "targets", "fields", "paired_fields"  # what sums are divided by
 BY_WINDOW = (  # what a paired comparison of two forecasts needs of every window
     "abs_truth", "crps", "crps_fair", "interval_score", "error_mean", "error_median",
     "abs_truth_sum", "crps_sum", "energy_score", "variogram_score",
 )
-POWERS = {"covered": 0, "squared_error": 2, "variance": 2}  # of the unit; that of the others is 1
+POWERS = {"covered": 0, "brier": 0, "events": 0, "squared_error": 2, "variance": 2}  # of the unit; else 1
 _CHUNK_ELEMENTS = 2**22  # largest temporary of the cross-check, and of the variogram score on a GPU
 _CACHE_ELEMENTS = 2**18  # that of the variogram score on a CPU: it then stays in cache
 
@@ -129,6 +130,11 @@ def crps_of_nodes(crps, abs_truth):
     return each, each.nanmean()
 
 
+def brier_score(probability, event):
+    """Squared error of the probability of an event. Shapes: both alike, event of bool. Source: Brier 1950."""
+    return (probability - event.to(probability)).square()
+
+
 # --- calibration --------------------------------------------------------------------------------------------
 
 def decile_counts(deciles, truth, observed=None):
@@ -202,6 +208,18 @@ def _kept(values, observed):
 def pit_error(counts):
     """Mean over bins of |share - 1 / bins|: 0 for a flat histogram. Shapes: (..., bins) -> (...)."""
     return (counts / counts.sum(-1, keepdim=True) - 1 / counts.shape[-1]).abs().mean(-1)
+
+
+def event_counts(probability, event, observed=None):
+    """What a reliability diagram is drawn from: targets, sum of their probabilities and number of events in bins.
+
+    The bins are those of equal width, EVENT_BINS of them. Where not `observed`, a target is left out.
+    Shapes: probability, event (batch, ...) -> (3, EVENT_BINS), float64. Source: Murphy and Winkler 1977.
+    """
+    probability, event = _kept(probability, observed).double(), _kept(event, observed).double()
+    place = (probability * EVENT_BINS).long().clamp_max(EVENT_BINS - 1)
+    return torch.stack([torch.bincount(place, weight, EVENT_BINS)
+                        for weight in (torch.ones_like(event), probability, event)])
 
 
 def spread_skill(variance, squared_error, members):
@@ -364,14 +382,15 @@ class EnsembleScores:
     energy and variogram score are those of a step's observed nodes, and leave out steps that have none.
     `sums` holds all that was seen, in float64 on the members' device; sums of several processes may be added.
     `by_window()` gives what was seen of each window, for comparisons. precision: of what is computed of every member,
-    see `in_units`; float32 takes half the time.
+    see `in_units`; float32 takes half the time. threshold, in physical units: the event that a value lies above it is
+    scored too, by the share of members above it.
     """
 
-    def __init__(self, horizon, node, members, precision=torch.float64):
+    def __init__(self, horizon, node, members, precision=torch.float64, threshold=None):
         if members < 2:
             raise ValueError(f"--nsample {members} is too few: ensemble scores need at least 2 members")
         self.horizon, self.node, self.members, self.precision = horizon, node, members, precision
-        self.pairs = variogram_pairs(node)
+        self.pairs, self.threshold = variogram_pairs(node), threshold
         self.sums, self._windows = {}, []
 
     @torch.no_grad()
@@ -384,6 +403,8 @@ class EnsembleScores:
         """
         physical = (truth if observed is None else truth.where(observed, 0)).double()
         self._check(members if observed is None else members.where(observed.unsqueeze(1), 0), physical)
+        event = {} if self.threshold is None else {
+            "probability": (members > self.threshold).mean(1, dtype=torch.float64), "event": truth > self.threshold}
         members, truth, unit = in_units(members, truth, observed, self.precision)
         self.pairs = self.pairs.to(members.device)
 
@@ -403,6 +424,9 @@ class EnsembleScores:
             "squared_error": (mean - truth).square(),
             "variance": variance,
         }
+        if event:
+            seen = 1 if observed is None else observed
+            by_target |= {"brier": brier_score(**event) * seen, "events": event["event"] * seen}
         node_sum = truth.sum(-1, dtype=torch.float64)
         node_sum_members = sort_members(members.sum(-1, dtype=torch.float64))
         by_step = {name: value.sum(2, dtype=torch.float64) for name, value in by_target.items()} | {
@@ -422,6 +446,8 @@ class EnsembleScores:
             (0, 1), dtype=torch.float64).unsqueeze(0)
         chunk["deciles"] = decile_counts(quantiles[:, DECILES], truth, observed)
         chunk["PIT"] = pit_counts(ordered, truth, observed).unsqueeze(0)  # of all horizon steps together
+        if event:
+            chunk["reliability"] = event_counts(**event, observed=observed).unsqueeze(0)
         self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
         self._windows.append({name: by_step[name].sum(1) for name in (*BY_WINDOW, *COUNTS)})
 
@@ -451,6 +477,9 @@ class EnsembleScores:
         as a share of its mean |truth|, and CRPS_physical, the mean per target. The energy score is the empirical one.
         PIT lists the shares of `pit_counts`, and PIT_error is their mean |share - 1/20|; neither is per horizon. A
         ratio that does not exist (CRPS of a horizon whose truth is all zero, spread over an error of zero) is None.
+        With a threshold also Brier, Brier_skill (1 - Brier / that of the share of events, event_rate), and
+        `reliability`: for each bin of the probability that has targets their number, mean probability and share of
+        events.
         Raises: ValueError when no window was seen or the truth is all zero.
         """
         if not self.sums:
@@ -466,6 +495,7 @@ class EnsembleScores:
             **plain(self._scores(total)),
             **plain({"CRPS_nodes": mean}),
             **plain({"PIT": total["PIT"] / total["PIT"].sum(), "PIT_error": pit_error(total["PIT"])}),
+            **self._event(total),
             "QICE_floor": perfect_qice(self.members, equidistant),
             "coverage90_floor": perfect_coverage(self.members, equidistant),
             "windows": round(per_horizon["windows"][0].item()),
@@ -495,7 +525,19 @@ class EnsembleScores:
             "energy_score": sums["energy_score"] / sums["fields"],
             "variogram_score": sums["variogram_score"] / sums["paired_fields"],
             "spread_skill": spread_skill(variance, squared_error, self.members),
+            **({} if self.threshold is None else {"Brier": sums["brier"] / targets}),
         }
+
+    def _event(self, total):
+        """What is scored of the event beside `Brier`: of all horizon steps together."""
+        if self.threshold is None:
+            return {}
+        rate, brier = total["events"] / total["targets"], total["brier"] / total["targets"]
+        targets, probability, events = total["reliability"][:, total["reliability"][0] > 0]
+        return {"threshold": self.threshold,
+                **plain({"event_rate": rate, "Brier_skill": 1 - brier / (rate * (1 - rate))}),
+                "reliability": plain({"targets": targets, "probability": probability / targets,
+                                      "event_rate": events / targets})}
 
     def _missing_share(self, total):
         """Share of the targets that count in no score, where there is any."""

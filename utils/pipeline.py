@@ -12,6 +12,7 @@ import torch
 from data.fields import Field, OwnFile, load_field
 from data.fluctuation import STATISTICS
 from data.registry import DATASETS, data_dir_from
+from data.scaling import BLOCK
 from data.summary import FieldSummary
 from data.windows import Batch, WindowedField, open_data
 from models import (
@@ -26,6 +27,7 @@ from models import (
     SCALES,
     Forecaster,
     MeanModel,
+    OnlineCalibration,
     build_mean_model,
     ensemble_drawer,
 )
@@ -46,6 +48,7 @@ CHOICES = {"mean_model": MEAN_MODELS, "objective": OBJECTIVES, "margin": MARGINS
            "members": MEMBERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES, "scale_statistic": STATISTICS}
 STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 40_000_000  # at most, that linear models are estimated from
 PREPARED_BYTES = 1 << 29  # of stage-1 output about the windows of a split, at most, that is kept for all epochs
+MANY_ZEROS = 0.9  # share of the training values from which on `--margin auto` is empirical
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 WINDOWS_AT_ONCE = 8  # of a baseline
 
@@ -243,6 +246,19 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
 
 # --- stage 2 -------------------------------------------------------------------------------------------------
 
+def choose_margin(config: TrainConfig, data: WindowedField) -> TrainConfig:
+    """The configuration with the margin that `--margin auto` stands for: see MANY_ZEROS."""
+    if config.margin != "auto":
+        return config
+    parts = data.training.split(BLOCK)
+    zeros = sum(int((part == 0).sum()) for part in parts) / max(sum(int((~part.isnan()).sum()) for part in parts), 1)
+    many = bool(data.field.spec.nonnegative) and zeros >= MANY_ZEROS
+    if many:
+        print(f"note: {zeros:.0%} of the training values are 0: --margin empirical", file=sys.stderr)
+    return dataclasses.replace(config, margin="empirical" if many else "scaled")
+
+
+
 def can_be_kept(prepared: torch.Tensor, windows: int) -> bool:
     """Whether stage-1 output about so many windows is kept, by what is `prepared` for some."""
     return prepared[0].nbytes * windows <= PREPARED_BYTES
@@ -306,18 +322,35 @@ def training_loss(model: Forecaster, prepared: Callable[[Batch], torch.Tensor | 
     return loss
 
 
+def corrected_drawer(draw, data: WindowedField, online: OnlineCalibration):
+    """The function batch -> members of `draw`, each window corrected by those before it; in physical units."""
+    def corrected(batch: Batch) -> torch.Tensor:
+        history, seen = data.scaler.physical(batch.context.history), data.history_len
+        if batch.context.observed is not None:
+            history = history.masked_fill(~batch.context.observed[:, :seen], torch.nan)
+        return torch.stack([online.correct(*window) for window in zip(
+            history, data.scaler.physical(draw(batch)), (batch.start + seen).tolist(), strict=True)])
+
+    return corrected
+
+
 def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split: str, device: torch.device,
-                   processes: Processes = ALONE, watch=None) -> tuple[dict, dict]:
+                   processes: Processes = ALONE, watch=None, online: OnlineCalibration | None = None
+                   ) -> tuple[dict, dict]:
     """Forecast the windows of a split and score them: the scores of `metrics.json`, and those of each window.
 
-    watch: see `evaluate_ensemble`.
+    watch: see `evaluate_ensemble`; online: see `corrected_drawer`.
     """
     start = time.perf_counter()
     windows_at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
+    draw, physical = ensemble_drawer(model, settings, device), data.scaler.physical
+    if online:
+        draw, physical = corrected_drawer(draw, data, online), torch.Tensor.double
     scores, windows = evaluate_ensemble(
-        ensemble_drawer(model, settings, device),
-        data.batches(split, windows_at_once, limit=settings["test_windows"]), data.scaler.physical,
-        (settings["nsample"], data.predict_len, data.num_nodes), settings["members"] == "quantiles", processes, watch,
+        draw, data.batches(split, windows_at_once, limit=settings["test_windows"]), physical,
+        (settings["nsample"], data.predict_len, data.num_nodes),
+        settings["members"] == "quantiles" or settings["margin"] == "empirical", processes, watch,
+        settings["threshold"],
     )
     return {
         **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed", "recipe")},

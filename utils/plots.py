@@ -190,6 +190,22 @@ def reliability_diagram(levels: np.ndarray, shares: np.ndarray) -> plt.Figure:
     return figure
 
 
+def event_reliability(event: dict[str, list[float]]) -> plt.Figure:
+    """How often an event came where it had about so high a probability; a calibrated ensemble: the diagonal.
+
+    event: `reliability` of the scores, see `metrics.EnsembleScores`; the area of a point follows its number of targets.
+    """
+    figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    axes.plot([0, 1], [0, 1], color=INK, linestyle=":", label="calibrated")
+    axes.plot(event["probability"], event["event_rate"], color=BLUE, label="forecast")
+    targets = np.array(event["targets"])
+    axes.scatter(event["probability"], event["event_rate"], 8 + 120 * np.sqrt(targets / targets.max()), color=BLUE)
+    axes.set(xlabel="probability of the event (share of members)", ylabel="events (share)", xlim=(0, 1), ylim=(0, 1),
+             aspect="equal")
+    axes.legend(frameon=False)
+    return figure
+
+
 def share_bars(shares: np.ndarray, xlabel: str) -> plt.Figure:
     """Shares of observations in bins of equal probability; a calibrated ensemble fills all alike: the line.
 

@@ -89,6 +89,9 @@ def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
             note = f"  (a perfect ensemble: {metrics[floors[name]]:.4g})" if name in floors else ""
             note = f"  {unit}" if name in in_unit else note
             print(f"  {name:18} {metrics[name]:<9.4g}{note}")
+    if "threshold" in metrics:
+        print(f"  Brier score of values above {metrics['threshold']:g} {unit}: {metrics['Brier']:.4g}; skill "
+              f"against their share, {metrics['event_rate']:.2%}: {metrics['Brier_skill'] or 0:.3g}")
     if metrics.get("coverage90") is not None and metrics["coverage90"] < metrics["coverage90_floor"] - FAR_COVERAGE:
         print(f"  note: the 90 % intervals hold {metrics['coverage90']:.0%} of what came, those of a perfect ensemble "
               f"{metrics['coverage90_floor']:.0%}: this ensemble is too narrow")
