@@ -136,7 +136,7 @@ def mean_model_of(config: TrainConfig, data: WindowedField, device: torch.device
 def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: torch.device):
     """An untrained forecaster on top of a stage 1, its statistics fitted."""
     model = build_forecaster(checkpoint.settings(config), mean_model, data.facts(), neighbours_of(data, config))
-    model.to(device).fit_statistics(data.batches("train", config.val_batch_size, limit=100), lambda:
+    model.to(device).fit_statistics(data.batches("train", config.val_batch_size, limit=100), data.calibration(8), lambda:
                                     data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
     return model
 
