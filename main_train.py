@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     seed_step(config.seed, 0)
-    model.fit_statistics(statistics_batches(data, config),
+    model.fit_statistics(statistics_batches(data, config), statistics_batches(data, config, "calibration"),
                          lambda: data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
     if config.compile:
         model.denoiser.compile()

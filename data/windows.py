@@ -254,11 +254,11 @@ class WindowedField:
         starts = self.starts[split]
         if generator is not None:
             starts = starts[torch.randperm(len(starts), generator=generator)][:limit or None]
-        elif 0 < limit < len(starts):
-            starts = starts[torch.linspace(0, len(starts) - 1, limit).round().long()]
+        else:
+            starts = evenly(starts, limit)
         return WindowBatches(self, starts, batch_size)
 
-    def calibration(self, batch_size: int) -> "WindowBatches":
+    def calibration(self, batch_size: int, limit: int = 0) -> "WindowBatches":
         """Batches of the validation windows whose futures end before the first future of the test begins.
 
         The last validation windows share targets with the first test windows, as published. What is measured to be
@@ -266,7 +266,7 @@ class WindowedField:
         """
         starts = self.starts["validation"]
         clear = starts[starts + self.predict_len <= self.starts["test"][0]]
-        return WindowBatches(self, clear if len(clear) else starts, batch_size)
+        return WindowBatches(self, evenly(clear if len(clear) else starts, limit), batch_size)
 
 
 @dataclass(frozen=True)
@@ -307,6 +307,13 @@ class WindowBatches:
         else:
             weight = (last - first) * count / total
         return SharedBatch(**vars(self.data.batch(chosen[first:last])), rows=(first, last, total), weight=weight)
+
+
+def evenly(starts: Tensor, limit: int) -> Tensor:
+    """So many of the windows, evenly spread; all of them where `limit` is 0."""
+    if not 0 < limit < len(starts):
+        return starts
+    return starts[torch.linspace(0, len(starts) - 1, limit).round().long()]
 
 
 def split_windows(field: Field, history_len: int, predict_len: int,

@@ -1,7 +1,6 @@
 """Models from settings: those of a command line, or those that a checkpoint holds."""
 
 import inspect
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -83,7 +82,7 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict,
                                  support[1])
         inputs = tuple(name for name in ("mean", "scale") if settings[f"condition_{name}"])
         margin = ResidualMargin(scale, support, settings["margin"] != "residual", settings["center"], inputs)
-    noise = IndependentNoise(task.num_nodes) if settings["noise"] == "independent" else \
+    noise = IndependentNoise() if settings["noise"] == "independent" else \
         CovarianceNoise(task.num_nodes, task.predict_len, settings["modes"])
 
     network = DENOISERS[settings["denoiser"]]
@@ -91,7 +90,7 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict,
         nearest = torch.zeros(task.num_nodes, settings["neighbours"], dtype=torch.long)
     mixing = {"tokens": settings["mixing_tokens"], "nearest": nearest}
     denoiser = network(
-        replace(task, num_nodes=noise.width), task.history_len + task.predict_len * len(margin.inputs),
+        task, task.history_len + task.predict_len * len(margin.inputs),
         channels=settings["channels"], layers=settings["layers"], embedding=settings["embedding"],
         dropout=settings["dropout"], endpoint=settings["endpoint"] != "none",
         **{name: mixing[name] for name in network.mixing},

@@ -14,9 +14,9 @@ class MLPDenoiser(nn.Module):
     a member, where there is one. `forward` then costs the residual blocks and little else. The first linear layer is
     the sum of its parts, so this is the network that is given all inputs at every step.
 
-    task: its nodes are the coordinates of the noise. steps: length S of the inputs, history and others.
-    Shapes: inputs (batch, S, coordinate); noisy, endpoint (batch, F, coordinate); calendar (batch, cycle);
-    step (batch,) integers, or (1,) for all; result (batch, F, coordinate). Units: standardized.
+    steps: length S of the inputs, history and others.
+    Shapes: inputs (batch, S, node); noisy, endpoint (batch, F, node); calendar (batch, cycle);
+    step (batch,) integers, or (1,) for all; result (batch, F, node). Units: standardized.
     Source: CoST section 4.4.
     """
 
@@ -46,7 +46,7 @@ class MLPDenoiser(nn.Module):
         return StepEmbedding(width)
 
     def encode(self, inputs: Tensor, calendar: Tensor, missing: Tensor | None, features: Tensor | None) -> Tensor:
-        """Hidden values of a window: (batch, coordinate, width); missing and features: see `ExtraInputs`."""
+        """Hidden values of a window: (batch, node, width); missing and features: see `ExtraInputs`."""
         hidden = self.extra(self.embed_inputs(inputs.transpose(1, 2)), missing, features)
         return torch.cat([hidden, self.identity(calendar)], dim=-1)
 
@@ -61,7 +61,7 @@ class MLPDenoiser(nn.Module):
         return self.project(self.work(hidden)).transpose(1, 2)
 
     def work(self, hidden: Tensor) -> Tensor:
-        """The hidden layers: (batch, coordinate, width) -> (batch, coordinate, width)."""
+        """The hidden layers: (batch, node, width) -> (batch, node, width)."""
         return self.blocks(hidden)
 
     def round_to(self, dtype: torch.dtype) -> None:

@@ -42,12 +42,13 @@ class Forecaster(nn.Module):
         z = margin.encode(future | mean model, context)        models/margins.py
         white = noise.whiten(z)                                models/noise.py
         white ~ diffusion(white | context, mean, scale)        models/diffusion, models/denoiser.py
+                                                               (along the leading modes Gaussian: `noise.learned`)
 
     The diffusion ends at N(endpoint, I): endpoint 0, or as published the fluctuation scale of each node, its sign
     random ("signed") or not ("positive"). The network predicts the noise or v; for v its last layer starts at zero,
     which is exact for white Gaussian data: an untrained model draws from the Gaussian law that `noise` was fitted to,
     with a loss of 1.
-    Shapes: future, z (batch, F, node); white (batch, F, coordinate). Units: standardized.
+    Shapes: future, z (batch, F, node); white (batch, F, node). Units: standardized.
     Source: CoST (arXiv:2502.11013), section 4; v: Salimans and Ho 2022 (arXiv:2202.00512).
     """
 
@@ -63,10 +64,6 @@ class Forecaster(nn.Module):
             nn.init.zeros_(denoiser.project.weight)
             nn.init.zeros_(denoiser.project.bias)
 
-    @property
-    def coordinates(self) -> int:
-        return self.noise.width
-
     def train(self, mode: bool = True):
         """Switch the denoiser; the mean model stays in eval mode: no dropout, no gradient."""
         super().train(mode)
@@ -74,19 +71,26 @@ class Forecaster(nn.Module):
         return self
 
     @torch.no_grad()
-    def fit_statistics(self, batches, spectrum) -> None:
-        """Estimate the fluctuation scale and the noise from training batches, before the first step.
+    def fit_statistics(self, batches, later, spectrum) -> None:
+        """Estimate the fluctuation scale and the noise before the first step.
 
+        batches: of training windows; later: of validation windows, which stage 1 has not fitted;
         spectrum(): the published fluctuation scale (node,), see `data.fluctuation`.
         """
+        training, calibration = self._gather(batches), self._gather(later)
+        self.margin.fit(self.mean_model, *training, spectrum)
+        z, later_z = (self.margin.encode(futures, prepared, context, torch.rand_like(futures))
+                      for futures, prepared, context in (training, calibration))
+        self.noise.fit(z, training[2], later_z, calibration[2].target_mask)
+
+    def _gather(self, batches) -> tuple[Tensor, Tensor, Context]:
+        """Futures, stage-1 output and contexts of batches, without covariates and lags, which may be large."""
         futures, prepared, contexts = [], [], []
         for batch in batches:
             futures.append(batch.future)
             prepared.append(self.prepare(batch.future, batch.context))
-            contexts.append(replace(batch.context, covariates=None, lags=None))  # large, and not estimated from
-        futures, prepared, context = torch.cat(futures), torch.cat(prepared), Context.join(contexts)
-        self.margin.fit(self.mean_model, futures, prepared, context, spectrum)
-        self.noise.fit(self.margin.encode(futures, prepared, context, torch.rand_like(futures)), context)
+            contexts.append(replace(batch.context, covariates=None, lags=None))
+        return torch.cat(futures), torch.cat(prepared), Context.join(contexts)
 
     def prepare(self, future: Tensor, context: Context) -> Tensor:
         """What `loss` takes from the mean model: the same at every epoch, so that it is computed once."""
@@ -96,7 +100,7 @@ class Forecaster(nn.Module):
              noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:
         """Squared error of the prediction at one noise level of each window, on the horizon only.
 
-        Step (batch,) and noise (3, batch, F, coordinate) are drawn here unless given: validation gives the same ones at
+        Step (batch,) and noise (3, batch, F, node) are drawn here unless given: validation gives the same ones at
         every epoch, so that two epochs differ by their weights alone. The first draw of the noise is added, the second
         sets the signs of the endpoint, the third places truths that stand for a range of values (`normal_scores`)
         and imputes missing ones. `precision` is a context for the arithmetic of the denoiser, e.g. autocast.
@@ -107,14 +111,14 @@ class Forecaster(nn.Module):
         if step is None:
             step = draw(partial(torch.randint, len(self.schedule), device=future.device), future.shape[:1])
         if noise is None:
-            shape = 3, *future.shape[:2], self.coordinates
+            shape = 3, *future.shape
             noise = draw(partial(torch.randn, device=future.device), shape, axis=1)
-        white, mask = self._white(noise[2, ..., :future.shape[-1]], prepared, future, context)
+        white, mask = self._white(noise[2], prepared, future, context)
         endpoint, level = self._endpoint(lambda: noise[1], context.calendar), self.alpha_bar[step]
         noisy = diffuse(white, endpoint, noise[0], level)
         with precision:
             hidden = self._encode(context, prepared)
-            predicted = self.denoiser(noisy, step, self._condition(hidden, endpoint))
+            predicted = self.noise.learned(self.denoiser(noisy, step, self._condition(hidden, endpoint)))
         target = noise[0] if self.prediction == "noise" else velocity(white - endpoint, noise[0], level)
         return squared_error(predicted.float(), target, mask)
 
@@ -122,7 +126,7 @@ class Forecaster(nn.Module):
     def sample(self, context: Context, noise, sampling: Sampling) -> Tensor:
         """Draw members of the joint forecast: (batch, member, F, node).
 
-        `noise(k, first, last)` gives standard normal values (last - first, F, coordinate), the k-th draw of the rows
+        `noise(k, first, last)` gives standard normal values (last - first, F, node), the k-th draw of the rows
         first..last-1 of the flattened (batch, sample) axis: draw 0 sets the signs of the endpoint, draw 1 is the start
         of the sampler, draws 2, 3, ... are for its steps. At most `sampling.chunk` rows pass through the network at a
         time: memory is bounded by it and the result does not depend on it. Out of memory halves it.
@@ -155,11 +159,11 @@ class Forecaster(nn.Module):
         return self.margin.draws(sampling.members, sampling.kind)
 
     def _white(self, noise: Tensor, prepared: Tensor, future: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
-        """White coordinates of the future, and which of them count in the loss; None: all."""
+        """White coordinates of the future, and which targets are observed; None: all."""
         z, observed = self.margin.encode(future, prepared, context, torch.special.ndtr(noise)), context.target_mask
-        if observed is None:
-            return self.noise.whiten(z), None
-        return self.noise.whiten(self.noise.impute(z, observed, noise)), self.noise.target_mask(observed)
+        if observed is not None:
+            z = self.noise.impute(z, observed, noise)
+        return self.noise.whiten(z), observed
 
     def _endpoint(self, signs: Callable[[], Tensor], calendar: Tensor) -> Tensor:
         """Where the noising path of each value ends: 0, or +- the fluctuation scale."""
@@ -171,10 +175,8 @@ class Forecaster(nn.Module):
     def _encode(self, context: Context, given: Tensor) -> Tensor:
         """Hidden values of each window, see `MLPDenoiser.encode`."""
         anomalies, values = self.margin.features(given, context)
-        inputs = torch.cat([self.noise.history(context), *map(self.noise.project, anomalies),
-                            *map(self.noise.share, values)], dim=1)
-        return self.denoiser.encode(inputs, context.calendar, self.noise.share(context.missing),
-                                    self.noise.share(context.features))
+        inputs = torch.cat([self.noise.history(context), *map(self.noise.project, anomalies), *values], dim=1)
+        return self.denoiser.encode(inputs, context.calendar, context.missing, context.features)
 
     def _condition(self, hidden: Tensor, endpoint: Tensor) -> Tensor:
         return hidden if self.endpoint == "none" else self.denoiser.condition(hidden, endpoint)
@@ -186,7 +188,7 @@ class Forecaster(nn.Module):
 
         def predict_noise(shifted: Tensor, step: int) -> Tensor:
             steps = torch.full((1,), step, device=shifted.device)
-            predicted = self.denoiser(shifted + endpoint, steps, hidden).float()
+            predicted = self.noise.learned(self.denoiser(shifted + endpoint, steps, hidden).float())
             return predicted if self.prediction == "noise" else \
                 velocity_to_noise(shifted, predicted, self.schedule.alpha_bar[step])
 

@@ -1,7 +1,8 @@
 """Noise of the diffusion: the coordinates in which it is white, for independent values or a covariance of fields.
 
-Both classes have one interface: `fit` to training windows, `whiten` and `unwhiten`, and how the inputs of a window look
-in their coordinates (`history`, `project`, `share`). Shapes: z (..., F, node), white (..., F, coordinate).
+Both classes have one interface: `fit`, `whiten`, `unwhiten`, `impute`; `learned`, the part of a prediction that counts;
+`history` and `project`, a window's history and anomalies in the units that the denoiser is given.
+Shapes: z and white (batch, F, node).
 """
 
 import torch
@@ -11,20 +12,17 @@ from data.context import Context
 
 from .modes import leading_axes
 
-RIDGE = 1e-3  # share of the mean variance added to each covariance before it is factorised
-SMALLEST_IDIOSYNCRATIC = 0.05  # of a node's variance, that the modes leave at least where a value is imputed
+RIDGE = 1e-4  # share of a mode's variance, and variance, that is added to the covariance of each mode
 SMALLEST_SPREAD = 0.25  # of z at a node and step, as a share of the root mean square of all: rarely varying nodes
-POOLED = 0.5  # share of the covariance over steps that a node takes from all nodes
+NEIGHBOURING = 0.3  # modes whose numbers differ by at most this share have a covariance in common
+LEADING, LEADING_SHARE = 16, 4  # leading modes: so many, at most one for LEADING_SHARE nodes
+SMALLEST_OWN = 0.05  # of a node's variance, that these modes leave at least where a value is imputed
 
 
 class IndependentNoise(nn.Module):
-    """Every value for itself, as published: the coordinates are the nodes, and white = z."""
+    """Every value for itself, as published: white = z."""
 
-    def __init__(self, num_nodes: int):
-        super().__init__()
-        self.num_nodes = self.width = num_nodes
-
-    def fit(self, z: Tensor, context: Context) -> None:
+    def fit(self, z: Tensor, context: Context, later: Tensor, later_observed: Tensor | None) -> None:
         """Nothing to estimate."""
 
     def whiten(self, z: Tensor) -> Tensor:
@@ -33,145 +31,167 @@ class IndependentNoise(nn.Module):
     def unwhiten(self, white: Tensor) -> Tensor:
         return white
 
+    def learned(self, predicted: Tensor) -> Tensor:
+        return predicted
+
     def history(self, context: Context) -> Tensor:
         return context.history
 
     def project(self, anomaly: Tensor) -> Tensor:
         return anomaly
 
-    def share(self, values: Tensor | None) -> Tensor | None:
-        return values
-
     def impute(self, z: Tensor, observed: Tensor, noise: Tensor) -> Tensor:
         """z with its expectation, 0, in place of each missing value."""
         return torch.where(observed, z, 0.0)
 
-    def target_mask(self, observed: Tensor) -> Tensor:
-        return observed
-
 
 class CovarianceNoise(nn.Module):
-    """The covariance of z over nodes and steps: a few modes shared by all nodes, and an idiosyncratic rest of each.
+    """The covariance of z over nodes and steps: for each mode of the nodes a covariance over the steps.
 
-        z / spread = modes @ axes.T + idiosyncratic
-        white = [node_root^-1 idiosyncratic,  mode_root^-1 modes]
+        z / spread = modes @ axes.T + rest,    modes = (z / spread) @ axes
+        white = (root^-1 modes) @ axes.T + root_of_rest^-1 rest,    root: symmetric, root @ root = covariance
 
-    The axes are the leading principal axes over the nodes. Each mode and each node's idiosyncratic part is a path over
-    the horizon with a covariance of its own, whose Cholesky factor is its root. `unwhiten` of independent standard
-    normal numbers is Gaussian with the covariance of the training data; it removes the components of the idiosyncratic
-    parts along the axes, so their roots are enlarged to keep the variance. White coordinates of data have variance 1,
-    the idiosyncratic ones a share modes / nodes less. Memory and cost of both maps are linear in the nodes.
+    The axes are the principal axes over the nodes, as many as there are nodes or `modes`; what they leave, the rest,
+    has no correlation between nodes. White coordinates belong to nodes: of all whitening maps the symmetric one
+    changes each node least. `unwhiten`, its inverse, of independent standard normal numbers is Gaussian with the
+    covariance estimated.
 
-    Where values are missing, moments are taken over the pairs that are observed, and a mode counts where most of its
-    weight is observed. Shapes: z (..., F, node), white (..., F, node + mode).
-    Source: principal components after Tipping and Bishop 1999.
+    Axes are those of training fields. The covariances of a forecast are the mean of those of training fields and of
+    later ones, which stage 1 has not fitted (or which are of another origin, as a reanalysis after a climate model).
+    In training mode `whiten` takes those of training fields alone, so that what the network learns is what they leave.
+    Neighbouring modes share theirs: NEIGHBOURING. Missing values are imputed before. Memory and cost of both maps are
+    linear in the nodes.
+    Source: principal components after Tipping and Bishop 1999; symmetric whitening: Kessy et al. 2018
+    (arXiv:1512.00809).
     """
 
     def __init__(self, num_nodes: int, predict_len: int, modes: int):
         super().__init__()
-        self.num_nodes, self.modes = num_nodes, min(modes, num_nodes // 2)
+        self.modes = min(modes, num_nodes)
         self.register_buffer("spread", torch.ones(predict_len, num_nodes))
-        self.register_buffer("axes", torch.zeros(num_nodes, self.modes))
-        self.register_buffer("history_spread", torch.ones(num_nodes + self.modes))
-        self.register_buffer("mode_spread", torch.ones(self.modes))
-        self.register_buffer("root", torch.eye(predict_len).repeat(num_nodes + self.modes, 1, 1))
+        self.register_buffer("axes", torch.eye(num_nodes, self.modes))
+        self.register_buffer("root", torch.eye(predict_len).repeat(self.modes + 1, 1, 1))  # the last: of the rest
         self.register_buffer("inverse_root", self.root.clone())
-
-    @property
-    def width(self) -> int:
-        """Number of coordinates per step: nodes and modes."""
-        return self.num_nodes + self.modes
+        self.register_buffer("training_spread", self.spread.clone())
+        self.register_buffer("training_inverse", self.root.clone())
+        self.register_buffer("mode_variance", torch.ones(min(LEADING, self.modes, num_nodes // LEADING_SHARE)))
+        self.register_buffer("history_spread", torch.ones(num_nodes))
 
     @torch.no_grad()
-    def fit(self, z: Tensor, context: Context) -> None:
-        """Estimate everything from training windows: z (window, F, node) of their futures, and their contexts."""
-        known = context.target_mask
-        square = _mean_square(z, known, 0)
+    def fit(self, z: Tensor, context: Context, later: Tensor, later_observed: Tensor | None) -> None:
+        """Estimate everything from training windows, z and their contexts, and from later ones."""
+        observed = context.target_mask
+        square = _mean_square(z, observed, 0)
         self.spread.copy_(square.sqrt().clamp_min(SMALLEST_SPREAD * square.mean().sqrt().clamp_min(1e-2)))
-        scaled = z / self.spread if known is None else z / self.spread * known  # gaps: the mean, 0
-        if self.modes:
-            self.axes.copy_(leading_axes(scaled.flatten(0, 1), self.modes))
-        self.mode_spread.copy_((scaled @ self.axes).square().mean((0, 1)).sqrt().clamp_min(1e-3))
-        if known is not None:
+        self.training_spread.copy_(self.spread)
+        level = _mean_square(later, later_observed, (0, 1)).sqrt()  # their shape counts, not how large they are
+        level.clamp_min_(SMALLEST_SPREAD * level.square().mean().sqrt().clamp_min(1e-2))
+        scaled, later = (values / by if known is None else values / by * known
+                         for values, by, known in ((z, self.spread, observed), (later, level, later_observed)))
+        self._fit_axes(scaled)
+        if observed is not None:
             for _ in range(2):  # the first time the modes are still those of fields with gaps
-                scaled = self.impute(z, known, torch.randn_like(z)) / self.spread
-                self.mode_spread.copy_((scaled @ self.axes).square().mean((0, 1)).sqrt().clamp_min(1e-3))
-            known = self.target_mask(known).to(scaled.dtype)
-        paths, sizes = self._split(scaled), [self.num_nodes, self.modes]
-        covariance = torch.einsum("npv,nqv->vpq", paths, paths) / len(paths) if known is None else torch.cat([
-            _pairwise_covariance(*part) for part in zip(paths.split(sizes, -1), known.split(sizes, -1), strict=True)])
-        nodes, modes = covariance.split(sizes)
-        variance = nodes.diagonal(dim1=-2, dim2=-1).mean(-1).view(-1, 1, 1)
-        nodes = torch.lerp(nodes, nodes.mean(0) / variance.mean().clamp_min(1e-6) * variance, POOLED)
-        covariance = torch.cat([nodes, modes]).double()
-        variance = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-6).view(-1, 1, 1)
-        diagonal = torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
-        ridge = torch.maximum(RIDGE * variance, SMALLEST_SPREAD**2 - variance) * diagonal
-        kept = 1 - self.axes.square().sum(1).clamp_max(0.95)  # share of independent values that the axes leave
-        covariance[:self.num_nodes] /= kept.view(-1, 1, 1)
-        root = torch.linalg.cholesky((covariance if known is None else _without_negative_part(covariance)) + ridge)
-        self.root.copy_(root)
-        self.inverse_root.copy_(torch.linalg.inv(root))
-        known = None if known is None else self.target_mask(context.observed[:, :context.history_len])
-        self.history_spread.copy_(_mean_square(self._project(context.anomaly), known, (0, 1)).sqrt().clamp_min(1e-3))
+                scaled = self._complete(scaled, observed)
+                self._fit_axes(scaled)
+            later = self._complete(later, later_observed)
+        own, others = self._covariance(scaled), self._covariance(later)
+        self._set(own, self.training_spread, None, self.training_inverse)
+        self._set((own + others) / 2, self.spread, self.root, self.inverse_root)
+        known = None if observed is None else context.observed[:, :context.history_len]
+        self.history_spread.copy_(_mean_square(context.anomaly, known, (0, 1)).sqrt().clamp_min(1e-3))
 
     def whiten(self, z: Tensor) -> Tensor:
-        return torch.einsum("vpq,bqv->bpv", self.inverse_root, self._split(z / self.spread))
+        """White coordinates; in training mode by the covariance of training fields alone, else as `unwhiten` undoes."""
+        if self.training:
+            return self._transform(z / self.training_spread, self.training_inverse)
+        return self._transform(z / self.spread, self.inverse_root)
 
     def unwhiten(self, white: Tensor) -> Tensor:
         """z (batch, F, node) of white coordinates: the inverse of `whiten`."""
-        paths = torch.einsum("vpq,bqv->bpv", self.root, white)
-        idiosyncratic, modes = paths.split([self.num_nodes, self.modes], dim=-1)
-        return self.spread * (idiosyncratic + (modes - idiosyncratic @ self.axes) @ self.axes.T)
+        return self.spread * self._transform(white, self.root)
+
+    def learned(self, predicted: Tensor) -> Tensor:
+        """A prediction in white coordinates without its components along the leading modes.
+
+        These stay Gaussian: a network has seen no more of their futures than there are windows that do not overlap,
+        and would learn those by heart.
+        """
+        leading = self.axes[:, :len(self.mode_variance)].to(predicted.dtype)
+        return predicted - predicted @ leading @ leading.T
 
     def history(self, context: Context) -> Tensor:
-        """The history's anomaly in the coordinates of `white`, each with spread 1: (batch, H, coordinate)."""
+        """The history's anomaly, each node with spread 1: (batch, H, node)."""
         return self.project(context.anomaly)
 
     def project(self, anomaly: Tensor) -> Tensor:
-        """An anomaly of any steps in the coordinates of `white`, in units of the history's spread."""
-        return self._project(anomaly) / self.history_spread
+        """An anomaly of any steps in units of the history's spread."""
+        return anomaly / self.history_spread
 
     def impute(self, z: Tensor, observed: Tensor, noise: Tensor) -> Tensor:
         """z with a draw in place of each missing value, from its law given the observed nodes of the step.
 
             scaled | observed ~ N(axes @ modes, own + axes covariance axes^T),    own = 1 - share of the modes
-            covariance = (mode_spread^-2 + axes^T own^-1 axes)^-1,    sums over observed nodes
+            covariance = (mode_variance^-1 + axes^T own^-1 axes)^-1,    sums over observed nodes
 
-        The steps of a window are drawn apart, as are the nodes but for their common modes: what is drawn has the right
+        The steps of a window are drawn apart, as are the nodes but for their leading modes: what is drawn has the right
         margins, and less dependence than data. Shapes: z, observed, standard normal `noise` (batch, F, node).
         """
-        weights = self.axes.square()
-        own = (1 - weights @ self.mode_spread.square()).clamp_min(SMALLEST_IDIOSYNCRATIC)
+        axes = self.axes[:, :len(self.mode_variance)]
+        own = (1 - axes.square() @ self.mode_variance).clamp_min(SMALLEST_OWN)
         inverse = observed / own
-        squares = (self.axes.unsqueeze(2) * self.axes.unsqueeze(1)).flatten(1)  # of each node: (node, mode * mode)
-        precision = (inverse @ squares).unflatten(-1, (self.modes, self.modes)) + self.mode_spread.pow(-2).diag()
+        squares = (axes.unsqueeze(2) * axes.unsqueeze(1)).flatten(1)  # of each node: (node, mode * mode)
+        precision = (inverse @ squares).unflatten(-1, (axes.shape[1], -1)) + (1 / self.mode_variance).diag()
         covariance = torch.linalg.inv(precision)
-        modes = covariance @ (inverse * z / self.spread @ self.axes).unsqueeze(-1)
+        modes = covariance @ (inverse * z / self.spread @ axes).unsqueeze(-1)
         variance = own + covariance.flatten(-2) @ squares.T
-        drawn = modes.squeeze(-1) @ self.axes.T + variance.sqrt() * noise
+        drawn = modes.squeeze(-1) @ axes.T + variance.sqrt() * noise
         return torch.where(observed, z, self.spread * drawn)
 
-    def target_mask(self, observed: Tensor) -> Tensor:
-        """Which coordinates a mask of nodes leaves: those observed, and modes that have most of their weight there."""
-        return self.share(observed.float()) > 0.5
+    def _transform(self, values: Tensor, root: Tensor) -> Tensor:
+        """Values with `root` applied to the path of each mode, and of the rest."""
+        modes = values @ self.axes
+        changed = torch.einsum("kpq,bqk->bpk", root[:-1], modes)
+        if self.modes == len(self.axes):
+            return changed @ self.axes.T
+        rest = values - modes @ self.axes.T
+        return torch.einsum("pq,bqv->bpv", root[-1], rest) + changed @ self.axes.T
 
-    def share(self, values: Tensor | None) -> Tensor | None:
-        """Values of nodes for each coordinate: a mode has their mean by the nodes' weights in it.
+    def _covariance(self, scaled: Tensor) -> Tensor:
+        """Covariance over the steps of each mode, and of the rest in each of its dimensions: (mode + 1, F, F)."""
+        modes = scaled @ self.axes
+        rest = scaled - modes @ self.axes.T
+        covariance = torch.einsum("npk,nqk->kpq", modes, modes) / len(modes)
+        number = torch.arange(self.modes, device=modes.device)
+        reach = (number * NEIGHBOURING).long()
+        first, last = number - reach, (number + reach).clamp_max(self.modes - 1)
+        total = nn.functional.pad(covariance.double().cumsum(0), (0, 0, 0, 0, 1, 0))
+        pooled = (total[last + 1] - total[first]) / (last + 1 - first).view(-1, 1, 1)
+        of_rest = torch.einsum("npv,nqv->pq", rest, rest) / (len(rest) * max(1, len(self.axes) - self.modes))
+        if self.modes == len(self.axes):
+            of_rest = torch.eye(len(of_rest), device=modes.device)
+        found = torch.cat([pooled.float(), of_rest.unsqueeze(0)])
+        level = found.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1)
+        return found + RIDGE * (1 + level) * torch.eye(found.shape[1], device=modes.device)
 
-        Shapes: (batch, step, node or 1, ...) -> (batch, step, node + mode or 1, ...); None stays None.
-        """
-        if values is None or values.shape[2] != self.num_nodes:
-            return values
-        modes = torch.einsum("bpv...,vm->bpm...", values, self.axes.square())
-        return torch.cat([values, modes], dim=2)
+    def _set(self, covariance: Tensor, spread: Tensor, root: Tensor | None, inverse_root: Tensor) -> None:
+        """Roots of the covariance of modes and rest; the spread is divided by that of the nodes which follows."""
+        variance, weights = covariance.diagonal(dim1=1, dim2=2), self.axes.square()
+        of_node = weights @ variance[:-1] + (1 - weights.sum(1, keepdim=True)) * variance[-1]
+        spread.div_(of_node.T.clamp_min(1e-6).sqrt())
+        values, vectors = torch.linalg.eigh(covariance.double())
+        values = values.clamp_min(1e-6).sqrt().unsqueeze(1)
+        if root is not None:
+            root.copy_((vectors * values) @ vectors.mT)
+        inverse_root.copy_((vectors / values) @ vectors.mT)
 
-    def _project(self, fields: Tensor) -> Tensor:
-        return torch.cat([fields, fields @ self.axes], dim=-1)
+    def _fit_axes(self, scaled: Tensor) -> None:
+        self.axes.copy_(leading_axes(scaled.flatten(0, 1), self.modes))
+        leading = scaled @ self.axes[:, :len(self.mode_variance)]
+        self.mode_variance.copy_(leading.square().mean((0, 1)).clamp_min(1e-6))
 
-    def _split(self, fields: Tensor) -> Tensor:
-        modes = fields @ self.axes
-        return torch.cat([fields - modes @ self.axes.T, modes], dim=-1)
+    def _complete(self, scaled: Tensor, observed: Tensor) -> Tensor:
+        """Fields in units of their spread with draws in place of missing values."""
+        return self.impute(scaled * self.spread, observed, torch.randn_like(scaled)) / self.spread
 
 
 def _mean_square(values: Tensor, observed: Tensor | None, dims) -> Tensor:
@@ -180,20 +200,3 @@ def _mean_square(values: Tensor, observed: Tensor | None, dims) -> Tensor:
         return values.square().mean(dims)
     count = observed.sum(dims)
     return torch.where(count > 0, (values.square() * observed).sum(dims) / count.clamp_min(1), 1.0)
-
-
-def _pairwise_covariance(paths: Tensor, observed: Tensor) -> Tensor:
-    """Covariance over steps, each entry from the windows that have both steps, plus one window of all nodes' mean.
-
-    Shapes: (window, F, node) -> (node, F, F).
-    """
-    products = torch.einsum("npv,nqv->vpq", paths * observed, paths * observed)
-    pairs = torch.einsum("npv,nqv->vpq", observed, observed)
-    pooled = products.sum(0) / pairs.sum(0).clamp_min(1)
-    return (products + pooled) / (pairs + 1)
-
-
-def _without_negative_part(covariance: Tensor) -> Tensor:
-    """The nearest matrices without negative eigenvalues, which entries from different windows can have."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp_min(0).unsqueeze(-2)) @ vectors.mT

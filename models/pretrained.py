@@ -49,14 +49,14 @@ def ensemble_drawer(model: Forecaster, settings: dict, device: torch.device) -> 
 
     The model is left as it is: other precision than its own is that of a copy.
     """
-    shape = settings["predict_len"], model.coordinates
-    chunk = rows_at_once(shape[1], device, settings["sample_batch"])
-    sampling = Sampling(settings["nsample"], settings["members"], settings["sampler"], settings["sample_steps"], chunk)
     if settings["sample_precision"] != "float32":
         model = copy.deepcopy(model)
         model.denoiser.round_to(getattr(torch, settings["sample_precision"]))
 
     def draw(batch: Batch) -> Tensor:
+        shape = settings["predict_len"], batch.context.history.shape[-1]
+        sampling = Sampling(settings["nsample"], settings["members"], settings["sampler"], settings["sample_steps"],
+                            rows_at_once(shape[1], device, settings["sample_batch"]))
         noise = MemberNoise(settings["seed"], batch.start, model.draws(sampling), shape)
         return model.sample(batch.context, noise, sampling)
 

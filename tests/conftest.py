@@ -93,7 +93,8 @@ def make_forecaster(recipe: str = "cost", trained: bool = True, batches=None, ma
     first, second = (checkpoint.settings(resolve(stage, chosen)) for stage, chosen in (
         (PretrainConfig, small), (TrainConfig, {**small, "channels": 16, "embedding": 8, "modes": 2, **settings})))
     model = build_forecaster(second, build_mean_model(first, facts), facts)
-    model.fit_statistics(batches or [make_batch(40), make_batch(40)], lambda: torch.tensor([0.3, 0.1, 1.0, 2.0]))
+    batches = batches or [make_batch(40), make_batch(40)]
+    model.fit_statistics(batches, batches, lambda: torch.tensor([0.3, 0.1, 1.0, 2.0]))
     if trained:
         torch.nn.init.normal_(model.denoiser.project.weight, std=0.1)
     return model

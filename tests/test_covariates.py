@@ -11,9 +11,8 @@ import main_train
 from data.calendar import make_calendar
 from data.covariates import Covariates, read_covariates
 from data.windows import WindowedField
-from models import DENOISERS, load_forecaster
+from models import load_forecaster
 from models.layers import ExtraInputs, Task
-from models.noise import CovarianceNoise
 from utils.checkpoint import load_checkpoint, read_json
 from utils.config import RECIPES
 
@@ -131,19 +130,6 @@ def test_every_step_of_every_covariate_reaches_a_network(nodes):
     assert hidden.shape == (3, NODES, 8) and (gradient[1, :, 0] != 0).all()
     gradient[1, :, 0] = 0
     assert (gradient == 0).all()
-
-
-def test_a_mode_sees_the_covariates_of_its_nodes_by_their_weight():
-    noise = CovarianceNoise(NODES, HORIZON, 2)
-    noise.axes.copy_(torch.tensor([[0.8, 0.0], [0.6, 0.0], [0.0, 0.6], [0.0, 0.8]]))
-    covariates = torch.randn(3, HISTORY + HORIZON, NODES, 2)
-    found = noise.share(covariates)
-    assert torch.equal(found[:, :, :NODES], covariates) and found.shape[2] == NODES + 2
-    torch.testing.assert_close(found[:, :, NODES], 0.64 * covariates[:, :, 0] + 0.36 * covariates[:, :, 1])
-    assert noise.share(covariates[:, :, :1]).shape[2] == 1, "the same for all: also for modes"
-    denoiser = DENOISERS["mlp"](Task(noise.width, HISTORY, HORIZON, (24,), covariates=2), HISTORY)
-    calendar = torch.zeros(3, 1, dtype=torch.long)
-    assert denoiser.encode(torch.randn(3, HISTORY, noise.width), calendar, None, found).shape[1] == 6
 
 
 # Both stages

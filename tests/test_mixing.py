@@ -126,7 +126,7 @@ def make_forecaster(data, name, recipe):
     settings = checkpoint.settings(config)
     model = build_forecaster(settings, build_mean_model(mean_settings, data.facts()), data.facts(),
                              neighbours_of(data, config))
-    model.fit_statistics(data.batches("train", 32), data.fluctuation_scale)
+    model.fit_statistics(data.batches("train", 32), data.calibration(32), data.fluctuation_scale)
     for mixer in model.denoiser.mixers:
         torch.nn.init.normal_(mixer.out.weight, std=0.3)
     torch.nn.init.normal_(model.denoiser.project.weight, std=0.3)

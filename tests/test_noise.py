@@ -32,15 +32,17 @@ def context_of(histories, observed=None):
                    observed)
 
 
-def fitted(scores, modes, histories=None):
+def fitted(scores, modes, histories=None, later=None):
+    """In eval mode; the later windows are those of training unless given."""
     windows, horizon, nodes = scores.shape
     model = CovarianceNoise(nodes, horizon, modes)
-    model.fit(scores, context_of(torch.randn(windows, HISTORY, nodes) if histories is None else histories))
-    return model
+    context = context_of(torch.randn(windows, HISTORY, nodes) if histories is None else histories)
+    model.fit(scores, context, scores if later is None else later, None)
+    return model.eval()
 
 
 def drawn_from(model, count=4000):
-    return model.unwhiten(torch.randn(count, len(model.spread), model.width))
+    return model.unwhiten(torch.randn(count, *model.spread.shape))
 
 
 def between_nodes(fields):
@@ -57,36 +59,35 @@ def test_unwhitening_undoes_whitening(windows, nodes, modes):
     scores = common_signal(windows, nodes, 0.5)
     model = fitted(scores, modes)
     white = model.whiten(scores)
-    assert white.shape == (windows, HORIZON, model.width)
-    torch.testing.assert_close(model.unwhiten(white), scores, rtol=0, atol=1e-4)
+    assert white.shape == scores.shape
+    torch.testing.assert_close(model.unwhiten(white), scores, rtol=0, atol=1e-3)
     fresh = 3 * torch.randn(11, HORIZON, nodes)
-    torch.testing.assert_close(model.unwhiten(model.whiten(fresh)), fresh, rtol=0, atol=1e-3)
+    torch.testing.assert_close(model.unwhiten(model.whiten(fresh)), fresh, rtol=0, atol=5e-3)
 
 
 def test_before_it_is_fitted_it_changes_nothing():
     model, scores = CovarianceNoise(6, HORIZON, 2), torch.randn(4, HORIZON, 6)
-    assert torch.equal(model.whiten(scores)[..., :6], scores)
-    assert torch.equal(model.unwhiten(model.whiten(scores)), scores)
-
-
-@pytest.mark.parametrize("nodes, modes, width", [(40, 6, 46), (6, 16, 9), (1, 16, 1), (7, 0, 7), (3, 2, 4)])
-def test_there_are_at_most_half_as_many_modes_as_nodes(nodes, modes, width):
-    model = CovarianceNoise(nodes, HORIZON, modes)
-    assert (model.width, model.width - nodes) == (width, model.modes)
+    torch.testing.assert_close(model.whiten(scores), scores)
+    torch.testing.assert_close(model.unwhiten(scores), scores)
 
 
 # Covariance
 
-@pytest.mark.parametrize("windows", [2000, 40])
-def test_white_coordinates_have_mean_square_one_and_no_correlation_among_steps(windows):
-    scores = common_signal(windows, 200, 0.5)
-    white = fitted(scores, 4).whiten(scores)
-    assert float(white.square().mean()) == pytest.approx(1, abs=0.05)
-    pooled = torch.einsum("npv,nqv->pq", white, white) / (windows * white.shape[-1])
-    assert (pooled - torch.eye(HORIZON)).abs().max() < 0.06
-    modes = white[..., 200:]
-    covariance = torch.einsum("npv,nqv->vpq", modes, modes) / windows
-    assert (covariance - torch.eye(HORIZON)).abs().max() < 0.03
+@pytest.mark.parametrize("modes", [4, 100])
+def test_white_coordinates_have_mean_square_one_and_no_correlation(modes):
+    scores = common_signal(4000, 100, 0.5)
+    white = fitted(scores, modes).whiten(scores)
+    covariance = white.flatten(1).T @ white.flatten(1) / len(white)
+    assert (covariance - torch.eye(len(covariance))).abs().max() < 0.12
+    assert float(covariance.diagonal().mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_each_node_stays_the_one_that_its_white_coordinate_is_most_like():
+    """The symmetric map: of all that whiten it changes each node least."""
+    scores = common_signal(4000, 20, 0.6)
+    white = fitted(scores, 20).whiten(scores)
+    likeness = torch.corrcoef(torch.cat([scores[:, 1], white[:, 1]], dim=1).T)[:20, 20:]
+    assert torch.equal(likeness.argmax(1), torch.arange(20)) and likeness.diagonal().min() > 0.6
 
 
 @pytest.mark.parametrize("share, windows", [(0.8, 2000), (0.5, 2000), (0.8, 60), (0.0, 2000)])
@@ -150,15 +151,45 @@ def test_a_few_windows_are_enough():
     assert drawn_from(model).isfinite().all()
 
 
+# Training and later windows
+
+def test_a_forecast_has_the_mean_of_the_covariances_of_training_and_later_windows():
+    training, later = common_signal(4000, 30, 0.8, lag=0.9), 5 * common_signal(4000, 30, 0.4, lag=0.1)
+    drawn = drawn_from(fitted(training, 30, later=later), 20_000)
+    assert float(drawn.std()) == pytest.approx(1, abs=0.03), "the size is that of training"
+    assert float(between_nodes(drawn).mean()) == pytest.approx(0.6, abs=0.03)
+    steps = (drawn[:, 0] * drawn[:, 1]).mean()
+    assert float(steps) == pytest.approx((0.9 + 0.1) / 2, abs=0.03)
+
+
+def test_in_training_mode_training_fields_are_whitened_by_their_own_covariance():
+    training, later = common_signal(4000, 30, 0.8), common_signal(4000, 30, 0.2)
+    model = fitted(training, 30, later=later)
+    assert float(model.train().whiten(training).square().mean()) == pytest.approx(1, abs=0.02)
+    forecast = drawn_from(model, 20_000)
+    assert float(model.eval().whiten(forecast).square().mean()) == pytest.approx(1, abs=0.02)
+    assert (model.unwhiten(model.whiten(training)) - training).abs().max() < 1e-3
+
+
+def test_a_prediction_has_no_part_along_the_leading_modes():
+    model = fitted(common_signal(1000, 40, 0.5), 40)
+    predicted = torch.randn(5, HORIZON, 40)
+    found = model.learned(predicted)
+    assert (found @ model.axes[:, :10]).abs().max() < 1e-4, "one mode for four nodes"
+    torch.testing.assert_close(found @ model.axes[:, 10:], predicted @ model.axes[:, 10:], rtol=0, atol=1e-4)
+    alone = CovarianceNoise(3, HORIZON, 16)
+    assert torch.equal(alone.learned(predicted[..., :3]), predicted[..., :3])
+
+
 # History
 
-def test_histories_have_spread_one_in_every_coordinate():
+def test_histories_have_spread_one_at_every_node():
     histories = torch.randn(500, HISTORY, 30) * torch.linspace(0.2, 3, 30)
     model = fitted(common_signal(500, 30, 0.5), 4, histories)
     seen = model.history(context_of(histories))
-    assert seen.shape == (500, HISTORY, 34)
-    torch.testing.assert_close(seen.square().mean((0, 1)).sqrt(), torch.ones(34), rtol=0, atol=1e-4)
-    torch.testing.assert_close(seen[..., 30:] * model.history_spread[30:], histories @ model.axes, rtol=0, atol=1e-4)
+    torch.testing.assert_close(seen.square().mean((0, 1)).sqrt(), torch.ones(30), rtol=0, atol=1e-4)
+    anomaly = torch.randn(2, HORIZON, 30)
+    torch.testing.assert_close(model.project(anomaly), anomaly / model.history_spread)
 
 
 # Cost
@@ -167,7 +198,7 @@ def test_histories_have_spread_one_in_every_coordinate():
 def test_what_is_stored_is_linear_in_the_nodes(nodes):
     model = CovarianceNoise(nodes, 12, 16)
     stored = sum(value.numel() for value in model.buffers())
-    assert stored == 12 * nodes + 16 * nodes + 16 + (nodes + 16) * (1 + 2 * 12 * 12)
+    assert stored == (2 * 12 + 16 + 1) * nodes + 16 + 3 * 17 * 12 * 12
 
 
 def test_with_fewer_scores_than_nodes_no_array_of_nodes_by_nodes_is_made():
@@ -183,11 +214,12 @@ def test_with_fewer_scores_than_nodes_no_array_of_nodes_by_nodes_is_made():
             self.size = max([self.size, *sizes])
             return result
 
-    nodes, scores, histories = 3000, torch.randn(50, HORIZON, 3000), torch.randn(50, HISTORY, 3000)
+    nodes = 10_000
+    scores, histories = torch.randn(50, HORIZON, nodes), torch.randn(50, HISTORY, nodes)
     start = time.perf_counter()
     with Largest() as seen:
         model = CovarianceNoise(nodes, HORIZON, 16)
-        model.fit(scores, context_of(histories))
+        model.fit(scores, context_of(histories), scores, None)
         model.unwhiten(model.whiten(scores))
         model.history(context_of(histories))
     assert 50 * HORIZON * nodes <= seen.size < nodes * nodes / 4
@@ -204,46 +236,22 @@ def test_it_is_fitted_without_a_gradient_and_leaves_its_arguments_alone():
 
 def test_all_that_was_fitted_is_saved_and_restored():
     scores = common_signal(100, 10, 0.5)
-    model, other = fitted(scores, 3), CovarianceNoise(10, HORIZON, 3)
+    model, other = fitted(scores, 3), CovarianceNoise(10, HORIZON, 3).eval()
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.whiten(scores), model.whiten(scores))
     assert torch.equal(other.project(scores), model.project(scores))
 
 
-# What a window has, in the coordinates of the noise
-
-def test_values_of_nodes_reach_a_mode_by_their_weights_in_it_and_those_of_all_nodes_stay():
-    model = CovarianceNoise(4, HORIZON, 1)
-    model.axes.copy_(torch.tensor([[0.8], [0.0], [0.6], [0.0]]))
-    values = torch.randn(2, HORIZON, 4)
-    shared = model.share(values)
-    assert torch.equal(shared[..., :4], values)
-    torch.testing.assert_close(shared[..., 4], 0.64 * values[..., 0] + 0.36 * values[..., 2])
-    features = torch.randn(2, HISTORY + HORIZON, 4, 3)
-    torch.testing.assert_close(model.share(features)[:, :, 4], 0.64 * features[:, :, 0] + 0.36 * features[:, :, 2])
-    for_all = torch.randn(2, HISTORY + HORIZON, 1, 3)
-    assert model.share(for_all) is for_all and model.share(None) is None
-
-
-def test_an_anomaly_of_the_horizon_is_projected_in_units_of_the_history():
-    histories = torch.randn(500, HISTORY, 30) * torch.linspace(0.2, 3, 30)
-    model = fitted(common_signal(500, 30, 0.5), 4, histories)
-    anomaly = torch.randn(2, HORIZON, 30)
-    wanted = torch.cat([anomaly, anomaly @ model.axes], dim=-1) / model.history_spread
-    torch.testing.assert_close(model.project(anomaly), wanted)
-
-
 def test_independent_noise_leaves_every_value_as_it_is_and_puts_the_mean_in_gaps():
-    noise, z = IndependentNoise(4), torch.randn(3, HORIZON, 4)
+    noise, z = IndependentNoise(), torch.randn(3, HORIZON, 4)
     context = context_of(torch.randn(3, HISTORY, 4))
-    noise.fit(z, context)
-    for found in (noise.whiten(z), noise.unwhiten(z), noise.project(z), noise.share(z)):
+    noise.fit(z, context, z, None)
+    for found in (noise.whiten(z), noise.unwhiten(z), noise.project(z), noise.learned(z)):
         assert found is z
-    assert noise.width == 4 and noise.history(context) is context.history and not noise.state_dict()
+    assert noise.history(context) is context.history and not noise.state_dict()
     observed = torch.rand(3, HORIZON, 4) < 0.5
     filled = noise.impute(z, observed, torch.randn_like(z))
     assert torch.equal(filled[observed], z[observed]) and (filled[~observed] == 0).all()
-    assert noise.target_mask(observed) is observed
 
 
 # Missing scores
@@ -259,17 +267,19 @@ def test_what_stands_in_a_gap_changes_no_part_of_the_fit():
     for value in (0.0, 1e9):
         torch.manual_seed(1)
         models.append(CovarianceNoise(8, HORIZON, 2))
-        models[-1].fit(torch.where(observed[:, HISTORY:], scores, value),
-                       context_of(torch.where(observed[:, :HISTORY], histories, 0.0), observed))
+        z = torch.where(observed[:, HISTORY:], scores, value)
+        models[-1].fit(z, context_of(torch.where(observed[:, :HISTORY], histories, 0.0), observed), z,
+                       observed[:, HISTORY:])
     for name, buffer in models[0].state_dict().items():
         assert torch.equal(buffer, models[1].state_dict()[name]) and buffer.isfinite().all(), name
 
 
-@pytest.mark.parametrize("share, atol", [(0.1, 0.06), (0.3, 0.13)])
+@pytest.mark.parametrize("share, atol", [(0.1, 0.06), (0.3, 0.17)])
 def test_the_correlations_of_scores_with_gaps_come_out_again(share, atol):
     scores, observed = scores_with_gaps(share)
-    model = CovarianceNoise(8, HORIZON, 2)
-    model.fit(torch.where(observed[:, HISTORY:], scores, 0.0), context_of(torch.zeros(4000, HISTORY, 8), observed))
+    model = CovarianceNoise(8, HORIZON, 8)
+    z = torch.where(observed[:, HISTORY:], scores, 0.0)
+    model.fit(z, context_of(torch.zeros(4000, HISTORY, 8), observed), z, observed[:, HISTORY:])
     found, wanted = (torch.corrcoef(each.flatten(1).T) for each in (drawn_from(model, 20_000), scores))
     assert (found - wanted).abs().max() < atol
 
@@ -282,33 +292,3 @@ def test_a_drawn_score_has_the_right_margin_and_goes_with_the_observed_nodes_of_
     assert torch.equal(drawn[observed], scores[observed])
     assert float(drawn[~observed].std()) == pytest.approx(1, abs=0.03)
     torch.testing.assert_close(between_nodes(drawn), between_nodes(scores), rtol=0, atol=0.08)
-
-
-def test_a_mode_counts_where_most_of_its_weight_is_observed():
-    model = CovarianceNoise(4, HORIZON, 2)
-    model.axes.copy_(torch.tensor([[0.8, 0.0], [0.6, 0.0], [0.0, 0.6], [0.0, 0.8]]))
-    observed = torch.tensor([True, False, True, False]).expand(1, HORIZON, 4)
-    assert model.target_mask(observed)[0, 0].tolist() == [True, False, True, False, True, False]
-
-
-# Few windows
-
-def steps_of(model):
-    """The correlation between the first two steps that each node is drawn with: (node,)."""
-    drawn = drawn_from(model, 20_000)[:, :2]
-    drawn = drawn - drawn.mean(0)
-    return drawn.prod(1).mean(0) / drawn.square().mean(0).prod(0).sqrt()
-
-
-def test_from_few_windows_a_node_learns_half_of_its_correlation_over_steps_from_all_nodes():
-    """20 windows: the correlation of a node alone has an error that the mean over 200 nodes has not."""
-    scores = common_signal(20, 200, 0.0)
-    alone = (scores[:, 0] * scores[:, 1]).mean(0) / scores[:, :2].square().mean(0).prod(0).sqrt()
-    found, alone = steps_of(fitted(scores, 0)) - 0.6, alone - 0.6
-    assert 0.4 < float(found.square().mean().sqrt() / alone.square().mean().sqrt()) < 0.65
-
-
-def test_nodes_that_differ_over_steps_stay_half_as_different():
-    lasting, short = common_signal(3000, 10, 0.0, lag=0.9), common_signal(3000, 10, 0.0, lag=0.1)
-    found = steps_of(fitted(torch.cat([lasting, short], dim=-1), 0))
-    assert float(found[:10].mean() - found[10:].mean()) == pytest.approx(0.4, abs=0.05)

@@ -151,7 +151,7 @@ class TrainConfig(CommonConfig):
                        "can be negative and at least 90 %% of the training values are 0, else scaled", choices="margin")
     noise: str = flag("covariance", DIFFUSION, "noise of the diffusion: with the covariance of the training residuals "
                       "over nodes and steps, or independent", choices="noise")
-    modes: int = flag(16, DIFFUSION, "modes shared by all nodes in --noise covariance", minimum=0)
+    modes: int = flag(1024, DIFFUSION, "modes over the nodes, at most, in --noise covariance", minimum=0)
     prediction: str = flag("v", DIFFUSION, "what the denoiser predicts", choices="prediction")
     scale: str = flag("quantiles", DIFFUSION, "fluctuation scale: spread of training residuals by node and time of the "
                       "calendar's first cycle (cycle), times the spread of the quantiles of stage 1 (quantiles); of "

@@ -139,11 +139,13 @@ def training_batches(data: WindowedField, config, processes: Processes):
     return batches
 
 
-def statistics_batches(data: WindowedField, config):
-    """Batches of the training windows that linear models are estimated from: fewer of a larger field."""
+def statistics_batches(data: WindowedField, config, split: str = "train"):
+    """Batches of training or calibration windows that linear models are estimated from: fewer of a larger field."""
     values = (data.history_len + data.predict_len) * data.num_nodes
     enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // values))
-    return data.batches("train", config.val_batch_size, limit=enough)
+    if split == "calibration":
+        return data.calibration(config.val_batch_size, enough)
+    return data.batches(split, config.val_batch_size, limit=enough)
 
 
 def check_shares(data: WindowedField, processes: Processes, **limits: int) -> None:
@@ -304,7 +306,7 @@ def validation_loss(model: Forecaster, data: WindowedField, config, processes: P
     one network call per window, where a sampled score costs members x steps of them. prepared: see `prepare_windows`.
     """
     def loss(batch):
-        shape = 3, data.predict_len, model.coordinates
+        shape = 3, *batch.future.shape[1:]
         noise = keyed_normal(key(config.seed, batch.start), shape).transpose(0, 1)
         step = (batch.start * GOLDEN_RATIO % 1 * len(model.schedule)).long()
         return model.loss(batch.future, batch.context, prepared=prepared(batch), step=step, noise=noise)

@@ -194,7 +194,7 @@ def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> 
         lambda: mean_model.calibrate(statistics_batches(data, config), some, data.support))
     model = build_forecaster(settings, mean_model, data.facts(), neighbours_of(data, config))
     result["statistics_s"] = seconds_of(
-        lambda: model.fit_statistics(statistics_batches(data, config), data.fluctuation_scale))
+        lambda: model.fit_statistics(statistics_batches(data, config), data.calibration(8), data.fluctuation_scale))
 
     def loss(batch):
         return model.loss(batch.future, batch.context)
