@@ -167,8 +167,8 @@ def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: 
     """An untrained forecaster on top of a stage 1, its statistics fitted."""
     model = build_forecaster(checkpoint.settings(config), mean_model, data.facts(), neighbours_of(data, config))
     model.to(device).fit_statistics(
-        data.batches("train", config.val_batch_size, limit=100), data.calibration(config.val_batch_size, 100), lambda:
-                                    data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
+        data.batches("train", config.val_batch_size, limit=100), data.calibration(config.val_batch_size, 100),
+        lambda: data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
     return model
 
 
