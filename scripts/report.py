@@ -35,6 +35,7 @@ from utils.forecasts import on_grid
 from utils.pipeline import WINDOWS_AT_ONCE, baseline_drawer, open_run_data, score_ensemble
 from utils.report import Picture, number, page, paragraph, table
 from utils.runlog import FAR_COVERAGE
+from utils.texture import QUARTERS
 
 BASELINES = ("persistence", "climatology")
 SCORES = ("CRPS", "CRPS_nodes", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "energy_score",
@@ -299,7 +300,20 @@ def joint_section(found: Forecasts, unit: str) -> str:
                  f"regions and of increments in time; energy_score in {unit}. All are better when lower. Without "
                  "dependence: the same members in another order at every node (for increments and autocorrelation: at "
                  "every step).", ["forecast", *JOINT], [[name, *(joint.get(score) for score in JOINT)]
-                                                        for name, joint in sides.items()])
+                                                        for name, joint in sides.items()]) + texture_section(found)
+
+
+def texture_section(found: Forecasts) -> str:
+    """The table of how rough members are beside the errors of their mean."""
+    rows = []
+    for name, scores in found.scores.items():
+        texture = scores["joint"]["texture"]
+        rows.append([name, texture["near"], texture["step"], *(texture["spectrum"] or [None] * QUARTERS),
+                     texture["AUC"]])
+    return table("Texture", "Members over observed errors, 1 is right: squared difference to the four nearest nodes "
+                 "and to the next step, share of the spectrum by quarter, smooth first; each over the variance. AUC of "
+                 "a classifier that tells members from errors, .5: it cannot.",
+                 ["forecast", "near", "step", *(f"quarter {number}" for number in range(1, QUARTERS + 1)), "AUC"], rows)
 
 
 def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str) -> str:

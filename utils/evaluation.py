@@ -11,8 +11,10 @@ from .diagnostics import pair_distances
 from .distributed import ALONE, Processes
 from .joint import NEIGHBOURS, JointScores
 from .metrics import EnsembleScores, crps_cross_check
+from .texture import FAR, TextureScores
 
 FAST = torch.float32  # for what is computed of every member, relative to the level and size of the field
+SPREAD_STEPS = 2000  # training steps, at most, that the spread of a node is taken from
 LISTED_NODES = 1000  # of which scores are listed: of more, those of the highest CRPS as a share of their mean |truth|
 CPU_VALUES_AT_ONCE, GPU_VALUES_AT_ONCE = 6_000, 1_000_000
 
@@ -39,28 +41,31 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units, float64;
     shape (member, horizon, node); equidistant: see `EnsembleScores.compute`, threshold: `EnsembleScores`;
     watch(members, truth, observed), where given, sees every batch of this process too, in physical units. Returns the
-    dict of the scores, `joint` among them (see `joint.JointScores`), and those of every window with its `start`, which
-    `utils.comparison` pairs forecasts by.
+    dict of the scores, `joint` among them (see `joint.JointScores`, `texture.TextureScores`), and those of every window
+    with its `start`, which `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
     precision = FAST if batches.data.alike else torch.float64  # of small nodes beside large ones
     scores, joint = EnsembleScores(horizon, node, members, precision, threshold), joint_scores(batches.data, precision)
-    starts = []
+    texture, starts = texture_scores(batches.data), []
     for batch in progress(own_windows(batches, processes), "forecasting"):
         drawn, truth = physical(draw(batch)), batch.truth.double()
         scores.update(drawn, truth, batch.scored)
         joint.update(drawn, truth, batch.start, batch.scored)
+        texture.update(drawn, truth, batch.scored, batch.start)
         if watch:
             watch(drawn, truth, batch.scored)
         starts.append(batch.start.cpu())
-    for each in (scores, joint):
+    for each in (scores, joint, texture):
         each.sums = {name: processes.add(value) for name, value in each.sums.items()}
     windows = {name: processes.join_rows(value) for name, value in
                {**scores.by_window(), **joint.by_window(), "start": torch.cat(starts)}.items()}
+    features = {name: processes.join_rows(value) for name, value in texture.by_window().items()}
     found = scores.compute(equidistant)
     own = {name: found[name] for name in ("energy_score", "variogram_score")}
     per_node = named_nodes(found.pop("per_node"), batches.data.field.node_names)
-    return {**found, "per_node": per_node, "joint": {**own, **joint.compute()}}, windows
+    together = {**own, **joint.compute(), "texture": texture.compute(features)}
+    return {**found, "per_node": per_node, "joint": together}, windows
 
 
 def named_nodes(scores: dict[str, list], names: tuple[str, ...]) -> dict[str, dict]:
@@ -76,6 +81,14 @@ def joint_scores(data, precision: torch.dtype = torch.float64) -> JointScores:
     distances = partial(pair_distances, grid=field.grid, kept=field.kept, coordinates=field.coordinates,
                         graph=field.graph)
     return JointScores(data.num_nodes, data.nearest_nodes(NEIGHBOURS), distances, precision)
+
+
+def texture_scores(data) -> TextureScores:
+    """An empty `TextureScores` of the data's nodes."""
+    steps = torch.linspace(0, len(data.measured) - 1, min(len(data.measured), SPREAD_STEPS)).round().long()
+    values = data.measured[steps].double()
+    spread = (values - values.nanmean(0)).square().nanmean(0).sqrt()
+    return TextureScores(spread, data.nearest_nodes(min(FAR.stop, data.num_nodes)))
 
 
 def own_windows(batches, processes: Processes):

@@ -21,6 +21,7 @@ from utils.comparison import in_words, paired_difference
 from utils.config import FlagParser, TrainConfig, run_main
 from utils.metrics import perfect_qice
 from utils.tables import markdown
+from utils.texture import QUARTERS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -124,7 +125,20 @@ def read_joint(runs: pd.DataFrame) -> pd.DataFrame:
                              "path"]].to_dict())
             rows[-1] |= {name: joint.get(name) for name in JOINT}
             rows[-1] |= {f"control_{name}": joint["control"].get(name) for name in JOINT}
+            texture = joint.get("texture", {})
+            spectrum = texture.get("spectrum") or [None] * QUARTERS
+            rows[-1] |= {f"texture_{name}": texture.get(name) for name in ("near", "step", "AUC")}
+            rows[-1] |= {f"texture_quarter_{number}": share for number, share in enumerate(spectrum, 1)}
     return pd.DataFrame(rows)
+
+
+def texture_table(runs: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """All methods on one dataset whose members' texture was compared with that of the errors, means over seeds."""
+    names = [name for name in runs if name.startswith("texture_") and runs[name].notna().any()]
+    groups = runs.dropna(subset=names).groupby(["method", "ensemble"], sort=False)
+    return (["method", "members", *(name.removeprefix("texture_").replace("_", " ") for name in names), "seeds"],
+            [[*method, *(mean_and_spread(group[name]) for name in names), str(len(group))] for method, group in groups]
+            if names else [])
 
 
 def joint_ladder(runs: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -260,6 +274,11 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
         known = [score for score in JOINT_COMPARED if group[score].notna().all()]
         text += (f"\n## {data_name}\n\n{group.windows.iloc[0]} test windows\n\n{markdown(*joint_ladder(group))}\n"
                  f"{markdown(*differences(group, sum(lengths), known))}")
+        head, rows = texture_table(group)
+        if rows:
+            text += ("\nTexture, members / observed: squared difference to the four nearest nodes and to the next step, "
+                     "and share of the spectrum by quarter, smooth first, each over the variance (1 is right); AUC of "
+                     f"telling members from errors (.5: impossible).\n\n{markdown(head, rows)}\n")
     path = RESULTS / "joint_{}_{}.csv".format(*lengths)
     write_text(path, csv_text(runs.drop(columns="path"), float_format="%.6g"))
     write_text(path.with_suffix(".md"), text)
