@@ -13,7 +13,7 @@ from .itransformer import ITransformer
 from .layers import Task
 from .linear import DLinear
 from .margins import QuantileMargin, ResidualMargin
-from .mean import CommonModes, Ensemble, MeanModel, RecalibratedMean, RecalibratedQuantiles
+from .mean import BesideBase, CommonModes, Ensemble, MeanModel, RecalibratedMean, RecalibratedQuantiles
 from .noise import CovarianceNoise, IndependentNoise
 from .quantiles import ANY_VALUE
 from .scale import FluctuationScale
@@ -40,6 +40,8 @@ def build_mean_model(settings: dict, metadata: dict) -> MeanModel:
     model = Ensemble([backbone(task, settings["objective"], **flags) for _ in range(settings["networks"])])
     if settings["linear_modes"]:
         model = CommonModes(model, task, settings["linear_modes"])
+    if settings["base"] == "auto":
+        model = BesideBase(model, task)
     if settings["recalibrate"]:
         model = (RecalibratedQuantiles if settings["objective"] == "quantiles" else RecalibratedMean)(model, task)
     return model

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from data.context import Context
 
+from .base import BLOCKS, SHARES, Base, independent, share_of
 from .layers import Task, mean_over
 from .modes import ModeForecast
 from .quantiles import LEVELS, levels_of, normal_scores, pinball
@@ -139,6 +140,40 @@ class CommonModes(_Wrapper):
     def _anomalies(predicted: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs of `ModeForecast`: forecast and history as departures from the climatology, and the calendar."""
         return predicted.mean(1) - context.future_climatology, context.anomaly, context.calendar
+
+
+class BesideBase(_Wrapper):
+    """A mixture of a network and of the simple forecasters of the field, see `Base`; the network alone until `calibrate`.
+
+        outputs = share * network + (1 - share) * base,    share in [0, 1] per step of the horizon and node
+
+    The share is the one of the lowest validation loss, less what chance would give, see `share_of`.
+    """
+
+    def __init__(self, inner: MeanModel, task: Task):
+        super().__init__(inner)
+        self.base = Base(task, self.outputs)
+        self.register_buffer("share", torch.ones(task.predict_len, task.num_nodes))
+
+    def predict(self, context: Context) -> Tensor:
+        return torch.lerp(self.base(context), self.inner.predict(context).float(), self.share)
+
+    @torch.no_grad()
+    def calibrate(self, training: Iterable, validation, support: tuple[float, float]) -> None:
+        self.inner.calibrate(training, validation, support)
+        self.base.fit(training, validation, support[0])
+        windows, seen = len(validation.starts), 0
+        evidence = independent(validation.starts, len(self.share))
+        blocks = min(BLOCKS, evidence)
+        losses = self.share.new_zeros(SHARES, blocks, *self.share.shape)
+        for batch in validation:
+            base, network = self.base(batch.context), self.inner.predict(batch.context).float()
+            block = (seen + torch.arange(len(base), device=base.device)) * blocks // windows
+            seen += len(base)
+            for share, total in zip(torch.linspace(0, 1, SHARES).tolist(), losses, strict=True):
+                error = self._error(torch.lerp(base, network, share), batch.future).mean(1)
+                total.index_add_(0, block, error if batch.scored is None else error * batch.scored)
+        self.share.copy_(share_of(losses, evidence))
 
 
 class RecalibratedQuantiles(_Wrapper):

@@ -131,6 +131,9 @@ class PretrainConfig(CommonConfig):
     networks: int = flag(3, NETWORK, "networks whose outputs are averaged", minimum=1, maximum=100)
     linear_modes: int = flag(16, NETWORK, "modes common to all nodes whose linear forecast corrects that of the "
                              "networks, weighted by its skill on the validation part; 0: off", minimum=0)
+    base: str = flag("auto", TRAINING, "after training, mix the networks with the best simple forecasters of the field "
+                     "(last value, climatology, lags, ridge), by their skill on the validation part (auto); or not "
+                     "(none)", choices=("auto", "none"))
     recalibrate: bool = flag(True, TRAINING, "after training, correct biases of the forecast, and the width of "
                              "quantiles, that the validation part shows")
     epochs: int = other_default("epochs", 16)
@@ -198,7 +201,7 @@ RECIPES = {
     "published": {
         CommonConfig: dict(support="any", training_span="histories", lr=1e-3, epochs=50, ema=0.0),
         PretrainConfig: dict(objective="mse", select="mae", patience=50, climatology=False, tokens=0, networks=1,
-                             linear_modes=0, recalibrate=False),
+                             linear_modes=0, base="none", recalibrate=False),
         TrainConfig: dict(margin="residual", noise="independent", prediction="noise", scale="spectrum",
                           endpoint="signed", condition_mean=False, condition_scale=False, center=False, denoiser="stid",
                           channels=128, layers=8, sampler="ancestral", sample_steps=50),
