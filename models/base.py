@@ -21,9 +21,10 @@ PRIOR = 8.0  # independent windows of evidence at which a node is believed as mu
 TRAINING = 8.0  # independent windows that training errors count as, at most: validation lies nearer to what comes
 BINS = 24  # of the calendar's first cycle, at most
 CYCLES = 3.0  # of evidence at which half of what a bin shows is believed
-STEPS = 300  # of the search for weights
-SHARES = 21  # shares of the network that are tried, from 0 to 1
+STEPS = 100  # of the search for weights
+SHARES = 11  # shares of the network that are tried, from 0 to 1
 BLOCKS = 8  # stretches of validation time that tell chance from skill, at most
+OPTIMISM = 1.2  # by which share the loss is too low where a model was recalibrated on one independent window
 DOUBT = 2.0  # squared standard errors that are taken from the square of a share
 
 
@@ -56,8 +57,9 @@ class Windows:
         if context.observed is not None:  # the latest value that is not missing
             step = torch.arange(length, device=history.device).view(-1, 1) * context.observed[:, :length]
             last = history.gather(1, step.amax(1, keepdim=True)).squeeze(1)
-        earlier = history.new_zeros(*history[:, :1].shape, 0).expand(-1, 1 + context.future_climatology.shape[1], -1, -1)
-        earlier = earlier if context.lags is None else context.lags[:, length - 1:]
+        earlier = context.climatology[:, length - 1:, :, None][..., :0]
+        if context.lags is not None:
+            earlier = context.lags[:, length - 1:]
         found = cls(last, context.climatology[:, length - 1], context.future_climatology, history[:, -RECENT:-1],
                     earlier, context.calendar[:, 0])
         if batch is None:
@@ -285,7 +287,9 @@ class Base(nn.Module):
         size = (errors.abs() * counts.unsqueeze(1)).sum(0).amin(0) / total.clamp_min(1e-6)
         errors = errors / size.clamp_min(1e-6).unsqueeze(0)
         robust = counts / errors.abs().mean(1).clamp_min(0.1)
-        moments = torch.einsum("wkfn,wlfn,wfn->fnkl", errors, errors, robust) / total.clamp_min(1e-6)[..., None, None]
+        moments = torch.stack([each.permute(2, 1, 0) @ (each * weight.unsqueeze(1)).permute(2, 0, 1)
+                               for each, weight in zip(errors.unbind(2), robust.unbind(1), strict=True)])
+        moments = moments / total.clamp_min(1e-6)[..., None, None]
         field = moments.mean(1, keepdim=True)
         number = float(total.amax())
         field = (number * field + PRIOR * field.mean(0, keepdim=True)) / (number + PRIOR)
@@ -316,23 +320,30 @@ class Base(nn.Module):
 def share_of(losses: Tensor, evidence: float) -> Tensor:
     """The share of a network beside the base, per step and node, from losses (share, block, F, node) on validation.
 
-    The best share of a node under losses that are averaged with PRIOR independent windows of the field's, those of a
-    step with PRIOR of all steps'; then less what chance alone would give, by leaving out one block at a time:
+        loss = validation loss * (1 + share * OPTIMISM / evidence)
+
+    The best share of a node under losses that are averaged with 3 * PRIOR independent windows of the field's, those of
+    a step with PRIOR of all steps'; then less what chance alone would give, by leaving out one block at a time:
 
         share * max(0, 1 - DOUBT * (standard error / share)^2)
 
-    evidence: independent windows in all. Of less than two blocks nothing can be told: 0.
+    The network was stopped and recalibrated on these very windows, hence OPTIMISM. evidence: independent windows in
+    all. Of less than two blocks nothing can be told: 0.
     Shapes: -> (F, node). Source: shrinkage, the positive part of James and Stein 1961.
     """
     blocks = losses.shape[1]
     if blocks < 2:
         return torch.zeros_like(losses[0, 0])
-    losses = losses / losses.mean((0, 1)).clamp_min(1e-12)
+    shares = torch.linspace(0, 1, len(losses), device=losses.device).view(-1, 1, 1, 1)
+    losses = losses * (1 + shares * OPTIMISM / evidence)
+    size = losses.mean((0, 1))
+    counted = size / (size + size.mean())  # a node that hardly varies says little about the field
+    losses = losses / size.clamp_min(1e-12)
 
     def best(kept: Tensor) -> Tensor:
-        field = kept.mean(2, keepdim=True)
+        field = (kept * counted).sum(2, keepdim=True) / counted.sum(1, keepdim=True)
         field = (evidence * field + PRIOR * field.mean(1, keepdim=True)) / (evidence + PRIOR)
-        mixed = (evidence * kept + PRIOR * field) / (evidence + PRIOR)
+        mixed = (evidence * kept + 3 * PRIOR * field) / (evidence + 3 * PRIOR)
         return mixed.argmin(0) / (len(mixed) - 1)
 
     total = losses.sum(1)

@@ -40,10 +40,10 @@ def build_mean_model(settings: dict, metadata: dict) -> MeanModel:
     model = Ensemble([backbone(task, settings["objective"], **flags) for _ in range(settings["networks"])])
     if settings["linear_modes"]:
         model = CommonModes(model, task, settings["linear_modes"])
-    if settings["base"] == "auto":
-        model = BesideBase(model, task)
     if settings["recalibrate"]:
         model = (RecalibratedQuantiles if settings["objective"] == "quantiles" else RecalibratedMean)(model, task)
+    if settings["base"] == "auto":
+        model = BesideBase(model, task)
     return model
 
 

@@ -32,30 +32,35 @@ def progress(batches, text: str):
 
 def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
                       equidistant: bool = False, processes: Processes = ALONE,
-                      watch=None) -> tuple[dict, dict[str, Tensor]]:
+                      watch=None, joint: bool = True) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units, float64;
     shape (member, horizon, node); equidistant: see `EnsembleScores.compute`; watch(members, truth, observed), where
     given, sees every batch of this process too, in physical units. Returns the dict of the scores, `joint` among them
-    (see `joint.JointScores`), and those of every window with its `start`, which `utils.comparison` pairs forecasts by.
+    unless that is off (see `joint.JointScores`), and those of every window with its `start`, which `utils.comparison`
+    pairs forecasts by.
     """
     members, horizon, node = shape
-    scores, joint, starts = EnsembleScores(horizon, node, members, FAST), joint_scores(batches.data, FAST), []
+    scores, starts = EnsembleScores(horizon, node, members, FAST), []
+    together = joint_scores(batches.data, FAST) if joint else None
     for batch in progress(own_windows(batches, processes), "forecasting"):
         drawn, truth = physical(draw(batch)), batch.truth.double()
         scores.update(drawn, truth, batch.scored)
-        joint.update(drawn, truth, batch.start, batch.scored)
+        if joint:
+            together.update(drawn, truth, batch.start, batch.scored)
         if watch:
             watch(drawn, truth, batch.scored)
         starts.append(batch.start.cpu())
-    for each in (scores, joint):
+    for each in (scores, together) if joint else (scores,):
         each.sums = {name: processes.add(value) for name, value in each.sums.items()}
     windows = {name: processes.join_rows(value) for name, value in
-               {**scores.by_window(), **joint.by_window(), "start": torch.cat(starts)}.items()}
+               {**scores.by_window(), **(together.by_window() if joint else {}), "start": torch.cat(starts)}.items()}
     found = scores.compute(equidistant)
+    if not joint:
+        return found, windows
     own = {name: found[name] for name in ("energy_score", "variogram_score")}
-    return {**found, "joint": {**own, **joint.compute()}}, windows
+    return {**found, "joint": {**own, **together.compute()}}, windows
 
 
 def joint_scores(data, precision: torch.dtype = torch.float64) -> JointScores:

@@ -11,7 +11,7 @@ import torch
 
 from data.fields import Field, OwnFile, load_field
 from data.fluctuation import STATISTICS
-from data.registry import data_dir_from
+from data.registry import DATASETS, data_dir_from
 from data.summary import FieldSummary
 from data.windows import Batch, WindowedField, open_data
 from models import (
@@ -29,21 +29,26 @@ from models import (
     build_mean_model,
     ensemble_drawer,
 )
+from models.base import independent
+from models.baselines import BASELINES, SIMPLE
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
+from models.quantiles import to_support
 
 from . import checkpoint
 from .config import DATA_FLAGS, PATHS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
 from .device import autocast
 from .distributed import ALONE, Processes
 from .evaluation import evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
-from .reproducibility import key, keyed_normal
+from .reproducibility import MemberNoise, key, keyed_normal
 
 CHOICES = {"mean_model": MEAN_MODELS, "objective": OBJECTIVES, "margin": MARGINS, "noise": NOISES,
            "prediction": PREDICTIONS, "scale": SCALES, "endpoint": ENDPOINTS, "denoiser": DENOISERS,
            "members": MEMBERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES, "scale_statistic": STATISTICS}
 STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 40_000_000  # at most, that linear models are estimated from
 PREPARED_BYTES = 1 << 29  # of stage-1 output about the windows of a split, at most, that is kept for all epochs
+FEW_WINDOWS = 10  # independent ones of validation
+WINDOWS_AT_ONCE = 8  # of a simple forecaster
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
@@ -159,6 +164,16 @@ def neighbours_of(data: WindowedField, config) -> torch.Tensor | None:
         raise ValueError(f"--denoiser {config.denoiser}: {data.field.name} has no graph, no grid and no places of "
                          f"its nodes: {give}choose --denoiser tokens")
     return nearest[:, 1:].contiguous()
+
+
+def note_few_windows(data: WindowedField) -> None:
+    """Say so where the validation part is too short to tell much about a network."""
+    starts = data.calibration(1).starts
+    found = independent(starts, data.predict_len)
+    if found < FEW_WINDOWS:
+        print(f"note: {data.field.name}: {len(starts)} validation windows, whose futures overlap, are worth {found} "
+              "independent ones: the mixture of simple forecasters is preferred, and its spreads come from training "
+              "and validation", file=sys.stderr)
 
 
 # --- stage 1 -------------------------------------------------------------------------------------------------
@@ -322,3 +337,39 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
         **{name: settings[name] for name in ("sampler", "sample_steps", "sample_precision")},
         **scores, "seconds_sample": time.perf_counter() - start,
     }, windows
+
+
+# --- simple forecasters --------------------------------------------------------------------------------------
+
+def baseline_drawer(name: str, data, model, settings: dict):
+    """The function batch -> members of a baseline, all of them values that the field can take."""
+    members, shape = settings["nsample"], (settings["predict_len"], data.num_nodes)
+    spec = data.field.spec  # of a dataset the card's: what a recipe restricts does not matter
+    spec = spec if settings["data_path"] else DATASETS[settings["data_name"]]
+    support = data.support_where(spec.nonnegative)
+    fitted = BASELINES[name](data, members, mean=model and (lambda batch: model(batch.context)),
+                             quantiles=model and (lambda batch: model.predict(batch.context)))
+
+    def draw(batch):
+        noise = MemberNoise(settings["seed"], batch.start, members, shape)
+        return to_support(fitted(batch, lambda k: noise(k, 0, len(batch.start) * members)), *support)
+
+    return draw
+
+
+def score_simple(settings: dict, data: WindowedField, split: str, processes: Processes = ALONE,
+                 joint: bool = True) -> dict[str, tuple[dict, dict]]:
+    """Scores, and those of each window, of the forecasters without a network on the windows of a run, by name.
+
+    They have as many members as the run, drawn at random. One that the data are too short for is left out.
+    """
+    found = {}
+    for name in SIMPLE:
+        try:
+            draw = baseline_drawer(name, data, None, settings)
+        except ValueError:  # no season before the first window
+            continue
+        found[name] = evaluate_ensemble(
+            draw, data.batches(split, WINDOWS_AT_ONCE, limit=settings["test_windows"]), data.scaler.physical,
+            (settings["nsample"], data.predict_len, data.num_nodes), processes=processes, joint=joint)
+    return found
