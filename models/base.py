@@ -25,7 +25,7 @@ STEPS = 100  # of the search for weights
 SHARES = 11  # shares of the network that are tried, from 0 to 1
 BLOCKS = 8  # stretches of validation time that tell chance from skill, at most
 OPTIMISM = 1.2  # by which share the loss is too low where a model was recalibrated on one independent window
-DOUBT = 2.0  # squared standard errors that are taken from the square of a share
+DOUBT = 2.0  # squared standard errors that are taken from the square of an estimate
 
 
 def independent(starts: Tensor, predict_len: int) -> int:
@@ -94,7 +94,7 @@ class SimpleForecasters(nn.Module):
     """Point forecasts without a network, fitted on training windows: (batch, candidate, F, node).
 
         last value       history[-1]
-        drift            last value + mean training change per node and step of the horizon
+        drift            last value + mean training change per node and step of the horizon, where it is `significant`
         climatology      climatology of the horizon
         damped anomaly   climatology + phi^f * (last value - its climatology),    phi per node
         ridge            last value + linear in departures from it: history, climatology, lags; the same for all nodes
@@ -139,7 +139,10 @@ class SimpleForecasters(nn.Module):
         self.scale.copy_((change.square().sum((0, 1)) / scored.sum((0, 1)).clamp_min(1)).sqrt().clamp_min(1e-4))
         lagged = windows.earlier[:, 1:].permute(3, 0, 1, 2)
         anchors = torch.cat([last.expand_as(future).unsqueeze(0), lagged])
-        self.drift.copy_(((future - anchors) * scored).sum(1) / count)
+        error = (future - anchors) * scored
+        drift = error.sum(1) / count
+        variance = (error.square().sum(1) / count - drift.square()).clamp_min(0)
+        self.drift.copy_(significant(drift, variance / independent(windows.start, len(self.ahead))))
         anomaly = (windows.last - windows.usual).unsqueeze(1)
         errors = torch.stack([((windows.ahead + phi**self.ahead * anomaly - future).abs() * scored).sum((0, 1))
                               for phi in DAMPING])
@@ -151,20 +154,21 @@ class SimpleForecasters(nn.Module):
 
     def _fit_ridge(self, windows: Windows, step: int) -> Tensor:
         """Weights of both ridges at a step of the horizon; out-of-sample forecasts (2, batch, node)."""
-        features, scored = windows.features(step), windows.scored[:, step]
+        features, scored, steps = windows.features(step), windows.scored[:, step], len(self.ahead)
         target = windows.future[:, step] - windows.last
         values = torch.cat([features, target.unsqueeze(-1)], dim=-1) / self.scale.unsqueeze(-1)
         folds = torch.arange(len(target), device=target.device).tensor_split(min(FOLDS, len(target)))
-        found = [self._solve(values[kept], scored[kept]) for kept in (self._apart(windows.start, fold)
-                                                                      for fold in folds)]
-        left_out = torch.cat([self._apply(fitted, values[fold, :, :-1]) for fitted, fold in
-                              zip(found, folds, strict=True)], dim=1)  # (penalty, batch, node)
+        left_out = []
+        for fold in folds:
+            kept = self._apart(windows.start, fold)
+            weights, intercept = self._solve(values[kept], scored[kept], independent(windows.start[kept], steps))
+            left_out.append(torch.einsum("bnp,knp->kbn", values[fold, :, :-1], weights) + intercept.unsqueeze(1))
+        left_out = torch.cat(left_out, dim=1)  # (penalty, batch, node)
         errors = ((left_out - values[..., -1]).abs() * scored).sum((1, 2))
         half = len(PENALTIES)
         chosen = [int(errors[:half].argmin()), half + int(errors[half:].argmin())]
-        weights, center = self._solve(values, scored)
-        self.weights[:, step] = weights[chosen]
-        self.intercept[:, step] = (center[:, -1] - (weights[chosen] * center[:, :-1]).sum(-1)) * self.scale
+        weights, intercept = self._solve(values, scored, independent(windows.start, steps))
+        self.weights[:, step], self.intercept[:, step] = weights[chosen], intercept[chosen] * self.scale
         return left_out[chosen] * self.scale + windows.last
 
     def _apart(self, start: Tensor, fold: Tensor) -> Tensor:
@@ -176,13 +180,11 @@ class SimpleForecasters(nn.Module):
         return (apart if apart.sum() > len(start) // 4 else others).nonzero().flatten()
 
     @staticmethod
-    def _apply(fitted: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
-        weights, center = fitted
-        return torch.einsum("bnp,knp->kbn", features - center[:, :-1], weights) + center[:, -1]
+    def _solve(values: Tensor, scored: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Weights (penalty, node, P), of all nodes for each penalty and then by node, and intercepts (penalty, node).
 
-    @staticmethod
-    def _solve(values: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (penalty, node, P), of all nodes for each penalty and then by node, and means (node, P + 1)."""
+        values (window, node, P + 1): features and target; number: independent windows.
+        """
         count = scored.sum(0).clamp_min(1).unsqueeze(-1)
         center = (values * scored.unsqueeze(-1)).sum(0) / count
         around = (values - center) * scored.unsqueeze(-1)
@@ -194,7 +196,19 @@ class SimpleForecasters(nn.Module):
                               for penalty in PENALTIES])
         start = pooled[1]
         by_node = [start + torch.linalg.solve(left + penalty * diagonal, right - left @ start) for penalty in PENALTIES]
-        return torch.cat([pooled.unsqueeze(1).expand(-1, len(left), -1), torch.stack(by_node)]).float(), center
+        weights = torch.cat([pooled.unsqueeze(1).expand(-1, len(left), -1), torch.stack(by_node)])
+        full = torch.cat([-weights, torch.ones_like(weights[..., :1])], dim=-1)  # of what is left of the target
+        variance = torch.einsum("knp,npq,knq->kn", full, moments, full).clamp_min(0)
+        intercept = torch.einsum("knp,np->kn", full, center.double())
+        return weights.float(), significant(intercept, variance / number).float()
+
+
+def significant(value: Tensor, variance: Tensor) -> Tensor:
+    """An estimate less what chance would give: value * max(0, 1 - DOUBT * variance / value^2).
+
+    Source: shrinkage, the positive part of James and Stein 1961.
+    """
+    return value * (1 - DOUBT * variance / value.square().clamp_min(1e-12)).clamp_min(0)
 
 
 def convex_weights(moments: Tensor) -> Tensor:
@@ -323,13 +337,12 @@ def share_of(losses: Tensor, evidence: float) -> Tensor:
         loss = validation loss * (1 + share * OPTIMISM / evidence)
 
     The best share of a node under losses that are averaged with 3 * PRIOR independent windows of the field's, those of
-    a step with PRIOR of all steps'; then less what chance alone would give, by leaving out one block at a time:
-
-        share * max(0, 1 - DOUBT * (standard error / share)^2)
+    a step with PRIOR of all steps'; then less what chance alone would give, see `significant`, by leaving out one block
+    at a time.
 
     The network was stopped and recalibrated on these very windows, hence OPTIMISM. evidence: independent windows in
     all. Of less than two blocks nothing can be told: 0.
-    Shapes: -> (F, node). Source: shrinkage, the positive part of James and Stein 1961.
+    Shapes: -> (F, node).
     """
     blocks = losses.shape[1]
     if blocks < 2:
@@ -350,4 +363,4 @@ def share_of(losses: Tensor, evidence: float) -> Tensor:
     found = best(total)
     around = torch.stack([best(total - losses[:, block]) for block in range(blocks)])
     error = (around - around.mean(0)).square().sum(0) * (blocks - 1) / blocks
-    return found * (1 - DOUBT * error / found.square().clamp_min(1e-12)).clamp_min(0)
+    return significant(found, error)

@@ -210,7 +210,7 @@ class RecalibratedMean(_Wrapper):
 
 
 class BesideBase(_Wrapper):
-    """A mixture of a network and of the best simple forecasters of the field, see `Base`; until `calibrate` the network.
+    """A mixture of a network and of the best simple forecasters, see `Base`; until `calibrate` the network alone.
 
         outputs = share * network + (1 - share) * base,    share in [0, 1] per step of the horizon and node
 
