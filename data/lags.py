@@ -9,6 +9,7 @@ KNOWN_SHARE = 0.25  # of the training steps must have a value that much earlier,
 LOOKED_AT = 20_000, 64  # steps and nodes of the training part, at most, that periods are looked for in
 PARTS_OF_PERIOD = 12  # of which changes are compared
 DOUBT = 2.0  # standard errors that a correlation must be above
+SHORTEST = 4  # steps of a period that no calendar knows
 STRONG = 0.3  # correlation of a period that no calendar knows, at least
 ALIKE = 0.05  # a period so near to a multiple of another one says nothing new
 
@@ -79,21 +80,24 @@ def repeats(values: Tensor, period: int, least: float = 0.0) -> bool:
 
 
 def strongest_period(values: Tensor, longest: int) -> int | None:
-    """The period of 2 to `longest` steps after which changes from step to step (node, time) are most alike.
+    """The period of SHORTEST to `longest` steps after which changes from step to step (node, time) are most alike.
 
-    Of peaks of the autocorrelation of about the same height it is the shortest; None where nothing repeats.
+    Half a period apart they must be less alike. Of peaks of the autocorrelation of about the same height it is the
+    shortest; None where nothing repeats.
     """
     change = values.diff(dim=1)
     size = change.shape[1]
     spectrum = torch.fft.rfft(change - change.mean(1, keepdim=True), n=2 * size)
     found = torch.fft.irfft(spectrum.abs().square(), n=2 * size)[:, :size].mean(0)
     found = (found / found[0].clamp_min(1e-12))[:longest + 2]
-    if len(found) < 5:
+    if len(found) < SHORTEST + 2:
         return None
-    inner = found[2:-1]
-    peak = (inner >= found[1:-2]) & (inner >= found[3:]) & (inner > DOUBT / size**0.5)
+    inner = found[SHORTEST:-1]
+    halfway = found[torch.arange(SHORTEST, len(found) - 1) // 2]
+    peak = (inner >= found[SHORTEST - 1:-2]) & (inner >= found[SHORTEST + 1:]) & (halfway < inner / 2)
+    peak &= inner > DOUBT / size**0.5
     if not peak.any():
         return None
     high = peak & (inner > 0.9 * inner[peak].max())
-    period = 2 + int(high.nonzero()[0])
+    period = SHORTEST + int(high.nonzero()[0])
     return period if repeats(values, period, STRONG) else None

@@ -35,7 +35,7 @@ def windows(values=None, lags="24,48", **facts):
     ((1, "hour"), 100, 1000, (120, 168)),
     ((1, "hour"), 12, 200, (24,)),
     ((1, "hour"), 12, 24, ()),
-    ((5, "minute"), 12, 3000, (288, 2016)),
+    ((5, "minute"), 12, 3000, (288,)),
     ((1, "day"), 5, 1000, (7, 365)),
     ((1, "day"), 5, 400, (7,)),
     ((7, "hour"), 3, 1000, (3, 24)),
@@ -52,13 +52,13 @@ def test_auto_takes_the_cycles_of_the_calendar_that_the_training_part_has_seen(i
 
 @pytest.mark.parametrize("interval, steps, periods, wanted", [
     ((12, "month"), 180, [11], (22,)),  # sunspots
-    ((1, "hour"), 1000, [24], (24,)),
-    ((1, "hour"), 1000, [50], (50,)),
+    ((1, "hour"), 1000, [24], (24, 168)),
+    ((1, "hour"), 1000, [20], (20,)),
     ((1, "day"), 1000, [], ()),
     ((1, "month"), 40, [12], (12,)),
 ])
 def test_auto_takes_a_period_of_the_field_s_own_and_none_that_it_does_not_repeat(interval, steps, periods, wanted):
-    values = repeating(steps, periods) + torch.randn(steps, 3, generator=torch.Generator().manual_seed(1)).cumsum(0) / 5
+    values = repeating(steps, periods) + torch.randn(steps, 3, generator=torch.Generator().manual_seed(1)).cumsum(0) / 20
     assert choose_lags("auto", interval, 12, values) == wanted
 
 
@@ -140,7 +140,7 @@ def test_a_missing_value_is_what_is_usual_and_no_step_looks_into_another_segment
 
 @pytest.mark.parametrize("lags", ["auto", "4", "7,24"])
 def test_what_a_test_window_knows_does_not_change_with_what_comes_after_its_history(lags):
-    values = torch.as_tensor(random_values(STEPS, NODES))
+    values = torch.as_tensor(random_values(STEPS, NODES)) / 20 + repeating(STEPS, [24], NODES)
     start = 135
     altered = values.clone()
     altered[start + HISTORY:] *= 3
