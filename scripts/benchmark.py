@@ -35,7 +35,7 @@ from utils.pipeline import (
     score_ensemble,
 )
 
-OWN_FILE = ("data_path", *OF_OWN_FILE, "missing", "null_value", "covariates", "split", "support")
+OWN_FILE = ("data_path", *OF_OWN_FILE, "missing", "null_value", "covariates", "support")
 OWN_ROWS = (*SIMPLE, "copula", "cost")  # rows of a file of one's own, where none is named
 SHOWN = ("CRPS", "CRPS_sum", "QICE", "IS", "MAE_median", "energy_score", "variogram_score")
 
