@@ -99,5 +99,7 @@ def strongest_period(values: Tensor, longest: int) -> int | None:
     if not peak.any():
         return None
     high = peak & (inner > 0.9 * inner[peak].max())
-    period = SHORTEST + int(high.nonzero()[0])
+    first = int(high.nonzero()[0])
+    around = inner[first:first + max(1, (SHORTEST + first) // 4)]  # noise makes several peaks of a broad one
+    period = SHORTEST + first + int(around.argmax())
     return period if repeats(values, period, STRONG) else None

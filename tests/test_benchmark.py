@@ -64,5 +64,5 @@ def test_a_file_of_ones_own_is_scored_as_a_dataset_of_the_registry(tmp_path):
     folder = tmp_path / "save/benchmark/test/mine_6_3"
     found = {path.stem: read_json(path) for path in folder.glob("*.json")}
     assert sorted(found) == ["persistence_0", "ridge_0"]
-    assert all(each["data_name"] == "mine" and each["windows"] == 10 for each in found.values())
+    assert all(each["data_name"] == "mine" and each["windows"] == 11 for each in found.values())
     assert found["ridge_0"]["CRPS"] != found["persistence_0"]["CRPS"]

@@ -58,7 +58,8 @@ def test_auto_takes_the_cycles_of_the_calendar_that_the_training_part_has_seen(i
     ((1, "month"), 40, [12], (12,)),
 ])
 def test_auto_takes_a_period_of_the_field_s_own_and_none_that_it_does_not_repeat(interval, steps, periods, wanted):
-    values = repeating(steps, periods) + torch.randn(steps, 3, generator=torch.Generator().manual_seed(1)).cumsum(0) / 50
+    wander = torch.randn(steps, 3, generator=torch.Generator().manual_seed(1)).cumsum(0) / 50
+    values = repeating(steps, periods) + wander
     assert choose_lags("auto", interval, 12, values) == wanted
 
 
