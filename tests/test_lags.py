@@ -53,7 +53,7 @@ def test_auto_takes_the_cycles_of_the_calendar_that_the_training_part_has_seen(i
 @pytest.mark.parametrize("interval, steps, periods, wanted", [
     ((12, "month"), 180, [11], (22,)),  # sunspots
     ((1, "hour"), 1000, [24], (24, 168)),
-    ((1, "hour"), 1000, [36], (36,)),
+    ((1, "hour"), 1000, [9], (18,)),
     ((1, "day"), 1000, [], ()),
     ((1, "month"), 40, [12], (12,)),
 ])
