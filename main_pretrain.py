@@ -16,6 +16,7 @@ from utils.pipeline import (
     check_shares,
     mean_loss,
     mean_score,
+    note_few_windows,
     open_windows,
     statistics_batches,
     training_batches,
@@ -53,6 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
                  mean_score(data, config, processes), config, keep, run.log, run.save, run.state, processes=processes)
     seed_step(config.seed, 0)
     model.calibrate(statistics_batches(data, config), data.calibration(config.val_batch_size), data.support)
+    if config.base != "none":
+        note_few_windows(data)
+    if model.summary and processes.first:
+        print(model.summary)
     keep(model.state_dict(), result.best_epoch, result.best_score)
 
     start = time.perf_counter()

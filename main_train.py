@@ -11,6 +11,7 @@ from data.registry import sha256_of
 from data.summary import FieldSummary
 from models import build_forecaster, ensemble_drawer
 from utils import checkpoint
+from utils.comparison import against_simple
 from utils.config import TrainConfig, parse_config, run_main
 from utils.device import choose_device
 from utils.distributed import join
@@ -24,6 +25,7 @@ from utils.pipeline import (
     open_windows,
     prepare_windows,
     score_ensemble,
+    score_simple,
     statistics_batches,
     training_batches,
     training_loss,
@@ -75,10 +77,12 @@ def main(arguments: list[str] | None = None) -> int:
                  run.save, run.state, score_first=True, processes=processes)
 
     scores, windows = score_ensemble(model, settings, data, "test", device, processes)
+    simple = score_simple(settings, data, "test", processes, joint=False)
     if not processes.first:
         return 0
     checkpoint.write_table(folder / checkpoint.WINDOWS, windows)
-    metrics = {**scores, "mean_run": str(mean_path.parent), "best_epoch": result.best_epoch, "epochs": result.epochs,
+    metrics = {**scores, "simple": {name: found for name, (found, _) in simple.items()},
+               "mean_run": str(mean_path.parent), "best_epoch": result.best_epoch, "epochs": result.epochs,
                "seconds_train": result.seconds}
     draw = ensemble_drawer(model, settings, device)
     try:
@@ -90,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         metrics["cross_check"] = cross_check(draw, chosen, data.scaler.physical)
     checkpoint.write_json(folder / checkpoint.METRICS, metrics)  # last: a folder that has it is finished
     print_scores(metrics, data.field.spec.unit, folder)
+    print(against_simple(windows, simple, data.history_len + data.predict_len))
     return 0
 
 

@@ -1,31 +1,105 @@
-"""Lags: what the field itself was a day, a week or a year before each step of a window."""
+"""Lags: what the field itself was a day, a week or a year before each step of a window, or one of its own periods."""
+
+import torch
+from torch import Tensor
 
 from .calendar import DAY, MINUTES, YEAR, Interval
 
 KNOWN_SHARE = 0.25  # of the training steps must have a value that much earlier, or auto leaves a lag out
+LOOKED_AT = 20_000, 64  # steps and nodes of the training part, at most, that periods are looked for in
+PARTS_OF_PERIOD = 12  # of which changes are compared
+DOUBT = 2.0  # standard errors that a correlation must be above
+SHORTEST = 4  # steps of a period that no calendar knows
+STRONG = 0.3  # correlation of a period that no calendar knows, at least
+ALIKE = 0.05  # a period so near to a multiple of another one says nothing new
 
 
-def choose_lags(text: str, interval: Interval, predict_len: int, training_steps: int) -> tuple[int, ...]:
+def choose_lags(text: str, interval: Interval, predict_len: int, training: Tensor) -> tuple[int, ...]:
     """The lags that `--lags` names, in steps, shortest first: none, auto, or numbers (24,168).
 
-    auto: a day and a week of hourly data, a week of daily ones, a year of longer steps; where that is shorter than the
-    horizon a multiple of it, and none that too little of the training part has.
+    auto: a day, a week and a year, and the strongest other period, those of them that `training` (time, node) repeats;
+    where a period is shorter than the horizon a multiple of it, and none that too little of the training part has.
     Raises: ValueError for a lag that is shorter than the horizon, or longer than the training part.
     """
     if text == "none":
         return ()
+    steps = len(training)
     if text == "auto":
-        count, unit = interval
-        step = count * (YEAR / 12 if unit == "month" else MINUTES[unit])
-        periods = (DAY, 7 * DAY) if step < DAY else (7 * DAY,) if step == DAY else (YEAR,)
-        cycles = [round(period / step) for period in periods]
-        lags = {-(-predict_len // cycle) * cycle for cycle in cycles if cycle > 1}  # else no step is like another
-        return tuple(sorted(lag for lag in lags if lag <= (1 - KNOWN_SHARE) * training_steps))
+        longest = int((1 - KNOWN_SHARE) * steps)
+        values = sample_of(training)
+        periods = [period for period in calendar_periods(interval) if period <= longest and repeats(values, period)]
+        other = strongest_period(values, longest)
+        if other and not any(abs(other / period - max(1, round(other / period))) < ALIKE for period in periods):
+            periods.append(other)
+        lags = {-(-predict_len // period) * period for period in periods}
+        return tuple(sorted(lag for lag in lags if lag <= longest))
     lags = sorted({int(part) for part in text.split(",")})
     if lags[0] < predict_len:
         raise ValueError(f"--lags {text}: {lags[0]} steps before the last step of the horizon lies the future; "
                          f"choose lags of at least --predict_len {predict_len}")
-    if lags[-1] >= training_steps:
-        raise ValueError(f"--lags {text}: the training part has {training_steps} steps, none of them has a value "
+    if lags[-1] >= steps:
+        raise ValueError(f"--lags {text}: the training part has {steps} steps, none of them has a value "
                          f"{lags[-1]} steps earlier; choose shorter lags")
     return tuple(lags)
+
+
+def calendar_periods(interval: Interval) -> list[int]:
+    """Steps of a day, a week and a year of which a step is a part; the year of steps of a day or longer only."""
+    count, unit = interval
+    step = count * (YEAR / 12 if unit == "month" else MINUTES[unit])
+    periods = (DAY, 7 * DAY) if step < DAY else (7 * DAY, YEAR)
+    return [round(period / step) for period in periods if round(period / step) > 1]
+
+
+def sample_of(training: Tensor) -> Tensor:
+    """The last steps of some nodes, standardized, the mean where a value is missing: (node, time)."""
+    steps, nodes = LOOKED_AT
+    chosen = torch.linspace(0, training.shape[1] - 1, min(nodes, training.shape[1])).round().long()
+    values = training[-steps:][:, chosen].double().T
+    values = (values - values.nanmean(1, keepdim=True)).nan_to_num()
+    return values / values.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def repeats(values: Tensor, period: int, least: float = 0.0) -> bool:
+    """Whether changes within a period are like those of the period before, in values (node, time).
+
+        change = mean of a twelfth of a period - mean of the twelfth before
+
+    and the correlation of changes a period apart is above DOUBT standard errors of chance, and above `least`.
+    """
+    width = max(1, period // PARTS_OF_PERIOD)
+    total = torch.nn.functional.pad(values.cumsum(1), (1, 0))
+    means = total[:, width:] - total[:, :-width]
+    change = means[:, width:] - means[:, :-width]
+    if change.shape[1] <= period + width:
+        return False
+    late, early = change[:, period:], change[:, :-period]
+    scale = (late.square().sum(1) * early.square().sum(1)).sqrt().clamp_min(1e-12)
+    correlation = ((late * early).sum(1) / scale).mean().item()
+    return correlation > max(least, DOUBT / (late.shape[1] / width) ** 0.5)
+
+
+def strongest_period(values: Tensor, longest: int) -> int | None:
+    """The period of SHORTEST to `longest` steps after which changes from step to step (node, time) are most alike.
+
+    Half a period apart they must be less alike. Of peaks of the autocorrelation of about the same height it is the
+    shortest; None where nothing repeats.
+    """
+    change = values.diff(dim=1)
+    size = change.shape[1]
+    spectrum = torch.fft.rfft(change - change.mean(1, keepdim=True), n=2 * size)
+    found = torch.fft.irfft(spectrum.abs().square(), n=2 * size)[:, :size].mean(0)
+    found = (found / found[0].clamp_min(1e-12))[:longest + 2]
+    if len(found) < SHORTEST + 2:
+        return None
+    inner = found[SHORTEST:-1]
+    halfway = found[torch.arange(SHORTEST, len(found) - 1) // 2]
+    peak = (inner >= found[SHORTEST - 1:-2]) & (inner >= found[SHORTEST + 1:]) & (halfway < inner / 2)
+    peak &= inner > DOUBT / size**0.5
+    if not peak.any():
+        return None
+    high = peak & (inner > 0.9 * inner[peak].max())
+    first = int(high.nonzero()[0])
+    around = inner[first:first + max(1, (SHORTEST + first) // 4)]  # noise makes several peaks of a broad one
+    period = SHORTEST + first + int(around.argmax())
+    return period if repeats(values, period, STRONG) else None

@@ -117,7 +117,7 @@ class WindowedField:
         if covariates is not None:
             self.covariate_scalers = covariates.scalers(training_steps)
             self._covariates = standardize(covariates.values, self.covariate_scalers).to(self.window_device)
-        self.lags = choose_lags(lags, field.spec.interval, predict_len, training_steps)
+        self.lags = choose_lags(lags, field.spec.interval, predict_len, self.training)
         self._lag_steps = torch.tensor(self.lags, device=self.window_device)
         (_, first_end), *evaluated = field.segments
         references = [(0, training_steps)] + [(first, first + field.spec.validation_steps) for first, _ in evaluated]

@@ -1,4 +1,4 @@
-"""The simple forecasters that every report carries: a ladder from the last value to quantiles with dependence.
+"""The simple forecasters that every report carries, from the last value to quantiles with dependence.
 
 One calling shape. A baseline is fitted to the data and then draws joint ensembles, window by window:
 
@@ -27,9 +27,12 @@ from torch import Tensor
 
 from data.calendar import season_of
 
+from .base import SimpleForecasters, Windows
+from .layers import Task
 from .quantiles import equidistant_quantiles, reorder
 
 FIT_BATCH = 64
+RIDGE_WINDOWS = 1000  # of training, at most, that ridge regression is fitted to
 ENOUGH_DAYS = 5  # of the same class, or climatology takes days of any class
 SLOTS_PER_WIDTH = 24  # "about the same slot": within slots / 24, an hour of a day, the very month of a year
 TIE = 1e-5  # of a node's spread: orders equal residuals, leaves others alone
@@ -93,6 +96,20 @@ def climatology(data, members: int, **_) -> Callable:
         return data.standardized(paths[_pick(allowed, members, noise)].unsqueeze(-1) + horizon)
 
     return draw
+
+
+def ridge(data, members: int, **_) -> Callable:
+    """Ridge regression by node on history, climatology and lags + Gaussian with its cross-validated error.
+
+    See `base.SimpleForecasters`; the root mean square error is that of training windows, per node and horizon.
+    """
+    task = Task(data.num_nodes, data.history_len, data.predict_len, data.calendar_sizes, lags=len(data.lags))
+    forecasters = SimpleForecasters(task).to(data.device)
+    which = forecasters.names.index("ridge by node")
+    windows = Windows.join(data.batches("train", FIT_BATCH, limit=RIDGE_WINDOWS))
+    error = windows.future - forecasters.fit(windows)[:, which]
+    std = ((error.square() * windows.scored).sum(0) / windows.scored.sum(0).clamp_min(1)).sqrt()
+    return _gaussian(torch.no_grad()(lambda batch: forecasters(Windows.of(batch.context))[:, which]), std, members)
 
 
 # Around a conditional mean
@@ -178,6 +195,7 @@ BASELINES: dict[str, Callable] = {
     "persistence": persistence,
     "climatology": climatology,
     "seasonal_naive": seasonal_naive,
+    "ridge": ridge,
     "gaussian": gaussian,
     "conformal": conformal,
     "residual_fields": residual_fields,
@@ -186,6 +204,7 @@ BASELINES: dict[str, Callable] = {
     "schaake": schaake,
     "schaake_slot": functools.partial(schaake, same_slot=True),
 }
+SIMPLE = ("persistence", "climatology", "seasonal_naive", "ridge")  # those that need no network
 EQUIDISTANT = ("conformal", "quantile", "schaake", "schaake_slot")  # their members are quantiles, not random draws
 
 
@@ -207,6 +226,10 @@ def _gaussian_around(point: Callable, windows: Iterable, members: int) -> Callab
         scored = torch.ones_like(square) if batch.scored is None else batch.scored
         squares, count = squares + (square * scored).sum(0), count + scored.sum(0)
     std = (squares / count).sqrt().float().nan_to_num()  # 0 where no target was observed
+    return _gaussian(point, std, members)
+
+
+def _gaussian(point: Callable, std: Tensor, members: int) -> Callable:
     return lambda batch, noise: point(batch).unsqueeze(1) + std * noise(VALUES).unflatten(0, (-1, members))
 
 

@@ -12,7 +12,7 @@ from .itransformer import ITransformer
 from .layers import Task
 from .linear import DLinear
 from .margins import EmpiricalMargin, QuantileMargin, ResidualMargin
-from .mean import CommonModes, Ensemble, MeanModel, RecalibratedMean, RecalibratedQuantiles
+from .mean import BesideBase, CommonModes, Ensemble, MeanModel, RecalibratedMean, RecalibratedQuantiles
 from .noise import CovarianceNoise, IndependentNoise
 from .quantiles import ANY_VALUE
 from .scale import FluctuationScale
@@ -41,6 +41,8 @@ def build_mean_model(settings: dict, metadata: dict) -> MeanModel:
         model = CommonModes(model, task, settings["linear_modes"])
     if settings["recalibrate"]:
         model = (RecalibratedQuantiles if settings["objective"] == "quantiles" else RecalibratedMean)(model, task)
+    if settings["base"] == "auto":
+        model = BesideBase(model, task)
     return model
 
 

@@ -1,5 +1,6 @@
 """Stage 1: the contract of a mean model, and the wrappers that work on any of them."""
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from data.context import Context
 
+from .base import BLOCKS, SHARES, Base, independent, share_of
 from .layers import Task, mean_over
 from .modes import ModeForecast
 from .quantiles import LEVELS, levels_of, normal_scores, pinball
@@ -68,6 +70,11 @@ class MeanModel(nn.Module):
     def widening(self) -> Tensor | float:
         """By how much validation shows the quantiles to be too narrow, see `Recalibration`; 1 where nothing does."""
         return 1.0
+
+    @property
+    def summary(self) -> str:
+        """What calibration found, in words; "" where there is nothing to tell."""
+        return ""
 
     def compile_networks(self) -> None:
         for name in self.compiled:
@@ -200,3 +207,53 @@ class RecalibratedMean(_Wrapper):
         self.spread.copy_((squares / counts.clamp_min(1)).sqrt().clamp_min(1e-6))
         self.recalibration.fit(((residual(batch) / self.spread, batch.context.calendar, batch.scored,
                                  torch.zeros_like(batch.future)) for batch in validation), len(validation.starts))
+
+
+class BesideBase(_Wrapper):
+    """A mixture of a network and of the best simple forecasters, see `Base`; until `calibrate` the network alone.
+
+        outputs = share * network + (1 - share) * base,    share in [0, 1] per step of the horizon and node
+
+    The share is the one of the lowest validation loss, less what chance would give, see `share_of`.
+    """
+
+    def __init__(self, inner: MeanModel, task: Task):
+        super().__init__(inner)
+        self.base = Base(task, self.outputs)
+        self.register_buffer("share", torch.ones(task.predict_len, task.num_nodes))
+
+    @property
+    def uncalibrated(self) -> MeanModel:
+        plain = copy.copy(self)
+        plain._modules = {**self._modules, "inner": self.inner.uncalibrated}
+        return plain
+
+    @property
+    def widening(self) -> Tensor:
+        return 1 + self.share.mean() * (self.inner.widening - 1)
+
+    @property
+    def summary(self) -> str:
+        weights = self.base.weights.mean((1, 2)).tolist()
+        parts = [f"{name} {weight:.2f}" for name, weight in zip(self.base.simple.names, weights, strict=True)]
+        return f"share of the network {self.share.mean():.2f}, the rest is a mixture of {', '.join(parts)}"
+
+    def predict(self, context: Context) -> Tensor:
+        return torch.lerp(self.base(context), self.inner.predict(context).float(), self.share)
+
+    @torch.no_grad()
+    def calibrate(self, training: Iterable, validation, support: tuple[float, float]) -> None:
+        self.inner.calibrate(training, validation, support)
+        self.base.fit(training, validation, support[0])
+        windows, seen = len(validation.starts), 0
+        evidence = independent(validation.starts, len(self.share))
+        blocks = min(BLOCKS, evidence)
+        losses = self.share.new_zeros(SHARES, blocks, *self.share.shape)
+        for batch in validation:
+            base, network = self.base(batch.context), self.inner.predict(batch.context).float()
+            block = (seen + torch.arange(len(base), device=base.device)) * blocks // windows
+            seen += len(base)
+            for share, total in zip(torch.linspace(0, 1, SHARES).tolist(), losses, strict=True):
+                error = self._error(torch.lerp(base, network, share), batch.future).mean(1)
+                total.index_add_(0, block, error if batch.scored is None else error * batch.scored)
+        self.share.copy_(share_of(losses, evidence))

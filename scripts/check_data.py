@@ -256,10 +256,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("note: no value is negative: --support nonnegative keeps forecasts so, where that is in its nature")
     if len(data.starts["train"]) < FEW_WINDOWS:
         print(f"note: {len(data.starts['train'])} training windows are few: expect no more than climatology gives")
-    lags = choose_lags("auto", field.spec.interval, config.predict_len, len(data.training))
+    lags = choose_lags("auto", field.spec.interval, config.predict_len, data.training)
     if lags and "lags" not in typed:
-        print(f"note: --lags auto would show the networks the values {' and '.join(map(str, lags))} steps earlier too; "
-              "compare the scores of stage 1 with and without it")
+        print(f"note: the networks see the values {' and '.join(map(str, lags))} steps earlier too (--lags auto); "
+              "--lags none leaves them out")
     flags = {name: typed[name] for name in DATA_FLAGS if name in typed}
     flags |= {name: getattr(config, name) for name in ("history_len", "predict_len", "batch_size")}
     flags |= {"support": support} | ({"missing": "mask"} if field.masked else {})

@@ -3,8 +3,9 @@
     python -m scripts.report save/diffusion/NYCFlights_12_12
     python -m scripts.report save/diffusion/NYCFlights_12_12 --split validation --windows 100 --output report.html
 
-The windows are forecast once more and pass through the same scores as after training, and so do two forecasters
-without a network, persistence and climatology: what the run is better than. The page needs no network and prints.
+The windows are forecast once more and pass through the same scores as after training, and so do the
+forecasters without a network (`SIMPLE` in models/baselines.py): what the run is better than. The page needs no network
+and prints.
 docs/report.md says how to read it.
 """
 
@@ -26,18 +27,16 @@ from data.windows import WindowedField
 from models import ensemble_drawer, load_forecaster
 from utils import checkpoint, plots
 from utils.checkpoint import PICTURES, REPORT
-from utils.comparison import paired_difference
+from utils.comparison import independent_block, paired_difference
 from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
 from utils.device import choose_device
 from utils.diagnostics import Diagnostics
-from utils.evaluation import evaluate_ensemble
 from utils.forecasts import on_grid
-from utils.pipeline import WINDOWS_AT_ONCE, baseline_drawer, open_run_data, score_ensemble
+from utils.pipeline import open_run_data, score_ensemble, score_simple
 from utils.report import Picture, number, page, paragraph, table
 from utils.runlog import FAR_COVERAGE
 from utils.texture import QUARTERS
 
-BASELINES = ("persistence", "climatology")
 SCORES = ("CRPS", "CRPS_nodes", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "energy_score",
           "spread_skill")
 JOINT = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_increments", "energy_score",
@@ -90,13 +89,14 @@ def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split:
     scores, windows = {}, {}
     scores["this run"], windows["this run"] = score_ensemble(model, settings, data, split, device,
                                                                watch=diagnostics.update)
-    for name in BASELINES:
-        scores[name], windows[name] = evaluate_ensemble(
-            baseline_drawer(name, data, None, settings),
-            data.batches(split, WINDOWS_AT_ONCE, limit=settings["test_windows"]), data.scaler.physical,
-            (settings["nsample"], data.predict_len, data.num_nodes), threshold=settings["threshold"],
-        )
+    for name, found in score_simple(settings, data, split).items():
+        scores[name], windows[name] = found
     return Forecasts(scores, windows, diagnostics)
+
+
+def simple_of(found: Forecasts) -> list[str]:
+    """Names of the simple forecasters that were scored beside the run."""
+    return [name for name in found.scores if name != "this run"]
 
 
 def comparison(windows: dict[str, dict], name: str, block: int) -> str:
@@ -113,12 +113,6 @@ def comparison(windows: dict[str, dict], name: str, block: int) -> str:
     return f"{text} (95 % interval of the difference: {lower:+.1f} to {upper:+.1f} %)"
 
 
-def independent_block(starts: torch.Tensor, length: int) -> int:
-    """Windows in a row that share steps of the series, where a window takes `length` steps."""
-    stride = int(starts.diff().median()) if len(starts) > 1 else 1
-    return max(1, -(-length // stride))
-
-
 def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedField, block: int) -> list[str]:
     """What a reader should know before believing the scores, in whole sentences."""
     ours, texts = found.scores["this run"], []
@@ -130,9 +124,9 @@ def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedFiel
     if not data.field.notes and data.num_nodes > len(data.training):
         texts.append(f"More nodes ({data.num_nodes}) than time steps of training ({len(data.training)}): is the file "
                      "the right way round, time first?")
-    for name in BASELINES:
+    for name in simple_of(found):
         if found.scores[name]["CRPS"] <= ours["CRPS"]:
-            texts.append(f"{name.capitalize()}, which needs no network, is as good or better: CRPS "
+            texts.append(f"{name.capitalize().replace('_', ' ')}, which needs no network, is as good or better: CRPS "
                          f"{number(found.scores[name]['CRPS'])} against {number(ours['CRPS'])}.")
     if ours["QICE_ties"] > FAR_QICE * ours["QICE_floor"]:
         texts.append(f"Calibration: QICE_ties {number(ours['QICE_ties'])} is more than {FAR_QICE} times that of a "
@@ -281,7 +275,7 @@ def score_section(found: Forecasts, block: int, unit: str) -> str:
     caption = f"A perfect ensemble of as many members: QICE_ties {perfect['QICE']}, coverage90 " \
               f"{perfect['coverage90']}, spread_skill 1. All others are better when lower. {', '.join(IN_UNIT)} in " \
               f"{unit}."
-    compared = "; ".join(comparison(found.windows, name, block) for name in BASELINES)
+    compared = "; ".join(comparison(found.windows, name, block) for name in simple_of(found))
     text = table("Scores", caption, ["forecast", *SCORES], rows) + paragraph(f"{compared}.")
     if "threshold" in found.scores["this run"]:
         names, above = ["Brier", "Brier_skill", "event_rate"], number(found.scores["this run"]["threshold"])

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from scipy.fft import dct
 
-from utils.comparison import SCORES, half_width, in_words, paired_difference
+from utils.comparison import SCORES, against_simple, half_width, in_words, paired_difference
 from utils.joint import JointScores
 from utils.metrics import EnsembleScores
 
@@ -144,3 +144,18 @@ def test_what_cannot_be_paired_is_refused():
         paired_difference(windows, windows, "CRPS", 0)
     with pytest.raises(ValueError, match="variogram_score is 0"):
         paired_difference(windows, windows_of(torch.zeros(WINDOWS)), "variogram_score", BLOCK)
+
+
+def test_the_last_line_compares_with_the_simple_forecaster_of_the_lowest_crps():
+    count = 200
+    truth = torch.ones(count, dtype=torch.float64)
+    noise = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def windows(level):
+        return {"start": torch.arange(count), "crps": level + 0.01 * noise, "abs_truth": truth}
+
+    simple = {name: ({"CRPS": windows(level)["crps"].mean().item()}, windows(level))
+              for name, level in (("persistence", 0.4), ("ridge", 0.2))}
+    line = against_simple(windows(0.1), simple, 4)
+    assert line.startswith("CRPS against ridge (0.2") and "best of persistence, ridge: -4" in line and "[" in line
+    assert against_simple(windows(0.1), simple, 40).endswith("(no interval: the test windows are too few)")

@@ -9,7 +9,7 @@ import main_pretrain
 import main_train
 from data.context import Context
 from data.covariates import Covariates
-from data.lags import choose_lags
+from data.lags import calendar_periods, choose_lags
 from data.summary import FieldSummary
 from data.windows import WindowedField
 from models import MEAN_MODELS, ensemble_drawer, load_forecaster
@@ -35,8 +35,9 @@ def windows(values=None, lags="24,48", **facts):
     ((1, "hour"), 100, 1000, (120, 168)),
     ((1, "hour"), 12, 200, (24,)),
     ((1, "hour"), 12, 24, ()),
-    ((5, "minute"), 12, 3000, (288, 2016)),
-    ((1, "day"), 5, 1000, (7,)),
+    ((5, "minute"), 12, 3000, (288,)),
+    ((1, "day"), 5, 1000, (7, 365)),
+    ((1, "day"), 5, 400, (7,)),
     ((7, "hour"), 3, 1000, (3, 24)),
     ((1, "week"), 12, 1000, (52,)),
     ((5, "day"), 12, 1000, (73,)),
@@ -46,13 +47,45 @@ def windows(values=None, lags="24,48", **facts):
     ((12, "month"), 1, 1000, ()),
 ])
 def test_auto_takes_the_cycles_of_the_calendar_that_the_training_part_has_seen(interval, predict_len, steps, wanted):
-    assert choose_lags("auto", interval, predict_len, steps) == wanted
+    assert choose_lags("auto", interval, predict_len, repeating(steps, calendar_periods(interval))) == wanted
+
+
+@pytest.mark.parametrize("interval, steps, periods, wanted", [
+    ((12, "month"), 180, [11], (22,)),  # sunspots
+    ((1, "hour"), 1000, [24], (24, 168)),
+    ((1, "hour"), 1000, [9], (18,)),
+    ((1, "day"), 1000, [], ()),
+    ((1, "month"), 40, [12], (12,)),
+])
+def test_auto_takes_a_period_of_the_field_s_own_and_none_that_it_does_not_repeat(interval, steps, periods, wanted):
+    wander = torch.randn(steps, 3, generator=torch.Generator().manual_seed(1)).cumsum(0) / 50
+    values = repeating(steps, periods) + wander
+    assert choose_lags("auto", interval, 12, values) == wanted
+
+
+def test_a_random_walk_has_no_lags_but_seldom():
+    generator = torch.Generator().manual_seed(0)
+    found = [choose_lags("auto", (1, "day"), 12, torch.randn(300, 3, generator=generator).cumsum(0)) for _ in range(40)]
+    assert sum(lags != () for lags in found) <= 2
+
+
+def repeating(steps, periods, nodes=3):
+    """Values that are the sum of a random profile of each period and a little noise."""
+    generator = torch.Generator().manual_seed(2)
+    values = 0.1 * torch.randn(steps, nodes, generator=generator)
+    for period in periods:
+        profile = torch.randn(max(2, period), nodes, generator=generator)
+        smooth = profile if period < 12 else torch.sin(
+            2 * torch.pi * torch.arange(period) / period + torch.arange(nodes).unsqueeze(1)).T
+        values = values + smooth[torch.arange(steps) % period]
+    return values
 
 
 def test_lags_are_those_that_are_named_each_once_shortest_first_or_none():
     hourly = (1, "hour")
-    assert choose_lags("168,24,24", hourly, 12, 200) == (24, 168)
-    assert choose_lags("none", hourly, 12, 200) == () and choose_lags("12", hourly, 12, 200) == (12,)
+    values = torch.zeros(200, 1)
+    assert choose_lags("168,24,24", hourly, 12, values) == (24, 168)
+    assert choose_lags("none", hourly, 12, values) == () and choose_lags("12", hourly, 12, values) == (12,)
 
 
 @pytest.mark.parametrize("text, words", [
@@ -108,7 +141,7 @@ def test_a_missing_value_is_what_is_usual_and_no_step_looks_into_another_segment
 
 @pytest.mark.parametrize("lags", ["auto", "4", "7,24"])
 def test_what_a_test_window_knows_does_not_change_with_what_comes_after_its_history(lags):
-    values = torch.as_tensor(random_values(STEPS, NODES))
+    values = torch.as_tensor(random_values(STEPS, NODES)) / 20 + repeating(STEPS, [24], NODES)
     start = 135
     altered = values.clone()
     altered[start + HISTORY:] *= 3

@@ -87,11 +87,34 @@ def half_width(values, block):
     return half.item() if half.dim() == 0 else half
 
 
+def independent_block(starts, length):
+    """Windows in a row that share steps of the series, where a window takes `length` steps."""
+    stride = int(starts.diff().median()) if len(starts) > 1 else 1
+    return max(1, -(-length // stride))
+
+
 def in_words(found):
     """A relative difference with its interval: "-3.1% [-5.0%, -1.2%]", without one "-3.1% (no interval)"."""
     if found["lower"] is None:
         return f"{found['relative']:+.1%} (no interval)"
     return f"{found['relative']:+.1%} [{found['lower']:+.1%}, {found['upper']:+.1%}]"
+
+
+def against_simple(windows, simple, length):
+    """How far the CRPS of a run is from that of the best simple forecaster on the same windows, in one line.
+
+    windows: those of the run; simple: (scores, windows) of each by name, see `pipeline.score_simple`; length of a
+    window in steps.
+    """
+    if not simple:
+        return "no simple forecaster can be fitted to compare with"
+    best = min(simple, key=lambda name: simple[name][0]["CRPS"])
+    scores, theirs = simple[best]
+    if not scores["CRPS"] > 0:
+        return f"the CRPS of {best}, the best simple forecaster, is 0: nothing is better"
+    found = paired_difference(windows, theirs, "CRPS", independent_block(windows["start"], length))
+    text = in_words(found).replace("(no interval)", "(no interval: the test windows are too few)")
+    return f"CRPS against {best} ({scores['CRPS']:.4g}), the best of {', '.join(simple)}: {text}"
 
 
 def _first(start):

@@ -68,8 +68,9 @@ class CommonConfig:
     null_value: float = flag(None, DATA, "a number that stands for a missing value in the file; needs --missing mask")
     covariates: str = flag("", DATA, "a file of what is known of every step, over the horizon too (holidays, weather "
                            "forecasts): a column for each, or an array (time, node, covariate)")
-    lags: str = flag("none", DATA, "also show the values so many steps before each step of a window, 24,168; auto: a "
-                     "day and a week, or a year, before; none: nothing but the window")
+    lags: str = flag("auto", DATA, "also show the values so many steps before each step of a window, 24,168; auto: a "
+                     "day, a week, a year or another period before, where the training part repeats itself so; none: "
+                     "nothing but the window")
     oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
     oracle_length_scale: float = flag(0.3, DATA, "distance over which the correlation between nodes of Oracle falls by "
@@ -134,6 +135,9 @@ class PretrainConfig(CommonConfig):
     networks: int = flag(3, NETWORK, "networks whose outputs are averaged", minimum=1, maximum=100)
     linear_modes: int = flag(16, NETWORK, "modes common to all nodes whose linear forecast corrects that of the "
                              "networks, weighted by its skill on the validation part; 0: off", minimum=0)
+    base: str = flag("auto", TRAINING, "after training, mix the networks with the best simple forecasters of the field "
+                     "(last value, climatology, lags, ridge), by their skill on the validation part (auto); or not "
+                     "(none)", choices=("auto", "none"))
     recalibrate: bool = flag(True, TRAINING, "after training, correct biases of the forecast, and the width of "
                              "quantiles, that the validation part shows")
     epochs: int = other_default("epochs", 16)
@@ -202,9 +206,10 @@ class TrainConfig(CommonConfig):
 RECIPES = {
     "cost": {},
     "published": {
-        CommonConfig: dict(support="any", scaling="field", training_span="histories", lr=1e-3, epochs=50, ema=0.0),
+        CommonConfig: dict(support="any", scaling="field", training_span="histories", lags="none", lr=1e-3, epochs=50,
+                           ema=0.0),
         PretrainConfig: dict(objective="mse", select="mae", patience=50, climatology=False, tokens=0, networks=1,
-                             linear_modes=0, recalibrate=False),
+                             linear_modes=0, base="none", recalibrate=False),
         TrainConfig: dict(margin="residual", noise="independent", prediction="noise", scale="spectrum",
                           endpoint="signed", condition_mean=False, condition_scale=False, center=False, denoiser="stid",
                           channels=128, layers=8, sampler="ancestral", sample_steps=50),
@@ -217,14 +222,15 @@ RECIPES = {
 }
 """Values of both stages that differ from the defaults, which are those of `cost`."""
 
+_PROTOCOL = dict(lags="none", scaling="field")  # of the published tables
 _OURS = {
-    "SST": {CommonConfig: dict(batch_size=32, scaling="field"), PretrainConfig: dict(lr=1e-3)},
-    "BikeDC": {CommonConfig: dict(scaling="field"), PretrainConfig: dict(epochs=30, networks=1)},
-    "MobileNJ": {CommonConfig: dict(scaling="field")},
-    "TaxiBJ": {CommonConfig: dict(batch_size=24, scaling="field")},
-    "Los_Speed": {CommonConfig: dict(batch_size=24, scaling="field"), PretrainConfig: dict(lr=1e-3)},
-    "NYCFlights": {CommonConfig: dict(batch_size=64, lags="auto", scaling="field"), PretrainConfig: dict(epochs=24)},
-    "Oracle": {CommonConfig: dict(batch_size=64)},
+    "SST": {CommonConfig: dict(batch_size=32, **_PROTOCOL), PretrainConfig: dict(lr=1e-3)},
+    "BikeDC": {CommonConfig: _PROTOCOL, PretrainConfig: dict(epochs=30, networks=1)},
+    "TaxiBJ": {CommonConfig: dict(batch_size=24, **_PROTOCOL)},
+    "Los_Speed": {CommonConfig: dict(batch_size=24, **_PROTOCOL), PretrainConfig: dict(lr=1e-3)},
+    "NYCFlights": {CommonConfig: dict(batch_size=64, scaling="field"), PretrainConfig: dict(epochs=24)},
+    "Oracle": {CommonConfig: dict(batch_size=64, lags="none")},
+    **{name: {CommonConfig: _PROTOCOL} for name in ("MobileNJ", "MobileSH", "CrowdBJ", "CrowdBM", "SolarPower")},
 }
 PRESETS = {
     "cost": _OURS,

@@ -35,37 +35,40 @@ def progress(batches, text: str):
 
 def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
                       equidistant: bool = False, processes: Processes = ALONE,
-                      watch=None, threshold: float | None = None) -> tuple[dict, dict[str, Tensor]]:
+                      watch=None, threshold: float | None = None, joint: bool = True) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units, float64;
     shape (member, horizon, node); equidistant: see `EnsembleScores.compute`, threshold: `EnsembleScores`;
     watch(members, truth, observed), where given, sees every batch of this process too, in physical units. Returns the
-    dict of the scores, `joint` among them (see `joint.JointScores`, `texture.TextureScores`), and those of every window
-    with its `start`, which `utils.comparison` pairs forecasts by.
+    dict of the scores, `joint` among them unless that is off (see `joint.JointScores`, `texture.TextureScores`), and
+    those of every window with its `start`, which `utils.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
-    precision = FAST if batches.data.alike else torch.float64  # of small nodes beside large ones
-    scores, joint = EnsembleScores(horizon, node, members, precision, threshold), joint_scores(batches.data, precision)
-    texture, starts = texture_scores(batches.data), []
+    data, starts = batches.data, []
+    precision = FAST if data.alike else torch.float64  # of small nodes beside large ones
+    scores = EnsembleScores(horizon, node, members, precision, threshold)
+    together, texture = (joint_scores(data, precision), texture_scores(data)) if joint else (None, None)
     for batch in progress(own_windows(batches, processes), "forecasting"):
         drawn, truth = physical(draw(batch)), batch.truth.double()
         scores.update(drawn, truth, batch.scored)
-        joint.update(drawn, truth, batch.start, batch.scored)
-        texture.update(drawn, truth, batch.scored, batch.start)
+        if joint:
+            together.update(drawn, truth, batch.start, batch.scored)
+            texture.update(drawn, truth, batch.scored, batch.start)
         if watch:
             watch(drawn, truth, batch.scored)
         starts.append(batch.start.cpu())
-    for each in (scores, joint, texture):
+    for each in (scores, together, texture) if joint else (scores,):
         each.sums = {name: processes.add(value) for name, value in each.sums.items()}
     windows = {name: processes.join_rows(value) for name, value in
-               {**scores.by_window(), **joint.by_window(), "start": torch.cat(starts)}.items()}
-    features = {name: processes.join_rows(value) for name, value in texture.by_window().items()}
+               {**scores.by_window(), **(together.by_window() if joint else {}), "start": torch.cat(starts)}.items()}
     found = scores.compute(equidistant)
+    found["per_node"] = named_nodes(found["per_node"], data.field.node_names)
+    if not joint:
+        return found, windows
     own = {name: found[name] for name in ("energy_score", "variogram_score")}
-    per_node = named_nodes(found.pop("per_node"), batches.data.field.node_names)
-    together = {**own, **joint.compute(), "texture": texture.compute(features)}
-    return {**found, "per_node": per_node, "joint": together}, windows
+    features = {name: processes.join_rows(value) for name, value in texture.by_window().items()}
+    return {**found, "joint": {**own, **together.compute(), "texture": texture.compute(features)}}, windows
 
 
 def named_nodes(scores: dict[str, list], names: tuple[str, ...]) -> dict[str, dict]:

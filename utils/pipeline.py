@@ -31,7 +31,8 @@ from models import (
     build_mean_model,
     ensemble_drawer,
 )
-from models.baselines import BASELINES
+from models.base import independent
+from models.baselines import BASELINES, SIMPLE
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
 from models.quantiles import to_support
@@ -49,6 +50,7 @@ CHOICES = {"mean_model": MEAN_MODELS, "objective": OBJECTIVES, "margin": MARGINS
 STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 40_000_000  # at most, that linear models are estimated from
 PREPARED_BYTES = 1 << 29  # of stage-1 output about the windows of a split, at most, that is kept for all epochs
 MANY_ZEROS = 0.9  # share of the training values from which on `--margin auto` is empirical
+FEW_WINDOWS = 10  # independent ones of validation
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 WINDOWS_AT_ONCE = 8  # of a baseline
 
@@ -167,6 +169,16 @@ def neighbours_of(data: WindowedField, config) -> torch.Tensor | None:
         raise ValueError(f"--denoiser {config.denoiser}: {data.field.name} has no graph, no grid and no places of "
                          f"its nodes: {give}choose --denoiser tokens")
     return nearest[:, 1:].contiguous()
+
+
+def note_few_windows(data: WindowedField) -> None:
+    """Say so where the validation part is too short to tell much about a network."""
+    starts = data.calibration(1).starts
+    found = independent(starts, data.predict_len)
+    if found < FEW_WINDOWS:
+        print(f"note: {data.field.name}: {len(starts)} validation windows, whose futures overlap, are worth {found} "
+              "independent ones: the mixture of simple forecasters is preferred, and its spreads come from training "
+              "and validation", file=sys.stderr)
 
 
 # --- stage 1 -------------------------------------------------------------------------------------------------
@@ -362,13 +374,14 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
     }, windows
 
 
-# --- baselines --------------------------------------------------------------------------------------------------
+# --- simple forecasters --------------------------------------------------------------------------------------
 
 def baseline_drawer(name: str, data, model, settings: dict):
     """The function batch -> members of a baseline, all of them values that the field can take."""
     members, shape = settings["nsample"], (settings["predict_len"], data.num_nodes)
-    card = DATASETS.get(settings["data_name"], data.field.spec)  # a file of one's own is in no registry
-    support = data.support_where(card.nonnegative)  # also where the recipe restricts nothing
+    spec = data.field.spec  # of a dataset the card's: what a recipe restricts does not matter
+    spec = spec if settings["data_path"] else DATASETS[settings["data_name"]]
+    support = data.support_where(spec.nonnegative)
     fitted = BASELINES[name](data, members, mean=model and (lambda batch: model(batch.context)),
                              quantiles=model and (lambda batch: model.predict(batch.context)))
 
@@ -377,3 +390,22 @@ def baseline_drawer(name: str, data, model, settings: dict):
         return to_support(fitted(batch, lambda k: noise(k, 0, len(batch.start) * members)), *support)
 
     return draw
+
+
+def score_simple(settings: dict, data: WindowedField, split: str, processes: Processes = ALONE,
+                 joint: bool = True) -> dict[str, tuple[dict, dict]]:
+    """Scores, and those of each window, of the forecasters without a network on the windows of a run, by name.
+
+    They have as many members as the run, drawn at random. One that the data are too short for is left out.
+    """
+    found = {}
+    for name in SIMPLE:
+        try:
+            draw = baseline_drawer(name, data, None, settings)
+        except ValueError:  # no season before the first window
+            continue
+        found[name] = evaluate_ensemble(
+            draw, data.batches(split, WINDOWS_AT_ONCE, limit=settings["test_windows"]), data.scaler.physical,
+            (settings["nsample"], data.predict_len, data.num_nodes), processes=processes,
+            threshold=settings.get("threshold"), joint=joint)
+    return found

@@ -1,0 +1,212 @@
+"""The base of stage 1: never worse than a simple forecaster, and the network's share is what it is worth."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import make_field
+
+from data.context import Context
+from data.windows import WindowedField
+from models.base import Base, SimpleForecasters, Windows, convex_weights, independent, share_of, weighted_quantiles
+from models.layers import Task
+from models.mean import BesideBase, MeanModel
+from models.quantiles import LEVELS, pinball
+
+MONTH, DAY = (1, "month"), (1, "day")
+
+
+def windows_of(values, history, horizon, interval=DAY, lags="auto"):
+    return WindowedField(make_field(values.float(), interval=interval), history, horizon, lags=lags)
+
+
+def task_of(data):
+    return Task(data.num_nodes, data.history_len, data.predict_len, data.calendar_sizes, data.field.masked,
+                lags=len(data.lags))
+
+
+def fitted(data):
+    base = Base(task_of(data), len(LEVELS))
+    base.fit(data.batches("train", 32), data.calibration(32), float("-inf"))
+    return base
+
+
+def loss(forecast, data):
+    """Mean pinball loss on the test windows."""
+    parts = [pinball(forecast(batch.context), batch.future).mean(1) for batch in data.batches("test", 32)]
+    return torch.cat(parts).mean().item()
+
+
+def of_candidate(base, name):
+    """The base with one candidate alone, and the spread of its own errors."""
+    only = Base.__new__(Base)
+    torch.nn.Module.__init__(only)
+    only.__dict__.update({**base.__dict__, "_buffers": dict(base._buffers)})
+    only.weights = torch.zeros_like(base.weights)
+    only.weights[base.simple.names.index(name)] = 1
+    return only
+
+
+def trend_with_season(months=200, seed=0):
+    month = torch.arange(months).unsqueeze(1)
+    noise = torch.randn(months, 2, generator=torch.Generator().manual_seed(seed))
+    return month * torch.tensor([0.3, 0.1]) + 8 * torch.sin(2 * torch.pi * month / 12) + noise
+
+
+def random_walk(steps=500, seed=1):
+    return torch.randn(steps, 4, generator=torch.Generator().manual_seed(seed)).cumsum(0)
+
+
+# Fields
+
+def test_a_trend_with_season_is_forecast_better_than_last_value_and_climatology_and_not_worse_than_the_best():
+    data = windows_of(trend_with_season(), 12, 6, MONTH)
+    base = fitted(data)
+    found = {name: loss(of_candidate(base, name), data) for name in base.simple.names}
+    ours = loss(base, data)
+    assert data.lags == (12,)
+    assert ours < 0.3 * found["last value"] and ours < 0.3 * found["climatology"] and ours < found["lag"]
+    assert ours < 1.05 * min(found.values())
+
+
+def test_a_random_walk_is_left_to_the_last_value_and_its_intervals_grow_with_the_horizon():
+    data = windows_of(random_walk(), 12, 8)
+    base = fitted(data)
+    batch = next(iter(data.batches("test", 64)))
+    quantiles = base(batch.context)
+    point = quantiles[:, 9]
+    step = data.scaler.standardize(torch.ones(())) - data.scaler.standardize(torch.zeros(()))
+    assert data.lags == ()
+    assert loss(base, data) < 1.03 * loss(of_candidate(base, "last value"), data)
+    assert (point - batch.context.history[:, -1:]).abs().mean() < 0.6 * step
+    width = (quantiles[:, -1] - quantiles[:, 0]).mean((0, 2))
+    assert width[7] / width[0] == pytest.approx(8**0.5, rel=0.25)
+
+
+def test_sixty_steps_of_one_node_give_a_forecast_with_honest_intervals():
+    values = trend_with_season(60)[:, :1]
+    data = windows_of(values, 6, 6, MONTH)
+    base = fitted(data)
+    batch = next(iter(data.batches("test", 64)))
+    quantiles = base(batch.context)
+    inside = (batch.future > quantiles[:, 0]) & (batch.future < quantiles[:, -1])
+    assert quantiles.isfinite().all() and (quantiles.diff(dim=1) >= 0).all()
+    assert loss(base, data) < 0.6 * loss(of_candidate(base, "last value"), data)
+    assert 0.6 < inside.float().mean() <= 1
+
+
+def test_gaps_in_the_history_leave_the_latest_value_that_is_there():
+    history = torch.tensor([[[1.0], [2.0], [0.0]]])  # the last is the climatology in a gap
+    observed = torch.tensor([[[True], [True], [False], [False]]])
+    context = Context(history, torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 4, 1), observed)
+    assert Windows.of(context).last.item() == 2
+
+
+def test_no_quantile_lies_below_the_support():
+    data = windows_of(torch.rand(200, 3) ** 4, 6, 4)
+    base = Base(task_of(data), len(LEVELS))
+    minimum = data.scaler.standardize(torch.zeros(())).item()
+    base.fit(data.batches("train", 32), data.calibration(32), minimum)
+    assert base(next(iter(data.batches("test", 64))).context).min() >= minimum
+
+
+# Pieces
+
+def test_ridge_finds_a_linear_law_and_its_left_out_forecasts_did_not_see_their_targets():
+    steps = [torch.tensor([[1.0, 0.5]])] * 2
+    noise = torch.randn(400, 2, generator=torch.Generator().manual_seed(3))
+    for step in range(2, 400):
+        steps.append(1.2 * steps[-1] - 0.6 * steps[-2] + 0.1 * noise[step])
+    data = windows_of(torch.cat(steps), 6, 1, lags="none")
+    forecasters = SimpleForecasters(task_of(data))
+    windows = Windows.join(data.batches("train", 64))
+    left_out = forecasters.fit(windows)
+    which = forecasters.names.index("ridge")
+    in_sample = (forecasters(windows)[:, which] - windows.future).square().mean().sqrt()
+    out_of_sample = (left_out[:, which] - windows.future).square().mean().sqrt()
+    right = 0.1 / data.scaler.std
+    assert in_sample == pytest.approx(right, rel=0.12) and in_sample < out_of_sample < 1.2 * right
+
+
+def test_convex_weights_are_the_inverse_variances_of_independent_errors_and_never_negative():
+    variance = torch.tensor([1.0, 2.0, 4.0])
+    found = convex_weights(torch.diag(variance))
+    torch.testing.assert_close(found, (1 / variance) / (1 / variance).sum(), atol=1e-3, rtol=0)
+    correlated = torch.tensor([[1.0, 2.0], [2.0, 5.0]])  # the best free weights are 1.5 and -0.5
+    torch.testing.assert_close(convex_weights(correlated), torch.tensor([1.0, 0.0]), atol=1e-3, rtol=0)
+
+
+def test_weighted_quantiles_are_those_of_values_that_come_as_often():
+    values = torch.tensor([0.0, 1.0, 2.0]).view(3, 1)
+    found = weighted_quantiles(values, torch.tensor([1.0, 8.0, 1.0]).view(3, 1)).flatten()
+    assert found[0] == 0 and (found[2:17] == 1).all() and found[-1] == 2
+
+
+def test_windows_that_share_no_step_of_their_futures_are_independent():
+    assert independent(torch.arange(48), 12) == 4 and independent(torch.tensor([0, 100, 200]), 12) == 3
+
+
+# The network's share
+
+class Knows(MeanModel):
+    """A network that gives the truth with some error, or nothing of use: quantiles around a given centre."""
+
+    def __init__(self, data, error):
+        super().__init__("quantiles")
+        self.data, self.error = data, error
+
+    def predict(self, context):
+        normal = torch.special.ndtri(torch.tensor(LEVELS)).view(1, -1, 1, 1)
+        centre = context.history[:, -1:] if self.error is None else context.covariates[:, context.history_len:, :, 0]
+        width = 3.0 if self.error is None else self.error
+        if self.error is None:
+            centre = -2 * centre
+        return (centre + torch.zeros(1, self.data.predict_len, 1)).unsqueeze(1) + width * normal
+
+
+def with_truth(data, error):
+    """Batches whose context holds the future with an error as a covariate: what `Knows` reads."""
+    def changed(batch):
+        noise = torch.randn(batch.future.shape, generator=torch.Generator().manual_seed(int(batch.start[0])))
+        future = batch.future + (error or 0) * noise
+        seen = torch.cat([batch.context.history, future], dim=1).unsqueeze(-1)
+        return dataclasses.replace(batch, context=dataclasses.replace(batch.context, covariates=seen))
+
+    class Batches:
+        def __init__(self, split):
+            self.inner = data.batches(split, 32)
+            self.starts, self.data = self.inner.starts, data
+
+        def __iter__(self):
+            return map(changed, self.inner)
+
+    return Batches
+
+
+@pytest.mark.parametrize("error, least, most", [(0.02, 0.9, 1.0), (None, 0.0, 0.05)])
+def test_a_network_that_is_right_gets_nearly_all_and_one_of_no_use_nothing(error, least, most):
+    data = windows_of(random_walk(800), 6, 4)
+    model = BesideBase(Knows(data, error), task_of(data))
+    batches = with_truth(data, error)
+    assert (model.share == 1).all()
+    model.calibrate(batches("train"), batches("validation"), (float("-inf"), 0.0))
+    assert least <= model.share.min() and model.share.mean() <= most
+    batch = next(iter(batches("test")))
+    parts = [part.predict(batch.context) if part is model.inner else part(batch.context)
+             for part in (model.base, model.inner)]
+    torch.testing.assert_close(model.predict(batch.context), torch.lerp(*parts, model.share))
+
+
+def test_of_one_block_of_validation_the_base_alone_is_taken():
+    losses = torch.linspace(2, 1, 11).view(-1, 1, 1, 1).expand(-1, 1, 3, 4)
+    assert (share_of(losses, 1) == 0).all()
+    assert (share_of(losses.expand(-1, 8, -1, -1), 40) == 1).all()
+
+
+def test_the_share_is_kept_by_a_checkpoint():
+    data = windows_of(random_walk(300), 6, 4)
+    model, other = (BesideBase(Knows(data, None), task_of(data)) for _ in range(2))
+    model.calibrate(data.batches("train", 32), data.calibration(32), (float("-inf"), 0.0))
+    other.load_state_dict(model.state_dict())
+    context = next(iter(data.batches("test", 8))).context
+    assert torch.equal(model.predict(context), other.predict(context))
