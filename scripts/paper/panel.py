@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 
 from scripts.paper.benchmark import METHODS, Task, chosen, score
-from utils.checkpoint import csv_text, read_json, write_json
-from utils.config import FlagParser, TrainConfig, at_least_one, output_path, run_main
-from utils.tables import markdown, write_text
+from utils.checkpoint import csv_text, read_json, write_json, write_text
+from utils.config import FlagParser, TrainConfig, output_path, run_main
+from utils.tables import markdown
 
 ROOT = Path(__file__).parents[2]
 OURS = TrainConfig.recipe
@@ -432,7 +432,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--half", choices=HALVES, default="", help="only this half of the fields")
     parser.add_argument("--fields", default="", help="only these fields, comma-separated")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of what is trained and drawn")
-    parser.add_argument("--test_windows", type=at_least_one, default=TEST_WINDOWS,
+    parser.add_argument("--test_windows", type=int, default=TEST_WINDOWS,
                         help="test windows to score, evenly spread, where there are more")
     parser.add_argument("--save_dir", type=Path, default=Path("save"))
     parser.add_argument("--table", type=output_path, default=ROOT / "docs/results/panel.md",
