@@ -276,9 +276,9 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
                  f"{markdown(*differences(group, sum(lengths), known))}")
         head, rows = texture_table(group)
         if rows:
-            text += ("\nTexture, members / observed: squared difference to the four nearest nodes and to the next step, "
-                     "and share of the spectrum by quarter, smooth first, each over the variance (1 is right); AUC "
-                     f"of telling members from errors (.5: impossible).\n\n{markdown(head, rows)}\n")
+            text += ("\nTexture, members / observed: squared difference to four nearest nodes and to the next step, "
+                     "and share of the spectrum by quarter, smooth first, each over the variance (1 is right); AUC of "
+                     f"telling members from errors (.5: impossible).\n\n{markdown(head, rows)}\n")
     path = RESULTS / "joint_{}_{}.csv".format(*lengths)
     write_text(path, csv_text(runs.drop(columns="path"), float_format="%.6g"))
     write_text(path.with_suffix(".md"), text)
