@@ -262,7 +262,7 @@ class Base(nn.Module):
         self.register_buffer("spread", torch.zeros(steps, nodes))
         self.register_buffer("cycle", torch.ones(min(self.size, BINS), nodes))
         self.register_buffer("shape", torch.zeros(len(LEVELS), nodes))
-        self.register_buffer("minimum", torch.tensor(float("-inf")))
+        self.register_buffer("minimum", torch.full((task.num_nodes,), float("-inf")))
 
     def bins(self, slot: Tensor) -> Tensor:
         """Time of the cycle of each step of the horizon: (batch, F)."""
@@ -278,9 +278,9 @@ class Base(nn.Module):
         return (point + width.unsqueeze(1) * self.shape.unsqueeze(1)).clamp_min(self.minimum)
 
     @torch.no_grad()
-    def fit(self, training, validation, minimum: float) -> None:
+    def fit(self, training, validation, minimum: Tensor | float) -> None:
         """Fit it to training windows, and weigh it on validation windows, both in the order of time."""
-        self.minimum.fill_(minimum)
+        self.minimum.copy_(torch.as_tensor(minimum))
         parts = [Windows.join(training), Windows.join(validation)]
         errors = [self.simple.fit(parts[0]) - parts[0].future.unsqueeze(1),
                   self.simple(parts[1]) - parts[1].future.unsqueeze(1)]

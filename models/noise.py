@@ -140,7 +140,7 @@ class CovarianceNoise(nn.Module):
         own = (1 - axes.square() @ self.mode_variance).clamp_min(SMALLEST_OWN)
         inverse = observed / own
         squares = (axes.unsqueeze(2) * axes.unsqueeze(1)).flatten(1)  # of each node: (node, mode * mode)
-        precision = (inverse @ squares).unflatten(-1, (axes.shape[1], -1)) + (1 / self.mode_variance).diag()
+        precision = (inverse @ squares).unflatten(-1, (axes.shape[1], axes.shape[1])) + (1 / self.mode_variance).diag()
         covariance = torch.linalg.inv(precision)
         modes = covariance @ (inverse * z / self.spread @ axes).unsqueeze(-1)
         variance = own + covariance.flatten(-2) @ squares.T

@@ -129,7 +129,7 @@ def test_the_defaults_are_a_mean_of_conditional_quantiles_and_a_small_network_fo
     mean = parse(PretrainConfig, "--data_name Oracle")
     assert (mean.epochs, mean.lr, mean.ema, mean.patience, mean.lags) == (16, 0.003, 0.99, 5, "none")
     assert (diffusion.margin, diffusion.noise, diffusion.modes, diffusion.prediction) == (
-        "auto", "covariance", 16, "v")
+        "auto", "covariance", 1024, "v")
     assert (diffusion.endpoint, diffusion.center, diffusion.members, diffusion.ema) == ("none", True, "random", 0.99)
     assert (diffusion.denoiser, diffusion.channels, diffusion.layers) == ("mlp", 32, 2)
     assert (diffusion.sampler, diffusion.sample_steps) == ("dpm2m", 10)

@@ -170,7 +170,8 @@ def test_both_stages_of_every_recipe_take_covariates_and_keep_their_names(projec
         place, = (folder / "diffusion").glob(f"*_{recipe}")
         content = load_checkpoint(place / "model.pt")
         assert list(content["data"]["covariates"]) == ["shock"]
-        assert content["weights"]["denoiser.extra.table.weight"].shape == (16, 10)
+        lags = len(content["data"]["lag_steps"])
+        assert content["weights"]["denoiser.extra.table.weight"].shape == (16, 10 * (1 + lags))
         networks = [module for module in load_forecaster(place).model.modules() if isinstance(module, ExtraInputs)]
         assert len(networks) == 1 + 1 and all(network.table is not None for network in networks)
 

@@ -104,7 +104,7 @@ def test_validation_stays_on_the_device(recipe):
 def test_every_sampler_stays_on_the_device(sampler, precision, recipe):
     model = make_forecaster(recipe)
     model.denoiser.round_to(precision)
-    noise = MemberNoise(1, torch.arange(BATCH, device=META), 3, (HORIZON, model.coordinates))
+    noise = MemberNoise(1, torch.arange(BATCH, device=META), 3, (HORIZON, NODES))
     members = model.eval().sample(make_batch().context, noise, Sampling(3, "random", sampler, 4, chunk=4))
     assert members.is_meta and members.shape == (BATCH, 3, HORIZON, NODES)
     assert all(draw_with(make_forecaster(recipe), sampler, kind).is_meta for kind in ("random", "quantiles"))

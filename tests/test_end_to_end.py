@@ -433,7 +433,7 @@ def test_values_after_the_training_part_change_no_weight_of_stage_1(gappy):
     for share in (0, 0.2):
         weights = []
         for change in (lambda values: values, after):
-            _, folder = gappy(main_pretrain, "--no-recalibrate", "--linear_modes", "0", "--epochs", "1", share=share,
+            _, folder = gappy(main_pretrain, "--no-recalibrate", "--linear_modes", "0", "--base", "none", "--epochs", "1", share=share,
                               change=change, name=f"{change.__name__}{share}")
             weights.append(load_checkpoint(folder / "mean/Tiny_12_12/model.pt")["weights"])
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
@@ -451,6 +451,6 @@ def test_stage_1_asked_once_or_at_every_step_trains_the_same_model(runs, recipe,
         monkeypatch.setattr(pipeline, "PREPARED_BYTES", limit)
         assert run(main_train, tmp_path / str(limit), "--recipe", recipe) == 0
         logs.append(pd.read_json(tmp_path / str(limit) / "diffusion" / FOLDERS[recipe] / "log.jsonl", lines=True))
-        statistics = 166  # the training windows, once
+        statistics = 166 + 44  # the training windows and those of calibration, once
         assert (sum(asked) == statistics + 166 + 55) if limit else (sum(asked) >= statistics + 2 * 166 + 3 * 55)
     np.testing.assert_allclose(*(log[["loss", "score"]] for log in logs), rtol=1e-4)

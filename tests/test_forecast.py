@@ -192,7 +192,7 @@ def test_a_question_that_has_no_answer_is_refused(work, history, start, flags, m
 
 def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     """On the first weeks of the dataset that it names, for the sake of time."""
-    example, = re.findall(r"```python\n(.*?)```", (ROOT / "docs/forecasting.md").read_text(), flags=re.DOTALL)
+    example, online = re.findall(r"```python\n(.*?)```", (ROOT / "docs/forecasting.md").read_text(), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     Path("data/dataset").mkdir(parents=True)
     with np.load(ROOT / "data/dataset/NYCFlights.npz") as whole:
@@ -204,6 +204,9 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     exec(compile(example, "docs/forecasting.md", "exec"), found)
     assert found["forecast"].members.shape == (50, 12, 75) and found["forecast"].members.min() == 0
     assert found["forecast"].issued == np.datetime64("2013-01-21T19:00") and len(found["table"]) == 12 * 75
+    found["windows"] = [(found["history"], found["start"])]
+    exec(compile(online, "docs/forecasting.md", "exec"), found)
+    assert found["forecast"].members.shape == (50, 12, 75)
 
 
 def test_a_run_with_gaps_and_covariates_forecasts_from_such_a_history(work, tmp_path):

@@ -382,12 +382,12 @@ def test_a_built_mean_model_is_an_ensemble_whose_wrappers_change_nothing_until_c
     facts = {"num_nodes": NODES, "calendar_sizes": [24, 7], "masked": False, "covariates": {}, "lag_steps": []}
     for objective in OBJECTIVES:
         model = build_mean_model({**settings, "objective": objective}, facts).eval()
-        context, networks = windows(), model.inner.inner
+        context, networks = windows(), model.inner.inner.inner
         assert len(networks.networks) == 3 and model.objective == objective
         torch.testing.assert_close(model.predict(context), networks.predict(context), rtol=0, atol=1e-5)
         assert torch.equal(model.loss(torch.zeros(2, HORIZON, NODES), context),
                            networks.loss(torch.zeros(2, HORIZON, NODES), context))
-    plain = build_mean_model({**settings, "linear_modes": 0, "recalibrate": False, "networks": 1}, facts)
+    plain = build_mean_model({**settings, "linear_modes": 0, "base": "none", "recalibrate": False, "networks": 1}, facts)
     assert isinstance(plain, Ensemble) and len(plain.networks) == 1
 
 

@@ -306,7 +306,7 @@ def test_stage_1_weights_see_nothing_after_the_training_part(registered, tmp_pat
         assert main_pretrain.main([
             "--data_name", name, "--data_dir", str(folder), "--save_dir", str(tmp_path / "runs"), "--device", "cpu",
             "--history_len", "6", "--predict_len", "4", "--epochs", "3", "--channels", "4", "--layers", "2",
-            "--no-recalibrate", "--linear_modes", "0",
+            "--no-recalibrate", "--linear_modes", "0", "--base", "none",
         ]) == 0
         content = load_checkpoint(tmp_path / f"runs/mean/{name}_6_4/model.pt")
         assert content["epoch"] == 3

@@ -14,6 +14,7 @@ from .metrics import EnsembleScores, crps_cross_check
 from .texture import FAR, TextureScores
 
 FAST = torch.float32  # for what is computed of every member, relative to the level and size of the field
+SMALLEST_SPREAD = 0.1  # of a node, as a share of the root mean square of all
 SPREAD_STEPS = 2000  # training steps, at most, that the spread of a node is taken from
 LISTED_NODES = 1000  # of which scores are listed: of more, those of the highest CRPS as a share of their mean |truth|
 CPU_VALUES_AT_ONCE, GPU_VALUES_AT_ONCE = 6_000, 1_000_000
@@ -91,6 +92,8 @@ def texture_scores(data) -> TextureScores:
     steps = torch.linspace(0, len(data.measured) - 1, min(len(data.measured), SPREAD_STEPS)).round().long()
     values = data.measured[steps].double()
     spread = (values - values.nanmean(0)).square().nanmean(0).sqrt()
+    if data.alike:  # one unit: a node that hardly varied in training does not outweigh the others
+        spread = spread.clamp_min(SMALLEST_SPREAD * spread.square().mean().sqrt())
     return TextureScores(spread, data.nearest_nodes(min(FAR.stop, data.num_nodes)))
 
 

@@ -380,7 +380,7 @@ def baseline_drawer(name: str, data, model, settings: dict):
     """The function batch -> members of a baseline, all of them values that the field can take."""
     members, shape = settings["nsample"], (settings["predict_len"], data.num_nodes)
     spec = data.field.spec  # of a dataset the card's: what a recipe restricts does not matter
-    spec = spec if settings["data_path"] else DATASETS[settings["data_name"]]
+    spec = spec if settings.get("data_path") else DATASETS.get(settings["data_name"], spec)
     support = data.support_where(spec.nonnegative)
     fitted = BASELINES[name](data, members, mean=model and (lambda batch: model(batch.context)),
                              quantiles=model and (lambda batch: model.predict(batch.context)))

@@ -73,12 +73,12 @@ class TextureScores:
         for members, truth, observed, start in chunks: scores.update(members, truth, observed, start)
         report = scores.compute(scores.by_window())
 
-    spread (node,): unit of each node; nearest (node, 25 or fewer), see `WindowedField.nearest_nodes`, or None: then
+    spread (node,): unit of each node, a node without any is left out; nearest (node, 25 or fewer), see `WindowedField.nearest_nodes`, or None: then
     only steps are compared. `sums` of several processes may be added.
     """
 
     def __init__(self, spread, nearest=None):
-        self.spread = spread.double().clamp_min(1e-12 * spread.abs().max().clamp_min(1e-300))
+        self.spread = spread.double().masked_fill(spread == 0, torch.inf)
         self.nearest = nearest if nearest is not None and nearest.shape[1] >= NEAR.stop else None
         known = self.nearest is not None and len(spread) <= SPECTRAL_NODES
         self.axes = laplacian_axes(self.nearest) if known else None
