@@ -23,6 +23,7 @@ BINS = 24  # of the calendar's first cycle, at most
 CYCLES = 3.0  # of evidence at which half of what a bin shows is believed
 STEPS = 100  # of the search for weights
 SHARES = 11  # shares of the network that are tried, from 0 to 1
+FEW_WINDOWS = 10  # independent ones of validation, below which the base is preferred
 BLOCKS = 8  # stretches of validation time that tell chance from skill, at most
 OPTIMISM = 1.2  # by which share the loss is too low where a model was recalibrated on one independent window
 DOUBT = 2.0  # squared standard errors that are taken from the square of an estimate
@@ -334,33 +335,41 @@ class Base(nn.Module):
 def share_of(losses: Tensor, evidence: float) -> Tensor:
     """The share of a network beside the base, per step and node, from losses (share, block, F, node) on validation.
 
+    Losses of a node are averaged with 3 * PRIOR independent windows of the field's, those of a step with PRIOR of all
+    steps'. With FEW_WINDOWS independent windows (`evidence`) or more it is the largest share whose loss exceeds the
+    lowest by no more than one standard error of their difference, found by leaving out one block at a time. With fewer
+    the base is preferred: the share of the lowest loss less what chance would give, see `significant`, where
+
         loss = validation loss * (1 + share * OPTIMISM / evidence)
 
-    The best share of a node under losses that are averaged with 3 * PRIOR independent windows of the field's, those of
-    a step with PRIOR of all steps'; then less what chance alone would give, see `significant`, by leaving out one block
-    at a time.
-
-    The network was stopped and recalibrated on these very windows, hence OPTIMISM. evidence: independent windows in
-    all. Of less than two blocks nothing can be told: 0.
-    Shapes: -> (F, node).
+    since the network was stopped and recalibrated on these very windows. Of less than two blocks nothing can be told:
+    0. Shapes: -> (F, node).
+    Source: the rule of one standard error, Breiman et al. 1984.
     """
     blocks = losses.shape[1]
     if blocks < 2:
         return torch.zeros_like(losses[0, 0])
+    few = evidence < FEW_WINDOWS
     shares = torch.linspace(0, 1, len(losses), device=losses.device).view(-1, 1, 1, 1)
-    losses = losses * (1 + shares * OPTIMISM / evidence)
+    losses = losses * (1 + few * shares * OPTIMISM / evidence)
     size = losses.mean((0, 1))
     counted = size / (size + size.mean())  # a node that hardly varies says little about the field
     losses = losses / size.clamp_min(1e-12)
 
-    def best(kept: Tensor) -> Tensor:
+    def shrunk(kept: Tensor) -> Tensor:
         field = (kept * counted).sum(2, keepdim=True) / counted.sum(1, keepdim=True)
         field = (evidence * field + PRIOR * field.mean(1, keepdim=True)) / (evidence + PRIOR)
-        mixed = (evidence * kept + 3 * PRIOR * field) / (evidence + 3 * PRIOR)
-        return mixed.argmin(0) / (len(mixed) - 1)
+        return (evidence * kept + 3 * PRIOR * field) / (evidence + 3 * PRIOR)
 
-    total = losses.sum(1)
-    found = best(total)
-    around = torch.stack([best(total - losses[:, block]) for block in range(blocks)])
-    error = (around - around.mean(0)).square().sum(0) * (blocks - 1) / blocks
-    return significant(found, error)
+    total, parts = losses.mean(1), losses.sum(1, keepdim=True) - losses
+    mean, around = shrunk(total), torch.stack([shrunk(part) for part in parts.unbind(1)]) / (blocks - 1)
+    best = mean.argmin(0, keepdim=True)
+    if few:
+        found = around.argmin(1) / (len(losses) - 1)
+        error = (found - found.mean(0)).square().sum(0) * (blocks - 1) / blocks
+        return significant(best[0] / (len(losses) - 1), error)
+    above = mean - mean.gather(0, best)
+    each = around - around.gather(1, best.expand(blocks, *best.shape))
+    error = ((each - each.mean(0)).square().sum(0) * (blocks - 1) / blocks).sqrt()
+    allowed = (above <= error) * torch.arange(len(losses), device=losses.device).view(-1, 1, 1)
+    return allowed.amax(0) / (len(losses) - 1)

@@ -237,13 +237,13 @@ def test_a_field_with_a_step_without_any_value_is_drawn(tmp_path):
 
 @pytest.mark.parametrize("limit, times", [(pipeline.PREPARED_BYTES, [8]), (0, None)])
 def test_stage_1_is_asked_at_every_step_of_stage_2_where_a_run_would(hourly, capsys, monkeypatch, limit, times):
-    asked, ask, statistics = [], Forecaster.prepare, 2 * [32, 32, 32, 4]  # of a hundred windows of both
+    asked, ask, statistics = [], Forecaster.prepare, [32, 32, 32, 4, 21]  # of windows of both parts
     monkeypatch.setattr(pipeline, "PREPARED_BYTES", limit)
     monkeypatch.setattr(Forecaster, "prepare",
                         lambda self, future, context: asked.append(len(future)) or ask(self, future, context))
     said_of(capsys, hourly)
-    assert asked[:8] == statistics
-    assert asked[8:] == times if times else len(asked) == 8 + 1 + check_data.MEASURED
+    assert asked[:5] == statistics
+    assert asked[5:] == times if times else len(asked) == 5 + 1 + check_data.MEASURED
 
 
 @pytest.mark.parametrize("values, odd", [

@@ -162,16 +162,15 @@ def test_a_covariate_that_tells_the_future_lowers_the_error_to_a_fraction(projec
 
 def test_both_stages_of_every_recipe_take_covariates_and_keep_their_names(project):
     run, covariates = project
-    _, folder = run(main_pretrain, "--epochs", "1", *covariates)
+    _, folder = run(main_pretrain, "--epochs", "1", "--lags", "none", *covariates)
     for recipe in RECIPES:
         run(main_train, "--epochs", "1", "--recipe", recipe, "--run_name", recipe, "--mean_run",
             str(folder / "mean/Tiny_6_4"), *ON_ANY_STAGE_1, "--nsample", "4", "--sample_steps", "2", "--test_windows",
-            "8", *covariates)
+            "8", "--lags", "none", *covariates)
         place, = (folder / "diffusion").glob(f"*_{recipe}")
         content = load_checkpoint(place / "model.pt")
         assert list(content["data"]["covariates"]) == ["shock"]
-        lags = len(content["data"]["lag_steps"])
-        assert content["weights"]["denoiser.extra.table.weight"].shape == (16, 10 * (1 + lags))
+        assert content["weights"]["denoiser.extra.table.weight"].shape == (16, 10)
         networks = [module for module in load_forecaster(place).model.modules() if isinstance(module, ExtraInputs)]
         assert len(networks) == 1 + 1 and all(network.table is not None for network in networks)
 

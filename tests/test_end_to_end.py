@@ -433,8 +433,8 @@ def test_values_after_the_training_part_change_no_weight_of_stage_1(gappy):
     for share in (0, 0.2):
         weights = []
         for change in (lambda values: values, after):
-            _, folder = gappy(main_pretrain, "--no-recalibrate", "--linear_modes", "0", "--base", "none", "--epochs", "1", share=share,
-                              change=change, name=f"{change.__name__}{share}")
+            _, folder = gappy(main_pretrain, "--no-recalibrate", "--linear_modes", "0", "--base", "none", "--epochs",
+                              "1", share=share, change=change, name=f"{change.__name__}{share}")
             weights.append(load_checkpoint(folder / "mean/Tiny_12_12/model.pt")["weights"])
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 

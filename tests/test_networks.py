@@ -387,7 +387,8 @@ def test_a_built_mean_model_is_an_ensemble_whose_wrappers_change_nothing_until_c
         torch.testing.assert_close(model.predict(context), networks.predict(context), rtol=0, atol=1e-5)
         assert torch.equal(model.loss(torch.zeros(2, HORIZON, NODES), context),
                            networks.loss(torch.zeros(2, HORIZON, NODES), context))
-    plain = build_mean_model({**settings, "linear_modes": 0, "base": "none", "recalibrate": False, "networks": 1}, facts)
+    plain = build_mean_model({**settings, "linear_modes": 0, "base": "none", "recalibrate": False, "networks": 1},
+                             facts)
     assert isinstance(plain, Ensemble) and len(plain.networks) == 1
 
 

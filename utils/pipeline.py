@@ -31,7 +31,7 @@ from models import (
     build_mean_model,
     ensemble_drawer,
 )
-from models.base import independent
+from models.base import FEW_WINDOWS, independent
 from models.baselines import BASELINES, SIMPLE
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
@@ -50,7 +50,6 @@ CHOICES = {"mean_model": MEAN_MODELS, "objective": OBJECTIVES, "margin": MARGINS
 STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 40_000_000  # at most, that linear models are estimated from
 PREPARED_BYTES = 1 << 29  # of stage-1 output about the windows of a split, at most, that is kept for all epochs
 MANY_ZEROS = 0.9  # share of the training values from which on `--margin auto` is empirical
-FEW_WINDOWS = 10  # independent ones of validation
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 WINDOWS_AT_ONCE = 8  # of a baseline
 

@@ -73,8 +73,8 @@ class TextureScores:
         for members, truth, observed, start in chunks: scores.update(members, truth, observed, start)
         report = scores.compute(scores.by_window())
 
-    spread (node,): unit of each node, a node without any is left out; nearest (node, 25 or fewer), see `WindowedField.nearest_nodes`, or None: then
-    only steps are compared. `sums` of several processes may be added.
+    spread (node,): unit of each node, a node without any is left out; nearest (node, 25 or fewer), see
+    `WindowedField.nearest_nodes`, or None: then only steps are compared. `sums` of several processes may be added.
     """
 
     def __init__(self, spread, nearest=None):
