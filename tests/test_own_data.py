@@ -117,7 +117,8 @@ def mixed_units(folder, outlier=1e6):
 
 def test_mixed_units_go_through_both_stages_and_every_node_gets_a_forecast_of_its_own_scale(tmp_path, capsys):
     values = mixed_units(tmp_path)
-    flags = [*TINY, "--data_path", str(tmp_path / "mixed.csv"), "--save_dir", str(tmp_path / "save"), "--epochs", "3"]
+    flags = [*TINY, "--data_path", str(tmp_path / "mixed.csv"), "--save_dir", str(tmp_path / "save"), "--epochs", "3",
+             "--sample_steps", "10"]
     assert main_pretrain.main(flags) == 0 and main_train.main(flags) == 0
     said = capsys.readouterr().err
     assert "each node is scaled by its own mean and spread" in said and "of 4 nodes (pascals) are far from all" in said
@@ -130,8 +131,7 @@ def test_mixed_units_go_through_both_stages_and_every_node_gets_a_forecast_of_it
     forecast = run.forecast(values[-6:], "2024-01-07T10:00", members=40)
     assert forecast.members.dtype == np.float64 and len(np.unique(forecast.members[..., 3])) > 100
     counts = forecast.members[..., 1]
-    assert counts.min() == 0 and (counts == counts.round()).all()
-    assert forecast.members[..., 0].std() > 1
+    assert counts.min() == 0 and (counts == counts.round()).all() and forecast.members[..., 0].min() < 0
     level = np.array([0, 1, 101_325, 1e9])
     assert (abs(forecast.mean - level) < 2 * spread).all()
     with pytest.warns(UserWarning, match="values of node degrees from .* is it in another unit"):
