@@ -37,10 +37,11 @@ class ResidualMargin(nn.Module):
         z = (future - mean) / scale,    member = mean + width * scale * (z - mean of z over members)
 
     The last term, `center`, makes the stage-1 mean the mean of the members. Members are moved to values of the
-    `support`, their mean being kept. z is standardized by training residuals, which stage 1 has seen. The quantiles of
-    stage 1, recalibrated on validation, show the spread of those that it has not seen:
+    `support`, their mean being kept. z is standardized by training residuals, which stage 1 has seen, or which are of
+    another origin. The quantiles of stage 1, recalibrated on validation, show the spread of those to come, and members
+    take their level:
 
-        width = max(1, widening / excess),    widening: `MeanModel.widening`, excess: `FluctuationScale.excess`
+        width = widening / excess,    widening: `MeanModel.widening`, excess: `FluctuationScale.excess`
 
     It is 1 with other scales than "quantiles".
     Source: CoST section 4.2 (residual).
@@ -67,7 +68,7 @@ class ResidualMargin(nn.Module):
         self.scale.fit(futures - mean, state, context.calendar, context.target_mask, spectrum)
         if self.scale.kind == "quantiles":
             excess = self.scale.excess(futures - mean, state, context.target_mask)
-            self.width.copy_((mean_model.widening / excess.clamp_min(1 / LARGEST_WIDTH)).clamp(1, LARGEST_WIDTH))
+            self.width.copy_((mean_model.widening / excess).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         mean, state = prepared.unbind(1)
