@@ -16,7 +16,8 @@ from models.mean import Ensemble
 from scripts import evaluate, forecast
 from tests.tools.children import in_child, in_children
 from utils import training
-from utils.config import RECIPES
+from utils.config import RECIPES, FlagParser, output_path
+from utils.distributed import STARTED_BY_TORCHRUN
 from utils.runs import newest_state
 
 UNEVEN = ["--batch_size", "15", "--test_windows", "23"]  # 7 and 8 windows of a batch; the last one has 1: none and 1
@@ -142,6 +143,18 @@ def test_two_processes_write_the_forecasts_that_one_writes(alone, tmp_path):
             for name in ("issued", "times"):
                 assert np.array_equal(one[name], two[name])
             np.testing.assert_allclose(one["members"], two["members"], rtol=1e-5)
+
+
+def test_a_file_that_the_first_process_has_written_does_not_stop_the_second(tmp_path, monkeypatch):
+    (tmp_path / "there.npz").touch()
+    parser = FlagParser("")
+    parser.add_argument("--output", type=output_path)
+    for name in STARTED_BY_TORCHRUN:
+        monkeypatch.setenv(name, "1")
+    assert parser.parse_args(["--output", str(tmp_path / "there.npz")])
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="it exists"):
+        parser.parse_args(["--output", str(tmp_path / "there.npz")])
 
 
 @pytest.mark.parametrize("first, then", [(1, 2), (2, 1)])

@@ -367,7 +367,12 @@ class FlagParser(argparse.ArgumentParser):
         return given, unknown
 
     def refuse_existing(self, name: str, paths: Iterable[Path | None], given: argparse.Namespace) -> None:
-        """Raises: ValueError where a file that the flag `name` leads to exists, and `--overwrite` is not given."""
+        """Raises: ValueError where a file that the flag `name` leads to exists, and `--overwrite` is not given.
+
+        Of several processes the first one looks: it may have written the file before another one has started.
+        """
+        if rank_from_environment():
+            return
         there = [path for path in paths if path and os.path.lexists(path)]
         if there and not getattr(given, "overwrite", False):
             raise ValueError(f"{name} {there[0]}: it exists; choose another name, or --overwrite to replace it")
