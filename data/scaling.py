@@ -198,8 +198,8 @@ class NodeStatistics:
             limit = float(((self.mean - mean).abs() + furthest).max()) / std
             return Scaler(mean, std, is_whole(training), limit, precise=is_precise(training))
         varying = self.varying
-        usual = float(self.std[varying].median()) if bool(varying.any()) else 1.0
-        std = torch.where(varying, self.std, torch.where(self.mean != 0, self.mean.abs(), usual))
+        typical = float(self.std[varying].median()) if bool(varying.any()) else 1.0
+        std = torch.where(varying, self.std, torch.where(self.mean != 0, self.mean.abs(), typical))
         whole = _whole_nodes(training)
         return Scaler(*(tuple(each.tolist()) for each in (self.mean, std, whole, self.limit / std)),
                       nonnegative=(False,) * len(std), precise=is_precise(training))

@@ -17,10 +17,10 @@ DAMPING = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 PENALTIES = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # in variances of each feature; cross-validation chooses
 FOLDS = 6  # stretches of training time that take turns in it
 VALUES = 10_000_000  # of all windows that a mixture is estimated from, at most
-PRIOR = 8.0  # independent windows of evidence at which a node is believed as much as the field
+PRIOR = 8.0  # independent windows of evidence at which a node weighs as much as the field
 TRAINING = 8.0  # independent windows that training errors count as, at most: validation lies nearer to what comes
 BINS = 24  # of the calendar's first cycle, at most
-CYCLES = 3.0  # of evidence at which half of what a bin shows is believed
+CYCLES = 3.0  # of evidence at which a bin has the shrinkage weight 1/2
 STEPS = 100  # of the search for weights
 SHARES = 11  # shares of the network that are tried, from 0 to 1
 FEW_WINDOWS = 10  # independent ones of validation, below which the base is preferred
@@ -36,13 +36,13 @@ def independent(starts: Tensor, predict_len: int) -> int:
 
 @dataclass(frozen=True)
 class Windows:
-    """What the simple forecasters see of some windows: last and usual (batch, node), the last value and the climatology
-    of its step, ahead (batch, F, node), the climatology of the horizon, recent (batch, R, node), the end of the
-    history, earlier (batch, 1 + F, node, lag), lags of the last step and of the horizon, slot (batch,) of the last
-    step. In training also future, scored (batch, F, node) and start (batch,)."""
+    """What the simple forecasters see of some windows: last and climatology (batch, node), the last value and the
+    climatology of its step, ahead (batch, F, node), the climatology of the horizon, recent (batch, R, node), the end
+    of the history, earlier (batch, 1 + F, node, lag), lags of the last step and of the horizon, slot (batch,) of the
+    last step. In training also future, scored (batch, F, node) and start (batch,)."""
 
     last: Tensor
-    usual: Tensor
+    climatology: Tensor
     ahead: Tensor
     recent: Tensor
     earlier: Tensor
@@ -76,7 +76,7 @@ class Windows:
 
     def features(self, step: int) -> Tensor:
         """Inputs of ridge regression at a step of the horizon, as departures from the last value: (batch, node, P)."""
-        parts = [self.recent.transpose(1, 2), self.usual.unsqueeze(-1), self.ahead[:, step].unsqueeze(-1),
+        parts = [self.recent.transpose(1, 2), self.climatology.unsqueeze(-1), self.ahead[:, step].unsqueeze(-1),
                  self.earlier[:, 0], self.earlier[:, 1 + step]]
         return torch.cat(parts, dim=-1) - self.last.unsqueeze(-1)
 
@@ -122,7 +122,7 @@ class SimpleForecasters(nn.Module):
 
     def forward(self, windows: Windows) -> Tensor:
         last = windows.last.unsqueeze(1)
-        damped = windows.ahead + self.damping**self.ahead * (windows.last - windows.usual).unsqueeze(1)
+        damped = windows.ahead + self.damping**self.ahead * (windows.last - windows.climatology).unsqueeze(1)
         ridges = torch.stack([self.intercept[:, step].unsqueeze(1)
                               + torch.einsum("bnp,knp->kbn", windows.features(step), self.weights[:, step])
                               for step in range(len(self.ahead))], dim=2) + last
@@ -144,7 +144,7 @@ class SimpleForecasters(nn.Module):
         drift = error.sum(1) / count
         variance = (error.square().sum(1) / count - drift.square()).clamp_min(0)
         self.drift.copy_(significant(drift, variance / independent(windows.start, len(self.ahead))))
-        anomaly = (windows.last - windows.usual).unsqueeze(1)
+        anomaly = (windows.last - windows.climatology).unsqueeze(1)
         errors = torch.stack([((windows.ahead + phi**self.ahead * anomaly - future).abs() * scored).sum((0, 1))
                               for phi in DAMPING])
         self.damping.copy_(torch.tensor(DAMPING, device=future.device)[errors.argmin(0)])

@@ -214,7 +214,7 @@ class BesideBase(_Wrapper):
 
         outputs = share * network + (1 - share) * base,    share in [0, 1] per step of the horizon and node
 
-    The share is the one of the lowest validation loss, less what chance would give, see `share_of`.
+    The share follows from validation losses, see `share_of`.
     """
 
     def __init__(self, inner: MeanModel, task: Task):
