@@ -6,11 +6,7 @@
 import time
 
 from models import build_mean_model
-from utils import checkpoint
-from utils.config import PretrainConfig, parse_config, run_main
-from utils.device import choose_device
-from utils.distributed import join
-from utils.evaluation import evaluate_mean
+from utils.config import PretrainConfig, parse_config
 from utils.pipeline import (
     CHOICES,
     check_shares,
@@ -21,10 +17,15 @@ from utils.pipeline import (
     statistics_batches,
     training_batches,
 )
-from utils.reproducibility import seed_step
-from utils.runlog import describe_run, print_scores
-from utils.runs import open_run
-from utils.training import fit
+from utils.program import run_main
+from utils.scores.evaluation import evaluate_mean
+from utils.training import checkpoint
+from utils.training.device import choose_device
+from utils.training.distributed import join
+from utils.training.loop import fit
+from utils.training.reproducibility import seed_step
+from utils.training.runlog import describe_run, print_scores
+from utils.training.runs import open_run
 
 
 def main(arguments: list[str] | None = None) -> int:

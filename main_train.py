@@ -10,12 +10,8 @@ import torch
 from data.registry import sha256_of
 from data.summary import FieldSummary
 from models import build_forecaster, ensemble_drawer
-from utils import checkpoint
-from utils.comparison import against_simple
-from utils.config import TrainConfig, parse_config, run_main
-from utils.device import choose_device
-from utils.distributed import join
-from utils.evaluation import cross_check, own_windows
+from utils.config import TrainConfig, parse_config
+from utils.output.plots import draw_forecast
 from utils.pipeline import (
     CHOICES,
     check_shares,
@@ -32,11 +28,16 @@ from utils.pipeline import (
     validation_batches,
     validation_loss,
 )
-from utils.plots import draw_forecast
-from utils.reproducibility import seed_step
-from utils.runlog import describe_run, print_scores
-from utils.runs import open_run
-from utils.training import fit
+from utils.program import run_main
+from utils.scores.comparison import against_simple
+from utils.scores.evaluation import cross_check, own_windows
+from utils.training import checkpoint
+from utils.training.device import choose_device
+from utils.training.distributed import join
+from utils.training.loop import fit
+from utils.training.reproducibility import seed_step
+from utils.training.runlog import describe_run, print_scores
+from utils.training.runs import open_run
 
 
 def main(arguments: list[str] | None = None) -> int:

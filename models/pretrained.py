@@ -27,12 +27,12 @@ from data.readers import listed
 from data.stamps import check_zone, stamp
 from data.summary import FieldSummary
 from data.windows import Batch
-from utils.checkpoint import CHECKPOINT, built_from, load_checkpoint
 from utils.config import PretrainConfig, TrainConfig, known_settings
-from utils.device import choose_device
-from utils.evaluation import rows_at_once
-from utils.forecasts import Forecast
-from utils.reproducibility import MemberNoise
+from utils.output.forecasts import Forecast
+from utils.scores.evaluation import rows_at_once
+from utils.training.checkpoint import CHECKPOINT, built_from, load_checkpoint
+from utils.training.device import choose_device
+from utils.training.reproducibility import MemberNoise
 
 from .build import build_forecaster, build_mean_model
 from .diffusion import SAMPLERS

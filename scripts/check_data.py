@@ -24,7 +24,6 @@ from data.scaling import BLOCK, as_real
 from data.stamps import local_times
 from data.windows import SPLITS, WindowedField, smallest, supported
 from models import build_forecaster, build_mean_model
-from utils import checkpoint
 from utils.config import (
     DATA_FLAGS,
     OF_OWN_FILE,
@@ -34,12 +33,13 @@ from utils.config import (
     as_flags,
     check_config,
     picture_path,
-    run_main,
     with_own_data,
 )
-from utils.device import choose_device
+from utils.output.plots import draw_field
 from utils.pipeline import CHOICES, can_be_kept, mean_loss, neighbours_of, own_file, training_loss
-from utils.plots import draw_field
+from utils.program import run_main
+from utils.training import checkpoint
+from utils.training.device import choose_device
 
 FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags", "split", "support", "scaling",
          "history_len", "predict_len", "batch_size", "device")

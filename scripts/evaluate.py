@@ -9,12 +9,13 @@ from pathlib import Path
 
 from data.windows import SPLITS
 from models import SAMPLING_FLAGS, load_forecaster
-from utils.checkpoint import write_json
-from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
-from utils.device import choose_device
-from utils.distributed import join
+from utils.config import PATHS, FlagParser, TrainConfig, output_path
 from utils.pipeline import CHOICES, open_run_data, score_ensemble
-from utils.runlog import print_scores
+from utils.program import run_main
+from utils.training.checkpoint import write_json
+from utils.training.device import choose_device
+from utils.training.distributed import join
+from utils.training.runlog import print_scores
 
 CHANGEABLE = (*SAMPLING_FLAGS, "test_windows", "threshold")
 

@@ -22,12 +22,13 @@ from data.readers import listed
 from data.scaling import as_real
 from data.stamps import parse_time
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
-from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
-from utils.device import choose_device
-from utils.distributed import ALONE, Processes, join
-from utils.evaluation import progress, rows_at_once
-from utils.forecasts import VALUES, WRITERS, Forecast, check_output, write_forecasts
+from utils.config import PATHS, FlagParser, TrainConfig, output_path
+from utils.output.forecasts import VALUES, WRITERS, Forecast, check_output, write_forecasts
 from utils.pipeline import CHOICES, located, open_run_field
+from utils.program import run_main
+from utils.scores.evaluation import progress, rows_at_once
+from utils.training.device import choose_device
+from utils.training.distributed import ALONE, Processes, join
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,10 @@ from data.registry import (
     locate,
     sha256_of,
 )
-from utils.checkpoint import naming
-from utils.config import FlagParser, run_main
-from utils.signals import time_limit
+from utils.config import FlagParser
+from utils.program import run_main
+from utils.training.checkpoint import naming
+from utils.training.signals import time_limit
 
 LARGEST_FILE = 256 << 20  # bytes; the largest of the release has 50 million
 LONGEST_DOWNLOAD = 1800  # seconds that a file may take

@@ -25,17 +25,19 @@ import torch
 from data.registry import sha256_of
 from data.windows import WindowedField
 from models import ensemble_drawer, load_forecaster
-from utils import checkpoint, plots
-from utils.checkpoint import PICTURES, REPORT
-from utils.comparison import independent_block, paired_difference
-from utils.config import PATHS, FlagParser, TrainConfig, output_path, run_main
-from utils.device import choose_device
-from utils.diagnostics import Diagnostics
-from utils.forecasts import on_grid
+from utils.config import PATHS, FlagParser, TrainConfig, output_path
+from utils.output import plots
+from utils.output.forecasts import on_grid
+from utils.output.report import Picture, number, page, paragraph, table
 from utils.pipeline import open_run_data, score_ensemble, score_simple
-from utils.report import Picture, number, page, paragraph, table
-from utils.runlog import FAR_COVERAGE
-from utils.texture import QUARTERS
+from utils.program import run_main
+from utils.scores.comparison import independent_block, paired_difference
+from utils.scores.diagnostics import Diagnostics
+from utils.scores.texture import QUARTERS
+from utils.training import checkpoint
+from utils.training.checkpoint import PICTURES, REPORT
+from utils.training.device import choose_device
+from utils.training.runlog import FAR_COVERAGE
 
 SCORES = ("CRPS", "CRPS_nodes", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "energy_score",
           "spread_skill")
@@ -216,7 +218,7 @@ def spread_out(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def fan_data(draw, data: WindowedField, split: str, nodes: dict[str, np.ndarray], busiest: int) -> dict:
-    """What the node picker draws: some windows at some nodes, see `utils.report.page`."""
+    """What the node picker draws: some windows at some nodes, see `utils.output.report.page`."""
     chosen = np.union1d(spread_out(nodes["CRPS"], PICKED_NODES), [busiest])
     names = [data.field.node_names[node] for node in chosen]
     best, worst = np.nanargmin(nodes["CRPS"]), np.nanargmax(nodes["CRPS"])

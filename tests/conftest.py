@@ -16,8 +16,8 @@ from data.fields import Field
 from data.registry import DATASETS, get_spec
 from data.windows import Batch, WindowedField
 from models import Forecaster, build_forecaster, build_mean_model
-from utils import checkpoint
 from utils.config import PretrainConfig, TrainConfig, resolve
+from utils.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("COST_SHARED") or ROOT.parent / "shared") / "datasets"

@@ -11,7 +11,7 @@ from conftest import make_field, pick, random_values, with_gaps
 from data.windows import WindowedField
 from models.baselines import BASELINES, _without_gaps, equidistant_quantiles, reorder
 from utils.pipeline import baseline_drawer
-from utils.reproducibility import MemberNoise
+from utils.training.reproducibility import MemberNoise
 
 LEVELS = torch.arange(1, 20) / 20
 FIELDS = {

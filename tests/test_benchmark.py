@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from scripts.paper import benchmark
-from utils.checkpoint import read_json
 from utils.config import PRESETS, CommonConfig
+from utils.training.checkpoint import read_json
 
 TINY = ("--channels 8 --layers 1 --embedding 8 --epochs 1 --networks 1 --batch_size 64 --val_windows 8 --nsample 4 "
         "--sample_steps 2 --device cpu").split()

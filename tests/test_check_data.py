@@ -26,7 +26,7 @@ from scripts.check_data import (
     suggested_lengths,
 )
 from utils import pipeline
-from utils.config import run_main
+from utils.program import run_main
 
 QUICK = ["--device", "cpu"]
 

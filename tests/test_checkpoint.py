@@ -12,8 +12,8 @@ import zipfile
 import pytest
 import torch
 
-from utils import checkpoint
-from utils.checkpoint import built_from, load_checkpoint, save_checkpoint, write_atomically
+from utils.training import checkpoint
+from utils.training.checkpoint import built_from, load_checkpoint, save_checkpoint, write_atomically
 
 CONTENT = {"stage": "mean", "config": {"lr": 1e-3, "data_name": "SST"}, "weights": {"a": torch.arange(6.0)}}
 

@@ -17,8 +17,8 @@ from scripts.paper.collect_results import (
     with_definitions,
     write_joint,
 )
-from utils.checkpoint import write_json, write_table
-from utils.evaluation import evaluate_ensemble
+from utils.scores.evaluation import evaluate_ensemble
+from utils.training.checkpoint import write_json, write_table
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import torch
 from scipy import stats
 from scipy.fft import dct
 
-from utils.comparison import SCORES, against_simple, half_width, in_words, paired_difference
-from utils.joint import JointScores
-from utils.metrics import EnsembleScores
+from utils.scores.comparison import SCORES, against_simple, half_width, in_words, paired_difference
+from utils.scores.joint import JointScores
+from utils.scores.metrics import EnsembleScores
 
 WINDOWS, BLOCK = 240, 24
 

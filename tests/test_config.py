@@ -18,7 +18,6 @@ import main_train
 from data.registry import DATASETS
 from models import MEAN_MODELS
 from models.diffusion import NOISE_SCHEDULES
-from utils.checkpoint import settings as checkpoint_settings
 from utils.config import (
     OF_OWN_FILE,
     PRESETS,
@@ -31,10 +30,11 @@ from utils.config import (
     known_settings,
     parse_config,
     resolve,
-    run_main,
 )
-from utils.device import autocast, choose_device
 from utils.pipeline import CHOICES
+from utils.program import run_main
+from utils.training.checkpoint import settings as checkpoint_settings
+from utils.training.device import autocast, choose_device
 
 STAGES = (PretrainConfig, TrainConfig)
 both_stages = pytest.mark.parametrize("stage", STAGES, ids=["stage 1", "stage 2"])
@@ -289,7 +289,7 @@ def test_help_shows_every_flag_with_its_default_under_its_group(stage, capsys):
 
 # Every flag is read
 
-SHARED_CODE = [file for file in sorted((ROOT / "utils").glob("*.py")) if file.name != "config.py"]
+SHARED_CODE = [file for file in sorted((ROOT / "utils").rglob("*.py")) if file.name != "config.py"]
 SHARED_CODE += [ROOT / "models/build.py", ROOT / "models/pretrained.py"]
 READERS = {
     PretrainConfig: [ROOT / "main_pretrain.py", *SHARED_CODE],
@@ -328,7 +328,7 @@ def test_the_search_for_flags_that_nothing_reads_finds_one():
     assert flags_read("x = config.lr + settings['seed'] + settings.get('ema')") == {"lr", "seed", "ema", "get"}
     assert flags_read("settings[f'beta_{name}'], settings[f'{name}'], settings[name]") == {"beta_*"}
     assert flags_read("lr = 1\nargs.lr\nprint('epochs')\n# config.patience") == set()
-    source = (ROOT / "utils/training.py").read_text()
+    source = (ROOT / "utils/training/loop.py").read_text()
     assert "weight_decay" in flags_read(source)
     assert "weight_decay" not in flags_read(source.replace("config.weight_decay", "1e-5"))
 

@@ -13,8 +13,8 @@ from data.covariates import Covariates, read_covariates
 from data.windows import WindowedField
 from models import load_forecaster
 from models.layers import ExtraInputs, Task
-from utils.checkpoint import load_checkpoint, read_json
 from utils.config import RECIPES
+from utils.training.checkpoint import load_checkpoint, read_json
 
 STEPS, NODES, HISTORY, HORIZON = 60, 4, 6, 4
 CALENDAR = make_calendar("2020-01-06", (1, "hour"), STEPS)

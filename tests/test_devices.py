@@ -18,10 +18,10 @@ from data.windows import Batch
 from models import DENOISERS, MEAN_MODELS, Sampling, build_forecaster, build_mean_model, ensemble_drawer
 from models.diffusion import SAMPLERS
 from models.layers import Task
-from utils import checkpoint
 from utils.config import RECIPES, PretrainConfig, TrainConfig, resolve
 from utils.pipeline import validation_loss
-from utils.reproducibility import MemberNoise, key, keyed_normal
+from utils.training import checkpoint
+from utils.training.reproducibility import MemberNoise, key, keyed_normal
 
 BATCH = 2
 META = torch.device("meta")

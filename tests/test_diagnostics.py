@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.diagnostics import Diagnostics, binned_means, pair_distances
-from utils.metrics import EnsembleScores
+from utils.scores.diagnostics import Diagnostics, binned_means, pair_distances
+from utils.scores.metrics import EnsembleScores
 
 WINDOWS, MEMBERS, HORIZON, NODES = 30, 20, 4, 6
 

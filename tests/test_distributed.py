@@ -15,10 +15,10 @@ from test_runs import STAGES, TINY, assert_same, call_at, folder_of, outcome, se
 from models.mean import Ensemble
 from scripts import evaluate, forecast
 from tests.tools.children import in_child, in_children
-from utils import training
 from utils.config import RECIPES, FlagParser, output_path
-from utils.distributed import STARTED_BY_TORCHRUN
-from utils.runs import newest_state
+from utils.training import loop
+from utils.training.distributed import STARTED_BY_TORCHRUN
+from utils.training.runs import newest_state
 
 UNEVEN = ["--batch_size", "15", "--test_windows", "23"]  # 7 and 8 windows of a batch; the last one has 1: none and 1
 STEPS = 8  # of an epoch
@@ -28,10 +28,10 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import main_pretrain
 from test_distributed import STEPS
 from test_runs import call_at, kill
-from utils import training
-from utils.config import run_main
+from utils.training import loop
+from utils.program import run_main
 if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
-    call_at(training, "seed_step", STEPS + 4, kill)
+    call_at(loop, "seed_step", STEPS + 4, kill)
 run_main(main_pretrain.main)
 """
 
@@ -160,7 +160,7 @@ def test_a_file_that_the_first_process_has_written_does_not_stop_the_second(tmp_
 @pytest.mark.parametrize("first, then", [(1, 2), (2, 1)])
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, first, then):
     """faults 53"""
-    stopped = work("mean", tmp_path, before=lambda: call_at(training, "seed_step", STEPS + 6, send(signal.SIGTERM)))
+    stopped = work("mean", tmp_path, before=lambda: call_at(loop, "seed_step", STEPS + 6, send(signal.SIGTERM)))
     assert in_children(stopped, first) == [143] * first
     assert in_children(work("mean", tmp_path), then) == [0] * then
     assert_close(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(alone, "mean")))
@@ -170,7 +170,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
     """faults 54"""
     def one_is_told():
         if rank() == 1:
-            call_at(training, "seed_step", STEPS + 4, send(signal.SIGTERM))
+            call_at(loop, "seed_step", STEPS + 4, send(signal.SIGTERM))
 
     assert in_children(work("mean", tmp_path, before=one_is_told), 2) == [143, 143]
     progress = newest_state(folder_of(tmp_path, "mean")).progress

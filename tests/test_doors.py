@@ -15,7 +15,7 @@ from data.calendar import make_calendar
 from data.covariates import read_covariates
 from models import load_forecaster
 from scripts import evaluate, forecast, report
-from utils.checkpoint import load_checkpoint, read_json, save_checkpoint
+from utils.training.checkpoint import load_checkpoint, read_json, save_checkpoint
 
 NODES, STEPS, HISTORY, HORIZON = ("a", "b", "c", "d"), 150, 6, 4
 TINY = ["--history_len", "6", "--predict_len", "4", "--epochs", "1", "--channels", "4", "--layers", "1", "--nsample",

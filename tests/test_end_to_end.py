@@ -19,10 +19,11 @@ from data.windows import open_data
 from models import Forecaster, load_forecaster
 from scripts import evaluate
 from scripts.paper import score_oracle
-from utils import pipeline, plots
-from utils.checkpoint import load_checkpoint, read_json
+from utils import pipeline
 from utils.config import RECIPES, PretrainConfig, parse_config
+from utils.output import plots
 from utils.pipeline import open_run_data, score_ensemble
+from utils.training.checkpoint import load_checkpoint, read_json
 
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "6", "--oracle_steps", "300", "--epochs", "2", "--channels", "8",
         "--layers", "1", "--nsample", "8", "--sample_steps", "4", "--test_windows", "12"]

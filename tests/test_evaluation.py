@@ -7,9 +7,9 @@ import torch
 from conftest import make_field, random_values, with_gaps
 
 from data.windows import WindowedField
-from utils import evaluation
-from utils.evaluation import cross_check, evaluate_ensemble, evaluate_mean, mean_over_windows, rows_at_once
-from utils.reproducibility import MemberNoise
+from utils.scores import evaluation
+from utils.scores.evaluation import cross_check, evaluate_ensemble, evaluate_mean, mean_over_windows, rows_at_once
+from utils.training.reproducibility import MemberNoise
 
 MEMBERS = 6
 

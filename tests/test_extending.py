@@ -56,7 +56,7 @@ def changed(tmp_path_factory):
 def test_the_page_has_an_example_of_a_dataset_a_sampler_a_mean_model_and_a_score():
     assert [file for file, *_ in changes()] == [
         "data/registry.py", "models/diffusion/samplers.py", "models/linear.py", *["models/build.py"] * 2,
-        *["utils/metrics.py"] * 2]
+        *["utils/scores/metrics.py"] * 2]
 
 
 def test_both_stages_run_with_the_examples(changed):

@@ -23,8 +23,8 @@ from models import OnlineCalibration, ensemble_drawer, load_forecaster
 from scripts import forecast
 from utils import pipeline
 from utils.config import RECIPES
-from utils.evaluation import rows_at_once
 from utils.pipeline import open_run_data
+from utils.scores.evaluation import rows_at_once
 
 LENGTHS = ["--history_len", "6", "--predict_len", "4"]
 TINY = ["--data_name", "Tiny", *LENGTHS, "--epochs", "1", "--channels", "8", "--layers", "1", "--embedding", "8",

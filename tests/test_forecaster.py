@@ -25,7 +25,7 @@ from models.quantiles import LEVELS, equidistant_quantiles, levels_of, normal_sc
 from models.scale import FluctuationScale
 from utils.config import RECIPES
 from utils.pipeline import validation_loss
-from utils.reproducibility import MemberNoise
+from utils.training.reproducibility import MemberNoise
 
 STEPS = 50
 SCALE = torch.tensor([0.3, 0.0, 1.0, 2.0])

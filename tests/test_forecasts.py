@@ -14,9 +14,9 @@ from conftest import make_field, random_values
 
 from data.summary import FieldSummary
 from data.windows import WindowedField
-from utils import forecasts
-from utils.forecasts import VALUES, Forecast, check_output, write_forecasts
-from utils.metrics import LEVELS
+from utils.output import forecasts
+from utils.output.forecasts import VALUES, Forecast, check_output, write_forecasts
+from utils.scores.metrics import LEVELS
 
 MEMBERS, STEPS, NODES = 8, 4, 6
 LAND = dict(grid=(2, 4), kept=torch.tensor([0, 1, 3, 4, 6, 7]))

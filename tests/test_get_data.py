@@ -25,7 +25,7 @@ from data.registry import DATASETS, DEFAULT_DATA_DIR, sha256_of
 from scripts import get_data
 from tests.tools import build_nycflights
 from tests.tools.children import end_of, start_child
-from utils.config import run_main
+from utils.program import run_main
 
 
 def array_bytes(array) -> bytes:

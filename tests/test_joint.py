@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils import joint, metrics
-from utils.joint import JointScores, correlation_curve, drawn, random_regions, shuffled
-from utils.metrics import EnsembleScores
+from utils.scores import joint, metrics
+from utils.scores.joint import JointScores, correlation_curve, drawn, random_regions, shuffled
+from utils.scores.metrics import EnsembleScores
 
 WINDOWS, MEMBERS, HORIZON, NODES = 60, 20, 5, 12
 RING = (torch.arange(NODES).unsqueeze(1) + torch.tensor([0, 1, -1])) % NODES  # each node with the one on either side

@@ -15,8 +15,8 @@ from data.windows import WindowedField
 from models import MEAN_MODELS, ensemble_drawer, load_forecaster
 from models.layers import Task
 from scripts import forecast
-from utils.checkpoint import read_json
 from utils.pipeline import open_run_data
+from utils.training.checkpoint import read_json
 
 HISTORY, HORIZON, STEPS, NODES = 6, 4, 150, 4
 LENGTHS = ["--history_len", str(HISTORY), "--predict_len", str(HORIZON)]

@@ -13,8 +13,8 @@ from models.mean import MeanModel
 from models.quantiles import LEVELS, equidistant_quantiles, levels_of, smooth_members
 from models.scale import FLOOR, PRIOR, FluctuationScale
 from utils.config import TrainConfig
-from utils.metrics import crps_quantile, member_quantiles, sort_members
 from utils.pipeline import choose_margin
+from utils.scores.metrics import crps_quantile, member_quantiles, sort_members
 
 WINDOWS = 200
 

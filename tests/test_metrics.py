@@ -10,8 +10,8 @@ import scoringrules
 import torch
 from scipy.stats import norm
 
-from utils import metrics
-from utils.metrics import EnsembleScores
+from utils.scores import metrics
+from utils.scores.metrics import EnsembleScores
 
 KEYS = {
     "CRPS", "CRPS_fair", "CRPS_fair_physical", "CRPS_sum", "QICE", "IS", "coverage90", "MAE", "MAE_median",

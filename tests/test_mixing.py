@@ -13,9 +13,9 @@ from main_train import main as train
 from models import DENOISERS, build_forecaster, build_mean_model, ensemble_drawer, load_forecaster
 from models.layers import Mixer, Task
 from scripts.check_data import saved_bytes
-from utils import checkpoint
 from utils.config import RECIPES, PretrainConfig, TrainConfig, resolve
 from utils.pipeline import neighbours_of
+from utils.training import checkpoint
 
 NODES, HISTORY, HORIZON, SIZES = 6, 5, 3, (24, 7)
 RING = torch.tensor([[(node - 1) % NODES, (node + 1) % NODES] for node in range(NODES)])

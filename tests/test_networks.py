@@ -16,8 +16,8 @@ from models.layers import Dropout, ExtraInputs, IdentityEmbedding, ResidualBlock
 from models.mean import OBJECTIVES, Ensemble
 from models.quantiles import LEVELS, pinball
 from models.stid import STID
-from utils import checkpoint
 from utils.config import NETWORK, WITHOUT_EFFECT, PretrainConfig
+from utils.training import checkpoint
 
 HISTORY, HORIZON, NODES = 5, 3, 4
 CYCLES = (12,), (24, 7), (4, 7, 12)

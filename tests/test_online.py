@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.online import RATE, WIDTH_RATE, OnlineCalibration
-from utils.metrics import EnsembleScores
+from utils.scores.metrics import EnsembleScores
 
 HISTORY, HORIZON, NODES, MEMBERS = 6, 6, 8, 50
 WINDOWS = 500

@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT
 
 from scripts.paper import joint_pictures
-from utils.checkpoint import RUN_FILES
-from utils.config import FlagParser, output_path, run_main
+from utils.config import FlagParser, output_path
+from utils.program import run_main
+from utils.training.checkpoint import RUN_FILES
 
 PROGRAMS = {path.stem: ".".join(path.relative_to(ROOT).with_suffix("").parts)
             for folder in ("scripts", "scripts/paper", "tests/tools") for path in sorted((ROOT / folder).glob("*.py"))}

@@ -11,8 +11,8 @@ from conftest import random_values
 import main_pretrain
 import main_train
 from models import load_forecaster
-from utils.checkpoint import load_checkpoint
 from utils.pipeline import open_run_data
+from utils.training.checkpoint import load_checkpoint
 
 TINY = ["--epochs", "1", "--history_len", "6", "--predict_len", "4", "--channels", "8", "--layers", "1", "--nsample",
         "6", "--sample_steps", "2", "--test_windows", "8", "--device", "cpu", "--modes", "2", "--networks", "1",

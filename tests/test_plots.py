@@ -11,7 +11,7 @@ import torch
 from conftest import make_field, random_values, with_gaps
 
 from data.windows import WindowedField
-from utils import plots
+from utils.output import plots
 
 TIMES = np.datetime64("2020-01-01T00", "m") + np.arange(10) * 60
 

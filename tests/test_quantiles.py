@@ -19,8 +19,8 @@ from models.quantiles import (
     smooth_members,
     to_support,
 )
-from utils.metrics import LEVELS as SCORED_LEVELS
-from utils.metrics import crps_quantile
+from utils.scores.metrics import LEVELS as SCORED_LEVELS
+from utils.scores.metrics import crps_quantile
 
 NOWHERE = float("-inf")
 

@@ -22,9 +22,9 @@ from data.windows import WindowedField
 from scripts import report
 from scripts.paper import joint_pictures
 from scripts.report import cautions, independent_block, spread_out
-from utils import checkpoint
+from utils.output.report import number, page, script_json, table
 from utils.pipeline import score_ensemble
-from utils.report import number, page, script_json, table
+from utils.training import checkpoint
 
 NASTY = ["</script><script>document.title='owned'</script>", "<img src=http://example.org/x>", "a & b \"c\" 'd'",
          "$x$ $y", "ä –", "", "${script}", "<!-- x"]
@@ -91,7 +91,7 @@ def read(run):
 
 def test_the_page_is_whole_and_every_element_is_closed(read):
     assert read.open == []
-    names = Template((ROOT / "utils/report.html").read_text()).get_identifiers()
+    names = Template((ROOT / "utils/output/report.html").read_text()).get_identifiers()
     assert len(names) > 5 and not [name for name in names if f"${name}" in "".join(read.text)]
     assert [tag for tag, _ in read.elements if re.fullmatch(r"h\d", tag)][:2] == ["h1", "h2"]
     assert {"header", "main", "nav", "noscript"} <= {tag for tag, _ in read.elements}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from utils.reproducibility import MemberNoise, key, keyed_normal, seed_step
+from utils.training.reproducibility import MemberNoise, key, keyed_normal, seed_step
 
 WINDOWS = torch.tensor([5, 900, 31, 7])
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils.checkpoint import settings
 from utils.config import TrainConfig
-from utils.runlog import print_scores, tensorboard_log
+from utils.training.checkpoint import settings
+from utils.training.runlog import print_scores, tensorboard_log
 
 
 def line(epoch, score, loss=0.5):

@@ -20,10 +20,11 @@ from models import load_forecaster
 from models.denoiser import MLPDenoiser
 from tests.tools import soak
 from tests.tools.children import in_child
-from utils import checkpoint, pipeline, runs, training
-from utils.checkpoint import STATES, damage, load_checkpoint, run_folder, save_checkpoint
+from utils import pipeline
 from utils.config import PretrainConfig, TrainConfig
-from utils.runs import LOCK, newest_state, open_run
+from utils.training import checkpoint, loop, runs
+from utils.training.checkpoint import STATES, damage, load_checkpoint, run_folder, save_checkpoint
+from utils.training.runs import LOCK, newest_state, open_run
 
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "4", "--oracle_steps", "200", "--device", "cpu", "--epochs", "3",
         "--batch_size", "16", "--channels", "4", "--layers", "1", "--ema", "0.9", "--networks", "1"]
@@ -88,9 +89,9 @@ kill = send(signal.SIGKILL)
 # Killed, then run again
 
 POINTS = {
-    "in the first epoch": lambda: call_at(training, "seed_step", 4, kill),
-    "in the last epoch": lambda: call_at(training, "seed_step", 2 * STEPS + 3, kill),
-    "after a save in mid-epoch": lambda: call_at(training, "seed_step", STEPS + 5, kill),
+    "in the first epoch": lambda: call_at(loop, "seed_step", 4, kill),
+    "in the last epoch": lambda: call_at(loop, "seed_step", 2 * STEPS + 3, kill),
+    "after a save in mid-epoch": lambda: call_at(loop, "seed_step", STEPS + 5, kill),
     "in validation": lambda: call_at(torch.Tensor, "double", 9, kill),
     "between the rename and the digest of a save": lambda: call_at(Path, "replace", 10, kill),
     "before the rename of a save": lambda: call_at(os, "fsync", 9, kill),
@@ -114,7 +115,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(undisturbed, tmp_path, s
 # Told to stop
 
 STOPS = {
-    "in training": lambda number: call_at(training, "seed_step", STEPS + 4, send(number)),
+    "in training": lambda number: call_at(loop, "seed_step", STEPS + 4, send(number)),
     "in validation": lambda number: call_at(pipeline, "mean_over_windows", 2, send(number)),
     "in the last validation": lambda number: call_at(pipeline, "mean_over_windows", 4, send(number)),
     "while scores are computed": lambda number: call_at(pipeline, "evaluate_ensemble", 1, send(number)),
@@ -142,7 +143,7 @@ def test_a_run_that_was_told_to_stop_says_so_and_goes_on_where_it_stood(undistur
 def test_a_second_signal_stops_at_once_and_leaves_whole_files(undisturbed, tmp_path):
     """faults 40"""
     def twice():
-        call_at(training, "seed_step", STEPS + 4, lambda: [send(signal.SIGINT)(), send(signal.SIGINT)()])
+        call_at(loop, "seed_step", STEPS + 4, lambda: [send(signal.SIGINT)(), send(signal.SIGINT)()])
 
     assert run("mean", tmp_path, before=twice) == 130
     folder = folder_of(tmp_path, "mean")
@@ -157,7 +158,7 @@ def test_a_second_signal_stops_at_once_and_leaves_whole_files(undisturbed, tmp_p
 def test_the_second_hang_up_of_a_closed_terminal_does_not_stop_at_once(tmp_path):
     """faults 40: the shell and the system each send one."""
     def twice():
-        call_at(training, "seed_step", STEPS + 4, lambda: [send(signal.SIGHUP)(), send(signal.SIGHUP)()])
+        call_at(loop, "seed_step", STEPS + 4, lambda: [send(signal.SIGHUP)(), send(signal.SIGHUP)()])
 
     assert run("mean", tmp_path, before=twice) == 129
     progress = newest_state(folder_of(tmp_path, "mean")).progress
@@ -167,7 +168,7 @@ def test_the_second_hang_up_of_a_closed_terminal_does_not_stop_at_once(tmp_path)
 def test_a_run_that_was_started_to_ignore_hang_ups_goes_on(undisturbed, tmp_path):
     """faults 40, as by nohup"""
     def work():
-        call_at(training, "seed_step", STEPS + 4, send(signal.SIGHUP))
+        call_at(loop, "seed_step", STEPS + 4, send(signal.SIGHUP))
         return main_pretrain.main([*TINY, "--save_dir", str(tmp_path)])
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -191,7 +192,7 @@ def test_ctrl_c_that_ends_the_reader_of_what_is_printed_too_saves_the_state(undi
         reader, writer = os.pipe()
         printing_to(writer)
         os.close(writer)
-        call_at(training, "seed_step", STEPS + 4, lambda: [os.close(reader), send(signal.SIGINT)()])
+        call_at(loop, "seed_step", STEPS + 4, lambda: [os.close(reader), send(signal.SIGINT)()])
 
     assert run("mean", tmp_path, before=stop) == 130
     progress = newest_state(folder_of(tmp_path, "mean")).progress
@@ -229,7 +230,7 @@ def test_a_run_whose_printed_lines_fill_the_disk_ends_and_then_says_so(undisturb
 
 def half_way(tmp_path, epochs=1) -> Path:
     """The folder of a stage-1 run that was killed in the epoch after so many."""
-    assert run("mean", tmp_path, before=lambda: call_at(training, "seed_step", epochs * STEPS + 3, kill)) == -9
+    assert run("mean", tmp_path, before=lambda: call_at(loop, "seed_step", epochs * STEPS + 3, kill)) == -9
     return folder_of(tmp_path, "mean")
 
 
@@ -300,7 +301,7 @@ def test_the_damaged_checkpoint_of_a_finished_run_is_made_again(undisturbed, tmp
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     folder = folder_of(tmp_path, stage)
     spoil(folder / checkpoint.CHECKPOINT, "flipped")
-    assert run(stage, tmp_path, before=lambda: call_at(training, "seed_step", 1, kill)) == 0  # no step is taken
+    assert run(stage, tmp_path, before=lambda: call_at(loop, "seed_step", 1, kill)) == 0  # no step is taken
     assert "made again from the run's last state" in capfd.readouterr().err
     assert_same(outcome(folder), outcome(folder_of(undisturbed, stage)))
 
@@ -327,7 +328,7 @@ def test_a_full_disk_during_training_is_told_and_training_goes_on(undisturbed, t
 def test_a_disk_that_is_full_at_the_end_is_an_error_and_the_run_goes_on_later(undisturbed, tmp_path, capfd):
     """faults 46"""
     def full():
-        call_at(training, "seed_step", 2 * STEPS + 1, lambda: setattr(os, "fsync", no_space))
+        call_at(loop, "seed_step", 2 * STEPS + 1, lambda: setattr(os, "fsync", no_space))
 
     def no_space(number):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -491,12 +492,12 @@ def test_the_own_folder_by_another_spelling_is_the_own_folder(undisturbed, tmp_p
 
 def test_a_run_that_overwrites_another_goes_on_too_when_its_command_is_given_again(undisturbed, tmp_path, capfd):
     shutil.copytree(undisturbed / "mean", tmp_path / "mean")
-    assert run("mean", tmp_path, "--overwrite", before=lambda: call_at(training, "seed_step", STEPS + 3, kill)) == -9
+    assert run("mean", tmp_path, "--overwrite", before=lambda: call_at(loop, "seed_step", STEPS + 3, kill)) == -9
     began = newest_state(folder_of(tmp_path, "mean")).reached
     assert began == (False, 2, 0)
     counted = tmp_path / "steps"
     assert run("mean", tmp_path, "--overwrite", before=lambda: call_at(
-        training, "seed_step", 2 * STEPS + 1, counted.touch)) == 0
+        loop, "seed_step", 2 * STEPS + 1, counted.touch)) == 0
     assert not counted.exists()  # two epochs were left
     assert_same(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(undisturbed, "mean")))
 
@@ -504,7 +505,7 @@ def test_a_run_that_overwrites_another_goes_on_too_when_its_command_is_given_aga
 def test_going_on_from_another_folder_spares_what_is_in_the_own_one(tmp_path, capfd):
     folder = half_way(tmp_path)
     other = ["--run_name", "b", "--lr", "0.5"]
-    assert run("mean", tmp_path, *other, before=lambda: call_at(training, "seed_step", STEPS + 3, kill)) == -9
+    assert run("mean", tmp_path, *other, before=lambda: call_at(loop, "seed_step", STEPS + 3, kill)) == -9
     target = folder.with_name(folder.name + "_b")
     before = files(target)
     assert run("mean", tmp_path, "--run_name", "b", "--resume", str(folder)) == 2
@@ -514,12 +515,12 @@ def test_going_on_from_another_folder_spares_what_is_in_the_own_one(tmp_path, ca
 
 def test_going_on_from_another_folder_again_goes_on_with_the_own_newer_state(tmp_path):
     folder, again = half_way(tmp_path), ["--run_name", "b", "--resume"]
-    killed = run("mean", tmp_path, *again, str(folder), before=lambda: call_at(training, "seed_step", STEPS + 3, kill))
+    killed = run("mean", tmp_path, *again, str(folder), before=lambda: call_at(loop, "seed_step", STEPS + 3, kill))
     target = folder.with_name(folder.name + "_b")
     assert killed == -9 and newest_state(target).reached == (False, 3, 0)
     counted = tmp_path / "steps"
     assert run("mean", tmp_path, *again, str(folder), before=lambda: call_at(
-        training, "seed_step", STEPS + 1, counted.touch)) == 0
+        loop, "seed_step", STEPS + 1, counted.touch)) == 0
     assert not counted.exists()
 
 

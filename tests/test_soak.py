@@ -11,10 +11,10 @@ from data import readers
 from data.registry import DATASETS
 from tests.tools import bad_inputs, soak
 from tests.tools.bad_inputs import BadInput, fault, pick
-from utils import training
-from utils.checkpoint import TEMPORARY
 from utils.config import PretrainConfig, TrainConfig
 from utils.pipeline import CHOICES
+from utils.training import loop
+from utils.training.checkpoint import TEMPORARY
 
 ENDLESS = float("inf")
 
@@ -55,7 +55,7 @@ def test_a_near_miss_is_never_a_value_that_is_accepted(stage):
 
 def test_a_run_that_does_not_go_on_as_it_was_is_lost(tmp_path, monkeypatch):
     """Steps whose randomness depends on the process: after a kill another run comes out."""
-    monkeypatch.setattr(training, "seed_step", lambda *index: torch.manual_seed(os.getpid()))
+    monkeypatch.setattr(loop, "seed_step", lambda *index: torch.manual_seed(os.getpid()))
     figures = soak.soak_kills(1, 0, tmp_path, ENDLESS)
     assert figures["lost"] == figures["tried"] == 1 and figures["trainings"] >= 1
     assert any("weights" in place for place in figures["what_was_lost"][0]["differs"])

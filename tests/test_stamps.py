@@ -19,9 +19,9 @@ from data.fields import OwnFile, load_field
 from data.stamps import parse_time, stamp, stamp_rule, stamped
 from data.summary import FieldSummary
 from data.windows import WindowedField, open_data
-from utils import forecasts
 from utils.config import TrainConfig
-from utils.forecasts import Forecast, write_forecasts
+from utils.output import forecasts
+from utils.output.forecasts import Forecast, write_forecasts
 from utils.pipeline import open_run_field
 
 STEPS = 60

@@ -7,8 +7,8 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from utils.config import run_main
-from utils.terminal import Stream, printable
+from utils.program import run_main
+from utils.training.terminal import Stream, printable
 
 
 @pytest.mark.parametrize("name, shown", [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.texture import TextureScores, laplacian_axes, two_sample_auc
+from utils.scores.texture import TextureScores, laplacian_axes, two_sample_auc
 
 NODES, HORIZON, WINDOWS, MEMBERS = 40, 6, 160, 20
 RING = (torch.arange(NODES).unsqueeze(1) + torch.tensor([0, 1, -1, 2, -2])) % NODES

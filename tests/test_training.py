@@ -12,9 +12,9 @@ from conftest import random_values, with_gaps
 import main_pretrain
 from models import MEAN_MODELS
 from utils import pipeline
-from utils.checkpoint import load_checkpoint
 from utils.config import CommonConfig
-from utils.training import fit
+from utils.training.checkpoint import load_checkpoint
+from utils.training.loop import fit
 
 INPUTS = torch.randn(256, 3, generator=torch.Generator().manual_seed(3))
 TRUTH = torch.tensor([1.5, -2.0, 0.5])

@@ -17,8 +17,8 @@ import main_pretrain
 import main_train
 from data import memory
 from scripts import evaluate, forecast
-from utils.checkpoint import load_checkpoint
-from utils.config import run_main
+from utils.program import run_main
+from utils.training.checkpoint import load_checkpoint
 
 MESSAGES = re.findall(r"^\| `(.*?)` \| ", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "3", "--oracle_steps", "150", "--device", "cpu", "--epochs", "1",

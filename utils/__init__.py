@@ -1,1 +1,1 @@
-"""Everything around the models: configuration, training, scores, files; imports neither models nor data."""
+"""Configuration, the steps of both programs, training, scores and output."""

@@ -36,13 +36,12 @@ from models.baselines import BASELINES, SIMPLE
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
 from models.quantiles import to_support
-
-from . import checkpoint
-from .config import DATA_FLAGS, PATHS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
-from .device import autocast
-from .distributed import ALONE, Processes
-from .evaluation import evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
-from .reproducibility import MemberNoise, key, keyed_normal
+from utils.config import DATA_FLAGS, PATHS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
+from utils.scores.evaluation import evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
+from utils.training import checkpoint
+from utils.training.device import autocast
+from utils.training.distributed import ALONE, Processes
+from utils.training.reproducibility import MemberNoise, key, keyed_normal
 
 CHOICES = {"mean_model": MEAN_MODELS, "objective": OBJECTIVES, "margin": MARGINS, "noise": NOISES,
            "prediction": PREDICTIONS, "scale": SCALES, "endpoint": ENDPOINTS, "denoiser": DENOISERS,

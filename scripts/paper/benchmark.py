@@ -22,10 +22,7 @@ from data.registry import DATASETS
 from data.windows import SPLITS
 from models import load_forecaster
 from models.baselines import EQUIDISTANT, SIMPLE
-from utils import checkpoint
-from utils.config import OF_OWN_FILE, FlagParser, PretrainConfig, TrainConfig, parse_config, run_main, with_own_data
-from utils.device import choose_device
-from utils.evaluation import evaluate_ensemble
+from utils.config import OF_OWN_FILE, FlagParser, PretrainConfig, TrainConfig, parse_config, with_own_data
 from utils.pipeline import (
     CHOICES,
     WINDOWS_AT_ONCE,
@@ -34,6 +31,10 @@ from utils.pipeline import (
     open_windows,
     score_ensemble,
 )
+from utils.program import run_main
+from utils.scores.evaluation import evaluate_ensemble
+from utils.training import checkpoint
+from utils.training.device import choose_device
 
 OWN_FILE = ("data_path", *OF_OWN_FILE, "missing", "null_value", "covariates", "support")
 OWN_ROWS = (*SIMPLE, "copula", "cost")  # rows of a file of one's own, where none is named

@@ -16,12 +16,13 @@ from pathlib import Path
 import pandas as pd
 
 from scripts.paper.benchmark import METHODS
-from utils.checkpoint import csv_text, read_json, write_text
-from utils.comparison import in_words, paired_difference
-from utils.config import FlagParser, TrainConfig, run_main
-from utils.metrics import perfect_qice
-from utils.tables import markdown
-from utils.texture import QUARTERS
+from utils.config import FlagParser, TrainConfig
+from utils.output.tables import markdown
+from utils.program import run_main
+from utils.scores.comparison import in_words, paired_difference
+from utils.scores.metrics import perfect_qice
+from utils.scores.texture import QUARTERS
+from utils.training.checkpoint import csv_text, read_json, write_text
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"

@@ -4,7 +4,7 @@
 
 A window's difference is simulated as a mean over the steps that it shares with its neighbours (`overlap`) of an
 autoregressive process (`phi`): windows one step apart, as in a test split. Compared are the interval of
-`utils.comparison`, a bootstrap of blocks of windows, and two others that econometrics knows.
+`utils.scores.comparison`, a bootstrap of blocks of windows, and two others that econometrics knows.
 """
 
 from pathlib import Path
@@ -14,10 +14,11 @@ import torch
 from scipy.signal import lfilter
 from scipy.stats import t as student
 
-from utils.checkpoint import write_text
-from utils.comparison import COVERAGE, FEWEST_BLOCKS, half_width
-from utils.config import FlagParser, output_path, run_main
-from utils.tables import markdown
+from utils.config import FlagParser, output_path
+from utils.output.tables import markdown
+from utils.program import run_main
+from utils.scores.comparison import COVERAGE, FEWEST_BLOCKS, half_width
+from utils.training.checkpoint import write_text
 
 BLOCK = 24  # windows that share steps, 12 of history and 12 of forecast
 OVERLAPS, PHIS, COUNTS = (12, 24), (0.0, 0.5, 0.8, 0.9), (96, 192, 284, 398, 639, 1748)
@@ -32,7 +33,7 @@ and 192. Blocks have {block} windows.
 - bootstrap: circular blocks, 2.5 % and 97.5 % quantiles, as in earlier versions of these tables
 - block means: Student's t of the means of blocks that do not overlap
 - Bartlett: a HAC variance with a bandwidth of 2 blocks, critical values from white noise of the same length (fixed-b)
-- **cosines**: `utils/comparison.py`, used in all tables. Fewer than {fewest} blocks: no interval is given
+- **cosines**: `utils/scores/comparison.py`, used in all tables. Fewer than {fewest} blocks: no interval is given
 
 {table}"""
 

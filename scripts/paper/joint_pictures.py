@@ -14,12 +14,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from models import TrainedForecaster, ensemble_drawer, load_forecaster
-from utils import plots
-from utils.checkpoint import METRICS, read_json
-from utils.config import FlagParser, TrainConfig, run_main
-from utils.device import choose_device
-from utils.forecasts import on_grid
+from utils.config import FlagParser, TrainConfig
+from utils.output import plots
+from utils.output.forecasts import on_grid
 from utils.pipeline import open_run_data, score_ensemble
+from utils.program import run_main
+from utils.training.checkpoint import METRICS, read_json
+from utils.training.device import choose_device
 
 MEMBERS = 3
 PICTURES = "members", "regions", "correlation"

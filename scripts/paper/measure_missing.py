@@ -18,13 +18,14 @@ import main_train
 from data.fields import Field, load_field
 from data.registry import data_dir_from
 from models import ensemble_drawer, load_forecaster
-from utils.checkpoint import write_atomically, write_text
-from utils.config import FlagParser, TrainConfig, output_path, run_main
-from utils.device import choose_device
-from utils.evaluation import progress
-from utils.metrics import EnsembleScores
+from utils.config import FlagParser, TrainConfig, output_path
+from utils.output.tables import markdown
 from utils.pipeline import CHOICES, WINDOWS_AT_ONCE, open_run_data
-from utils.tables import markdown
+from utils.program import run_main
+from utils.scores.evaluation import progress
+from utils.scores.metrics import EnsembleScores
+from utils.training.checkpoint import write_atomically, write_text
+from utils.training.device import choose_device
 
 SHOWN = ("CRPS", "CRPS_sum", "QICE", "coverage90", "MAE_median", "energy_score")
 PAGE = """# What missing values cost

@@ -23,9 +23,10 @@ import numpy as np
 import pandas as pd
 
 from scripts.paper.benchmark import METHODS, Task, chosen, score
-from utils.checkpoint import csv_text, read_json, write_json, write_text
-from utils.config import FlagParser, TrainConfig, output_path, run_main
-from utils.tables import markdown
+from utils.config import FlagParser, TrainConfig, output_path
+from utils.output.tables import markdown
+from utils.program import run_main
+from utils.training.checkpoint import csv_text, read_json, write_json, write_text
 
 ROOT = Path(__file__).parents[2]
 OURS = TrainConfig.recipe

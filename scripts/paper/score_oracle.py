@@ -18,12 +18,13 @@ import torch
 from data.synthetic import OracleField, OraclePredictive, SkewedPredictive, make_oracle
 from data.windows import WindowedField
 from models.quantiles import reorder
-from utils.checkpoint import CONFIG, METRICS, read_json, write_json, write_text
-from utils.config import FlagParser, output_path, run_main
-from utils.evaluation import evaluate_ensemble, joint_scores
-from utils.joint import correlation_curve
+from utils.config import FlagParser, output_path
+from utils.output.tables import markdown
 from utils.pipeline import open_windows
-from utils.tables import markdown
+from utils.program import run_main
+from utils.scores.evaluation import evaluate_ensemble, joint_scores
+from utils.scores.joint import correlation_curve
+from utils.training.checkpoint import CONFIG, METRICS, read_json, write_json, write_text
 
 SHOWN = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE_ties", "IS", "coverage90", "MAE", "RMSE", "energy_score",
          "variogram_score", "spread_skill")

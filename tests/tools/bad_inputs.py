@@ -20,9 +20,18 @@ import main_train
 from data.readers import read_file
 from scripts import evaluate, get_data
 from scripts.paper import score_oracle
-from utils.checkpoint import CHECKPOINT, CONFIG, DIGEST, METRICS, STATES, TEMPORARY, load_checkpoint, save_checkpoint
 from utils.config import PretrainConfig, TrainConfig
-from utils.runs import LOCK
+from utils.training.checkpoint import (
+    CHECKPOINT,
+    CONFIG,
+    DIGEST,
+    METRICS,
+    STATES,
+    TEMPORARY,
+    load_checkpoint,
+    save_checkpoint,
+)
+from utils.training.runs import LOCK
 
 NODES, ARRAY = 11, "Energy/SolarPower.npy"  # the dataset of which a file of one's own is accepted
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "4", "--oracle_steps", "200", "--device", "cpu", "--epochs", "6",

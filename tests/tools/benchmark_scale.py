@@ -31,14 +31,15 @@ from models.quantiles import LEVELS
 from scripts.check_data import saved_bytes
 from tests.tools.benchmark_speed import seconds_of
 from tests.tools.children import at_least_one
-from utils import checkpoint
-from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path, run_main
-from utils.evaluation import mean_over_windows, rows_at_once
-from utils.metrics import EnsembleScores
+from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path
+from utils.output.tables import markdown
 from utils.pipeline import CHOICES, mean_loss, neighbours_of, open_windows, statistics_batches, validation_loss
-from utils.reproducibility import seed_step
-from utils.tables import markdown
-from utils.training import fit
+from utils.program import run_main
+from utils.scores.evaluation import mean_over_windows, rows_at_once
+from utils.scores.metrics import EnsembleScores
+from utils.training import checkpoint
+from utils.training.loop import fit
+from utils.training.reproducibility import seed_step
 
 NODES = (100, 300, 1000, 3000, 10000)
 LINEAR = 1.1  # exponent of the growth with the nodes up to which a cost counts as linear
@@ -97,7 +98,7 @@ def private_bytes() -> int:
 
 
 def train(model, loss, data, config, steps: int) -> float:
-    """Processor seconds per window of training steps of `utils.training.fit`, the first one left out."""
+    """Processor seconds per window of training steps of `utils.training.loop.fit`, the first one left out."""
     def run(count: int) -> float:
         with contextlib.redirect_stdout(io.StringIO()):
             return seconds_of(lambda: fit(

@@ -17,11 +17,12 @@ from data.registry import DATASETS
 from data.windows import WindowedField
 from models import DENOISERS, build_mean_model, ensemble_drawer
 from scripts.check_data import forecaster_of
-from utils import checkpoint
-from utils.config import RECIPES, FlagParser, PretrainConfig, TrainConfig, output_path, resolve, run_main
-from utils.device import choose_device
+from utils.config import RECIPES, FlagParser, PretrainConfig, TrainConfig, output_path, resolve
 from utils.pipeline import CHOICES, open_windows
-from utils.reproducibility import seed_step
+from utils.program import run_main
+from utils.training import checkpoint
+from utils.training.device import choose_device
+from utils.training.reproducibility import seed_step
 
 ROUNDS = {"denoisers": 10, "recipes": 3}  # in which all that are compared take their turns
 

@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from data.registry import DEFAULT_DATA_DIR, sha256_of
-from utils.checkpoint import write_atomically
-from utils.config import FlagParser, output_path, run_main
+from utils.config import FlagParser, output_path
+from utils.program import run_main
+from utils.training.checkpoint import write_atomically
 
 START, HOURS, MIN_DEPARTURES = datetime(2013, 1, 1), 8760, 365
 

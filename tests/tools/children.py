@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from utils.config import LARGEST_NUMBER, run_main
+from utils.config import LARGEST_NUMBER
+from utils.program import run_main
 
 
 def start_child(work, environment: dict | None = None, output: Path | None = None) -> int:

@@ -23,10 +23,10 @@ from utils.config import (
     PretrainConfig,
     TrainConfig,
     resolve,
-    run_main,
 )
+from utils.output.tables import markdown
 from utils.pipeline import CHOICES
-from utils.tables import markdown
+from utils.program import run_main
 
 ROOT = Path(__file__).parents[2]
 PAGE, SCRIPTS = ROOT / "docs/flags.md", ROOT / "scripts"

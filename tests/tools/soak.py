@@ -29,11 +29,12 @@ import main_train
 from models import ensemble_drawer, load_forecaster
 from tests.tools.bad_inputs import RUN, TINY, bad_array, bad_checkpoint, bad_command, fault, files_below
 from tests.tools.children import at_least_one, end_of, start_child, start_children
-from utils import checkpoint
-from utils.checkpoint import load_checkpoint
-from utils.config import FlagParser, output_path, run_main
+from utils.config import FlagParser, output_path
 from utils.pipeline import open_run_data
-from utils.runs import newest_state
+from utils.program import run_main
+from utils.training import checkpoint
+from utils.training.checkpoint import load_checkpoint
+from utils.training.runs import newest_state
 
 STAGES = {"mean": (main_pretrain, []),
           "diffusion": (main_train, ["--nsample", "4", "--sample_steps", "3", "--test_windows", "8"])}

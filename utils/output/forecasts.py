@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .checkpoint import csv_text, write_atomically
-from .metrics import LEVELS, member_quantiles, sort_members
+from utils.scores.metrics import LEVELS, member_quantiles, sort_members
+from utils.training.checkpoint import csv_text, write_atomically
 
 VALUES = ("both", "members", "quantiles")
 ISSUED, HORIZON, MEMBER, LEVEL = "forecast_reference_time", "horizon", "realization", "quantile"

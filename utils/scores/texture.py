@@ -9,7 +9,7 @@ All errors are divided by the spread of their node; variances cancel, so that on
 
 import torch
 
-from .metrics import plain
+from utils.scores.metrics import plain
 
 MEMBERS = 6  # of each window that are looked at
 NEAR, FAR = slice(1, 5), slice(13, 25)  # among the nearest nodes of each, which begin with itself

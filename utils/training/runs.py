@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from data.registry import sha256_of
-
-from .checkpoint import (
+from utils.config import PATHS
+from utils.training.checkpoint import (
     CHECKPOINT,
     CONFIG,
     DIGEST,
@@ -39,9 +39,8 @@ from .checkpoint import (
     write_json,
     write_text,
 )
-from .config import PATHS
-from .distributed import ALONE, Processes
-from .runlog import tensorboard_log
+from utils.training.distributed import ALONE, Processes
+from utils.training.runlog import tensorboard_log
 
 FINISHED, LOCK = "finished", ".lock"
 WITHOUT_INFLUENCE = "sample_batch", "val_batch_size", "mean_run"  # settings that bound memory, or say where files are

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from .metrics import (
+from utils.scores.metrics import (
     COVERAGE,
     DECILES,
     covered,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import settings
+from utils.training.checkpoint import settings
 
 FAR_COVERAGE = 0.05  # distance from the coverage of a perfect ensemble that is worth a word
 

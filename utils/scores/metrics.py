@@ -452,7 +452,7 @@ class EnsembleScores:
         self._windows.append({name: by_step[name].sum(1) for name in (*BY_WINDOW, *COUNTS)})
 
     def by_window(self):
-        """What each window adds to the scores, in the order seen: input of `utils.comparison.paired_difference`.
+        """What each window adds to the scores, in the order seen: input of `utils.scores.comparison.paired_difference`.
 
         abs_truth, crps, crps_fair, interval_score, error_mean, error_median: sums over horizon and nodes, and
         targets, their number; abs_truth_sum, crps_sum: sums over the horizon; energy_score, variogram_score: means

@@ -10,8 +10,8 @@ import random
 import numpy as np
 import torch
 
-from .diagnostics import binned_means
-from .metrics import (
+from utils.scores.diagnostics import binned_means
+from utils.scores.metrics import (
     crps_quantile,
     energy_score,
     field_counts,
@@ -24,7 +24,7 @@ from .metrics import (
     variogram_pairs,
     variogram_score,
 )
-from .reproducibility import key, keyed_normal
+from utils.training.reproducibility import key, keyed_normal
 
 REGIONS, CENTRES, NEIGHBOURS = 32, 64, 9  # random regions; at most so many neighbourhoods, of so many nodes each
 MAX_CORRELATED_NODES, CORRELATION_BINS = 128, 20
@@ -221,7 +221,7 @@ class JointScores:
                 {"errors": _products(x), "error sums": _products(x, w), "pairs": _products(w)}.items()}
 
     def by_window(self):
-        """What each window adds to the scores, in the order seen: input of `utils.comparison.paired_difference`.
+        """What each window adds to the scores, in the order seen: input of `utils.scores.comparison.paired_difference`.
 
         Of means over regions, means over neighbourhoods (where they are known), maxima over regions and increments: the
         sum of their CRPS, crps_*, and of their absolute truth, abs_truth_*. Shapes: each (windows,), float64.

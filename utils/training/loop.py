@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from .checkpoint import built_from
-from .distributed import ALONE, Processes
-from .reproducibility import key, seed_step
-from .signals import Stopped, deferred
+from utils.training.checkpoint import built_from
+from utils.training.distributed import ALONE, Processes
+from utils.training.reproducibility import key, seed_step
+from utils.training.signals import Stopped, deferred
 
 DECAY_AT = 0.4  # share of the epochs after which the learning rate falls once
 

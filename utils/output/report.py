@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from .plots import BLUE, INK, ORANGE
+from utils.output.plots import BLUE, INK, ORANGE
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'"
 LONG_TABLE = 40  # rows; of a longer one the print shows so many

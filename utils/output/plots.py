@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: E402
 
-from .checkpoint import write_atomically  # noqa: E402
+from utils.training.checkpoint import write_atomically  # noqa: E402
 
 INK, BLUE, ORANGE = "#222222", "#2166ac", "#d95f02"  # told apart by the colour-blind and in grey print
 LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (INK, ":", "^"))  # colour, line and marker of what is compared

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .diagnostics import pair_distances
-from .distributed import ALONE, Processes
-from .joint import NEIGHBOURS, JointScores
-from .metrics import EnsembleScores, crps_cross_check
-from .texture import FAR, TextureScores
+from utils.scores.diagnostics import pair_distances
+from utils.scores.joint import NEIGHBOURS, JointScores
+from utils.scores.metrics import EnsembleScores, crps_cross_check
+from utils.scores.texture import FAR, TextureScores
+from utils.training.distributed import ALONE, Processes
 
 FAST = torch.float32  # for what is computed of every member, relative to the level and size of the field
 SMALLEST_SPREAD = 0.1  # of a node, as a share of the root mean square of all
@@ -43,7 +43,7 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
     shape (member, horizon, node); equidistant: see `EnsembleScores.compute`, threshold: `EnsembleScores`;
     watch(members, truth, observed), where given, sees every batch of this process too, in physical units. Returns the
     dict of the scores, `joint` among them unless that is off (see `joint.JointScores`, `texture.TextureScores`), and
-    those of every window with its `start`, which `utils.comparison` pairs forecasts by.
+    those of every window with its `start`, which `utils.scores.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
     data, starts = batches.data, []

@@ -1,0 +1,1 @@
+"""Forecast files, pictures, tables and the report."""

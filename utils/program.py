@@ -1,0 +1,58 @@
+"""How a program ends: exit status, one line for a mistake of the user, signals, several processes."""
+
+import os
+import sys
+
+from utils.config import one_line
+from utils.training.distributed import hush, is_lost_peer, leave, rank_from_environment
+from utils.training.signals import Stopped, handle, stop_at_once
+from utils.training.terminal import Stream
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether NumPy, or torch on a GPU or a CPU, found no memory for something."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory", "calculation overflowed"))
+
+
+def run_main(main) -> None:
+    """Run a program: a user's mistake is one line on stderr and exit status 2, not a traceback.
+
+    Ctrl-C, SIGTERM and SIGHUP end it with exit status 130, 143 and 129. COST_TRACEBACK=1 shows where an error came
+    from. Of several processes the first one prints, the others errors only. Where nobody reads what is printed any more
+    (`| head`) the work goes on; where it could not be written, on a full disk, the exit status is 2 at the end.
+    """
+    handle(stop_at_once)
+    rank = rank_from_environment()
+    streams, who = (sys.stdout, sys.stderr), f"process {rank}: " if rank else ""
+    sys.stdout, sys.stderr = output, errors = [Stream(stream) for stream in streams]
+    if rank:
+        hush()
+    try:
+        status = main()
+        leave()
+        output.flush()
+        if output.error and not isinstance(output.error, BrokenPipeError):
+            raise OSError(output.error.errno, output.error.strerror, "standard output")
+        sys.exit(status)
+    except Stopped as stopped:
+        print(f"{who}{stopped}; the same command goes on from here, where a run keeps its state", file=errors)
+        sys.exit(stopped.exit_status)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("COST_TRACEBACK"):
+            raise
+        print(f"{who}error: {one_line(error)}", file=errors)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if is_lost_peer(error):
+            print(f"{who}error: another process ended ({one_line(error)[:100]})", file=errors)
+            sys.exit(1)
+        if os.environ.get("COST_TRACEBACK") or not is_lack_of_memory(error):
+            raise
+        print(f"{who}error: not enough memory ({one_line(error)}); choose a smaller --batch_size, "
+              "--val_batch_size or --sample_batch, a smaller network or a smaller field", file=errors)
+        sys.exit(2)
+    finally:
+        output.flush()
+        errors.flush()
+        sys.stdout, sys.stderr = streams  # for the traceback of what nobody expected

@@ -1,0 +1,1 @@
+"""Scores of ensembles, their sums over windows, and paired comparisons."""

@@ -1,0 +1,1 @@
+"""The training loop, run folders, processes, devices and signals."""
