@@ -116,3 +116,50 @@ def test_the_tables_are_written_where_there_is_something_to_write(runs, tmp_path
     assert list(table.method) == ["cost", "persistence"] and table.control_CRPS_sum.notna().all()
     text = (tmp_path / "joint_3_2.md").read_text()
     assert "## Tiny" in text and "| cost against | members | CRPS_sum | CRPS_regions | CRPS_max |" in text
+
+
+def test_the_ablation_leads_from_published_to_the_default_and_then_names_each_switch(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect_results, "RESULTS", tmp_path)
+    few = ablation_runs(tmp_path, windows=20, methods={"cost": (0, 1), "persistence": (0,)})
+    collect_results.write_ablation(few, (12, 12))
+    assert not (tmp_path / "ablation.md").exists()  # nothing of it was run
+    runs = ablation_runs(tmp_path, windows=200, methods={
+        "cost": (0, 1), "published_fast": (0,), "step_2": (0, 1), "without_v": (1,), "cost_untrained": (2,)})
+    collect_results.write_ablation(runs, (12, 12))
+    text = (tmp_path / "ablation.md").read_text()
+    way, alone = text.split("## Tiny\n\n200 test windows\n\n")[1].split("\n\n")
+    rows = {part: [line.strip("| ").split(" | ") for line in table.splitlines()]
+            for part, table in (("way", way), ("alone", alone))}
+    head = "row", "change", "CRPS", "CRPS_sum", "energy_score", "QICE_ties", "coverage90", "CRPS against cost", "seeds"
+    assert tuple(rows["way"][0]) == tuple(rows["alone"][0]) == head
+    assert [row[0] for row in rows["way"][2:]] == ["published_fast", "step_2", "cost"]
+    assert [row[0] for row in rows["alone"][2:]] == ["cost_untrained", "without_v", "cost"]
+    found = {row[0]: row for row in rows["way"] + rows["alone"]}
+    assert found["without_v"][1] == "`--prediction noise`" and found["step_2"][1].startswith("a small denoiser")
+    assert found["step_2"][-1] == "2" and found["step_2"][2] == "0.2000 ± 0.1"
+    assert found["step_2"][-2] == "+0.0% [+0.0%, +0.0%]" and found["without_v"][-2].startswith("-66.7% [")
+    assert found["cost"][-2] == found["cost_untrained"][-2] == ""  # no seed of cost_untrained is one of cost
+    short = ablation_runs(tmp_path, windows=20, methods={"cost": (0,), "without_v": (0,)})
+    assert collect_results.ablation_table(short, ["without_v"], 24)[1][0][-2] == "+0.0% (no interval)"
+
+
+def test_rows_of_the_ablation_stand_in_no_other_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect_results, "RESULTS", tmp_path)
+    runs = ablation_runs(tmp_path, windows=20, methods={"cost": (0,), "without_v": (0,), "cost_untrained": (0,)})
+    collect_results.write_tables(runs, (12, 12))
+    assert "| cost_untrained |" in (text := (tmp_path / "12_12.md").read_text()) and "without_v" not in text
+    assert "without_v" in set(pd.read_csv(tmp_path / "12_12.csv").method)
+
+
+def ablation_runs(folder, windows, methods):
+    """Runs of some seeds by method; CRPS is 0.1, of seed 1 of cost and step_2 0.3, the same in every window."""
+    rows = []
+    for method, seeds in methods.items():
+        for seed in seeds:
+            crps = 0.3 if seed == 1 and method in ("cost", "step_2") else 0.1
+            path = folder / f"{method}_{seed}_{windows}.csv"
+            write_table(path, {"start": list(range(windows)), "crps": [crps] * windows, "abs_truth": [1.0] * windows})
+            scores = dict.fromkeys((*collect_results.OURS, "QICE_floor"), 0.01)
+            rows.append({"data_name": "Tiny", "method": method, "seed": seed, "windows": windows, "members": 50,
+                         "ensemble": "random", "minutes_forecasting": 1.0, **scores, "CRPS": crps, "path": path})
+    return pd.DataFrame(rows)

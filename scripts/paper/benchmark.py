@@ -41,6 +41,24 @@ OWN_ROWS = (*SIMPLE, "copula", "cost")  # rows of a file of one's own, where non
 SHOWN = ("CRPS", "CRPS_sum", "QICE", "IS", "MAE_median", "energy_score", "variogram_score")
 
 PUBLISHED = "--recipe", "published"
+STAGE_1_OFF = {
+    "without_climatology": ("--no-climatology",),
+    "without_tokens": ("--tokens", "0"),
+    "without_networks": ("--networks", "1"),
+    "without_modes": ("--linear_modes", "0"),
+    "without_recalibration": ("--no-recalibrate",),
+    "itransformer": ("--mean_model", "itransformer"),
+    "dlinear": ("--mean_model", "dlinear"),
+}
+STAGE_2_OFF = {
+    "without_state": ("--scale", "cycle"),
+    "without_covariance": ("--noise", "independent"),
+    "without_v": ("--prediction", "noise"),
+    "without_mean": ("--no-condition_mean",),
+    "without_scale": ("--no-condition_scale",),
+    "without_center": ("--no-center",),
+}
+"""Rows of the ablation that differ from cost in these flags of one stage."""
 STAGE_1 = {
     "published": PUBLISHED,
     "quantile_stid": ("--no-climatology", "--tokens", "0", "--networks", "1", "--linear_modes", "0", "--no-recalibrate",
@@ -48,10 +66,7 @@ STAGE_1 = {
     "ours": (),
     "lags": ("--lags", "auto"),
     "no_lags": ("--lags", "none"),
-    **{f"without_{name}": flags for name, flags in {
-        "climatology": ("--no-climatology",), "tokens": ("--tokens", "0"), "networks": ("--networks", "1"),
-        "modes": ("--linear_modes", "0"), "recalibration": ("--no-recalibrate",)}.items()},
-    **{name: ("--mean_model", name) for name in ("itransformer", "dlinear")},
+    **STAGE_1_OFF,
 }
 """Stage-1 models that rows build on, by the flags that make them: as published, its quantile network, the default."""
 
@@ -67,6 +82,7 @@ class Method:
     sampling: dict = field(default_factory=dict)  # settings in place of those that stage 2 was trained with
     untrained: bool = False  # whether the trained network is replaced by the Gaussian that it starts from
     only: tuple[str, ...] = ()  # datasets of the tables that have this row; none: all
+    change: str = ""  # of a row of the ablation: what differs from the step before, or from cost
 
 
 FAST = {"sampler": "dpm2m", "sample_steps": 10}
@@ -74,31 +90,38 @@ ABLATED = "MobileNJ", "Los_Speed", "BikeDC", "SST"
 PUBLISHED_ON_OURS = *PUBLISHED, "--training_span", "targets", "--support", "auto"
 SMALL = *"--denoiser mlp --channels 32 --layers 2 --epochs 20 --lr 0.003 --ema 0.99 --prediction v".split(),
 SCALED = *SMALL, *"--margin scaled --endpoint none --scale quantiles".split()
-STEPS = (), SMALL, SCALED, (*SCALED, "--noise", "covariance"), (*SCALED, *"--noise covariance --center".split())
+STEPS = {
+    "stage 1 of cost": (),
+    "a small denoiser that predicts v": SMALL,
+    "residual divided by the scale of the quantiles": SCALED,
+    "covariance of the noise": (*SCALED, "--noise", "covariance"),
+    "centred members": (*SCALED, "--noise", "covariance", "--center"),
+}
+"""From the published stage 2, on the stage 1 of cost, to cost: what each step changes, and its flags."""
 METHODS = {
     **{name: Method(baseline=name) for name in SIMPLE},
     **{name: Method("published", name)
        for name in ("gaussian", "conformal", "residual_fields", "residual_fields_slot")},
     **{name: Method("quantile_stid", name) for name in ("quantile", "schaake", "schaake_slot")},
-    "published": Method("published", stage_2=PUBLISHED),
-    "published_fast": Method("published", stage_2=PUBLISHED, trained_as="published", sampling=FAST),
+    "published": Method("published", stage_2=PUBLISHED, change="the published system, 50 ancestral steps"),
+    "published_fast": Method("published", stage_2=PUBLISHED, trained_as="published", sampling=FAST,
+                             change="DPM-Solver++ in 10 steps"),
     **{f"our_{name}": Method("ours", name) for name in ("quantile", "schaake")},
     "copula": Method("ours", stage_2=("--recipe", "copula")),
     "copula_random": Method("ours", stage_2=("--recipe", "copula"), trained_as="copula",
                             sampling={"members": "random"}),
-    "cost_untrained": Method("ours", stage_2=(), trained_as="cost", untrained=True),
-    "cost_global": Method("ours", stage_2=("--scale", "global")),
+    "cost_untrained": Method("ours", stage_2=(), trained_as="cost", untrained=True, change="untrained denoiser"),
+    "cost_global": Method("ours", stage_2=("--scale", "global"), change="`--scale global`"),
     "cost_lags": Method("lags", stage_2=("--lags", "auto"), only=("MobileNJ",)),
     "cost_no_lags": Method("no_lags", stage_2=("--lags", "none"), only=("NYCFlights",)),
-    **{name: Method(name, stage_2=(), only=ABLATED)
-       for name in STAGE_1 if name.startswith("without_") or name in ("itransformer", "dlinear")},
-    **{f"without_{name}": Method("ours", stage_2=flags, only=ABLATED) for name, flags in {
-        "state": ("--scale", "cycle"), "covariance": ("--noise", "independent"), "v": ("--prediction", "noise"),
-        "mean": ("--no-condition_mean",), "scale": ("--no-condition_scale",), "center": ("--no-center",)}.items()},
-    **{f"step_{number}": Method("ours", stage_2=PUBLISHED_ON_OURS + flags, sampling=FAST, only=ABLATED)
-       for number, flags in enumerate(STEPS, 1)},
+    **{name: Method(name, stage_2=(), only=ABLATED, change=f"`{' '.join(flags)}`")
+       for name, flags in STAGE_1_OFF.items()},
+    **{name: Method("ours", stage_2=flags, only=ABLATED, change=f"`{' '.join(flags)}`")
+       for name, flags in STAGE_2_OFF.items()},
+    **{f"step_{number}": Method("ours", stage_2=PUBLISHED_ON_OURS + flags, sampling=FAST, only=ABLATED, change=change)
+       for number, (change, flags) in enumerate(STEPS.items(), 1)},
     "cost_smooth": Method("ours", stage_2=(), trained_as="cost", sampling={"members": "quantiles"}),
-    "cost": Method("ours", stage_2=()),
+    "cost": Method("ours", stage_2=(), change="mean and scale as inputs of the denoiser"),
 }
 """The rows of the tables, from the last value to the default recipe.
 
@@ -106,10 +129,8 @@ METHODS = {
 with the trained network replaced by the Gaussian that it starts from: the difference is what the diffusion learned.
 cost_global has one fluctuation scale for the field. `our_` baselines stand on the stage 1 of cost, the others on
 published inputs. cost_lags also sees a day and a week (a year) before each step of a window, cost_no_lags nothing but
-its 12 steps; the published protocol has no lags. The ablation: without_X is cost with one switch off, itransformer and
-dlinear have another backbone; step_1 to step_5 lead from the published stage 2, on the stage 1 of cost, to cost: a
-small denoiser that predicts v; the residual over the scale; the covariance; centred members; the last step is cost
-itself, with mean and scale as inputs.
+its 12 steps; the published protocol has no lags. The ablation: step_1 to step_5 lead to cost (`STEPS`), without_X is
+cost with one switch off, itransformer and dlinear have another backbone.
 """
 
 

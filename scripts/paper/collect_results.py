@@ -4,9 +4,10 @@
 
 Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.csv (one row per run, every score), .md
 (all rows beside every published one, with paired intervals), and joint_<H>_<F>.csv and .md, the scores that see how
-nodes and steps go together; and what stands between the `results` marks of README.md: the table of 12 -> 12, and where
-published and simple rows are ahead of the default, from the .csv files of 12 -> 12 and 64 -> 64. No number in them is
-typed by hand; those of other papers come from docs/results/published_<H>_<F>.csv.
+nodes and steps go together; docs/results/ablation.md, of 12 -> 12; and what stands between the `results` marks of
+README.md: the table of 12 -> 12, and where published and simple rows are ahead of the default, from the .csv files of
+12 -> 12 and 64 -> 64. No number in them is typed by hand; those of other papers come from
+docs/results/published_<H>_<F>.csv.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from scripts.paper.benchmark import METHODS
 from utils.config import FlagParser, TrainConfig
 from utils.output.tables import markdown
 from utils.program import run_main
+from utils.scores.comparison import SCORES as PAIRED
 from utils.scores.comparison import in_words, paired_difference
 from utils.scores.metrics import perfect_qice
 from utils.scores.texture import QUARTERS
@@ -39,6 +41,10 @@ DEFAULTS = {"random": DEFAULT, "quantiles": f"{DEFAULT}_smooth"}  # its rows by 
 SHOWN = {DEFAULT: "", f"{DEFAULT}_lags": ", `--lags auto`"}  # rows of the README's table, what follows the dataset
 LISTED = (*SCORES, "CRPS_sum")  # in which rows are ahead of the default or not
 LENGTHS = (12, 12), (64, 64)
+STEPS = ("published", "published_fast", *(name for name in METHODS if name.startswith("step_")), DEFAULT)
+SWITCHES = [name for name, method in METHODS.items() if method.change and name not in STEPS]
+ABLATION = {*STEPS, *SWITCHES} - {"published", "published_fast", "cost_untrained", DEFAULT}  # rows of no other table
+ABLATION_SCORES = ("CRPS", "CRPS_sum", "energy_score", "QICE_ties", "coverage90")
 SIMPLE = [name for name, method in METHODS.items() if method.baseline and not name.startswith("our_")]
 OTHERS = [*SIMPLE, "published", "published_fast"]  # rows that are not ours
 BEGIN, END = "<!-- results: written by scripts/paper/collect_results.py -->\n", "<!-- end of results -->"
@@ -157,14 +163,42 @@ def joint_ladder(runs: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 def differences(runs: pd.DataFrame, block: int, scores: Sequence[str] = COMPARED) -> tuple[list[str], list[list[str]]]:
     """The default against every other method on one dataset, ensembles of one kind: relative difference, interval."""
-    windows = {key: [pd.read_csv(path).to_dict("list") for path in group.path]
-               for key, group in runs.groupby(["method", "ensemble"], sort=False)}
+    windows = {key: windows_of(group) for key, group in runs.groupby(["method", "ensemble"], sort=False)}
     rows = []
     for (name, kind), theirs in windows.items():
         ours = windows.get((DEFAULTS[kind], kind))
         if name not in DEFAULTS.values() and ours:
-            rows.append([name, kind, *(in_words(paired_difference(ours, theirs, score, block)) for score in scores)])
+            rows.append([name, kind, *(compared(ours, theirs, score, block) for score in scores)])
     return [f"{DEFAULT} against", "members", *scores], rows
+
+
+def windows_of(runs: pd.DataFrame) -> list[dict]:
+    """The scores of every window of some runs, as `paired_difference` takes them."""
+    return [pd.read_csv(path).to_dict("list") for path in runs.path]
+
+
+def compared(ours: list[dict], theirs: list[dict], score: str, block: int) -> str:
+    """The relative difference of a score with its interval; empty without runs, or if one is older than the score."""
+    if not ours or not theirs or not all(PAIRED[score][0] in run for run in ours + theirs):
+        return ""
+    return in_words(paired_difference(ours, theirs, score, block))
+
+
+def ablation_table(runs: pd.DataFrame, names: Sequence[str], block: int) -> tuple[list[str], list[list[str]]]:
+    """Some rows of the ablation on one dataset; the difference is that of a row to the default, above 0 if it is worse.
+
+    It is taken over the seeds that both have.
+    """
+    rows, ours = [], runs[runs.method == DEFAULT]
+    for name in names:
+        group = runs[runs.method == name]
+        if not len(group):
+            continue
+        both = set(group.seed) & set(ours.seed) if name != DEFAULT else ()
+        against = compared(*(windows_of(each[each.seed.isin(both)]) for each in (group, ours)), "CRPS", block)
+        rows.append([name, METHODS[name].change, *(mean_and_spread(group[score]) for score in ABLATION_SCORES),
+                     against, str(len(group))])
+    return ["row", "change", *ABLATION_SCORES, f"CRPS against {DEFAULT}", "seeds"], rows
 
 
 def ahead() -> str:
@@ -251,7 +285,7 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> pd.DataFrame:
             f"is better. Only members of one kind are compared: random ones with {DEFAULTS['random']}, equidistant "
             f"quantiles with {DEFAULTS['quantiles']}. QICE counts ties as the papers do, QICE_ties shares them "
             "([scores.md](../scores.md)). scripts/paper/benchmark.py says what each row is.\n")
-    for data_name, group in runs.groupby("data_name", sort=False):
+    for data_name, group in runs[~runs.method.isin(ABLATION)].groupby("data_name", sort=False):
         table = ladder(group, published[published.data_name == data_name])
         text += (f"\n## {data_name}\n\n{group.windows.iloc[0]} test windows\n\n{markdown(*table)}\n"
                  f"{markdown(*differences(group, sum(lengths)))}")
@@ -271,7 +305,7 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
             "[scores.md](../scores.md) defines the scores, lower is better in each. Below each table the relative "
             f"difference of the default, {DEFAULT}, to every method with a paired 95 % interval (none where the "
             "windows are worth fewer than 8 independent ones), seeds averaged: negative is better.\n")
-    for data_name, group in runs.groupby("data_name", sort=False):
+    for data_name, group in runs[~runs.method.isin(ABLATION)].groupby("data_name", sort=False):
         known = [score for score in JOINT_COMPARED if group[score].notna().all()]
         text += (f"\n## {data_name}\n\n{group.windows.iloc[0]} test windows\n\n{markdown(*joint_ladder(group))}\n"
                  f"{markdown(*differences(group, sum(lengths), known))}")
@@ -285,6 +319,25 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
     write_text(path.with_suffix(".md"), text)
 
 
+def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
+    """docs/results/ablation.md, where any row of it was run; random members, as the default has."""
+    text = (f"# Ablation, {lengths[0]} -> {lengths[1]}\n\nWritten by `python -m scripts.paper.collect_results`. Two "
+            f"tables for each dataset: from the published system to the default, {DEFAULT}, one change at a time; then "
+            f"{DEFAULT} with one change alone, by its flags. Random members, mean ± standard deviation over seeds. The "
+            f"last column but one is the relative difference of a row's CRPS to that of {DEFAULT} with a paired 95 % "
+            "interval, over the seeds that both have: above 0 the row is worse. No interval is given where the test "
+            "windows are worth fewer than 8 independent ones. Rows that were not run are left out; "
+            "[scores.md](../scores.md) defines the scores, scripts/paper/benchmark.py the rows.\n")
+    runs = runs[runs.ensemble == "random"]
+    for data_name, group in runs.groupby("data_name", sort=False):
+        if group.method.isin(ABLATION).any():
+            tables = (ablation_table(group, names, sum(lengths)) for names in (STEPS, (*SWITCHES, DEFAULT)))
+            text += f"\n## {data_name}\n\n{group.windows.iloc[0]} test windows\n\n" + "\n".join(
+                markdown(*table) for table in tables)
+    if "\n## " in text:
+        write_text(RESULTS / "ablation.md", text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--save_dir", type=Path, default=ROOT / "save")
@@ -296,6 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_joint(group, lengths)
         if lengths == (12, 12):
             table = summary(group, published)
+            write_ablation(group, lengths)
     if table:
         write_text(readme, replace_between_marks(readme.read_text(), f"{table}\n{ahead()}"))
     print(f"{len(runs)} runs in {RESULTS} and README.md")
