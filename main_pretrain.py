@@ -36,19 +36,19 @@ def main(arguments: list[str] | None = None) -> int:
     data = open_windows(settings, config.data_dir, device)
 
     seed_step(config.seed)
-    model = build_mean_model(settings, data.facts()).to(device)
+    model = build_mean_model(settings, data.metadata()).to(device)
     folder = checkpoint.run_folder(config.save_dir, "mean", config)
     describe_run(config, data, model, folder, device)
     if config.dry_run:
         return 0
     check_shares(data, processes, validation=0, test=0)
-    if not (run := open_run(folder, config, {"data": data.facts() | data.fingerprint}, processes)):
+    if not (run := open_run(folder, config, {"data": data.metadata() | data.fingerprint}, processes)):
         return 0
     if config.compile:
         model.compile_networks()
 
     def keep(weights, epoch, score):
-        run.keep({"stage": "mean", "config": settings, "data": data.facts(), "fingerprint": data.fingerprint,
+        run.keep({"stage": "mean", "config": settings, "data": data.metadata(), "fingerprint": data.fingerprint,
                   "weights": weights, "epoch": epoch, "score": score})
 
     result = fit(model, mean_loss(model, config, device), training_batches(data, config, processes),

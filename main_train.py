@@ -50,13 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
     mean_model, mean_config, mean_path = load_mean_model(config, data)
 
     seed_step(config.seed)
-    model = build_forecaster(settings, mean_model, data.facts(), neighbours_of(data, config)).to(device)
+    model = build_forecaster(settings, mean_model, data.metadata(), neighbours_of(data, config)).to(device)
     folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
     describe_run(config, data, model, folder, device)
     if config.dry_run:
         return 0
     check_shares(data, processes, validation=config.val_windows, test=config.test_windows)
-    built_on = {"data": data.facts() | data.fingerprint, "mean_model": sha256_of(mean_path)}
+    built_on = {"data": data.metadata() | data.fingerprint, "mean_model": sha256_of(mean_path)}
     if not (run := open_run(folder, config, built_on, processes)):
         return 0
 
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     if config.compile:
         model.denoiser.compile()
     about = {"stage": "diffusion", "config": settings, "mean_config": mean_config, "mean_run": str(mean_path.parent),
-             "data": data.facts(), "fingerprint": data.fingerprint, "field": FieldSummary.of(data).state()}
+             "data": data.metadata(), "fingerprint": data.fingerprint, "field": FieldSummary.of(data).state()}
 
     def keep(weights, epoch, score):
         run.keep({**about, "weights": weights, "epoch": epoch, "score": score})

@@ -68,7 +68,7 @@ class FieldSummary:
             str(clock_of(field.calendar.times[[first]], spec.interval, spec.time_zone)[0].astype("datetime64[m]")),
             first, len(data.training), int(data.starts["test"][0]), field.node_names, field.grid,
             field.axes and tuple(map(torch.as_tensor, field.axes)), *map(_tensor, (field.kept, field.coordinates)),
-            data.scaler, data.usual.cpu(), field.masked, data.covariate_scalers,
+            data.scaler, data.climatology.cpu(), field.masked, data.covariate_scalers,
             _range_of_nodes(data.training) if data.scaler.by_node else _range(data.training),
             data.lags, spec.time_zone, spec.rule,
         )
@@ -87,7 +87,7 @@ class FieldSummary:
         return len(self.node_names)
 
     @property
-    def reach(self) -> int:
+    def max_lag(self) -> int:
         """Steps before the history that a forecast looks back to."""
         return max(self.lags, default=0)
 
@@ -131,21 +131,21 @@ class FieldSummary:
         return self.calendar(step, count).times
 
     def batch(self, history: Tensor, step: Tensor, predict_len: int, covariates: Tensor | None = None) -> Batch:
-        """Windows whose future is not known: histories (batch, reach + H, node), of which the last H steps, from the
+        """Windows whose future is not known: histories (batch, max_lag + H, node), of which the last H steps, from the
         positions `step` (batch,) on, are the windows'.
 
         The same as `WindowedField.batch` gives for windows outside the reference of the climatology, but for the
         future, which is empty. covariates (batch, H + F, node or 1, covariate). Units: physical.
         """
         whole = self.scaler.standardize(history)
-        history_len = whole.shape[1] - self.reach
+        history_len = whole.shape[1] - self.max_lag
         length = history_len + predict_len
         slots = torch.stack([self.calendar(one, length).slots for one in step.tolist()])
         climatology = self.climatology[slots[..., 0]].to(history.device)
         if covariates is not None:
             covariates = standardize(covariates, self.covariates).to(history.device)
-        lagged = [whole[:, self.reach - lag:][:, :length] for lag in self.lags]
-        return Batch.of(whole[:, self.reach:], history_len, slots[:, history_len - 1].to(history.device), climatology,
+        lagged = [whole[:, self.max_lag - lag:][:, :length] for lag in self.lags]
+        return Batch.of(whole[:, self.max_lag:], history_len, slots[:, history_len - 1].to(history.device), climatology,
                         step.to(history.device), self.masked, covariates,
                         torch.stack(lagged, dim=-1) if lagged else None)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .climatology import Climatology
+from .constants import ANY_VALUE
 from .context import Context
 from .covariates import Covariates, read_covariates, standardize
 from .fields import Field, OwnFile, by_node, load_field
@@ -22,7 +23,6 @@ from .registry import DATASETS
 from .scaling import BLOCK, UNLIKE, NodeStatistics, Scaler, as_real
 from .stamps import local_times, parse_time
 
-ANY_VALUE = (float("-inf"), 0.0)  # the support of a field without a smallest value or steps
 SPLITS = ("train", "validation", "test")
 FINGERPRINT_VALUES = 1 << 24
 
@@ -41,7 +41,7 @@ class Batch:
     rows = None  # all there are, see SharedBatch
 
     @property
-    def scored(self) -> Tensor | None:
+    def target_mask(self) -> Tensor | None:
         """Which values of the future count in a loss or score: (batch, F, node); None: all."""
         return self.context.target_mask
 
@@ -157,7 +157,7 @@ class WindowedField:
         return torch.where(bounded, zero, ANY_VALUE[0]).to(self.device), step.to(self.device)
 
     @property
-    def usual(self) -> Tensor:
+    def climatology(self) -> Tensor:
         """Climatology of each slot of the calendar's first cycle for what comes after the data: (slot, node)."""
         return self._climatology.table()
 
@@ -180,8 +180,8 @@ class WindowedField:
                 **({} if self._covariates is None else {"covariates_sha256": sha256(
                     self._covariates[:len(values)].cpu().numpy().tobytes()).hexdigest()[:16]})}
 
-    def facts(self) -> dict:
-        """What a model of this data depends on: stage 2 refuses a stage-1 model with other facts."""
+    def metadata(self) -> dict:
+        """What a model of this data depends on: stage 2 refuses a stage-1 model of other metadata."""
         support = self.support
         known = [part.tolist() if isinstance(part, Tensor) else part for part in support]
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),

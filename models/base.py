@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from data.constants import LEVELS
 from data.context import Context
 
 from .layers import Task
-from .quantiles import LEVELS
 
 CANDIDATES = ("last value", "drift", "climatology", "damped anomaly", "ridge", "ridge by node")
 OF_LAGS = ("lag", "lag with drift")  # one each for every lag
@@ -39,7 +39,7 @@ class Windows:
     """What the simple forecasters see of some windows: last and climatology (batch, node), the last value and the
     climatology of its step, ahead (batch, F, node), the climatology of the horizon, recent (batch, R, node), the end
     of the history, earlier (batch, 1 + F, node, lag), lags of the last step and of the horizon, slot (batch,) of the
-    last step. In training also future, scored (batch, F, node) and start (batch,)."""
+    last step. In training also future, target_mask (batch, F, node) and start (batch,)."""
 
     last: Tensor
     climatology: Tensor
@@ -48,7 +48,7 @@ class Windows:
     earlier: Tensor
     slot: Tensor
     future: Tensor | None = None
-    scored: Tensor | None = None
+    target_mask: Tensor | None = None
     start: Tensor | None = None
 
     @classmethod
@@ -65,8 +65,9 @@ class Windows:
                     earlier, context.calendar[:, 0])
         if batch is None:
             return found
-        scored = torch.ones_like(batch.future) if batch.scored is None else batch.scored.to(batch.future.dtype)
-        return replace(found, future=batch.future, scored=scored, start=batch.start)
+        target_mask = batch.target_mask
+        target_mask = torch.ones_like(batch.future) if target_mask is None else target_mask.to(batch.future.dtype)
+        return replace(found, future=batch.future, target_mask=target_mask, start=batch.start)
 
     @classmethod
     def join(cls, batches) -> "Windows":
@@ -134,18 +135,18 @@ class SimpleForecasters(nn.Module):
     @torch.no_grad()
     def fit(self, windows: Windows) -> Tensor:
         """Fit all to training windows in the order of time; forecasts of these windows, of the ridges out of sample."""
-        future, scored, last = windows.future, windows.scored, windows.last.unsqueeze(1)
-        count = scored.sum(0).clamp_min(1)
-        change = (future - last) * scored
-        self.scale.copy_((change.square().sum((0, 1)) / scored.sum((0, 1)).clamp_min(1)).sqrt().clamp_min(1e-4))
+        future, target_mask, last = windows.future, windows.target_mask, windows.last.unsqueeze(1)
+        count = target_mask.sum(0).clamp_min(1)
+        change = (future - last) * target_mask
+        self.scale.copy_((change.square().sum((0, 1)) / target_mask.sum((0, 1)).clamp_min(1)).sqrt().clamp_min(1e-4))
         lagged = windows.earlier[:, 1:].permute(3, 0, 1, 2)
         anchors = torch.cat([last.expand_as(future).unsqueeze(0), lagged])
-        error = (future - anchors) * scored
+        error = (future - anchors) * target_mask
         drift = error.sum(1) / count
         variance = (error.square().sum(1) / count - drift.square()).clamp_min(0)
         self.drift.copy_(significant(drift, variance / independent(windows.start, len(self.ahead))))
         anomaly = (windows.last - windows.climatology).unsqueeze(1)
-        errors = torch.stack([((windows.ahead + phi**self.ahead * anomaly - future).abs() * scored).sum((0, 1))
+        errors = torch.stack([((windows.ahead + phi**self.ahead * anomaly - future).abs() * target_mask).sum((0, 1))
                               for phi in DAMPING])
         self.damping.copy_(torch.tensor(DAMPING, device=future.device)[errors.argmin(0)])
         left_out = torch.stack([self._fit_ridge(windows, step) for step in range(len(self.ahead))], dim=2)
@@ -155,20 +156,20 @@ class SimpleForecasters(nn.Module):
 
     def _fit_ridge(self, windows: Windows, step: int) -> Tensor:
         """Weights of both ridges at a step of the horizon; out-of-sample forecasts (2, batch, node)."""
-        features, scored, steps = windows.features(step), windows.scored[:, step], len(self.ahead)
+        features, target_mask, steps = windows.features(step), windows.target_mask[:, step], len(self.ahead)
         target = windows.future[:, step] - windows.last
         values = torch.cat([features, target.unsqueeze(-1)], dim=-1) / self.scale.unsqueeze(-1)
         folds = torch.arange(len(target), device=target.device).tensor_split(min(FOLDS, len(target)))
         left_out = []
         for fold in folds:
             kept = self._apart(windows.start, fold)
-            weights, intercept = self._solve(values[kept], scored[kept], independent(windows.start[kept], steps))
+            weights, intercept = self._solve(values[kept], target_mask[kept], independent(windows.start[kept], steps))
             left_out.append(torch.einsum("bnp,knp->kbn", values[fold, :, :-1], weights) + intercept.unsqueeze(1))
         left_out = torch.cat(left_out, dim=1)  # (penalty, batch, node)
-        errors = ((left_out - values[..., -1]).abs() * scored).sum((1, 2))
+        errors = ((left_out - values[..., -1]).abs() * target_mask).sum((1, 2))
         half = len(PENALTIES)
         chosen = [int(errors[:half].argmin()), half + int(errors[half:].argmin())]
-        weights, intercept = self._solve(values, scored, independent(windows.start, steps))
+        weights, intercept = self._solve(values, target_mask, independent(windows.start, steps))
         self.weights[:, step], self.intercept[:, step] = weights[chosen], intercept[chosen] * self.scale
         return left_out[chosen] * self.scale + windows.last
 
@@ -181,14 +182,14 @@ class SimpleForecasters(nn.Module):
         return (apart if apart.sum() > len(start) // 4 else others).nonzero().flatten()
 
     @staticmethod
-    def _solve(values: Tensor, scored: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    def _solve(values: Tensor, target_mask: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Weights (penalty, node, P), of all nodes for each penalty and then by node, and intercepts (penalty, node).
 
         values (window, node, P + 1): features and target; number: independent windows.
         """
-        count = scored.sum(0).clamp_min(1).unsqueeze(-1)
-        center = (values * scored.unsqueeze(-1)).sum(0) / count
-        around = (values - center) * scored.unsqueeze(-1)
+        count = target_mask.sum(0).clamp_min(1).unsqueeze(-1)
+        center = (values * target_mask.unsqueeze(-1)).sum(0) / count
+        around = (values - center) * target_mask.unsqueeze(-1)
         moments = (around.permute(1, 2, 0) @ around.transpose(0, 1)).double() / count.unsqueeze(-1)
         common = moments.mean(0)
         diagonal = common.diagonal()[:-1].clamp_min(1e-8).diag()
@@ -288,7 +289,7 @@ class Base(nn.Module):
         steps = len(self.simple.ahead)
         evidence = [independent(part.start, steps) for part in parts]
         counted = [min(evidence[0], TRAINING), evidence[1]]
-        counts = [part.scored * (weight / len(part.start)) for part, weight in zip(parts, counted, strict=True)]
+        counts = [part.target_mask * (weight / len(part.start)) for part, weight in zip(parts, counted, strict=True)]
         errors, counts = torch.cat(errors), torch.cat(counts)
         self._weigh(errors, counts)
         residual = -(errors * self.weights).sum(1)

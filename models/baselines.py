@@ -108,7 +108,7 @@ def ridge(data, members: int, **_) -> Callable:
     which = forecasters.names.index("ridge by node")
     windows = Windows.join(data.batches("train", FIT_BATCH, limit=RIDGE_WINDOWS))
     error = windows.future - forecasters.fit(windows)[:, which]
-    std = ((error.square() * windows.scored).sum(0) / windows.scored.sum(0).clamp_min(1)).sqrt()
+    std = ((error.square() * windows.target_mask).sum(0) / windows.target_mask.sum(0).clamp_min(1)).sqrt()
     return _gaussian(torch.no_grad()(lambda batch: forecasters(Windows.of(batch.context))[:, which]), std, members)
 
 
@@ -223,8 +223,8 @@ def _gaussian_around(point: Callable, windows: Iterable, members: int) -> Callab
     squares, count = 0.0, 0
     for batch in windows:
         square = (batch.future - point(batch)).double().square()
-        scored = torch.ones_like(square) if batch.scored is None else batch.scored
-        squares, count = squares + (square * scored).sum(0), count + scored.sum(0)
+        target_mask = torch.ones_like(square) if batch.target_mask is None else batch.target_mask
+        squares, count = squares + (square * target_mask).sum(0), count + target_mask.sum(0)
     std = (squares / count).sqrt().float().nan_to_num()  # 0 where no target was observed
     return _gaussian(point, std, members)
 
@@ -238,7 +238,7 @@ def _validation_residuals(data, point: Callable) -> tuple[Tensor, Tensor]:
     fields, slots = [], []
     for batch in data.calibration(FIT_BATCH):
         residual = batch.future - point(batch)
-        fields.append(residual if batch.scored is None else residual.masked_fill(~batch.scored, math.nan))
+        fields.append(residual if batch.target_mask is None else residual.masked_fill(~batch.target_mask, math.nan))
         slots.append(batch.context.calendar[:, 0])
     return torch.cat(fields), torch.cat(slots)
 

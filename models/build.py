@@ -5,6 +5,8 @@ import inspect
 import torch
 from torch import Tensor
 
+from data.constants import ANY_VALUE
+
 from .denoiser import GraphDenoiser, MLPDenoiser, PublishedDenoiser, TokenDenoiser
 from .diffusion import NOISE_SCHEDULES
 from .forecaster import Forecaster
@@ -14,7 +16,6 @@ from .linear import DLinear
 from .margins import EmpiricalMargin, QuantileMargin, ResidualMargin
 from .mean import BesideBase, CommonModes, Ensemble, MeanModel, RecalibratedMean, RecalibratedQuantiles
 from .noise import CovarianceNoise, IndependentNoise
-from .quantiles import ANY_VALUE
 from .scale import FluctuationScale
 from .stid import STID
 
@@ -25,7 +26,7 @@ NOISES = ("covariance", "independent")
 
 
 def task_of(settings: dict, metadata: dict) -> Task:
-    """The sizes of a configuration for data of this `metadata` (`WindowedField.facts()`; also of a checkpoint)."""
+    """The sizes of a configuration for data of this `metadata` (`WindowedField.metadata()`; also of a checkpoint)."""
     return Task(metadata["num_nodes"], settings["history_len"], settings["predict_len"],
                 tuple(metadata["calendar_sizes"]), metadata["masked"], len(metadata["covariates"]),
                 len(metadata["lag_steps"]))

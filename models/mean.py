@@ -6,12 +6,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from data.constants import LEVELS
 from data.context import Context
 
 from .base import BLOCKS, SHARES, Base, independent, share_of
 from .layers import Task, mean_over
 from .modes import ModeForecast
-from .quantiles import LEVELS, levels_of, normal_scores, pinball
+from .quantiles import levels_of, normal_scores, pinball
 from .recalibration import Recalibration
 
 OBJECTIVES = {
@@ -136,7 +137,7 @@ class CommonModes(_Wrapper):
         self.inner.calibrate(training, validation, support)
 
         def truth(batch):
-            return batch.future - batch.context.future_climatology, batch.scored
+            return batch.future - batch.context.future_climatology, batch.target_mask
 
         self.modes.fit((batch.context.anomaly, batch.context.calendar, *truth(batch)) for batch in training)
         self.modes.believe((*self._anomalies(self.inner.predict(batch.context), batch.context), *truth(batch))
@@ -174,7 +175,7 @@ class RecalibratedQuantiles(_Wrapper):
         def part(batch):
             quantiles = self.inner.predict(batch.context)
             levels = levels_of(quantiles, batch.future, *support)
-            return (normal_scores(levels, torch.rand_like(batch.future)), batch.context.calendar, batch.scored,
+            return (normal_scores(levels, torch.rand_like(batch.future)), batch.context.calendar, batch.target_mask,
                     quantiles[:, -1] - quantiles[:, 0] > support[1])
 
         self.recalibration.fit(map(part, validation), len(validation.starts))
@@ -198,14 +199,14 @@ class RecalibratedMean(_Wrapper):
 
         def residual(batch):
             found = batch.future - self.inner(batch.context)
-            return found if batch.scored is None else found * batch.scored
+            return found if batch.target_mask is None else found * batch.target_mask
 
         squares, counts = torch.zeros_like(self.spread), torch.zeros_like(self.spread)
         for batch in validation:
             squares += residual(batch).square().sum((0, 1))
-            counts += (torch.ones_like(batch.future) if batch.scored is None else batch.scored).sum((0, 1))
+            counts += (torch.ones_like(batch.future) if batch.target_mask is None else batch.target_mask).sum((0, 1))
         self.spread.copy_((squares / counts.clamp_min(1)).sqrt().clamp_min(1e-6))
-        self.recalibration.fit(((residual(batch) / self.spread, batch.context.calendar, batch.scored,
+        self.recalibration.fit(((residual(batch) / self.spread, batch.context.calendar, batch.target_mask,
                                  torch.zeros_like(batch.future)) for batch in validation), len(validation.starts))
 
 
@@ -255,5 +256,5 @@ class BesideBase(_Wrapper):
             seen += len(base)
             for share, total in zip(torch.linspace(0, 1, SHARES).tolist(), losses, strict=True):
                 error = self._error(torch.lerp(base, network, share), batch.future).mean(1)
-                total.index_add_(0, block, error if batch.scored is None else error * batch.scored)
+                total.index_add_(0, block, error if batch.target_mask is None else error * batch.target_mask)
         self.share.copy_(share_of(losses, evidence))

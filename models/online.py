@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from .quantiles import ANY_VALUE, to_support
+from data.constants import ANY_VALUE
+
+from .quantiles import to_support
 
 TRACKED = (0.05, 0.5, 0.95)
 RATE = 0.05  # of the shift, at the first step of the horizon

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from data.calendar import clock_of, in_words
+from data.constants import ANY_VALUE
 from data.fields import mark_missing
 from data.matching import from_data_frame, in_order, match, node_differences
 from data.readers import listed
@@ -38,7 +39,6 @@ from .build import build_forecaster, build_mean_model
 from .diffusion import SAMPLERS
 from .forecaster import Forecaster, Sampling
 from .online import OnlineCalibration
-from .quantiles import ANY_VALUE
 
 SAMPLING_FLAGS = ("nsample", "members", "seed", "sampler", "sample_steps", "sample_precision", "sample_batch")
 """Flags of stage 2 that may be changed after training."""
@@ -75,11 +75,11 @@ class TrainedForecaster:
     @property
     def history_steps(self) -> int:
         """Steps before the horizon that a forecast looks at."""
-        return self.field.reach + self.checkpoint["config"]["history_len"]
+        return self.field.max_lag + self.checkpoint["config"]["history_len"]
 
     def __repr__(self) -> str:
         field, config = self.field, self.checkpoint["config"]
-        before = f" and {field.reach} before it" if field.reach else ""
+        before = f" and {field.max_lag} before it" if field.max_lag else ""
         return (f"Forecaster of {field.name}: {field.num_nodes} nodes, {field.unit}; {config['predict_len']} steps of "
                 f"{in_words(field.interval)} from a history of {config['history_len']}{before}\n"
                 f"recipe {config['recipe']}, {config['nsample']} members, sampler {config['sampler']} in "
@@ -118,8 +118,8 @@ class TrainedForecaster:
         steps, nodes, seen = self.history_steps, self.field.num_nodes, settings["history_len"]
         if history.ndim not in (2, 3) or history.shape[-2:] != (steps, nodes) or history.shape[:-2] != start.shape:
             lags = listed(list(self.field.lags))
-            lagged = f"; {self.field.reach} of these steps lie before the {seen} of the history, for the lags " \
-                     f"{lags}: nan stands for those that are not known" if self.field.reach else ""
+            lagged = f"; {self.field.max_lag} of these steps lie before the {seen} of the history, for the lags " \
+                     f"{lags}: nan stands for those that are not known" if self.field.max_lag else ""
             raise ValueError(f"history of shape {history.shape}, start of shape {start.shape}; expected ({steps}, "
                              f"{nodes}), that is (step, node), and one time, or a window axis before both{lagged}")
         windows = history.reshape(-1, steps, nodes)

@@ -5,8 +5,8 @@ import functools
 import torch
 from torch import Tensor
 
-LEVELS = tuple(k / 20 for k in range(1, 20))
-ANY_VALUE = (float("-inf"), 0.0)  # the support of a field without a smallest value or steps
+from data.constants import ANY_VALUE
+
 NORMAL_SCORE_LIMIT = 4.0  # beyond the quantiles a normal score is extrapolated, no further than this
 
 

@@ -6,7 +6,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
-from .quantiles import LEVELS, read_elsewhere
+from data.constants import LEVELS
+
+from .quantiles import read_elsewhere
 
 BINS = 24  # of the calendar's first cycle, at most
 PRIOR = 3.0  # cycles (days, years) of evidence at which half of what was seen is believed
@@ -61,25 +63,25 @@ class Recalibration(nn.Module):
         wide quantiles are (both as the scores).
         """
         total, count = torch.zeros_like(self.shift), torch.zeros_like(self.shift)
-        squares, told = torch.zeros(2, dtype=torch.float64, device=total.device)
+        squares, telling = torch.zeros(2, dtype=torch.float64, device=total.device)
         seen, half, earlier = 0, -(-windows // 2), None
         for scores, calendar, observed, tells in parts:
-            counted = torch.ones_like(scores) if observed is None else observed.to(scores.dtype)
-            part = scores, self.bins(calendar), counted, counted * tells
+            target_mask = torch.ones_like(scores) if observed is None else observed.to(scores.dtype)
+            part = scores, self.bins(calendar), target_mask, target_mask * tells
             pieces = zip(*(each.tensor_split([max(half - seen, 0)]) for each in part), strict=True)
             seen += len(scores)
-            for late, (scores, bins, counted, tells) in enumerate(pieces):
+            for late, (scores, bins, target_mask, tells) in enumerate(pieces):
                 if late and len(scores):
                     earlier = self._shift(total, count) if earlier is None else earlier
                     around = (scores - earlier[bins]).clamp(-OUTERMOST, OUTERMOST)
                     squares += (tells * around.square()).sum(dtype=torch.float64)
-                    told += tells.sum(dtype=torch.float64)
-                total.index_add_(0, bins, counted * scores.clamp(-LARGEST_SCORE, LARGEST_SCORE))
-                count.index_add_(0, bins, counted)
+                    telling += tells.sum(dtype=torch.float64)
+                total.index_add_(0, bins, target_mask * scores.clamp(-LARGEST_SCORE, LARGEST_SCORE))
+                count.index_add_(0, bins, target_mask)
         self.shift.copy_(self._shift(total, count))
         cycles = self._cycles(count)
         cycles = cycles.sum() / (cycles > 0).sum().clamp_min(1) / 2  # of the later half, at times that the calendar has
-        self.widening.copy_(spread_of(squares / told.clamp_min(1)) ** (cycles / (cycles + PRIOR)))
+        self.widening.copy_(spread_of(squares / telling.clamp_min(1)) ** (cycles / (cycles + PRIOR)))
 
     def forward(self, quantiles: Tensor, calendar: Tensor) -> Tensor:
         return read_elsewhere(quantiles, self.shift[self.bins(calendar)], self.widening)

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .quantiles import LEVELS
+from data.constants import LEVELS
+
 from .recalibration import OUTERMOST
 
 BINS = 48  # of the calendar's first cycle, at most

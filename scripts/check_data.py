@@ -165,7 +165,7 @@ def seconds_per_step(model, loss, data: WindowedField, batch_size: int) -> float
 
 def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: torch.device):
     """An untrained forecaster on top of a stage 1, its statistics fitted."""
-    model = build_forecaster(checkpoint.settings(config), mean_model, data.facts(), neighbours_of(data, config))
+    model = build_forecaster(checkpoint.settings(config), mean_model, data.metadata(), neighbours_of(data, config))
     model.to(device).fit_statistics(
         data.batches("train", config.val_batch_size, limit=100), data.calibration(config.val_batch_size, 100),
         lambda: data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
@@ -175,7 +175,7 @@ def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: 
 def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> dict[str, str]:
     """What training both stages on this data takes, measured on a few steps, in words."""
     train = TrainConfig(history_len=config.history_len, predict_len=config.predict_len, batch_size=config.batch_size)
-    model = build_mean_model(checkpoint.settings(config), data.facts()).to(device)
+    model = build_mean_model(checkpoint.settings(config), data.metadata()).to(device)
     batch = next(iter(data.batches("train", config.batch_size)))
     memory = saved_bytes(lambda: model.loss(batch.future, batch.context))
     weights = sum(weight.numel() for weight in model.parameters())
@@ -247,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = replace(config, **{"batch_size": suggested_batch(len(data.starts["train"])), **given})
     support = config.support
     if support == "auto":
-        mixed = data.facts()["support"] is not None  # of each node its own, which training finds as this does
+        mixed = data.metadata()["support"] is not None  # of each node its own, which training finds as this does
         support = "nonnegative" if data.field.spec.nonnegative else "auto" if mixed else "any"
     say({"scaling": "by mean and spread of each node" if data.scaler.by_node else "by mean and spread of the field"})
     say({"windows": ", ".join(f"{len(data.starts[split])} {split}" for split in SPLITS)

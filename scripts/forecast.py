@@ -39,7 +39,7 @@ class Series:
 
     values: torch.Tensor
     first: int
-    reach: int
+    max_lag: int
     covariates: torch.Tensor | None
 
     def window(self, begin: int, history_len: int, predict_len: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -47,8 +47,8 @@ class Series:
 
         Raises: ValueError where covariates end.
         """
-        known = as_real(self.values[max(begin - self.reach, 0):begin + history_len]).numpy()
-        missing, covariates = self.reach + history_len - len(known), None
+        known = as_real(self.values[max(begin - self.max_lag, 0):begin + history_len]).numpy()
+        missing, covariates = self.max_lag + history_len - len(known), None
         history = np.pad(known, ((missing, 0), (0, 0)), constant_values=np.nan)
         if self.covariates is not None:
             covariates = self.covariates[begin:begin + history_len + predict_len].numpy()
@@ -70,7 +70,7 @@ def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariate
     first, last = found.segments[-1]
     values = found.values[first:last]
     if not field.covariates:
-        return Series(values, position, field.reach, None)
+        return Series(values, position, field.max_lag, None)
     path = covariates or located({**config, "data_path": "", "node_table": "", "graph": ""})["covariates"]
     beside = read_covariates(path, found.calendar, tuple(field.node_names), 0 if covariates else position - first)
     for note in beside.notes:
@@ -78,7 +78,7 @@ def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariate
     if beside.names != tuple(field.covariates):
         raise ValueError(f"--covariates {beside.source}: {listed(beside.names)}; the run was trained with "
                          f"{listed(list(field.covariates))}")
-    return Series(values, position, field.reach, beside.values[first:])
+    return Series(values, position, field.max_lag, beside.values[first:])
 
 
 def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "", rolling: int = 0,
@@ -130,7 +130,7 @@ def forecasts(run: TrainedForecaster, series: Series, windows: Sequence[int], fl
         own = chosen if len(chosen) < processes.count else np.array_split(chosen, processes.count)[processes.rank]
         parts = [series.window(begin, settings["history_len"], settings["predict_len"]) for begin in own]
         history, covariates = zip(*parts, strict=True)
-        start = np.concatenate([run.field.times(series.first + begin - series.reach, 1) for begin in own])
+        start = np.concatenate([run.field.times(series.first + begin - series.max_lag, 1) for begin in own])
         part = run.forecast(np.stack(history), start, covariates=np.stack(covariates) if run.field.covariates else None,
                             online=correction, **flags)
         yield part if len(own) == len(chosen) else joined(part, processes)
@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     if seen:
         print(f"note: {seen} of {len(windows)} windows have futures that the model was trained on: no test of it",
               file=sys.stderr)
-    short = max(run.field.reach - min(windows), 0)
+    short = max(run.field.max_lag - min(windows), 0)
     if short:
         print(f"note: the data begin {short} steps too late for all lags ({listed(list(run.field.lags))}) of the first "
               "window: what is usual stands for what is not there", file=sys.stderr)

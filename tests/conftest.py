@@ -73,9 +73,9 @@ def alter(batch: Batch, **parts) -> Batch:
 
 
 HISTORY, HORIZON, NODES, SIZES = 5, 3, 4, (24, 7)
-FACTS = {"num_nodes": NODES, "calendar_sizes": list(SIZES), "support": None, "masked": False, "covariates": {},
+METADATA = {"num_nodes": NODES, "calendar_sizes": list(SIZES), "support": None, "masked": False, "covariates": {},
          "lag_steps": []}
-"""Of the windows that `make_batch` makes, as `WindowedField.facts` has them."""
+"""Of the windows that `make_batch` makes, as `WindowedField.metadata` has them."""
 
 
 def make_batch(batch: int = 3) -> Batch:
@@ -88,11 +88,12 @@ def make_batch(batch: int = 3) -> Batch:
 def make_forecaster(recipe: str = "cost", trained: bool = True, batches=None, masked: bool = False, support=None,
                     dropout: float = 0.0, **settings) -> Forecaster:
     """A small forecaster of a recipe, its statistics fitted; `trained`: its denoiser predicts something."""
-    facts, lengths = {**FACTS, "masked": masked, "support": support}, {"history_len": HISTORY, "predict_len": HORIZON}
+    metadata = {**METADATA, "masked": masked, "support": support}
+    lengths = {"history_len": HISTORY, "predict_len": HORIZON}
     small = {"recipe": recipe, "channels": 8, "layers": 2, "dropout": dropout, **lengths}
     first, second = (checkpoint.settings(resolve(stage, chosen)) for stage, chosen in (
         (PretrainConfig, small), (TrainConfig, {**small, "channels": 16, "embedding": 8, "modes": 2, **settings})))
-    model = build_forecaster(second, build_mean_model(first, facts), facts)
+    model = build_forecaster(second, build_mean_model(first, metadata), metadata)
     batches = batches or [make_batch(40), make_batch(40)]
     model.fit_statistics(batches, batches, lambda: torch.tensor([0.3, 0.1, 1.0, 2.0]))
     if trained:
@@ -131,13 +132,13 @@ def data(field) -> WindowedField:
 @pytest.fixture
 def registered(tmp_path, monkeypatch):
     """Register values as the dataset `Tiny` of a data folder of their own: registered(values) -> that folder."""
-    def register(values, name="Tiny", **facts):
+    def register(values, name="Tiny", **metadata):
         folder = tmp_path / f"{name}_data"
         folder.mkdir(exist_ok=True)
         np.save(folder / "values.npy", values)
         monkeypatch.setitem(DATASETS, name, dataclasses.replace(
             get_spec("Oracle"), **{"synthetic": False, "files": ("values.npy",), "shape": (values.shape,),
-                                   "num_nodes": int(np.prod(values.shape[1:])), **facts}
+                                   "num_nodes": int(np.prod(values.shape[1:])), **metadata}
         ))
         return folder
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from conftest import make_field
 
+from data.constants import LEVELS
 from data.context import Context
 from data.windows import WindowedField
 from models.base import Base, SimpleForecasters, Windows, convex_weights, independent, share_of, weighted_quantiles
 from models.layers import Task
 from models.mean import BesideBase, MeanModel
-from models.quantiles import LEVELS, pinball
+from models.quantiles import pinball
 
 MONTH, DAY = (1, "month"), (1, "day")
 

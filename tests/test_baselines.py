@@ -387,7 +387,7 @@ def test_every_baseline_works_on_a_field_with_gaps_and_hidden_values_change_noth
     rare[120:, 1] = True  # never observed where errors are measured
     gappy = np.where(rare, np.float32(np.nan), with_gaps(values, 0.3))
     found, batch = draw_windows(name, WindowedField(make_field(gappy), 6, 4))
-    assert found.isfinite().all() and not batch.scored.all()
+    assert found.isfinite().all() and not batch.target_mask.all()
 
 
 def test_errors_are_measured_where_targets_are_observed():
@@ -397,7 +397,7 @@ def test_errors_are_measured_where_targets_are_observed():
     std = (draw(batch, constant_noise(1.0, 1, data)) - mean(batch).unsqueeze(1))[0, 0]
     for step, node in ((0, 0), (3, 2)):
         errors = [float((each.future - mean(each))[0, step, node]) for each in data.calibration(1)
-                  if each.scored[0, step, node]]
+                  if each.target_mask[0, step, node]]
         assert float(std[step, node]) == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-5)
 
 
@@ -414,7 +414,7 @@ def test_conformal_intervals_of_a_field_with_gaps_count_the_residuals_that_there
     batch = data.batch(data.starts["test"][:1])
     found = (draw(batch, lambda index: torch.randn(9, 4, 3)) - mean(batch).unsqueeze(1))[0, :, 2, 1].sort().values
     known = sorted(float((each.future - mean(each))[0, 2, 1].abs()) for each in data.calibration(1)
-                   if each.scored[0, 2, 1])
+                   if each.target_mask[0, 2, 1])
     wanted = [known[min(-(-(len(known) + 1) * abs(2 * i - 8) // 9), len(known)) - 1] for i in (5, 6, 7, 8)]
     torch.testing.assert_close(found[5:], torch.tensor(wanted), rtol=0, atol=1e-5)
 

@@ -65,9 +65,9 @@ def test_a_batch_of_windows_with_gaps_holds_the_climatology_in_them():
     batch = Batch.of(window, HISTORY, torch.zeros(BATCH, 2, dtype=torch.long), climatology, torch.arange(BATCH), True,
                      lagged=lagged)
     assert batch.context.history[0, 1, 2] == climatology[0, 1, 2]
-    assert batch.future[2, 0, 0] == climatology[2, HISTORY, 0] and not batch.scored[2, 0, 0]
+    assert batch.future[2, 0, 0] == climatology[2, HISTORY, 0] and not batch.target_mask[2, 0, 0]
     assert batch.context.lags[1, 3, 4, 0] == climatology[1, 3, 4]
-    assert int((~batch.context.observed).sum()) == 2 and batch.scored.sum() == batch.future.numel() - 1
+    assert int((~batch.context.observed).sum()) == 2 and batch.target_mask.sum() == batch.future.numel() - 1
 
 
 def test_a_window_whose_future_is_unknown_has_an_empty_one_of_which_nothing_is_observed():

@@ -106,8 +106,8 @@ def test_a_batch_holds_the_covariates_of_its_history_and_horizon_standardized_by
     batch = data.batch(torch.tensor([3, 90]))
     for row, start in enumerate((3, 90)):
         torch.testing.assert_close(batch.context.covariates[row], wanted[start:start + 10].float(), rtol=0, atol=1e-5)
-    assert batch.context.lags is None and batch.scored is None
-    assert data.facts()["covariates"] == {"a": pytest.approx(float(training[..., 0].mean())),
+    assert batch.context.lags is None and batch.target_mask is None
+    assert data.metadata()["covariates"] == {"a": pytest.approx(float(training[..., 0].mean())),
                                           "b": pytest.approx(float(training[..., 1].mean()))}
 
 
@@ -115,7 +115,7 @@ def test_covariates_after_the_training_part_do_not_reach_their_scale():
     covariates = torch.randn(120, 1, 2)
     altered = torch.cat([covariates[:76], covariates[76:] * 9])
     one, other = (with_covariates(random_values(120, 5), each) for each in (covariates, altered))
-    assert one.facts() == other.facts()
+    assert one.metadata() == other.metadata()
     assert torch.equal(*(each.batch(torch.tensor([3])).context.covariates for each in (one, other)))
 
 

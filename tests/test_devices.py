@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FACTS, HISTORY, HORIZON, NODES, SIZES
+from conftest import HISTORY, HORIZON, METADATA, NODES, SIZES
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -52,8 +52,8 @@ def make_forecaster(recipe="published", **settings):
     small = {"recipe": recipe, "history_len": HISTORY, "predict_len": HORIZON, "channels": 8, "layers": 2}
     first, second = (checkpoint.settings(resolve(stage, given)) for stage, given in (
         (PretrainConfig, small), (TrainConfig, {**small, "embedding": 4, "modes": 2, **settings})))
-    facts = {**FACTS, "support": [-1.0, 0.5]}
-    return build_forecaster(second, build_mean_model(first, facts), facts).to(META)
+    metadata = {**METADATA, "support": [-1.0, 0.5]}
+    return build_forecaster(second, build_mean_model(first, metadata), metadata).to(META)
 
 
 def make_batch():

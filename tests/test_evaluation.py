@@ -208,19 +208,21 @@ def gappy():
 
 def test_missing_targets_count_in_no_error_and_no_validation_loss(gappy):
     batch = next(iter(gappy.batches("test", 100)))
-    error = (gappy.scaler.physical(predict(batch)) - gappy.scaler.physical(batch.future))[batch.scored].double()
+    error = gappy.scaler.physical(predict(batch)) - gappy.scaler.physical(batch.future)
+    error = error[batch.target_mask].double()
     scores = evaluate_mean(predict, gappy.batches("test", 5), gappy.scaler.physical)
     assert scores["MAE"] == pytest.approx(float(error.abs().mean()), rel=1e-6)
     assert scores["RMSE"] == pytest.approx(float(error.square().mean().sqrt()), rel=1e-6)
-    values = [float(mean_over_windows(lambda batch: (batch.future * batch.scored).mean(), gappy.batches("test", size)))
+    values = [float(mean_over_windows(lambda batch: (batch.future * batch.target_mask).mean(),
+                                      gappy.batches("test", size)))
               for size in (1, 5, 100)]
-    assert values == pytest.approx([float((batch.future * batch.scored).mean())] * 3, abs=1e-6)
+    assert values == pytest.approx([float((batch.future * batch.target_mask).mean())] * 3, abs=1e-6)
 
 
 def test_an_ensemble_of_a_field_with_gaps_says_how_much_was_missing(gappy):
     scores, windows = evaluate_ensemble(draw, gappy.batches("test", 5), gappy.scaler.physical, (MEMBERS, 4, 5))
     batch = next(iter(gappy.batches("test", 100)))
-    assert scores["missing_share"] == pytest.approx(float((~batch.scored).double().mean()))
-    assert torch.equal(windows["targets"], batch.scored.sum((1, 2)).double())
+    assert scores["missing_share"] == pytest.approx(float((~batch.target_mask).double().mean()))
+    assert torch.equal(windows["targets"], batch.target_mask.sum((1, 2)).double())
     check = cross_check(draw, gappy.batches("test", 1, limit=3), gappy.scaler.physical)
     assert check["largest_difference"] < 1e-9

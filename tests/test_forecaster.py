@@ -10,8 +10,9 @@ import torch
 from conftest import HISTORY, HORIZON, NODES, SIZES, alter, make_batch, make_forecaster, pick
 from torch import nn
 
+from data.constants import ANY_VALUE, LEVELS
 from data.context import Context
-from data.windows import ANY_VALUE, Batch
+from data.windows import Batch
 from models import ensemble_drawer
 from models.denoiser import MLPDenoiser
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
@@ -21,7 +22,7 @@ from models.layers import Task
 from models.margins import QuantileMargin, ResidualMargin
 from models.mean import MeanModel
 from models.noise import CovarianceNoise, IndependentNoise
-from models.quantiles import LEVELS, equidistant_quantiles, levels_of, normal_scores
+from models.quantiles import equidistant_quantiles, levels_of, normal_scores
 from models.scale import FluctuationScale
 from utils.config import RECIPES
 from utils.pipeline import validation_loss
@@ -728,7 +729,7 @@ def make_masked(recipe):
 def test_a_missing_target_changes_no_loss(recipe):
     model, batch = make_masked(recipe), with_gaps(make_batch(8))
     given = dict(step=torch.arange(8) * 6, noise=torch.randn(3, 8, HORIZON, NODES))
-    losses = [model.loss(batch.future.where(batch.scored, value), batch.context, **given) for value in (0.0, 50.0)]
+    losses = [model.loss(batch.future.where(batch.target_mask, value), batch.context, **given) for value in (0.0, 50.0)]
     assert torch.equal(*losses) and losses[0].isfinite() and losses[0] > 0
     whole = alter(batch, observed=torch.ones_like(batch.context.observed))
     assert model.loss(batch.future, whole.context, **given) != losses[0]

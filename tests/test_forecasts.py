@@ -12,24 +12,24 @@ import pytest
 import torch
 from conftest import make_field, random_values
 
+from data.constants import LEVELS
 from data.summary import FieldSummary
 from data.windows import WindowedField
 from utils.output import forecasts
 from utils.output.forecasts import VALUES, Forecast, check_output, write_forecasts
-from utils.scores.metrics import LEVELS
 
 MEMBERS, STEPS, NODES = 8, 4, 6
 LAND = dict(grid=(2, 4), kept=torch.tensor([0, 1, 3, 4, 6, 7]))
 
 
-def summary(**facts) -> FieldSummary:
+def summary(**metadata) -> FieldSummary:
     known = FieldSummary.of(WindowedField(make_field(random_values(120, NODES)), 6, STEPS))
-    return dataclasses.replace(known, **facts)
+    return dataclasses.replace(known, **metadata)
 
 
-def make_forecast(windows: int = 0, first: int = 0, **facts) -> Forecast:
+def make_forecast(windows: int = 0, first: int = 0, **metadata) -> Forecast:
     """Random members of the windows that begin at `first` and after; 0: of one window, without a window axis."""
-    field, count = summary(**facts), max(windows, 1)
+    field, count = summary(**metadata), max(windows, 1)
     members = random_values(count, MEMBERS * STEPS * NODES, seed=first).reshape(count, MEMBERS, STEPS, NODES)
     times = np.stack([field.times(first + window, 1 + STEPS) for window in range(count)])
     arrays = members, times[:, 1:], times[:, 0]

@@ -22,9 +22,9 @@ HISTORY, HORIZON, STEPS, NODES = 6, 4, 150, 4
 LENGTHS = ["--history_len", str(HISTORY), "--predict_len", str(HORIZON)]
 
 
-def windows(values=None, lags="24,48", **facts):
+def windows(values=None, lags="24,48", **metadata):
     values = random_values(STEPS, NODES) if values is None else values
-    return WindowedField(make_field(values, **facts), HISTORY, HORIZON, lags=lags)
+    return WindowedField(make_field(values, **metadata), HISTORY, HORIZON, lags=lags)
 
 
 # Which lags
@@ -124,7 +124,7 @@ def test_lags_are_features_behind_the_covariates_of_a_file():
     batch, only = data.batch(torch.tensor([80])), windows(lags="24").batch(torch.tensor([80]))
     assert torch.equal(batch.context.features[..., 1:], only.context.lags)
     assert torch.equal(batch.context.features[..., :1], batch.context.covariates.expand(-1, -1, NODES, -1))
-    assert list(data.facts()["covariates"]) == ["a"] and data.facts()["lag_steps"] == [24]
+    assert list(data.metadata()["covariates"]) == ["a"] and data.metadata()["lag_steps"] == [24]
 
 
 def test_a_missing_value_is_what_is_usual_and_no_step_looks_into_another_segment():
@@ -157,7 +157,7 @@ def test_gaps_covariates_and_lags_reach_a_window_of_a_forecast_as_they_do_from_t
     data = WindowedField(make_field(values, pair=pair), HISTORY, HORIZON, lags="7,24", covariates=beside)
     summary, starts = FieldSummary.of(data), data.starts["test"][[0, 3, 20]]
     first, last = data.field.segments[-1]
-    series = forecast.Series(data.field.values[first:last], first, summary.reach, beside.values[first:])
+    series = forecast.Series(data.field.values[first:last], first, summary.max_lag, beside.values[first:])
     windows = [series.window(start - first, HISTORY, HORIZON) for start in starts.tolist()]
     history, covariates = zip(*windows, strict=True)
     found = summary.batch(torch.as_tensor(np.stack(history)), starts, HORIZON, torch.as_tensor(np.stack(covariates)))

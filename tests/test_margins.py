@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import HISTORY, HORIZON, NODES, make_batch, make_field
 
-from data.windows import ANY_VALUE, WindowedField
+from data.constants import ANY_VALUE, LEVELS
+from data.windows import WindowedField
 from models.margins import OVERSAMPLED, EmpiricalMargin, QuantileMargin, ResidualMargin
 from models.mean import MeanModel
-from models.quantiles import LEVELS, equidistant_quantiles, levels_of, smooth_members
+from models.quantiles import equidistant_quantiles, levels_of, smooth_members
 from models.scale import FLOOR, PRIOR, FluctuationScale
 from utils.config import TrainConfig
 from utils.pipeline import choose_margin

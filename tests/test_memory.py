@@ -47,8 +47,8 @@ def zarr_of(chunks, shape=(STEPS, 4)):
     def write(path):
         store = zarr.open_group(path, mode="w", zarr_format=2)
         store.create_array("sst", shape=(24, 4), dtype="f4").attrs["_ARRAY_DIMENSIONS"] = ["time", "node"]
-        facts = json.loads((path / "sst/.zarray").read_text())
-        (path / "sst/.zarray").write_text(json.dumps(facts | {"shape": list(shape), "chunks": list(chunks)}))
+        metadata = json.loads((path / "sst/.zarray").read_text())
+        (path / "sst/.zarray").write_text(json.dumps(metadata | {"shape": list(shape), "chunks": list(chunks)}))
     return write
 
 

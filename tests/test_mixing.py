@@ -124,7 +124,7 @@ def make_forecaster(data, name, recipe):
     config = resolve(TrainConfig, dict(**shared, denoiser=name, neighbours=2, channels=8, layers=2, embedding=4,
                                        nsample=4, sampler="ddim", sample_steps=10))
     settings = checkpoint.settings(config)
-    model = build_forecaster(settings, build_mean_model(mean_settings, data.facts()), data.facts(),
+    model = build_forecaster(settings, build_mean_model(mean_settings, data.metadata()), data.metadata(),
                              neighbours_of(data, config))
     model.fit_statistics(data.batches("train", 32), data.calibration(32), data.fluctuation_scale)
     for mixer in model.denoiser.mixers:

@@ -8,13 +8,14 @@ import math
 import pytest
 import torch
 
+from data.constants import LEVELS
 from data.context import Context
 from models import MEAN_MODELS, build_mean_model
 from models.build import DENOISERS
 from models.denoiser import MLPDenoiser
 from models.layers import Dropout, ExtraInputs, IdentityEmbedding, ResidualBlock, StepEmbedding, Task, TokenMixer
 from models.mean import OBJECTIVES, Ensemble
-from models.quantiles import LEVELS, pinball
+from models.quantiles import pinball
 from models.stid import STID
 from utils.config import NETWORK, WITHOUT_EFFECT, PretrainConfig
 from utils.training import checkpoint
@@ -30,8 +31,8 @@ def seeded():
     torch.manual_seed(7)
 
 
-def make_task(nodes=NODES, sizes=(24, 7), **facts):
-    return Task(nodes, HISTORY, HORIZON, sizes, **facts)
+def make_task(nodes=NODES, sizes=(24, 7), **metadata):
+    return Task(nodes, HISTORY, HORIZON, sizes, **metadata)
 
 
 def windows(batch=2, nodes=NODES, sizes=(24, 7), **parts):
@@ -44,10 +45,10 @@ def with_parts(context, **parts):
     return dataclasses.replace(context, **parts)
 
 
-def make_stid(nodes=NODES, sizes=(24, 7), objective="mse", facts=(), **settings):
+def make_stid(nodes=NODES, sizes=(24, 7), objective="mse", metadata=(), **settings):
     """Stage 1, the published one unless `settings` say otherwise."""
     settings = {"channels": 8, "layers": 2, "climatology": False, "tokens": 0, **settings}
-    return STID(make_task(nodes, sizes, **dict(facts)), objective, **settings).eval()
+    return STID(make_task(nodes, sizes, **dict(metadata)), objective, **settings).eval()
 
 
 def make_full_stid(objective="mse", **settings):
@@ -59,11 +60,11 @@ def make_full_stid(objective="mse", **settings):
     return model
 
 
-def make_backbone(name, objective="mse", sizes=(24, 7), dropout=0.15, **facts):
+def make_backbone(name, objective="mse", sizes=(24, 7), dropout=0.15, **metadata):
     """A small network of stage 1 by its name, nothing in it at rest."""
     settings = {"stid": dict(channels=8, layers=2, tokens=3, dropout=dropout),
                 "itransformer": dict(channels=8, layers=2, heads=4, dropout=dropout)}.get(name, {})
-    model = MEAN_MODELS[name](make_task(NODES, sizes, **dict(facts)), objective, **settings)
+    model = MEAN_MODELS[name](make_task(NODES, sizes, **dict(metadata)), objective, **settings)
     for module in model.modules():
         if isinstance(module, TokenMixer):
             torch.nn.init.normal_(module.out.weight, std=0.3)
@@ -72,9 +73,9 @@ def make_backbone(name, objective="mse", sizes=(24, 7), dropout=0.15, **facts):
     return model.eval()
 
 
-def make_denoiser(nodes=NODES, sizes=(24, 7), network=MLPDenoiser, facts=(), **settings):
+def make_denoiser(nodes=NODES, sizes=(24, 7), network=MLPDenoiser, metadata=(), **settings):
     settings = {"channels": 16, "layers": 2, "embedding": 8, "endpoint": True, **settings}
-    return network(make_task(nodes, sizes, **dict(facts)), HISTORY, **settings).eval()
+    return network(make_task(nodes, sizes, **dict(metadata)), HISTORY, **settings).eval()
 
 
 def denoise(model, context, noisy, endpoint, step):
@@ -379,16 +380,16 @@ def test_the_networks_of_an_ensemble_are_trained_on_their_own_losses_and_judged_
 def test_a_built_mean_model_is_an_ensemble_whose_wrappers_change_nothing_until_calibrated(backbone):
     settings = checkpoint.settings(PretrainConfig(history_len=HISTORY, predict_len=HORIZON, mean_model=backbone,
                                                   channels=8, layers=2))
-    facts = {"num_nodes": NODES, "calendar_sizes": [24, 7], "masked": False, "covariates": {}, "lag_steps": []}
+    metadata = {"num_nodes": NODES, "calendar_sizes": [24, 7], "masked": False, "covariates": {}, "lag_steps": []}
     for objective in OBJECTIVES:
-        model = build_mean_model({**settings, "objective": objective}, facts).eval()
+        model = build_mean_model({**settings, "objective": objective}, metadata).eval()
         context, networks = windows(), model.inner.inner.inner
         assert len(networks.networks) == 3 and model.objective == objective
         torch.testing.assert_close(model.predict(context), networks.predict(context), rtol=0, atol=1e-5)
         assert torch.equal(model.loss(torch.zeros(2, HORIZON, NODES), context),
                            networks.loss(torch.zeros(2, HORIZON, NODES), context))
     plain = build_mean_model({**settings, "linear_modes": 0, "base": "none", "recalibrate": False, "networks": 1},
-                             facts)
+                             metadata)
     assert isinstance(plain, Ensemble) and len(plain.networks) == 1
 
 
@@ -688,7 +689,7 @@ def test_gaps_change_no_other_initial_weight_of_stid():
     weights = []
     for masked in (False, True):
         torch.manual_seed(1)
-        weights.append(make_stid(climatology=True, tokens=3, facts={"masked": masked}).state_dict())
+        weights.append(make_stid(climatology=True, tokens=3, metadata={"masked": masked}).state_dict())
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
@@ -723,7 +724,7 @@ def test_losses_count_what_is_observed_and_average_by_windows():
     context, future = masked_windows(), torch.randn(3, HORIZON, NODES)
     scored = context.target_mask
     for objective in ("mse", "quantiles"):
-        model = make_full_stid(objective, facts={"masked": True})
+        model = make_full_stid(objective, metadata={"masked": True})
         predicted = model.predict(context)
         errors = pinball(predicted, future) if objective == "quantiles" else (predicted - future[:, None]).square()
         torch.testing.assert_close(model.loss(future, context), errors.transpose(0, 1)[:, scored].sum()
@@ -739,11 +740,11 @@ def test_a_network_that_was_trained_without_gaps_refuses_them(backbone):
 # Covariates and lags
 
 @every_backbone
-@pytest.mark.parametrize("facts", [{"covariates": 2}, {"lags": 2}, {"covariates": 2, "lags": 2}])
-def test_every_feature_of_history_and_horizon_reaches_the_forecast(backbone, facts):
-    steps, model = (3, HISTORY + HORIZON), make_backbone(backbone, **facts)
+@pytest.mark.parametrize("metadata", [{"covariates": 2}, {"lags": 2}, {"covariates": 2, "lags": 2}])
+def test_every_feature_of_history_and_horizon_reaches_the_forecast(backbone, metadata):
+    steps, model = (3, HISTORY + HORIZON), make_backbone(backbone, **metadata)
     parts = {name: torch.randn(*steps, NODES if name == "lags" else 1, count, requires_grad=True)
-             for name, count in facts.items()}
+             for name, count in metadata.items()}
     context = windows(3, **parts)
     forecast = model(context)
     assert forecast.shape == (3, HORIZON, NODES)

@@ -43,13 +43,13 @@ def five_minute_npy(folder):
             str(folder / "edges.csv"), "--data_name", "roads"]
 
 
-@pytest.mark.parametrize("write, name, facts", [
+@pytest.mark.parametrize("write, name, metadata", [
     (hourly_csv, "bikes", dict(num_nodes=3, calendar_sizes=[24, 7], unit="bikes", nonnegative=True)),
     (monthly_netcdf, "sea", dict(num_nodes=5, calendar_sizes=[12], unit="K", nonnegative=False)),
     (five_minute_npy, "roads", dict(num_nodes=4, calendar_sizes=[288, 7], unit="unit not stated", nonnegative=False)),
 ])
 def test_a_file_of_ones_own_goes_through_both_stages_and_is_opened_again(tmp_path, monkeypatch, capsys, write, name,
-                                                                         facts):
+                                                                         metadata):
     flags = [*TINY, *write(tmp_path), "--save_dir", str(tmp_path / "save")]
     assert main_pretrain.main(flags) == 0 and main_train.main(flags) == 0
     assert ("left out" in capsys.readouterr().err) == (name == "sea")
@@ -59,8 +59,8 @@ def test_a_file_of_ones_own_goes_through_both_stages_and_is_opened_again(tmp_pat
     monkeypatch.chdir(tmp_path)  # from another folder
     content = load_checkpoint(folder / "model.pt")
     data = open_run_data(content, "", "cpu")
-    assert data.num_nodes == facts["num_nodes"] and list(data.calendar_sizes) == facts["calendar_sizes"]
-    assert data.field.spec.unit == facts["unit"] and data.field.spec.nonnegative is facts["nonnegative"]
+    assert data.num_nodes == metadata["num_nodes"] and list(data.calendar_sizes) == metadata["calendar_sizes"]
+    assert data.field.spec.unit == metadata["unit"] and data.field.spec.nonnegative is metadata["nonnegative"]
     if name == "roads":
         assert data.field.graph[3, 2] == 1
     if name == "bikes":

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from data import readers
+from data.constants import ANY_VALUE
 from data.fields import OwnFile, load_field
 from data.nodes import numbered, read_graph, read_node_table
 from data.readers import read_file
-from data.windows import ANY_VALUE, open_data
+from data.windows import open_data
 
 VALUES = random_values(48, 4)
 SERIES = VALUES[:, 0].astype(np.float64)
@@ -484,7 +485,7 @@ def test_a_csv_made_from_a_dataset_gives_the_same_windows_as_the_dataset(tmp_pat
     frame(values, pd.date_range("2020-01-06", periods=100, freq="h"), "abc").to_csv(tmp_path / "mine.csv")
     known = open_data("Tiny", folder, 6, 4)
     mine = open_data("mine", folder, 6, 4, own=OwnFile(str(tmp_path / "mine.csv")))
-    assert mine.facts() == known.facts() and mine.field.node_names == ("a", "b", "c")
+    assert mine.metadata() == known.metadata() and mine.field.node_names == ("a", "b", "c")
     for one, other in zip(known.batches("test", 8), mine.batches("test", 8), strict=True):
         assert torch.equal(one.future, other.future) and torch.equal(one.context.climatology, other.context.climatology)
 
@@ -542,7 +543,7 @@ def test_a_field_that_is_negative_after_a_training_part_from_zero_on_is_not_nonn
         values[0, 0], values[40:] = 0, values[40:] + later
         np.save(tmp_path / "a.npy", values)
         data = open_data("a", ROOT, 6, 4, own=OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01"))
-        assert data.training.min() == 0 and (data.facts()["support"] is None) is told
+        assert data.training.min() == 0 and (data.metadata()["support"] is None) is told
         assert any("smallest training value is 0, but later" in note for note in data.field.notes) is told
 
 

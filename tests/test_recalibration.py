@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from data.constants import LEVELS
 from data.context import Context
 from data.windows import Batch
 from models.layers import Task
 from models.mean import MeanModel, RecalibratedMean, RecalibratedQuantiles
-from models.quantiles import LEVELS, levels_of, normal_scores
+from models.quantiles import levels_of, normal_scores
 from models.recalibration import BINS, OUTERMOST, WIDEST, Recalibration, spread_of
 
 HORIZON, NODES = 3, 4

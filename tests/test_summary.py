@@ -27,9 +27,9 @@ FIELDS = {
 
 
 
-@pytest.mark.parametrize("facts", FIELDS.values(), ids=FIELDS)
-def test_a_window_of_the_test_is_bitwise_that_of_the_data_but_for_its_future(facts):
-    data = WindowedField(make_field(random_values(200, 3), **facts), 6, 4)
+@pytest.mark.parametrize("metadata", FIELDS.values(), ids=FIELDS)
+def test_a_window_of_the_test_is_bitwise_that_of_the_data_but_for_its_future(metadata):
+    data = WindowedField(make_field(random_values(200, 3), **metadata), 6, 4)
     summary, starts = FieldSummary.of(data), data.starts["test"][12:15]
     wanted = data.batch(starts)
     history = torch.stack([data.field.values[start:start + 6] for start in starts])
@@ -58,9 +58,9 @@ def test_gaps_and_covariates_reach_a_window_as_they_do_from_the_data():
     assert not found.context.observed[:, 6:].any()
 
 
-@pytest.mark.parametrize("facts", FIELDS.values(), ids=FIELDS)
-def test_positions_go_on_before_the_first_and_after_the_last_step(facts):
-    data = WindowedField(make_field(random_values(200, 3), **facts), 6, 4)
+@pytest.mark.parametrize("metadata", FIELDS.values(), ids=FIELDS)
+def test_positions_go_on_before_the_first_and_after_the_last_step(metadata):
+    data = WindowedField(make_field(random_values(200, 3), **metadata), 6, 4)
     summary = FieldSummary.of(data)
     times = summary.times(180, 40)
     assert (times[:20] == data.field.calendar.times[180:]).all()

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 import data.readers
 import data.windows
+from data.constants import ANY_VALUE
 from data.fluctuation import fluctuation_scale
 from data.scaling import Scaler
-from data.windows import ANY_VALUE, SPLITS, WindowedField, open_data, split_windows, with_support
+from data.windows import SPLITS, WindowedField, open_data, split_windows, with_support
 
 
 def lengths(starts: dict) -> tuple:
@@ -256,7 +257,7 @@ def test_scaler_and_fluctuation_scale_are_of_the_steps_that_training_targets_or_
     assert lengths(data.starts) == (289, 96, 96) and len(data.training) == 312
 
 
-# Layouts, memory maps, facts
+# Layouts, memory maps, metadata
 
 def test_the_three_layouts_of_space_give_the_same_windows(registered):
     values = random_values(60, 6)
@@ -264,7 +265,7 @@ def test_the_three_layouts_of_space_give_the_same_windows(registered):
     for name, shape in (("Flat", (60, 6)), ("Grid", (60, 2, 3)), ("Feature", (60, 6, 1))):
         opened.append(open_data_of(registered, values.reshape(shape), name))
     for other in opened[1:]:
-        assert opened[0].facts() == other.facts() and torch.equal(opened[0].field.values, other.field.values)
+        assert opened[0].metadata() == other.metadata() and torch.equal(opened[0].field.values, other.field.values)
     assert opened[1].field.values[7, 1 * 3 + 2] == values.reshape(60, 2, 3)[7, 1, 2]
 
 
@@ -280,7 +281,7 @@ def test_a_memory_mapped_field_gives_what_a_field_in_memory_gives(registered, mo
         monkeypatch.setattr(module, "MEMORY_LIMIT", 90 * 6 * 4 - 1)
     mapped = open_data("Tiny", folder, 6, 4)
     assert inside.field.values.dtype == torch.float32 and str(mapped.field.values.dtype) == f"torch.{dtype}"
-    assert mapped.facts() == inside.facts()
+    assert mapped.metadata() == inside.metadata()
     assert torch.equal(mapped.fluctuation_scale(), inside.fluctuation_scale())
     for one, other in zip(inside.batches("test", 5), mapped.batches("test", 5), strict=True):
         assert torch.equal(one.future, other.future)
@@ -296,12 +297,12 @@ def test_the_truth_of_a_window_is_that_of_the_file_to_the_bit(gaps):
     for batch in data.batches("test", 7):
         for start, truth in zip(batch.start.tolist(), batch.truth, strict=True):
             np.testing.assert_array_equal(truth.numpy(), values[start + 6:start + 10])
-        assert batch.scored is None or torch.equal(batch.truth.isnan(), ~batch.scored)
+        assert batch.target_mask is None or torch.equal(batch.truth.isnan(), ~batch.target_mask)
 
 
 def test_facts_name_what_a_model_of_the_data_depends_on(data):
     training = data.field.values[:76].double()
-    assert data.facts() == {
+    assert data.metadata() == {
         "num_nodes": 5, "calendar_sizes": [24, 7], "scaler_mean": pytest.approx(float(training.mean())),
         "scaler_std": pytest.approx(float(training.std(correction=0))), "support": None,
         "masked": False, "covariates": {}, "lag_steps": [],
@@ -319,15 +320,16 @@ def test_lengths_that_would_let_training_and_test_futures_overlap_are_refused():
 
 # Missing values
 
-def test_a_field_with_gaps_says_so_in_its_facts_and_its_batches(data):
+def test_a_field_with_gaps_says_so_in_its_metadata_and_its_batches(data):
     gappy = WindowedField(make_field(with_gaps(random_values(120, 5))), 6, 4)
-    assert gappy.facts()["masked"] is True and data.facts()["masked"] is False
+    assert gappy.metadata()["masked"] is True and data.metadata()["masked"] is False
     batch = gappy.batch(torch.tensor([3, 4]))
     assert batch.context.observed.shape == (2, 10, 5)
-    assert torch.equal(batch.scored, batch.context.observed[:, 6:]) and not batch.scored.all()
+    assert torch.equal(batch.target_mask, batch.context.observed[:, 6:]) and not batch.target_mask.all()
     for values in (batch.context.history, batch.future, batch.context.climatology):
         assert values.isfinite().all()
-    assert data.batch(torch.tensor([3])).context.observed is None and data.batch(torch.tensor([3])).scored is None
+    assert data.batch(torch.tensor([3])).context.observed is None
+    assert data.batch(torch.tensor([3])).target_mask is None
 
 
 @pytest.mark.parametrize("seen", [None, 110], ids=["never", "after training"])

@@ -107,7 +107,7 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str, **mo
     like = FieldSummary.from_state(content["field"]) if "field" in content else None  # stage 1 keeps none
     data = open_windows(located(content["config"], **moved), data_dir, device, like)
     known = content["data"] | content.get("fingerprint", {})
-    differing = checkpoint.differences(data.facts() | data.fingerprint, known)
+    differing = checkpoint.differences(data.metadata() | data.fingerprint, known)
     if differing:
         raise ValueError(f"{data.field.name}: other data than the run was trained on: {', '.join(differing)}")
     return data
@@ -196,7 +196,7 @@ def mean_score(data: WindowedField, config, processes: Processes = ALONE):
         if config.select == "loss":
             return model.loss(batch.future, batch.context)
         error = (model(batch.context) - batch.future).abs()
-        return error.mean() if batch.scored is None else (error * batch.scored).mean()
+        return error.mean() if batch.target_mask is None else (error * batch.target_mask).mean()
 
     def score(model):
         batches = data.batches("validation", config.val_batch_size)
@@ -224,7 +224,7 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
     if config.dry_run and not path.exists():
         print(f"note: {path}: there is no stage-1 model yet")
         settings = checkpoint.settings(preset)
-        return build_mean_model(settings, data.facts()), settings, path
+        return build_mean_model(settings, data.metadata()), settings, path
     given = {name: getattr(config, name) for name in (*DATA_FLAGS, "recipe", "save_dir", "run_name")}
     explicit = {name: value for name, value in given.items() if name in task or value != getattr(preset, name)}
     if config.recipe != PretrainConfig.recipe:
@@ -240,7 +240,7 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
     with checkpoint.built_from(path):
         settings = known_settings(content["config"], PretrainConfig, {}, path)
         found = {**settings, **content["data"], **content["fingerprint"]}
-        differing = checkpoint.differences(found, {**data.facts(), **task, **data.fingerprint})
+        differing = checkpoint.differences(found, {**data.metadata(), **task, **data.fingerprint})
     if settings["recipe"] != config.recipe and not config.mean_run:
         raise ValueError(f"{path}: stage 1 was trained with --recipe {settings['recipe']}, this stage has --recipe "
                          f"{config.recipe}: give both the same; run: {command}")
@@ -251,7 +251,7 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
                          + (f"it was trained with {others}: give this stage the same, or " if others else "")
                          + f"run: {command}")
     with checkpoint.built_from(path):
-        model = build_mean_model(settings, data.facts())
+        model = build_mean_model(settings, data.metadata())
         model.load_state_dict(content["weights"])
     return model, settings, path
 

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.constants import LEVELS
 from data.readers import MEMORY_LIMIT
 from models import build_forecaster, build_mean_model, ensemble_drawer
-from models.quantiles import LEVELS
 from scripts.check_data import saved_bytes
 from tests.tools.benchmark_speed import seconds_of
 from tests.tools.children import at_least_one
@@ -182,7 +182,7 @@ def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> 
     data = None
     result["open_s"] = seconds_of(opened)
     seed_step(config.seed)
-    mean_model = build_mean_model(checkpoint.settings(mean_config), data.facts())
+    mean_model = build_mean_model(checkpoint.settings(mean_config), data.metadata())
     batch = next(iter(data.batches("train", config.batch_size)))
 
     loss_1 = mean_loss(mean_model, mean_config, device)
@@ -193,7 +193,7 @@ def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> 
     mean_model.eval()
     result["calibration_s"] = seconds_of(
         lambda: mean_model.calibrate(statistics_batches(data, config), some, data.support))
-    model = build_forecaster(settings, mean_model, data.facts(), neighbours_of(data, config))
+    model = build_forecaster(settings, mean_model, data.metadata(), neighbours_of(data, config))
     result["statistics_s"] = seconds_of(
         lambda: model.fit_statistics(statistics_batches(data, config), data.calibration(8), data.fluctuation_scale))
 

@@ -41,7 +41,7 @@ def seconds_of(call, device: torch.device | str = "cpu") -> float:
 def mean_model_of(config: TrainConfig, data: WindowedField, device: torch.device):
     """An untrained stage 1 for a stage-2 configuration."""
     shared = {name: getattr(config, name) for name in ("recipe", "data_name", "history_len", "predict_len")}
-    return build_mean_model(checkpoint.settings(resolve(PretrainConfig, shared)), data.facts()).to(device)
+    return build_mean_model(checkpoint.settings(resolve(PretrainConfig, shared)), data.metadata()).to(device)
 
 
 def variants(config: TrainConfig, what: str) -> dict[str, TrainConfig]:

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from utils.scores.metrics import LEVELS, member_quantiles, sort_members
+from data.constants import LEVELS
+from utils.scores.metrics import member_quantiles, sort_members
 from utils.training.checkpoint import csv_text, write_atomically
 
 VALUES = ("both", "members", "quantiles")

@@ -60,7 +60,7 @@ def forecast_window(draw, data, start: torch.Tensor, nodes: list[int] | np.ndarr
     if batch.context.observed is not None:
         known = batch.context.history.shape[1]
         drawn |= {"history": batch.context.history.where(batch.context.observed[:, :known], torch.nan),
-                  "truth": batch.future.where(batch.scored, torch.nan)}
+                  "truth": batch.future.where(batch.target_mask, torch.nan)}
     return {"times": data.local_times(int(start)), "names": [data.field.node_names[node] for node in nodes]} | {
         name: data.scaler.physical(values)[0].cpu().numpy()[..., nodes] for name, values in drawn.items()}
 

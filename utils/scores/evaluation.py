@@ -52,12 +52,12 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
     together, texture = (joint_scores(data, precision), texture_scores(data)) if joint else (None, None)
     for batch in progress(own_windows(batches, processes), "forecasting"):
         drawn, truth = physical(draw(batch)), batch.truth.double()
-        scores.update(drawn, truth, batch.scored)
+        scores.update(drawn, truth, batch.target_mask)
         if joint:
-            together.update(drawn, truth, batch.start, batch.scored)
-            texture.update(drawn, truth, batch.scored, batch.start)
+            together.update(drawn, truth, batch.start, batch.target_mask)
+            texture.update(drawn, truth, batch.target_mask, batch.start)
         if watch:
-            watch(drawn, truth, batch.scored)
+            watch(drawn, truth, batch.target_mask)
         starts.append(batch.start.cpu())
     for each in (scores, together, texture) if joint else (scores,):
         each.sums = {name: processes.add(value) for name, value in each.sums.items()}
@@ -109,9 +109,9 @@ def cross_check(draw, batches, physical) -> dict:
     """
     checks = []
     for batch in batches:
-        scored = slice(None) if batch.scored is None else batch.scored[0].flatten()
-        checks.append(crps_cross_check(physical(draw(batch)).flatten(2)[..., scored],
-                                       batch.truth.flatten(1)[..., scored]))
+        target_mask = slice(None) if batch.target_mask is None else batch.target_mask[0].flatten()
+        checks.append(crps_cross_check(physical(draw(batch)).flatten(2)[..., target_mask],
+                                       batch.truth.flatten(1)[..., target_mask]))
     count = len(checks)
     return {
         "windows": count,
@@ -129,11 +129,11 @@ def evaluate_mean(predict, batches, physical, processes: Processes = ALONE) -> d
     absolute, square, targets, windows = 0, 0, 0, 0
     for batch in own_windows(batches, processes):
         error = physical(predict(batch)) - batch.truth
-        scored = torch.ones_like(error, dtype=torch.bool) if batch.scored is None else batch.scored
-        error = error.where(scored, 0.0)
+        target_mask = torch.ones_like(error, dtype=torch.bool) if batch.target_mask is None else batch.target_mask
+        error = error.where(target_mask, 0.0)
         absolute = absolute + error.abs().sum((0, 2))
         square = square + error.square().sum((0, 2))
-        targets = targets + scored.sum((0, 2), dtype=torch.float64)
+        targets = targets + target_mask.sum((0, 2), dtype=torch.float64)
         windows += len(error)
     absolute, square, targets, windows = (processes.add(torch.as_tensor(each))
                                           for each in (absolute, square, targets, windows))

@@ -10,7 +10,8 @@ import random
 import numpy as np
 import torch
 
-LEVELS = tuple(k / 20 for k in range(1, 20))  # 0.05 .. 0.95; the 90 % interval is first and last
+from data.constants import LEVELS
+
 MEDIAN, DECILES = 9, slice(1, None, 2)  # where they stand in LEVELS
 COVERAGE = 0.9
 MAX_VARIOGRAM_PAIRS = 2000

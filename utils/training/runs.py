@@ -96,7 +96,7 @@ class SavedState:
 def open_run(folder: Path, config, built_on: dict, processes: Processes = ALONE) -> Run | None:
     """Make the run folder ready; None when it holds this very run, finished, which is then left alone.
 
-    built_on: what the run depends on beside its settings (facts of the data, digest of the stage-1 model); the paths
+    built_on: what the run depends on beside its settings (metadata of the data, digest of the stage-1 model); the paths
     of its files may change, what they hold may not. An unfinished run of these settings goes on where it stood, or as
     `--resume` says; a finished one whose checkpoint is damaged is finished once more.
     `--overwrite` replaces a finished run, and one of other settings.
