@@ -12,6 +12,8 @@ noise      draw -> standard normal values (batch * member, F, node), rows in (ba
            (seed, window, member): the only randomness, so that a window does not depend on the others of its batch
 ensemble   (batch, member, F, node)
 
+The law of most is read at `noise(VALUES)`, a normal score of each member: `equidistant` noise gives the law's own
+quantiles. The others (POOLED) draw whole fields.
 A gap in a history or path holds the climatology; a missing target counts in no statistic. Covariates are not read.
 Units: standardized. Errors are measured where the baseline cannot have seen them: on training windows for what
 takes nothing from a network, on validation windows (`data.calibration`) for what builds on `mean` or `quantiles`.
@@ -29,13 +31,14 @@ from data.calendar import season_of
 
 from .base import SimpleForecasters, Windows
 from .layers import Task
-from .quantiles import equidistant_quantiles, reorder
+from .quantiles import quantiles_at_scores, reorder
 
 FIT_BATCH = 64
 RIDGE_WINDOWS = 1000  # of training, at most, that ridge regression is fitted to
 ENOUGH_DAYS = 5  # of the same class, or climatology takes days of any class
 SLOTS_PER_WIDTH = 24  # "about the same slot": within slots / 24, an hour of a day, the very month of a year
 TIE = 1e-5  # of a node's spread: orders equal residuals, leaves others alone
+RANK_TOLERANCE = 1e-3  # the rank of a normal score is rounded up, but for the rounding of the score
 VALUES, REPEATS, KEYS = 0, 1, 2  # draws of the noise; KEYS is the first of as many as a pool needs
 
 
@@ -120,10 +123,10 @@ def gaussian(data, members: int, mean: Callable | None = None, **_) -> Callable:
 
 
 def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable:
-    """mean + equidistant quantiles of split-conformal intervals per node and horizon, in random order.
+    """mean + a member of split-conformal intervals per node and horizon, all independent.
 
-        level[i] = (i + 0.5) / M,    coverage[i] = |2 level[i] - 1|
-        member[i] = mean + sign(level[i] - 0.5) * (the ceil((n + 1) * coverage[i])-th smallest |residual|)
+        level = Phi(noise),    coverage = |2 level - 1|
+        member = mean + sign(level - 0.5) * (the ceil((n + 1) * coverage)-th smallest |residual|)
 
     n validation residuals; beyond the n-th the largest stands for an infinite one.
     Source: Lei et al. 2018 (arXiv:1604.04173), algorithm 2.
@@ -131,14 +134,13 @@ def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable
     mean = _needed("conformal", mean=mean)
     ordered = _validation_residuals(data, mean)[0].abs().sort(dim=0).values  # missing ones last
     count = (~ordered.isnan()).sum(0)
-    signed = 2 * torch.arange(members, device=ordered.device) + 1 - members  # M * (2 level - 1), an exact integer
-    signed = signed.view(-1, 1, 1)
-    rank = -(-(count + 1) * signed.abs()).div(members, rounding_mode="floor")
-    offset = signed.sign() * ordered.gather(0, torch.minimum(rank, count).clamp_min(1) - 1).nan_to_num()
+    ordered = ordered.nan_to_num()
 
     def draw(batch, noise):
-        scores = noise(VALUES).unflatten(0, (-1, members))
-        return mean(batch).unsqueeze(1) + reorder(offset.expand_as(scores), scores)
+        level = 2 * torch.special.ndtr(noise(VALUES).double()) - 1
+        rank = ((count + 1) * level.abs() - RANK_TOLERANCE).ceil().long()
+        offset = level.sign().float() * ordered.gather(0, torch.minimum(rank, count).clamp_min(1) - 1)
+        return mean(batch).unsqueeze(1) + offset.unflatten(0, (-1, members))
 
     return draw
 
@@ -157,17 +159,13 @@ def residual_fields(data, members: int, mean: Callable | None = None, same_slot:
 # From conditional quantiles
 
 def quantile(data, members: int, quantiles: Callable | None = None, **_) -> Callable:
-    """Equidistant conditional quantiles, in random order per node and horizon: no dependence."""
+    """The conditional quantiles read at normal noise per node and horizon: no dependence."""
     quantiles = _needed("quantile", quantiles=quantiles)
-
-    def draw(batch, noise):
-        return reorder(equidistant_quantiles(quantiles(batch), members), noise(VALUES).unflatten(0, (-1, members)))
-
-    return draw
+    return lambda batch, noise: quantiles_at_scores(quantiles(batch), noise(VALUES).unflatten(0, (-1, members)))
 
 
 def schaake(data, members: int, quantiles: Callable | None = None, same_slot: bool = False, **_) -> Callable:
-    """Equidistant conditional quantiles in the rank order of whole validation residual fields around the median.
+    """Members of the conditional quantiles in the rank order of whole validation residual fields around the median.
 
     With `same_slot`, fields of about the window's slot only.
     Source: the Schaake shuffle, Clark et al. 2004 (doi:10.1175/1525-7541(2004)005<0243:TSSAMF>2.0.CO;2); differs
@@ -185,8 +183,8 @@ def schaake(data, members: int, quantiles: Callable | None = None, same_slot: bo
     tie = TIE * fields.square().mean(0).sqrt()
 
     def draw(batch, noise):
-        scores = draw_fields(batch, noise) + tie * noise(VALUES).unflatten(0, (-1, members))
-        return reorder(equidistant_quantiles(quantiles(batch), members), scores)
+        z = noise(VALUES).unflatten(0, (-1, members))
+        return reorder(quantiles_at_scores(quantiles(batch), z.sort(1).values), draw_fields(batch, noise) + tie * z)
 
     return draw
 
@@ -205,7 +203,23 @@ BASELINES: dict[str, Callable] = {
     "schaake_slot": functools.partial(schaake, same_slot=True),
 }
 SIMPLE = ("persistence", "climatology", "seasonal_naive", "ridge")  # those that need no network
-EQUIDISTANT = ("conformal", "quantile", "schaake", "schaake_slot")  # their members are quantiles, not random draws
+POOLED = ("climatology", "residual_fields", "residual_fields_slot")  # those that draw whole fields from a pool
+
+
+def equidistant(noise: Callable, members: int) -> Callable:
+    """Noise whose draw VALUES is the normal quantiles at the levels (i + 0.5) / M, in the rank order of the given one.
+
+    A law that is read at it gives its own quantiles in the rank order of its random members.
+    """
+    def ordered(k):
+        drawn = noise(k)
+        if k != VALUES:
+            return drawn
+        z = torch.special.ndtri((torch.arange(members, dtype=torch.float64) + 0.5) / members).to(drawn)
+        drawn = drawn.unflatten(0, (-1, members))
+        return reorder(z.view(-1, 1, 1).expand_as(drawn), drawn).flatten(0, 1)
+
+    return ordered
 
 
 # What the baselines share

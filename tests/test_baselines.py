@@ -9,7 +9,8 @@ import torch
 from conftest import make_field, pick, random_values, with_gaps
 
 from data.windows import WindowedField
-from models.baselines import BASELINES, _without_gaps, equidistant_quantiles, reorder
+from models.baselines import BASELINES, POOLED, _without_gaps, equidistant
+from models.quantiles import equidistant_quantiles, reorder, smooth_members
 from utils.pipeline import baseline_drawer
 from utils.training.reproducibility import MemberNoise
 
@@ -41,11 +42,15 @@ def fit(name, data, members=8, mean=mean, quantiles=quantiles):
     return BASELINES[name](data, members, mean=mean, quantiles=quantiles)
 
 
-def draw_windows(name, data, members=8, rows=slice(None), split="test", seed=1, **given):
+def draw_windows(name, data, members=8, rows=slice(None), split="test", seed=1, kind="random", **given):
     batch = pick(next(iter(data.batches(split, 10_000))), rows)
-    noise = MemberNoise(seed, batch.start, members, batch.future.shape[1:])
+    keyed = MemberNoise(seed, batch.start, members, batch.future.shape[1:])
     draw = fit(name, data, members, **given)
-    return draw(batch, lambda index: noise(index, 0, len(batch.start) * members)), batch
+
+    def noise(index):
+        return keyed(index, 0, len(batch.start) * members)
+
+    return draw(batch, noise if kind == "random" else equidistant(noise, members)), batch
 
 
 def constant_noise(value, members, data):
@@ -251,7 +256,7 @@ def test_climatology_uses_no_step_after_the_training_part():
 
 @pytest.mark.parametrize("members", [10, 11])
 def test_conformal_intervals_cover_the_validation_residuals_at_the_nominal_level(data, members):
-    found, batch = draw_windows("conformal", data, members)
+    found, batch = draw_windows("conformal", data, members, kind="quantiles")
     ordered = (found - mean(batch).unsqueeze(1)).sort(dim=1).values
     errors = residuals(data, data.calibration(1), mean)
     for low in range(members // 2):
@@ -355,9 +360,40 @@ def test_reordered_members_have_the_ranks_of_the_scores_and_keep_their_values():
 @pytest.mark.parametrize("name", ["quantile", "schaake", "schaake_slot"])
 @pytest.mark.parametrize("members", [6, 60])
 def test_every_margin_is_that_of_the_conditional_quantiles(name, members, data):
-    found, batch = draw_windows(name, data, members)
+    found, batch = draw_windows(name, data, members, kind="quantiles")
     expected = equidistant_quantiles(quantiles(batch), members).sort(dim=1).values
-    torch.testing.assert_close(found.sort(dim=1).values, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.sort(dim=1).values, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted({*BASELINES} - {*POOLED}))
+def test_a_law_has_random_members_and_its_own_quantiles_in_their_rank_order(name, data):
+    random, batch = draw_windows(name, data, 40)
+    ordered, _ = draw_windows(name, data, 40, kind="quantiles")
+    place = random.argsort(1)
+    distinct = random.gather(1, place).diff(dim=1) > 0
+    assert (ordered.gather(1, place).diff(dim=1)[distinct] > -1e-5).double().mean() > 0.99  # near ties
+    assert random.std(1).div(ordered.std(1)).mean() == pytest.approx(1, abs=0.1)
+    assert random.mean(1).sub(ordered.mean(1)).std() > 0.01  # one is as random as its noise
+    again, _ = draw_windows(name, data, 40, seed=2, kind="quantiles")
+    torch.testing.assert_close(ordered.sort(1).values, again.sort(1).values)
+
+
+@pytest.mark.parametrize("name", ["quantile", "schaake", "schaake_slot"])
+def test_random_members_of_conditional_quantiles_are_below_each_as_often_as_its_level(name, data):
+    random, batch = draw_windows(name, data, 2000, slice(0, 3))
+    below = (random.unsqueeze(2) <= quantiles(batch).unsqueeze(1)).double().mean((0, 1, 3, 4))
+    torch.testing.assert_close(below, LEVELS.double(), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_the_quantiles_of_drawn_fields_are_those_of_four_times_as_many_in_the_order_of_the_first(name, data):
+    settings = {"data_name": "mine", "data_path": "mine.csv", "nsample": 8, "predict_len": 4, "seed": 0}
+    model = torch.nn.Module()
+    model.forward = lambda context: torch.zeros_like(context.future_climatology)
+    batch = data.batch(data.starts["test"][:2])
+    many = baseline_drawer(name, data, model, settings | {"nsample": 32})(batch)
+    found = baseline_drawer(name, data, model, settings, "quantiles")(batch)
+    torch.testing.assert_close(found, smooth_members(many, 8))
 
 
 @pytest.mark.parametrize("slot", ["", "_slot"])
@@ -412,7 +448,8 @@ def test_conformal_intervals_of_a_field_with_gaps_count_the_residuals_that_there
     data = WindowedField(make_field(with_gaps(random_values(240, 3), 0.3)), 6, 4)
     draw = BASELINES["conformal"](data, 9, mean=mean)
     batch = data.batch(data.starts["test"][:1])
-    found = (draw(batch, lambda index: torch.randn(9, 4, 3)) - mean(batch).unsqueeze(1))[0, :, 2, 1].sort().values
+    noise = equidistant(lambda index: torch.randn(9, 4, 3), 9)
+    found = (draw(batch, noise) - mean(batch).unsqueeze(1))[0, :, 2, 1].sort().values
     known = sorted(float((each.future - mean(each))[0, 2, 1].abs()) for each in data.calibration(1)
                    if each.target_mask[0, 2, 1])
     wanted = [known[min(-(-(len(known) + 1) * abs(2 * i - 8) // 9), len(known)) - 1] for i in (5, 6, 7, 8)]

@@ -35,6 +35,9 @@ def test_every_row_of_the_ladder_is_scored_on_every_test_window(run):
     assert set(found) == {f"{name}_0" for name in names}
     assert len({scores["windows"] for scores in found.values()}) == 1
     assert all(found[f"{name}_0"]["method"] == name and np.isfinite(found[f"{name}_0"]["CRPS"]) for name in names)
+    assert all(found[f"{name}_0"]["ensemble"] == method.members for name, method in benchmark.METHODS.items())
+    assert {name for name, method in benchmark.METHODS.items() if method.members == "quantiles"} == {
+        name for name in names if name.endswith("_smooth")}
     with_lags = {path.parent.name for path in run.folder.glob("*/*/config.json")
                  if read_json(path)["config"]["lags"] != "none"}
     assert with_lags == {"Tiny_6_4_lags_0", "Tiny_6_4_cost_lags_0"}

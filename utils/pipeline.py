@@ -32,10 +32,11 @@ from models import (
     ensemble_drawer,
 )
 from models.base import FEW_WINDOWS, independent
-from models.baselines import BASELINES, SIMPLE
+from models.baselines import BASELINES, POOLED, SIMPLE, equidistant
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.draws import own_rows
-from models.quantiles import to_support
+from models.margins import OVERSAMPLED
+from models.quantiles import smooth_members, to_support
 from utils.config import DATA_FLAGS, PATHS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
 from utils.scores.evaluation import evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
 from utils.training import checkpoint
@@ -374,18 +375,25 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
 
 # --- simple forecasters --------------------------------------------------------------------------------------
 
-def baseline_drawer(name: str, data, model, settings: dict):
-    """The function batch -> members of a baseline, all of them values that the field can take."""
+def baseline_drawer(name: str, data, model, settings: dict, kind: str = "random"):
+    """The function batch -> members of a baseline, all of them values that the field can take.
+
+    kind: "random" members, or the "quantiles" of their law in their rank order; of whole fields drawn from a pool,
+    those of OVERSAMPLED times as many.
+    """
     members, shape = settings["nsample"], (settings["predict_len"], data.num_nodes)
+    drawn = OVERSAMPLED * members if kind == "quantiles" and name in POOLED else members
     spec = data.field.spec  # of a dataset the card's: what a recipe restricts does not matter
     spec = spec if settings.get("data_path") else DATASETS.get(settings["data_name"], spec)
     support = data.support_where(spec.nonnegative)
-    fitted = BASELINES[name](data, members, mean=model and (lambda batch: model(batch.context)),
+    fitted = BASELINES[name](data, drawn, mean=model and (lambda batch: model(batch.context)),
                              quantiles=model and (lambda batch: model.predict(batch.context)))
 
     def draw(batch):
-        noise = MemberNoise(settings["seed"], batch.start, members, shape)
-        return to_support(fitted(batch, lambda k: noise(k, 0, len(batch.start) * members)), *support)
+        rows = MemberNoise(settings["seed"], batch.start, drawn, shape)
+        noise = functools.partial(rows, first=0, last=len(batch.start) * drawn)
+        found = fitted(batch, equidistant(noise, drawn) if kind == "quantiles" else noise)
+        return to_support(smooth_members(found, members) if drawn > members else found, *support)
 
     return draw
 

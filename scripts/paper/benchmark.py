@@ -21,7 +21,7 @@ import main_train
 from data.registry import DATASETS
 from data.windows import SPLITS
 from models import load_forecaster
-from models.baselines import EQUIDISTANT, SIMPLE
+from models.baselines import SIMPLE
 from utils.config import OF_OWN_FILE, FlagParser, PretrainConfig, TrainConfig, parse_config, with_own_data
 from utils.pipeline import (
     CHOICES,
@@ -80,6 +80,7 @@ class Method:
     stage_2: tuple[str, ...] | None = None  # flags; None: no stage 2
     trained_as: str = ""  # the row whose stage 2 it samples; itself where empty
     sampling: dict = field(default_factory=dict)  # settings in place of those that stage 2 was trained with
+    members: str = "random"  # kind of the ensemble; "quantiles": at equidistant levels
     untrained: bool = False  # whether the trained network is replaced by the Gaussian that it starts from
     only: tuple[str, ...] = ()  # datasets of the tables that have this row; none: all
     change: str = ""  # of a row of the ablation: what differs from the step before, or from cost
@@ -103,13 +104,14 @@ METHODS = {
     **{name: Method("published", name)
        for name in ("gaussian", "conformal", "residual_fields", "residual_fields_slot")},
     **{name: Method("quantile_stid", name) for name in ("quantile", "schaake", "schaake_slot")},
+    "conformal_smooth": Method("published", "conformal", members="quantiles"),
+    **{f"{name}_smooth": Method("quantile_stid", name, members="quantiles") for name in ("quantile", "schaake")},
     "published": Method("published", stage_2=PUBLISHED, change="the published system, 50 ancestral steps"),
     "published_fast": Method("published", stage_2=PUBLISHED, trained_as="published", sampling=FAST,
                              change="DPM-Solver++ in 10 steps"),
     **{f"our_{name}": Method("ours", name) for name in ("quantile", "schaake")},
     "copula": Method("ours", stage_2=("--recipe", "copula")),
-    "copula_random": Method("ours", stage_2=("--recipe", "copula"), trained_as="copula",
-                            sampling={"members": "random"}),
+    "copula_smooth": Method("ours", stage_2=("--recipe", "copula"), trained_as="copula", members="quantiles"),
     "cost_untrained": Method("ours", stage_2=(), trained_as="cost", untrained=True, change="untrained denoiser"),
     "cost_global": Method("ours", stage_2=("--scale", "global"), change="`--scale global`"),
     "cost_lags": Method("lags", stage_2=("--lags", "auto"), only=("MobileNJ",)),
@@ -120,11 +122,12 @@ METHODS = {
        for name, flags in STAGE_2_OFF.items()},
     **{f"step_{number}": Method("ours", stage_2=PUBLISHED_ON_OURS + flags, sampling=FAST, only=ABLATED, change=change)
        for number, (change, flags) in enumerate(STEPS.items(), 1)},
-    "cost_smooth": Method("ours", stage_2=(), trained_as="cost", sampling={"members": "quantiles"}),
+    "cost_smooth": Method("ours", stage_2=(), trained_as="cost", members="quantiles"),
     "cost": Method("ours", stage_2=(), change="mean and scale as inputs of the denoiser"),
 }
 """The rows of the tables, from the last value to the default recipe.
 
+Members are random; rows `_smooth` are quantiles at equidistant levels in the rank order of the random members.
 `published` is the paper's system, `published_fast` its networks with DPM-Solver++ in 10 steps. cost_untrained is cost
 with the trained network replaced by the Gaussian that it starts from: the difference is what the diffusion learned.
 cost_global has one fluctuation scale for the field. `our_` baselines stand on the stage 1 of cost, the others on
@@ -170,7 +173,8 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
         run = load_forecaster(folder, device)
         trained = checkpoint.read_json(folder / checkpoint.METRICS)
         facts |= {"minutes_stage_2": trained["seconds_train"] / 60, "best_epoch": trained["best_epoch"]}
-        settings = {**run.checkpoint["config"], **method.sampling, "test_windows": task.test_windows}
+        settings = {**run.checkpoint["config"], **method.sampling, "members": method.members,
+                    "test_windows": task.test_windows}
         if method.untrained:
             facts["minutes_stage_2"] = 0.0
             torch.nn.init.zeros_(run.model.denoiser.project.weight)
@@ -185,11 +189,10 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
     data = open_windows(settings, "", device)
     model = load_mean_model(config, data)[0].to(device).eval() if mean_run else None
     start = time.perf_counter()
-    equidistant = method.baseline in EQUIDISTANT
     scores, windows = evaluate_ensemble(
-        baseline_drawer(method.baseline, data, model, settings),
+        baseline_drawer(method.baseline, data, model, settings, method.members),
         data.batches(task.split, WINDOWS_AT_ONCE, limit=task.test_windows), data.scaler.physical,
-        (config.nsample, config.predict_len, data.num_nodes), equidistant,
+        (config.nsample, config.predict_len, data.num_nodes), method.members == "quantiles",
     )
     common = {key: settings[key] for key in ("data_name", "history_len", "predict_len", "seed")}
     return {**common, "split": task.split, **scores, **facts, "seconds_sample": time.perf_counter() - start}, windows
