@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from data.constants import LEVELS
+from data.constants import QUANTILE_LEVELS
 from data.context import Context
 
 from .layers import Task
@@ -234,11 +234,11 @@ def convex_weights(moments: Tensor) -> Tensor:
 
 
 def weighted_quantiles(values: Tensor, weights: Tensor) -> Tensor:
-    """Quantiles at LEVELS over the first axis: values (n, ...), weights alike -> (level, ...)."""
+    """Quantiles at QUANTILE_LEVELS over the first axis: values (n, ...), weights alike -> (level, ...)."""
     ordered, order = values.sort(0)
     share = weights.gather(0, order).cumsum(0)
     share = share / share[-1:].clamp_min(1e-12)
-    found = [(share < level).sum(0, keepdim=True).clamp_max(len(values) - 1) for level in LEVELS]
+    found = [(share < level).sum(0, keepdim=True).clamp_max(len(values) - 1) for level in QUANTILE_LEVELS]
     return ordered.gather(0, torch.cat(found))
 
 
@@ -263,7 +263,7 @@ class Base(nn.Module):
         self.register_buffer("weights", torch.zeros(len(self.simple.names), steps, nodes))
         self.register_buffer("spread", torch.zeros(steps, nodes))
         self.register_buffer("cycle", torch.ones(min(self.size, BINS), nodes))
-        self.register_buffer("shape", torch.zeros(len(LEVELS), nodes))
+        self.register_buffer("shape", torch.zeros(len(QUANTILE_LEVELS), nodes))
         self.register_buffer("minimum", torch.full((task.num_nodes,), float("-inf")))
 
     def bins(self, slot: Tensor) -> Tensor:

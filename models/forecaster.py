@@ -102,7 +102,7 @@ class Forecaster(nn.Module):
 
         Step (batch,) and noise (3, batch, F, node) are drawn here unless given: validation gives the same ones at
         every epoch, so that two epochs differ by their weights alone. The first draw of the noise is added, the second
-        sets the signs of the endpoint, the third places truths that stand for a range of values (`normal_scores`)
+        sets the signs of the endpoint, the third places truths that stand for a range of values (`z_from_pit`)
         and imputes missing ones. `precision` is a context for the arithmetic of the denoiser, e.g. autocast.
         Source: Ho et al. 2020, Eq. 14.
         """

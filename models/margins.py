@@ -13,12 +13,12 @@ from .mean import MeanModel
 from .quantiles import (
     equidistant_quantiles,
     keep_mean_above,
-    levels_of,
-    normal_scores,
-    quantiles_at_scores,
+    pit_bounds,
+    quantiles_at_z,
     reorder,
     smooth_members,
     to_support,
+    z_from_pit,
 )
 from .scale import FluctuationScale
 
@@ -122,13 +122,13 @@ class QuantileMargin(nn.Module):
     @torch.no_grad()
     def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
         """The levels between which the future lies under the uncalibrated quantiles: (batch, 2, F, node)."""
-        return levels_of(mean_model.uncalibrated.predict(context), future, *self.support)
+        return pit_bounds(mean_model.uncalibrated.predict(context), future, *self.support)
 
     def fit(self, mean_model: MeanModel, futures: Tensor, prepared: Tensor, context: Context, spectrum) -> None:
         """Nothing to estimate."""
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
-        return normal_scores(prepared, uniform)
+        return z_from_pit(prepared, uniform)
 
     def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
         return [], []
@@ -138,7 +138,7 @@ class QuantileMargin(nn.Module):
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
         if kind == "random":
-            return to_support(quantiles_at_scores(given, z), *self.support)
+            return to_support(quantiles_at_z(given, z), *self.support)
         return to_support(reorder(equidistant_quantiles(given, members), z), *self.support)
 
 
@@ -213,7 +213,7 @@ class EmpiricalMargin(nn.Module):
             own = place == number
             levels = torch.stack([torch.searchsorted(self.table[number], value[own], right=right)
                                   for right in (False, True)], dim=1) / TABLE_LEVELS
-            scores[own] = normal_scores(levels, uniform.flatten()[own])
+            scores[own] = z_from_pit(levels, uniform.flatten()[own])
         return scores.view(shape)
 
     def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:

@@ -6,19 +6,19 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from data.constants import LEVELS
+from data.constants import QUANTILE_LEVELS
 from data.context import Context
 
 from .base import BLOCKS, SHARES, Base, independent, share_of
 from .layers import Task, mean_over
 from .modes import ModeForecast
-from .quantiles import levels_of, normal_scores, pinball
+from .quantiles import pinball, pit_bounds, z_from_pit
 from .recalibration import Recalibration
 
 OBJECTIVES = {
     "mse": (1, lambda predicted, truth: (predicted - truth.unsqueeze(1)).square()),
     "mae": (1, lambda predicted, truth: (predicted - truth.unsqueeze(1)).abs()),
-    "quantiles": (len(LEVELS), pinball),
+    "quantiles": (len(QUANTILE_LEVELS), pinball),
 }
 """What stage 1 is trained for: the number of outputs of every node and step, and the error of each of them."""
 
@@ -174,8 +174,8 @@ class RecalibratedQuantiles(_Wrapper):
 
         def part(batch):
             quantiles = self.inner.predict(batch.context)
-            levels = levels_of(quantiles, batch.future, *support)
-            return (normal_scores(levels, torch.rand_like(batch.future)), batch.context.calendar, batch.target_mask,
+            bounds = pit_bounds(quantiles, batch.future, *support)
+            return (z_from_pit(bounds, torch.rand_like(batch.future)), batch.context.calendar, batch.target_mask,
                     quantiles[:, -1] - quantiles[:, 0] > support[1])
 
         self.recalibration.fit(map(part, validation), len(validation.starts))

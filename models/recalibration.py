@@ -6,14 +6,14 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
-from data.constants import LEVELS
+from data.constants import QUANTILE_LEVELS
 
-from .quantiles import read_elsewhere
+from .quantiles import remap_quantile_levels
 
 BINS = 24  # of the calendar's first cycle, at most
 PRIOR = 3.0  # cycles (days, years) of evidence at which half of what was seen is believed
 LARGEST_SCORE = 2.5  # a single outlier counts no more than this
-OUTERMOST = NormalDist().inv_cdf(LEVELS[-1])  # scores beyond are extrapolated and tell of no width
+OUTERMOST = NormalDist().inv_cdf(QUANTILE_LEVELS[-1])  # scores beyond are extrapolated and tell of no width
 WIDEST = 3.0
 
 
@@ -84,7 +84,7 @@ class Recalibration(nn.Module):
         self.widening.copy_(spread_of(squares / telling.clamp_min(1)) ** (cycles / (cycles + PRIOR)))
 
     def forward(self, quantiles: Tensor, calendar: Tensor) -> Tensor:
-        return read_elsewhere(quantiles, self.shift[self.bins(calendar)], self.widening)
+        return remap_quantile_levels(quantiles, self.shift[self.bins(calendar)], self.widening)
 
     def _cycles(self, count: Tensor) -> Tensor:
         return count * len(self.shift) / self.size

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from data.constants import LEVELS
+from data.constants import QUANTILE_LEVELS
 
 from .recalibration import OUTERMOST
 
@@ -76,7 +76,7 @@ class FluctuationScale(nn.Module):
         sizes = (residual / state).abs()[counts if observed is None else counts & observed]
         if not len(sizes):
             return torch.ones(())
-        return sizes.kthvalue(math.ceil((2 * LEVELS[-1] - 1) * len(sizes))).values / OUTERMOST
+        return sizes.kthvalue(math.ceil((2 * QUANTILE_LEVELS[-1] - 1) * len(sizes))).values / OUTERMOST
 
     @torch.no_grad()
     def fit(self, residual: Tensor, state: Tensor, calendar: Tensor, observed: Tensor | None, spectrum) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_field
 
-from data.constants import LEVELS
+from data.constants import QUANTILE_LEVELS
 from data.context import Context
 from data.windows import WindowedField
 from models.base import Base, SimpleForecasters, Windows, convex_weights, independent, share_of, weighted_quantiles
@@ -27,7 +27,7 @@ def task_of(data):
 
 
 def fitted(data):
-    base = Base(task_of(data), len(LEVELS))
+    base = Base(task_of(data), len(QUANTILE_LEVELS))
     base.fit(data.batches("train", 32), data.calibration(32), float("-inf"))
     return base
 
@@ -105,7 +105,7 @@ def test_gaps_in_the_history_leave_the_latest_value_that_is_there():
 
 def test_no_quantile_lies_below_the_support():
     data = windows_of(torch.rand(200, 3) ** 4, 6, 4)
-    base = Base(task_of(data), len(LEVELS))
+    base = Base(task_of(data), len(QUANTILE_LEVELS))
     minimum = data.scaler.standardize(torch.zeros(())).item()
     base.fit(data.batches("train", 32), data.calibration(32), minimum)
     assert base(next(iter(data.batches("test", 64))).context).min() >= minimum
@@ -157,7 +157,7 @@ class Knows(MeanModel):
         self.data, self.error = data, error
 
     def predict(self, context):
-        normal = torch.special.ndtri(torch.tensor(LEVELS)).view(1, -1, 1, 1)
+        normal = torch.special.ndtri(torch.tensor(QUANTILE_LEVELS)).view(1, -1, 1, 1)
         centre = context.history[:, -1:] if self.error is None else context.covariates[:, context.history_len:, :, 0]
         width = 3.0 if self.error is None else self.error
         if self.error is None:

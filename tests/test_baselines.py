@@ -14,7 +14,7 @@ from models.quantiles import equidistant_quantiles, reorder, smooth_members
 from utils.pipeline import baseline_drawer
 from utils.training.reproducibility import MemberNoise
 
-LEVELS = torch.arange(1, 20) / 20
+QUANTILE_LEVELS = torch.arange(1, 20) / 20
 FIELDS = {
     "hourly": lambda: WindowedField(make_field(random_values(240, 3)), 6, 4),
     "5-minute": lambda: WindowedField(make_field(random_values(800, 3), (5, "minute")), 6, 4),
@@ -31,7 +31,7 @@ def mean(batch):
 
 def quantiles(batch):
     spread = 0.5 + batch.context.history[:, :1].abs()
-    return mean(batch).unsqueeze(1) + spread.unsqueeze(1) * torch.special.ndtri(LEVELS).view(-1, 1, 1) ** 3
+    return mean(batch).unsqueeze(1) + spread.unsqueeze(1) * torch.special.ndtri(QUANTILE_LEVELS).view(-1, 1, 1) ** 3
 
 
 def zero_mean(batch):
@@ -327,14 +327,14 @@ def test_independent_members_have_no_correlation(name):
 
 
 def flat_quantiles(batch):
-    return torch.special.ndtri(LEVELS).view(-1, 1, 1).expand(len(batch.start), -1, *batch.future.shape[1:])
+    return torch.special.ndtri(QUANTILE_LEVELS).view(-1, 1, 1).expand(len(batch.start), -1, *batch.future.shape[1:])
 
 
 # Conditional quantiles
 
 def test_equidistant_quantiles_of_a_gaussian_are_exact_in_the_tails_too():
     center, spread = torch.randn(2, 3, 4), torch.rand(2, 3, 4) + 0.1
-    given = center.unsqueeze(1) + spread.unsqueeze(1) * torch.special.ndtri(LEVELS).view(-1, 1, 1)
+    given = center.unsqueeze(1) + spread.unsqueeze(1) * torch.special.ndtri(QUANTILE_LEVELS).view(-1, 1, 1)
     for members in (1, 2, 10, 101):
         normal = torch.special.ndtri((torch.arange(members) + 0.5) / members).view(-1, 1, 1)
         torch.testing.assert_close(equidistant_quantiles(given, members),

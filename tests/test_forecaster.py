@@ -10,7 +10,7 @@ import torch
 from conftest import HISTORY, HORIZON, NODES, SIZES, alter, make_batch, make_forecaster, pick
 from torch import nn
 
-from data.constants import ANY_VALUE, LEVELS
+from data.constants import ANY_VALUE, QUANTILE_LEVELS
 from data.context import Context
 from data.windows import Batch
 from models import ensemble_drawer
@@ -22,7 +22,7 @@ from models.layers import Task
 from models.margins import QuantileMargin, ResidualMargin
 from models.mean import MeanModel
 from models.noise import CovarianceNoise, IndependentNoise
-from models.quantiles import equidistant_quantiles, levels_of, normal_scores
+from models.quantiles import equidistant_quantiles, pit_bounds, z_from_pit
 from models.scale import FluctuationScale
 from utils.config import RECIPES
 from utils.pipeline import validation_loss
@@ -471,8 +471,8 @@ class NormalMargins(MeanModel):
         self.mean, self.std = mean, std
 
     def predict(self, context):
-        levels = torch.special.ndtri(torch.tensor(LEVELS)).view(1, -1, 1, 1)
-        return self.mean + self.std * levels.expand(len(context.history), -1, HORIZON, NODES)
+        z = torch.special.ndtri(torch.tensor(QUANTILE_LEVELS)).view(1, -1, 1, 1)
+        return self.mean + self.std * z.expand(len(context.history), -1, HORIZON, NODES)
 
 
 def zeros_before(future):
@@ -592,8 +592,8 @@ def test_an_untrained_network_predicts_nothing_and_learns_from_the_first_step_on
 def test_a_perfect_velocity_has_no_loss_at_any_step():
     future = torch.randn(STEPS, HORIZON, NODES)
     model, batch = untrained(torch.randn(500, HORIZON, NODES), 0), zeros_before(future)
-    levels = levels_of(model.mean_model.predict(batch.context), future, *ANY_VALUE)
-    white = model.noise.whiten(normal_scores(levels, torch.rand_like(future)))
+    bounds = pit_bounds(model.mean_model.predict(batch.context), future, *ANY_VALUE)
+    white = model.noise.whiten(z_from_pit(bounds, torch.rand_like(future)))
     model.denoiser = Stub(lambda noisy, alpha_bar, hidden: (alpha_bar.sqrt() * noisy - white) / (1 - alpha_bar).sqrt())
     assert float(model.loss(future, batch.context, step=torch.arange(STEPS))) < 1e-5
 
@@ -630,26 +630,26 @@ def test_members_of_a_field_of_counts_are_values_that_it_can_take(recipe):
 
 
 def test_a_value_at_the_minimum_stands_for_all_the_probability_there():
-    """A normal law cut off at its 30 % quantile: the normal scores are standard normal all the same."""
+    """A normal law cut off at its 30 % quantile: z is standard normal all the same."""
     future, cut = torch.randn(20_000, HORIZON, NODES), float(torch.special.ndtri(torch.tensor(0.3)))
     future = future.clamp_min(cut)
     model, context = untrained(future, 0, support=(cut, 0.0)), zeros_before(future).context
     prepared = model.prepare(future, context)
-    scores = model.margin.encode(future, prepared, context, torch.rand_like(future))
-    assert abs(float(scores.mean())) < 5 / math.sqrt(scores.numel()) + 0.005
-    assert float(scores.std()) == pytest.approx(1, abs=0.01)
+    z = model.margin.encode(future, prepared, context, torch.rand_like(future))
+    assert abs(float(z.mean())) < 5 / math.sqrt(z.numel()) + 0.005
+    assert float(z.std()) == pytest.approx(1, abs=0.01)
     for level in (0.05, 0.2, 0.3, 0.6):
-        share = float((scores < torch.special.ndtri(torch.tensor(level))).float().mean())
+        share = float((z < torch.special.ndtri(torch.tensor(level))).float().mean())
         assert share == pytest.approx(level, abs=0.006)
     assert model.loss(future, context).item() == pytest.approx(1, abs=0.02)
 
 
-def test_the_noise_is_fitted_to_the_scores_of_the_training_windows():
+def test_the_noise_is_fitted_to_z_of_the_training_windows():
     future, _ = correlated_future(2000)
     model, batch = untrained(future, 2), zeros_before(future)
-    levels = levels_of(model.mean_model.predict(batch.context), future, *ANY_VALUE)
+    bounds = pit_bounds(model.mean_model.predict(batch.context), future, *ANY_VALUE)
     reference = CovarianceNoise(NODES, HORIZON, 2)
-    z = normal_scores(levels, torch.rand_like(future))
+    z = z_from_pit(bounds, torch.rand_like(future))
     reference.fit(z, batch.context, z, None)
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(model.noise.state_dict()[name], value, rtol=0, atol=1e-6)

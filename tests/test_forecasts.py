@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_field, random_values
 
-from data.constants import LEVELS
+from data.constants import QUANTILE_LEVELS
 from data.summary import FieldSummary
 from data.windows import WindowedField
 from utils.output import forecasts
@@ -60,7 +60,7 @@ def test_every_value_stands_in_the_row_of_its_times_and_node(windows):
         row = frame.loc[(forecast.issued[at], forecast.times[*at, step], f"node {node}")]
         assert row["member_5"] == forecast.members[*at, 5, step, node]
         assert row["q0.05"] == forecast.quantile(0.05)[*at, step, node]
-    assert list(forecast.to_frame("quantiles").columns[3:]) == [f"q{level:.2f}" for level in LEVELS]
+    assert list(forecast.to_frame("quantiles").columns[3:]) == [f"q{level:.2f}" for level in QUANTILE_LEVELS]
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -115,7 +115,7 @@ def test_land_is_put_back_as_missing_values_on_the_grid():
     assert found.lat.attrs["units"] == "degrees_north" and found.lon.attrs["standard_name"] == "longitude"
     flat = found.members[0].values.reshape(MEMBERS, STEPS, 8)
     assert np.isnan(flat[..., [2, 5]]).all() and (flat[..., LAND["kept"]] == forecast.members).all()
-    assert np.isnan(found.quantiles[0].values).sum() == 2 * STEPS * len(LEVELS)
+    assert np.isnan(found.quantiles[0].values).sum() == 2 * STEPS * len(QUANTILE_LEVELS)
 
 
 def test_nodes_keep_their_coordinates():

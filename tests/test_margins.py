@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import HISTORY, HORIZON, NODES, make_batch, make_field
 
-from data.constants import ANY_VALUE, LEVELS
+from data.constants import ANY_VALUE, QUANTILE_LEVELS
 from data.windows import WindowedField
 from models.margins import OVERSAMPLED, EmpiricalMargin, QuantileMargin, ResidualMargin
 from models.mean import MeanModel
-from models.quantiles import equidistant_quantiles, levels_of, smooth_members
+from models.quantiles import equidistant_quantiles, pit_bounds, smooth_members
 from models.scale import FLOOR, PRIOR, FluctuationScale
 from utils.config import TrainConfig
 from utils.pipeline import choose_margin
@@ -82,13 +82,13 @@ def test_the_scale_by_quantiles_is_their_spread_times_that_of_the_residuals_in_i
     slots = torch.arange(WINDOWS) % 24
     spread = torch.rand(WINDOWS, HORIZON, NODES) + 0.5
     scale = FluctuationScale("quantiles", NODES, HORIZON, 24)
-    levels = torch.special.ndtri(torch.tensor(LEVELS)).view(1, -1, 1, 1)
-    state = scale.state(7 + spread.unsqueeze(1) * levels)
+    z = torch.special.ndtri(torch.tensor(QUANTILE_LEVELS)).view(1, -1, 1, 1)
+    state = scale.state(7 + spread.unsqueeze(1) * z)
     torch.testing.assert_close(state, spread, rtol=1e-4, atol=0)
     residual = 1.5 * spread * (2 * torch.randint(2, spread.shape) - 1)
     scale.fit(residual, state, calendar_of(slots), None, None)
     torch.testing.assert_close(scale(calendar_of(slots), state), 1.5 * spread, rtol=1e-4, atol=0)
-    equal = scale.state(torch.zeros(2, len(LEVELS), HORIZON, NODES))
+    equal = scale.state(torch.zeros(2, len(QUANTILE_LEVELS), HORIZON, NODES))
     assert (equal > 0).all(), "quantiles that are all alike"
     assert (FluctuationScale("cycle", NODES, HORIZON, 24).state(spread.unsqueeze(1)) == 1).all()
 
@@ -255,14 +255,14 @@ class Normal(MeanModel):
         return Normal()
 
     def predict(self, context):
-        levels = torch.special.ndtri(torch.tensor(LEVELS)).view(1, -1, 1, 1)
-        return self.mean + levels.expand(len(context.history), -1, HORIZON, NODES)
+        z = torch.special.ndtri(torch.tensor(QUANTILE_LEVELS)).view(1, -1, 1, 1)
+        return self.mean + z.expand(len(context.history), -1, HORIZON, NODES)
 
 
-def test_normal_scores_are_those_under_the_uncalibrated_quantiles_and_members_are_of_the_calibrated_ones():
+def test_z_is_that_under_the_uncalibrated_quantiles_and_members_are_of_the_calibrated_ones():
     batch, margin = make_batch(WINDOWS), QuantileMargin(ANY_VALUE)
     prepared = margin.prepare(Normal(1.0), batch.future, batch.context)
-    assert torch.equal(prepared, levels_of(Normal().predict(batch.context), batch.future, *ANY_VALUE))
+    assert torch.equal(prepared, pit_bounds(Normal().predict(batch.context), batch.future, *ANY_VALUE))
     z = margin.encode(batch.future, prepared, batch.context, torch.rand_like(batch.future))
     torch.testing.assert_close(z, batch.future.clamp(-4, 4), rtol=0, atol=1e-3)
     members = margin.decode(z.unsqueeze(1), margin.given(Normal(1.0), batch.context), batch.context, 1, "random")
@@ -299,7 +299,7 @@ class Rain(MeanModel):
         super().__init__("quantiles")
 
     def predict(self, context):
-        return context.history[:, :1, :].unsqueeze(1).expand(-1, len(LEVELS), HORIZON, -1)
+        return context.history[:, :1, :].unsqueeze(1).expand(-1, len(QUANTILE_LEVELS), HORIZON, -1)
 
 
 def showers(windows):
@@ -341,7 +341,7 @@ def test_of_95_per_cent_zeros_the_forecast_is_better_than_zero_and_than_the_clim
         assert probability[some].mean() == pytest.approx((batch.future > 0)[some].float().mean().item(), abs=0.01)
 
 
-def test_scores_among_values_of_the_same_forecast_are_standard_normal_and_members_undo_them():
+def test_z_among_values_of_the_same_forecast_is_standard_normal_and_members_undo_them():
     margin, model = fitted_to_showers()
     batch = showers(3000)
     given = margin.prepare(model, batch.future, batch.context)

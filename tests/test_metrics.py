@@ -122,7 +122,7 @@ def test_crps_agrees_with_scoringrules(fair):
 @pytest.mark.parametrize("members", [1, 2, 11, 21, 50])
 def test_quantiles_are_numpys(members):
     ordered = torch.randn(3, members, 4, dtype=torch.float64).sort(dim=1).values
-    theirs = np.moveaxis(np.quantile(ordered.numpy(), metrics.LEVELS, axis=1), 0, 1)
+    theirs = np.moveaxis(np.quantile(ordered.numpy(), metrics.QUANTILE_LEVELS, axis=1), 0, 1)
     np.testing.assert_allclose(metrics.member_quantiles(ordered), theirs, atol=1e-14)
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from data.constants import LEVELS
+from data.constants import QUANTILE_LEVELS
 from data.context import Context
 from models import MEAN_MODELS, build_mean_model
 from models.build import DENOISERS
@@ -243,7 +243,7 @@ def test_the_quantile_loss_is_least_at_the_quantiles_of_the_data():
         model.loss(future[:1000], context).backward()
         optimizer.step()
     found = model.predict(context)[0, :, :, 0]
-    wanted = future[:1000, :, 0].quantile(torch.tensor(LEVELS), dim=0)
+    wanted = future[:1000, :, 0].quantile(torch.tensor(QUANTILE_LEVELS), dim=0)
     torch.testing.assert_close(found, wanted, rtol=0, atol=0.06)
 
 
@@ -255,7 +255,7 @@ def test_the_quantile_loss_is_least_at_the_quantiles_of_the_data():
 def test_a_mean_model_gives_its_outputs_and_their_mean_for_one_to_three_cycles(backbone, objective, sizes):
     model, context = make_backbone(backbone, objective, sizes), windows(3, sizes=sizes)
     predicted = model.predict(context)
-    assert predicted.shape == (3, len(LEVELS) if objective == "quantiles" else 1, HORIZON, NODES)
+    assert predicted.shape == (3, len(QUANTILE_LEVELS) if objective == "quantiles" else 1, HORIZON, NODES)
     torch.testing.assert_close(model(context), predicted.mean(1))
 
 

@@ -32,12 +32,12 @@ def context_of(histories, observed=None):
                    observed)
 
 
-def fitted(scores, modes, histories=None, later=None):
+def fitted(z, modes, histories=None, later=None):
     """In eval mode; the later windows are those of training unless given."""
-    windows, horizon, nodes = scores.shape
+    windows, horizon, nodes = z.shape
     model = CovarianceNoise(nodes, horizon, modes)
     context = context_of(torch.randn(windows, HISTORY, nodes) if histories is None else histories)
-    model.fit(scores, context, scores if later is None else later, None)
+    model.fit(z, context, z if later is None else later, None)
     return model.eval()
 
 
@@ -56,27 +56,27 @@ def between_nodes(fields):
 
 @pytest.mark.parametrize("windows, nodes, modes", [(200, 40, 6), (5, 40, 6), (200, 4, 16), (30, 1, 16), (50, 7, 0)])
 def test_unwhitening_undoes_whitening(windows, nodes, modes):
-    scores = common_signal(windows, nodes, 0.5)
-    model = fitted(scores, modes)
-    white = model.whiten(scores)
-    assert white.shape == scores.shape
-    torch.testing.assert_close(model.unwhiten(white), scores, rtol=0, atol=1e-3)
+    z = common_signal(windows, nodes, 0.5)
+    model = fitted(z, modes)
+    white = model.whiten(z)
+    assert white.shape == z.shape
+    torch.testing.assert_close(model.unwhiten(white), z, rtol=0, atol=1e-3)
     fresh = 3 * torch.randn(11, HORIZON, nodes)
     torch.testing.assert_close(model.unwhiten(model.whiten(fresh)), fresh, rtol=0, atol=5e-3)
 
 
 def test_before_it_is_fitted_it_changes_nothing():
-    model, scores = CovarianceNoise(6, HORIZON, 2), torch.randn(4, HORIZON, 6)
-    torch.testing.assert_close(model.whiten(scores), scores)
-    torch.testing.assert_close(model.unwhiten(scores), scores)
+    model, z = CovarianceNoise(6, HORIZON, 2), torch.randn(4, HORIZON, 6)
+    torch.testing.assert_close(model.whiten(z), z)
+    torch.testing.assert_close(model.unwhiten(z), z)
 
 
 # Covariance
 
 @pytest.mark.parametrize("modes", [4, 100])
 def test_white_coordinates_have_mean_square_one_and_no_correlation(modes):
-    scores = common_signal(4000, 100, 0.5)
-    white = fitted(scores, modes).whiten(scores)
+    z = common_signal(4000, 100, 0.5)
+    white = fitted(z, modes).whiten(z)
     covariance = white.flatten(1).T @ white.flatten(1) / len(white)
     assert (covariance - torch.eye(len(covariance))).abs().max() < 0.12
     assert float(covariance.diagonal().mean()) == pytest.approx(1, abs=0.02)
@@ -84,18 +84,18 @@ def test_white_coordinates_have_mean_square_one_and_no_correlation(modes):
 
 def test_each_node_stays_the_one_that_its_white_coordinate_is_most_like():
     """The symmetric map: of all that whiten it changes each node least."""
-    scores = common_signal(4000, 20, 0.6)
-    white = fitted(scores, 20).whiten(scores)
-    likeness = torch.corrcoef(torch.cat([scores[:, 1], white[:, 1]], dim=1).T)[:20, 20:]
+    z = common_signal(4000, 20, 0.6)
+    white = fitted(z, 20).whiten(z)
+    likeness = torch.corrcoef(torch.cat([z[:, 1], white[:, 1]], dim=1).T)[:20, 20:]
     assert torch.equal(likeness.argmax(1), torch.arange(20)) and likeness.diagonal().min() > 0.6
 
 
 @pytest.mark.parametrize("share, windows", [(0.8, 2000), (0.5, 2000), (0.8, 60), (0.0, 2000)])
-def test_unwhitened_noise_has_the_correlation_between_nodes_of_the_training_scores(share, windows):
+def test_unwhitened_noise_has_the_correlation_between_nodes_of_the_training_z(share, windows):
     """More windows than nodes and fewer; strong and none: with 1 mode for 100 nodes."""
-    scores = common_signal(windows, 100, share)
-    drawn = between_nodes(drawn_from(fitted(scores, 1)))
-    assert float(drawn.mean()) == pytest.approx(float(between_nodes(scores).mean()), abs=0.03)
+    z = common_signal(windows, 100, share)
+    drawn = between_nodes(drawn_from(fitted(z, 1)))
+    assert float(drawn.mean()) == pytest.approx(float(between_nodes(z).mean()), abs=0.03)
     if windows == 2000:
         assert float(drawn.mean()) == pytest.approx(share, abs=0.05)
         assert drawn.std() < 0.06
@@ -113,16 +113,16 @@ def test_nodes_that_go_together_in_groups_are_drawn_in_these_groups():
 @pytest.mark.parametrize("modes", [16, 5])
 def test_more_modes_than_the_field_has_do_not_make_nodes_more_alike(modes):
     """16 modes for 75 nodes, the default for the flights: what they take of each node's own part is given back."""
-    scores = common_signal(2000, 75, 0.3)
-    drawn = drawn_from(fitted(scores, modes))
+    z = common_signal(2000, 75, 0.3)
+    drawn = drawn_from(fitted(z, modes))
     assert float(between_nodes(drawn).mean()) == pytest.approx(0.3, abs=0.02)
     assert float(drawn.std()) == pytest.approx(1, abs=0.02)
 
 
 def test_unwhitened_noise_has_the_covariance_over_the_horizon_and_the_spread_of_each_node():
     spread = torch.linspace(0.5, 2, 60) * torch.tensor([[1.0], [1.2], [0.8]])
-    scores = common_signal(2000, 60, 0.4) * spread
-    drawn = drawn_from(fitted(scores, 1))
+    z = common_signal(2000, 60, 0.4) * spread
+    drawn = drawn_from(fitted(z, 1))
     torch.testing.assert_close(drawn.std(0), spread, rtol=0.1, atol=0)
     scaled = drawn / drawn.std(0)
     for one, other, wanted in ((0, 1, 0.6), (1, 2, 0.6), (0, 2, 0.36)):
@@ -131,12 +131,12 @@ def test_unwhitened_noise_has_the_covariance_over_the_horizon_and_the_spread_of_
 
 
 def test_one_node_has_its_covariance_over_the_horizon():
-    scores = common_signal(3000, 1, 0.5)
-    drawn = drawn_from(fitted(scores, 16), 20_000)[..., 0]
-    assert (torch.corrcoef(drawn.T) - torch.corrcoef(scores[..., 0].T)).abs().max() < 0.03
+    z = common_signal(3000, 1, 0.5)
+    drawn = drawn_from(fitted(z, 16), 20_000)[..., 0]
+    assert (torch.corrcoef(drawn.T) - torch.corrcoef(z[..., 0].T)).abs().max() < 0.03
 
 
-def test_constant_scores_do_not_break_it():
+def test_constant_z_do_not_break_it():
     model = fitted(torch.zeros(30, HORIZON, 8), 2, torch.zeros(30, HISTORY, 8))
     assert drawn_from(model).isfinite().all()
     assert model.whiten(torch.randn(2, HORIZON, 8)).isfinite().all()
@@ -144,10 +144,10 @@ def test_constant_scores_do_not_break_it():
 
 
 def test_a_few_windows_are_enough():
-    """Fewer scores of a node than modes."""
-    scores = common_signal(3, 60, 0.5)
-    model = fitted(scores, 16)
-    torch.testing.assert_close(model.unwhiten(model.whiten(scores)), scores, rtol=0, atol=1e-3)
+    """Fewer windows than modes."""
+    z = common_signal(3, 60, 0.5)
+    model = fitted(z, 16)
+    torch.testing.assert_close(model.unwhiten(model.whiten(z)), z, rtol=0, atol=1e-3)
     assert drawn_from(model).isfinite().all()
 
 
@@ -201,7 +201,7 @@ def test_what_is_stored_is_linear_in_the_nodes(nodes):
     assert stored == (2 * 12 + 16 + 1) * nodes + 16 + 3 * 17 * 12 * 12
 
 
-def test_with_fewer_scores_than_nodes_no_array_of_nodes_by_nodes_is_made():
+def test_with_fewer_z_than_nodes_no_array_of_nodes_by_nodes_is_made():
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
@@ -215,31 +215,31 @@ def test_with_fewer_scores_than_nodes_no_array_of_nodes_by_nodes_is_made():
             return result
 
     nodes = 10_000
-    scores, histories = torch.randn(50, HORIZON, nodes), torch.randn(50, HISTORY, nodes)
+    z, histories = torch.randn(50, HORIZON, nodes), torch.randn(50, HISTORY, nodes)
     start = time.perf_counter()
     with Largest() as seen:
         model = CovarianceNoise(nodes, HORIZON, 16)
-        model.fit(scores, context_of(histories), scores, None)
-        model.unwhiten(model.whiten(scores))
+        model.fit(z, context_of(histories), z, None)
+        model.unwhiten(model.whiten(z))
         model.history(context_of(histories))
     assert 50 * HORIZON * nodes <= seen.size < nodes * nodes / 4
     assert time.perf_counter() - start < 20
 
 
 def test_it_is_fitted_without_a_gradient_and_leaves_its_arguments_alone():
-    scores = common_signal(100, 10, 0.5)
-    kept = scores.clone()
-    model = fitted(scores, 3)
-    assert torch.equal(scores, kept)
+    z = common_signal(100, 10, 0.5)
+    kept = z.clone()
+    model = fitted(z, 3)
+    assert torch.equal(z, kept)
     assert not list(model.parameters()) and not any(value.requires_grad for value in model.buffers())
 
 
 def test_all_that_was_fitted_is_saved_and_restored():
-    scores = common_signal(100, 10, 0.5)
-    model, other = fitted(scores, 3), CovarianceNoise(10, HORIZON, 3).eval()
+    z = common_signal(100, 10, 0.5)
+    model, other = fitted(z, 3), CovarianceNoise(10, HORIZON, 3).eval()
     other.load_state_dict(model.state_dict())
-    assert torch.equal(other.whiten(scores), model.whiten(scores))
-    assert torch.equal(other.project(scores), model.project(scores))
+    assert torch.equal(other.whiten(z), model.whiten(z))
+    assert torch.equal(other.project(z), model.project(z))
 
 
 def test_independent_noise_leaves_every_value_as_it_is_and_puts_the_mean_in_gaps():
@@ -254,41 +254,41 @@ def test_independent_noise_leaves_every_value_as_it_is_and_puts_the_mean_in_gaps
     assert torch.equal(filled[observed], z[observed]) and (filled[~observed] == 0).all()
 
 
-# Missing scores
+# Missing values
 
-def scores_with_gaps(share, windows=4000, nodes=8):
-    scores = common_signal(windows, nodes, 0.6)
-    return scores, torch.rand(windows, HISTORY + HORIZON, nodes) >= share
+def z_with_gaps(share, windows=4000, nodes=8):
+    z = common_signal(windows, nodes, 0.6)
+    return z, torch.rand(windows, HISTORY + HORIZON, nodes) >= share
 
 
 def test_what_stands_in_a_gap_changes_no_part_of_the_fit():
-    scores, observed = scores_with_gaps(0.3, 300)
+    z, observed = z_with_gaps(0.3, 300)
     histories, models = torch.randn(300, HISTORY, 8), []
     for value in (0.0, 1e9):
         torch.manual_seed(1)
         models.append(CovarianceNoise(8, HORIZON, 2))
-        z = torch.where(observed[:, HISTORY:], scores, value)
-        models[-1].fit(z, context_of(torch.where(observed[:, :HISTORY], histories, 0.0), observed), z,
+        with_gaps = torch.where(observed[:, HISTORY:], z, value)
+        models[-1].fit(with_gaps, context_of(torch.where(observed[:, :HISTORY], histories, 0.0), observed), with_gaps,
                        observed[:, HISTORY:])
     for name, buffer in models[0].state_dict().items():
         assert torch.equal(buffer, models[1].state_dict()[name]) and buffer.isfinite().all(), name
 
 
 @pytest.mark.parametrize("share, atol", [(0.1, 0.06), (0.3, 0.17)])
-def test_the_correlations_of_scores_with_gaps_come_out_again(share, atol):
-    scores, observed = scores_with_gaps(share)
+def test_the_correlations_of_z_with_gaps_come_out_again(share, atol):
+    z, observed = z_with_gaps(share)
     model = CovarianceNoise(8, HORIZON, 8)
-    z = torch.where(observed[:, HISTORY:], scores, 0.0)
-    model.fit(z, context_of(torch.zeros(4000, HISTORY, 8), observed), z, observed[:, HISTORY:])
-    found, wanted = (torch.corrcoef(each.flatten(1).T) for each in (drawn_from(model, 20_000), scores))
+    with_gaps = torch.where(observed[:, HISTORY:], z, 0.0)
+    model.fit(with_gaps, context_of(torch.zeros(4000, HISTORY, 8), observed), with_gaps, observed[:, HISTORY:])
+    found, wanted = (torch.corrcoef(each.flatten(1).T) for each in (drawn_from(model, 20_000), z))
     assert (found - wanted).abs().max() < atol
 
 
-def test_a_drawn_score_has_the_right_margin_and_goes_with_the_observed_nodes_of_its_step():
-    scores, observed = scores_with_gaps(0.2)
+def test_an_imputed_value_has_the_right_margin_and_goes_with_the_observed_nodes_of_its_step():
+    z, observed = z_with_gaps(0.2)
     observed = observed[:, HISTORY:]
-    model = fitted(scores, 1)
-    drawn = model.impute(torch.where(observed, scores, 0.0), observed, torch.randn_like(scores))
-    assert torch.equal(drawn[observed], scores[observed])
-    assert float(drawn[~observed].std()) == pytest.approx(1, abs=0.03)
-    torch.testing.assert_close(between_nodes(drawn), between_nodes(scores), rtol=0, atol=0.08)
+    model = fitted(z, 1)
+    imputed = model.impute(torch.where(observed, z, 0.0), observed, torch.randn_like(z))
+    assert torch.equal(imputed[observed], z[observed])
+    assert float(imputed[~observed].std()) == pytest.approx(1, abs=0.03)
+    torch.testing.assert_close(between_nodes(imputed), between_nodes(z), rtol=0, atol=0.08)

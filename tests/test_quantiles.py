@@ -1,4 +1,4 @@
-"""Margins: quantiles become members and back, and normal scores are normal when the quantiles are right."""
+"""Margins: quantiles become members and back, and z is standard normal when the quantiles are right."""
 
 import math
 
@@ -6,15 +6,15 @@ import pytest
 import torch
 from scipy import stats
 
-from data.constants import LEVELS
+from data.constants import QUANTILE_LEVELS
 from models import quantiles as margins
 from models.quantiles import (
     NORMAL_SCORE_LIMIT,
     equidistant_quantiles,
     keep_mean_above,
     pinball,
-    quantiles_at_scores,
-    read_elsewhere,
+    quantiles_at_z,
+    remap_quantile_levels,
     reorder,
     smooth_members,
     to_support,
@@ -29,19 +29,19 @@ def seeded():
     torch.manual_seed(7)
 
 
-def normal_scores(quantiles, truth, uniform, minimum=NOWHERE, step=0.0):
-    return margins.normal_scores(margins.levels_of(quantiles, truth, minimum, step), uniform)
+def z_from_pit(quantiles, truth, uniform, minimum=NOWHERE, step=0.0):
+    return margins.z_from_pit(margins.pit_bounds(quantiles, truth, minimum, step), uniform)
 
 
 def normal_quantiles(mean=0.0, std=1.0, shape=(1, 3, 4)):
     """Quantiles (batch, level, F, node) of the same normal law everywhere."""
-    levels = torch.special.ndtri(torch.tensor(LEVELS, dtype=torch.float64)).float()
-    return (mean + std * levels).view(1, -1, 1, 1).expand(shape[0], -1, *shape[1:])
+    z = torch.special.ndtri(torch.tensor(QUANTILE_LEVELS, dtype=torch.float64)).float()
+    return (mean + std * z).view(1, -1, 1, 1).expand(shape[0], -1, *shape[1:])
 
 
 def rising(batch=5, shape=(3, 4)):
     """Quantiles of no known law, in rising order."""
-    return torch.randn(batch, len(LEVELS), *shape).sort(1).values
+    return torch.randn(batch, len(QUANTILE_LEVELS), *shape).sort(1).values
 
 
 # From quantiles to members
@@ -76,36 +76,36 @@ def test_a_place_of_the_field_has_the_members_of_its_own_quantiles():
     torch.testing.assert_close(equidistant_quantiles(quantiles, 20)[2:3, :, 1:2, 3:4], alone)
 
 
-def test_a_normal_law_read_at_normal_scores_gives_them_in_its_units():
-    scores = torch.randn(2, 30, 3, 4).mul(1.5).clamp(-4, 4)
-    found = quantiles_at_scores(normal_quantiles(3, 2, (2, 3, 4)), scores)
-    torch.testing.assert_close(found, 3 + 2 * scores, rtol=1e-5, atol=1e-5)
+def test_a_normal_law_read_at_z_gives_them_in_its_units():
+    z = torch.randn(2, 30, 3, 4).mul(1.5).clamp(-4, 4)
+    found = quantiles_at_z(normal_quantiles(3, 2, (2, 3, 4)), z)
+    torch.testing.assert_close(found, 3 + 2 * z, rtol=1e-5, atol=1e-5)
 
 
-def test_quantiles_read_at_the_scores_of_equidistant_levels_are_the_equidistant_quantiles():
-    quantiles, levels = rising(), (torch.arange(50, dtype=torch.float64) + 0.5) / 50
-    scores = torch.special.ndtri(levels).float().view(1, -1, 1, 1).expand(5, -1, 3, 4)
-    torch.testing.assert_close(quantiles_at_scores(quantiles, scores), equidistant_quantiles(quantiles, 50),
+def test_quantiles_read_at_the_z_of_equidistant_levels_are_the_equidistant_quantiles():
+    quantiles, level = rising(), (torch.arange(50, dtype=torch.float64) + 0.5) / 50
+    z = torch.special.ndtri(level).float().view(1, -1, 1, 1).expand(5, -1, 3, 4)
+    torch.testing.assert_close(quantiles_at_z(quantiles, z), equidistant_quantiles(quantiles, 50),
                                rtol=0, atol=1e-5)
 
 
-def test_members_read_at_random_scores_are_a_sample_of_the_law_and_have_the_ranks_of_the_scores():
+def test_members_read_at_random_z_are_a_sample_of_the_law_and_have_the_ranks_of_the_z():
     """A skewed law: its mean and spread, and the share of members below each of its 19 quantiles."""
-    law, levels = torch.distributions.Gumbel(2.0, 0.5), torch.tensor(LEVELS)
+    law, levels = torch.distributions.Gumbel(2.0, 0.5), torch.tensor(QUANTILE_LEVELS)
     quantiles = law.icdf(levels).double().view(1, -1, 1, 1).expand(1, -1, 1, 3)
-    scores = torch.randn(1, 100_000, 1, 3, dtype=torch.float64)
-    members = quantiles_at_scores(quantiles, scores)
-    assert torch.equal(members.argsort(1), scores.argsort(1))
+    z = torch.randn(1, 100_000, 1, 3, dtype=torch.float64)
+    members = quantiles_at_z(quantiles, z)
+    assert torch.equal(members.argsort(1), z.argsort(1))
     below = (members.unsqueeze(1) < quantiles.unsqueeze(2)).float().mean(2)[0, :, 0]
     torch.testing.assert_close(below, levels.view(-1, 1).expand(-1, 3), rtol=0, atol=0.01)
     torch.testing.assert_close(members.mean(1).flatten(), law.mean.double().expand(3), rtol=0, atol=0.02)
 
 
-def test_scores_may_come_in_any_layout_and_stay_as_they_are():
-    quantiles, scores = rising(2), torch.randn(2, 9, 4, 3).transpose(2, 3)
-    kept = scores.clone()
-    torch.testing.assert_close(quantiles_at_scores(quantiles, scores), quantiles_at_scores(quantiles, kept))
-    assert torch.equal(scores, kept)
+def test_z_may_come_in_any_layout_and_stay_as_they_are():
+    quantiles, z = rising(2), torch.randn(2, 9, 4, 3).transpose(2, 3)
+    kept = z.clone()
+    torch.testing.assert_close(quantiles_at_z(quantiles, z), quantiles_at_z(quantiles, kept))
+    assert torch.equal(z, kept)
 
 
 def test_smoothed_members_are_the_quantiles_of_the_ensemble_in_the_order_of_its_members():
@@ -136,114 +136,114 @@ def test_quantiles_of_many_draws_are_near_those_of_the_law_in_the_order_of_the_f
 
 # Order
 
-def test_reordered_members_keep_each_margin_and_have_the_ranks_of_the_scores():
-    ordered, scores = torch.randn(3, 40, 2, 5).sort(1).values, torch.randn(3, 40, 2, 5)
-    members = reorder(ordered, scores)
+def test_reordered_members_keep_each_margin_and_have_the_ranks_of_the_z():
+    ordered, z = torch.randn(3, 40, 2, 5).sort(1).values, torch.randn(3, 40, 2, 5)
+    members = reorder(ordered, z)
     assert torch.equal(members.sort(1).values, ordered)
-    assert torch.equal(members.argsort(1), scores.argsort(1))
+    assert torch.equal(members.argsort(1), z.argsort(1))
     assert torch.equal(reorder(ordered, ordered), ordered)
-    member = scores[1, :, 0, 2].argmax()
+    member = z[1, :, 0, 2].argmax()
     assert members[1, member, 0, 2] == ordered[1, -1, 0, 2]
 
 
 def test_reordering_leaves_its_arguments_alone():
-    ordered, scores = torch.randn(2, 9, 2, 2).sort(1).values, torch.randn(2, 9, 2, 2)
-    kept = ordered.clone(), scores.clone()
-    reorder(ordered, scores)
-    assert torch.equal(ordered, kept[0]) and torch.equal(scores, kept[1])
+    ordered, z = torch.randn(2, 9, 2, 2).sort(1).values, torch.randn(2, 9, 2, 2)
+    kept = ordered.clone(), z.clone()
+    reorder(ordered, z)
+    assert torch.equal(ordered, kept[0]) and torch.equal(z, kept[1])
 
 
-# From values to scores
+# From values to z
 
-def test_the_normal_scores_of_the_equidistant_quantiles_are_those_of_their_levels():
+def test_the_z_of_the_equidistant_quantiles_are_those_of_their_levels():
     """Inside the quantiles and beyond them, whatever the law."""
     quantiles, members = rising(1) + torch.linspace(0, 1, 19).view(1, -1, 1, 1), 200
     values = equidistant_quantiles(quantiles, members)
-    found = normal_scores(quantiles.expand(members, -1, -1, -1), values[0], torch.rand(members, 3, 4), NOWHERE)
+    found = z_from_pit(quantiles.expand(members, -1, -1, -1), values[0], torch.rand(members, 3, 4), NOWHERE)
     wanted = torch.special.ndtri((torch.arange(members) + 0.5) / members).view(-1, 1, 1).expand_as(found)
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("mean, std", [(0.0, 1.0), (-3.0, 0.2), (10.0, 5.0)])
-def test_normal_scores_under_a_normal_law_are_the_standardized_values(mean, std):
+def test_z_under_a_normal_law_are_the_standardized_values(mean, std):
     values = mean + std * torch.linspace(-3.5, 3.5, 71).view(-1, 1, 1).expand(-1, 3, 4)
-    found = normal_scores(normal_quantiles(mean, std, (71, 3, 4)), values, torch.rand(71, 3, 4), NOWHERE)
+    found = z_from_pit(normal_quantiles(mean, std, (71, 3, 4)), values, torch.rand(71, 3, 4), NOWHERE)
     torch.testing.assert_close(found, (values - mean) / std, rtol=0, atol=1e-3)
 
 
-def test_normal_scores_of_data_from_the_law_of_the_quantiles_are_standard_normal():
+def test_z_of_data_from_the_law_of_the_quantiles_are_standard_normal():
     """A skewed law, whose quantiles are exact at 19 levels only."""
     law = torch.distributions.Weibull(torch.tensor(1.0), torch.tensor(1.8))
-    quantiles = law.icdf(torch.tensor(LEVELS)).view(1, -1, 1, 1).expand(20_000, -1, 1, 2)
-    scores = normal_scores(quantiles, law.sample((20_000, 1, 2)), torch.rand(20_000, 1, 2), NOWHERE)
-    inside = scores[scores.abs() < torch.special.ndtri(torch.tensor(0.95))].double()
-    assert len(inside) == pytest.approx(0.9 * scores.numel(), abs=5 * math.sqrt(0.09 * scores.numel()))
+    quantiles = law.icdf(torch.tensor(QUANTILE_LEVELS)).view(1, -1, 1, 1).expand(20_000, -1, 1, 2)
+    z = z_from_pit(quantiles, law.sample((20_000, 1, 2)), torch.rand(20_000, 1, 2), NOWHERE)
+    inside = z[z.abs() < torch.special.ndtri(torch.tensor(0.95))].double()
+    assert len(inside) == pytest.approx(0.9 * z.numel(), abs=5 * math.sqrt(0.09 * z.numel()))
     assert stats.kstest(inside.numpy(), stats.truncnorm(-1.645, 1.645).cdf).statistic < 0.01
-    assert abs(scores.mean()) < 0.03 and scores.std() == pytest.approx(1, abs=0.04)
+    assert abs(z.mean()) < 0.03 and z.std() == pytest.approx(1, abs=0.04)
 
 
-def test_normal_scores_rise_with_the_value_and_stay_within_the_limit():
+def test_z_rise_with_the_value_and_stay_within_the_limit():
     quantiles = rising(1).expand(101, -1, -1, -1)
     values = torch.linspace(-1e4, 1e4, 101).view(-1, 1, 1).expand(-1, 3, 4)
-    scores = normal_scores(quantiles, values, torch.rand(101, 3, 4), NOWHERE)
-    assert (scores.diff(dim=0) >= 0).all()
-    assert float(scores.min()) == pytest.approx(-NORMAL_SCORE_LIMIT, abs=0.01)
-    assert float(scores.max()) == pytest.approx(NORMAL_SCORE_LIMIT, abs=0.01)
+    z = z_from_pit(quantiles, values, torch.rand(101, 3, 4), NOWHERE)
+    assert (z.diff(dim=0) >= 0).all()
+    assert float(z.min()) == pytest.approx(-NORMAL_SCORE_LIMIT, abs=0.01)
+    assert float(z.max()) == pytest.approx(NORMAL_SCORE_LIMIT, abs=0.01)
 
 
 @pytest.mark.parametrize("distance", [4.5, 50.0, 1e6])
-def test_a_value_far_outside_has_a_level_below_1_in_float32_and_a_score_of_4(distance):
-    """A level of 1 has no finite score, and one of 50 would outweigh all others in a covariance."""
+def test_a_value_far_outside_has_a_level_below_1_in_float32_and_a_z_of_4(distance):
+    """A level of 1 has no finite z, and one of 50 would outweigh all others in a covariance."""
     values = torch.tensor([-distance, distance]).view(-1, 1, 1).expand(-1, 3, 4)
-    levels = margins.levels_of(normal_quantiles(shape=(2, 3, 4)), values, NOWHERE, 0.0)
-    assert levels.dtype == torch.float32 and (levels > 0).all() and (levels < 1).all()
-    found = margins.normal_scores(levels, torch.rand(2, 3, 4))
+    bounds = margins.pit_bounds(normal_quantiles(shape=(2, 3, 4)), values, NOWHERE, 0.0)
+    assert bounds.dtype == torch.float32 and (bounds > 0).all() and (bounds < 1).all()
+    found = margins.z_from_pit(bounds, torch.rand(2, 3, 4))
     torch.testing.assert_close(found, torch.tensor([-4.0, 4.0]).view(-1, 1, 1).expand(-1, 3, 4), rtol=0, atol=0.01)
 
 
-def test_equal_quantiles_give_finite_scores():
-    quantiles = torch.zeros(4, len(LEVELS), 1, 1)
+def test_equal_quantiles_give_finite_z():
+    quantiles = torch.zeros(4, len(QUANTILE_LEVELS), 1, 1)
     values = torch.tensor([-1.0, 0.0, 1e-9, 1.0]).view(-1, 1, 1)
     for minimum in (NOWHERE, 0.0, -1.0):
-        scores = normal_scores(quantiles, values, torch.tensor([0.0, 0.5, 1.0, 0.5]).view(-1, 1, 1), minimum)
-        assert scores.isfinite().all() and scores.abs().max() <= NORMAL_SCORE_LIMIT
+        z = z_from_pit(quantiles, values, torch.tensor([0.0, 0.5, 1.0, 0.5]).view(-1, 1, 1), minimum)
+        assert z.isfinite().all() and z.abs().max() <= NORMAL_SCORE_LIMIT
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.6, 0.9])
-def test_values_at_the_minimum_get_scores_below_that_of_their_probability_evenly_in_level(probability):
+def test_values_at_the_minimum_get_z_below_that_of_their_probability_evenly_in_level(probability):
     """A normal law of which all below its quantile at `probability` is at the minimum."""
     minimum = float(torch.special.ndtri(torch.tensor(probability)))
     quantiles, values = normal_quantiles(shape=(5000, 1, 2)), torch.full((5000, 1, 2), minimum)
-    scores = normal_scores(quantiles, values, torch.rand(5000, 1, 2), minimum)
-    level = torch.special.ndtr(scores).flatten()
+    z = z_from_pit(quantiles, values, torch.rand(5000, 1, 2), minimum)
+    level = torch.special.ndtr(z).flatten()
     assert level.max() < probability + 1e-3
     assert stats.kstest((level / probability).numpy(), "uniform").statistic < 0.025
-    above = normal_scores(quantiles, values + 1e-3, torch.rand(5000, 1, 2), minimum)
+    above = z_from_pit(quantiles, values + 1e-3, torch.rand(5000, 1, 2), minimum)
     assert (above > minimum).all() and above.std() < 1e-5
 
 
-def test_scores_of_a_law_with_much_of_its_weight_at_the_minimum_are_standard_normal():
+def test_z_of_a_law_with_much_of_its_weight_at_the_minimum_is_standard_normal():
     law, minimum = torch.randn(20_000, 1, 2), 0.4
-    scores = normal_scores(normal_quantiles(shape=(20_000, 1, 2)), law.clamp_min(minimum), torch.rand(20_000, 1, 2),
-                           minimum)
-    assert stats.kstest(scores.flatten().numpy(), "norm").statistic < 0.01
+    z = z_from_pit(normal_quantiles(shape=(20_000, 1, 2)), law.clamp_min(minimum), torch.rand(20_000, 1, 2),
+                   minimum)
+    assert stats.kstest(z.flatten().numpy(), "norm").statistic < 0.01
 
 
 def test_without_a_minimum_the_uniform_numbers_do_not_matter():
     quantiles, values = rising(), torch.randn(5, 3, 4)
-    one, other = (normal_scores(quantiles, values, torch.rand(5, 3, 4), NOWHERE) for _ in range(2))
+    one, other = (z_from_pit(quantiles, values, torch.rand(5, 3, 4), NOWHERE) for _ in range(2))
     assert torch.equal(one, other)
 
 
-def test_scores_of_rounded_values_are_standard_normal_and_of_no_value_outside_its_step():
+def test_z_of_rounded_values_are_standard_normal_and_of_no_value_outside_its_step():
     """Whole steps of 0.8 from the minimum up, of a normal law: only a random level within the step is normal."""
     law, minimum, step = torch.randn(20_000, 1, 2), -0.6, 0.8
     values = to_support(law, minimum, step)
     assert len(values.unique()) < 8
-    scores = normal_scores(normal_quantiles(shape=(20_000, 1, 2)), values, torch.rand(20_000, 1, 2), minimum, step)
-    assert stats.kstest(scores.flatten().numpy(), "norm").statistic < 0.01
+    z = z_from_pit(normal_quantiles(shape=(20_000, 1, 2)), values, torch.rand(20_000, 1, 2), minimum, step)
+    assert stats.kstest(z.flatten().numpy(), "norm").statistic < 0.01
     inside = values > minimum
-    assert ((scores - values)[inside].abs() < step / 2 + 1e-2).all() and (scores[~inside] < minimum + step / 2).all()
+    assert ((z - values)[inside].abs() < step / 2 + 1e-2).all() and (z[~inside] < minimum + step / 2).all()
 
 
 # Support
@@ -259,16 +259,16 @@ def test_members_are_moved_to_the_nearest_value_that_the_field_can_take():
 
 @pytest.mark.parametrize("shift", [-0.7, -0.1, 0.0, 0.3, 1.0])
 def test_shifting_the_levels_of_a_normal_law_moves_its_mean_by_as_many_standard_deviations(shift):
-    found = read_elsewhere(normal_quantiles(2, 3), torch.full((1, 3, 4), shift))
+    found = remap_quantile_levels(normal_quantiles(2, 3), torch.full((1, 3, 4), shift))
     torch.testing.assert_close(found, normal_quantiles(2 + 3 * shift, 3), rtol=0, atol=1e-4)
 
 
 def test_shifting_levels_keeps_their_order_and_no_shift_changes_nothing():
     quantiles, shift = rising(), torch.randn(5, 3, 4)
-    torch.testing.assert_close(read_elsewhere(quantiles, torch.zeros(5, 3, 4)), quantiles, rtol=0, atol=1e-5)
-    assert (read_elsewhere(quantiles, shift).diff(dim=1) >= -1e-5).all()
-    one = read_elsewhere(quantiles[2:3], shift[2:3])
-    torch.testing.assert_close(read_elsewhere(quantiles, shift)[2:3], one)
+    torch.testing.assert_close(remap_quantile_levels(quantiles, torch.zeros(5, 3, 4)), quantiles, rtol=0, atol=1e-5)
+    assert (remap_quantile_levels(quantiles, shift).diff(dim=1) >= -1e-5).all()
+    one = remap_quantile_levels(quantiles[2:3], shift[2:3])
+    torch.testing.assert_close(remap_quantile_levels(quantiles, shift)[2:3], one)
 
 
 # Loss
@@ -279,10 +279,10 @@ def test_the_mean_pinball_loss_is_the_quantile_form_of_the_crps():
 
 
 def test_pinball_is_asymmetric_as_its_level_says():
-    loss = pinball(torch.zeros(1, len(LEVELS)), torch.tensor([2.0]))[0]
-    assert loss.tolist() == pytest.approx([2 * level * 2 for level in LEVELS])
-    loss = pinball(torch.zeros(1, len(LEVELS)), torch.tensor([-2.0]))[0]
-    assert loss.tolist() == pytest.approx([2 * (1 - level) * 2 for level in LEVELS])
+    loss = pinball(torch.zeros(1, len(QUANTILE_LEVELS)), torch.tensor([2.0]))[0]
+    assert loss.tolist() == pytest.approx([2 * level * 2 for level in QUANTILE_LEVELS])
+    loss = pinball(torch.zeros(1, len(QUANTILE_LEVELS)), torch.tensor([-2.0]))[0]
+    assert loss.tolist() == pytest.approx([2 * (1 - level) * 2 for level in QUANTILE_LEVELS])
 
 
 def test_members_are_raised_above_the_minimum_as_little_as_keeps_their_mean():

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from data.constants import LEVELS
+from data.constants import QUANTILE_LEVELS
 from data.context import Context
 from data.windows import Batch
 from models.layers import Task
 from models.mean import MeanModel, RecalibratedMean, RecalibratedQuantiles
-from models.quantiles import levels_of, normal_scores
+from models.quantiles import pit_bounds, z_from_pit
 from models.recalibration import BINS, OUTERMOST, WIDEST, Recalibration, spread_of
 
 HORIZON, NODES = 3, 4
-ALL = (torch.ones(1, 1, 1, dtype=torch.bool),)  # every score tells how wide quantiles are
+ALL = (torch.ones(1, 1, 1, dtype=torch.bool),)  # every z shows how wide quantiles are
 
 
 @pytest.fixture(autouse=True)
@@ -25,18 +25,18 @@ def calendar_of(windows, size=24):
 
 
 def normal_quantiles(count):
-    levels = torch.special.ndtri(torch.tensor(LEVELS, dtype=torch.float64)).float()
-    return levels.view(1, -1, 1, 1).expand(count, -1, HORIZON, NODES)
+    z = torch.special.ndtri(torch.tensor(QUANTILE_LEVELS, dtype=torch.float64)).float()
+    return z.view(1, -1, 1, 1).expand(count, -1, HORIZON, NODES)
 
 
-def fitted(scores, size=24, observed=None, tells=ALL[0]):
+def fitted(z, size=24, observed=None, tells=ALL[0]):
     recalibration = Recalibration(NODES, HORIZON, size)
-    recalibration.fit([(scores, calendar_of(len(scores), size), observed, tells)], len(scores))
+    recalibration.fit([(z, calendar_of(len(z), size), observed, tells)], len(z))
     return recalibration
 
 
 def test_before_it_is_fitted_it_changes_nothing():
-    quantiles = torch.randn(30, len(LEVELS), HORIZON, NODES).sort(1).values
+    quantiles = torch.randn(30, len(QUANTILE_LEVELS), HORIZON, NODES).sort(1).values
     torch.testing.assert_close(Recalibration(NODES, HORIZON, 24)(quantiles, calendar_of(30)), quantiles,
                                rtol=0, atol=1e-5)
 
@@ -44,9 +44,9 @@ def test_before_it_is_fitted_it_changes_nothing():
 def test_quantiles_that_are_too_low_are_lifted_to_where_they_are_right():
     offset = torch.tensor([0.5, -0.3, 0.0, 0.2]) + torch.tensor([[0.0], [0.1], [-0.1]])
     truth = torch.randn(9600, HORIZON, NODES) + offset
-    scores = normal_scores(levels_of(normal_quantiles(9600), truth, float("-inf"), 0.0), torch.rand_like(truth))
+    z = z_from_pit(pit_bounds(normal_quantiles(9600), truth, float("-inf"), 0.0), torch.rand_like(truth))
     recalibration = Recalibration(NODES, HORIZON, 24)
-    recalibration.fit(zip(scores.split(4000), calendar_of(9600).split(4000), (None,) * 3, ALL * 3, strict=True), 9600)
+    recalibration.fit(zip(z.split(4000), calendar_of(9600).split(4000), (None,) * 3, ALL * 3, strict=True), 9600)
     moved = recalibration(normal_quantiles(24), calendar_of(24))[:, 9]
     assert (moved - offset).abs().mean() < 0.05 and (moved - offset).abs().max() < 0.25
 
@@ -54,14 +54,14 @@ def test_quantiles_that_are_too_low_are_lifted_to_where_they_are_right():
 def test_each_time_of_the_cycle_has_a_shift_of_its_own():
     calendar = calendar_of(2400)
     late = calendar[:, 0] >= 12
-    scores = torch.where(late, 0.5, -0.5).view(-1, 1, 1).expand(-1, HORIZON, NODES)
+    z = torch.where(late, 0.5, -0.5).view(-1, 1, 1).expand(-1, HORIZON, NODES)
     recalibration = Recalibration(NODES, HORIZON, 24)
-    recalibration.fit([(scores, calendar, None, *ALL)], len(scores))
+    recalibration.fit([(z, calendar, None, *ALL)], len(z))
     shift = recalibration.shift[recalibration.bins(calendar)]
     assert (shift[late] > 0.3).all() and (shift[~late] < -0.3).all()
 
 
-def test_the_more_cycles_the_more_is_believed_and_a_time_never_seen_is_left_alone():
+def test_the_more_cycles_the_larger_the_shrinkage_weight_and_a_time_never_seen_is_left_alone():
     shifts = []
     for days in (1, 5, 500):
         shifts.append(float(fitted(torch.full((24 * days, HORIZON, NODES), 0.4)).shift.mean()))
@@ -80,20 +80,20 @@ def test_a_cycle_is_split_into_even_times(size, bins):
 
 
 def test_missing_values_count_in_no_shift_whatever_stands_there():
-    scores, observed = torch.randn(240, HORIZON, NODES), torch.rand(240, HORIZON, NODES) < 0.7
+    z, observed = torch.randn(240, HORIZON, NODES), torch.rand(240, HORIZON, NODES) < 0.7
     one, other, reference = (Recalibration(NODES, HORIZON, 24) for _ in range(3))
-    one.fit([(scores, calendar_of(240), observed, *ALL)], 240)
-    other.fit([(torch.where(observed, scores, 2.0), calendar_of(240), observed, *ALL)], 240)
+    one.fit([(z, calendar_of(240), observed, *ALL)], 240)
+    other.fit([(torch.where(observed, z, 2.0), calendar_of(240), observed, *ALL)], 240)
     assert torch.equal(one.shift, other.shift) and one.shift.abs().max() > 0.01
     kept = observed[:, 1, 2]
-    reference.fit([(scores[kept], calendar_of(240)[kept], None, *ALL)], 240)
+    reference.fit([(z[kept], calendar_of(240)[kept], None, *ALL)], 240)
     torch.testing.assert_close(one.shift[:, 1, 2], reference.shift[:, 1, 2])
 
 
 def test_quantiles_that_are_too_narrow_are_widened_to_where_they_cover_what_they_should():
     truth = 0.4 + 1.3 * torch.randn(9600, HORIZON, NODES)
-    scores = normal_scores(levels_of(normal_quantiles(9600), truth, float("-inf"), 0.0), torch.rand_like(truth))
-    recalibration = fitted(scores)
+    z = z_from_pit(pit_bounds(normal_quantiles(9600), truth, float("-inf"), 0.0), torch.rand_like(truth))
+    recalibration = fitted(z)
     moved = recalibration(normal_quantiles(9600), calendar_of(9600))
     covered = ((truth > moved[:, 0]) & (truth < moved[:, -1])).float().mean()
     assert recalibration.widening > 1.2 and abs(covered - 0.9) < 0.02
@@ -107,7 +107,7 @@ def test_quantiles_are_never_narrowed():
 @pytest.mark.parametrize("size, windows", [(24, 2400), (48, 280), (288, 400), (288, 100), (12, 330), (24, 3)])
 @pytest.mark.parametrize("shared", [0.0, 0.5])
 def test_quantiles_that_are_right_are_left_alone_however_much_neighbouring_windows_share(size, windows, shared):
-    """Each score is standard normal; with `shared` those of windows that follow each other are alike."""
+    """Each z is standard normal; with `shared` those of windows that follow each other are alike."""
     found = []
     for _ in range(20):
         noise = torch.randn(windows, HORIZON, NODES)
@@ -119,12 +119,12 @@ def test_quantiles_that_are_right_are_left_alone_however_much_neighbouring_windo
 
 @pytest.mark.parametrize("size", [24, 288])
 def test_widening_is_that_of_later_windows_around_the_shifts_of_earlier_ones(size):
-    """Scores of a day are all alike: shifts follow the days they were fitted to, and miss later ones by more."""
+    """All z of a day are alike: shifts follow the days they were fitted to, and miss later ones by more."""
     days, found, wanted = 20, [], []
     for _ in range(60):
-        scores = (1.2 * torch.randn(2 * days, 1, HORIZON, NODES)).expand(-1, size, -1, -1).flatten(0, 1)
-        earlier, later = scores.chunk(2)
-        found.append(float(fitted(scores, size).widening) ** ((days + 3) / days))
+        z = (1.2 * torch.randn(2 * days, 1, HORIZON, NODES)).expand(-1, size, -1, -1).flatten(0, 1)
+        earlier, later = z.chunk(2)
+        found.append(float(fitted(z, size).widening) ** ((days + 3) / days))
         recalibration = fitted(earlier, size)
         around = later - recalibration.shift[recalibration.bins(calendar_of(len(later), size))]
         wanted.append(float(around.std()))
@@ -132,12 +132,12 @@ def test_widening_is_that_of_later_windows_around_the_shifts_of_earlier_ones(siz
 
 
 def test_a_batch_that_holds_the_middle_is_split_there():
-    scores, whole = 1.3 * torch.randn(100, HORIZON, NODES), Recalibration(NODES, HORIZON, 24)
-    parts = [(part, calendar, None, *ALL) for part, calendar in zip(scores.split(33), calendar_of(100).split(33),
+    z, whole = 1.3 * torch.randn(100, HORIZON, NODES), Recalibration(NODES, HORIZON, 24)
+    parts = [(part, calendar, None, *ALL) for part, calendar in zip(z.split(33), calendar_of(100).split(33),
                                                                     strict=True)]
     whole.fit(parts, 100)
-    torch.testing.assert_close(whole.widening, fitted(scores).widening)
-    torch.testing.assert_close(whole.shift, fitted(scores).shift)
+    torch.testing.assert_close(whole.widening, fitted(z).widening)
+    torch.testing.assert_close(whole.shift, fitted(z).shift)
 
 
 def test_the_more_cycles_the_more_of_a_widening_is_believed():
@@ -146,24 +146,24 @@ def test_the_more_cycles_the_more_of_a_widening_is_believed():
 
 
 def test_times_that_the_calendar_never_has_take_nothing_from_the_belief():
-    scores = 1.3 * torch.randn(400, HORIZON, NODES)
+    z = 1.3 * torch.randn(400, HORIZON, NODES)
     quarterly = Recalibration(NODES, HORIZON, 12)
-    quarterly.fit([(scores, calendar_of(400, 4) * 3, None, *ALL)], 400)
-    assert quarterly.widening == pytest.approx(float(fitted(scores, 4).widening), rel=1e-5)
+    quarterly.fit([(z, calendar_of(400, 4) * 3, None, *ALL)], 400)
+    assert quarterly.widening == pytest.approx(float(fitted(z, 4).widening), rel=1e-5)
 
 
 def test_missing_values_widen_nothing_and_without_any_value_nothing_moves():
-    scores, observed = torch.randn(240, HORIZON, NODES), torch.rand(240, HORIZON, NODES) < 0.7
-    widening = fitted(1.3 * scores, observed=observed).widening
-    assert widening == fitted(torch.where(observed, 1.3 * scores, 2.5), observed=observed).widening > 1
-    empty = fitted(scores, observed=torch.zeros_like(observed))
+    z, observed = torch.randn(240, HORIZON, NODES), torch.rand(240, HORIZON, NODES) < 0.7
+    widening = fitted(1.3 * z, observed=observed).widening
+    assert widening == fitted(torch.where(observed, 1.3 * z, 2.5), observed=observed).widening > 1
+    empty = fitted(z, observed=torch.zeros_like(observed))
     assert empty.widening == 1 and (empty.shift == 0).all()
 
 
-def test_scores_that_cannot_tell_shift_levels_and_widen_nothing():
-    scores = torch.randn(2400, HORIZON, NODES)
+def test_z_that_cannot_tell_shift_levels_and_widen_nothing():
+    z = torch.randn(2400, HORIZON, NODES)
     odd = torch.arange(NODES) % 2 == 1
-    mixed = fitted(torch.where(odd, 0.5 + 2 * scores, scores), tells=~odd.expand_as(scores))
+    mixed = fitted(torch.where(odd, 0.5 + 2 * z, z), tells=~odd.expand_as(z))
     assert mixed.widening == pytest.approx(1, abs=0.02) and (mixed.shift.mean((0, 1))[odd] > 0.3).all()
 
 
@@ -172,7 +172,7 @@ def test_right_quantiles_of_counts_are_left_alone(rate, smooth):
     """Quantiles of whole numbers, and those between them that round to them."""
     truth = torch.poisson(torch.full((2400, HORIZON, NODES), rate))
     drawn = torch.poisson(torch.full((1_000_000,), rate)) + smooth * (torch.rand(1_000_000) - 0.5)
-    quantiles = drawn.quantile(torch.tensor(LEVELS)).view(1, -1, 1, 1).expand(2400, -1, HORIZON, NODES)
+    quantiles = drawn.quantile(torch.tensor(QUANTILE_LEVELS)).view(1, -1, 1, 1).expand(2400, -1, HORIZON, NODES)
     model = RecalibratedQuantiles(Fixed(quantiles), Task(NODES, 2, HORIZON, (24,)))
     model.calibrate((), Windows(truth), (0.0, 1.0))
     assert model.recalibration.widening < 1.03
@@ -242,10 +242,10 @@ def test_missing_values_move_no_mean_whatever_stands_there():
 
 @pytest.mark.parametrize("spread", [1.0, 1.15, 2.0])
 @pytest.mark.parametrize("outliers", [0.0, 1e4])
-def test_a_spread_is_found_from_scores_held_within_the_outermost_level(spread, outliers):
-    scores = spread * torch.randn(1_000_000)
-    scores += outliers * (scores.abs() > OUTERMOST) * scores.sign()  # how far out they lie changes nothing
-    found = spread_of(scores.clamp(-OUTERMOST, OUTERMOST).square().mean())
+def test_a_spread_is_found_from_z_held_within_the_outermost_level(spread, outliers):
+    z = spread * torch.randn(1_000_000)
+    z += outliers * (z.abs() > OUTERMOST) * z.sign()  # how far out they lie changes nothing
+    found = spread_of(z.clamp(-OUTERMOST, OUTERMOST).square().mean())
     assert found == pytest.approx(spread, abs=0.01)
 
 
@@ -253,12 +253,12 @@ def test_a_spread_has_bounds():
     assert spread_of(torch.tensor(0.0)) == 1 and spread_of(torch.tensor(1e9)) == WIDEST
 
 
-def test_a_score_far_out_moves_the_levels_no_further_than_one_of_two_and_a_half():
-    """One window in 10 days, at one node: 2.5 / 10, of which 10 days are believed 10 / 13."""
+def test_a_z_far_out_moves_the_levels_no_further_than_one_of_two_and_a_half():
+    """One window in 10 days, at one node: 2.5 / 10, with the shrinkage weight 10 / 13 of 10 days."""
     def shift_of(value):
-        scores = torch.zeros(240, HORIZON, NODES)
-        scores[5, 1, 2] = value
-        return fitted(scores).shift
+        z = torch.zeros(240, HORIZON, NODES)
+        z[5, 1, 2] = value
+        return fitted(z).shift
 
     far, near = shift_of(4.0), shift_of(2.5)
     torch.testing.assert_close(far, near)

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.constants import LEVELS
+from data.constants import QUANTILE_LEVELS
 from data.readers import MEMORY_LIMIT
 from models import build_forecaster, build_mean_model, ensemble_drawer
 from scripts.check_data import saved_bytes
@@ -129,9 +129,9 @@ def expected_bytes(before: int, data, mean_model, model, config: TrainConfig, ke
         "weights": 24 * sum(weight.numel() for weight in [*mean_model.parameters(), *model.denoiser.parameters()]),
         "training": 2 * max(kept.values()),
         "validation": 4 * COPIES * min(config.val_batch_size, len(data.starts["validation"])) * nodes * horizon
-        * len(LEVELS),
+        * len(QUANTILE_LEVELS),
         "statistics": 4 * (COPIES * windows * nodes * steps + 4 * smaller**2),
-        "sampling": 4 * COPIES * (config.nsample * nodes * horizon + nodes * horizon * len(LEVELS)
+        "sampling": 4 * COPIES * (config.nsample * nodes * horizon + nodes * horizon * len(QUANTILE_LEVELS)
                                   + rows_at_once(nodes, torch.device("cpu")) * nodes * width),
     }
 

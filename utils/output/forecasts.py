@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data.constants import LEVELS
+from data.constants import QUANTILE_LEVELS
 from utils.scores.metrics import member_quantiles, sort_members
 from utils.training.checkpoint import csv_text, write_atomically
 
@@ -89,7 +89,7 @@ class Forecast:
             "valid_time": self._zoned(np.repeat(self.times.reshape(-1), nodes)),
             "node": list(self.field.node_names) * (windows * steps),
         }
-        names = {"quantiles": [f"q{level:.2f}" for level in LEVELS],
+        names = {"quantiles": [f"q{level:.2f}" for level in QUANTILE_LEVELS],
                  "members": [f"member_{member}" for member in range(self.members.shape[-3])]}
         for kind, array in self.chosen(values).items():
             columns |= {name: array[:, place].reshape(-1) for place, name in enumerate(names[kind])}
@@ -111,7 +111,7 @@ class Forecast:
         }
         variables = {}
         for kind, array in self.chosen(values).items():
-            axis, places = (LEVEL, LEVELS) if kind == "quantiles" else (MEMBER, range(array.shape[1]))
+            axis, places = (LEVEL, QUANTILE_LEVELS) if kind == "quantiles" else (MEMBER, range(array.shape[1]))
             coordinates[axis] = axis, np.array(places)
             variables[kind] = (ISSUED, axis, HORIZON, *space.axes), space.place(array), {
                 "long_name": f"{kind} of the forecast of {field.name} ({field.unit})", "units": field.cf_unit}
@@ -133,7 +133,8 @@ class Forecast:
         if values != "quantiles":
             chosen["members"] = self._windows
         if values != "members":
-            chosen["quantiles"] = self.quantile(LEVELS).reshape(-1, len(LEVELS), *self.members.shape[-2:])
+            chosen["quantiles"] = self.quantile(QUANTILE_LEVELS).reshape(
+                -1, len(QUANTILE_LEVELS), *self.members.shape[-2:])
         return chosen
 
     def _zoned(self, times: np.ndarray) -> pd.DatetimeIndex:
@@ -247,7 +248,7 @@ def _write_npz(file, parts: Iterable[Forecast], values: str) -> None:
                 np.lib.format.write_array_header_1_0(entry, header | {"shape": (windows, *header["shape"])})
                 bytes_of.seek(0)
                 shutil.copyfileobj(bytes_of, entry)
-        for name, array in {"levels": LEVELS, "node_names": part.field.node_names, **texts}.items():
+        for name, array in {"levels": QUANTILE_LEVELS, "node_names": part.field.node_names, **texts}.items():
             with archive.open(f"{name}.npy", "w") as entry:
                 np.lib.format.write_array(entry, np.array(array), allow_pickle=False)
 

@@ -10,9 +10,9 @@ import random
 import numpy as np
 import torch
 
-from data.constants import LEVELS
+from data.constants import QUANTILE_LEVELS
 
-MEDIAN, DECILES = 9, slice(1, None, 2)  # where they stand in LEVELS
+MEDIAN, DECILES = 9, slice(1, None, 2)  # where they stand in QUANTILE_LEVELS
 COVERAGE = 0.9
 MAX_VARIOGRAM_PAIRS = 2000
 PIT_BINS = 20
@@ -39,7 +39,7 @@ def sort_members(members):
     return torch.from_numpy(np.sort(members.detach().numpy(), axis=1))
 
 
-def member_quantiles(ordered, levels=LEVELS):
+def member_quantiles(ordered, levels=QUANTILE_LEVELS):
     """Quantiles of an ensemble by linear interpolation between sorted members (numpy's default).
 
         position = level * (M - 1),    quantile = lerp(ordered[floor(position)], ordered[floor(position) + 1])
@@ -56,7 +56,7 @@ def member_quantiles(ordered, levels=LEVELS):
     return torch.lerp(below, above, weight.view(-1, *[1] * (ordered.dim() - 2)))
 
 
-def crps_quantile(quantiles, truth, levels=LEVELS):
+def crps_quantile(quantiles, truth, levels=QUANTILE_LEVELS):
     """CRPS approximated by quantiles: twice the pinball loss, averaged over the levels.
 
         mean over q of 2 * |(quantile_q - truth) * (1[truth <= quantile_q] - q)|
