@@ -382,7 +382,7 @@ def test_a_law_has_random_members_and_its_own_quantiles_in_their_rank_order(name
 def test_random_members_of_conditional_quantiles_are_below_each_as_often_as_its_level(name, data):
     random, batch = draw_windows(name, data, 2000, slice(0, 3))
     below = (random.unsqueeze(2) <= quantiles(batch).unsqueeze(1)).double().mean((0, 1, 3, 4))
-    torch.testing.assert_close(below, LEVELS.double(), rtol=0, atol=0.01)
+    torch.testing.assert_close(below, QUANTILE_LEVELS.double(), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("name", POOLED)
