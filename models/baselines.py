@@ -31,7 +31,7 @@ from data.calendar import season_of
 
 from .base import SimpleForecasters, Windows
 from .layers import Task
-from .quantiles import quantiles_at_scores, reorder
+from .quantiles import quantiles_at_z, reorder
 
 FIT_BATCH = 64
 RIDGE_WINDOWS = 1000  # of training, at most, that ridge regression is fitted to
@@ -161,7 +161,7 @@ def residual_fields(data, members: int, mean: Callable | None = None, same_slot:
 def quantile(data, members: int, quantiles: Callable | None = None, **_) -> Callable:
     """The conditional quantiles read at normal noise per node and horizon: no dependence."""
     quantiles = _needed("quantile", quantiles=quantiles)
-    return lambda batch, noise: quantiles_at_scores(quantiles(batch), noise(VALUES).unflatten(0, (-1, members)))
+    return lambda batch, noise: quantiles_at_z(quantiles(batch), noise(VALUES).unflatten(0, (-1, members)))
 
 
 def schaake(data, members: int, quantiles: Callable | None = None, same_slot: bool = False, **_) -> Callable:
@@ -184,7 +184,7 @@ def schaake(data, members: int, quantiles: Callable | None = None, same_slot: bo
 
     def draw(batch, noise):
         z = noise(VALUES).unflatten(0, (-1, members))
-        return reorder(quantiles_at_scores(quantiles(batch), z.sort(1).values), draw_fields(batch, noise) + tie * z)
+        return reorder(quantiles_at_z(quantiles(batch), z.sort(1).values), draw_fields(batch, noise) + tie * z)
 
     return draw
 
