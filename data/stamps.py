@@ -77,7 +77,7 @@ def read_stamps(column: pd.Series, source: str, where: Callable[[int], str]) -> 
     if text.str.fullmatch(r"-?\d{1,18}").all():
         return _of_integers(text.astype("int64"))
     found = text.str.extract(OFFSET)[0].where(text.str.contains(r"[T ]\d", regex=True))
-    offset = found.replace(["Z", "UTC"], "+00:00")
+    offset = found.str.replace(r"^(?:Z|UTC)$", "+00:00", regex=True)
     if offset.isna().any() and offset.notna().any():
         row = int((offset.isna() != offset.isna().iloc[0]).to_numpy().argmax())
         raise ValueError(f"{source}: {where(row)}: time {text[row]!r} has {'no' if pd.isna(offset[row]) else 'an'} "
