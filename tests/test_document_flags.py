@@ -1,4 +1,4 @@
-"""docs/flags.md and the scripts of the datasets are what `utils/config.py` says."""
+"""docs/flags.md, the table of datasets and their scripts are what `utils/config.py` and the registry say."""
 
 import dataclasses
 import re
@@ -17,8 +17,11 @@ from utils.pipeline import CHOICES
 def test_the_page_and_the_scripts_are_what_the_tool_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(document_flags, "PAGE", tmp_path / "flags.md")
     monkeypatch.setattr(document_flags, "SCRIPTS", tmp_path)
+    monkeypatch.setattr(document_flags, "DATASETS_PAGE", tmp_path / "datasets.md")
+    (tmp_path / "datasets.md").write_text((ROOT / "docs/datasets.md").read_text().replace("| `SST` |", "| `Old` |"))
     assert document_flags.main([]) == 0
-    pairs = {PAGE: tmp_path / "flags.md", **{ROOT / f"scripts/{name}.sh": tmp_path / f"{name}.sh" for name in DATASETS}}
+    pairs = {PAGE: tmp_path / "flags.md", ROOT / "docs/datasets.md": tmp_path / "datasets.md"}
+    pairs |= {ROOT / f"scripts/{name}.sh": tmp_path / f"{name}.sh" for name in DATASETS}
     for committed, written in pairs.items():
         assert committed.read_text() == written.read_text(), "run python -m tests.tools.document_flags"
 

@@ -55,7 +55,7 @@ def changed(tmp_path_factory):
 
 def test_each_example_of_the_page_changes_one_or_two_files():
     examples = PAGE.split("worked examples")[1].split("\n### ")[1:]
-    files = {example.splitlines()[0]: {*re.findall(r"^In `([\w/]+\.py)`", example, re.MULTILINE)} for example in examples}
+    files = {text.splitlines()[0]: {*re.findall(r"^In `([\w/]+\.py)`", text, re.MULTILINE)} for text in examples}
     assert {"A dataset", "A sampler", "A mean model", "A denoiser", "A score"} <= files.keys()
     assert all(1 <= len(changed) <= 2 for changed in files.values())
 

@@ -1,4 +1,4 @@
-"""Write what repeats `utils/config.py`: docs/flags.md, and the settings in the script of each dataset.
+"""Write what repeats settings and facts: docs/flags.md, the table of docs/datasets.md, and the script of each dataset.
 
     python -m tests.tools.document_flags
 """
@@ -29,7 +29,8 @@ from utils.pipeline import CHOICES
 from utils.program import run_main
 
 ROOT = Path(__file__).parents[2]
-PAGE, SCRIPTS = ROOT / "docs/flags.md", ROOT / "scripts"
+PAGE, DATASETS_PAGE, SCRIPTS = ROOT / "docs/flags.md", ROOT / "docs/datasets.md", ROOT / "scripts"
+CARD = "`--data_name`", "domain", "place", "unit", "interval", "nodes", "data"  # columns of the table of datasets
 STAGES = {PretrainConfig: "stage 1", TrainConfig: "stage 2"}
 SETTINGS = {PretrainConfig: ("networks",), TrainConfig: ("nsample", "sampler", "sample_steps")}
 SCRIPT = """#!/usr/bin/env bash
@@ -133,12 +134,26 @@ def dataset_script(name: str) -> str:
     return SCRIPT.format(name=name, settings="\n".join(lines))
 
 
+def datasets_page() -> str:
+    """The page of datasets: its text as it is, then a row for each card of the registry."""
+    text = DATASETS_PAGE.read_text().split(markdown(CARD, []).splitlines()[0])[0]
+    rows = []
+    for name, spec in DATASETS.items():
+        count, unit = spec.interval
+        origin = "private" if spec.private else "generated" if spec.synthetic else "here" if spec.embedded else \
+            ", ".join(f"`{file}`" for file in spec.files)
+        rows.append((f"`{name}`", spec.domain, spec.place, spec.unit, f"{count} {unit}",
+                     " x ".join(map(str, spec.grid or (spec.num_nodes,))), origin))
+    return text + markdown(CARD, rows)
+
+
 def main(arguments: list[str] | None = None) -> int:
     FlagParser(__doc__.splitlines()[0]).parse_args(arguments)
     PAGE.write_text(page())
+    DATASETS_PAGE.write_text(datasets_page())
     for name in DATASETS:
         (SCRIPTS / f"{name}.sh").write_text(dataset_script(name))
-    print(f"wrote {PAGE} and the scripts of {len(DATASETS)} datasets")
+    print(f"wrote {PAGE}, {DATASETS_PAGE} and the scripts of {len(DATASETS)} datasets")
     return 0
 
 
