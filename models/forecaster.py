@@ -78,7 +78,7 @@ class Forecaster(nn.Module):
         spectrum(): the published fluctuation scale (node,), see `data.fluctuation`.
         """
         training, calibration = self._gather(batches), self._gather(later)
-        self.margin.fit(self.mean_model, *training, spectrum)
+        self.margin.fit(training, calibration, spectrum)
         z, later_z = (self.margin.encode(futures, prepared, context, torch.rand_like(futures))
                       for futures, prepared, context in (training, calibration))
         self.noise.fit(z, training[2], later_z, calibration[2].target_mask)

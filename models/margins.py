@@ -4,6 +4,8 @@ One interface. `given` is what a margin takes from stage 1 for a forecast, `prep
 (batch, F, node), members are (batch, member, F, node). Units: standardized.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -20,9 +22,14 @@ from .quantiles import (
     to_support,
     z_from_pit,
 )
+from .recalibration import OUTERMOST
 from .scale import FluctuationScale
 
-LARGEST_WIDTH = 1.5
+Gathered = tuple[Tensor, Tensor, Context]
+"""Windows: futures (window, F, node), what `prepare` gives for them, and their contexts."""
+
+LARGEST_WIDTH = 2.0
+BLOCKS = 8  # stretches of validation time whose residuals are compared, at most
 OVERSAMPLED = 4  # members drawn for each one that is kept, where an ensemble of residuals is smoothed
 CLASSES = 32  # of forecasts, in --margin empirical
 TABLE_LEVELS = 400
@@ -37,13 +44,13 @@ class ResidualMargin(nn.Module):
         z = (future - mean) / scale,    member = mean + width * scale * (z - mean of z over members)
 
     The last term, `center`, makes the stage-1 mean the mean of the members. Members are moved to values of the
-    `support`, their mean being kept. z is standardized by training residuals, which stage 1 has seen, or which are of
-    another origin. The quantiles of stage 1, recalibrated on validation, show the spread of those to come, and members
-    take their level:
+    `support`, their mean being kept. z is standardized by training residuals, which stage 1 has seen. Those to come are
+    larger, or of another origin; how large they get is estimated from validation residuals in blocks of time:
 
-        width = widening / excess,    widening: `MeanModel.widening`, excess: `FluctuationScale.excess`
+        width = largest size of z in a block of the later half / size of z in training,    size: 90 % quantile of |z|
 
-    It is 1 with other scales than "quantiles".
+    The largest of some blocks covers a drift that goes on after validation. Members are narrower than training
+    residuals (width below 1) only where validation holds BLOCKS blocks. The width of plain residuals is 1.
     Source: CoST section 4.2 (residual).
     """
 
@@ -62,13 +69,38 @@ class ResidualMargin(nn.Module):
     def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
         return self.given(mean_model, context)
 
-    def fit(self, mean_model: MeanModel, futures: Tensor, prepared: Tensor, context: Context, spectrum) -> None:
-        """Estimate the fluctuation scale from training windows, see `FluctuationScale.fit`."""
+    def fit(self, training: Gathered, later: Gathered, spectrum) -> None:
+        """Estimate the fluctuation scale from training windows, see `FluctuationScale.fit`, and the width."""
+        futures, prepared, context = training
         mean, state = prepared.unbind(1)
         self.scale.fit(futures - mean, state, context.calendar, context.target_mask, spectrum)
-        if self.scale.kind == "quantiles":
-            excess = self.scale.excess(futures - mean, state, context.target_mask)
-            self.width.copy_((mean_model.widening / excess).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
+        if self.scaled:
+            self.width.copy_(self._width(training, later).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
+
+    def _width(self, training: Gathered, later: Gathered) -> Tensor:
+        """The width from training windows and from validation windows in the order of time.
+
+        Targets whose scale is less than a step of the values, as that of rare counts, do not count.
+        """
+        def sizes(futures: Tensor, prepared: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+            mean, state = prepared.unbind(1)
+            scale = self.scale(context.calendar, state)
+            counts = scale * (2 * OUTERMOST) > self.scale.step
+            if context.target_mask is not None:
+                counts = counts & context.target_mask
+            return ((futures - mean) / scale).abs(), counts
+
+        def size(found: Tensor, counts: Tensor) -> Tensor:
+            found = found[counts]
+            return found.kthvalue(math.ceil(0.9 * len(found))).values if len(found) else found.new_zeros(())
+
+        windows, horizon = later[0].shape[:2]
+        blocks = max(1, min(BLOCKS, windows // horizon))
+        by_block = [size(*block) for block in zip(*(part.tensor_split(blocks) for part in sizes(*later)), strict=True)]
+        largest, in_training = max(by_block[blocks // 2:]), size(*sizes(*training))
+        if not largest * in_training > 0:
+            return torch.ones_like(self.width)
+        return (largest / in_training).clamp_min(0 if blocks == BLOCKS else 1)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         mean, state = prepared.unbind(1)
@@ -124,7 +156,7 @@ class QuantileMargin(nn.Module):
         """The levels between which the future lies under the uncalibrated quantiles: (batch, 2, F, node)."""
         return pit_bounds(mean_model.uncalibrated.predict(context), future, *self.support)
 
-    def fit(self, mean_model: MeanModel, futures: Tensor, prepared: Tensor, context: Context, spectrum) -> None:
+    def fit(self, training: Gathered, later: Gathered, spectrum) -> None:
         """Nothing to estimate."""
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
@@ -180,8 +212,9 @@ class EmpiricalMargin(nn.Module):
         return self.given(mean_model, context)
 
     @torch.no_grad()
-    def fit(self, mean_model: MeanModel, futures: Tensor, prepared: Tensor, context: Context, spectrum) -> None:
+    def fit(self, training: Gathered, later: Gathered, spectrum) -> None:
         """Estimate weights, edges and tables from training windows; missing targets count in nothing."""
+        futures, prepared, context = training
         values, parts = (futures - self.support[0]).double(), prepared.movedim(1, -1).double()  # parts: (..., node, 3)
         observed = torch.ones_like(futures, dtype=torch.bool) if context.target_mask is None else context.target_mask
         for step, (y, x, seen) in enumerate(zip(values.unbind(1), parts.unbind(1), observed.unbind(1), strict=True)):

@@ -68,11 +68,6 @@ class MeanModel(nn.Module):
         return self
 
     @property
-    def widening(self) -> Tensor | float:
-        """By how much validation shows the quantiles to be too narrow, see `Recalibration`; 1 where nothing does."""
-        return 1.0
-
-    @property
     def summary(self) -> str:
         """What calibration found, in words; "" where there is nothing to tell."""
         return ""
@@ -160,10 +155,6 @@ class RecalibratedQuantiles(_Wrapper):
     def uncalibrated(self) -> MeanModel:
         return self.inner
 
-    @property
-    def widening(self) -> Tensor:
-        return self.recalibration.widening
-
     def predict(self, context: Context) -> Tensor:
         return self.recalibration(self.inner.predict(context), context.calendar)
 
@@ -228,10 +219,6 @@ class BesideBase(_Wrapper):
         plain = copy.copy(self)
         plain._modules = {**self._modules, "inner": self.inner.uncalibrated}
         return plain
-
-    @property
-    def widening(self) -> Tensor:
-        return 1 + self.share.mean() * (self.inner.widening - 1)
 
     @property
     def summary(self) -> str:

@@ -1,11 +1,7 @@
 """Fluctuation scale: the spread of the residual that is expected at a node and a time."""
 
-import math
-
 import torch
 from torch import Tensor, nn
-
-from data.constants import QUANTILE_LEVELS
 
 from .recalibration import OUTERMOST
 
@@ -63,20 +59,6 @@ class FluctuationScale(nn.Module):
         if self.kind != "quantiles":
             return torch.ones_like(predicted[:, 0])
         return ((predicted[:, -1] - predicted[:, 0]) / (2 * OUTERMOST)).clamp_min(self.rounding.clamp_min(1e-3))
-
-    def excess(self, residual: Tensor, state: Tensor, observed: Tensor | None) -> Tensor:
-        """Spread of training residuals over that of the quantiles: below 1 where stage 1 has fitted them too closely.
-
-            excess = 90 % quantile of |residual / state| / OUTERMOST,    1 where as many lie in the 90 % interval
-
-        Quantiles that differ by less than a step of the values, as those of rare counts, do not count; 1 where none
-        does.
-        """
-        counts = state * (2 * OUTERMOST) > self.step
-        sizes = (residual / state).abs()[counts if observed is None else counts & observed]
-        if not len(sizes):
-            return torch.ones(())
-        return sizes.kthvalue(math.ceil((2 * QUANTILE_LEVELS[-1] - 1) * len(sizes))).values / OUTERMOST
 
     @torch.no_grad()
     def fit(self, residual: Tensor, state: Tensor, calendar: Tensor, observed: Tensor | None, spectrum) -> None:

@@ -9,7 +9,7 @@ from conftest import HISTORY, HORIZON, NODES, make_batch, make_field
 
 from data.constants import ANY_VALUE, QUANTILE_LEVELS
 from data.windows import WindowedField
-from models.margins import OVERSAMPLED, EmpiricalMargin, QuantileMargin, ResidualMargin
+from models.margins import BLOCKS, LARGEST_WIDTH, OVERSAMPLED, EmpiricalMargin, QuantileMargin, ResidualMargin
 from models.mean import MeanModel
 from models.quantiles import equidistant_quantiles, pit_bounds, smooth_members
 from models.scale import FLOOR, PRIOR, FluctuationScale
@@ -129,10 +129,6 @@ class Constant(MeanModel):
         return torch.full_like(context.future_climatology, self.value).unsqueeze(1)
 
 
-class Widened(Constant):
-    widening = 1.25
-
-
 def make_margin(scaled=True, center=True, support=ANY_VALUE, **settings):
     scale = FluctuationScale("cycle", NODES, HORIZON, 24)
     scale.table.copy_(torch.rand(24, NODES) + 0.5)
@@ -206,33 +202,45 @@ def test_the_denoiser_is_given_the_anomaly_of_the_mean_and_the_logarithm_of_the_
             assert torch.equal(found, wanted)
 
 
-def fitted_margin(spread, mean_model, kind="quantiles", step=0.0):
-    """A margin fitted to normal training residuals of a spread, in units of `state`; their state, and their batch."""
-    batch = make_batch(2000)
-    mean, state = torch.randn_like(batch.future), torch.rand_like(batch.future) + 0.5
-    margin = ResidualMargin(FluctuationScale(kind, NODES, HORIZON, 24, step), ANY_VALUE, center=False)
-    futures = mean + spread * state * torch.randn_like(mean)
-    margin.fit(mean_model, futures, torch.stack([mean, state], dim=1), batch.context, None)
+def fitted_margin(later=(1.0,) * BLOCKS, kind="quantiles", step=0.0, scaled=True, each=2000 // BLOCKS):
+    """A margin fitted to normal residuals; `later`: their spread in blocks of validation, in units of training's."""
+    def windows(spread):
+        batch = make_batch(len(spread))
+        mean, state = torch.randn_like(batch.future), torch.rand_like(batch.future) + 0.5
+        residual = 0.5 * spread.view(-1, 1, 1) * state * torch.randn_like(mean)
+        return mean + residual, torch.stack([mean, state], dim=1), batch.context
+
+    margin = ResidualMargin(FluctuationScale(kind, NODES, HORIZON, 24, step), ANY_VALUE, scaled, center=False)
+    margin.fit(windows(torch.ones(2000)), windows(torch.tensor(later).repeat_interleave(each)), None)
     return margin
 
 
-@pytest.mark.parametrize("spread, mean_model, width", [
-    (1.0, Constant(), 1.0), (0.8, Constant(), 1.25), (1.25, Constant(), 0.8),  # as wide as the quantiles
-    (1.0, Widened(), 1.25), (1.25, Widened(), 1.0), (1.1, Widened(), 1.136),  # the part that the table has counts once
-    (0.3, Constant(), 1.5), (3.0, Constant(), 1 / 1.5),
+@pytest.mark.parametrize("later, width", [
+    ([1.0] * 8, 1.0), ([1.4] * 8, 1.4), ([0.7] * 8, 0.7),  # as validation residuals are, whatever those of training
+    ([1, 1, 1, 1, 1, 1.3, 1, 1], 1.3), ([0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.8, 0.6], 0.8),  # of the later half the largest
+    ([1.9, 1.9, 1.9, 1.9, 1.2, 1.2, 1.2, 1.2], 1.2),  # the earlier half does not count
+    ([5.0] * 8, LARGEST_WIDTH), ([0.1] * 8, 1 / LARGEST_WIDTH),
 ])
-def test_the_width_is_that_of_the_recalibrated_quantiles_whatever_that_of_training_residuals(spread, mean_model, width):
-    assert float(fitted_margin(spread, mean_model).width) == pytest.approx(width, abs=0.02)
-    assert fitted_margin(spread, mean_model, "cycle").width == 1
+def test_the_width_is_the_largest_of_the_later_validation_blocks(later, width):
+    for kind in ("quantiles", "cycle"):
+        assert float(fitted_margin(later, kind).width) == pytest.approx(width, rel=0.05)
+    assert fitted_margin(later, scaled=False).width == 1
 
 
-def test_quantiles_within_a_step_of_counts_determine_no_width():
-    assert fitted_margin(0.8, Constant(), step=100.0).width == 1
-    assert float(fitted_margin(0.8, Constant(), step=1.0).width) == pytest.approx(1.25, abs=0.02)
+def test_few_validation_windows_widen_members_and_do_not_narrow_them():
+    few = BLOCKS * HORIZON - 1
+    assert float(fitted_margin([1.5], each=few).width) == pytest.approx(1.5, rel=0.2)
+    assert fitted_margin([0.5], each=few).width == 1
+    assert fitted_margin([0.5], each=few + 1).width < 0.75
+
+
+def test_scales_within_a_step_of_counts_determine_no_width():
+    assert fitted_margin([1.4] * 8, step=100.0).width == 1
+    assert float(fitted_margin([1.4] * 8, step=0.5).width) == pytest.approx(1.4, rel=0.05)
 
 
 def test_the_members_are_as_wide_as_the_width():
-    margin = fitted_margin(1.0, Constant())
+    margin = fitted_margin()
     margin.width.fill_(1)
     context, given = make_batch().context, torch.randn(3, 2, HORIZON, NODES).abs() + 0.5
     z = torch.randn(3, 5, HORIZON, NODES)
@@ -283,7 +291,7 @@ def test_members_of_quantiles_have_the_order_of_z_whichever_kind_they_are():
 
 def test_a_margin_of_quantiles_has_nothing_to_fit_and_gives_the_denoiser_nothing():
     batch, margin = make_batch(), QuantileMargin(ANY_VALUE)
-    margin.fit(Normal(), batch.future, None, batch.context, None)
+    margin.fit((batch.future, None, batch.context), None, None)
     assert margin.features(None, batch.context) == ([], []) and margin.inputs == () and not margin.state_dict()
 
 
@@ -315,7 +323,7 @@ def showers(windows):
 
 def fitted_to_showers():
     margin, model, batch = EmpiricalMargin((0.0, 0.0), HORIZON), Rain(), showers(4000)
-    margin.fit(model, batch.future, margin.prepare(model, batch.future, batch.context), batch.context, None)
+    margin.fit((batch.future, margin.prepare(model, batch.future, batch.context), batch.context), None, None)
     return margin, model
 
 
@@ -363,7 +371,7 @@ def test_what_stands_in_a_gap_changes_nothing_of_an_empirical_margin():
     for filling in (0.0, 1e4):
         margin = EmpiricalMargin((0.0, 0.0), HORIZON)
         future = batch.future.where(context.target_mask, torch.tensor(filling))
-        margin.fit(model, future, margin.prepare(model, future, context), context, None)
+        margin.fit((future, margin.prepare(model, future, context), context), None, None)
         fits.append(margin.state_dict())
     for name, value in fits[0].items():
         assert torch.equal(value, fits[1][name]) and value.any(), name
