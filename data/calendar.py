@@ -19,10 +19,8 @@ UNITS = {"min": (1, "minute"), "t": (1, "minute"), "h": (1, "hour"), "d": (1, "d
 """Units that `--freq` accepts as pandas writes them, beside the words themselves."""
 
 Interval = tuple[int, str]
-
-
-SHOWN_GAPS = 20  # places of missing rows that a message lists before it only counts
-MOST_MISSING = 10  # times as many rows as there are; more are a wrong stamp
+SHOWN_GAPS = 20  # places of missing rows that a message lists; of more it gives the number
+MOST_MISSING = 10  # missing rows for each row of a file; more mean a wrong stamp
 IN_UTC = "local time with daylight saving must be written in UTC, or with its offset"
 CONVERT = ("convert the file: xarray.open_dataset(FILE).convert_calendar('standard', align_on='date', "
            "missing=float('nan'))")
@@ -32,10 +30,15 @@ CONVERT = ("convert the file: xarray.open_dataset(FILE).convert_calendar('standa
 class Calendar:
     """Slots of every step of a regular series.
 
-    slots (time, cycle) integers, of local time; sizes: number of slots of each cycle; names of the cycles; times
-    (time,) as datetime64: the stamps, in UTC where there is a time zone (`zone`); interval of a step. A step of less
-    than a day has two cycles (step of day, day of week with Monday = 0), a step of one day (day of week, month), a
-    longer one the step of the year (weeks: 0 to 52), a step of months the month (January = 0).
+    slots     (time, cycle) integers, of local time
+    sizes     number of slots of each cycle
+    names     of the cycles
+    times     (time,) datetime64, the stamps, in UTC where there is a time zone `zone`
+    interval  of a step
+
+    Cycles: for steps of less than a day the step of the day and the day of the week (Monday = 0), for steps of one day
+    the day of the week and the month, for longer ones the step of the year (weeks: 0 to 52), for months the month
+    (January = 0).
     """
 
     slots: Tensor
@@ -55,8 +58,8 @@ def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = ""
     """Calendar of `num_steps` steps of `interval`, e.g. (5, "minute"), from the ISO time `start`.
 
     start is local time for steps of whole days or months, else UTC where there is a time zone `zone`. rule: which
-    moment of its step a stamp is, see `stamps.stamped`.
-    Where steps do not divide their cycle, a slot is the stretch of it, as long as a step, in which a step begins.
+    moment of its step a stamp is, see `stamps.stamped`. Where the step does not divide the cycle, a slot is the part of
+    the cycle, as long as a step, in which a step begins.
     Raises: ValueError for an unknown unit.
     Source: STID's identities (arXiv:2208.05233); differs from the authors' release: slots come from the true
     interval, so that 5-minute data have 288 of them and not 2, and the weekday from the true start.
@@ -97,13 +100,13 @@ def season_of(interval: Interval) -> int:
 
 
 def _is_local(interval: Interval) -> bool:
-    """Whether steps follow the local clock, as days do, whose length changes with daylight saving."""
+    """Whether steps follow the local clock, as days do: their length in UTC changes with daylight saving."""
     count, unit = interval
     return unit == "month" or count * MINUTES[unit] % DAY == 0
 
 
 def clock_of(times: np.ndarray, interval: Interval, zone: str = "") -> np.ndarray:
-    """Stamps (time,) on the clock on which steps of `interval` are equally long: months, local times or UTC."""
+    """Stamps (time,) on the clock where steps of `interval` have equal length: months, local times or UTC."""
     if not _is_local(interval):
         return times.astype("datetime64[s]")
     count, unit = interval
@@ -121,7 +124,7 @@ def step_size(interval: Interval) -> np.timedelta64:
 
 
 def first_step(times: np.ndarray, interval: Interval, zone: str = "") -> tuple[str, tuple | None]:
-    """`start` and `rule` with which `make_calendar` gives the stamps (time,); the rule is None where none does."""
+    """The arguments `start` and `rule` of `make_calendar` that give the stamps (time,); rule None: no rule does."""
     clock = clock_of(times, interval, zone)
     if interval[1] == "month":
         rule = stamp_rule(clock, local_times(times, zone).astype("datetime64[s]"), interval[0])
@@ -132,9 +135,9 @@ def first_step(times: np.ndarray, interval: Interval, zone: str = "") -> tuple[s
 
 
 def parse_interval(text: str) -> Interval:
-    """The interval that `--freq` names: 5min, 1h, d, 2w, 1M, or with the unit as a word (15 minutes).
+    """The interval of `--freq`: 5min, 1h, d, 2w, 1M, or with the unit as a word (15 minutes).
 
-    Raises: ValueError with what is accepted.
+    Raises: ValueError that lists what is accepted.
     """
     match = re.fullmatch(r"(\d*) ?([A-Za-z]+)", text.strip())
     count, letters = match.groups() if match else ("0", "")
@@ -153,22 +156,22 @@ def in_words(interval: Interval) -> str:
 
 def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Interval | None = None, zone: str = "",
                      gaps: bool = False, calendar: str = "") -> Interval:
-    """The interval at which the stamps `times` (datetime64) follow each other: `wanted`, else the most frequent.
+    """The interval between the stamps `times` (datetime64): `wanted`, else the most frequent.
 
-    A monthly stamp may be any day of its month, as climate files write the middle. where(step): the step's place in
-    its file, with which messages begin. gaps: rows may be missing. calendar: of a climate model, where it is not ours.
-    Raises: ValueError for the first stamp that does not follow the one before; it lists all missing rows.
+    A monthly stamp may be any day of its month, as climate files write the middle. where(step): file and place of a
+    step, for messages. gaps: rows may be missing. calendar: of a climate model, else "".
+    Raises: ValueError for the first stamp at another distance from the one before; it lists all missing rows.
     """
     if len(times) < 2 and wanted is None:
         raise ValueError(f"{where(0)}: one time stamp does not tell the interval; give --freq")
-    interval = wanted or _usual_interval(times, where, zone)
+    interval = wanted or _most_frequent(times, where, zone)
     months = interval[1] == "month"
     if calendar and calendar != "noleap" and not months:
         raise ValueError(f"{where(0)}: calendar {calendar} has days that no real year has, or lacks some; {CONVERT}")
     clock, size = clock_of(times, interval, zone), step_size(interval)
     distance = np.diff(clock)
     missing = (distance > 0 * size) & (distance % size == 0 * size)
-    other = bool(wanted) and len(times) > 2 and (usual := _usual_interval(times, where, zone)) != wanted
+    other = bool(wanted) and len(times) > 2 and (found := _most_frequent(times, where, zone)) != wanted
     wrong = np.flatnonzero((distance != size) & ~(missing & (gaps and not other)))
     lacking = int((distance[missing] // size - 1).sum())
     if lacking > MOST_MISSING * len(times):
@@ -176,17 +179,17 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
     if not len(wrong):
         return interval
     step = int(wrong[0]) + 1
-    before, found, expected = clock[step - 1], clock[step], clock[step - 1] + size
+    before, here, expected = clock[step - 1], clock[step], clock[step - 1] + size
     if other:
-        kind = f"steps of the file are {in_words(usual)}"
-    elif found == before:
-        kind = "it comes twice"
-    elif found < before:
+        kind = f"steps of the file are {in_words(found)}"
+    elif here == before:
+        kind = "it occurs twice"
+    elif here < before:
         kind = "stamps must ascend"
     elif lacking > MOST_MISSING * len(times):
-        kind = f"{(found - before) // size - 1} missing, many more than there are: is this stamp right?"
+        kind = f"{(here - before) // size - 1} missing, many more than there are: is this stamp right?"
     elif missing[step - 1]:
-        kind = (f"{(found - before) // size - 1} missing: add a row for each, its values left empty, or give --missing "
+        kind = (f"{(here - before) // size - 1} missing: add a row for each, its values left empty, or give --missing "
                 "mask")
         if calendar:
             kind += f"; calendar {calendar} has no 29 February; or {CONVERT}"
@@ -194,7 +197,7 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
             kind += f"; in all {missing_rows(times, interval, zone)}"
     else:
         kind = "steps must be equally long"
-    if not months and abs(found - expected) == np.timedelta64(1, "h"):
+    if not months and abs(here - expected) == np.timedelta64(1, "h"):
         if _is_local(interval):
             kind += "; write the days of local time with their offset from UTC, as 2013-01-31T00:00+01:00"
         elif not zone and int(str(expected)[11:13]) <= 4:
@@ -213,13 +216,13 @@ def clock_text(clock: np.datetime64, interval: Interval, zone: str) -> str:
 
 
 def step_numbers(times: np.ndarray, interval: Interval, zone: str = "") -> np.ndarray:
-    """Numbers of the steps of regular stamps (time,), from 0; rows that are missing leave theirs out."""
+    """Numbers of the steps of regular stamps (time,), from 0, without those of missing rows."""
     clock = clock_of(times, interval, zone)
     return ((clock - clock[0]) // step_size(interval)).astype(int)
 
 
 def missing_rows(times: np.ndarray, interval: Interval, zone: str = "") -> str:
-    """All places at which rows are missing between stamps (time,), in words; "" where none is."""
+    """All places where rows are missing between stamps (time,), in words; "" where none is."""
     clock, size = clock_of(times, interval, zone), step_size(interval)
     after = np.flatnonzero(np.diff(clock) > size)
     if not len(after):
@@ -231,27 +234,27 @@ def missing_rows(times: np.ndarray, interval: Interval, zone: str = "") -> str:
     return f"{counts.sum()} step{'s are' if counts.sum() > 1 else ' is'} missing, from {listing}{more}"
 
 
-def _usual_interval(times: np.ndarray, where: Callable[[int], str], zone: str = "") -> Interval:
-    """The most frequent distance of two stamps in time order; 28 days or more are months, if any rule fits them."""
+def _most_frequent(times: np.ndarray, where: Callable[[int], str], zone: str = "") -> Interval:
+    """The most frequent distance of two stamps in time order; 28 days or more are months, if a rule fits them."""
     for clock in (local_times(times, zone).astype("datetime64[s]"), times.astype("datetime64[s]")):
         forward = np.diff(clock).astype(int)
-        counted = Counter(forward[forward > 0].tolist())
-        if not counted:
+        distances = Counter(forward[forward > 0].tolist())
+        if not distances:
             raise ValueError(f"{where(1)}: time {stamp(times[1], zone)}, not after {stamp(times[0], zone)}: stamps "
                              "must ascend")
-        seconds = max(sorted(counted), key=counted.get)
+        seconds = max(sorted(distances), key=distances.get)
         if seconds % (DAY * 60) == 0:
-            break  # days of the local clock; shorter steps are as long as UTC says
+            break  # days of the local clock; shorter steps are measured in UTC
     if seconds % 60:
         raise ValueError(f"{where(1)}: steps of {seconds} seconds; the interval must be whole minutes")
     if seconds >= 28 * DAY * 60:
         local = local_times(times, zone).astype("datetime64[s]")
         clock = local.astype("datetime64[M]")
         months = np.diff(clock).astype(int)
-        usual = Counter(months[months > 0].tolist()).most_common(1)[0][0]
-        equal = len(times) > 2 and all(distance % seconds == 0 for distance in counted)
-        if not equal or (months > 0).all() and stamp_rule(clock, local, usual):
-            return usual, "month"
+        count = Counter(months[months > 0].tolist()).most_common(1)[0][0]
+        equal = len(times) > 2 and all(distance % seconds == 0 for distance in distances)
+        if not equal or (months > 0).all() and stamp_rule(clock, local, count):
+            return count, "month"
     return _in_largest_unit(seconds // 60)
 
 

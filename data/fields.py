@@ -1,4 +1,4 @@
-"""A field as one tensor (time, node) with its calendar: read, checked, never silently changed."""
+"""A field as one tensor (time, node) with its calendar, read and checked."""
 
 import math
 from collections.abc import Callable
@@ -13,21 +13,22 @@ from torch import Tensor
 from .calendar import MOST_MISSING, Calendar, Interval, clock_of, first_step, make_calendar, parse_interval
 from .matching import match, on_regular_axis
 from .nodes import numbered, read_graph, read_node_table, read_nodes
-from .readers import Table, listed, read_file
+from .readers import read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
 from .scaling import BLOCK, as_real
 from .stamps import PLAIN, parse_time, stamp, zone_in
-from .synthetic import make_oracle
+from .synthetic import OracleSettings, make_oracle
+from .table import Table, listed
 
 SENTINELS = {float(np.float32(value)) for value in (
     -999, -9999, -99999, -999.9, -999.25, -9999.9, -32767, -32768, -2147483647, -2147483648, 9999, 99999, 999999,
-    1e20, 1e30, 1e34, 1e35, 1e36, 9.969209968386869e36)}  # what programs write where there is no value
-FAR = 1.0, 10.0  # times the range of all other values, of the lowest, of the highest: peaks are rare and high
+    1e20, 1e30, 1e34, 1e35, 1e36, 9.969209968386869e36)}  # which programs write for a missing value
+FAR = 1.0, 10.0  # times the range of all other values: for the lowest, for the highest, which may be a rare peak
 
 
 @dataclass(frozen=True)
 class OwnFile:
-    """A file of the user's, and what the flags of the same names say of it where the file does not."""
+    """A file of the user's, and the flags of the same names, for what the file does not state."""
 
     data_path: str
     freq: str = ""
@@ -40,13 +41,13 @@ class OwnFile:
 
 @dataclass(frozen=True)
 class Field:
-    """Values (time, node) in physical units, stored as `readers.Table` says, with their calendar.
+    """Values (time, node) in physical units, stored as `table.Table` says, with their calendar.
 
     `segments` are the half-open ranges of time steps that are continuous: one, or two for a dataset that trains
     on one field and is evaluated on another. No window crosses from one to the next.
     `coordinates` (node, 2) are latitudes and longitudes, `graph` (node, node) the weights of edges. Where land was
-    left out of a `grid` with these `axes` (see `readers.Table`), `kept` are the places that the nodes are.
-    `notes` are what the user should be told. A missing value is NaN; `missing_share` of all values are.
+    left out of a `grid` with these `axes` (see `table.Table`), `kept` are the places that the nodes are.
+    `notes` are for the user. A missing value is NaN; `missing_share` is the share of missing values.
     """
 
     name: str
@@ -67,24 +68,25 @@ class Field:
     def masked(self) -> bool:
         return self.missing_share > 0
 
+    def with_notes(self, *notes: str) -> "Field":
+        return replace(self, notes=(*self.notes, *notes))
 
-def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: int = 4000,
-               oracle_length_scale: float = 0.3, own: OwnFile | None = None, missing: str = "error",
-               null_value: float | None = None, oracle_skew: float = 0.0, gaps: bool | None = None, like=None) -> Field:
+
+def load_field(name: str, data_dir: Path | str, own: OwnFile | None = None, missing: str = "error",
+               null_value: float | None = None, oracle: OracleSettings | None = None, like=None) -> Field:
     """Read the dataset `name` of the registry, or generate it when it is synthetic, or read a file of the user's.
 
-    missing: "error" refuses missing values, "mask" keeps them as NaN, and `null_value` is one. gaps: whether rows
-    that a file lacks are inserted without values; None: as `missing` says. like: a `summary.FieldSummary`; then the
-    field must be the same one, has its nodes in that order, and gaps where that one may have them.
+    missing: "error" refuses missing values, "keep" keeps them as NaN, "mask" also inserts rows that the file lacks;
+    `null_value` is a missing value too. like: a `summary.FieldSummary`; then the field must be the same one, and has
+    its nodes in that order.
     Raises: ValueError for values that cannot be a field, FileNotFoundError for a missing file; both say what to do.
     """
     if own:
-        spec, table = open_own_file(name, own, missing == "mask" if gaps is None else gaps, like)
+        spec, table = open_own_file(name, own, missing == "mask", like)
         sources, tables, graph = (own.data_path,), [table], own.graph
     else:
         spec, sources = get_spec(name), locate(name, data_dir)
-        tables = [oracle_table(oracle_nodes, oracle_steps, oracle_length_scale, oracle_skew)] if spec.synthetic else [
-            read_file(path) for path in sources]
+        tables = [oracle_table(oracle or OracleSettings())] if spec.synthetic else [read_file(path) for path in sources]
         if like:
             tables = [match(table, like, str(source)) for source, table in zip(sources or (name,), tables, strict=True)]
         graph = Path(data_dir, spec.graph) if spec.graph and Path(data_dir, spec.graph).is_file() else None
@@ -100,12 +102,10 @@ def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: 
     calendars = [make_calendar(start, spec.interval, len(table.values), spec.time_zone, spec.rule)
                  for start, table in zip(spec.start, tables, strict=True)]
     ends = np.cumsum([len(table.values) for table in tables]).tolist()
-    calendar = Calendar(
-        torch.cat([calendar.slots for calendar in calendars]), calendars[0].sizes, calendars[0].names,
-        np.concatenate([calendar.times for calendar in calendars]), spec.time_zone, spec.interval,
-    )
+    calendar = replace(calendars[0], slots=torch.cat([calendar.slots for calendar in calendars]),
+                       times=np.concatenate([calendar.times for calendar in calendars]))
     values = tables[0].values if len(tables) == 1 else torch.cat([table.values for table in tables])
-    values, missing_share = mark_missing(values, null_value) if missing == "mask" else (values, 0.0)
+    values, missing_share = (values, 0.0) if missing == "error" else mark_missing(values, null_value)
     first = tables[0]
     names = first.node_names or numbered(first.values.shape[1])
     return Field(
@@ -115,14 +115,14 @@ def load_field(name: str, data_dir: Path, oracle_nodes: int = 32, oracle_steps: 
     )
 
 
-def oracle_table(nodes: int, steps: int, length_scale: float, skew: float) -> Table:
+def oracle_table(settings: OracleSettings) -> Table:
     """The synthetic field, its square laid out as a degree by a degree at the equator."""
-    oracle = make_oracle(nodes, steps, length_scale=length_scale, skew=skew)
+    oracle = make_oracle(settings)
     return Table(oracle.values, coordinates=oracle.positions.numpy())
 
 
 def mark_missing(values: Tensor, null_value: float | None = None) -> tuple[Tensor, float]:
-    """Values with NaN for each `null_value`, which brings a memory map into memory, and the share of NaN."""
+    """Values with NaN for each `null_value`, which loads a memory map into memory, and the share of NaN."""
     if null_value is not None:
         values = as_real(values)
         values = values.masked_fill(values == null_value, math.nan)
@@ -131,11 +131,11 @@ def mark_missing(values: Tensor, null_value: float | None = None) -> tuple[Tenso
 
 
 def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[DatasetSpec, Table]:
-    """A card made for a file of the user's, and the file.
+    """The card of a file of the user's, and its table.
 
-    gaps: rows that it lacks are inserted without values. like: see `load_field`; it has what no flag and no file says.
-
-    Raises: ValueError where file and flags contradict each other, or do not tell the times.
+    gaps: rows that it lacks are inserted without values, also where `like` has missing values. like: see `load_field`;
+    it replaces flags.
+    Raises: ValueError where file and flags contradict each other, or do not state the times.
     """
     path = Path(own.data_path)
     if name in DATASETS and not like:
@@ -164,9 +164,9 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
                 raise ValueError(f"--start {own.start}: the first time stamp of {path} is "
                                  f"{stamp(table.times[0], table.zone)}; leave the flag out")
         if rule is None:
-            rule, note = PLAIN, (f"its monthly times ({stamp(table.times[0], table.zone)}, ...) follow no rule that is "
-                                 "known: outputs have the first of each month")
-            table = replace(table, notes=(*table.notes, note))
+            rule = PLAIN
+            table = table.with_notes(f"its monthly times ({stamp(table.times[0], table.zone)}, ...) follow no known "
+                                     "rule: outputs have the first of each month")
     else:
         interval, zone = wanted, start_zone(own.start)
         first = parse_time(own.start, "--start", zone)
@@ -185,15 +185,15 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
 
 
 def start_zone(text: str) -> str:
-    """The time zone of a `--start` (its offset from UTC), "" where it has none. Raises: ValueError for no time."""
+    """The time zone of a `--start` (its offset from UTC), "" without one. Raises: ValueError for no time."""
     parse_time(text, "--start", "UTC")
     return zone_in(text)
 
 
 def with_counted_times(table: Table, source: Path, interval: Interval, start: str) -> Table:
-    """A table whose stamps are counts with the times that they are from the flags: steps of `interval` from `start`.
+    """A table whose stamps are counts with times instead: steps of `interval` from `start`.
 
-    Raises: ValueError for counts that do not ascend, or not by whole steps.
+    Raises: ValueError for counts that do not ascend by whole steps.
     """
     distance, zone = np.diff(table.counts), start_zone(start)
     size = int(pd.Series(distance[distance > 0]).mode().min()) if (distance > 0).any() else 1
@@ -207,11 +207,11 @@ def with_counted_times(table: Table, source: Path, interval: Interval, start: st
     first = first_step(np.array([parse_time(start, "--start", zone)]), interval, zone)[0]
     times = make_calendar(first, interval, int(steps[-1]) + 1, zone).times[steps]
     note = f"its times are numbers: {table.counts[0]} is taken as {stamp(times[0], zone)}, steps as --freq says"
-    return replace(table, times=times.astype("datetime64[s]"), zone=zone, counts=None, notes=(*table.notes, note))
+    return table.with_notes(note, times=times.astype("datetime64[s]"), zone=zone, counts=None)
 
 
 def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:
-    """What a user should know of a file of their own before trusting what comes of it; values: with those masked."""
+    """Notes on a file of the user's that may contain mistakes; values: those of the table, missing ones masked."""
     steps, nodes = table.values.shape
     names, notes = table.node_names or numbered(nodes), list(table.notes)
     if table.kept is not None:
@@ -237,10 +237,10 @@ def by_node(values: Tensor, end: Callable) -> Tensor:
 
 
 def far_from_all_others(values: Tensor) -> dict[str, int]:
-    """Values that may mean that there is none, as text, each with how often it stands there.
+    """Values that may stand for a missing value, as text, each with its number of occurrences.
 
-    The lowest or highest value, where programs write it for missing values (SENTINELS), or where it comes more than
-    once and lies further off than all others are spread.
+    The lowest or highest value, where it is one of SENTINELS, or where it occurs more than once and lies further from
+    the others than FAR times their range.
     """
     found: dict[float, int] = {}
     while True:
@@ -257,7 +257,7 @@ def far_from_all_others(values: Tensor) -> dict[str, int]:
 
 
 def _end(values: Tensor, sign: int, without: list[float]) -> tuple[float, int, float]:
-    """The lowest value (sign 1) or the highest (-1) beside those of a list, how often it comes, and the next one."""
+    """The lowest value (sign 1) or the highest (-1) not in a list, its number of occurrences, and the next value."""
     lowest, count, following = math.inf, 0, math.inf
     for block in values.split(BLOCK):
         part = sign * block.float().flatten()

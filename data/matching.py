@@ -1,4 +1,4 @@
-"""Whether a table holds the field that a run was trained on: its nodes, its interval, times and unit."""
+"""Whether a table holds the field that a run was trained on: nodes, interval, times and unit."""
 
 import math
 from collections.abc import Sequence
@@ -9,26 +9,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .calendar import (
-    IN_UTC,
-    Interval,
-    first_step,
-    make_calendar,
-    missing_rows,
-    regular_interval,
-    step_numbers,
-)
+from .calendar import IN_UTC, Interval, first_step, make_calendar, missing_rows, regular_interval, step_numbers
 from .nodes import match_nodes
-from .readers import Table, holds_times, listed, numbers, read_stamps, repeated, stamps_of
 from .scaling import as_real
 from .stamps import PLAIN, check_zone
+from .table import Table, listed, repeated
 
 
 def match(table: Table, field, source: str) -> Table:
     """The table with the nodes of a field in its order, on its regular time axis; field: a `summary.FieldSummary`.
 
-    Every way to data of a trained run leads through here: its own file, a newer one, tables of a Python program.
-    Where values of the field may be missing, rows that the table lacks are inserted as gaps.
+    Used for the file of the run, a newer one, and tables of a Python program. Where values of the field may be missing,
+    rows that the table lacks are inserted as gaps.
     Raises: ValueError where the table is of another field: what differs, or the first time that is no step of it.
     """
     coordinates = None if field.coordinates is None else np.asarray(field.coordinates)
@@ -64,8 +56,8 @@ def node_differences(table: Table, names: Sequence[str], coordinates: np.ndarray
     if found is None:
         return f"{count} nodes (wanted {len(names)})" if count != len(names) else (
             "nodes at other latitudes and longitudes")
-    unknown, missing = ([name for name in one if name not in set(other)] for one, other in ((found, names),
-                                                                                           (names, found)))
+    unknown, missing = ([name for name in one if name not in set(other)]
+                        for one, other in ((found, names), (names, found)))
     if unknown and missing:
         return f"nodes {listed(unknown)} (wanted {listed(missing)})"
     return f"nodes unknown to it: {listed(unknown)}" if unknown else f"nodes missing: {listed(missing)}"
@@ -81,10 +73,10 @@ def in_order(table: Table, names: Sequence[str], coordinates: np.ndarray | None 
 
 
 def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, gaps: bool) -> tuple[Table, Interval]:
-    """A table with its stamps checked, and their interval: that which is wanted, else the file's own.
+    """A table with its stamps checked, and their interval: `wanted`, else that of the file.
 
-    gaps: rows that are missing are inserted without values, and noted; else they are refused.
-    Raises: ValueError for the first stamp that is wrong.
+    gaps: missing rows are inserted without values, and noted; else they are refused.
+    Raises: ValueError for the first wrong stamp.
     """
     interval = regular_interval(table.times, lambda step: f"{source}: {table.where(step)}", wanted, table.zone, gaps,
                                 table.calendar)
@@ -102,29 +94,8 @@ def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, g
     elif not table.zone and ((np.diff(steps) == 2) & (pd.DatetimeIndex(times[steps[:-1] + 1]).hour < 4)).any() and (
             interval == (1, "hour")):
         note += f" ({IN_UTC})"
-    known = as_real(table.values)
-    values = known.new_full((count, known.shape[1]), math.nan)
-    values[torch.from_numpy(steps)] = known
+    given = as_real(table.values)
+    values = given.new_full((count, given.shape[1]), math.nan)
+    values[torch.from_numpy(steps)] = given
     times[steps] = table.times
-    return replace(table, values=values, times=times, rows=None, notes=(*table.notes, note)), interval
-
-
-def from_data_frame(frame: pd.DataFrame, source: str) -> Table:
-    """A table of the columns of a frame; its index gives the times where it holds such, its columns the names.
-
-    The running numbers that pandas gives to columns without names are no names.
-    Raises: ValueError for what is no number, or no time.
-    """
-    def where(row: int) -> str:
-        return f"row {row}"
-
-    index = pd.Series(frame.index)
-    stamps = read_stamps(index, source, where) if holds_times(index) else None
-    columns = [numbers(frame.iloc[:, place].rename(str(name)), source, where)
-               for place, name in enumerate(frame.columns)]
-    return Table(
-        torch.from_numpy(np.stack(columns, axis=1)) if columns else torch.zeros(len(frame), 0),
-        rows=np.arange(len(frame)), row_word="row",
-        node_names=None if isinstance(frame.columns, pd.RangeIndex) else tuple(map(str, frame.columns)),
-        **stamps_of(stamps),
-    )
+    return table.with_notes(note, values=values, times=times, rows=None), interval

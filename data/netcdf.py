@@ -1,14 +1,20 @@
 """NetCDF and Zarr as one table (time, node): values after the CF conventions, names and places of the nodes."""
 
 import base64
+import re
 import struct
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
-from .readers import (
+from .calendar import CONVERT
+from .scaling import BLOCK
+from .stamps import Stamps, read_stamps, rounded, zone_in
+from .table import (
     LATITUDE_NAMES,
     LONGITUDE_NAMES,
     NODE_NAMES,
@@ -16,27 +22,26 @@ from .readers import (
     TIME_NAMES,
     Table,
     as_tensor,
-    coordinate_times,
     find,
     listed,
+    note_large,
     optional,
     outside_the_earth,
     repeated,
-    say_if_large,
+    unreadable,
 )
-from .scaling import BLOCK
 
 NORTH, EAST = ({f"degree{s}{mark}" for s in ("", "s") for mark in (f"_{word}", f"_{word[0].upper()}", word[0].upper())}
                for word in ("north", "east"))
 """Units of latitude and longitude after CF."""
 RADIANS = {"radian", "radians", "rad"}
-DEGREES = {"", "degree", "degrees", "deg", *RADIANS}  # units of a coordinate that is known by its name
+DEGREES = {"", "degree", "degrees", "deg", *RADIANS}  # units of a coordinate that its name identifies
 
 
 def read_xarray(path: Path, variable: str) -> Table:
     """One variable (time, place) or (time, latitude, longitude) of NetCDF or Zarr; land is left out of a grid.
 
-    Dimensions of one entry are dropped. See `_missing`, `_node_names` and `_places` for what the attributes decide.
+    Dimensions of one entry are dropped. `_with_missing`, `_node_names` and `_places` say what the attributes decide.
     """
     xarray = optional("xarray", path)
     zarr = path.name.lower().rstrip("/").endswith(".zarr")
@@ -47,35 +52,31 @@ def read_xarray(path: Path, variable: str) -> Table:
         source = path if not zarr else xarray.backends.ZarrStore.open_group(  # which shows the fill values of storage
             path, mode="r", consolidated=False, use_zarr_fill_value_as_mask=True)
         with xarray.open_dataset(source, decode_cf=False, engine=None if zarr else "netcdf4") as stored:
-            storage = _storage_fill(library.open_group(path, mode="r"), stored) if zarr else {}
+            fills = _storage_fills(library.open_group(path, mode="r"), stored) if zarr else {}
             dataset = xarray.decode_cf(stored, decode_timedelta=False)
             array, notes = _choose_variable(dataset, variable, path)
             raw = stored[array.name]
             if not zarr and "_FillValue" not in raw.attrs:
-                storage = {array.name: library.default_fillvals.get(raw.dtype.str[1:])}
-            array, told = _with_missing(array, raw, storage.get(array.name), zarr)
-            return _from_variable(dataset, array, path, notes + told)
-    except Exception as error:  # whatever a damaged file makes the libraries raise, the user made one mistake
+                fills = {array.name: library.default_fillvals.get(raw.dtype.str[1:])}
+            array, more = _with_missing(array, raw, fills.get(array.name), zarr)
+            return _from_variable(dataset, array, path, notes + more)
+    except Exception as error:  # a damaged file makes the libraries raise many kinds
         if str(error).startswith(f"{path}:"):
             raise
-        kind = "Zarr" if zarr else "NetCDF"
-        raise ValueError(f"{path}: not a readable {kind} file: {' '.join(str(error).split())}") from error
+        raise unreadable(path, f"{'Zarr' if zarr else 'NetCDF'} file", error) from error
 
 
 def _refuse_code(path: Path) -> None:
-    """Refuse a Zarr store that would unpickle: its metadata name the codec.
-
-    Raises: ValueError.
-    """
+    """Raises: ValueError for a Zarr store that would unpickle: its metadata name the codec."""
     for file in (*path.rglob(".z*"), *path.rglob("zarr.json")):
         if file.is_file() and "pickle" in file.read_text(errors="replace"):
             raise ValueError(f"{path}: it holds Python objects ({file.name} names pickle), which are never loaded")
 
 
-def _storage_fill(group, stored) -> dict[str, float]:
-    """The fill values of a Zarr store that are no attribute, of which `stored` is rid: they fill unwritten chunks.
+def _storage_fills(group, stored) -> dict[str, float]:
+    """The fill values of unwritten chunks of a Zarr store; those that no attribute names are removed from `stored`.
 
-    Zarr writes them for any array, 0 where nobody chose one; only the attribute _FillValue says that it is missing.
+    Zarr has one for any array, 0 where nobody chose one; only the attribute _FillValue says that it means missing.
     xarray takes the fill value of format 2 for that attribute, and its own way of writing the attribute for any.
     """
     fills = {}
@@ -97,13 +98,15 @@ def _number(attribute) -> float:
 
 
 def _with_missing(array, raw, fill, zarr: bool):
-    """A decoded variable with NaN at what its stored values `raw` mark as missing too, and notes on that.
+    """A decoded variable with NaN also where its stored values `raw` are out of range or were never written; and notes.
 
     valid_range, valid_min and valid_max bound stored values; where they are of a wider type than those, as scale_factor
-    is, unpacked ones (NetCDF Users' Guide, appendix A). `fill`: what stands where nothing was written, see `_is_fill`.
+    is, unpacked ones (NetCDF Users' Guide, appendix A). fill: the value of storage that was never written. That of a
+    Zarr array means missing only where it is not 0 and beyond all other values: format 2 has no other place for the
+    fill value that xarray was asked to write.
     """
     if array.dtype.kind not in "iuf":
-        return array, ()  # no field, which is told where that is known of it
+        return array, ()  # refused later, by its type
     array = array.load()
     stored, notes, limits = raw.values, [], dict(zip(("valid_min", "valid_max"),
                                                      np.ravel(raw.attrs.get("valid_range", ())), strict=False))
@@ -116,7 +119,8 @@ def _with_missing(array, raw, fill, zarr: bool):
     gone = np.zeros(stored.shape, bool)
     if fill is not None and fill == fill:
         gone = stored == fill
-        if zarr and not _is_fill(fill, stored[~gone]):
+        written = stored[~gone]
+        if zarr and not (fill != 0 and written.size and (fill < np.nanmin(written) or fill > np.nanmax(written))):
             gone[:] = False
         if gone.any():
             notes.append(f"{int(gone.sum())} values are {fill}, the fill value of what was never written: missing")
@@ -135,18 +139,10 @@ def _with_missing(array, raw, fill, zarr: bool):
     return (array.where(~gone) if gone.any() else array), tuple(notes)
 
 
-def _is_fill(fill, others: np.ndarray) -> bool:
-    """Whether the storage fill of a Zarr array stands for missing values: not 0, and beyond all other values.
-
-    Format 2 has no other place for the fill value that xarray was asked to write.
-    """
-    return bool(fill != 0 and others.size and (fill < np.nanmin(others) or fill > np.nanmax(others)))
-
-
 def _choose_variable(dataset, variable: str, path: Path):
     """The variable asked for, else the only one that can be a field, quality flags aside; and notes.
 
-    Raises: ValueError with those that there are.
+    Raises: ValueError with the variables of the file.
     """
     fields = [name for name, array in dataset.data_vars.items()
               if array.dtype.kind in "iuf" and _time_dimension(array) and not {"bnds", "nv"} & set(array.dims)]
@@ -190,53 +186,78 @@ def _from_variable(dataset, array, path: Path, notes: tuple[str, ...]) -> Table:
     if len(space) == 2 and find([space[0]], (*LONGITUDE_NAMES, "x")) and find([space[1]], (*LATITUDE_NAMES, "y")):
         space = space[::-1]
     array = array.transpose(time, *space)
-    say_if_large(path, 4 * array.size)
-    values = as_tensor(array.values.reshape(len(array), -1), str(path))
-    grid = tuple(array.sizes[name] for name in space) if len(space) == 2 else None
-    beside = [each.squeeze([name for name in each.dims if name in single]) for name, each in dataset.variables.items()
-              if name != array.name]
-    names = dict(zip([name for name in dataset.variables if name != array.name], beside, strict=True))
+    note_large(path, 4 * array.size)
     sizes = {name: array.sizes[name] for name in space}
-    (latitude, bare, left), (longitude, _, right) = (_places(names, *known, sizes) for known in (
-        ("latitude", NORTH, LATITUDE_NAMES), ("longitude", EAST, LONGITUDE_NAMES)))
-    stamps = coordinate_times(array, time, path)
-    notes = (*stamps.pop("notes", ()), *notes, *filter(None, (left, right)))
-    table = Table(values, unit=str(array.attrs.get("units", "")), grid=grid, notes=notes, **stamps)
-    if latitude is not None and longitude is not None:
-        coordinates = np.stack([latitude.ravel(), longitude.ravel()], axis=1)
-        rectangular = grid and (latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all()
-        told = "latitude and longitude are left out: "
-        if outside_the_earth(coordinates).any():
-            table = replace(table, notes=(*table.notes, f"{told}not degrees from -90 to 90 and -180 to 360"))
-        elif bare and all(len(one) > 1 and np.array_equal(one, np.arange(len(one)))
-                          for one in map(np.unique, coordinates.T)):
-            table = replace(table, notes=(*table.notes, f"{told}they count 0, 1, 2, ... and state no units"))
-        else:
-            axes = (latitude[:, 0], longitude[0]) if rectangular else None
-            table = replace(table, coordinates=coordinates, axes=axes)
+    grid = tuple(sizes.values()) if len(space) == 2 else None
+    others = {name: each.squeeze([dimension for dimension in each.dims if dimension in single])
+              for name, each in dataset.variables.items() if name != array.name}
+    stamps, calendar = _stamps(array, time, path)
+    table = Table(as_tensor(array.values.reshape(len(array), -1), str(path)), unit=str(array.attrs.get("units", "")),
+                  grid=grid, calendar=calendar).with_stamps(stamps).with_notes(*notes)
+    table = _with_coordinates(table, others, sizes)
     if not grid:
-        return replace(table, node_names=_node_names(names, space))
+        return replace(table, node_names=_node_names(others, space))
     if table.coordinates is not None:
         places = tuple(f"lat {latitude:g} lon {longitude:g}" for latitude, longitude in table.coordinates)
-        table = replace(table, node_names=None if repeated(places) else places)  # closer than six digits tell
+        table = replace(table, node_names=None if repeated(places) else places)  # six digits may not tell them apart
     return without_land(table)
 
 
-def _node_names(beside: dict, space: list[str]) -> tuple[str, ...] | None:
-    """Names of the places along `space`, the first that tell all apart of: the coordinate that CF's cf_role marks as
-    timeseries_id, those of text, those of a known name, and numbers of the dimension.
-    """
-    def rank(item) -> tuple:
-        name, array = item
-        words = array.dtype.kind in "SUOT"
-        known = find([name], NODE_NAMES) is not None
-        return array.attrs.get("cf_role") != "timeseries_id", not (words and [name] == space), not (words and known), \
-            not words, not known
+def _stamps(array, time: str, path: Path) -> tuple[Stamps | None, str]:
+    """The stamps of a variable, if any, and the calendar of a climate model: its digits are taken as dates."""
+    if time not in array.coords:
+        return None, ""
+    stamps = array.coords[time].values
+    if stamps.dtype.kind == "M":
+        offset = re.search(r":\d\d(?::[\d.]+)? *([+-]\d\d(?::?\d\d)?)$", str(array.coords[time].encoding.get("units")))
+        return Stamps(rounded(stamps), zone_in(f"2000-01-01T00:00{offset[1]}") if offset else ""), ""
+    if not hasattr(stamps.flat[0], "calendar"):
+        found = Stamps(None)
+        if stamps.dtype.kind != "f":
+            found = read_stamps(pd.Series(stamps), lambda step: f"{path}: {time} {step}")
+        if found.times is None:
+            raise ValueError(f"{path}: coordinate {time} holds {stamps.flat[0]!r}, not times; expected units as in "
+                             "'days since 2000-01-01', or no such coordinate, and --freq and --start")
+        return found, ""
+    calendar = {"365_day": "noleap"}.get(stamps.flat[0].calendar, stamps.flat[0].calendar)
+    try:
+        half = timedelta(microseconds=500_000)  # digits are cut, so this rounds
+        times = np.array([(each + half).isoformat()[:19] for each in stamps], dtype="datetime64[s]")
+    except ValueError as error:
+        raise ValueError(f"{path}: calendar {calendar} has days that no real year has; {CONVERT}") from error
+    if "gregorian" in calendar or calendar == "standard":
+        return Stamps(times), ""
+    note = f"its times are of the calendar {calendar}; their digits are taken as dates"
+    return Stamps(times, notes=(note,)), calendar
 
-    candidates = [(name, array) for name, array in beside.items() if array.dims == tuple(space)
-                  and (array.dtype.kind in "SUOT" or [name] == space or find([name], NODE_NAMES)
-                       or array.attrs.get("cf_role") == "timeseries_id")]
-    for _, array in sorted(candidates, key=rank):
+
+def _with_coordinates(table: Table, others: dict, sizes: dict[str, int]) -> Table:
+    """The table with the latitudes and longitudes among the other variables of its file, or a note why without."""
+    (latitude, bare, left), (longitude, _, right) = (_places(others, *sought, sizes) for sought in (
+        ("latitude", NORTH, LATITUDE_NAMES), ("longitude", EAST, LONGITUDE_NAMES)))
+    table = table.with_notes(*filter(None, (left, right)))
+    if latitude is None or longitude is None:
+        return table
+    coordinates = np.stack([latitude.ravel(), longitude.ravel()], axis=1)
+    if outside_the_earth(coordinates).any():
+        return table.with_notes("latitude and longitude are left out: not degrees from -90 to 90 and -180 to 360")
+    if bare and all(len(one) > 1 and np.array_equal(one, np.arange(len(one))) for one in map(np.unique, coordinates.T)):
+        return table.with_notes("latitude and longitude are left out: they count 0, 1, 2, ... and state no units")
+    rectangular = table.grid and (latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all()
+    return replace(table, coordinates=coordinates, axes=(latitude[:, 0], longitude[0]) if rectangular else None)
+
+
+def _node_names(others: dict, space: list[str]) -> tuple[str, ...] | None:
+    """Names of the places along `space`, the first that differ everywhere of: the coordinate that CF's cf_role marks as
+    timeseries_id, coordinates of text, those with one of NODE_NAMES, and numbers of the dimension.
+    """
+    ranked = []
+    for name, array in others.items():
+        role, text = array.attrs.get("cf_role") == "timeseries_id", array.dtype.kind in "SUOT"
+        own, named = [name] == space, find([name], NODE_NAMES) is not None
+        if array.dims == tuple(space) and (role or text or own or named):
+            ranked.append(((not role, not (text and own), not (text and named), not text, not named), array))
+    for _, array in sorted(ranked, key=lambda item: item[0]):
         found = tuple(_text(each) for each in np.ravel(array.values).tolist())
         if all(found) and not repeated(found):
             return found
@@ -244,31 +265,31 @@ def _node_names(beside: dict, space: list[str]) -> tuple[str, ...] | None:
 
 
 def _text(value) -> str:
-    """A name as text, without what pads it."""
+    """A name as text, without padding."""
     return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip("\0 ")
 
 
-def _places(beside: dict, standard_name: str, units: set[str], known: tuple[str, ...], sizes: dict[str, int]):
-    """Latitudes or longitudes in degrees on all places, or None; whether only their name says that they are; and a note
-    where one by name is in other units.
+def _places(others: dict, standard_name: str, units: set[str], names: tuple[str, ...], sizes: dict[str, int]):
+    """Latitudes or longitudes in degrees on all places, or None; whether only their name identifies them; and a note
+    where one of that name has other units.
 
-    CF's standard_name or units decide; else the name, unless they say otherwise. One that depends on more dimensions of
+    CF's standard_name or units decide; else the name, unless they contradict it. One that depends on more dimensions of
     space is preferred: a curvilinear grid's 1-D coordinates are positions, not degrees. Radians are converted.
     """
     found, note = [], None
-    for name, array in beside.items():
+    for name, array in others.items():
         if not sizes or not set(array.dims) <= set(sizes) or array.dtype.kind not in "iuf":
             continue
         unit, standard = (str(array.attrs.get(key, "")).strip() for key in ("units", "standard_name"))
         declared = standard == standard_name or not standard and unit in units
-        named = find([name], known) is not None
+        named = find([name], names) is not None
         if declared and unit in units | DEGREES or named and not standard and unit.lower() in DEGREES:
             found.append((-len(array.dims), not declared, not named, name))
         elif named:
             note = f"{name} is left out: {standard or unit} in {unit or 'no unit'} is no {standard_name} in degrees"
     if not found:
         return None, False, note
-    array = beside[min(found)[-1]]
+    array = others[min(found)[-1]]
     missing = {dimension: size for dimension, size in sizes.items() if dimension not in array.dims}
     values = array.set_dims({**missing, **array.sizes}).transpose(*sizes).values.astype(float)
     unit = str(array.attrs.get("units", "")).strip().lower()
@@ -276,7 +297,7 @@ def _places(beside: dict, standard_name: str, units: set[str], known: tuple[str,
 
 
 def without_land(table: Table) -> Table:
-    """A grid without the places that have no value at any time, which `kept` and `grid` can put back."""
+    """A grid without the places that have no value at any time; `kept` and `grid` can restore them."""
     kept = np.flatnonzero(~torch.stack([block.isnan().all(0) for block in table.values.split(BLOCK)]).all(0).numpy())
     if len(kept) in (0, table.values.shape[1]):
         return table

@@ -1,8 +1,7 @@
-"""What is known of the nodes beside their values: where they are, the graph that joins them, and who is near whom."""
+"""The nodes of a field: which columns of a file they are, their coordinates, their graph, and their neighbours."""
 
 import heapq
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor
 
 from .memory import check_memory
-from .readers import (
+from .readers import read_file
+from .stamps import local_times
+from .table import (
     INDEX,
     LATITUDE_NAMES,
     LONGITUDE_NAMES,
@@ -22,10 +23,9 @@ from .readers import (
     find,
     listed,
     outside_the_earth,
-    read_file,
     repeated,
+    unreadable,
 )
-from .stamps import local_times
 
 PARTS_OF_TIME = {  # name: its part in pandas, and after how many it begins again (0: never)
     "year": ("year", 0), "quarter": ("quarter", 4), "month": ("month", 12), "day": ("day", 0), "hour": ("hour", 24),
@@ -34,52 +34,53 @@ PARTS_OF_TIME = {  # name: its part in pandas, and after how many it begins agai
 }
 LIKELY_QUALITY = re.compile(rf"(.*[_ .-])?{MARK}([_ .-].*)?", re.IGNORECASE)
 ENDS = (("from", "to"), ("source", "target"))  # names of the two columns of an edge
-COUNTED = 10  # steps from which on a series that is one more at each may be numbers of rows
-CLOSE = 1e-5  # of the earth's radius (64 m), within which two files mean the same place
+COUNTED = 10  # steps from which on a series that grows by one at each step may number the rows
+CLOSE = 1e-5  # of the earth's radius (64 m): largest distance at which two files mean the same place
 
 
 def read_nodes(path: Path | str, variable: str = "") -> Table:
     """A file of a field (`readers.read_file`) without the columns of numbers that are certainly no nodes, with notes.
 
-    Parts of the time (year, month, hour, ...) that are those of the time stamps, perhaps counted from another number,
-    and flags under the name of another node are left out; what only looks like one of them, or like numbers of rows, is
-    noted.
+    Left out are parts of the time (year, month, hour, ...) that are those of the time stamps, perhaps counted from
+    another number, and flags under the name of another node. Columns that may be such, or may number the rows, stay and
+    are noted.
     """
     table = read_file(path, variable)
-    names, times = table.node_names or (), None if table.times is None else pd.DatetimeIndex(
-        local_times(table.times, table.zone))
-    foreign, told = {}, {}
-    counts = table.values[-1] - table.values[0] == max(len(table.values), COUNTED) - 1
+    names = table.node_names or ()
+    times = None if table.times is None else pd.DatetimeIndex(local_times(table.times, table.zone))
+    foreign, doubtful = {}, {}
+    ascending = table.values[-1] - table.values[0] == max(len(table.values), COUNTED) - 1
     for place, name in enumerate(names):
         part, cycle = PARTS_OF_TIME.get(name.lower().replace("_", ""), ("", 0))
         match, likely = QUALITY.fullmatch(name), LIKELY_QUALITY.fullmatch(name)
-        if not (part or likely or counts[place]):
+        if not (part or likely or ascending[place]):
             continue
         values = table.values[:, place].double().numpy()
         if part:
             shift = np.full(len(values), np.nan) if times is None else values - getattr(times, part).to_numpy()
             shift = shift % cycle if cycle else shift
-            certain = (shift == (shift[0] if cycle else 0)).all()
-            (foreign if certain else told).setdefault("a part of the time", []).append(name)
+            certain, what = (shift == (shift[0] if cycle else 0)).all(), "a part of the time"
         elif likely and (values[~np.isnan(values)] % 1 == 0).all():
-            certain = match and {*match.groups()} & {*names}
-            (foreign if certain else told).setdefault("a quality flag", []).append(name)
+            certain, what = match and {*match.groups()} & {*names}, "a quality flag"
         elif (np.diff(values) == 1).all():
-            told.setdefault("a number of the row", []).append(name)
+            certain, what = False, "a number of the row"
+        else:
+            continue
+        (foreign if certain else doubtful).setdefault(what, []).append(name)
     out = {name for found in foreign.values() for name in found}
     if len(out) == len(names):
         return table
-    notes = [f"{listed(found)}: left out, {what}" for what, found in foreign.items()]
-    notes += [f"{listed(found)}: taken as a node; leave the column out of the file if it is {what}"
-              for what, found in told.items()]
-    table = replace(table, notes=(*table.notes, *notes))
+    table = table.with_notes(
+        *(f"{listed(found)}: left out, {what}" for what, found in foreign.items()),
+        *(f"{listed(found)}: taken as a node; leave the column out of the file if it is {what}"
+          for what, found in doubtful.items()))
     return table.at(np.array([place for place, name in enumerate(names) if name not in out])) if out else table
 
 
 def match_nodes(table: Table, names: tuple[str, ...], coordinates: np.ndarray | None) -> np.ndarray | None:
     """The column of each node of a field in the table of a newer file: by its name, else by its coordinates.
 
-    Without either in the table, its nodes are those of the field. None where a node is not there.
+    Without either in the table, its nodes are those of the field. None where a node is missing.
     """
     if table.node_names is None and (table.coordinates is None or coordinates is None):
         return np.arange(len(names)) if table.values.shape[1] == len(names) else None
@@ -99,19 +100,19 @@ def _on_sphere(coordinates: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], 1)
 
 
-def read_node_table(path: Path | str, names: tuple[str, ...] | None, num_nodes: int) -> tuple[tuple[str, ...],
-                                                                                            np.ndarray]:
-    """Names and coordinates (node, 2) of the nodes, from a CSV with the columns name, lat, lon or names like them.
+def read_node_table(path: Path | str, names: tuple[str, ...] | None,
+                    num_nodes: int) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and coordinates (node, 2) of the nodes, from a CSV with the columns name, lat, lon or the like.
 
-    names: those of the data file, in whose order the result is; without any, the table's rows are the nodes.
+    names: those of the data file, whose order the result has; without any, the rows of the table are the nodes.
     Raises: ValueError that lists missing, unknown and repeated names.
     """
     table = _read_csv(path, header=0)
-    latitude, longitude = (find(list(table.columns), known) for known in (LATITUDE_NAMES, LONGITUDE_NAMES))
+    latitude, longitude = (find(table.columns, accepted) for accepted in (LATITUDE_NAMES, LONGITUDE_NAMES))
     named = [column for column in table.columns if find([column], NODE_NAMES)]
     if not named or None in (latitude, longitude):
         raise ValueError(f"{path}: columns {listed(list(table.columns))}; expected name, lat, lon")
-    name = max(named, key=lambda column: len({*table[column]} & {*(names or ())}))  # of a name and an id, the data's
+    name = max(named, key=lambda column: len({*table[column]} & {*(names or ())}))  # that of the data
     check_names(table[name].tolist(), names, path)
     if len(table) != num_nodes:
         raise ValueError(f"{path}: {len(table)} rows; the data has {num_nodes} nodes")
@@ -131,9 +132,8 @@ def read_graph(path: Path | str, names: tuple[str, ...]) -> Tensor:
     """The weights (node, node) of a graph, float32, rows and columns in the order of `names`; 0: no edge.
 
     A square matrix (.npy, .npz with one array or as SciPy stores a sparse one, .csv with or without names), or a
-    .csv of edges with the columns from, to and, optionally, weight (else 1). No weight is negative. No pickle is ever
-    loaded.
-    Raises: ValueError for what does not fit the nodes.
+    .csv of edges with the columns from, to and, optionally, weight (else 1). No weight is negative.
+    Raises: ValueError where the graph does not fit the nodes.
     """
     path = Path(path).expanduser()
     ending = path.suffix.lower()
@@ -167,9 +167,8 @@ def _from_arrays(path: Path) -> np.ndarray:
             if len(archive.files) != 1:
                 raise ValueError(f"keys {listed(archive.files)}; expected one array")
             return archive[archive.files[0]]
-    except Exception as error:  # whatever a damaged file makes the libraries raise, the user made one mistake
-        detail = "it holds Python objects, which are never loaded" if "allow_pickle" in str(error) else error
-        raise ValueError(f"{path}: not a readable graph: {detail}") from error
+    except Exception as error:  # a damaged file makes the libraries raise many kinds
+        raise unreadable(path, "graph", error) from error
 
 
 def _from_text(path: Path, names: tuple[str, ...]) -> np.ndarray:
@@ -201,14 +200,14 @@ def _from_edges(path: Path, names: tuple[str, ...], start: str, end: str) -> np.
     if names == numbered(len(names)):  # a file without names: edges may give positions
         place |= {str(node): node for node in range(len(names))}
     ends = [edges[column].map(place) for column in (start, end)]
-    unknown = dict.fromkeys(name for column, known in zip((start, end), ends, strict=True)
-                            for name in edges[column][known.isna()])
+    unknown = dict.fromkeys(name for column, found in zip((start, end), ends, strict=True)
+                            for name in edges[column][found.isna()])
     if unknown:
         raise ValueError(f"{path}: unknown nodes {listed(list(unknown))}; the data has {listed(list(names))}")
     twice = edges.duplicated([start, end]).to_numpy()
     if twice.any():
         row = int(twice.argmax())
-        raise ValueError(f"{path}: line {row + 2}: the edge {edges[start][row]} to {edges[end][row]} comes twice")
+        raise ValueError(f"{path}: line {row + 2}: the edge {edges[start][row]} to {edges[end][row]} occurs twice")
     matrix = np.zeros((len(names), len(names)))
     weight = _as_numbers(edges[["weight"]], path, 2)[:, 0] if "weight" in edges else 1
     matrix[ends[0], ends[1]] = weight
@@ -216,12 +215,12 @@ def _from_edges(path: Path, names: tuple[str, ...], start: str, end: str) -> np.
 
 
 def check_names(found: list, wanted: tuple[str, ...] | None, source: Path | str) -> None:
-    """Raises: ValueError that lists names that come twice, and those that are missing or unknown to the data."""
-    there, known = set(found), set(wanted or found)
+    """Raises: ValueError that lists repeated names, and those that are missing or unknown to the data."""
+    accepted = set(wanted or found)
     faults = {
         "named twice": repeated(found),
-        "missing": [name for name in wanted or () if name not in there],
-        "unknown to the data": [name for name in found if name not in known],
+        "missing": [name for name in wanted or () if name not in set(found)],
+        "unknown to the data": [name for name in found if name not in accepted],
     }
     if any(faults.values()):
         listing = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in faults.items() if names)
@@ -229,12 +228,12 @@ def check_names(found: list, wanted: tuple[str, ...] | None, source: Path | str)
 
 
 def nearest_nodes(field, count: int) -> Tensor | None:
-    """The nodes nearest to each: along the graph of a `fields.Field`, else by its coordinates, else on its grid.
+    """The nodes nearest to each (node, count): in the graph of a `fields.Field`, else by coordinates, else on its grid.
 
-        length of an edge = 1 / its larger weight of both directions,    distance in a graph = the shortest way
+        length of an edge = 1 / its larger weight of both directions,    distance in a graph = the shortest path
 
-    Each row begins with the node itself, then the nearest first; where a graph leads to fewer, the node itself fills
-    the row. None for a field without any of the three. Shapes: -> (node, count).
+    Each row begins with the node itself, then the nearest first; where a graph reaches fewer, the node itself fills
+    the row. None for a field without any of the three.
     """
     nodes = len(field.node_names)
     if field.graph is not None:
@@ -272,19 +271,19 @@ def _nearest_in_graph(graph: Tensor, count: int) -> Tensor:
 
 
 def _filled(rows: list[list[int]], count: int) -> Tensor:
-    """Rows of one length: what is too short is filled with the node that it belongs to."""
+    """Rows of one length; the node of a short row fills it."""
     return torch.tensor([(row + [node] * count)[:count] for node, row in enumerate(rows)])
 
 
 def _read_csv(path: Path | str, header: int | None = None, **options) -> pd.DataFrame:
-    """A small CSV as text, whatever its cells hold."""
+    """A small CSV as text."""
     check_memory(Path(path))
-    packed = "gzip" if str(path).lower().endswith(".gz") else None  # nothing else whose size is not known beforehand
+    packed = "gzip" if str(path).lower().endswith(".gz") else None  # no other kind: their size is not checked
     try:
         return pd.read_csv(path, header=header, dtype=str, keep_default_na=False, na_values=[""],  # a node may be NA
                            skipinitialspace=True, compression=packed, **options)
     except (UnicodeDecodeError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise ValueError(f"{path}: not a readable CSV file: {' '.join(str(error).split())}") from error
+        raise unreadable(path, "CSV file", error) from error
 
 
 def _as_numbers(table: pd.DataFrame, path: Path, first_line: int) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Time stamps of files: read as they are written, with their time zone, and written again in the same way.
+"""Time stamps of files: read with their time zone, and written in the same way.
 
-Everywhere, times are datetime64. Where a time zone is known they are in UTC, else as the file has them.
+Everywhere, times are datetime64: in UTC where the file states a time zone, else as the file has them.
 """
 
 import re
@@ -15,12 +15,10 @@ import pandas as pd
 
 PLAIN = ()
 """The rule of stamps that are the beginning of their step, see `stamped`."""
-PARTS = ("year", "month", "day", "hour", "minute", "second")
-MONTHS = {"jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"}
 PLAUSIBLE_YEARS = range(1500, 2201)
 FIRST_ZONES = ("Europe/Berlin", "Europe/London", "Europe/Helsinki", "America/New_York", "America/Chicago",
                "America/Denver", "America/Los_Angeles", "Australia/Sydney")
-"""Names that are preferred where several time zones have the offsets of a file."""
+"""Preferred names where several time zones have the offsets of a file."""
 OFFSET = r"(?<=\d) ?(Z|UTC|[+-](?:0\d|1[0-5])(?::?[0-5]\d)?)$"  # at the end of a time of day
 DATES = [*(form.replace("/", mark) for mark in "/-." for form in
            ("%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%y/%m/%d")),
@@ -30,7 +28,7 @@ DATES = [*(form.replace("/", mark) for mark in "/-." for form in
 CLOCKS = ["", *(mark + form for mark in " T" for form in (
     "%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p", "%I:%M:%S%p", "%H.%M", "%H%M"))]
 ISO = "expected ISO 8601, as 2013-01-31T18:00"
-RECIPE = "as in pandas: frame['time'] = pandas.to_datetime(frame['time'], format='%d/%m/%Y')"
+EXAMPLE = "as in pandas: frame['time'] = pandas.to_datetime(frame['time'], format='%d/%m/%Y')"
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Stamps:
     times   (time,) datetime64[s], or None where they are counts
     zone    time zone: a name, as Europe/Berlin, or an offset, as +01:00; "" where the file states none
     counts  (time,) integers that are neither years nor dates, or None
-    notes   what the user should be told
+    notes   for the user
     """
 
     times: np.ndarray | None
@@ -54,10 +52,10 @@ class Stamps:
         return self.counts if self.times is None else self.times
 
 
-def read_stamps(column: pd.Series, source: str, where: Callable[[int], str]) -> Stamps:
-    """Stamps of a column: times, ISO 8601, other dates of one unambiguous format, years, or counts.
+def read_stamps(column: pd.Series, where: Callable[[int], str]) -> Stamps:
+    """Stamps of a column, rounded to the second: times, ISO 8601, dates of one unambiguous format, years, or counts.
 
-    They are rounded to the second. where(row): its place, with which messages begin.
+    where(row): file and place of a row, for messages.
     Raises: ValueError naming the first one that is no time, and what would work.
     """
     column = column.reset_index(drop=True)
@@ -65,13 +63,13 @@ def read_stamps(column: pd.Series, source: str, where: Callable[[int], str]) -> 
         column = column.dt.to_timestamp()
     empty = column.isna().to_numpy()
     if empty.any():
-        raise ValueError(f"{source}: {where(int(empty.argmax()))}: no time; {ISO}")
+        raise ValueError(f"{where(int(empty.argmax()))}: no time; {ISO}")
     if column.dtype.kind == "M":
         zone = column.dt.tz
         times = rounded(column.dt.tz_convert(None) if zone else column)
         return Stamps(times, re.sub(r"^UTC(?=[+-])", "", str(zone)) if zone else "")
     if column.dtype.kind in "fb" and not (column.dtype.kind == "f" and (column % 1 == 0).all()):
-        raise ValueError(f"{source}: {where(0)}: time {column.iloc[0]} is a number; {ISO}, or leave the column out and "
+        raise ValueError(f"{where(0)}: time {column.iloc[0]} is a number; {ISO}, or leave the column out and "
                          "give --freq and --start")
     text = (column.astype("int64") if column.dtype.kind in "iuf" else column).astype(str).str.strip()
     if text.str.fullmatch(r"-?\d{1,18}").all():
@@ -80,10 +78,10 @@ def read_stamps(column: pd.Series, source: str, where: Callable[[int], str]) -> 
     offset = found.str.replace(r"^(?:Z|UTC)$", "+00:00", regex=True)
     if offset.isna().any() and offset.notna().any():
         row = int((offset.isna() != offset.isna().iloc[0]).to_numpy().argmax())
-        raise ValueError(f"{source}: {where(row)}: time {text[row]!r} has {'no' if pd.isna(offset[row]) else 'an'} "
+        raise ValueError(f"{where(row)}: time {text[row]!r} has {'no' if pd.isna(offset[row]) else 'an'} "
                          "offset from UTC, unlike those before; write all with it, or none")
     aware = offset.notna().all()
-    wall, notes = _of_text(text.str.replace(OFFSET, "", regex=True).str.strip() if aware else text, text, source, where)
+    wall, notes = _of_text(text.str.replace(OFFSET, "", regex=True).str.strip() if aware else text, text, where)
     if not aware:
         return Stamps(wall, notes=notes)
     digits = offset.str.replace(":", "").str[1:].str.ljust(4, "0")
@@ -111,7 +109,7 @@ def _of_integers(numbers: pd.Series) -> Stamps:
     return Stamps(None, counts=numbers.to_numpy())
 
 
-def _of_text(text: pd.Series, whole: pd.Series, source: str, where) -> tuple[np.ndarray, tuple[str, ...]]:
+def _of_text(text: pd.Series, whole: pd.Series, where) -> tuple[np.ndarray, tuple[str, ...]]:
     """Wall times of texts without offset, and a note where they are not ISO 8601."""
     tried = [pd.to_datetime(text.where(text.str[:1].str.isdigit()), format="ISO8601", errors="coerce")]
     if tried[0].notna().all():
@@ -126,19 +124,19 @@ def _of_text(text: pd.Series, whole: pd.Series, source: str, where) -> tuple[np.
              for form, times in zip(forms, tried[1:], strict=True) if times.notna().all()}
     if len(found) > 1:
         ways = " or ".join(f"{form} ({times[0].astype('datetime64[D]')})" for form, times in found.values())
-        raise ValueError(f"{source}: {where(0)}: time {whole[0]!r} may be {ways}: write ISO 8601, {RECIPE}")
+        raise ValueError(f"{where(0)}: time {whole[0]!r} may be {ways}: write ISO 8601, {EXAMPLE}")
     if not found:
         row = max(int(times.isna().to_numpy().argmax()) for times in tried)
-        raise ValueError(f"{source}: {where(row)}: time {whole[row]!r}; {ISO}: write it, {RECIPE}")
+        raise ValueError(f"{where(row)}: time {whole[row]!r}; {ISO}: write it, {EXAMPLE}")
     (form, times), = found.values()
     return times, (f"its times are read as {form}: the first one is {stamp(times[0])}",)
 
 
 def _formats(text: str) -> list[str]:
-    """The formats, other than ISO 8601, that a text may have."""
+    """The formats, other than ISO 8601, that fit a text."""
     def fits(form: str) -> bool:
         if re.sub(r"%?[A-Za-z\d]", "", form) != re.sub(r"[A-Za-z\d]", "", text):
-            return False  # other marks; quicker than to try
+            return False  # faster than strptime
         try:
             return bool(datetime.strptime(text, form))
         except ValueError:
@@ -148,74 +146,16 @@ def _formats(text: str) -> list[str]:
 
 
 def holds_times(column: pd.Series) -> bool:
-    """Whether the first cell of a column is a time, and no number."""
+    """Whether the first cell of a column is a time and not a number."""
     if column.dtype.kind in "iufb" or not len(column) or pd.isna(column.iloc[0]):
         return False
     text = str(column.iloc[0]).strip()
     if text.isdigit():
         return False
     try:
-        return read_stamps(pd.Series([column.iloc[0]]), "", str).times is not None
+        return read_stamps(pd.Series([column.iloc[0]]), str).times is not None
     except ValueError as error:
         return "may be" in str(error)
-
-
-def with_time_column(frame: pd.DataFrame, time: str | None, source: str,
-                     where: Callable[[int], str]) -> pd.DataFrame:
-    """A table whose times stand in several columns with them in one, `time`: year, month, day, hour; or date and time.
-
-    time: the column of times, where one is known.
-    Raises: ValueError where these columns hold no times.
-    """
-    lower = {str(name).lower(): name for name in reversed(frame.columns)}
-    if time is not None:
-        date = lower.get("date", time)
-        clock = next((lower[name] for name in ("time", "hour") if name in lower and lower[name] != date), None)
-        hours = None if clock is None else _time_of_day(frame[clock])
-        days = None if hours is None else read_stamps(frame[date], source, where)
-        if days is None or days.zone or days.times is None or (days.times != days.times.astype("datetime64[D]")).any():
-            return frame
-        times, used = pd.Series(days.times) + hours, [date, clock]
-    else:
-        used = [lower[part] for part in PARTS if part in lower]
-        if "year" not in lower:
-            return frame
-        if MONTHS <= {name[:3] for name in lower}:
-            raise ValueError(f"{source}: a row for each year and a column for each month; write a row for each month, "
-                             "its time in one column, as 2013-01")
-        if len(used) == 1:
-            return frame.rename(columns={used[0]: "time"})
-        if "month" not in lower or ("day" not in lower and len(used) > 2):
-            raise ValueError(f"{source}: columns {', '.join(map(str, used))}; expected year, month and, for shorter "
-                             "steps, day, hour, minute and second, or one column of times")
-        numbers = {part: pd.to_numeric(frame[lower[part]], errors="coerce") for part in PARTS if part in lower}
-        days = pd.DataFrame({"year": numbers["year"], "month": numbers["month"], "day": numbers.get("day", 1)})
-        times = pd.to_datetime(days, errors="coerce").astype("datetime64[s]")
-        for part, most in (("hour", 24), ("minute", 59), ("second", 59)):
-            if part in numbers:
-                times += pd.to_timedelta(numbers[part].where(numbers[part].between(0, most)), unit=part)
-        if times.isna().any():
-            row = int(times.isna().to_numpy().argmax())
-            cells = ", ".join(f"{name} {frame[name].iloc[row]}" for name in used)
-            raise ValueError(f"{source}: {where(row)}: {cells} is no time")
-    rest = frame.drop(columns=used)
-    rest.insert(0, "time", times.to_numpy())
-    return rest
-
-
-def _time_of_day(column: pd.Series) -> pd.Series | None:
-    """Cells 18:00 or 18:00:00, hours 0 to 24, or 1800, as time deltas; None where they are something else."""
-    text = column.astype(str).str.strip()
-    if text.str.fullmatch(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?").all():
-        return pd.to_timedelta(text.where(text.str.count(":") > 1, text + ":00")).reset_index(drop=True)
-    hours = pd.to_numeric(text, errors="coerce")
-    if hours.max() > 24 and (hours % 100 < 60).all():
-        hours = hours // 100 + hours % 100 / 60
-    elif (hours % 1 != 0).any():
-        return None
-    if hours.between(0, 24).all() and hours.nunique() > 1:
-        return pd.to_timedelta(hours.reset_index(drop=True) * 3600, unit="s").dt.round("s")
-    return None
 
 
 # Time zones
@@ -225,22 +165,22 @@ def _offset_text(minutes: int) -> str:
 
 
 def _zone_of(times: np.ndarray, minutes: np.ndarray) -> tuple[str, tuple[str, ...]]:
-    """The time zone of stamps (time,), UTC, with these offsets in minutes, and a note where it had to be looked for."""
+    """The time zone of stamps (time,), UTC, with these offsets in minutes, and a note where the offsets change."""
     if (minutes == minutes[0]).all():
         return _offset_text(int(minutes[0])), ()
     order = np.argsort(times, kind="stable")
     times, minutes = times[order], minutes[order]
     change = np.flatnonzero(np.diff(minutes))
-    looked_at = np.unique([0, *change, *change + 1, len(times) - 1])
+    changes = np.unique([0, *change, *change + 1, len(times) - 1])
     for name in (*FIRST_ZONES, *sorted(available_timezones() - set(FIRST_ZONES))):
-        if (offsets(times[looked_at], name) == minutes[looked_at]).all() and (offsets(times, name) == minutes).all():
+        if (offsets(times[changes], name) == minutes[changes]).all() and (offsets(times, name) == minutes).all():
             return name, (f"the offsets of its times change as those of the time zone {name}, which outputs keep",)
     last = _offset_text(int(minutes[-1]))
-    return last, (f"its offsets from UTC follow no time zone that is known: outputs have the last one, {last}",)
+    return last, (f"its offsets from UTC follow no known time zone: outputs have the last one, {last}",)
 
 
 def local_times(times: np.ndarray, zone: str) -> np.ndarray:
-    """Times in UTC as the clocks of a time zone show them; without a time zone as they are."""
+    """Local times of times in UTC; unchanged without a time zone."""
     if not zone:
         return times
     seconds = np.asarray(times).astype("datetime64[s]")
@@ -249,7 +189,7 @@ def local_times(times: np.ndarray, zone: str) -> np.ndarray:
 
 
 def utc_times(local: np.ndarray, zone: str) -> np.ndarray:
-    """Local times (time,) in UTC: of an hour that comes twice the first one, the next time for one that never comes."""
+    """Local times (time,) in UTC: the first of an hour that occurs twice, the next time for one that is skipped."""
     if not zone:
         return local
     index = pd.DatetimeIndex(local.astype("datetime64[s]"))
@@ -279,13 +219,13 @@ def stamp(time: np.datetime64, zone: str = "") -> str:
 
 
 def parse_time(text: str, flag: str, zone: str = "") -> np.datetime64:
-    """The time that a text in ISO 8601 names: in UTC where there is a time zone, else without any.
+    """The time of a text in ISO 8601: in UTC where the data have a time zone `zone`, else without one.
 
-    zone: that of the data; a text without an offset is local time there.
+    A text without an offset is local time of that zone.
     Raises: ValueError that begins with the flag.
     """
     try:
-        found = read_stamps(pd.Series([text]), flag, str)
+        found = read_stamps(pd.Series([text]), str)
     except ValueError:
         found = Stamps(None)
     if found.times is None or found.notes:
@@ -303,8 +243,8 @@ def parse_time(text: str, flag: str, zone: str = "") -> np.datetime64:
 
 
 def zone_in(text: str) -> str:
-    """The offset from UTC that a time in ISO 8601 states; "" where it states none."""
-    return read_stamps(pd.Series([text]), "", str).zone
+    """The offset from UTC in a text of ISO 8601; "" without one."""
+    return read_stamps(pd.Series([text]), str).zone
 
 
 # Which moment of its step a stamp is
@@ -319,24 +259,24 @@ def stamped(clock: np.ndarray, rule: tuple, months: int = 1) -> np.ndarray:
            ("weekday", side)    first or last day of the month that is no Saturday or Sunday
            ("month", *s)        s seconds after the beginning, for each month of the year
     """
-    kind, *facts = rule or ("start", 0)
+    kind, *values = rule or ("start", 0)
     begin = clock.astype("datetime64[s]")
     if kind == "start":
-        return begin + np.timedelta64(facts[0], "s")
+        return begin + np.timedelta64(values[0], "s")
     if kind == "end":
-        return (clock + 1).astype("datetime64[s]") - np.timedelta64(facts[0], "s")
+        return (clock + 1).astype("datetime64[s]") - np.timedelta64(values[0], "s")
     if kind == "middle":
-        before, unit = facts
+        before, unit = values
         first, last = ((clock - before + count).astype("datetime64[s]") for count in (0, months))
         return (first + (last - first) // 2).astype(f"datetime64[{unit}]").astype("datetime64[s]")
     if kind == "weekday":
-        back = facts[0] == "last"
+        back = values[0] == "last"
         return np.busday_offset((clock + back).astype("datetime64[D]"), -back, "forward").astype("datetime64[s]")
-    return begin + np.array(facts, "timedelta64[s]")[clock.astype(int) % 12]
+    return begin + np.array(values, "timedelta64[s]")[clock.astype(int) % 12]
 
 
 def stamp_type(rule: tuple, zone: str) -> str:
-    """The type of stamps: in minutes where all are whole ones, else in seconds."""
+    """The type of stamps: minutes where all are whole minutes, else seconds."""
     seconds = zone or rule and rule[0] in ("start", "end", "month") and any(second % 60 for second in rule[1:])
     return "datetime64[s]" if seconds else "datetime64[m]"
 
@@ -359,10 +299,7 @@ def stamp_rule(clock: np.ndarray, local: np.ndarray, months: int) -> tuple | Non
 
 
 def check_zone(zone: str, wanted: str, source: str) -> None:
-    """Refuse stamps with a time zone where the data have none, and the other way round.
-
-    Raises: ValueError.
-    """
+    """Raises: ValueError where only one of the stamps and the data states a time zone."""
     if zone and not wanted:
         raise ValueError(f"{source}: its times are of the time zone {zone}, those of the data state none; write them "
                          "without an offset, on the clock of the data")

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,32 +12,56 @@ from torch import Tensor
 from .climatology import Climatology
 from .constants import ANY_VALUE
 from .context import Context
-from .covariates import Covariates, read_covariates, standardize
-from .fields import Field, OwnFile, by_node, load_field
+from .covariates import Covariates, standardize
+from .fields import Field, by_node
 from .fluctuation import fluctuation_scale
 from .lags import choose_lags
 from .nodes import nearest_nodes
-from .readers import MEMORY_LIMIT, listed
 from .registry import DATASETS
 from .scaling import BLOCK, UNLIKE, NodeStatistics, Scaler, as_real
 from .stamps import local_times, parse_time
+from .table import MEMORY_LIMIT, listed
 
 SPLITS = ("train", "validation", "test")
 FINGERPRINT_VALUES = 1 << 24
 
 
 @dataclass(frozen=True)
+class WindowSettings:
+    """How a field is split and standardized, and which earlier values networks see: the flags of the same names.
+
+    split          see `split_windows`
+    training_span  steps that scaler and fluctuation scale are estimated from, see `WindowedField`
+    scaling        see `NodeStatistics.scaler`
+    lags           see `lags.choose_lags`
+    """
+
+    split: str = ""
+    training_span: str = "targets"
+    scaling: str = "field"
+    lags: str = "none"
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Some windows: what a forecast may see of them, `context`, and what a loss compares it with, future (batch, F,
-    node), standardized, the climatology where it is missing; start (batch,), the windows' first step in the series,
-    which names a window whatever the split or batch; truth (batch, F, node), the future in physical units as the data
-    hold it, NaN where it is missing, which scores are measured with; None in a forecast."""
+    """Some windows.
+
+    context  what a forecast may see of them
+    future   (batch, F, node), standardized, which a loss compares it with; the climatology where a value is missing
+    start    (batch,), the first step of each window in the series, which identifies it in every split and batch
+    truth    (batch, F, node), the future in physical units as in the data, NaN where a value is missing, which scores
+             use; None in a forecast
+    rows     of a batch that several processes share (`WindowBatches.share_batches`): first, last and total, which of
+             its rows these are; None: all
+    weight   number of these rows over that of an average process
+    """
 
     context: Context
     future: Tensor
     start: Tensor
     truth: Tensor | None = None
-    rows = None  # all there are, see SharedBatch
+    rows: tuple[int, int, int] | None = None
+    weight: float = 1.0
 
     @property
     def target_mask(self) -> Tensor | None:
@@ -50,8 +73,8 @@ class Batch:
            covariates: Tensor | None = None, lagged: Tensor | None = None) -> "Batch":
         """The batch of windows (batch, H + F, node), or (batch, H, node) where the future is unknown and stays empty.
 
-        Where `masked`, NaN in a window is a missing value, which the climatology replaces. It also replaces NaN among
-        the `lagged` values (batch, H + F, node, lag). Other shapes: see `Context`.
+        The climatology replaces NaN among the `lagged` values (batch, H + F, node, lag) and, where `masked`, among the
+        windows. Other shapes: see `Context`.
         """
         observed = None
         if masked:
@@ -64,42 +87,32 @@ class Batch:
         return cls(context, window[:, history_len:], start)
 
 
-@dataclass(frozen=True)
-class SharedBatch(Batch):
-    """What one of several processes gets of a batch: rows (first, last, total), which of it these are, and weight,
-    their number over that of an average process."""
-
-    rows: tuple[int, int, int] | None = None
-    weight: float = 1.0
-
-
 class WindowedField:
-    """All windows of a field, split in time; nothing is copied but the batch that is asked for.
+    """All windows of a field, split in time. Only the batches that are asked for are copied.
 
     starts    first step of every window, by split
-    training  the part of the series that training windows see: only this reaches any statistic
+    training  the part of the series that training windows see: every statistic is measured on it
     measured  the part that scaler and fluctuation scale are estimated from: `training`, or as published
-              (`training_span` "histories") what the histories of the training windows see
-    alike     whether nodes have about one scale, see `NodeStatistics.unlike`; taken to be so where a dataset
-              of the registry is scaled as a field
+              (`training_span` "histories") the part that the histories of the training windows see
+    alike     whether nodes have about one scale, see `NodeStatistics.unlike`; true where a dataset of the registry is
+              scaled as a field
     """
 
-    def __init__(self, field: Field, history_len: int, predict_len: int, device: torch.device | str = "cpu",
-                 split: str = "", covariates: Covariates | None = None, lags: str = "none",
-                 training_span: str = "targets", scaling: str = "field"):
+    def __init__(self, field: Field, history_len: int, predict_len: int, settings: WindowSettings = WindowSettings(),
+                 covariates: Covariates | None = None, device: torch.device | str = "cpu"):
         self.history_len, self.predict_len, self.device = history_len, predict_len, device
-        self.starts, training_steps = split_windows(field, history_len, predict_len, split)
+        self.starts, training_steps = split_windows(field, history_len, predict_len, settings.split)
         self.training = field.values[:training_steps]
         if field.masked:
             refuse_unseen_nodes(field, self.training)
-        self.measured = self.training if training_span == "targets" else self.training[:-predict_len]
-        if scaling == "field" and field.name in DATASETS:
+        self.measured = self.training if settings.training_span == "targets" else self.training[:-predict_len]
+        if settings.scaling == "field" and field.name in DATASETS:
             self.scaler, self.alike, notes = Scaler.fit(self.measured), True, []
         else:
             statistics = NodeStatistics.of(self.measured)
             self.alike = not bool(statistics.unlike().any())
-            self.scaler = statistics.scaler(self.measured, scaling)
-            notes = notes_on_scale(statistics, self.scaler, scaling, field.node_names)
+            self.scaler = statistics.scaler(self.measured, settings.scaling)
+            notes = notes_on_scale(statistics, self.scaler, settings.scaling, field.node_names)
         nonnegative = field.spec.nonnegative
         if nonnegative is None:
             nonnegative, more = support_of(field, self.training, self.scaler.by_node)
@@ -108,7 +121,7 @@ class WindowedField:
         if self.scaler.by_node:
             nonnegative = tuple(torch.as_tensor(nonnegative).expand(field.values.shape[1]).tolist())
         self.scaler = replace(self.scaler, nonnegative=nonnegative)
-        self.field = replace(field, notes=(*field.notes, *notes))
+        self.field = field.with_notes(*notes)
         in_memory = field.values.numel() * 4 <= MEMORY_LIMIT
         self._values = field.values.to(device) if in_memory else field.values
         self._slots = field.calendar.slots.to(self.window_device)
@@ -117,7 +130,7 @@ class WindowedField:
         if covariates is not None:
             self.covariate_scalers = covariates.scalers(training_steps)
             self._covariates = standardize(covariates.values, self.covariate_scalers).to(self.window_device)
-        self.lags = choose_lags(lags, field.spec.interval, predict_len, self.training)
+        self.lags = choose_lags(settings.lags, field.spec.interval, predict_len, self.training)
         self._lag_steps = torch.tensor(self.lags, device=self.window_device)
         (_, first_end), *evaluated = field.segments
         references = [(0, training_steps)] + [(first, first + field.spec.validation_steps) for first, _ in evaluated]
@@ -298,7 +311,7 @@ class WindowBatches:
             raise ValueError(f"{count} processes cannot share {len(self.starts)} windows: start fewer processes")
         return replace(self, starts=self.starts.tensor_split(count)[rank])
 
-    def _own_rows(self, chosen: Tensor) -> SharedBatch:
+    def _own_rows(self, chosen: Tensor) -> Batch:
         """Rows of this process. One that has none computes the first row with them, at weight 0."""
         (rank, count), total = self.sharer, len(chosen)
         first, last = rank * total // count, (rank + 1) * total // count
@@ -306,7 +319,7 @@ class WindowBatches:
             first, last, weight = 0, 1, 0.0
         else:
             weight = (last - first) * count / total
-        return SharedBatch(**vars(self.data.batch(chosen[first:last])), rows=(first, last, total), weight=weight)
+        return replace(self.data.batch(chosen[first:last]), rows=(first, last, total), weight=weight)
 
 
 def evenly(starts: Tensor, limit: int) -> Tensor:
@@ -445,25 +458,3 @@ def supported(field: Field, support: str) -> Field:
     if support == "nonnegative" and (lowest := smallest(field.values)) < 0:
         raise ValueError(f"--support nonnegative: {field.name} has values down to {lowest:g}; leave the flag out")
     return field
-
-
-def open_data(name: str, data_dir: Path, history_len: int, predict_len: int, device: torch.device | str = "cpu",
-              oracle_nodes: int = 32, oracle_steps: int = 4000, oracle_length_scale: float = 0.3,
-              own: OwnFile | None = None, split: str = "", support: str = "auto", missing: str = "error",
-              null_value: float | None = None, covariates: str = "", lags: str = "none",
-              training_span: str = "targets", oracle_skew: float = 0.0, like=None,
-              scaling: str = "field") -> WindowedField:
-    """The one way in: load the dataset, check it, split it and stand ready to give batches.
-
-    split: see `split_windows`. support: "any" or "nonnegative" values, "auto": as the card says. covariates: their
-    file. lags: see `lags.choose_lags`. like: see `load_field`. scaling: see `NodeStatistics.scaler`.
-    Raises: ValueError where the values are not those of the support.
-    """
-    field = load_field(name, data_dir, oracle_nodes, oracle_steps, oracle_length_scale, own, missing, null_value,
-                       oracle_skew=oracle_skew, like=like)
-    field = supported(field, support)
-    beside = read_covariates(covariates, field.calendar, field.node_names) if covariates else None
-    if beside:
-        notes = [f"--covariates {beside.source}: {note}" for note in beside.notes]
-        field = replace(field, notes=(*field.notes, *notes))
-    return WindowedField(field, history_len, predict_len, device, split, beside, lags, training_span, scaling)

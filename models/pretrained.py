@@ -23,10 +23,11 @@ from torch import Tensor
 from data.calendar import clock_of, in_words
 from data.constants import ANY_VALUE
 from data.fields import mark_missing
-from data.matching import from_data_frame, in_order, match, node_differences
-from data.readers import listed
+from data.frames import from_data_frame
+from data.matching import in_order, match, node_differences
 from data.stamps import check_zone, stamp
 from data.summary import FieldSummary
+from data.table import listed
 from data.windows import Batch
 from utils.config import PretrainConfig, TrainConfig, known_settings
 from utils.output.forecasts import Forecast

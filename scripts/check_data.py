@@ -19,9 +19,9 @@ from data.calendar import DAY, MINUTES, YEAR, Interval, in_words
 from data.covariates import read_covariates
 from data.fields import Field, load_field
 from data.lags import choose_lags
-from data.readers import listed, say_if_large
 from data.scaling import BLOCK, as_real
 from data.stamps import local_times
+from data.table import listed, note_large
 from data.windows import SPLITS, WindowedField, smallest, supported
 from models import build_forecaster, build_mean_model
 from utils.config import (
@@ -36,7 +36,15 @@ from utils.config import (
     with_own_data,
 )
 from utils.output.plots import draw_field
-from utils.pipeline import CHOICES, can_be_kept, mean_loss, neighbours_of, own_file, training_loss
+from utils.pipeline import (
+    CHOICES,
+    can_be_kept,
+    mean_loss,
+    neighbours_of,
+    own_file,
+    training_loss,
+    window_settings,
+)
 from utils.program import run_main
 from utils.training import checkpoint
 from utils.training.device import choose_device
@@ -209,15 +217,14 @@ def main(arguments: list[str] | None = None) -> int:
     config = replace(PretrainConfig(), **given)
     check_config(config, parser)
     device = choose_device(config.device)
-    field = load_field(config.data_name, Path(), own=own_file(checkpoint.settings(config)),
-                       missing=given.get("missing", "mask"), null_value=config.null_value,
-                       gaps=config.missing == "mask")
+    field = load_field(config.data_name, Path(), own_file(checkpoint.settings(config)), given.get("missing", "keep"),
+                       config.null_value)
     for note in field.notes:
         print(f"note: {note}")
     field = supported(field, config.support)
     if field.masked and "missing" not in given:
         print("note: values are missing: training refuses them without --missing mask")
-    say_if_large(Path(config.data_path), 8 * field.values.numel())  # with a filled copy in float32
+    note_large(Path(config.data_path), 8 * field.values.numel())  # with a filled copy in float32
     series = complete(field.values).double().mean(1).numpy()
     periods = strongest_periods(series, field.spec.interval)
 
@@ -240,8 +247,8 @@ def main(arguments: list[str] | None = None) -> int:
         ahead = len(beside.values) - len(field.values)
         say({"covariates": f"{listed(list(beside.names))}; they reach {ahead} steps beyond the data, a forecast of the "
                            f"unseen future needs {config.predict_len}"})
-    data = WindowedField(field, config.history_len, config.predict_len, device, config.split, beside, config.lags,
-                         scaling=config.scaling)
+    data = WindowedField(field, config.history_len, config.predict_len, window_settings(checkpoint.settings(config)),
+                         beside, device)
     for note in data.field.notes[len(field.notes):]:
         print(f"note: {note}")
     config = replace(config, **{"batch_size": suggested_batch(len(data.starts["train"])), **given})

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from data.covariates import read_covariates
-from data.readers import listed
 from data.scaling import as_real
 from data.stamps import parse_time
+from data.table import listed
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
 from utils.config import PATHS, FlagParser, TrainConfig, output_path
 from utils.output.forecasts import VALUES, WRITERS, Forecast, check_output, write_forecasts

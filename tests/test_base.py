@@ -8,7 +8,7 @@ from conftest import make_field
 
 from data.constants import QUANTILE_LEVELS
 from data.context import Context
-from data.windows import WindowedField
+from data.windows import WindowedField, WindowSettings
 from models.base import Base, SimpleForecasters, Windows, convex_weights, independent, share_of, weighted_quantiles
 from models.layers import Task
 from models.mean import BesideBase, MeanModel
@@ -18,7 +18,7 @@ MONTH, DAY = (1, "month"), (1, "day")
 
 
 def windows_of(values, history, horizon, interval=DAY, lags="auto"):
-    return WindowedField(make_field(values.float(), interval=interval), history, horizon, lags=lags)
+    return WindowedField(make_field(values.float(), interval=interval), history, horizon, WindowSettings(lags=lags))
 
 
 def task_of(data):

@@ -132,7 +132,7 @@ def test_monthly_stamps_may_be_any_day_of_their_month():
 
 @pytest.mark.parametrize("stamps, message", [
     (["2013-01-01T00", "2013-01-01T01", "2013-01-01T01"], "row 2: time 2013-01-01T01:00, expected 2013-01-01T02:00 .1 "
-     "hour after 2013-01-01T01:00.: it comes twice"),
+     "hour after 2013-01-01T01:00.: it occurs twice"),
     (["2013-01-01T00", "2013-01-01T01", "2013-01-01T00:30"], "row 2: .*: stamps must ascend"),
     (["2013-01-01T00", "2013-01-01T01", "2013-01-01T05"], "row 2: .*: 3 missing: add a row for each"),
     (["2013-01-01T00", "2013-01-01T01", "2013-01-01T02:20"], "row 2: .*: steps must be equally long"),

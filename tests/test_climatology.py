@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import make_field, random_values, with_gaps
 
-import data.readers
+import data.table
 import data.windows
 from data.climatology import Climatology
+from data.fields import load_field
 from data.scaling import Scaler
-from data.windows import SPLITS, WindowedField, open_data
+from data.windows import SPLITS, WindowedField
 
 HOURLY, FIVE_MINUTES, MONTHLY = (1, "hour"), (5, "minute"), (1, "month")
 AS_THEY_ARE = Scaler(0.0, 1.0)
@@ -216,10 +217,10 @@ def test_test_values_of_a_second_field_change_no_climatology_and_its_validation_
 
 def test_a_memory_mapped_field_has_the_same_climatology(registered, monkeypatch):
     folder = registered(random_values(3000, 6), interval=FIVE_MINUTES)
-    inside = open_data("Tiny", folder, 6, 4)
-    for module in (data.readers, data.windows):
+    inside = WindowedField(load_field("Tiny", folder), 6, 4)
+    for module in (data.table, data.windows):
         monkeypatch.setattr(module, "MEMORY_LIMIT", 3000 * 6 * 4 - 1)
-    mapped = open_data("Tiny", folder, 6, 4)
+    mapped = WindowedField(load_field("Tiny", folder), 6, 4)
     assert dataclasses.asdict(mapped.scaler) == dataclasses.asdict(inside.scaler)
     for split in SPLITS:
         chosen = inside.starts[split][::50]

@@ -14,8 +14,9 @@ from conftest import ON_ANY_STAGE_1, ROOT, SHARED, needs_real_data, random_value
 
 import main_pretrain
 import main_train
-from data.synthetic import make_oracle
-from data.windows import open_data
+from data.fields import load_field
+from data.synthetic import OracleSettings, make_oracle
+from data.windows import WindowedField
 from models import Forecaster, load_forecaster
 from scripts import evaluate
 from scripts.paper import score_oracle
@@ -276,7 +277,8 @@ def test_the_exact_forecaster_is_calibrated_under_our_scores_and_beats_a_tiny_ru
     found = json.loads((tmp_path / "ratio.json").read_text())
     assert found["ratio"]["CRPS"] > 1 and found["joint"]["ratio"]["CRPS_regions"] > 1
     assert (tmp_path / "joint.md").read_text().count("| mlp, without dependence |") == 1
-    data, oracle = open_data("Oracle", ROOT, 12, 12, "cpu", 8, 6000), make_oracle(8, 6000)
+    settings = OracleSettings(8, 6000)
+    data, oracle = WindowedField(load_field("Oracle", ROOT, oracle=settings), 12, 12), make_oracle(settings)
     exact = score_oracle.score_exact(data, oracle, members=50)
     assert exact["QICE"] == pytest.approx(exact["QICE_floor"], abs=0.003)
     assert exact["coverage90"] == pytest.approx(exact["coverage90_floor"], abs=0.01)

@@ -12,6 +12,7 @@ from conftest import random_values, with_gaps
 
 from data.fields import load_field
 from data.readers import read_file
+from data.synthetic import OracleSettings
 
 VALUES = random_values(40, 6)
 
@@ -107,7 +108,7 @@ def test_the_two_files_of_a_pair_follow_each_other_with_calendars_of_their_own(r
 
 
 def test_the_oracle_has_the_nodes_and_steps_asked_for(tmp_path):
-    field = load_field("Oracle", tmp_path, oracle_nodes=3, oracle_steps=50)
+    field = load_field("Oracle", tmp_path, oracle=OracleSettings(3, 50))
     assert field.values.shape == (50, 3) and field.values.isfinite().all()
 
 

@@ -11,7 +11,7 @@ from data.context import Context
 from data.covariates import Covariates
 from data.lags import calendar_periods, choose_lags
 from data.summary import FieldSummary
-from data.windows import WindowedField
+from data.windows import WindowedField, WindowSettings
 from models import MEAN_MODELS, ensemble_drawer, load_forecaster
 from models.layers import Task
 from scripts import forecast
@@ -24,7 +24,7 @@ LENGTHS = ["--history_len", str(HISTORY), "--predict_len", str(HORIZON)]
 
 def windows(values=None, lags="24,48", **metadata):
     values = random_values(STEPS, NODES) if values is None else values
-    return WindowedField(make_field(values, **metadata), HISTORY, HORIZON, lags=lags)
+    return WindowedField(make_field(values, **metadata), HISTORY, HORIZON, WindowSettings(lags=lags))
 
 
 # Which lags
@@ -119,7 +119,7 @@ def test_a_batch_holds_the_values_so_much_earlier_and_what_is_usual_where_there_
 
 def test_lags_are_features_behind_the_covariates_of_a_file():
     beside = torch.randn(STEPS, 1, 1)
-    data = WindowedField(make_field(random_values(STEPS, NODES)), HISTORY, HORIZON, lags="24",
+    data = WindowedField(make_field(random_values(STEPS, NODES)), HISTORY, HORIZON, WindowSettings(lags="24"),
                          covariates=Covariates("x.csv", ("a",), beside))
     batch, only = data.batch(torch.tensor([80])), windows(lags="24").batch(torch.tensor([80]))
     assert torch.equal(batch.context.features[..., 1:], only.context.lags)
@@ -154,7 +154,7 @@ def test_gaps_covariates_and_lags_reach_a_window_of_a_forecast_as_they_do_from_t
     values = random_values(220, NODES)
     values[::7, 1] = np.nan
     beside = Covariates("x.csv", ("a", "b"), torch.randn(220, 1, 2) * 5 + 3)
-    data = WindowedField(make_field(values, pair=pair), HISTORY, HORIZON, lags="7,24", covariates=beside)
+    data = WindowedField(make_field(values, pair=pair), HISTORY, HORIZON, WindowSettings(lags="7,24"), beside)
     summary, starts = FieldSummary.of(data), data.starts["test"][[0, 3, 20]]
     first, last = data.field.segments[-1]
     series = forecast.Series(data.field.values[first:last], first, summary.max_lag, beside.values[first:])

@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from data import readers
+from data import table as table_module
 from data.constants import ANY_VALUE
 from data.fields import OwnFile, load_field
 from data.nodes import numbered, read_graph, read_node_table
 from data.readers import read_file
-from data.windows import open_data
+from data.windows import WindowedField, supported
 
 VALUES = random_values(48, 4)
 SERIES = VALUES[:, 0].astype(np.float64)
@@ -172,7 +172,7 @@ def test_edges_of_a_file_without_names_may_be_positions(tmp_path):
 
 def test_names_that_come_twice_are_refused_and_places_too_close_for_a_name_have_none(tmp_path):
     np.savez(tmp_path / "a.npz", values=VALUES, node_names=["a", "b", "a", "c"])
-    assert "names of nodes come twice: a" in refusal(tmp_path / "a.npz")
+    assert "names of nodes occur twice: a" in refusal(tmp_path / "a.npz")
     source = dataset(random_values(24, 12).reshape(24, 3, 4))
     source.assign_coords(lon=100 + np.arange(4) / 1e5).to_netcdf(tmp_path / "a.nc")
     table = read_file(tmp_path / "a.nc")
@@ -364,7 +364,7 @@ def test_without_an_optional_package_the_message_names_it(tmp_path, monkeypatch,
             raise ImportError(wanted)
         return load(wanted)
 
-    monkeypatch.setattr(readers.importlib, "import_module", without)
+    monkeypatch.setattr(importlib, "import_module", without)
     message = refusal(tmp_path / name)
     assert f"needs the package {package}: pip install -r requirements-extras.txt" in message
     assert package in (ROOT / "requirements-extras.txt").read_text()
@@ -384,7 +384,7 @@ def test_a_large_file_says_its_memory_first(tmp_path, monkeypatch, capsys):
     as_wide_csv(tmp_path)
     read_file(tmp_path / "a.nc")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(readers, "MEMORY_LIMIT", 4 * VALUES.size - 1)
+    monkeypatch.setattr(table_module, "MEMORY_LIMIT", 4 * VALUES.size - 1)
     for name in ("a.nc", "a.csv"):
         read_file(tmp_path / name)
         assert f"{name}: reading it may take" in capsys.readouterr().err
@@ -410,7 +410,7 @@ def test_a_large_file_says_its_memory_first(tmp_path, monkeypatch, capsys):
     ("time,a\n", "0 rows of columns time, a"), ("time\n2024-01-01\n", "1 rows of columns time; expected"),
     ("\ntime,a\n2024-01-01,1\n", "line 1: blank"),
     ("time,node,value\n2024-01-01,a,1\n2024-01-01,b,1\n2024-01-01,a,2\n",
-     "line 4: time 2024-01-01T00:00 of node a comes twice, first in line 2"),
+     "line 4: time 2024-01-01T00:00 of node a occurs twice, first in line 2"),
     ("time,node,value\n2024-01-01,a,1\n2024-01-02,,2\n", "line 3: no node is named"),
     ("time,node,value,lat\n2024-01-01,a,1,2\n", "a long table has three: time, node, value"),
 ])
@@ -429,7 +429,7 @@ def test_the_line_counts_in_a_compressed_and_in_a_long_file_too(tmp_path):
 
 
 @pytest.mark.parametrize("broken, words", [
-    ([0, 1, 2, 2], "line 5: time 2024-03-30T02:00, expected 2024-03-30T03:00 .*it comes twice"),
+    ([0, 1, 2, 2], "line 5: time 2024-03-30T02:00, expected 2024-03-30T03:00 .*it occurs twice"),
     ([0, 1, 3, 2], "line 4: time 2024-03-30T03:00, expected 2024-03-30T02:00 .*1 missing"),
     ([1, 0, 2, 3], "line 3: time 2024-03-30T00:00, .*must ascend"),
 ])
@@ -484,8 +484,8 @@ def test_a_csv_made_from_a_dataset_gives_the_same_windows_as_the_dataset(tmp_pat
     values[3, 1] = 0
     folder = registered(values, start=("2020-01-06",), nonnegative=True)
     frame(values, pd.date_range("2020-01-06", periods=100, freq="h"), "abc").to_csv(tmp_path / "mine.csv")
-    known = open_data("Tiny", folder, 6, 4)
-    mine = open_data("mine", folder, 6, 4, own=OwnFile(str(tmp_path / "mine.csv")))
+    known = WindowedField(load_field("Tiny", folder), 6, 4)
+    mine = WindowedField(load_field("mine", folder, OwnFile(str(tmp_path / "mine.csv"))), 6, 4)
     assert mine.metadata() == known.metadata() and mine.field.node_names == ("a", "b", "c")
     for one, other in zip(known.batches("test", 8), mine.batches("test", 8), strict=True):
         assert torch.equal(one.future, other.future) and torch.equal(one.context.climatology, other.context.climatology)
@@ -527,7 +527,7 @@ def test_missing_values_are_refused_with_the_line_and_the_node_of_the_first(tmp_
 def test_the_support_is_that_of_the_flag_or_of_the_training_part(tmp_path, values, support, nonnegative):
     np.save(tmp_path / "a.npy", values)
     own = OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")
-    data = open_data("a", ROOT, 6, 4, own=own, support=support)
+    data = WindowedField(supported(load_field("a", ROOT, own), support), 6, 4)
     expected = data.training.min() == 0 if support == "auto" else nonnegative
     assert data.field.spec.nonnegative is bool(expected) and (data.support == ANY_VALUE) is not bool(expected)
 
@@ -535,7 +535,7 @@ def test_the_support_is_that_of_the_flag_or_of_the_training_part(tmp_path, value
 def test_values_below_zero_contradict_a_nonnegative_support(tmp_path):
     np.save(tmp_path / "a.npy", VALUES - 20)
     with pytest.raises(ValueError, match="--support nonnegative: a has values down to -"):
-        open_data("a", ROOT, 6, 4, own=OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01"), support="nonnegative")
+        supported(load_field("a", ROOT, OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")), "nonnegative")
 
 
 def test_a_field_that_is_negative_after_a_training_part_from_zero_on_is_not_nonnegative_and_says_so(tmp_path):
@@ -543,7 +543,7 @@ def test_a_field_that_is_negative_after_a_training_part_from_zero_on_is_not_nonn
         values = (VALUES - VALUES.min()).copy()
         values[0, 0], values[40:] = 0, values[40:] + later
         np.save(tmp_path / "a.npy", values)
-        data = open_data("a", ROOT, 6, 4, own=OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01"))
+        data = WindowedField(load_field("a", ROOT, OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")), 6, 4)
         assert data.training.min() == 0 and (data.metadata()["support"] is None) is told
         assert any("smallest training value is 0, but later" in note for note in data.field.notes) is told
 
@@ -593,7 +593,7 @@ def test_a_graph_is_the_same_in_any_kind_of_file(tmp_path):
 
 @pytest.mark.parametrize("text, words", [
     ("from,to,weight\na,b,1\na,x,1\ny,a,1\n", "unknown nodes y, x; the data has a, b, c"),
-    ("from,to,weight\na,b,1\na,b,2\n", "line 3: the edge a to b comes twice"),
+    ("from,to,weight\na,b,1\na,b,2\n", "line 3: the edge a to b occurs twice"),
     ("from,to,weight\na,b,one\n", "line 2: 'one' is not a number"),
     (",a,b,c\na,1,2,3\nb,1,2,3\nd,1,2,3\n", "1 missing: c; 1 unknown to the data: d"),
     ("1,0\n0,1\n", "a graph of shape (2, 2), type float64; expected real numbers, (3, 3)"),

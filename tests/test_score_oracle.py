@@ -6,14 +6,16 @@ import torch
 from conftest import ROOT
 from scipy.stats import norm
 
-from data.synthetic import make_oracle
-from data.windows import open_data
+from data.fields import load_field
+from data.synthetic import OracleSettings, make_oracle
+from data.windows import WindowedField
 from scripts.paper.score_oracle import exact_members, score_exact
 
 
 @pytest.fixture(scope="module")
 def oracle():
-    return open_data("Oracle", ROOT, 12, 12, "cpu", 6, 3000), make_oracle(6, 3000)
+    settings = OracleSettings(6, 3000)
+    return WindowedField(load_field("Oracle", ROOT, oracle=settings), 12, 12), make_oracle(settings)
 
 
 def test_the_quantiles_of_the_exact_law_are_those_of_its_normal_margins_in_the_order_of_its_draws(oracle):

@@ -18,7 +18,7 @@ from data.covariates import read_covariates
 from data.fields import OwnFile, load_field
 from data.stamps import parse_time, stamp, stamp_rule, stamped
 from data.summary import FieldSummary
-from data.windows import WindowedField, open_data
+from data.windows import WindowedField, WindowSettings
 from utils.config import TrainConfig
 from utils.output import forecasts
 from utils.output.forecasts import Forecast, write_forecasts
@@ -179,7 +179,7 @@ def test_offsets_of_no_time_zone_are_noted(tmp_path):
     times[10] = ZONED["UTC"][10].tz_convert("+07:00").isoformat()
     field = opened(saved(tmp_path / "a.csv", times))
     assert (field.calendar.times == instants(ZONED["UTC"][:STEPS])).all()
-    assert any("follow no time zone that is known: outputs have the last one, +01:00" in note for note in field.notes)
+    assert any("follow no known time zone: outputs have the last one, +01:00" in note for note in field.notes)
 
 
 def test_some_stamps_with_and_some_without_an_offset_are_refused(tmp_path):
@@ -262,8 +262,7 @@ def test_covariates_are_matched_by_their_instants_and_local_months(tmp_path):
 
 def test_parts_of_a_split_begin_at_local_times(tmp_path):
     times = pd.date_range("2024-03-20", periods=20 * 24, freq="h", tz="Europe/Berlin")
-    data = open_data("mine", ROOT, 6, 4, own=OwnFile(str(saved(tmp_path / "a.csv", times))),
-                     split="2024-03-30,2024-04-03")
+    data = WindowedField(opened(saved(tmp_path / "a.csv", times)), 6, 4, WindowSettings("2024-03-30,2024-04-03"))
     first = [pd.Timestamp(data.times(int(data.starts[part][0]))[6], tz="UTC") for part in ("validation", "test")]
     assert first == [pd.Timestamp("2024-03-30", tz="Europe/Berlin"), pd.Timestamp("2024-04-03", tz="Europe/Berlin")]
     assert str(data.local_times(int(data.starts["test"][0]))[6]).startswith("2024-04-03T00:00")
@@ -320,7 +319,7 @@ def test_stamps_come_back_in_outputs_as_the_file_has_them(tmp_path, times, endin
 def test_monthly_stamps_without_a_rule_are_noted(tmp_path):
     times = STAMPS["fifteenths"][:STEPS].to_numpy().astype("datetime64[D]") + np.arange(STEPS) ** 2 % 7
     field = opened(saved(tmp_path / "a.csv", times))
-    assert field.notes == ("its monthly times (1999-11-15T00:00, ...) follow no rule that is known: outputs have the "
+    assert field.notes == ("its monthly times (1999-11-15T00:00, ...) follow no known rule: outputs have the "
                            "first of each month",)
     assert str(field.calendar.times[1]) == "1999-12-01T00:00"
 
@@ -535,7 +534,7 @@ def test_a_missing_row_is_a_gap_in_a_long_table_too(tmp_path):
 
 def test_other_faults_are_refused_under_a_mask_too(tmp_path):
     hours = pd.date_range("2024-01-01", periods=STEPS, freq="h")
-    for place, time, words in ((8, hours[7], "it comes twice"), (8, hours[3], "stamps must ascend"),
+    for place, time, words in ((8, hours[7], "it occurs twice"), (8, hours[3], "stamps must ascend"),
                                (8, hours[8] + pd.Timedelta("20min"), "steps must be equally long"),
                                (STEPS - 1, pd.Timestamp("2204-01-01"), "more than there are: is this stamp right")):
         times = hours.delete(place).insert(place, time)
@@ -643,7 +642,7 @@ def test_any_axis_that_is_accepted_is_the_one_that_pandas_and_xarray_read(tmp_pa
     wanted = read.reindex(times if ending != ".nc" else times.tz_localize(None))
     np.testing.assert_array_equal(field.values, wanted.to_numpy(np.float32))
     assert (field.calendar.times == instants(wanted.index)).all()
-    summary = FieldSummary.of(WindowedField(field, 6, 4, split="0.4,0.3,0.3"))
+    summary = FieldSummary.of(WindowedField(field, 6, 4, WindowSettings(split="0.4,0.3,0.3")))
     assert (summary.times(0, len(times)) == instants(wanted.index)).all()
 
 

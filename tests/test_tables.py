@@ -234,7 +234,7 @@ def test_the_third_column_of_a_long_table_is_its_value_under_any_name_and_more_a
     frame.set_index(["station", "date"]).to_parquet(tmp_path / "a.parquet")
     assert is_wide(read_nodes(tmp_path / "a.csv")) and is_wide(read_nodes(tmp_path / "a.parquet"))
     frame.replace({"station": {"a": 1, "b": 2, "c": 3}}).assign(depth=VALUES.ravel()).to_csv(tmp_path / "b.csv")
-    assert "times come twice, as in a long table" in refusal(tmp_path / "b.csv")
+    assert "times occur twice, as in a long table" in refusal(tmp_path / "b.csv")
 
 
 @pytest.mark.parametrize("index", [["time", "node"], ["node", "time"]])

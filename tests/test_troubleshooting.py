@@ -193,7 +193,7 @@ def skipped_hour(folder, _):
     own_table(folder, 0, 1, 3, 4, 5)
 
 
-@provokes("it comes twice")
+@provokes("it occurs twice")
 def repeated_hour(folder, _):
     own_table(folder, 0, 1, 1, 2, 3)
 
@@ -306,7 +306,7 @@ def dates_in_columns(folder, _):
     own_file(folder / "own.csv")
 
 
-@provokes("times come twice")
+@provokes("times occur twice")
 def long_table_of_four_columns(folder, _):
     (folder / "own.csv").write_text("time,id,a,b\n2024-01-01,1,1,2\n2024-01-01,2,3,4\n")
     own_file(folder / "own.csv")

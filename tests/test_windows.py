@@ -9,12 +9,13 @@ from conftest import SHARED, make_field, needs_real_data, parts_of, random_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data.readers
+import data.table
 import data.windows
 from data.constants import ANY_VALUE
+from data.fields import load_field
 from data.fluctuation import fluctuation_scale
 from data.scaling import Scaler
-from data.windows import SPLITS, WindowedField, open_data, split_windows, with_support
+from data.windows import SPLITS, WindowedField, WindowSettings, split_windows, with_support
 
 
 def lengths(starts: dict) -> tuple:
@@ -40,7 +41,7 @@ def test_481_windows_of_504_steps_are_split_289_96_96():
 
 @needs_real_data
 def test_mobilenj_gives_the_published_split_at_its_published_calendar():
-    data = open_data("MobileNJ", SHARED, 12, 12)
+    data = WindowedField(load_field("MobileNJ", SHARED), 12, 12)
     assert lengths(data.starts) == (289, 96, 96) and data.num_nodes == 560 and data.calendar_sizes == (24, 7)
     batch = data.batch(data.starts["test"][-1:])
     raw = np.load(SHARED / "CommTraffic/MobileNJ.npy").reshape(504, 560)
@@ -50,7 +51,7 @@ def test_mobilenj_gives_the_published_split_at_its_published_calendar():
 
 @needs_real_data
 def test_sst_trains_on_the_first_file_and_is_evaluated_on_the_second():
-    data = open_data("SST", SHARED, 12, 12)
+    data = WindowedField(load_field("SST", SHARED), 12, 12)
     assert lengths(data.starts) == (1980 - 23, 360 - 23, 1022 - 360 - 23)
     assert len(data.training) == 1980 and data.calendar_sizes == (12,)
     era5 = np.load(SHARED / "Climate/SST_ERA5.npy").reshape(1022, 500)
@@ -117,7 +118,7 @@ def test_shares_of_the_flag_split_the_windows_and_those_of_the_default_change_no
 
 def test_times_of_the_flag_split_the_targets_so_that_none_belongs_to_two_parts():
     field = make_field(random_values(240, 2))  # from 6 January 2020
-    data = WindowedField(field, 12, 6, split="2020-01-11,2020-01-13T12:00")
+    data = WindowedField(field, 12, 6, WindowSettings(split="2020-01-11,2020-01-13T12:00"))
     first, second = 5 * 24, 7 * 24 + 12
     targets = {split: (data.starts[split] + 12).tolist() for split in SPLITS}
     assert targets["train"] == list(range(12, first - 6 + 1))
@@ -249,7 +250,7 @@ def test_nothing_after_the_training_part_reaches_scaler_or_fluctuation_scale():
 def test_scaler_and_fluctuation_scale_are_of_the_steps_that_training_targets_or_histories_cover(span, steps):
     """504 hours, 12 + 12 steps: 289 training windows, whose histories end before step 300 and targets before 312."""
     values = random_values(504, 4) * np.linspace(1, 3, 504, dtype=np.float32)[:, None]
-    data = WindowedField(make_field(values), 12, 12, training_span=span)
+    data = WindowedField(make_field(values), 12, 12, WindowSettings(training_span=span))
     seen = values[:steps].astype(np.float64)
     assert (data.scaler.mean, data.scaler.std) == pytest.approx((seen.mean(), seen.std(ddof=0)), rel=1e-6)
     wanted = fluctuation_scale(torch.as_tensor(values[:steps]), Scaler(seen.mean(), seen.std()))
@@ -270,16 +271,16 @@ def test_the_three_layouts_of_space_give_the_same_windows(registered):
 
 
 def open_data_of(registered, values, name="Tiny"):
-    return open_data(name, registered(values, name), 6, 4)
+    return WindowedField(load_field(name, registered(values, name)), 6, 4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "int64", "uint16"])
 def test_a_memory_mapped_field_gives_what_a_field_in_memory_gives(registered, monkeypatch, dtype):
     folder = registered(random_values(90, 6).astype(dtype))
-    inside = open_data("Tiny", folder, 6, 4)
-    for module in (data.readers, data.windows):
+    inside = WindowedField(load_field("Tiny", folder), 6, 4)
+    for module in (data.table, data.windows):
         monkeypatch.setattr(module, "MEMORY_LIMIT", 90 * 6 * 4 - 1)
-    mapped = open_data("Tiny", folder, 6, 4)
+    mapped = WindowedField(load_field("Tiny", folder), 6, 4)
     assert inside.field.values.dtype == torch.float32 and str(mapped.field.values.dtype) == f"torch.{dtype}"
     assert mapped.metadata() == inside.metadata()
     assert torch.equal(mapped.fluctuation_scale(), inside.fluctuation_scale())
@@ -387,7 +388,7 @@ def test_data_of_other_values_names_times_or_splits_have_another_fingerprint():
         "two nodes swapped": WindowedField(make_field(values[:, [1, 0, 2, 3, 4]].copy()), 6, 4),
         "other names": WindowedField(dataclasses.replace(make_field(values), node_names=tuple("abcde")), 6, 4),
         "another start": WindowedField(make_field(values, start="2020-01-06T05:00"), 6, 4),
-        "another split": WindowedField(make_field(values), 6, 4, split="0.5,0.2,0.3"),
+        "another split": WindowedField(make_field(values), 6, 4, WindowSettings(split="0.5,0.2,0.3")),
     }
     for what, other in others.items():
         assert other.fingerprint != fingerprint, what

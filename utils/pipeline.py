@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 
+from data.covariates import read_covariates
 from data.fields import Field, OwnFile, load_field
 from data.fluctuation import STATISTICS
 from data.registry import DATASETS, data_dir_from
 from data.scaling import BLOCK
 from data.summary import FieldSummary
-from data.windows import Batch, WindowedField, open_data
+from data.synthetic import OracleSettings
+from data.windows import Batch, WindowedField, WindowSettings, supported
 from models import (
     DENOISERS,
     ENDPOINTS,
@@ -60,8 +62,17 @@ def own_file(settings: dict) -> OwnFile | None:
     """The user's own file of a configuration, None for a dataset of the registry."""
     if not settings["data_path"]:
         return None
-    return OwnFile(settings["data_path"], settings["freq"], settings["start"], settings["variable"],
-                   settings["node_table"], settings["graph"], settings["unit"])
+    return OwnFile(**{item.name: settings[item.name] for item in dataclasses.fields(OwnFile)})
+
+
+def oracle_settings(settings: dict) -> OracleSettings:
+    """The synthetic field of a configuration."""
+    return OracleSettings(**{name: settings[f"oracle_{name}"] for name in ("nodes", "steps", "length_scale", "skew")})
+
+
+def window_settings(settings: dict) -> WindowSettings:
+    """How a configuration splits and standardizes its field."""
+    return WindowSettings(**{item.name: settings[item.name] for item in dataclasses.fields(WindowSettings)})
 
 
 def open_windows(settings: dict, data_dir: str, device: torch.device | str,
@@ -70,12 +81,15 @@ def open_windows(settings: dict, data_dir: str, device: torch.device | str,
 
     like: see `data.fields.load_field`.
     """
-    settings = {**dataclasses.asdict(PretrainConfig()), "scaling": "field", **settings}  # one may be older than a flag
-    data = open_data(settings["data_name"], data_dir_from(data_dir), settings["history_len"], settings["predict_len"],
-                     device, settings["oracle_nodes"], settings["oracle_steps"], settings["oracle_length_scale"],
-                     own_file(settings), settings["split"], settings["support"], settings["missing"],
-                     settings["null_value"], settings["covariates"], settings["lags"], settings["training_span"],
-                     settings["oracle_skew"], like, settings["scaling"])
+    field = load_field(settings["data_name"], data_dir_from(data_dir), own_file(settings), settings["missing"],
+                       settings["null_value"], oracle_settings(settings), like)
+    field = supported(field, settings["support"])
+    covariates = None
+    if path := settings["covariates"]:
+        covariates = read_covariates(path, field.calendar, field.node_names)
+        field = field.with_notes(*(f"--covariates {path}: {note}" for note in covariates.notes))
+    data = WindowedField(field, settings["history_len"], settings["predict_len"], window_settings(settings), covariates,
+                         device)
     for note in data.field.notes:
         print(f"note: {data.field.name}: {note}", file=sys.stderr)
     return data
@@ -123,9 +137,8 @@ def open_run_field(content: dict, data_dir: str, data_path: str = "") -> tuple[F
     field, config = FieldSummary.from_state(content["field"]), content["config"]
     config = config | {"node_table": "", "graph": "", "covariates": ""}  # the checkpoint holds what a forecast needs
     config = config | {"data_path": data_path, "start": ""} if data_path else located(config)  # the start of its own
-    found = load_field(config["data_name"], data_dir_from(data_dir), config["oracle_nodes"], config["oracle_steps"],
-                       config["oracle_length_scale"], own_file(config), "mask", config["null_value"],
-                       config["oracle_skew"], like=field)
+    found = load_field(config["data_name"], data_dir_from(data_dir), own_file(config), "mask", config["null_value"],
+                       oracle_settings(config), field)
     for note in found.notes:
         print(f"note: {config['data_path']}: {note}", file=sys.stderr)
     return found, field.step_at(found.calendar.times[found.segments[-1][0]])

@@ -20,7 +20,7 @@ from data.windows import WindowedField
 from models.quantiles import reorder
 from utils.config import FlagParser, output_path
 from utils.output.tables import markdown
-from utils.pipeline import open_windows
+from utils.pipeline import open_windows, oracle_settings
 from utils.program import run_main
 from utils.scores.evaluation import evaluate_ensemble, joint_scores
 from utils.scores.joint import correlation_curve
@@ -106,8 +106,8 @@ def compare(folder: Path) -> dict:
     if "members" not in ours:
         raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
     data = open_windows(config, "", "cpu")
-    steps, nodes = data.field.values.shape
-    oracle = make_oracle(nodes, steps, length_scale=config["oracle_length_scale"], skew=config["oracle_skew"])
+    oracle = make_oracle(oracle_settings(config))
+    steps, nodes = oracle.values.shape
     exact = score_exact(data, oracle, ours["members"], limit=config["test_windows"], ensemble=ours["ensemble"])
     run = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
                                          "recipe", "sampler", "sample_steps", "best_epoch", "epochs")}
@@ -118,7 +118,7 @@ def compare(folder: Path) -> dict:
         "exact": {name: exact[name] for name in SHOWN if name in ours},
         "ratio": {name: ours[name] / exact[name] for name in SHOWN if name in ours},
         **({"joint": compare_joint(ours["joint"], exact["joint"], law_curve(data, oracle))}
-           if "joint" in ours and not oracle.skew else {}),  # the correlation of a skewed law depends on the history
+           if "joint" in ours and not config["oracle_skew"] else {}),  # with a skew, correlation depends on the history
     }
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from data.constants import QUANTILE_LEVELS
-from data.readers import MEMORY_LIMIT
+from data.table import MEMORY_LIMIT
 from models import build_forecaster, build_mean_model, ensemble_drawer
 from scripts.check_data import saved_bytes
 from tests.tools.benchmark_speed import seconds_of

@@ -1,0 +1,259 @@
+"""Tables of columns as (time, node): which column holds times, nodes or values, and which is no node."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .stamps import PLAUSIBLE_YEARS, Stamps, holds_times, read_stamps, stamp
+from .table import INDEX, NODE_NAMES, QUALITY, TIME_NAMES, Table, as_tensor, check_finite, find, listed, repeated
+
+VALUE_NAMES = ("value", "y", "target")
+PARTS = {"year": None, "month": 12, "day": 31, "hour": 24, "minute": 59, "second": 59}
+"""Columns that hold parts of a time, each with its largest value."""
+MONTHS = {"jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"}
+YEAR, DATE = re.compile(r"(1[89]|20|21)\d\d"), re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ].*)?|\d{4}-\d{2}")
+COUNTER = re.compile(r"(s\.?)?no\.?|nr\.?|#|id|idx|seq|obs|record|row|row[_ .]?(id|no|nr|num|number|index|names?)",
+                     re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of a table stand in its file: `rows(k)` is the place of row k, for messages."""
+
+    source: str
+    numbers: np.ndarray
+    word: str
+
+    def __call__(self, row: int) -> str:
+        return f"{self.source}: {self.word} {self.numbers[row]}"
+
+
+def from_frame(frame: pd.DataFrame, rows: Rows, notes: tuple[str, ...] = ()) -> Table:
+    """A table of columns as (time, node).
+
+    wide: a time column and one column of values per node; the time column has one of TIME_NAMES or is the first one,
+          if that holds times; it may be absent
+    long: three columns: time, node, value; the rows in any order, absent pairs are missing values
+    Columns that are certainly no nodes are left out with a note, see `_foreign`.
+    Raises: ValueError naming the first bad row.
+    """
+    foreign = _foreign(frame)
+    frame = frame.drop(columns=list(foreign))
+    for what in dict.fromkeys(foreign.values()):
+        these = [name or "the first column" for name in foreign if foreign[name] == what]
+        notes += (f"{listed(these)}: left out, {what}",)
+    columns = list(frame.columns)
+    time = find(columns, TIME_NAMES[:-1])
+    if time is None and columns and ("" in columns or holds_times(frame.iloc[:, 0])):
+        time = "" if "" in columns else columns[0]
+    frame, time = _with_time_column(frame, time, rows)
+    if frame.empty or len(frame.columns) == (time is not None):
+        raise ValueError(f"{rows.source}: {len(frame)} rows of columns {listed(columns)}; expected a time "
+                         "column and one column per node, or the columns time, node, value")
+    columns = list(frame.columns)
+    node, value = (find(columns, names) for names in (NODE_NAMES, VALUE_NAMES))
+    stamps = None if time is None else read_stamps(frame[time], rows)
+    repeated_times = None not in (time, node) and bool(pd.Series(stamps.axis).duplicated().any())
+    if value is None and repeated_times and len(columns) == 3 and find([time], TIME_NAMES):
+        value, = {*columns} - {time, node}  # a row per time and node: the third column holds the values
+    if None not in (time, node, value):
+        if len(columns) > 3:
+            raise ValueError(f"{rows.source}: columns {listed(columns)}; a long table has three: time, node, value")
+        table = _from_long(frame[node], numbers(frame[value], rows), stamps, rows)
+    else:
+        nodes = [column for column in columns if column != time]
+        values = np.stack([numbers(frame[name], rows) for name in nodes], axis=1)
+        if repeated_times:
+            raise ValueError(f"{rows.source}: columns {listed(columns)}: times occur twice, as in a long table, which "
+                             "has three: time, node, value")
+        table = Table(as_tensor(values, rows.source), rows=rows.numbers, row_word=rows.word, node_names=tuple(nodes)
+                      ).with_stamps(stamps)
+    return replace(table, notes=notes + table.notes)
+
+
+def from_data_frame(frame: pd.DataFrame, source: str) -> Table:
+    """A table of the columns of a frame; its index gives the times where it holds any, its columns the names.
+
+    Column names are ignored where pandas numbered the columns.
+    Raises: ValueError for what is no number, or no time.
+    """
+    index, rows = pd.Series(frame.index), Rows(source, np.arange(len(frame)), "row")
+    stamps = read_stamps(index, rows) if holds_times(index) else None
+    columns = [numbers(frame.iloc[:, place].rename(str(name)), rows) for place, name in enumerate(frame.columns)]
+    return Table(
+        torch.from_numpy(np.stack(columns, axis=1)) if columns else torch.zeros(len(frame), 0),
+        rows=rows.numbers, row_word=rows.word,
+        node_names=None if isinstance(frame.columns, pd.RangeIndex) else tuple(map(str, frame.columns)),
+    ).with_stamps(stamps)
+
+
+def check_columns(names: list[str], source: str, below: Sequence[str] = ()) -> None:
+    """Raises: ValueError for no names, repeated names, and what is no name: values, dates, control characters.
+
+    below: the cells of the row below the names.
+    """
+    if not names:
+        raise ValueError(f"{source}: blank; expected the names of the columns")
+    if any(unicodedata.category(character) == "Cc" for name in names for character in name):
+        raise ValueError(f"{source}: not a readable table: control characters in the names of its columns")
+    twice = repeated(filter(None, names))
+    if holds_values(names) and (twice or not all(name.isdigit() for name in names)):
+        raise ValueError(f"{source}: values ({listed(names)}) where the names of the columns are expected")
+    if twice:
+        raise ValueError(f"{source}: columns named twice: {listed(twice)}")
+    dates = [name for name in names[1:] if YEAR.fullmatch(name) or DATE.fullmatch(name)]
+    if 2 * len(dates) > max(2, len(names)) and not names[0].isdigit() and find(names[:1], TIME_NAMES[:-1]) is None and (
+            not below or not DATE.fullmatch(below[0])):
+        raise ValueError(f"{source}: dates ({listed(dates)}) where the names of the nodes are expected, so places are "
+                         "in rows; write a row per time and a column per node (frame.T in pandas)")
+
+
+def holds_values(cells: list[str]) -> bool:
+    """Whether a line holds numbers, perhaps after a date; the first column of a header may have no name."""
+    numeric = [cell for cell in cells[bool(cells and DATE.fullmatch(cells[0])):] if cell]
+    return bool(numeric and cells[0] and pd.to_numeric(pd.Series(numeric, dtype=str), errors="coerce").notna().all())
+
+
+def numbers(column: pd.Series, rows: Rows) -> np.ndarray:
+    """A column as real numbers, NaN where it is empty.
+
+    Raises: ValueError naming the first row that holds something else, or no finite number.
+    """
+    parsed = column
+    if column.dtype.kind in "bMmc":
+        raise ValueError(f"{rows.source}: column {column.name} is of type {column.dtype}; expected numbers")
+    if column.dtype.kind not in "iuf":
+        parsed = pd.to_numeric(column, errors="coerce")
+        wrong = (parsed.isna() & column.notna()).to_numpy()
+        if wrong.any():
+            row = int(wrong.argmax())
+            found = str(column.iloc[row])
+            hint = ("; write 1234.5, not 1.234,5 or 1,234.5" if "," in found and any(map(str.isdigit, found)) else
+                    "; a long table has three columns: time, node, value" if wrong.all() else "")
+            raise ValueError(f"{rows(row)}, column {column.name}: {found!r} is not a number{hint}")
+    values = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
+    check_finite(values[:, None], rows.source,
+                 lambda row, _: f"{rows.word} {rows.numbers[row]}, column {column.name}")
+    return values
+
+
+def _foreign(frame: pd.DataFrame) -> dict[str, str]:
+    """The columns of a table that are certainly no nodes, each with what it is."""
+    columns, found = list(frame.columns), {}
+    time, node, value = (find(columns, names) for names in (TIME_NAMES[:-1], NODE_NAMES, VALUE_NAMES))
+    long = None not in (time, node) and (value is not None or bool(frame[time].duplicated().any()))
+    for name, column in frame.items():
+        match, kind = QUALITY.fullmatch(name), column.dtype.kind
+        if not (long and name == node) and _numbers_rows(column, years=time is None):
+            found[name] = "it numbers the rows"
+        elif INDEX.fullmatch(name) and column.isna().all():
+            found[name] = "empty"
+        elif long and name in (time, node, value) or kind in "mM" or find([name], TIME_NAMES):
+            continue
+        elif isinstance(column.dtype, pd.CategoricalDtype):
+            found[name] = "a category, as the folders of a Parquet table are"
+        elif match and (long or kind in "Ob") and {*match.groups()} & {*columns}:
+            found[name] = "a quality flag"
+        elif len(column) > 1 and (column == column.iloc[0]).all() and (
+                long and value or name == node or kind == "O" and not str(column.iloc[0])[:1].isdigit()):
+            found[name] = "the same in every row"
+    return found if {*columns} - {*found} - {time} else {}  # else nothing would be left
+
+
+def _numbers_rows(column: pd.Series, years: bool) -> bool:
+    """Whether a column numbers the rows: whole numbers, each one more than the one before, under a name that says so.
+
+    Under a name that pandas gives an index, also distinct numbers, or numbers most of which are one more.
+    years: a column without a name may hold years.
+    """
+    index, name = INDEX.fullmatch(column.name), column.name
+    if column.dtype.kind in "mMb" or not (index or COUNTER.fullmatch(name)):
+        return False
+    values = pd.to_numeric(column, errors="coerce")
+    if values.isna().any() or (values % 1 != 0).any() or years and not name and values.isin(PLAUSIBLE_YEARS).all():
+        return False
+    up = values.diff().iloc[1:] == 1
+    return bool(up.all() or index and (values.is_unique or up.mean() > 0.5))
+
+
+def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, rows: Rows) -> Table:
+    """Pairs (time, node) as a table: steps in the order of time, nodes in the order of their first row."""
+    if node.isna().any():
+        raise ValueError(f"{rows(int(node.isna().to_numpy().argmax()))}: no node is named")
+    times = stamps.axis
+    steps, first, step = np.unique(times, return_index=True, return_inverse=True)
+    place, names = pd.factorize(node.astype(str))
+    pair = step * len(names) + place
+    twice = pd.Series(pair).duplicated().to_numpy()
+    if twice.any():
+        row, before = int(twice.argmax()), int((pair == pair[twice.argmax()]).argmax())
+        time = times[row] if stamps.times is None else stamp(times[row], stamps.zone)
+        raise ValueError(f"{rows(row)}: time {time} of node {names[place[row]]} occurs twice, first in "
+                         f"{rows.word} {rows.numbers[before]}")
+    values = np.full((len(steps), len(names)), np.nan)
+    values[step, place] = value
+    stamps = replace(stamps, **{"counts" if stamps.times is None else "times": steps})
+    return Table(as_tensor(values, rows.source), rows=rows.numbers[first], row_word=rows.word,
+                 node_names=tuple(names)).with_stamps(stamps)
+
+
+def _with_time_column(frame: pd.DataFrame, time: str | None, rows: Rows) -> tuple[pd.DataFrame, str | None]:
+    """A table with its times in one column, and the name of that: of year, month, day, hour; or date and time.
+
+    time: the column of times that was found.
+    Raises: ValueError where these columns hold no times.
+    """
+    lower = {str(name).lower(): name for name in reversed(frame.columns)}
+    if time is not None:
+        date = lower.get("date", time)
+        clock = next((lower[name] for name in ("time", "hour") if name in lower and lower[name] != date), None)
+        hours = None if clock is None else _time_of_day(frame[clock])
+        days = None if hours is None else read_stamps(frame[date], rows)
+        if days is None or days.zone or days.times is None or (days.times != days.times.astype("datetime64[D]")).any():
+            return frame, time
+        times, used = pd.Series(days.times) + hours, [date, clock]
+    else:
+        used = [lower[part] for part in PARTS if part in lower]
+        if "year" not in lower:
+            return frame, None
+        if MONTHS <= {name[:3] for name in lower}:
+            raise ValueError(f"{rows.source}: a row for each year and a column for each month; write a row for each "
+                             "month, its time in one column, as 2013-01")
+        if len(used) == 1:
+            return frame.rename(columns={used[0]: "time"}), "time"
+        if "month" not in lower or ("day" not in lower and len(used) > 2):
+            raise ValueError(f"{rows.source}: columns {', '.join(map(str, used))}; expected year, month and, for "
+                             "shorter steps, day, hour, minute and second, or one column of times")
+        parts = {part: pd.to_numeric(frame[lower[part]], errors="coerce") for part in PARTS if part in lower}
+        days = pd.DataFrame({"year": parts["year"], "month": parts["month"], "day": parts.get("day", 1)})
+        times = pd.to_datetime(days, errors="coerce").astype("datetime64[s]")
+        for part in ("hour", "minute", "second"):
+            if part in parts:
+                times += pd.to_timedelta(parts[part].where(parts[part].between(0, PARTS[part])), unit=part)
+        if times.isna().any():
+            row = int(times.isna().to_numpy().argmax())
+            cells = ", ".join(f"{name} {frame[name].iloc[row]}" for name in used)
+            raise ValueError(f"{rows(row)}: {cells} is no time")
+    others = frame.drop(columns=used)
+    others.insert(0, "time", times.to_numpy())
+    return others, "time"
+
+
+def _time_of_day(column: pd.Series) -> pd.Series | None:
+    """Cells 18:00 or 18:00:00, hours 0 to 24, or 1800, as time deltas; None where they are something else."""
+    text = column.astype(str).str.strip()
+    if text.str.fullmatch(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?").all():
+        return pd.to_timedelta(text.where(text.str.count(":") > 1, text + ":00")).reset_index(drop=True)
+    hours = pd.to_numeric(text, errors="coerce")
+    if hours.max() > 24 and (hours % 100 < 60).all():
+        hours = hours // 100 + hours % 100 / 60
+    elif (hours % 1 != 0).any():
+        return None
+    if hours.between(0, 24).all() and hours.nunique() > 1:
+        return pd.to_timedelta(hours.reset_index(drop=True) * 3600, unit="s").dt.round("s")
+    return None

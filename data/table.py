@@ -1,0 +1,184 @@
+"""What every reader makes of a file: one table (time, node), its values checked for what cannot be a field."""
+
+import importlib
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .scaling import BLOCK, LARGEST_WHOLE
+from .stamps import Stamps
+
+MEMORY_LIMIT = 1 << 30  # bytes as float32; a larger .npy stays on disk as a memory map
+TIME_NAMES = ("time", "date", "datetime", "timestamp", "valid_time", "ds", "")  # "": an index without a name
+NODE_NAMES = ("node", "name", "station", "sensor", "site", "station_name", "id", "unique_id", "item_id", "node_id",
+              "sensor_id", "station_id", "site_id", "series_id", "timeseries_id")
+LATITUDE_NAMES = ("lat", "latitude", "nav_lat", "xlat", "clat")
+LONGITUDE_NAMES = ("lon", "longitude", "lng", "long", "nav_lon", "xlong", "clon")
+MARK = "(?:qc|qa|qf|flags?|quality|status|quality_flag)"
+QUALITY = re.compile(rf"(.+)[_ .-]{MARK}|{MARK}[_ .-](.+)", re.IGNORECASE)
+"""Name of a column or variable with the quality flags of another one, whose name is the rest."""
+INDEX = re.compile(r"(unnamed: \d+|index|level_\d+|__index_level_\d+__)?", re.IGNORECASE)
+"""Names that pandas gives an index where it writes it."""
+LOST = 0.01  # share of a change that rounding may be
+SHOWN = 5  # names that a message lists; of more it gives the number
+
+
+@dataclass(frozen=True)
+class Table:
+    """Content of a file: values (time, node) in physical units, NaN where one is missing, and its metadata.
+
+    values       float32 in memory, float64 where float32 would lose information (`needs_float64`), or as stored in a
+                 memory map where that is larger than MEMORY_LIMIT
+    times        (time,) datetime64[s], in UTC where there is a time zone, or None; not yet checked to be regular
+    rows         (time,) the line or row of each stamp in the file, counted from 1, None where it has none
+    row_word     "line" or "row"
+    node_names   as in the file, or None
+    coordinates  (node, 2) latitude and longitude in degrees, or None
+    unit         as the file states it, or ""
+    grid         (rows, columns) of which the nodes are the places in row-major order, or None
+    axes         latitudes of the rows and longitudes of the columns, where they are that regular, or None
+    kept         places of the grid that the nodes are, where places without any value (land) were left out, or None
+    zone, counts  of the stamps, see `stamps.Stamps`
+    calendar     of a climate model, whose days are not those of real years, else ""
+    notes        what was changed or left out, for the user
+    """
+
+    values: Tensor
+    times: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    row_word: str = "line"
+    node_names: tuple[str, ...] | None = None
+    coordinates: np.ndarray | None = None
+    unit: str = ""
+    grid: tuple[int, int] | None = None
+    axes: tuple[np.ndarray, np.ndarray] | None = None
+    kept: np.ndarray | None = None
+    zone: str = ""
+    counts: np.ndarray | None = None
+    calendar: str = ""
+    notes: tuple[str, ...] = ()
+
+    def where(self, step: int) -> str:
+        """The place of a time step in the file: its line, else its number from 0."""
+        return f"time step {step}" if self.rows is None else f"{self.row_word} {self.rows[step]}"
+
+    def with_notes(self, *notes: str, **changes) -> "Table":
+        """The table with more notes, and other changes."""
+        return replace(self, notes=(*self.notes, *notes), **changes)
+
+    def with_stamps(self, stamps: Stamps | None) -> "Table":
+        """The table with the stamps of its file, if any, and their notes."""
+        if stamps is None:
+            return self
+        return self.with_notes(*stamps.notes, times=stamps.times, zone=stamps.zone, counts=stamps.counts)
+
+    def at(self, places: np.ndarray, **changes) -> "Table":
+        """The table of some of its nodes, in this order, with other changes."""
+        names, coordinates = self.node_names, self.coordinates
+        return replace(self, values=self.values[:, torch.from_numpy(places)],
+                       node_names=names and tuple(names[place] for place in places),
+                       coordinates=None if coordinates is None else coordinates[places], **changes)
+
+
+def as_tensor(array: np.ndarray, source: str) -> Tensor:
+    """An array (time, ...) as a tensor (time, node): in float32, in float64 where float32 would lose information, or as
+    stored where it would not fit into memory.
+
+    Accepted: real numbers, (T,V), (T,H,W) or (T,V,1), at least one step and one node; space in row-major order.
+    NaN, a missing value, is kept; a value that is infinite in float32 is refused.
+    Raises: ValueError that begins with `source`.
+    """
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{source}: values of type {array.dtype}; expected integers or real numbers")
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"{source}: shape {array.shape}; expected (time, node), (time, height, width) or "
+                         "(time, node, 1), none of them empty")
+    values = array.reshape(len(array), -1)
+    check_finite(values, source, lambda step, node: f"time step {step}, node {node}")
+    if array.nbytes // array.itemsize * 4 <= MEMORY_LIMIT or array.dtype.byteorder == ">":
+        values = np.ascontiguousarray(values, dtype=np.float64 if needs_float64(values) else np.float32)
+    return torch.from_numpy(values)
+
+
+def needs_float64(values: np.ndarray) -> bool:
+    """Whether float32 would lose information in values (time, node): a whole number would become another one, or at
+    half of the steps at which a node changes the rounding is more than LOST of the change."""
+    if values.dtype.itemsize < 4 or values.dtype == np.float32:
+        return False
+    changes, lost = (np.zeros(values.shape[1], dtype=np.int64) for _ in range(2))
+    for first in range(0, len(values), BLOCK):
+        block = values[first:first + BLOCK + 1].astype(np.float64)
+        size = np.abs(block)
+        rounding = np.abs(block - block.astype(np.float32))
+        if ((rounding > 0) & (size > LARGEST_WHOLE) & (size < 2.0**53) & (block == np.round(block))).any():
+            return True
+        change = np.abs(np.diff(block, axis=0))
+        changes += (change > 0).sum(0)
+        lost += ((change > 0) & (rounding[1:] > LOST * change)).sum(0)
+    return bool((lost > changes / 2).any())
+
+
+def check_finite(values: np.ndarray, source: str, place: Callable[[int, int], str]) -> None:
+    """Refuse values (time, node) that are infinite in float32; place(step, node) says where one is.
+
+    Raises: ValueError.
+    """
+    for first in range(0, len(values), BLOCK) if values.dtype.kind == "f" else ():
+        wrong = np.abs(values[first:first + BLOCK]) > np.finfo(np.float32).max
+        if wrong.any():
+            step, node = np.argwhere(wrong)[0]
+            raise ValueError(f"{source}: value {values[first + step, node]} at {place(first + step, node)}; expected "
+                             "finite numbers")
+
+
+def outside_the_earth(coordinates: np.ndarray) -> np.ndarray:
+    """Which places (node, 2) have no latitude from -90 to 90, or no longitude from -180 to 360 degrees."""
+    return ~((np.abs(coordinates[:, 0]) <= 90) & (-180 <= coordinates[:, 1]) & (coordinates[:, 1] <= 360))
+
+
+def note_large(path: Path, needed: int) -> None:
+    """Print a note, before a file is read, that it will take much memory."""
+    if needed > MEMORY_LIMIT:
+        print(f"note: {path}: reading it may take {needed / 2**30:.1f} GiB of memory; a field in .npy stays on disk",
+              file=sys.stderr)
+
+
+def optional(package: str, path: Path):
+    """Import a package that only some kinds of files need.
+
+    Raises: ValueError that names it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(f"{path}: reading it needs the package {package}: pip install -r requirements-extras.txt"
+                         ) from error
+
+
+def unreadable(path: Path | str, kind: str, error: Exception) -> ValueError:
+    """The error for a damaged file, in one line."""
+    detail = "it holds Python objects, which are never loaded" if "allow_pickle" in str(error) else (
+        " ".join(str(error).split()))
+    return ValueError(f"{path}: not a readable {kind}: {detail}")
+
+
+def find(names: Iterable[str], accepted: tuple[str, ...]) -> str | None:
+    """The first of `names` that is an accepted one, in any case of letters."""
+    return next((name for name in names if str(name).lower() in accepted), None)
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def listed(names: list) -> str:
+    """Names as text, the first few of them."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(map(str, names[:SHOWN])) or "none") + more
