@@ -10,10 +10,10 @@ from scripts.paper.collect_results import (
     SCORES,
     ahead,
     differences,
-    joint_ladder,
-    ladder,
+    joint_table,
     read_joint,
     read_runs,
+    score_table,
     with_definitions,
     write_joint,
 )
@@ -45,7 +45,7 @@ def test_a_run_without_joint_scores_is_left_out_of_their_table_alone(runs):
 
 def test_every_joint_score_stands_beside_its_control(runs):
     found = read_joint(runs)
-    head, rows = joint_ladder(found)
+    head, rows = joint_table(found)
     assert head == ["method", "members", "CRPS", *(name for name in JOINT if "neighbourhoods" not in name), "seeds"]
     row = dict(zip(head, next(row for row in rows if row[0] == "cost"), strict=True))
     numbers = found[found.method == "cost"].iloc[0]
@@ -70,7 +70,7 @@ def test_ensembles_of_another_kind_are_not_compared_with_intervals_and_stand_in_
     quantiles = runs[runs.method == "persistence"].assign(ensemble="quantiles", CRPS=0.1)
     both = pd.concat([runs, quantiles])
     assert [row[:2] for row in differences(both, 2)[1]] == [["gaussian", "random"], ["persistence", "random"]]
-    head, rows = ladder(both, pd.DataFrame(columns=["data_name", "method", *SCORES]))
+    head, rows = score_table(both, pd.DataFrame(columns=["data_name", "method", *SCORES]))
     assert [row[:2] for row in rows].count(["persistence", "quantiles"]) == 1 and len(rows) == 4
     assert head.index("CRPS") == 2 and rows[-1][2] == "**0.1000**"
 

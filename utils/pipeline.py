@@ -375,7 +375,7 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
     scores, windows = evaluate_ensemble(
         draw, data.batches(split, windows_at_once, limit=settings["test_windows"]), physical,
         (settings["nsample"], data.predict_len, data.num_nodes),
-        settings["members"] == "quantiles" or settings["margin"] == "empirical", processes, watch,
+        "quantiles" if settings["margin"] == "empirical" else settings["members"], processes, watch,
         settings["threshold"],
     )
     return {

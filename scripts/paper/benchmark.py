@@ -192,7 +192,7 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
     scores, windows = evaluate_ensemble(
         baseline_drawer(method.baseline, data, model, settings, method.members),
         data.batches(task.split, WINDOWS_AT_ONCE, limit=task.test_windows), data.scaler.physical,
-        (config.nsample, config.predict_len, data.num_nodes), method.members == "quantiles",
+        (config.nsample, config.predict_len, data.num_nodes), method.members,
     )
     common = {key: settings[key] for key in ("data_name", "history_len", "predict_len", "seed")}
     return {**common, "split": task.split, **scores, **facts, "seconds_sample": time.perf_counter() - start}, windows

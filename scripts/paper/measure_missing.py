@@ -62,7 +62,7 @@ def scores_of(run: Path, truth: torch.Tensor, hidden: torch.Tensor, device: torc
         members = data.scaler.physical(draw(batch)).cpu()
         for part, counts in (("left", ~hidden[targets]), ("hidden", hidden[targets])):
             scores[part].update(members, truth[targets], counts)
-    found = {part: each.compute(settings["members"] == "quantiles") for part, each in scores.items()}
+    found = {part: each.compute(settings["members"]) for part, each in scores.items()}
     return {part: {name: each[name] for name in SHOWN} for part, each in found.items()}
 
 

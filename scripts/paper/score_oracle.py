@@ -59,7 +59,7 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
         return data.scaler.standardize(exact_members(law, members, generator, ensemble))
 
     scores, _ = evaluate_ensemble(draw, data.batches("test", 8, limit=limit), data.scaler.physical,
-                                  (members, data.predict_len, data.num_nodes), ensemble == "quantiles")
+                                  (members, data.predict_len, data.num_nodes), ensemble)
     return scores
 
 

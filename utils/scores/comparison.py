@@ -1,20 +1,18 @@
-"""Is one forecast better than another, or were the test windows kind to it? Paired over the same windows."""
+"""Paired differences of two forecasts on the same windows, with intervals."""
 
 import math
 
 import torch
 from scipy.special import stdtrit
 
+from utils.scores import metrics
+from utils.scores.joint import AGGREGATES
+from utils.scores.metrics import FIELDS
+
 SCORES = {  # numerator and denominator in what `evaluate_ensemble` returns of windows; None: a mean over windows
-    "CRPS": ("crps", "abs_truth"),
-    "CRPS_fair": ("crps_fair", "abs_truth"),
-    "CRPS_sum": ("crps_sum", "abs_truth_sum"),
-    "IS": ("interval_score", "targets"),
-    "MAE_median": ("error_median", "targets"),
-    "energy_score": ("energy_score", None),
-    "variogram_score": ("variogram_score", None),
-    **{f"CRPS_{name}": (f"crps_{name}", f"abs_truth_{name}")
-       for name in ("regions", "neighbourhoods", "max", "increments")},
+    **{name: (score.column, None if score.per in FIELDS else score.per)
+       for name, score in metrics.SCORES.items() if score.by_window},
+    **{f"CRPS_{name}": (f"crps_{name}", f"abs_truth_{name}") for name in AGGREGATES},
 }
 COVERAGE = 0.95
 FEWEST_BLOCKS = 8  # independent blocks of windows; of fewer no interval is given

@@ -35,12 +35,12 @@ def progress(batches, text: str):
 
 
 def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
-                      equidistant: bool = False, processes: Processes = ALONE,
+                      kind: str = "random", processes: Processes = ALONE,
                       watch=None, threshold: float | None = None, joint: bool = True) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
     draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units, float64;
-    shape (member, horizon, node); equidistant: see `EnsembleScores.compute`, threshold: `EnsembleScores`;
+    shape (member, horizon, node); kind: see `EnsembleScores.compute`, threshold: `EnsembleScores`;
     watch(members, truth, observed), where given, sees every batch of this process too, in physical units. Returns the
     dict of the scores, `joint` among them unless that is off (see `joint.JointScores`, `texture.TextureScores`), and
     those of every window with its `start`, which `utils.scores.comparison` pairs forecasts by.
@@ -63,7 +63,7 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
         each.sums = {name: processes.add(value) for name, value in each.sums.items()}
     windows = {name: processes.join_rows(value) for name, value in
                {**scores.by_window(), **(together.by_window() if joint else {}), "start": torch.cat(starts)}.items()}
-    found = scores.compute(equidistant)
+    found = scores.compute(kind)
     found["per_node"] = named_nodes(found["per_node"], data.field.node_names)
     if not joint:
         return found, windows

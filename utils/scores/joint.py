@@ -1,8 +1,7 @@
-"""Scores that see how nodes and steps go together, each beside that of the same members without dependence.
+"""Scores of sums, maxima, increments and correlations, each beside that of the same members without dependence.
 
-The control has every number of the ensemble once more. Its members are those of the ensemble, put in another order at
-every node (for what is scored in space) or at every step (for what is scored in time): margins stay, dependence goes.
-What lies between the two, the dependence has earned.
+The control is the ensemble with its members in another order at every node (for scores in space) or at every step (for
+scores in time): margins stay, dependence goes. The difference to the control is what the dependence is worth.
 """
 
 import random
@@ -29,22 +28,24 @@ from utils.training.reproducibility import key, keyed_normal
 REGIONS, CENTRES, NEIGHBOURS = 32, 64, 9  # random regions; at most so many neighbourhoods, of so many nodes each
 MAX_CORRELATED_NODES, CORRELATION_BINS = 128, 20
 CONTROL = "control "  # what names of the control's sums begin with
-BY_WINDOW = tuple(f"{what}_{name}" for name in ("regions", "neighbourhoods", "max", "increments")
-                  for what in ("crps", "abs_truth"))
+AGGREGATES = "regions", "neighbourhoods", "max", "increments"
+BY_WINDOW = tuple(f"{what}_{name}" for name in AGGREGATES for what in ("crps", "abs_truth"))
+SCORES = ("CRPS_sum", *(f"CRPS_{name}" for name in AGGREGATES), "energy_score", "variogram_score")
+"""Those whose values a table compares; by distance, lag and rank there are others."""
 
 
-# --- which nodes, and in which order ------------------------------------------------------------------------
+# --- sets of nodes, and the control -------------------------------------------------------------------------
 
-def drawn(num_nodes, size, draw=None):
-    """Some nodes in their order, drawn once and for all: they follow from the numbers. Shapes: -> (size,)."""
-    return torch.tensor(sorted((draw or random.Random(num_nodes)).sample(range(num_nodes), size)))
+def random_nodes(num_nodes, size, generator=None):
+    """Some nodes in ascending order, the same ones each time: they follow from the numbers. Shapes: -> (size,)."""
+    return torch.tensor(sorted((generator or random.Random(num_nodes)).sample(range(num_nodes), size)))
 
 
 def random_regions(num_nodes):
     """Sets of nodes, from two of them to all, sizes evenly spread in logarithm. Shapes: -> a list of (size,)."""
-    draw = random.Random(num_nodes)
+    generator = random.Random(num_nodes)
     sizes = np.geomspace(min(2, num_nodes), num_nodes, REGIONS).round().astype(int).tolist()
-    return [drawn(num_nodes, size, draw) for size in sizes]
+    return [random_nodes(num_nodes, size, generator) for size in sizes]
 
 
 def shuffled(members, start, axis):
@@ -80,10 +81,10 @@ def autocorrelation(covariance):
 
 
 def correlation_curve(pairs, distances):
-    """Mean correlation of pairs of nodes that are about so far apart; each weighs as much as its nodes vary.
+    """Mean correlation of pairs of nodes in bins of their distance, weighted by the variation of their nodes.
 
-    pairs: see `JointScores.correlations`; distances: those of its pairs, and their unit, or None: then pairs are put
-    together by the correlation that is forecast. -> distance and unit (both None without), observed, forecast, control.
+    pairs: see `JointScores.correlations`; distances: those of its pairs, and their unit, or None: then the bins are of
+    the forecast correlation. -> distance and unit (both None without), observed, forecast, control.
     """
     (by, unit), lines = distances or (pairs["forecast"], None), ("observed", "forecast", "control")
     known = np.isfinite(by)
@@ -105,18 +106,17 @@ class JointScores:
         for members, truth, start in chunks: scores.update(members, truth, start)
         report = scores.compute()
 
-    neighbours: (node, count), each row a neighbourhood; None: they are not known, and their scores are left out.
+    neighbours: (node, count), each row a neighbourhood; None: not known, and their scores are left out.
     distances(first, second) -> (distances of these pairs of nodes, their unit) or None.
     With a mask, sums and maxima are those of the observed nodes, of truth and members alike; a set without any does not
-    count. `sums` holds all that was seen, in float64; sums of several processes may be added. precision: see
-    `metrics.EnsembleScores`.
+    count. `sums`, `precision`: see `metrics.EnsembleScores`.
     """
 
     def __init__(self, node, neighbours=None, distances=lambda first, second: None, precision=torch.float64):
         self.precision, self.distances = precision, distances
         self.pairs, self.regions = variogram_pairs(node), random_regions(node)
         self.some = torch.linspace(0, node - 1, min(CENTRES, node)).round().long()  # evenly over their order
-        self.correlated = drawn(node, min(MAX_CORRELATED_NODES, node))
+        self.correlated = random_nodes(node, min(MAX_CORRELATED_NODES, node))
         self.neighbourhoods = None if neighbours is None else neighbours[self.some]
         counts = {"sum": 1, "regions": len(self.regions), "max": len(self.regions),
                   "neighbourhoods": 0 if neighbours is None else len(self.some)}
@@ -158,7 +158,7 @@ class JointScores:
         self.neighbourhoods = None if self.neighbourhoods is None else self.neighbourhoods.to(device)
 
     def _space(self, members, truth, observed):
-        """Scores of means and maxima over sets of nodes, by window, and products of nodes: what their order changes."""
+        """What the order of members by node changes: scores of means and maxima over sets, and products of nodes."""
         found = self._over_sets(torch.cat([truth.unsqueeze(1), members], 1), observed)
         seen = None if observed is None else self._over_sets(observed.to(truth).unsqueeze(1))[:, 0] > 0
         truth, ordered = found[:, 0], sort_members(found[:, 1:])
@@ -190,7 +190,7 @@ class JointScores:
         return found if observed is None else found.where(found.isfinite(), 0)
 
     def _time(self, members, truth, observed):
-        """Scores of the increments of some nodes, by window, and products of steps: what their order changes."""
+        """What the order of members by step changes: scores of increments of some nodes, and products of steps."""
         increments, true = members.diff(dim=2), self._increments(truth, observed)
         if observed is not None:
             increments = increments.where(self._both(observed).unsqueeze(1), 0)
@@ -221,19 +221,14 @@ class JointScores:
                 {"errors": _products(x), "error sums": _products(x, w), "pairs": _products(w)}.items()}
 
     def by_window(self):
-        """What each window adds to the scores, in the order seen: input of `utils.scores.comparison.paired_difference`.
-
-        Of means over regions, means over neighbourhoods (where they are known), maxima over regions and increments: the
-        sum of their CRPS, crps_*, and of their absolute truth, abs_truth_*. Shapes: each (windows,), float64.
-        """
+        """The columns BY_WINDOW (without unknown neighbourhoods), as `metrics.EnsembleScores.by_window`."""
         return {name: torch.cat([each[name] for each in self._windows]).cpu() for name in self._windows[0]}
 
     def correlations(self):
         """Correlations between nodes of the errors of the mean, and of the members around it, pooled over the horizon.
 
-        They agree where the ensemble knows how nodes go together: each member should be off its mean as the truth is.
-        `weight`, the product of the errors' standard deviations: in a mean over pairs it keeps nodes where nothing ever
-        happens, and their rounding, from having a say. Pairs with a node that never varies are left out.
+        The two agree for a calibrated ensemble. `weight` is the product of the errors' standard deviations: in means
+        over pairs, nodes that hardly vary hardly count. Pairs with a node that never varies are left out.
         Shapes: first, second (the nodes), observed, forecast, control, weight, each (pair,), in numpy.
         """
         sums = {name: value.cpu() for name, value in self.sums.items()}
@@ -248,13 +243,10 @@ class JointScores:
         return {name: values[valid].numpy() for name, values in found.items()}
 
     def compute(self):
-        """All scores of the windows seen, as plain numbers, and those of the `control` beside them.
+        """All scores of the windows seen, as plain numbers, and those of the `control`; docs/scores.md defines them.
 
-        CRPS_* are divided by the sum of the absolute truth. PIT lists the shares of `metrics.pit_counts` of each kind
-        of aggregate, PIT_error_* are their mean |share - 1/20|. `autocorrelation` (lags 1, 2, ...) and `correlation`
-        (by distance, see `correlation_curve`) are those of observed errors of the mean, and of members around it;
-        *_gap is the mean difference of the two, without sign. The energy and the variogram score are given for the
-        control alone: those of the ensemble are in `metrics.EnsembleScores`. What does not exist is None.
+        The energy and the variogram score are given for the control alone: those of the ensemble are in
+        `metrics.EnsembleScores`. What does not exist is None.
         """
         sums = {name: value.cpu() for name, value in self.sums.items()}
         steps = {"observed": autocorrelation(_error_covariance(sums, "step")),

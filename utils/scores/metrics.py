@@ -1,28 +1,27 @@
 """Scores of ensemble forecasts: pure functions, and one accumulator that streams windows through them.
 
 Axes: members (batch, member, horizon, node), truth (batch, horizon, node). Units: physical.
-`ordered` are members sorted along the member axis: sort once, share among the scores.
+`ordered` are members sorted along the member axis: sort once, share among the scores. A new score is one entry of
+SCORES.
 """
 
 import math
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.constants import QUANTILE_LEVELS
 
-MEDIAN, DECILES = 9, slice(1, None, 2)  # where they stand in QUANTILE_LEVELS
+MEDIAN, DECILES = 9, slice(1, None, 2)  # where they stand in QUANTILE_LEVELS, whose ends bound the 90 % interval
 COVERAGE = 0.9
 MAX_VARIOGRAM_PAIRS = 2000
 PIT_BINS = 20
 EVENT_BINS = 10
-COUNTS = "targets", "fields", "paired_fields"  # what sums are divided by
-BY_WINDOW = (  # what a paired comparison of two forecasts needs of every window
-    "abs_truth", "crps", "crps_fair", "interval_score", "error_mean", "error_median",
-    "abs_truth_sum", "crps_sum", "energy_score", "variogram_score",
-)
-POWERS = {"covered": 0, "brier": 0, "events": 0, "squared_error": 2, "variance": 2}  # of the unit; else 1
 _CHUNK_ELEMENTS = 2**22  # largest temporary of the cross-check, and of the variogram score on a GPU
 _CACHE_ELEMENTS = 2**18  # that of the variogram score on a CPU: it then stays in cache
 
@@ -89,21 +88,8 @@ def crps_ensemble(ordered, truth, fair=False):
     return deviation.abs().mean(1) - spread / (count * (count - 1) if fair else count**2)
 
 
-def crps_gaussian(mean, std, truth):
-    """CRPS of a normal forecast in closed form; |truth - mean| where std is 0.
-
-        z = (truth - mean) / std,    std * (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi))
-
-    Shapes: any that broadcast. Source: Gneiting et al. 2005, Eq. 5.
-    """
-    error = truth - mean
-    z = error / std.clamp_min(torch.finfo(std.dtype).tiny)
-    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    return error * torch.erf(z / math.sqrt(2)) + std * (2 * density - 1 / math.sqrt(math.pi))
-
-
 def interval_score(lower, upper, truth, coverage=COVERAGE):
-    """Interval score of a central interval: its width, and a fine for each miss.
+    """Interval score of a central interval: its width, and a penalty for each miss.
 
         (upper - lower) + 2 / (1 - coverage) * (max(lower - truth, 0) + max(truth - upper, 0))
 
@@ -118,30 +104,10 @@ def covered(lower, upper, truth):
     return (lower <= truth) & (truth <= upper)
 
 
-def crps_of_nodes(crps, abs_truth):
-    """CRPS of each node over its own mean |truth|, and the mean over nodes: `CRPS_nodes`, which no unit changes.
-
-        CRPS_nodes = mean over nodes of (sum of the node's crps / sum of the node's |truth|)
-
-    `CRPS` weighs nodes by their size, this score all alike. A node whose truth is 0 throughout has no size: NaN, and it
-    does not count in the mean.
-    Shapes: sums over windows and horizon (node,) -> (node,), ().
-    """
-    each = torch.where(abs_truth > 0, crps / abs_truth, math.nan)
-    return each, each.nanmean()
-
-
-def brier_score(probability, event):
-    """Squared error of the probability of an event. Shapes: both alike, event of bool. Source: Brier 1950."""
-    return (probability - event.to(probability)).square()
-
-
 # --- calibration --------------------------------------------------------------------------------------------
 
 def decile_counts(deciles, truth, observed=None):
-    """How many observations of each horizon have so many of the members' deciles below them, and so many up to them.
-
-        below, upto = number of the nine interior edges < truth, <= truth
+    """Observations of each horizon, counted by how many of the members' nine deciles are < truth, and <= truth.
 
     Where not `observed` (as truth; None: all are), an observation is left out.
     Shapes: deciles (batch, 9, horizon, node), truth (batch, horizon, node) -> (horizon, below, upto) of 10 each,
@@ -155,20 +121,18 @@ def decile_counts(deciles, truth, observed=None):
 
 
 def lowest_bins(pairs):
-    """How many observations fall in each of the ten bins between deciles, those on edges in the lowest they touch.
+    """Observations in each of the ten bins between deciles; one that equals deciles counts in the lowest it touches.
 
-    Outside the ensemble it is an end bin. So the papers count: where most members and observations are zero, the
-    lowest bin gets nearly all, whatever the forecast.
+    The rule of the published tables: where most members and observations are zero, nearly all count in the lowest bin.
     Shapes: pairs (..., 10, 10) of `decile_counts` -> (..., 10). Source: CARD (arXiv:2206.07275) and its code.
     """
     return pairs.sum(-1)
 
 
 def shared_bins(pairs):
-    """The same, an observation on edges being spread evenly over the bins that touch them: below .. upto.
+    """The same; one that equals deciles is spread evenly over the bins that it touches, below .. upto.
 
-    That is the expectation of a random choice, and the same without ties.
-    Source: Dunn and Smyth 1996, Czado et al. 2009.
+    That is the expectation of a random choice. Source: Dunn and Smyth 1996, Czado et al. 2009.
     """
     each = torch.arange(10, device=pairs.device)
     low, high = each.view(10, 1, 1), each.view(10, 1)
@@ -187,8 +151,8 @@ def pit_counts(ordered, truth, observed=None, bins=PIT_BINS):
         below, tied = number of members < truth, = truth
         the observation is spread evenly over [below, below + tied + 1] / (M + 1)
 
-    It is the rank histogram in `bins` bins whatever M, with ties broken evenly: exactly flat, on average, where
-    truth and members are exchangeable, continuous or not. Where not `observed`, an observation is left out.
+    This is the rank histogram in `bins` bins for any M, with ties broken evenly. Where not `observed`, an observation
+    is left out.
     Shapes: ordered (batch, M, ...), truth (batch, ...) -> (bins,), float64.
     Source: Czado et al. 2009 (randomised PIT, in expectation); ranks: Hamill 2001.
     """
@@ -212,9 +176,9 @@ def pit_error(counts):
 
 
 def event_counts(probability, event, observed=None):
-    """What a reliability diagram is drawn from: targets, sum of their probabilities and number of events in bins.
+    """Number of targets, sum of their probabilities and number of events, in EVENT_BINS bins of the probability.
 
-    The bins are those of equal width, EVENT_BINS of them. Where not `observed`, a target is left out.
+    Where not `observed`, a target is left out.
     Shapes: probability, event (batch, ...) -> (3, EVENT_BINS), float64. Source: Murphy and Winkler 1977.
     """
     probability, event = _kept(probability, observed).double(), _kept(event, observed).double()
@@ -223,38 +187,24 @@ def event_counts(probability, event, observed=None):
                         for weight in (torch.ones_like(event), probability, event)])
 
 
-def spread_skill(variance, squared_error, members):
-    """Spread-skill ratio; 1 when calibrated, below 1 when the ensemble is too narrow.
+def perfect_qice(members, kind="random"):
+    """QICE_ties of a calibrated ensemble of M members and endless observations: 0.0063 for 50 random ones.
 
-        sqrt((M + 1) / M * mean unbiased member variance) / RMSE of the member mean
+        random: 0.32 / (M + 1),    quantiles at the levels (i + 1/2) / M: 0.16 / M
 
-    Shapes: variance, squared_error alike, already averaged over the targets. Source: Fortin et al. 2014.
+    Of random members each of the M + 1 gaps is as likely to hold the truth, P(truth <= quantile_q) = (1 + q (M - 1)) /
+    (M + 1): an inner bin's share is 0.2 / (M + 1) below 0.1, an end bin's 0.8 / (M + 1) above. Of quantiles it is
+    (1/2 + q (M - 1)) / M. Exact for uniform margins, close for others; not a lower bound.
     """
-    return ((members + 1) / members * variance / squared_error).sqrt()
+    return 0.32 / (members + 1) if kind == "random" else 0.16 / members
 
 
-def perfect_qice(members, equidistant=False):
-    """QICE_ties of a perfect ensemble of M members and endless observations: 0.32 / (M + 1), 0.0063 for 50.
+def perfect_coverage(members, kind="random"):
+    """Share of truths inside the 90 % interval of a calibrated ensemble: 0.8647 for 50 random members.
 
-    Truth and members are exchangeable, so every one of the M + 1 gaps is as likely to hold the truth:
-
-        P(truth <= quantile_q) = (1 + q (M - 1)) / (M + 1)
-
-    An inner bin's share is 0.2 / (M + 1) below 0.1, an end bin's 0.8 / (M + 1) above. Exact for uniform
-    margins, where interpolating inside a gap is; close for others. Not a lower bound: an ensemble slightly
-    too wide scores less, and few observations score more.
-    Members that are the exact quantiles at the levels (i + 1/2) / M (`equidistant`) are nearer to the truth:
-    P(truth <= quantile_q) = (1/2 + q (M - 1)) / M, so 0.16 / M, 0.0032 for 50.
+        random: 0.9 (M - 1) / (M + 1),    quantiles: 0.9 (M - 1) / M
     """
-    return 0.16 / members if equidistant else 0.32 / (members + 1)
-
-
-def perfect_coverage(members, equidistant=False, coverage=COVERAGE):
-    """Share of truths inside a perfect ensemble's interval: coverage * (M - 1) / (M + 1), 0.8647 for M = 50.
-
-    From the same gaps as `perfect_qice`, and as exact; for `equidistant` members coverage * (M - 1) / M, 0.882.
-    """
-    return coverage * (members - 1) / (members + (not equidistant))
+    return COVERAGE * (members - 1) / (members + (kind == "random"))
 
 
 # --- joint scores: one value per window and horizon ---------------------------------------------------------
@@ -296,7 +246,7 @@ def variogram_pairs(num_nodes):
 
 
 def variogram_score(members, truth, p=0.5, pairs=None, observed=None):
-    """Variogram score over node pairs: does the ensemble know how much nodes differ from each other?
+    """Variogram score over node pairs: observed against expected differences between nodes.
 
         mean over pairs (i, j) of (|truth_i - truth_j|^p - mean_m |x_mi - x_mj|^p)^2
 
@@ -350,8 +300,88 @@ def field_counts(truth, observed, pairs):
 
 # --- all of them, streamed ----------------------------------------------------------------------------------
 
+@dataclass(frozen=True)
+class Chunk:
+    """Some windows as the scores see them: members and truth by `in_units`, and what several scores need of them.
+
+    Shapes: observed as truth, or None: all targets count; pairs (2, pair), of the variogram score.
+    """
+
+    members: Tensor
+    truth: Tensor
+    observed: Tensor | None
+    pairs: Tensor
+
+    @cached_property
+    def ordered(self) -> Tensor:
+        return sort_members(self.members)
+
+    @cached_property
+    def quantiles(self) -> Tensor:
+        return member_quantiles(self.ordered)
+
+    @cached_property
+    def interval(self) -> tuple[Tensor, Tensor]:
+        return self.quantiles[:, 0], self.quantiles[:, -1]
+
+    @cached_property
+    def mean(self) -> Tensor:
+        return self.members.mean(1)
+
+    def variance(self) -> Tensor:
+        return (self.members - self.mean.unsqueeze(1)).square_().sum(1) / (self.members.shape[1] - 1)
+
+    def crps_sum(self) -> Tensor:
+        ordered = sort_members(self.members.sum(-1, dtype=torch.float64))
+        return crps_quantile(member_quantiles(ordered), self.truth.sum(-1, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score that is a sum over all windows divided by another sum.
+
+    value(chunk): (batch, horizon, node), of which only observed targets count, or (batch, horizon).
+    column: name of the sum, also in `windows.csv`. per: what it is divided by: targets, fields (steps of windows with
+    a target), paired_fields (with a pair of targets), abs_truth or abs_truth_sum. power: of the unit in the sum.
+    by_window: the sum of every window is kept too, so that forecasts can be compared with an interval.
+    """
+
+    value: Callable[[Chunk], Tensor]
+    column: str
+    per: str = "targets"
+    power: int = 1
+    by_window: bool = True
+
+
+SCORES = {
+    "CRPS": Score(lambda chunk: crps_quantile(chunk.quantiles, chunk.truth), "crps", "abs_truth"),
+    "CRPS_fair": Score(lambda chunk: crps_ensemble(chunk.ordered, chunk.truth, fair=True), "crps_fair", "abs_truth"),
+    "CRPS_sum": Score(Chunk.crps_sum, "crps_sum", "abs_truth_sum"),
+    "IS": Score(lambda chunk: interval_score(*chunk.interval, chunk.truth), "interval_score"),
+    "coverage90": Score(lambda chunk: covered(*chunk.interval, chunk.truth), "covered", power=0, by_window=False),
+    "MAE": Score(lambda chunk: (chunk.mean - chunk.truth).abs(), "error_mean"),
+    "MAE_median": Score(lambda chunk: (chunk.quantiles[:, MEDIAN] - chunk.truth).abs(), "error_median"),
+    "energy_score": Score(lambda chunk: energy_score(chunk.members, chunk.truth), "energy_score", "fields"),
+    "variogram_score": Score(lambda chunk: variogram_score(chunk.members, chunk.truth, pairs=chunk.pairs,
+                                                           observed=chunk.observed),
+                             "variogram_score", "paired_fields"),
+}
+"""Scores by their names in `metrics.json`; docs/scores.md defines them."""
+
+MOMENTS = {
+    "squared_error": Score(lambda chunk: (chunk.mean - chunk.truth).square(), "squared_error", power=2,
+                           by_window=False),
+    "variance": Score(Chunk.variance, "variance", power=2, by_window=False),
+}
+"""What RMSE and spread_skill are made of."""
+
+FIELDS = "fields", "paired_fields"
+BY_WINDOW = ("targets", "abs_truth", "abs_truth_sum",
+             *(score.column for score in SCORES.values() if score.by_window))  # columns of windows.csv
+
+
 def in_units(members, truth, observed=None, precision=torch.float64):
-    """Members and truth relative to the field's level and size, in which float32 is precise enough; and this size.
+    """Members and truth relative to the level and size of the field, so that float32 is precise enough, and the size.
 
         (value - level) / unit,    level = median of the truth, unit = power of 2 next to the largest distance from it
 
@@ -408,79 +438,51 @@ class EnsembleScores:
             "probability": (members > self.threshold).mean(1, dtype=torch.float64), "event": truth > self.threshold}
         members, truth, unit = in_units(members, truth, observed, self.precision)
         self.pairs = self.pairs.to(members.device)
+        part = Chunk(members, truth, observed, self.pairs)
 
-        ordered = sort_members(members)
-        quantiles = member_quantiles(ordered)
-        lower, upper = quantiles[:, 0], quantiles[:, -1]
-        mean = members.mean(1)
-        variance = (members - mean.unsqueeze(1)).square_().sum(1) / (self.members - 1)
-        by_target = {
-            "abs_truth": physical.abs() / unit,
-            "crps": crps_quantile(quantiles, truth),
-            "crps_fair": crps_ensemble(ordered, truth, fair=True),
-            "interval_score": interval_score(lower, upper, truth),
-            "covered": covered(lower, upper, truth) if observed is None else covered(lower, upper, truth) & observed,
-            "error_mean": (mean - truth).abs(),
-            "error_median": (quantiles[:, MEDIAN] - truth).abs(),
-            "squared_error": (mean - truth).square(),
-            "variance": variance,
-        }
+        scores = (*SCORES.values(), *MOMENTS.values())
+        values = {score.column: score.value(part) for score in scores}
         if event:
-            seen = 1 if observed is None else observed
-            by_target |= {"brier": brier_score(**event) * seen, "events": event["event"] * seen}
-        node_sum = truth.sum(-1, dtype=torch.float64)
-        node_sum_members = sort_members(members.sum(-1, dtype=torch.float64))
-        by_step = {name: value.sum(2, dtype=torch.float64) for name, value in by_target.items()} | {
-            "abs_truth_sum": physical.sum(-1).abs() / unit,
-            "crps_sum": crps_quantile(member_quantiles(node_sum_members), node_sum),
-            "energy_score": energy_score(members, truth),
-            "variogram_score": variogram_score(members, truth, pairs=self.pairs, observed=observed),
-        }
-        by_step = {name: value * unit ** POWERS.get(name, 1) for name, value in by_step.items()} | {
-            "windows": torch.ones_like(node_sum),
-            **field_counts(truth, observed, self.pairs),
-        }
+            values |= {"brier": (event["probability"] - event["event"].double()).square(), "events": event["event"]}
+        if observed is not None:
+            values = {name: value * observed if value.dim() == 3 else value for name, value in values.items()}
+        by_step = {name: value.sum(2, dtype=torch.float64) if value.dim() == 3 else value
+                   for name, value in values.items()}
+        by_step |= {score.column: by_step[score.column] * unit**score.power for score in scores}
+        by_step |= {"abs_truth": physical.abs().sum(2), "abs_truth_sum": physical.sum(2).abs(),
+                    "windows": torch.ones_like(physical[..., 0]), **field_counts(truth, observed, self.pairs)}
         chunk = {name: value.sum(0) for name, value in by_step.items()}
-        chunk |= {f"node_{name}": value.sum((0, 1), dtype=torch.float64).unsqueeze(0) * unit for name, value in (
-            ("crps", by_target["crps"]), ("abs_truth", by_target["abs_truth"]))}
-        chunk["node_targets"] = (torch.ones_like(truth) if observed is None else observed).sum(
-            (0, 1), dtype=torch.float64).unsqueeze(0)
-        chunk["deciles"] = decile_counts(quantiles[:, DECILES], truth, observed)
-        chunk["PIT"] = pit_counts(ordered, truth, observed).unsqueeze(0)  # of all horizon steps together
+        counted = torch.ones_like(physical) if observed is None else observed
+        chunk |= {f"node_{name}": value.sum((0, 1), dtype=torch.float64).unsqueeze(0) * size for name, value, size in (
+            ("crps", values["crps"], unit), ("abs_truth", physical.abs(), 1), ("targets", counted, 1))}
+        chunk["deciles"] = decile_counts(part.quantiles[:, DECILES], truth, observed)
+        chunk["PIT"] = pit_counts(part.ordered, truth, observed).unsqueeze(0)  # of all horizon steps together
         if event:
             chunk["reliability"] = event_counts(**event, observed=observed).unsqueeze(0)
         self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
-        self._windows.append({name: by_step[name].sum(1) for name in (*BY_WINDOW, *COUNTS)})
+        self._windows.append({name: by_step[name].sum(1) for name in (*BY_WINDOW, *FIELDS)})
 
     def by_window(self):
         """What each window adds to the scores, in the order seen: input of `utils.scores.comparison.paired_difference`.
 
-        abs_truth, crps, crps_fair, interval_score, error_mean, error_median: sums over horizon and nodes, and
-        targets, their number; abs_truth_sum, crps_sum: sums over the horizon; energy_score, variogram_score: means
-        over the horizon, of its observed steps (0 where there is none). Shapes: each (windows,), float64, on the CPU.
+        BY_WINDOW: sums over horizon and nodes; of a score that is a mean over fields, the mean over the observed steps
+        of the horizon (0 where there is none). Shapes: each (windows,), float64, on the CPU.
         Raises: ValueError when no window was seen.
         """
         if not self._windows:
             raise ValueError("no scores: not one window was forecast")
-        windows = {name: torch.cat([each[name] for each in self._windows]).cpu() for name in (*BY_WINDOW, *COUNTS)}
-        windows |= {name: windows[name] / windows.pop(count).clamp_min(1)
-                    for name, count in (("energy_score", "fields"), ("variogram_score", "paired_fields"))}
-        return windows
+        windows = {name: torch.cat([each[name] for each in self._windows]).cpu() for name in self._windows[0]}
+        for score in SCORES.values():
+            if score.by_window and score.per in FIELDS:
+                windows[score.column] = windows[score.column] / windows[score.per].clamp_min(1)
+        return {name: windows[name] for name in BY_WINDOW}
 
-    def compute(self, equidistant=False):
-        """All scores of the windows seen, as plain numbers; `per_horizon` holds lists.
+    def compute(self, kind="random"):
+        """All scores of the windows seen, as plain numbers; `per_horizon` holds lists, `per_node` those of nodes.
 
-        equidistant: the members are quantiles at equidistant levels, not random draws, see `perfect_qice`; `ensemble`
-        names which of the two they are.
-
-        CRPS and CRPS_fair are divided by the sum of |truth|, CRPS_sum by that of |truth summed over nodes|;
-        CRPS_fair_physical is the mean per target. CRPS_nodes: see `crps_of_nodes`; per_node has the CRPS of each node
-        as a share of its mean |truth|, and CRPS_physical, the mean per target. The energy score is the empirical one.
-        PIT lists the shares of `pit_counts`, and PIT_error is their mean |share - 1/20|; neither is per horizon. A
-        ratio that does not exist (CRPS of a horizon whose truth is all zero, spread over an error of zero) is None.
-        With a threshold also Brier, Brier_skill (1 - Brier / that of the share of events, event_rate), and
-        `reliability`: for each bin of the probability that has targets their number, mean probability and share of
-        events.
+        kind: of the ensemble, "random" members or "quantiles" at equidistant levels: what a calibrated one scores
+        depends on it (QICE_floor, coverage90_floor). docs/scores.md defines the scores. A ratio that does not exist
+        (CRPS of a horizon whose truth is all zero, spread over an error of zero) is None.
         Raises: ValueError when no window was seen or the truth is all zero.
         """
         if not self.sums:
@@ -490,19 +492,19 @@ class EnsembleScores:
         for name, what in (("abs_truth", "the truth"), ("abs_truth_sum", "the truth summed over nodes")):
             if total[name] == 0:
                 raise ValueError(f"the normalised CRPS is undefined: {what} is zero in all windows")
-        normalized, mean = crps_of_nodes(total["node_crps"], total["node_abs_truth"])
-        per_node = {"CRPS": normalized, "CRPS_physical": total["node_crps"] / total["node_targets"]}
+        per_node = {"CRPS": torch.where(total["node_abs_truth"] > 0, total["node_crps"] / total["node_abs_truth"],
+                                        math.nan), "CRPS_physical": total["node_crps"] / total["node_targets"]}
+        missing = 1 - (total["targets"] / (total["windows"] * self.node)).item()
         return {
-            **plain(self._scores(total)),
-            **plain({"CRPS_nodes": mean}),
-            **plain({"PIT": total["PIT"] / total["PIT"].sum(), "PIT_error": pit_error(total["PIT"])}),
+            **plain({**self._scores(total), "CRPS_nodes": per_node["CRPS"].nanmean(),
+                     "PIT": total["PIT"] / total["PIT"].sum(), "PIT_error": pit_error(total["PIT"])}),
             **self._event(total),
-            "QICE_floor": perfect_qice(self.members, equidistant),
-            "coverage90_floor": perfect_coverage(self.members, equidistant),
+            "QICE_floor": perfect_qice(self.members, kind),
+            "coverage90_floor": perfect_coverage(self.members, kind),
             "windows": round(per_horizon["windows"][0].item()),
-            **self._missing_share(total),
+            **({"missing_share": missing} if missing else {}),
             "members": self.members,
-            "ensemble": "quantiles" if equidistant else "random",
+            "ensemble": kind,
             "per_horizon": plain(self._scores(per_horizon)),
             "per_node": plain(per_node),
         }
@@ -512,20 +514,12 @@ class EnsembleScores:
         targets = sums["targets"]
         squared_error, variance = sums["squared_error"] / targets, sums["variance"] / targets
         return {
-            "CRPS": sums["crps"] / sums["abs_truth"],
-            "CRPS_fair": sums["crps_fair"] / sums["abs_truth"],
+            **{name: sums[score.column] / sums[score.per] for name, score in SCORES.items()},
             "CRPS_fair_physical": sums["crps_fair"] / targets,
-            "CRPS_sum": sums["crps_sum"] / sums["abs_truth_sum"],
             "QICE": qice(lowest_bins(sums["deciles"])),
             "QICE_ties": qice(shared_bins(sums["deciles"])),
-            "IS": sums["interval_score"] / targets,
-            "coverage90": sums["covered"] / targets,
-            "MAE": sums["error_mean"] / targets,
-            "MAE_median": sums["error_median"] / targets,
             "RMSE": squared_error.sqrt(),
-            "energy_score": sums["energy_score"] / sums["fields"],
-            "variogram_score": sums["variogram_score"] / sums["paired_fields"],
-            "spread_skill": spread_skill(variance, squared_error, self.members),
+            "spread_skill": ((self.members + 1) / self.members * variance / squared_error).sqrt(),  # Fortin et al. 2014
             **({} if self.threshold is None else {"Brier": sums["brier"] / targets}),
         }
 
@@ -539,11 +533,6 @@ class EnsembleScores:
                 **plain({"event_rate": rate, "Brier_skill": 1 - brier / (rate * (1 - rate))}),
                 "reliability": plain({"targets": targets, "probability": probability / targets,
                                       "event_rate": events / targets})}
-
-    def _missing_share(self, total):
-        """Share of the targets that count in no score, where there is any."""
-        share = 1 - (total["targets"] / (total["windows"] * self.node)).item()
-        return {"missing_share": share} if share else {}
 
     def _check(self, members, truth):
         if members.dim() == 4 and members.shape[1] != self.members:
@@ -578,11 +567,10 @@ def plain(scores):
 def crps_cross_check(members, truth):
     """Mean fair CRPS by `crps_ensemble` and by the package properscoring, and their largest difference.
 
-        fair = absolute_error - (absolute_error - empirical) * M / (M - 1)
+        fair = absolute_error - (absolute_error - empirical) * M / (M - 1),    empirical: by properscoring
 
-    properscoring gives the empirical estimator; the rest of the formula turns it into the fair one of the report. In
-    float64 and in chunks: without numba, properscoring takes memory quadratic in the members, and 29 s for 120,000
-    targets of 50. Shapes: members (batch, member, ...), truth (batch, ...).
+    In float64 and in chunks: without numba, properscoring takes memory quadratic in the members.
+    Shapes: members (batch, member, ...), truth (batch, ...).
     """
     import properscoring  # only this check needs it
 
