@@ -12,7 +12,7 @@ from scripts.paper import panel
 from utils.config import PretrainConfig, parse_config
 from utils.pipeline import CHOICES, open_windows
 
-TINY = "--channels 8 --layers 1 --epochs 1 --networks 1 --nsample 4 --sample_steps 2 --device cpu".split()
+TINY = "--channels 8 --layers 1 --epochs 1 --networks 1 --nsample 4 --sample_steps 2 --device cpu"
 
 
 def run(crps, by_node, seed=0, **more):
@@ -78,7 +78,7 @@ def test_a_field_is_read_as_an_own_file_as_its_package_holds_it(name, tmp_path):
     frame, path = entry.frame(), tmp_path / f"{name}.csv"
     panel.write_file(frame, path)
     lengths = ["--history_len", str(entry.lengths[0]), "--predict_len", str(entry.lengths[1])]
-    config = parse_config(PretrainConfig, CHOICES, ["--data_path", str(path), *lengths, *entry.flags])
+    config = parse_config(PretrainConfig, CHOICES, ["--data_path", str(path), *lengths, *entry.flags.split()])
     data = open_windows(vars(config), "", "cpu")
     assert list(data.field.node_names) == list(map(str, frame.columns))
     values = data.field.values.numpy()
@@ -97,8 +97,7 @@ def made_up() -> pd.DataFrame:
 @pytest.fixture
 def one_field(monkeypatch, tmp_path):
     """Runs the panel on a made-up field, with tiny networks; gives the table and the folder of the scores."""
-    flags = "--missing", "mask", *TINY
-    entry = panel.PanelField("choice", "counts", "statsmodels", (6, 4), flags, made_up)
+    entry = panel.PanelField("choice", "counts", "statsmodels", (6, 4), f"--missing mask {TINY}", "Made up", made_up)
     monkeypatch.setattr(panel, "FIELDS", {"made_up": entry})
     monkeypatch.setattr(panel.importlib.util, "find_spec", lambda package: True)
     table = tmp_path / "panel.md"

