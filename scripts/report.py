@@ -1,12 +1,10 @@
-"""One page that shows what a run is worth: report.html in the run folder, and its pictures as PNG and PDF.
+"""One page about the quality of a run: report.html in the run folder, and its pictures as PNG and PDF.
 
     python -m scripts.report save/diffusion/NYCFlights_12_12
     python -m scripts.report save/diffusion/NYCFlights_12_12 --split validation --windows 100 --output report.html
 
-The windows are forecast once more and pass through the same scores as after training, and so do the
-forecasters without a network (`SIMPLE` in models/baselines.py): what the run is better than. The page needs no network
-and prints.
-docs/report.md says how to read it.
+The windows are forecast once more and scored as after training, beside the forecasters without a network (`SIMPLE` in
+models/baselines.py). docs/report.md says how to read the page.
 """
 
 import dataclasses
@@ -28,11 +26,12 @@ from models import ensemble_drawer, load_forecaster
 from utils.config import PATHS, FlagParser, TrainConfig, output_path
 from utils.output import plots
 from utils.output.forecasts import on_grid
-from utils.output.report import Picture, number, page, paragraph, table
+from utils.output.report import Page, Picture, number, paragraph, table
 from utils.pipeline import open_run_data, score_ensemble, score_simple
 from utils.program import run_main
 from utils.scores.comparison import independent_block, paired_difference
 from utils.scores.diagnostics import Diagnostics
+from utils.scores.joint import SCORES as JOINT_SCORES
 from utils.scores.texture import QUARTERS
 from utils.training import checkpoint
 from utils.training.checkpoint import PICTURES, REPORT
@@ -41,33 +40,32 @@ from utils.training.runlog import FAR_COVERAGE
 
 SCORES = ("CRPS", "CRPS_nodes", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "energy_score",
           "spread_skill")
-JOINT = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_increments", "energy_score",
-         "variogram_score", "correlation_gap", "autocorrelation_gap", "PIT_error_regions")
+JOINT = (*JOINT_SCORES, "correlation_gap", "autocorrelation_gap", "PIT_error_regions")
 BY_HORIZON = ("CRPS", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "spread_skill")
 IN_UNIT = ("IS", "MAE", "RMSE", "energy_score")
 PICKED_NODES, PICKED_WINDOWS, DRAWN_NODES, TABLE_NODES = 60, 4, 4, 1000
 FAN_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 SPREAD_GROUPS = 12
 CAPTIONS = {
-    "forecast": ("One window at the nodes of the highest mean", "What came, the dashed line, should leave the light "
-                 "band at one step in ten, and keep to neither side."),
-    "maps": ("Where it is uncertain, and where it errs", "Means over windows and horizon. Spread and error share their "
+    "forecast": ("One window at the nodes of the highest mean", "The observation, the dashed line, should leave the "
+                 "light band at one step in ten, and stay on neither side."),
+    "maps": ("Uncertainty and error by place", "Means over windows and horizon. Spread and error share their "
              "colours: they should look alike."),
     "reliability": ("Reliability", "Below the diagonal at the left and above it at the right: too wide. The other way "
                     "round: too narrow. All above it: forecasts too high; all below: too low."),
-    "event": ("Reliability of the event", "Values above --threshold: how often they came where they had about so high "
-              "a probability. On the diagonal: calibrated."),
+    "event": ("Reliability of the event", "Values above --threshold: share of events against forecast probability. On "
+              "the diagonal: calibrated."),
     "qice": ("Observations by decile", "QICE_ties is the mean distance of the bars from the line."),
     "pit": ("PIT histogram", "Flat: calibrated. A hump: too wide. A bowl: too narrow. A slope: too high, where the "
             "left bars are the higher ones, or too low."),
-    "spread_skill": ("Spread against error", "Does the ensemble know when it is uncertain? Then the errors follow the "
-                     "diagonal. Groups of about equal size."),
+    "spread_skill": ("Spread against error", "On the diagonal the spread of the ensemble predicts the size of "
+                     "the error. Groups of about equal size."),
     "correlation": ("Correlation between nodes", "Observed: of the errors of the mean. Forecast: of the members around "
                     "it. They should agree. Control: the members in another order at every node."),
-    "regions": ("PIT histogram of means over regions", "Flat: the spread of sums over many nodes is right. Control: "
-                "the same members in another order at every node; its bowl is what the dependence repairs."),
-    "horizon": ("Scores by horizon", "CRPS and RMSE are better when lower; coverage90 should be that of a perfect "
-                "ensemble, given beside the scores above."),
+    "regions": ("PIT histogram of means over regions", "Flat: sums over many nodes are calibrated. Control: the "
+                "same members in another order at every node, without dependence."),
+    "horizon": ("Scores by horizon", "CRPS and RMSE are better when lower; coverage90 should be that of a "
+                "calibrated ensemble, given beside the scores above."),
     "training": ("Training", "The weights of the lowest validation loss are the ones used."),
 }
 """Title of each picture, and how to read it."""
@@ -77,7 +75,7 @@ FEW_BLOCKS, FAR_QICE, FAR_SPREAD = 10, 3, 0.2  # from where on a reader is warne
 
 @dataclasses.dataclass(frozen=True)
 class Forecasts:
-    """What was forecast: scores of the run and of the baselines by name, those of each window, and all sums."""
+    """Scores of the run and of the simple forecasters by name, those of each window, and the run's diagnostics."""
 
     scores: dict[str, dict]
     windows: dict[str, dict]
@@ -86,13 +84,11 @@ class Forecasts:
 
 def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split: str,
              device: torch.device) -> Forecasts:
-    """Draw and score the run's ensembles and the baselines' on the same windows."""
+    """Draw and score the run's ensembles and those of the simple forecasters on the same windows."""
     diagnostics = Diagnostics()
-    scores, windows = {}, {}
-    scores["this run"], windows["this run"] = score_ensemble(model, settings, data, split, device,
-                                                               watch=diagnostics.update)
-    for name, found in score_simple(settings, data, split).items():
-        scores[name], windows[name] = found
+    found = {"this run": score_ensemble(model, settings, data, split, device, watch=diagnostics.update),
+             **score_simple(settings, data, split)}
+    scores, windows = ({name: each[place] for name, each in found.items()} for place in (0, 1))
     return Forecasts(scores, windows, diagnostics)
 
 
@@ -102,7 +98,7 @@ def simple_of(found: Forecasts) -> list[str]:
 
 
 def comparison(windows: dict[str, dict], name: str, block: int) -> str:
-    """How far the run is from a baseline on the same windows, in words."""
+    """The relative difference of the run's CRPS to that of another forecast of the same windows, in words."""
     try:
         difference = paired_difference(windows["this run"], windows[name], "CRPS", block)
     except ValueError as error:
@@ -116,11 +112,11 @@ def comparison(windows: dict[str, dict], name: str, block: int) -> str:
 
 
 def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedField, block: int) -> list[str]:
-    """What a reader should know before believing the scores, in whole sentences."""
+    """Limits of the scores that a reader should know, in whole sentences."""
     ours, texts = found.scores["this run"], []
     blocks = ours["windows"] // block
     if blocks < FEW_BLOCKS:
-        texts.append(f"Few windows: {ours['windows']} were scored, but windows near each other share their steps; they "
+        texts.append(f"Few windows: {ours['windows']} were scored, but windows near each other share their steps. They "
                      f"are worth about {max(blocks, 1)} independent ones, so every score here is uncertain.")
     texts += [f"{note[0].upper()}{note[1:]}." for note in data.field.notes]
     if not data.field.notes and data.num_nodes > len(data.training):
@@ -132,12 +128,12 @@ def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedFiel
                          f"{number(found.scores[name]['CRPS'])} against {number(ours['CRPS'])}.")
     if ours["QICE_ties"] > FAR_QICE * ours["QICE_floor"]:
         texts.append(f"Calibration: QICE_ties {number(ours['QICE_ties'])} is more than {FAR_QICE} times that of a "
-                     f"perfect ensemble ({number(ours['QICE_floor'])}); see the bars below.")
+                     f"calibrated ensemble ({number(ours['QICE_floor'])}); see the bars below.")
     off = ours["coverage90"] - ours["coverage90_floor"]
     counts = data.scaler.any_whole  # of many equal ones any closed interval holds too much
     if off < -FAR_COVERAGE or (off > FAR_COVERAGE and not counts):
-        texts.append(f"The central 90 % interval holds {100 * ours['coverage90']:.1f} % of the observations; a perfect "
-                     f"ensemble of {ours['members']} members: {100 * ours['coverage90_floor']:.1f} %.")
+        texts.append(f"The central 90 % interval holds {100 * ours['coverage90']:.1f} % of the observations; a "
+                     f"calibrated ensemble of {ours['members']} members: {100 * ours['coverage90_floor']:.1f} %.")
     spread = ours["spread_skill"]
     if spread is not None and abs(spread - 1) > FAR_SPREAD:
         texts.append(f"The ensemble is too {'narrow' if spread < 1 else 'wide'}: spread over error is "
@@ -149,7 +145,7 @@ def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedFiel
     elif trained["best_epoch"] == 0:
         texts.append("No epoch of stage 2 was better than its start: the dependence between nodes is the linear one "
                      "that was estimated before training.")
-    texts.append(f"One seed ({settings['seed']}): train others (--seed, --run_name) to see how much is chance.")
+    texts.append(f"One seed ({settings['seed']}): train others (--seed, --run_name) to see the variation.")
     return texts
 
 
@@ -183,7 +179,7 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
         event = ours["reliability"]
         yield ("event", plots.event_reliability(event), f"Values above {number(ours['threshold'])} {unit}: "
                f"{100 * ours['event_rate']:.1f} % of all; of those with the highest probability, "
-               f"{number(event['probability'][-1])} on average, a share of {number(event['event_rate'][-1])} came.")
+               f"{number(event['probability'][-1])} on average, a share of {number(event['event_rate'][-1])}.")
     yield ("qice", plots.share_bars(bins, "members' deciles (share of members below)"), f"Ten bars from "
            f"{number(bins.min())} to {number(bins.max())}; calibrated are 0.1 each.")
     yield ("pit", plots.share_bars(pit, "probability integral transform (share of members below)"), f"{len(pit)} bars "
@@ -271,10 +267,10 @@ def read_logs(folder: Path, mean_run: str) -> dict[str, list[dict]]:
 
 
 def score_section(found: Forecasts, block: int, unit: str) -> str:
-    """The table of scores, and in words what the run is better than."""
+    """The table of scores, and the differences to the simple forecasters in words."""
     rows = [[name, *(scores[score] for score in SCORES)] for name, scores in found.scores.items()]
     perfect = {name: number(found.scores["this run"][f"{name}_floor"]) for name in ("QICE", "coverage90")}
-    caption = f"A perfect ensemble of as many members: QICE_ties {perfect['QICE']}, coverage90 " \
+    caption = f"A calibrated ensemble of as many members: QICE_ties {perfect['QICE']}, coverage90 " \
               f"{perfect['coverage90']}, spread_skill 1. All others are better when lower. {', '.join(IN_UNIT)} in " \
               f"{unit}."
     compared = "; ".join(comparison(found.windows, name, block) for name in simple_of(found))
@@ -288,7 +284,7 @@ def score_section(found: Forecasts, block: int, unit: str) -> str:
 
 
 def joint_section(found: Forecasts, unit: str) -> str:
-    """The table of scores that see how nodes and steps go together, each forecast above its control."""
+    """The table of the joint scores, each forecast above its control."""
     sides = {}
     for name, scores in found.scores.items():
         sides |= {name: scores["joint"], f"{name}, without dependence": scores["joint"]["control"]}
@@ -300,7 +296,7 @@ def joint_section(found: Forecasts, unit: str) -> str:
 
 
 def texture_section(found: Forecasts) -> str:
-    """The table of how rough members are beside the errors of their mean."""
+    """The table of the members' texture beside that of the errors of their mean."""
     rows = []
     for name, scores in found.scores.items():
         texture = scores["joint"]["texture"]
@@ -325,7 +321,7 @@ def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str
 
 
 def facts_section(folder: Path, content: dict, data: WindowedField, device: torch.device) -> str:
-    """Data card, settings of both stages, and versions: what one needs to make the run again."""
+    """Data card, settings of both stages, and versions: what is needed to repeat the run."""
     spec, times = data.field.spec, data.field.calendar.times
     first, last = data.field.calendar.ends
     card = {"name": data.field.name, "first step": first, "last step": last, "steps": len(times),
@@ -353,7 +349,7 @@ def step_of(data: WindowedField) -> str:
 
 
 def times_of(data: WindowedField, start: int) -> list[str]:
-    """Times of the steps of a window as people write them, down to what says something at this interval."""
+    """Times of the steps of a window as text, no finer than the interval needs."""
     finest = {"month": "M", "week": "D", "day": "D"}.get(data.field.spec.interval[1], "m")
     return [time.replace("T", " ") for time in np.datetime_as_string(data.local_times(start), unit=finest).tolist()]
 
@@ -409,21 +405,24 @@ def main(arguments: list[str] | None = None) -> int:
     horizon = [[step + 1, *(ours["per_horizon"][name][step] for name in BY_HORIZON)]
                for step in range(data.predict_len)]
     first, last = times_of(data, int(starts.min()))[data.history_len], times_of(data, int(starts.max()))[-1]
-    text = page(
+    page = Page(
         title=f"Forecast report: {data.field.name}",
         summary=f"{data.num_nodes} nodes, {spec.unit}; {data.predict_len} steps of {step_of(data)} from "
                 f"{data.history_len} of history; {ours['members']} members; {ours['windows']} windows of the {split} "
                 f"split, {first} to {last}. Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
         warnings=cautions(found, trained, settings, data, block),
-        scores=score_section(found, block, spec.unit) + joint_section(found, spec.unit),
-        chosen=f"{len(fans['nodes'])} of {data.num_nodes} nodes, from the lowest to the highest CRPS.",
         pictures=pictures,
-        by_horizon=table("Scores by horizon", f"Horizon in steps of {step_of(data)}; {', '.join(IN_UNIT[:3])} in "
-                         f"{spec.unit}.", ["horizon", *BY_HORIZON], horizon),
-        by_node=node_section(nodes, data.field.node_names, spec.unit),
-        run=facts_section(folder, content, data, device), fans=fans,
+        fans=fans,
+        chosen=f"{len(fans['nodes'])} of {data.num_nodes} nodes, from the lowest to the highest CRPS.",
+        sections={
+            "scores": score_section(found, block, spec.unit) + joint_section(found, spec.unit),
+            "by_horizon": table("Scores by horizon", f"Horizon in steps of {step_of(data)}; {', '.join(IN_UNIT[:3])} "
+                                f"in {spec.unit}.", ["horizon", *BY_HORIZON], horizon),
+            "by_node": node_section(nodes, data.field.node_names, spec.unit),
+            "run": facts_section(folder, content, data, device),
+        },
     )
-    checkpoint.write_text(output, text)
+    checkpoint.write_text(output, page.html())
     print(f"report: {output}\npictures: {beside}")
     return 0
 

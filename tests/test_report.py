@@ -22,7 +22,8 @@ from data.windows import WindowedField
 from scripts import report
 from scripts.paper import joint_pictures
 from scripts.report import cautions, independent_block, spread_out
-from utils.output.report import number, page, script_json, table
+from utils.output.report import Page as WrittenPage
+from utils.output.report import number, script_json, table
 from utils.pipeline import score_ensemble
 from utils.training import checkpoint
 
@@ -261,7 +262,8 @@ def test_no_text_can_end_the_element_that_holds_the_data():
 
 
 def test_a_page_without_warnings_says_so():
-    assert "Nothing was found." in page("t", "s", [], "", "", [], "", "", "", {})
+    sections = dict.fromkeys(("scores", "by_horizon", "by_node", "run"), "")
+    assert "Nothing was found." in WrittenPage("t", "s", [], [], {}, "", sections).html()
 
 
 def test_nodes_stand_in_their_places_of_the_grid():

@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--data_names", default="MobileNJ,Los_Speed,BikeDC,SST,NYCFlights",
                         help="datasets, comma-separated")
-    parser.add_argument("--methods", default="", help="rows of the ladder, comma-separated; none named: "
+    parser.add_argument("--methods", default="", help="rows of the tables, comma-separated; none named: "
                         f"those of the tables ({', '.join(METHODS)})")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of what is trained and drawn")
     parser.add_argument("--split", choices=SPLITS, default="test")

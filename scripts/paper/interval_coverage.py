@@ -4,7 +4,7 @@
 
 A window's difference is simulated as a mean over the steps that it shares with its neighbours (`overlap`) of an
 autoregressive process (`phi`): windows one step apart, as in a test split. Compared are the interval of
-`utils.scores.comparison`, a bootstrap of blocks of windows, and two others that econometrics knows.
+`utils.scores.comparison`, a bootstrap of blocks of windows, and two others from econometrics.
 """
 
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Draw whether the members of finished runs hang together as the world does.
+"""Draw whether the members of finished runs reproduce the observed dependence.
 
     python -m scripts.paper.joint_pictures save/diffusion/SST_12_12 save/diffusion/Los_Speed_12_12 --out docs/results
 
-For each run, named after its folder: joint_<run>_members.png, three members of one field beside what came, where nodes
-form a grid or have coordinates; joint_<run>_correlation.png, correlation between nodes against their distance; and
-joint_<run>_regions.png, the PIT histogram of means over random regions. The last two stand in the run's metrics.json;
-of a run without, its test windows are forecast again.
+For each run, named after its folder: joint_<run>_members.png, three members of one field beside the observation, where
+nodes form a grid or have coordinates; joint_<run>_correlation.png, correlation between nodes against their distance;
+and joint_<run>_regions.png, the PIT histogram of means over random regions. The last two are drawn from metrics.json;
+the test windows of a run without joint scores there are forecast again.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ def path_of(out: Path, folder: Path, name: str) -> Path:
 
 
 def member_picture(run: TrainedForecaster, data) -> plt.Figure | None:
-    """Some members beside what came, at the last step of the middle test window; None where nodes have no place."""
+    """Some members beside the observation, at the last step of the middle test window; None without places of nodes."""
     field, middle = data.field, data.starts["test"][len(data.starts["test"]) // 2]
     if not field.grid and field.coordinates is None:
         return None

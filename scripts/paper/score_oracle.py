@@ -2,10 +2,9 @@
 
     python -m scripts.paper.score_oracle save/diffusion/Oracle_12_12 [FOLDER ...] [--json FILE] [--table FILE]
 
-The field's predictive law given the history is known exactly; as many members as the run has, and of the same kind
-(random draws, or equidistant quantiles in the rank order of such draws), are taken from it and pass through the same
-scores on the same test windows. The ratio of a score is 1 for the law itself, but for chance.
-Joint scores stand beside those of the run's shuffled control, and the correlation of members against distance beside
+The exact forecaster draws as many members as the run has, and of the same kind (random, or equidistant quantiles in the
+rank order of random ones), from the field's known predictive law given the history. Both are scored on the same test
+windows. Joint scores stand beside those of the run's control, and the correlation of members against distance beside
 that of the law.
 """
 
@@ -22,15 +21,14 @@ from utils.config import FlagParser, output_path
 from utils.output.tables import markdown
 from utils.pipeline import open_windows, oracle_settings
 from utils.program import run_main
+from utils.scores import metrics
 from utils.scores.evaluation import evaluate_ensemble, joint_scores
+from utils.scores.joint import SCORES as JOINT
 from utils.scores.joint import correlation_curve
 from utils.training.checkpoint import CONFIG, METRICS, read_json, write_json, write_text
 
-SHOWN = ("CRPS", "CRPS_fair", "CRPS_sum", "QICE_ties", "IS", "coverage90", "MAE", "RMSE", "energy_score",
-         "variogram_score", "spread_skill")
-JOINT = ("CRPS_sum", "CRPS_regions", "CRPS_neighbourhoods", "CRPS_max", "CRPS_increments", "energy_score",
-         "variogram_score")
-GAPS = ("forecast", "control")  # the lines of a run whose correlations are held against the law's
+SHOWN = (*metrics.SCORES, "QICE_ties", "RMSE", "spread_skill")
+GAPS = ("forecast", "control")  # the lines of a run whose correlations are compared with those of the law
 
 
 def exact_members(law: OraclePredictive | SkewedPredictive, members: int, generator: torch.Generator,
@@ -64,9 +62,9 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
 
 
 def law_curve(data: WindowedField, oracle: OracleField) -> dict:
-    """Correlation between nodes under the predictive law against distance, of the pairs that a run's curve is of.
+    """Correlation between nodes under the predictive law against distance, of the same pairs as the curve of a run.
 
-    It is the spatial covariance whatever the step: space and time are apart in this field.
+    It is the spatial covariance at every step: the covariance of this field is separable in space and time.
     """
     scores = joint_scores(data)
     nodes = scores.correlated.cpu()
@@ -79,9 +77,9 @@ def law_curve(data: WindowedField, oracle: OracleField) -> dict:
 
 
 def compare_joint(ours: dict, exact: dict, law: dict) -> dict:
-    """Joint scores of a run and of its control over the exact forecaster's, and correlations against the law's.
+    """Joint scores of a run and of its control over those of the exact forecaster, and correlations beside the law's.
 
-    `gap`: the largest difference over distances, without sign; that of the exact forecaster is the sampling's own.
+    `gap`: the largest absolute difference over distances; that of the exact forecaster is sampling error.
     """
     known = [name for name in JOINT if ours.get(name) is not None]  # a single step has no increments
     lines = {name: ours["correlation"][name] for name in GAPS} | {"exact": exact["correlation"]["forecast"]}

@@ -22,7 +22,7 @@ FORMATS = ("png", "pdf", "svg")
 
 
 def fan_chart(axes, times: np.ndarray, history: np.ndarray, truth: np.ndarray, members: np.ndarray) -> None:
-    """Draw one node: history, what came, and the ensemble as median, 50 % and 90 % bands.
+    """Draw one node: history, observations, and the ensemble as median, 50 % and 90 % bands.
 
     Shapes: times (H + F,), history (H,), truth (F,), members (member, F). Units: physical.
     """
@@ -81,7 +81,11 @@ def fan_charts(times: np.ndarray, history: np.ndarray, truth: np.ndarray, member
         axes.set_visible(False)
     figure.supylabel(unit, fontsize=10)
     figure.supxlabel("time", fontsize=10)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
+    return _with_legend_above(figure)
+
+
+def _with_legend_above(figure: plt.Figure) -> plt.Figure:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9, frameon=False)
     return figure
 
@@ -138,7 +142,7 @@ def maps(layers: dict[str, np.ndarray], unit: str, axes: tuple[np.ndarray, np.nd
 
 def member_maps(truth: np.ndarray, members: np.ndarray, mean: np.ndarray, unit: str,
                 axes: tuple[np.ndarray, np.ndarray] | None = None, coordinates: np.ndarray | None = None) -> plt.Figure:
-    """What came beside some members, and below what each differs from the ensemble's mean: structure against structure.
+    """The observation beside some members, and below the difference of each from the mean of the ensemble.
 
     A row shares its colours. Shapes: truth, mean and each of the members as a layer of `maps`.
     """
@@ -177,31 +181,36 @@ def _map_labels(axes: tuple[np.ndarray, np.ndarray] | None, coordinates: np.ndar
 
 
 def reliability_diagram(levels: np.ndarray, shares: np.ndarray) -> plt.Figure:
-    """Share of observations below each quantile of the members against its level; a calibrated ensemble: the diagonal.
-
-    Shapes: levels, shares (level,).
-    """
-    figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
-    axes.plot([0, 1], [0, 1], color=INK, linestyle=":", label="calibrated")
-    axes.plot(levels, shares, color=BLUE, marker="o", markersize=4, label="forecast")
-    axes.set(xlabel="level of the quantile (share)", ylabel="observations below it (share)", xlim=(0, 1), ylim=(0, 1),
-             aspect="equal")
-    axes.legend(frameon=False)
-    return figure
+    """Share of observations below each quantile of the members against its level. Shapes: levels, shares (level,)."""
+    return _beside_diagonal(levels, shares, "level of the quantile (share)", "observations below it (share)", 1)
 
 
 def event_reliability(event: dict[str, list[float]]) -> plt.Figure:
-    """How often an event came where it had about so high a probability; a calibrated ensemble: the diagonal.
+    """Share of events against their forecast probability; the area of a point follows its number of targets.
 
-    event: `reliability` of the scores, see `metrics.EnsembleScores`; the area of a point follows its number of targets.
+    event: `reliability` of the scores, see `metrics.EnsembleScores`.
     """
-    figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
-    axes.plot([0, 1], [0, 1], color=INK, linestyle=":", label="calibrated")
-    axes.plot(event["probability"], event["event_rate"], color=BLUE, label="forecast")
     targets = np.array(event["targets"])
-    axes.scatter(event["probability"], event["event_rate"], 8 + 120 * np.sqrt(targets / targets.max()), color=BLUE)
-    axes.set(xlabel="probability of the event (share of members)", ylabel="events (share)", xlim=(0, 1), ylim=(0, 1),
-             aspect="equal")
+    return _beside_diagonal(event["probability"], event["event_rate"], "probability of the event (share of members)",
+                            "events (share)", 1, 8 + 120 * np.sqrt(targets / targets.max()))
+
+
+def spread_against_skill(spread: np.ndarray, error: np.ndarray, unit: str) -> plt.Figure:
+    """Error of the mean in groups of targets with about the same spread of the members.
+
+    Shapes: spread, error (group,), roots of the mean variance and squared error. Units: physical.
+    """
+    return _beside_diagonal(spread, error, f"spread of the members ({unit})", f"RMSE of their mean ({unit})",
+                            1.05 * max(spread.max(), error.max(), np.finfo(np.float32).tiny))
+
+
+def _beside_diagonal(x, y, xlabel: str, ylabel: str, high: float, sizes: np.ndarray | float = 16) -> plt.Figure:
+    """A line, beside the diagonal that a calibrated ensemble has; both axes from 0 to `high`."""
+    figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    axes.plot([0, high], [0, high], color=INK, linestyle=":", label="calibrated")
+    axes.plot(x, y, color=BLUE, label="forecast")
+    axes.scatter(x, y, sizes, color=BLUE)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, high), ylim=(0, high), aspect="equal")
     axes.legend(frameon=False)
     return figure
 
@@ -223,10 +232,7 @@ def share_bars(shares: np.ndarray, xlabel: str) -> plt.Figure:
 
 
 def region_shares(joint: dict) -> plt.Figure:
-    """PIT histogram of means over random regions, of the ensemble and its control, see `joint.JointScores.compute`.
-
-    A calibrated ensemble fills all bins alike; a bowl: too sure of sums over nodes.
-    """
+    """PIT histogram of means over random regions, of the ensemble and its control, see `joint.JointScores.compute`."""
     figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
     for (name, scores), (color, style, _) in zip({"forecast": joint, "control": joint["control"]}.items(), LOOKS,
                                                  strict=False):
@@ -239,23 +245,8 @@ def region_shares(joint: dict) -> plt.Figure:
     return figure
 
 
-def spread_against_skill(spread: np.ndarray, error: np.ndarray, unit: str) -> plt.Figure:
-    """Error of the mean where the members are about so far apart; a calibrated ensemble: the diagonal.
-
-    Shapes: spread, error (group,), roots of the mean variance and squared error. Units: physical.
-    """
-    figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
-    high = 1.05 * max(spread.max(), error.max(), np.finfo(np.float32).tiny)
-    axes.plot([0, high], [0, high], color=INK, linestyle=":", label="calibrated")
-    axes.plot(spread, error, color=BLUE, marker="o", markersize=4, label="forecast")
-    axes.set(xlabel=f"spread of the members ({unit})", ylabel=f"RMSE of their mean ({unit})", xlim=(0, high),
-             ylim=(0, high), aspect="equal")
-    axes.legend(frameon=False)
-    return figure
-
-
 def scores_by_horizon(forecasts: dict[str, dict], scores: dict[str, str], step: str) -> plt.Figure:
-    """How scores grow along the horizon, a panel each; the first forecast is the one that matters.
+    """Scores of several forecasts along the horizon, a panel for each score.
 
     forecasts: by name, the lists of `per_horizon` by score (None where one does not exist); scores: their units, by
     name; step: of the horizon, as "1 hour".
@@ -269,9 +260,7 @@ def scores_by_horizon(forecasts: dict[str, dict], scores: dict[str, str], step: 
                       label=name)
         axes.set(xlabel=f"horizon (steps of {step})", ylabel=f"{score} ({unit})")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9, frameon=False)
-    return figure
+    return _with_legend_above(figure)
 
 
 def training_curves(stages: dict[str, list[dict]]) -> plt.Figure:
@@ -291,7 +280,7 @@ def training_curves(stages: dict[str, list[dict]]) -> plt.Figure:
 
 
 def correlation_curve(curve: dict) -> plt.Figure:
-    """Mean correlation between nodes about so far from each other, of what came, of the members and of their control.
+    """Mean correlation between nodes against distance: observed, of the members and of their control.
 
     curve: see `joint.correlation_curve`. Without distances the observed correlation stands against the forecast one.
     """
@@ -312,7 +301,7 @@ def correlation_curve(curve: dict) -> plt.Figure:
 
 def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, shares: np.ndarray, step: str, unit: str,
                path: Path, most: int = 1000) -> None:
-    """Draw a whole field: how its nodes lie over time, every node as a row (missing values grey), and its periods.
+    """Draw a whole field: median and range of its nodes over time, every node as a row, and its periods.
 
     Shapes: values (time, node), NaN where missing; times (time,); periods in steps of length `step` and their shares
     of the variance (line,). At most about `most` steps and nodes are drawn, evenly spread.

@@ -21,7 +21,7 @@ function sortBy(heading) {
 for (const button of document.querySelectorAll("thead button"))
   button.addEventListener("click", () => sortBy(button.closest("th")));
 
-// The fan chart: history, what came, and the ensemble as median, 50 % and 90 % bands.
+// The fan chart: history, observations, and the ensemble as median, 50 % and 90 % bands.
 const fans = JSON.parse(document.getElementById("fans").textContent);
 const LEFT = 70, RIGHT = 740, TOP = 12, BOTTOM = 290;
 

@@ -31,25 +31,33 @@ class Picture:
     wide: bool = False
 
 
-def page(title: str, summary: str, warnings: list[str], scores: str, chosen: str, pictures: list[Picture],
-         by_horizon: str, by_node: str, run: str, fans: dict) -> str:
-    """The whole page.
+@dataclass(frozen=True)
+class Page:
+    """What stands in the page; the sections are HTML (of `table` and `paragraph`), all other text is plain.
 
-    scores, by_horizon, by_node and run are HTML (of `table` and `paragraph`), all other text is plain. fans:
-    what the node picker draws: `unit`; `first`, the node shown first; `windows`, each with `name` and the labels of
-    its `times`; `nodes`, each with `name`, `text` and, for every window, `history`, `observed` and the five
-    `quantiles` 0.05, 0.25, 0.5, 0.75, 0.95.
+    fans, what the node picker draws: `unit`; `first`, the node shown first; `windows`, each with `name` and the labels
+    of its `times`; `nodes`, each with `name`, `text` and, for every window, `history`, `observed` and the five
+    `quantiles` 0.05, 0.25, 0.5, 0.75, 0.95. chosen: which nodes these are.
     """
-    template, style, script = (Path(__file__).with_suffix(ending).read_text() for ending in (".html", ".css", ".js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
-    return Template(template).substitute(
-        title=escape(title), summary=escape(summary), policy=POLICY.format(digest), script=script,
-        style=Template(style).substitute(ink=INK, blue=BLUE, orange=ORANGE),
-        warnings=f'<ul class="warnings">{items}</ul>' if warnings else paragraph("Nothing was found."),
-        scores=scores, chosen=escape(chosen), pictures="\n".join(map(_figure, pictures)), by_horizon=by_horizon,
-        by_node=by_node, run=run, fans=script_json(fans),
-    )
+
+    title: str
+    summary: str
+    warnings: list[str]
+    pictures: list[Picture]
+    fans: dict
+    chosen: str
+    sections: dict[str, str]  # scores, by_horizon, by_node, run
+
+    def html(self) -> str:
+        template, style, script = (Path(__file__).with_suffix(end).read_text() for end in (".html", ".css", ".js"))
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        items = "".join(f"<li>{escape(warning)}</li>" for warning in self.warnings)
+        return Template(template).substitute(
+            self.sections, title=escape(self.title), summary=escape(self.summary), policy=POLICY.format(digest),
+            script=script, style=Template(style).substitute(ink=INK, blue=BLUE, orange=ORANGE),
+            warnings=f'<ul class="warnings">{items}</ul>' if items else paragraph("Nothing was found."),
+            chosen=escape(self.chosen), pictures="\n".join(map(_figure, self.pictures)), fans=script_json(self.fans),
+        )
 
 
 def paragraph(text: str) -> str:

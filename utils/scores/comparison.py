@@ -26,12 +26,11 @@ def paired_difference(ours, theirs, score, block):
         lower, upper = relative -+ half width of the mean of what each window adds to it, see `half_width`
 
     `block`: so many windows in a row share steps of the series, history_len + predict_len for windows one step apart.
-    Several seeds of a method are averaged, window by window: the interval is about the windows, not about the seeds.
-    `ours`, `theirs`: what `evaluate_ensemble` returns of the windows (torch or numpy), or a list of it, one per
-    seed; windows are matched by `start`, whatever their order. Negative means that ours is better.
-    -> dict of difference (in units of the score), relative, lower, upper; the last two are None where the windows are
-    too few for an interval.
-    Raises: ValueError for an unknown score, one that a forecast has not, windows that differ, a block below 1, or a
+    Several seeds of a method are averaged window by window: the interval is about the windows, not about the seeds.
+    `ours`, `theirs`: the windows that `evaluate_ensemble` returns (torch or numpy), or a list of them, one per seed;
+    they are matched by `start`. Negative means that ours is better.
+    -> dict of difference (in units of the score), relative, lower, upper; the last two are None for too few windows.
+    Raises: ValueError for a score that is unknown or missing in a forecast, windows that differ, a block below 1, or a
     score of 0 of theirs.
     """
     if score not in SCORES:
@@ -46,8 +45,8 @@ def paired_difference(ours, theirs, score, block):
     for run in runs[1:]:
         if not torch.equal(run["start"], start):
             raise ValueError(
-                f"cannot pair forecasts of different windows: one has {len(start)} (from step {_first(start)}), "
-                f"another {len(run['start'])} (from step {_first(run['start'])}); evaluate both on the same windows"
+                f"cannot pair forecasts of different windows: one has {len(start)} (first step {start[:1].tolist()}), "
+                f"another {len(run['start'])} (first step {run['start'][:1].tolist()}); evaluate both on the same ones"
             )
     (ours, ours_size), (theirs, theirs_size) = (_sums(each, score) for each in (runs[:len(ours)], runs[len(ours):]))
     ours_score, theirs_score = ours.sum() / ours_size.sum(), theirs.sum() / theirs_size.sum()
@@ -70,9 +69,9 @@ def half_width(values, block):
         weight_j = sqrt(2 / n) * sum_w values_w * cos(pi * j * (w + 1/2) / n),    j = 1 .. B
         half width = t(.975, B) * sqrt(mean_j weight_j^2 / n),    B = n / (BLOCKS_PER_COSINE * block), rounded
 
-    The slowest cosines measure the variance of the mean, and their number is the freedom of Student's t. What a
-    bootstrap of blocks leaves out, the correlation between blocks and the error of a variance from few of them,
-    is in it: docs/results/intervals.md compares them.
+    The slowest cosines measure the variance of the mean, and their number is the degrees of freedom of Student's t.
+    Unlike a bootstrap of blocks this includes the correlation between blocks and the error of a variance from few of
+    them: docs/results/intervals.md compares them.
     Shapes: values (..., n) -> a number, or (...). Source: Mueller 2004; Lazarus, Lewis, Stock and Watson 2018.
     """
     count = values.shape[-1]
@@ -99,10 +98,10 @@ def in_words(found):
 
 
 def against_simple(windows, simple, length):
-    """How far the CRPS of a run is from that of the best simple forecaster on the same windows, in one line.
+    """The difference of a run's CRPS to that of the best simple forecaster on the same windows, in one line.
 
-    windows: those of the run; simple: (scores, windows) of each by name, see `pipeline.score_simple`; length of a
-    window in steps.
+    windows: those of the run; simple: (scores, windows) by name, see `pipeline.score_simple`; length of a window in
+    steps.
     """
     if not simple:
         return "no simple forecaster can be fitted to compare with"
@@ -113,10 +112,6 @@ def against_simple(windows, simple, length):
     found = paired_difference(windows, theirs, "CRPS", independent_block(windows["start"], length))
     text = in_words(found).replace("(no interval)", "(no interval: the test windows are too few)")
     return f"CRPS against {best} ({scores['CRPS']:.4g}), the best of {', '.join(simple)}: {text}"
-
-
-def _first(start):
-    return start[0].item() if len(start) else None
 
 
 def _in_order(run):

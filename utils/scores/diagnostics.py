@@ -1,4 +1,4 @@
-"""What pictures show of an ensemble beyond its scores: streamed, in memory that does not grow with the windows."""
+"""Sums over windows for the pictures of a report; memory does not grow with the number of windows."""
 
 import numpy as np
 import torch

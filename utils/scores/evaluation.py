@@ -21,16 +21,13 @@ CPU_VALUES_AT_ONCE, GPU_VALUES_AT_ONCE = 6_000, 1_000_000
 
 
 def rows_at_once(num_nodes: int, device: torch.device, chosen: int = 0) -> int:
-    """Members to sample at a time: the `--sample_batch` of the user, or what keeps the processor's caches full.
-
-    About 6,000 nodes x members on a CPU (activations then stay in cache), a million on a GPU.
-    """
+    """Members to sample at a time: `--sample_batch`, or so many that activations stay in the cache of a CPU."""
     values = CPU_VALUES_AT_ONCE if device.type == "cpu" else GPU_VALUES_AT_ONCE
     return chosen or max(1, values // num_nodes)
 
 
 def progress(batches, text: str):
-    """A progress bar over batches, where somebody is watching."""
+    """A progress bar over batches, on a terminal."""
     return tqdm(batches, desc=text, unit="batch", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
 
@@ -80,7 +77,7 @@ def named_nodes(scores: dict[str, list], names: tuple[str, ...]) -> dict[str, di
 
 
 def joint_scores(data, precision: torch.dtype = torch.float64) -> JointScores:
-    """An empty `JointScores` that knows of the places of the data's nodes what there is to know."""
+    """An empty `JointScores` of the data's nodes, with their neighbourhoods and distances where these are known."""
     field = data.field
     distances = partial(pair_distances, grid=field.grid, kept=field.kept, coordinates=field.coordinates,
                         graph=field.graph)

@@ -1,10 +1,9 @@
-"""Texture: how rough members are from node to node and from step to step, beside the errors of the mean.
-
-A member should be off the mean of the others as the observation is off the mean of all:
+"""Texture: roughness of members from node to node and from step to step, beside that of the errors of the mean.
 
     error = truth - mean of members,    error of a member = member - mean of the other members
 
-All errors are divided by the spread of their node; variances cancel, so that only shape counts.
+The two have the same law for a calibrated ensemble. All errors are divided by the spread of their node; variances
+cancel, so that only shape counts.
 """
 
 import torch
@@ -31,11 +30,11 @@ def laplacian_axes(nearest):
 
 
 def two_sample_auc(observed, members):
-    """How well a logistic classifier tells members from observations: its AUC on windows that it was not fitted to.
+    """AUC of a logistic classifier of members against observations, on windows that it was not fitted to.
 
-    It is fitted to the first half of the windows and tried on the second, two windows between them left out; .5: they
-    cannot be told apart. It sees each feature and its square, standardized.
-    Shapes: features observed (window, feature), members (window, member, feature). None of fewer than 20 windows.
+    It is fitted to the first half of the windows and tested on the second, without four windows between them; .5: it
+    finds no difference. Its inputs are each feature and its square, standardized.
+    Shapes: features observed (window, feature), members (window, member, feature). None for fewer than 20 windows.
     """
     windows = len(observed)
     if windows < 20:
