@@ -103,17 +103,18 @@ class Forecast:
         require("xarray")
         import xarray
 
-        field, space = self.field, Space(self.field)
+        field = self.field
+        space, places = space_of(field)
         issued, steps = self.issued.reshape(-1).astype("datetime64[s]"), self.times.shape[-1]
         coordinates = {
             ISSUED: (ISSUED, issued), "time": ((ISSUED, HORIZON), self.times.reshape(-1, steps).astype(issued.dtype)),
-            HORIZON: (HORIZON, np.arange(1, steps + 1)), **space.coordinates,
+            HORIZON: (HORIZON, np.arange(1, steps + 1)), **places,
         }
         variables = {}
         for kind, array in self.chosen(values).items():
-            axis, places = (LEVEL, QUANTILE_LEVELS) if kind == "quantiles" else (MEMBER, range(array.shape[1]))
-            coordinates[axis] = axis, np.array(places)
-            variables[kind] = (ISSUED, axis, HORIZON, *space.axes), space.place(array), {
+            axis, labels = (LEVEL, QUANTILE_LEVELS) if kind == "quantiles" else (MEMBER, range(array.shape[1]))
+            coordinates[axis] = axis, np.array(labels)
+            variables[kind] = (ISSUED, axis, HORIZON, *space), in_space(field, array), {
                 "long_name": f"{kind} of the forecast of {field.name} ({field.unit})", "units": field.cf_unit}
         zone = {"time_zone": field.time_zone} if field.time_zone else {}
         if zone:
@@ -148,26 +149,24 @@ class Forecast:
         return self.members.reshape(-1, *self.members.shape[-3:])
 
 
-class Space:
-    """Where the nodes of a field lie in a dataset: its axes in space and their coordinates; `place` puts values there.
+def space_of(field) -> tuple[tuple[str, ...], dict]:
+    """The axes of a field's nodes in a dataset, and their coordinates: rows and columns of a grid, or nodes."""
+    if not field.grid:
+        axes, coordinates = ("node",), {"node_name": ("node", np.array(field.node_names))}
+    elif field.axes:
+        lat, lon = map(np.asarray, field.axes)
+        return ("lat", "lon"), {"lat": ("lat", lat), "lon": ("lon", lon)}
+    else:
+        axes, coordinates = ("row", "column"), {}
+    if field.coordinates is not None:
+        lat, lon = (in_space(field, values) for values in np.asarray(field.coordinates).T)
+        coordinates |= {"lat": (axes, lat), "lon": (axes, lon)}
+    return axes, coordinates
 
-    Nodes of a grid lie in its rows and columns; its other places, land that was left out, get NaN.
-    """
 
-    def __init__(self, field):
-        self.field = field
-        self.axes = ("node",) if not field.grid else ("lat", "lon") if field.axes else ("row", "column")
-        self.coordinates = {} if field.grid else {"node_name": ("node", np.array(field.node_names))}
-        if field.grid and field.axes:
-            lat, lon = field.axes
-            self.coordinates |= {"lat": ("lat", np.asarray(lat)), "lon": ("lon", np.asarray(lon))}
-        elif field.coordinates is not None:
-            lat, lon = np.asarray(field.coordinates).T
-            self.coordinates |= {"lat": (self.axes, self.place(lat)), "lon": (self.axes, self.place(lon))}
-
-    def place(self, values: np.ndarray) -> np.ndarray:
-        """Values (..., node) in space: (..., row, column) on a grid."""
-        return on_grid(values, self.field.grid, self.field.kept) if self.field.grid else values
+def in_space(field, values: np.ndarray) -> np.ndarray:
+    """Values (..., node) as (..., row, column) of a grid, NaN where no node is; as they are without a grid."""
+    return on_grid(values, field.grid, field.kept) if field.grid else values
 
 
 def on_grid(values: np.ndarray, grid: tuple[int, int], kept: np.ndarray | torch.Tensor | None) -> np.ndarray:
@@ -229,7 +228,7 @@ def _write_parquet(file, parts: Iterable[Forecast], values: str) -> None:
 
 
 def _write_npz(file, parts: Iterable[Forecast], values: str) -> None:
-    """Each array grows in a nameless file beside the output, since an archive takes one entry after the other."""
+    """Each array is collected in a temporary file, since an archive takes one entry after the other."""
     with contextlib.ExitStack() as stack, zipfile.ZipFile(file, "w") as archive:
         grown, texts = {}, {}
         for part in parts:
@@ -280,7 +279,7 @@ def _write_netcdf(file, parts: Iterable[Forecast], values: str) -> None:
 
 @contextlib.contextmanager
 def _errors_of_the_system():
-    """While it lasts, what the NetCDF library cannot write is an error of the system, as in every other format."""
+    """Turns an error of the NetCDF library in writing into an OSError, as every other format raises."""
     try:
         yield
     except RuntimeError as error:
