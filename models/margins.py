@@ -49,8 +49,9 @@ class ResidualMargin(nn.Module):
 
         width = largest size of z in a block of the later half / size of z in training,    size: 90 % quantile of |z|
 
-    The largest of some blocks covers a drift that goes on after validation. Members are narrower than training
-    residuals (width below 1) only where validation holds BLOCKS blocks. The width of plain residuals is 1.
+    The largest of some blocks covers a drift that goes on after validation. With n < BLOCKS blocks the width is at
+    least sqrt((n + 1) / (n - 1)), by which the next value of n + 1 departs further from the mean of n than these do.
+    The width of plain residuals is 1.
     Source: CoST section 4.2 (residual).
     """
 
@@ -100,7 +101,8 @@ class ResidualMargin(nn.Module):
         largest, in_training = max(by_block[blocks // 2:]), size(*sizes(*training))
         if not largest * in_training > 0:
             return torch.ones_like(self.width)
-        return (largest / in_training).clamp_min(0 if blocks == BLOCKS else 1)
+        smallest = 0 if blocks == BLOCKS else ((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5
+        return (largest / in_training).clamp_min(smallest)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         mean, state = prepared.unbind(1)

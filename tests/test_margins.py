@@ -227,11 +227,11 @@ def test_the_width_is_the_largest_of_the_later_validation_blocks(later, width):
     assert fitted_margin(later, scaled=False).width == 1
 
 
-def test_few_validation_windows_widen_members_and_do_not_narrow_them():
-    few = BLOCKS * HORIZON - 1
-    assert float(fitted_margin([1.5], each=few).width) == pytest.approx(1.5, rel=0.2)
-    assert fitted_margin([0.5], each=few).width == 1
-    assert fitted_margin([0.5], each=few + 1).width < 0.75
+@pytest.mark.parametrize("blocks, smallest", [(1, 2), (2, 3**0.5), (4, (5 / 3) ** 0.5), (BLOCKS - 1, (8 / 6) ** 0.5)])
+def test_few_validation_windows_widen_members(blocks, smallest):
+    assert float(fitted_margin([0.5], each=blocks * HORIZON).width) == pytest.approx(smallest)
+    assert float(fitted_margin([1.9], each=blocks * HORIZON).width) == pytest.approx(max(smallest, 1.9), rel=0.2)
+    assert fitted_margin([0.5], each=BLOCKS * HORIZON).width < 0.75
 
 
 def test_scales_within_a_step_of_counts_determine_no_width():
