@@ -9,7 +9,7 @@ import torch
 
 from data.registry import sha256_of
 from data.summary import FieldSummary
-from models import build_forecaster, ensemble_drawer
+from models import build_forecaster, ensemble_sampler
 from utils.config import TrainConfig, parse_config
 from utils.output.plots import draw_forecast
 from utils.pipeline import (
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     metrics = {**scores, "simple": {name: found for name, (found, _) in simple.items()},
                "mean_run": str(mean_path.parent), "best_epoch": result.best_epoch, "epochs": result.epochs,
                "seconds_train": result.seconds}
-    draw = ensemble_drawer(model, settings, device)
+    draw = ensemble_sampler(model, settings, device)
     try:
         draw_forecast(draw, data, folder / checkpoint.PICTURE)
     except Exception as error:  # whatever goes wrong, a picture is not worth the scores

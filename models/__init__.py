@@ -5,9 +5,9 @@ from .forecaster import ENDPOINTS, PREDICTIONS, Forecaster, Sampling
 from .margins import MEMBERS
 from .mean import OBJECTIVES, MeanModel
 from .online import OnlineCalibration
-from .pretrained import SAMPLING_FLAGS, TrainedForecaster, ensemble_drawer, load_forecaster
+from .pretrained import SAMPLING_FLAGS, TrainedForecaster, ensemble_sampler, load_forecaster
 from .scale import SCALES
 
 __all__ = ["DENOISERS", "ENDPOINTS", "MARGINS", "MEAN_MODELS", "MEMBERS", "NOISES", "OBJECTIVES", "PREDICTIONS",
            "SAMPLING_FLAGS", "SCALES", "Forecaster", "MeanModel", "OnlineCalibration", "Sampling", "TrainedForecaster",
-           "build_forecaster", "build_mean_model", "ensemble_drawer", "load_forecaster"]
+           "build_forecaster", "build_mean_model", "ensemble_sampler", "load_forecaster"]

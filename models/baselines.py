@@ -152,8 +152,8 @@ def residual_fields(data, members: int, mean: Callable | None = None, same_slot:
     """
     mean = _needed("residual_fields", mean=mean)
     fields, slots = _validation_residuals(data, mean)
-    draw_fields = _field_drawer(_without_gaps(fields), slots, data.calendar_sizes[0], members, same_slot)
-    return lambda batch, noise: mean(batch).unsqueeze(1) + draw_fields(batch, noise)
+    sample_fields = _field_sampler(_without_gaps(fields), slots, data.calendar_sizes[0], members, same_slot)
+    return lambda batch, noise: mean(batch).unsqueeze(1) + sample_fields(batch, noise)
 
 
 # From conditional quantiles
@@ -179,12 +179,12 @@ def schaake(data, members: int, quantiles: Callable | None = None, same_slot: bo
 
     fields, slots = _validation_residuals(data, median)
     fields = _without_gaps(fields)
-    draw_fields = _field_drawer(fields, slots, data.calendar_sizes[0], members, same_slot)
+    sample_fields = _field_sampler(fields, slots, data.calendar_sizes[0], members, same_slot)
     tie = TIE * fields.square().mean(0).sqrt()
 
     def draw(batch, noise):
         z = noise(VALUES).unflatten(0, (-1, members))
-        return reorder(quantiles_at_z(quantiles(batch), z.sort(1).values), draw_fields(batch, noise) + tie * z)
+        return reorder(quantiles_at_z(quantiles(batch), z.sort(1).values), sample_fields(batch, noise) + tie * z)
 
     return draw
 
@@ -266,16 +266,16 @@ def _without_gaps(fields: Tensor) -> Tensor:
     return fields.nan_to_num()
 
 
-def _field_drawer(fields: Tensor, slots: Tensor, size: int, members: int, same_slot: bool) -> Callable:
+def _field_sampler(fields: Tensor, slots: Tensor, size: int, members: int, same_slot: bool) -> Callable:
     """Draw whole fields for each window: (batch, member, F, node); of the nearest slot where none is near."""
     width = size // SLOTS_PER_WIDTH if same_slot else size
 
-    def draw_fields(batch, noise):
+    def sample_fields(batch, noise):
         distance = _circular_distance(batch.context.calendar[:, 0], slots, size)
         allowed = distance <= distance.amin(1, keepdim=True).clamp_min(width)
         return fields[_pick(allowed, members, noise)]
 
-    return draw_fields
+    return sample_fields
 
 
 def _pick(allowed: Tensor, members: int, noise: Callable) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from data.context import Context
 
 from .diffusion import SAMPLERS, NoiseSchedule, diffuse, draw_endpoint, velocity, velocity_to_noise
-from .draws import draw
 from .layers import squared_error
 from .mean import MeanModel
+from .random_rows import random_rows
 
 FULL_PRECISION = contextlib.nullcontext()
 PREDICTIONS = ("v", "noise")
@@ -109,10 +109,10 @@ class Forecaster(nn.Module):
         if prepared is None:
             prepared = self.prepare(future, context)
         if step is None:
-            step = draw(partial(torch.randint, len(self.schedule), device=future.device), future.shape[:1])
+            step = random_rows(partial(torch.randint, len(self.schedule), device=future.device), future.shape[:1])
         if noise is None:
             shape = 3, *future.shape
-            noise = draw(partial(torch.randn, device=future.device), shape, axis=1)
+            noise = random_rows(partial(torch.randn, device=future.device), shape, axis=1)
         white, mask = self._white(noise[2], prepared, future, context)
         endpoint, level = self._endpoint(lambda: noise[1], context.calendar), self.alpha_bar[step]
         noisy = diffuse(white, endpoint, noise[0], level)
@@ -132,7 +132,7 @@ class Forecaster(nn.Module):
         time: memory is bounded by it and the result does not depend on it. Out of memory halves it.
         """
         assert not self.training, "members are drawn in eval mode"
-        batch, each = len(context.history), self.draws(sampling)
+        batch, each = len(context.history), self.num_samples(sampling)
         given = self.margin.given(self.mean_model, context)
         hidden = self._encode(context, given)
         rows, first, chunk, drawn = batch * each, 0, sampling.chunk, []
@@ -154,9 +154,9 @@ class Forecaster(nn.Module):
         z = self.noise.unwhiten(torch.cat(drawn)).unflatten(0, (batch, each))
         return self.margin.decode(z, given, context, sampling.members, sampling.kind)
 
-    def draws(self, sampling: Sampling) -> int:
+    def num_samples(self, sampling: Sampling) -> int:
         """Samples of each window that an ensemble takes."""
-        return self.margin.draws(sampling.members, sampling.kind)
+        return self.margin.num_samples(sampling.members, sampling.kind)
 
     def _white(self, noise: Tensor, prepared: Tensor, future: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         """White coordinates of the future, and which targets are observed; None: all."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from data.context import Context
 
-from .draws import draw
+from .random_rows import random_rows
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Dropout(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or self.dropped == 0:
             return values
-        bits = draw(functools.partial(_random_bits, device=values.device), values.shape)
+        bits = random_rows(functools.partial(_random_bits, device=values.device), values.shape)
         keep = (bits >= self.dropped - 32768).to(values.dtype)
         return values * keep.mul_(65536 / (65536 - self.dropped))
 

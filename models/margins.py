@@ -114,12 +114,12 @@ class ResidualMargin(nn.Module):
         anomalies = [mean - context.future_climatology] if "mean" in self.inputs else []
         return anomalies, [self.scale(context.calendar, state).log()] if "scale" in self.inputs else []
 
-    def draws(self, members: int, kind: str) -> int:
+    def num_samples(self, members: int, kind: str) -> int:
         """How many samples of z an ensemble of so many members takes."""
         return OVERSAMPLED * members if kind == "quantiles" else members
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
-        """Members of an ensemble of a kind, random or its smoothed quantiles, from `draws` samples of z."""
+        """Members of an ensemble of a kind, random or its smoothed quantiles, from `num_samples` samples of z."""
         if self.center:
             z = (z - z.mean(1, keepdim=True)) * (z.shape[1] / (z.shape[1] - 1)) ** 0.5
         mean, state = given.unbind(1)
@@ -167,7 +167,7 @@ class QuantileMargin(nn.Module):
     def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
         return [], []
 
-    def draws(self, members: int, kind: str) -> int:
+    def num_samples(self, members: int, kind: str) -> int:
         return members
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
@@ -254,7 +254,7 @@ class EmpiricalMargin(nn.Module):
     def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
         return [], []
 
-    def draws(self, members: int, kind: str) -> int:
+    def num_samples(self, members: int, kind: str) -> int:
         return members
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:

@@ -45,7 +45,7 @@ SAMPLING_FLAGS = ("nsample", "members", "seed", "sampler", "sample_steps", "samp
 """Flags of stage 2 that may be changed after training."""
 
 
-def ensemble_drawer(model: Forecaster, settings: dict, device: torch.device) -> Callable[[Batch], Tensor]:
+def ensemble_sampler(model: Forecaster, settings: dict, device: torch.device) -> Callable[[Batch], Tensor]:
     """The function batch -> members (batch, member, F, node) of a configuration: what every score and picture uses.
 
     The model is left as it is: other precision than its own is that of a copy.
@@ -58,7 +58,7 @@ def ensemble_drawer(model: Forecaster, settings: dict, device: torch.device) -> 
         shape = settings["predict_len"], batch.context.history.shape[-1]
         sampling = Sampling(settings["nsample"], settings["members"], settings["sampler"], settings["sample_steps"],
                             rows_at_once(shape[1], device, settings["sample_batch"]))
-        noise = MemberNoise(settings["seed"], batch.start, model.draws(sampling), shape)
+        noise = MemberNoise(settings["seed"], batch.start, model.num_samples(sampling), shape)
         return model.sample(batch.context, noise, sampling)
 
     return draw
@@ -142,7 +142,7 @@ class TrainedForecaster:
             covariates = self._covariates_of(covariates, int(position[0]), seen + settings["predict_len"])
         batch = self.field.batch(values.to(self.device), position, settings["predict_len"],
                                  self._covariates(covariates, start.shape, seen + settings["predict_len"]))
-        drawn = self.field.scaler.physical(ensemble_drawer(self.model, settings, self.device)(batch))
+        drawn = self.field.scaler.physical(ensemble_sampler(self.model, settings, self.device)(batch))
         if online:
             first = (position + seen).tolist()
             drawn = torch.stack([online.correct(*window)

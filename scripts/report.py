@@ -22,7 +22,7 @@ import torch
 
 from data.registry import sha256_of
 from data.windows import WindowedField
-from models import ensemble_drawer, load_forecaster
+from models import ensemble_sampler, load_forecaster
 from utils.config import PATHS, FlagParser, TrainConfig, output_path
 from utils.output import plots
 from utils.output.forecasts import on_grid
@@ -396,7 +396,7 @@ def main(arguments: list[str] | None = None) -> int:
     block = independent_block(starts, data.history_len + data.predict_len)
     nodes, spec = found.diagnostics.by_node(), data.field.spec
     busiest = np.argsort(-nodes["truth"], kind="stable")[:DRAWN_NODES]
-    draw = ensemble_drawer(model, settings, device)
+    draw = ensemble_sampler(model, settings, device)
     fans = fan_data(draw, data, split, nodes, int(busiest[0]))
 
     window = plots.forecast_window(draw, data, data.starts[split][len(data.starts[split]) // 2], busiest)

@@ -11,7 +11,7 @@ from conftest import make_field, pick, random_values, with_gaps
 from data.windows import WindowedField
 from models.baselines import BASELINES, POOLED, _without_gaps, equidistant
 from models.quantiles import equidistant_quantiles, reorder, smooth_members
-from utils.pipeline import baseline_drawer
+from utils.pipeline import baseline_sampler
 from utils.training.reproducibility import MemberNoise
 
 QUANTILE_LEVELS = torch.arange(1, 20) / 20
@@ -391,8 +391,8 @@ def test_the_quantiles_of_drawn_fields_are_those_of_four_times_as_many_in_the_or
     model = torch.nn.Module()
     model.forward = lambda context: torch.zeros_like(context.future_climatology)
     batch = data.batch(data.starts["test"][:2])
-    many = baseline_drawer(name, data, model, settings | {"nsample": 32})(batch)
-    found = baseline_drawer(name, data, model, settings, "quantiles")(batch)
+    many = baseline_sampler(name, data, model, settings | {"nsample": 32})(batch)
+    found = baseline_sampler(name, data, model, settings, "quantiles")(batch)
     torch.testing.assert_close(found, smooth_members(many, 8))
 
 
@@ -460,7 +460,7 @@ def test_members_of_a_file_of_ones_own_have_its_support():
     field = make_field(np.abs(random_values(240, 3) - 20).round())
     data = WindowedField(dataclasses.replace(field, spec=dataclasses.replace(field.spec, nonnegative=True)), 6, 4)
     batch = next(iter(data.batches("test", 5)))
-    draw = baseline_drawer("persistence", data, None, {"data_name": "mine", "nsample": 8, "predict_len": 4, "seed": 0})
+    draw = baseline_sampler("persistence", data, None, {"data_name": "mine", "nsample": 8, "predict_len": 4, "seed": 0})
     members = data.scaler.physical(draw(batch))
     assert members.shape == (5, 8, 4, 3) and members.min() >= 0 and members.std(1).max() > 0
     torch.testing.assert_close(members, members.round(), rtol=0, atol=1e-4)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from data.context import Context
 from data.windows import Batch
-from models import DENOISERS, MEAN_MODELS, Sampling, build_forecaster, build_mean_model, ensemble_drawer
+from models import DENOISERS, MEAN_MODELS, Sampling, build_forecaster, build_mean_model, ensemble_sampler
 from models.diffusion import SAMPLERS
 from models.layers import Task
 from utils.config import RECIPES, PretrainConfig, TrainConfig, resolve
@@ -70,7 +70,7 @@ def loss_of(model, batch):
 def draw_with(model, sampler, kind="random"):
     settings = dict(predict_len=HORIZON, sample_batch=4, sample_precision="float32", seed=1, nsample=3, sampler=sampler,
                     sample_steps=4, members=kind)
-    return ensemble_drawer(model.eval(), settings, META)(make_batch())
+    return ensemble_sampler(model.eval(), settings, META)(make_batch())
 
 
 @every_recipe

@@ -1,7 +1,7 @@
 """The diffusion mathematics on an exact Gaussian: no network, no sampling error, float64.
 
-Every sampler is linear in its start and its draws when the noise predictor is that of a Gaussian. So a tensor can
-hold the coefficients of (start, draw 0, draw 1, ...) instead of values, and the law of the result is exact: its
+Every sampler is linear in its start and its noise when the noise predictor is that of a Gaussian. So a tensor can
+hold the coefficients of (start, noise 0, noise 1, ...) instead of values, and the law of the result is exact: its
 standard deviation is the norm of the coefficients.
 """
 
@@ -16,14 +16,12 @@ from models.diffusion import (
     SAMPLERS,
     NoiseSchedule,
     ancestral,
-    clean_to_noise,
     ddim,
     diffuse,
     dpm2m,
     draw_endpoint,
     noise_to_clean,
     posterior,
-    reverse_mean,
     velocity,
     velocity_to_noise,
 )
@@ -58,9 +56,9 @@ def exact_predictor(schedule, mean, std, visited=None):
 
 
 def coefficients(sampler, schedule, steps, std):
-    """What the result is made of, for a clean value N(0, std^2): shares of the start and of each draw."""
+    """What the result is made of, for a clean value N(0, std^2): shares of the start and of each noise."""
     unit = torch.eye(steps + 1, dtype=torch.float64)
-    return sampler(exact_predictor(schedule, 0, std), unit[0], schedule, steps, lambda draw: unit[1 + draw])
+    return sampler(exact_predictor(schedule, 0, std), unit[0], schedule, steps, lambda index: unit[1 + index])
 
 
 def std_ratio(sampler, steps, std, schedule=QUADRATIC):
@@ -69,7 +67,7 @@ def std_ratio(sampler, steps, std, schedule=QUADRATIC):
 
 def mean_of_result(sampler, schedule, steps, mean, std):
     zero = torch.zeros((), dtype=torch.float64)
-    return float(sampler(exact_predictor(schedule, mean, std), zero, schedule, steps, lambda draw: zero))
+    return float(sampler(exact_predictor(schedule, mean, std), zero, schedule, steps, lambda noise_index: zero))
 
 
 # Noise schedules
@@ -78,7 +76,7 @@ def mean_of_result(sampler, schedule, steps, mean, std):
 def test_alpha_bar_is_the_falling_float64_product_of_one_minus_beta(name):
     schedule = make_schedule(name)
     assert len(schedule) == N
-    assert {values.dtype for values in (schedule.beta, schedule.alpha, schedule.alpha_bar)} == {torch.float64}
+    assert {values.dtype for values in (schedule.beta, schedule.alpha_bar)} == {torch.float64}
     products = list(itertools.accumulate((1 - beta for beta in schedule.beta.tolist()), lambda a, b: a * b))
     assert schedule.alpha_bar.tolist() == pytest.approx(products, rel=1e-13)
     assert (schedule.alpha_bar.diff() < 0).all() and 0 < schedule.alpha_bar[-1] < schedule.alpha_bar[0] < 1
@@ -134,7 +132,7 @@ def test_chained_one_step_transitions_equal_the_closed_form(name):
     unit = torch.eye(2 + N, dtype=torch.float64)
     value = unit[0]
     for step in range(N):
-        value = diffuse(value, unit[1], unit[2 + step], schedule.alpha[step])
+        value = diffuse(value, unit[1], unit[2 + step], 1 - schedule.beta[step])
         root = math.sqrt(math.prod(1 - beta for beta in schedule.beta[:step + 1].tolist()))
         assert value[:2].tolist() == pytest.approx([root, 1 - root], abs=1e-12)
         assert float(value[2:].norm()) == pytest.approx(math.sqrt(1 - root**2), abs=1e-12)
@@ -143,8 +141,7 @@ def test_chained_one_step_transitions_equal_the_closed_form(name):
 def test_each_entry_of_a_batch_has_its_own_noise_level():
     residual, endpoint, noise = (normal(5, 2, 3, seed=seed) for seed in range(3))
     step = torch.tensor([0, 7, 30, 30, 49])
-    for function in (lambda *a: diffuse(a[0], a[1], a[2], a[3]), lambda *a: noise_to_clean(a[0], a[2], a[3]),
-                     lambda *a: clean_to_noise(a[0], a[1], a[3])):
+    for function in (lambda *a: diffuse(a[0], a[1], a[2], a[3]), lambda *a: noise_to_clean(a[0], a[2], a[3])):
         together = function(residual, endpoint, noise, QUADRATIC.alpha_bar[step])
         for row in range(5):
             alone = function(residual[row], endpoint[row], noise[row], QUADRATIC.alpha_bar[step[row]])
@@ -154,22 +151,18 @@ def test_each_entry_of_a_batch_has_its_own_noise_level():
 def test_float32_tensors_stay_float32_at_a_float64_noise_level():
     values, level = normal(2, 3, 4).float(), QUADRATIC.alpha_bar[[3, 40]]
     for result in (diffuse(values, values, values, level), noise_to_clean(values, values, level),
-                   clean_to_noise(values, values, level), posterior(values, values, level[1], level[0])[0]):
+                   posterior(values, values, level[1], level[0])[0]):
         assert result.dtype == torch.float32
     for sampler in SAMPLERS.values():
         predict = exact_predictor(QUADRATIC, 0.3, 0.7)
-        assert sampler(predict, values, QUADRATIC, 4, lambda draw: values).dtype == torch.float32
+        assert sampler(predict, values, QUADRATIC, 4, lambda noise_index: values).dtype == torch.float32
 
 
-def test_noise_and_clean_value_are_recovered_from_each_other_at_every_step():
+def test_the_clean_value_is_recovered_from_its_noise_at_every_step():
     clean, noise = normal(N, 3, 4), normal(N, 3, 4, seed=1)
     level = QUADRATIC.alpha_bar
     noisy = diffuse(clean, torch.zeros_like(clean), noise, level)
     torch.testing.assert_close(noise_to_clean(noisy, noise, level), clean, rtol=0, atol=1e-11)
-    torch.testing.assert_close(clean_to_noise(noisy, clean, level), noise, rtol=0, atol=1e-11)
-    other = normal(N, 3, 4, seed=2)
-    torch.testing.assert_close(clean_to_noise(noisy, noise_to_clean(noisy, other, level), level), other,
-                               rtol=0, atol=1e-11)
 
 
 def test_endpoint_has_the_scale_of_its_node_and_balanced_independent_signs():
@@ -218,26 +211,25 @@ def test_posterior_is_gaussian_conditioning_done_by_brute_force(here, there):
 def test_ancestral_sampling_takes_the_papers_reverse_step(name):
     """CoST Eq. 14 in the residual, r = shifted + endpoint, for any noise prediction: to 1e-10 at every step."""
     schedule, start, endpoint = make_schedule(name), normal(2, 3, 4), normal(2, 3, 4, seed=1)
-    draws = normal(N, 2, 3, 4, seed=2)
+    noises = normal(N, 2, 3, 4, seed=2)
     path = []
 
     def predict(shifted, step):
         path.append(shifted + endpoint)
         return torch.sin(3 * shifted) + 0.1 * step
 
-    path.append(ancestral(predict, start, schedule, N, lambda draw: draws[draw]) + endpoint)
+    path.append(ancestral(predict, start, schedule, N, lambda noise_index: noises[noise_index]) + endpoint)
     assert len(path) == N + 1
-    for draw, step in enumerate(range(N - 1, -1, -1)):
-        noisy, beta = path[draw], float(schedule.beta[step])
+    for number, step in enumerate(range(N - 1, -1, -1)):
+        noisy, beta = path[number], float(schedule.beta[step])
         alpha_bar = float(schedule.alpha_bar[step])
         noise = torch.sin(3 * (noisy - endpoint)) + 0.1 * step
         printed = (noisy - beta / math.sqrt(1 - alpha_bar) * noise) / math.sqrt(1 - beta) \
             + (1 - 1 / math.sqrt(1 - beta)) * endpoint
-        torch.testing.assert_close(reverse_mean(noisy, noise, endpoint, schedule, step), printed, rtol=0, atol=1e-10)
         if step:
             variance = (1 - float(schedule.alpha_bar[step - 1])) / (1 - alpha_bar) * beta
-            printed = printed + math.sqrt(variance) * draws[draw]
-        torch.testing.assert_close(path[draw + 1], printed, rtol=0, atol=1e-10)
+            printed = printed + math.sqrt(variance) * noises[number]
+        torch.testing.assert_close(path[number + 1], printed, rtol=0, atol=1e-10)
 
 
 # Steps
@@ -272,7 +264,7 @@ def test_steps_are_evenly_spaced_in_their_number_or_in_log_signal_to_noise():
 @pytest.mark.parametrize("steps", [0, -1, N + 1])
 def test_a_number_of_steps_that_the_schedule_has_not_is_refused_with_the_range(sampler, steps):
     with pytest.raises(ValueError, match=f"--sample_steps {steps}: choose 1 to {N}"):
-        sampler(exact_predictor(QUADRATIC, 0, 1), normal(2), QUADRATIC, steps, lambda draw: normal(2))
+        sampler(exact_predictor(QUADRATIC, 0, 1), normal(2), QUADRATIC, steps, lambda noise_index: normal(2))
 
 
 @every_sampler
@@ -281,9 +273,9 @@ def test_a_sampler_calls_the_network_once_per_step_and_draws_between_steps_only(
         visited, drawn, start = [], [], normal(3)
         kept = start.clone()
 
-        def noise(draw, drawn=drawn):
-            drawn.append(draw)
-            return normal(3, seed=draw)
+        def noise(noise_index, drawn=drawn):
+            drawn.append(noise_index)
+            return normal(3, seed=noise_index)
 
         sampler(exact_predictor(QUADRATIC, 0.5, 0.7, visited), start, QUADRATIC, steps, noise)
         if sampler in (ancestral, ddim, dpm2m):  # others may call it more than once, and draw as often as they like
@@ -299,7 +291,7 @@ def test_every_sampler_reaches_the_clean_value_in_any_number_of_steps(sampler, n
     """A residual without spread: whatever the start, the draws and the number of steps, it is found."""
     schedule, start, clean = make_schedule(name), normal(3), torch.tensor([-2.0, 0.3, 5.0], dtype=torch.float64)
     for steps in range(1, N + 1):
-        result = sampler(exact_predictor(schedule, clean, 0), start, schedule, steps, lambda draw: normal(3, seed=draw))
+        result = sampler(exact_predictor(schedule, clean, 0), start, schedule, steps, lambda k: normal(3, seed=k))
         torch.testing.assert_close(result, clean, rtol=0, atol=1e-10)
 
 
@@ -321,24 +313,24 @@ def test_ddim_of_a_gaussian_is_a_product_of_cosines(name, std):
     for steps in range(1, N + 1):
         visited, start = [], normal(4)
         result = ddim(exact_predictor(schedule, mean, std, visited), start, schedule, steps)
-        levels = schedule.alpha_bar[visited].tolist()
-        angles = [math.atan2(math.sqrt(1 - level), math.sqrt(level) * std) for level in levels] + [0]
-        gain = std / math.hypot(math.sqrt(levels[0]) * std, math.sqrt(1 - levels[0]))
+        alpha_bars = schedule.alpha_bar[visited].tolist()
+        angles = [math.atan2(math.sqrt(1 - level), math.sqrt(level) * std) for level in alpha_bars] + [0]
+        gain = std / math.hypot(math.sqrt(alpha_bars[0]) * std, math.sqrt(1 - alpha_bars[0]))
         gain *= math.prod(math.cos(here - there) for here, there in itertools.pairwise(angles))
-        torch.testing.assert_close(result, mean + gain * (start - math.sqrt(levels[0]) * mean), rtol=0, atol=1e-11)
+        torch.testing.assert_close(result, mean + gain * (start - math.sqrt(alpha_bars[0]) * mean), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("std", SPREADS)
 def test_ancestral_variance_of_a_gaussian_follows_from_regression_and_precisions(std):
     """Step by step: slope of the value there on the value here, and the spread left when clean and here are known."""
     for steps in (1, 2, 5, 10, 23, N):
-        levels = QUADRATIC.alpha_bar[evenly_spaced(QUADRATIC, steps)].tolist()
+        alpha_bars = QUADRATIC.alpha_bar[evenly_spaced(QUADRATIC, steps)].tolist()
         variance = 1.0
-        for here, there in itertools.pairwise(levels):
+        for here, there in itertools.pairwise(alpha_bars):
             ratio = here / there
             slope = math.sqrt(ratio) * (there * std**2 + 1 - there) / (here * std**2 + 1 - here)
             variance = slope**2 * variance + 1 / (1 / (1 - there) + ratio / (1 - ratio))
-        slope = math.sqrt(levels[-1]) * std**2 / (levels[-1] * std**2 + 1 - levels[-1])
+        slope = math.sqrt(alpha_bars[-1]) * std**2 / (alpha_bars[-1] * std**2 + 1 - alpha_bars[-1])
         assert float(coefficients(ancestral, QUADRATIC, steps, std).norm()) == pytest.approx(
             abs(slope) * math.sqrt(variance), rel=1e-10)
 
@@ -352,14 +344,14 @@ def test_dpm2m_follows_the_published_second_order_rule(name, std):
         visited, value = [], 0.9
         result = dpm2m(exact_predictor(schedule, mean, std, visited), torch.tensor(value, dtype=torch.float64),
                        schedule, steps)
-        levels = schedule.alpha_bar[visited].tolist()
+        alpha_bars = schedule.alpha_bar[visited].tolist()
         clean, h_previous = [], None
-        for index, level in enumerate(levels):
+        for index, level in enumerate(alpha_bars):
             alpha, sigma = math.sqrt(level), math.sqrt(1 - level)
             clean.append(mean + alpha * std**2 / (level * std**2 + sigma**2) * (value - alpha * mean))
             if index == steps - 1:
                 break
-            alpha_next, sigma_next = math.sqrt(levels[index + 1]), math.sqrt(1 - levels[index + 1])
+            alpha_next, sigma_next = math.sqrt(alpha_bars[index + 1]), math.sqrt(1 - alpha_bars[index + 1])
             h = math.log(alpha_next / sigma_next) - math.log(alpha / sigma)
             data = clean[-1]
             if index:

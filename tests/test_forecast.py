@@ -19,7 +19,7 @@ from conftest import ON_ANY_STAGE_1, ROOT, random_values
 import main_pretrain
 import main_train
 from data.registry import DATASETS, get_spec
-from models import OnlineCalibration, ensemble_drawer, load_forecaster
+from models import OnlineCalibration, ensemble_sampler, load_forecaster
 from scripts import forecast
 from utils import pipeline
 from utils.config import RECIPES
@@ -75,7 +75,7 @@ def test_a_test_window_gets_the_members_that_the_evaluation_draws(work, recipe):
     data = open_run_data(trained.checkpoint, str(work), "cpu")
     starts = data.starts["test"][3:6]
     settings = trained.checkpoint["config"]
-    wanted = data.scaler.physical(ensemble_drawer(trained.model, settings, trained.device)(
+    wanted = data.scaler.physical(ensemble_sampler(trained.model, settings, trained.device)(
         data.batch(starts))).numpy()
     history = np.stack([data.field.values[start:start + 6] for start in starts])
     found = trained.forecast(history, [data.times(int(start))[0] for start in starts])
@@ -86,7 +86,7 @@ def test_a_test_window_gets_the_members_that_the_evaluation_draws(work, recipe):
 def test_every_window_of_the_test_is_written_as_it_is_evaluated(work, tmp_path):
     trained = load_forecaster(run_of(work))
     data = open_run_data(trained.checkpoint, str(work), "cpu")
-    draw = ensemble_drawer(trained.model, trained.checkpoint["config"], trained.device)
+    draw = ensemble_sampler(trained.model, trained.checkpoint["config"], trained.device)
     wanted = torch.cat([data.scaler.physical(draw(batch)) for batch in data.batches("test", 7)])
     ask(work, tmp_path / "test.npz", "--split", "test")
     np.testing.assert_allclose(loaded(tmp_path / "test.npz")["members"], wanted.numpy(), rtol=1e-6)
@@ -131,8 +131,8 @@ def test_an_online_correction_is_that_of_the_windows_before_whichever_way_it_is_
               for start in starts]
     np.testing.assert_allclose(found, python, atol=1e-5)
     assert int(data.starts["test"][-1]) == starts[-1]
-    draw = pipeline.corrected_drawer(ensemble_drawer(trained.model, trained.checkpoint["config"], trained.device), data,
-                                     trained.online())
+    plain = ensemble_sampler(trained.model, trained.checkpoint["config"], trained.device)
+    draw = pipeline.corrected_sampler(plain, data, trained.online())
     scored = torch.cat([draw(data.batch(torch.tensor(part))) for part in (starts[:9], starts[9:])])
     np.testing.assert_allclose(found, scored.numpy(), atol=1e-5)
 
@@ -224,7 +224,7 @@ def test_a_run_with_gaps_and_covariates_forecasts_from_such_a_history(work, tmp_
     forecast.main([str(folder), "--output", str(tmp_path / "next.npz")])
     trained = load_forecaster(folder)
     data = open_run_data(trained.checkpoint, "", "cpu")
-    draw = ensemble_drawer(trained.model, trained.checkpoint["config"], trained.device)
+    draw = ensemble_sampler(trained.model, trained.checkpoint["config"], trained.device)
     wanted = torch.cat([data.scaler.physical(draw(batch)) for batch in data.batches("test", 20)])
     np.testing.assert_allclose(loaded(tmp_path / "test.npz")["members"], wanted.numpy(), rtol=1e-5)
     assert np.isfinite(loaded(tmp_path / "next.npz")["members"]).all()

@@ -13,16 +13,16 @@ from torch import nn
 from data.constants import ANY_VALUE, QUANTILE_LEVELS
 from data.context import Context
 from data.windows import Batch
-from models import ensemble_drawer
+from models import ensemble_sampler
 from models.denoiser import MLPDenoiser
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
-from models.draws import own_rows
 from models.forecaster import Forecaster, Sampling
 from models.layers import Task
 from models.margins import QuantileMargin, ResidualMargin
 from models.mean import MeanModel
 from models.noise import CovarianceNoise, IndependentNoise
 from models.quantiles import equidistant_quantiles, pit_bounds, z_from_pit
+from models.random_rows import own_rows
 from models.scale import FluctuationScale
 from utils.config import RECIPES
 from utils.pipeline import validation_loss
@@ -93,7 +93,7 @@ def sample(model, batch, members=5, sampler="dpm2m", steps=4, chunk=64, seed=1, 
     """Members of the kind of the recipe, unless named."""
     kind = kind or ("quantiles" if isinstance(model.margin, QuantileMargin) else "random")
     sampling = Sampling(members, kind, sampler, steps, chunk)
-    noise = MemberNoise(seed, batch.start, model.draws(sampling), (HORIZON, NODES))
+    noise = MemberNoise(seed, batch.start, model.num_samples(sampling), (HORIZON, NODES))
     return model.sample(batch.context, noise, sampling)
 
 
@@ -340,15 +340,15 @@ def test_sampling_leaves_the_global_random_numbers_alone_and_does_not_read_them(
 
 
 def test_start_endpoint_and_sampler_draw_from_different_noise():
-    asked = []
+    taken = []
 
-    def noise(draw, first, last):
-        asked.append((draw, first, last))
+    def noise(noise_index, first, last):
+        taken.append((noise_index, first, last))
         return torch.randn(last - first, HORIZON, NODES)
 
     model, batch = make_forecaster("published").eval(), make_batch()
     model.sample(batch.context, noise, Sampling(2, "random", "ancestral", 4, chunk=4))
-    assert sorted(asked) == sorted((draw, *rows) for draw in range(5) for rows in ((0, 4), (4, 6)))
+    assert sorted(taken) == sorted((noise_index, *rows) for noise_index in range(5) for rows in ((0, 4), (4, 6)))
 
 
 def test_start_is_the_endpoint_plus_noise_and_the_denoiser_sees_that_endpoint():
@@ -407,7 +407,7 @@ def test_a_forecast_does_not_depend_on_the_future(recipe):
     kind = "quantiles" if recipe == "copula" else "random"
     settings = dict(predict_len=HORIZON, sample_batch=4, sample_precision="float32", seed=1, nsample=3, sampler="ddim",
                     sample_steps=3, members=kind)
-    draw = ensemble_drawer(model, settings, torch.device("cpu"))
+    draw = ensemble_sampler(model, settings, torch.device("cpu"))
     members = draw(batch)
     series = torch.cat([batch.context.history, torch.full_like(batch.future, math.nan)], dim=1)
     blind = dataclasses.replace(alter(batch, history=series[:, :HISTORY]), future=series[:, HISTORY:])
@@ -453,11 +453,11 @@ def test_the_callers_scale_is_copied():
 
 # Kinds of members
 
-@pytest.mark.parametrize("recipe, kind, draws", [("cost", "random", 5), ("cost", "quantiles", 20),
+@pytest.mark.parametrize("recipe, kind, samples", [("cost", "random", 5), ("cost", "quantiles", 20),
                                                  ("copula", "random", 5), ("copula", "quantiles", 5)])
-def test_an_ensemble_takes_as_many_samples_as_its_kind_needs(recipe, kind, draws):
+def test_an_ensemble_takes_as_many_samples_as_its_kind_needs(recipe, kind, samples):
     model, batch = MAKE[recipe]().eval(), make_batch()
-    assert model.draws(Sampling(5, kind, "ddim", 2, 64)) == draws
+    assert model.num_samples(Sampling(5, kind, "ddim", 2, 64)) == samples
     assert sample(model, batch, kind=kind).shape == (3, 5, HORIZON, NODES)
 
 

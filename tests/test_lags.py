@@ -12,7 +12,7 @@ from data.covariates import Covariates
 from data.lags import calendar_periods, choose_lags
 from data.summary import FieldSummary
 from data.windows import WindowedField, WindowSettings
-from models import MEAN_MODELS, ensemble_drawer, load_forecaster
+from models import MEAN_MODELS, ensemble_sampler, load_forecaster
 from models.layers import Task
 from scripts import forecast
 from utils.pipeline import open_run_data
@@ -217,7 +217,7 @@ def test_a_forecast_of_a_test_window_is_that_of_the_evaluation(work):
     data = open_run_data(run.checkpoint, "", "cpu")
     settings = run.checkpoint["config"]
     start = int(data.starts["test"][3])
-    wanted = data.scaler.physical(ensemble_drawer(run.model, settings, run.device)(
+    wanted = data.scaler.physical(ensemble_sampler(run.model, settings, run.device)(
         data.batch(torch.tensor([start]))))[0].numpy()
     values, first = data.field.values.numpy(), start - 168
     found = run.forecast(values[first:start + HISTORY], history_start=data.field.calendar.times[first])

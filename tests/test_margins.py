@@ -181,7 +181,7 @@ def test_members_are_moved_to_the_support_and_keep_their_mean_where_that_is_poss
 
 def test_members_of_equidistant_quantiles_are_those_of_a_larger_ensemble_in_the_order_of_its_first():
     margin = make_margin()
-    assert margin.draws(10, "quantiles") == 10 * OVERSAMPLED and margin.draws(10, "random") == 10
+    assert margin.num_samples(10, "quantiles") == 10 * OVERSAMPLED and margin.num_samples(10, "random") == 10
     torch.manual_seed(1)
     _, drawn, _, _ = ensemble(margin, 40, 40)
     torch.manual_seed(1)
@@ -280,7 +280,7 @@ def test_z_is_that_under_the_uncalibrated_quantiles_and_members_are_of_the_calib
 def test_members_of_quantiles_have_the_order_of_z_whichever_kind_they_are():
     context, margin = make_batch().context, QuantileMargin((0.2, 0.0))
     quantiles, z = Normal(1.0).predict(context), torch.randn(3, 20, HORIZON, NODES)
-    assert margin.draws(20, "random") == margin.draws(20, "quantiles") == 20
+    assert margin.num_samples(20, "random") == margin.num_samples(20, "quantiles") == 20
     found = {kind: margin.decode(z, quantiles, context, 20, kind) for kind in ("random", "quantiles")}
     equidistant = equidistant_quantiles(quantiles, 20).clamp_min(0.2)
     torch.testing.assert_close(found["quantiles"].sort(1).values, equidistant.sort(1).values)

@@ -10,7 +10,7 @@ from conftest import random_values, with_gaps
 from data.windows import WindowedField
 from main_pretrain import main as pretrain
 from main_train import main as train
-from models import DENOISERS, build_forecaster, build_mean_model, ensemble_drawer, load_forecaster
+from models import DENOISERS, build_forecaster, build_mean_model, ensemble_sampler, load_forecaster
 from models.layers import Mixer, Task
 from scripts.check_data import saved_bytes
 from utils.config import RECIPES, PretrainConfig, TrainConfig, resolve
@@ -147,10 +147,11 @@ def test_in_every_recipe_all_weights_learn_and_members_follow_from_their_keys(da
     model.loss(batch.future, batch.context, precision=torch.autocast("cpu", torch.bfloat16)).backward()
     assert not [key for key, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
     model.eval()
-    draws = [ensemble_drawer(model, {**settings, "sample_batch": size}, torch.device("cpu"))(batch) for size in (3, 32)]
-    torch.testing.assert_close(*draws, rtol=1e-4, atol=1e-4)
-    half = ensemble_drawer(model, {**settings, "sample_precision": "bfloat16"}, torch.device("cpu"))(batch)
-    assert (half - draws[0]).abs().mean() < 0.1 * draws[0].std()
+    one, other = (ensemble_sampler(model, {**settings, "sample_batch": size}, torch.device("cpu"))(batch)
+                  for size in (3, 32))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    half = ensemble_sampler(model, {**settings, "sample_precision": "bfloat16"}, torch.device("cpu"))(batch)
+    assert (half - one).abs().mean() < 0.1 * one.std()
     assert all(weight.dtype == torch.float32 for weight in model.denoiser.mixers.parameters())
 
 

@@ -31,14 +31,14 @@ from models import (
     MeanModel,
     OnlineCalibration,
     build_mean_model,
-    ensemble_drawer,
+    ensemble_sampler,
 )
 from models.base import FEW_WINDOWS, independent
 from models.baselines import BASELINES, POOLED, SIMPLE, equidistant
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
-from models.draws import own_rows
 from models.margins import OVERSAMPLED
 from models.quantiles import smooth_members, to_support
+from models.random_rows import own_rows
 from utils.config import DATA_FLAGS, PATHS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
 from utils.scores.evaluation import evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
 from utils.training import checkpoint
@@ -348,7 +348,7 @@ def training_loss(model: Forecaster, prepared: Callable[[Batch], torch.Tensor | 
     return loss
 
 
-def corrected_drawer(draw, data: WindowedField, online: OnlineCalibration):
+def corrected_sampler(draw, data: WindowedField, online: OnlineCalibration):
     """The function batch -> members of `draw`, each window corrected by those before it; in physical units."""
     def corrected(batch: Batch) -> torch.Tensor:
         history, seen = data.scaler.physical(batch.context.history), data.history_len
@@ -365,13 +365,13 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
                    ) -> tuple[dict, dict]:
     """Forecast the windows of a split and score them: the scores of `metrics.json`, and those of each window.
 
-    watch: see `evaluate_ensemble`; online: see `corrected_drawer`.
+    watch: see `evaluate_ensemble`; online: see `corrected_sampler`.
     """
     start = time.perf_counter()
     windows_at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
-    draw, physical = ensemble_drawer(model, settings, device), data.scaler.physical
+    draw, physical = ensemble_sampler(model, settings, device), data.scaler.physical
     if online:
-        draw, physical = corrected_drawer(draw, data, online), torch.Tensor.double
+        draw, physical = corrected_sampler(draw, data, online), torch.Tensor.double
     scores, windows = evaluate_ensemble(
         draw, data.batches(split, windows_at_once, limit=settings["test_windows"]), physical,
         (settings["nsample"], data.predict_len, data.num_nodes),
@@ -388,7 +388,7 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
 
 # --- simple forecasters --------------------------------------------------------------------------------------
 
-def baseline_drawer(name: str, data, model, settings: dict, kind: str = "random"):
+def baseline_sampler(name: str, data, model, settings: dict, kind: str = "random"):
     """The function batch -> members of a baseline, all of them values that the field can take.
 
     kind: "random" members, or the "quantiles" of their law in their rank order; of whole fields drawn from a pool,
@@ -420,7 +420,7 @@ def score_simple(settings: dict, data: WindowedField, split: str, processes: Pro
     found = {}
     for name in SIMPLE:
         try:
-            draw = baseline_drawer(name, data, None, settings)
+            draw = baseline_sampler(name, data, None, settings)
         except ValueError:  # no season before the first window
             continue
         found[name] = evaluate_ensemble(

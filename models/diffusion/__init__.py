@@ -1,19 +1,8 @@
 """The mathematics of the diffusion: tensors in, tensors out, no networks, files or configuration."""
 
-from .process import (
-    clean_to_noise,
-    diffuse,
-    draw_endpoint,
-    noise_to_clean,
-    posterior,
-    reverse_mean,
-    velocity,
-    velocity_to_noise,
-)
+from .process import diffuse, draw_endpoint, noise_to_clean, posterior, velocity, velocity_to_noise
 from .samplers import SAMPLERS, ancestral, ddim, dpm2m
 from .schedule import NOISE_SCHEDULES, NoiseSchedule
 
-__all__ = [
-    "NOISE_SCHEDULES", "SAMPLERS", "NoiseSchedule", "ancestral", "clean_to_noise", "ddim", "diffuse", "dpm2m",
-    "draw_endpoint", "noise_to_clean", "posterior", "reverse_mean", "velocity", "velocity_to_noise",
-]
+__all__ = ["NOISE_SCHEDULES", "SAMPLERS", "NoiseSchedule", "ancestral", "ddim", "diffuse", "dpm2m", "draw_endpoint",
+           "noise_to_clean", "posterior", "velocity", "velocity_to_noise"]

@@ -7,9 +7,9 @@ One calling shape for all:
     predict_noise(noisy, step) -> noise in `noisy` (same shape) at the integer diffusion step
     start     the shifted residual at the last step, standard normal
     schedule  NoiseSchedule with N steps
-    steps     how many network calls, any number from 1 to N
-    noise(k)  standard normal tensor of the same shape for the k-th random draw, k = 0, 1, ...
-              (deterministic samplers never call it)
+    steps     number of steps of the sampler, from 1 to N
+    noise(noise_index)  standard normal tensor of the shape of start, noise_index = 0, 1, ...; deterministic samplers
+              never call it
 """
 
 import torch
@@ -20,7 +20,7 @@ from .schedule import NoiseSchedule
 
 
 def evenly_spaced(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """Choose `steps` distinct diffusion steps from the last to the first, evenly spaced in the step number.
+    """`steps` distinct diffusion steps from the last to the first, evenly spaced in the step number.
 
     Raises: ValueError when `steps` is not between 1 and N.
     """
@@ -28,10 +28,11 @@ def evenly_spaced(schedule: NoiseSchedule, steps: int) -> list[int]:
 
 
 def evenly_spaced_log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """Choose `steps` distinct diffusion steps from the last to the first, evenly spaced in log signal-to-noise.
+    """`steps` distinct diffusion steps from the last to the first, evenly spaced in log signal-to-noise.
 
-    A second-order rule extrapolates over the previous step, so its steps should be of like length in the
-    variable that it integrates. Raises: ValueError when `steps` is not between 1 and N.
+    For a second-order rule, which extrapolates over the previous step: its steps should be about equal in the variable
+    that it integrates.
+    Raises: ValueError when `steps` is not between 1 and N.
     """
     return _closest_steps(_half_log_snr(schedule.alpha_bar), steps)
 
@@ -41,7 +42,7 @@ def _half_log_snr(alpha_bar: Tensor) -> Tensor:
 
 
 def _closest_steps(positions: Tensor, steps: int) -> list[int]:
-    """The steps whose positions come closest to an even grid from last to first, each used once."""
+    """The steps whose positions are closest to an even grid from last to first, each used once."""
     last = len(positions) - 1
     if not 1 <= steps <= last + 1:
         raise ValueError(f"--sample_steps {steps}: choose 1 to {last + 1}, the number of diffusion steps")
@@ -53,35 +54,35 @@ def _closest_steps(positions: Tensor, steps: int) -> list[int]:
     return path
 
 
-def _levels(schedule: NoiseSchedule, path: list[int]):
-    """Pairs (step, alpha_bar here, alpha_bar of the next step on the path; 1 after the last)."""
-    levels = [schedule.alpha_bar[step] for step in path] + [torch.ones_like(schedule.alpha_bar[0])]
-    return zip(path, levels[:-1], levels[1:], strict=True)
+def along(schedule: NoiseSchedule, path: list[int]):
+    """Triples (step, its alpha_bar, alpha_bar of the next step on the path; 1 after the last)."""
+    alpha_bars = [schedule.alpha_bar[step] for step in path] + [torch.ones_like(schedule.alpha_bar[0])]
+    return zip(path, alpha_bars[:-1], alpha_bars[1:], strict=True)
 
 
 def ancestral(predict_noise, start: Tensor, schedule: NoiseSchedule, steps: int, noise) -> Tensor:
-    """Draw each step from the posterior of the next: DDPM sampling, on a subset of steps when steps < N.
+    """Draw every next value from its posterior: DDPM sampling, on a subset of the diffusion steps when steps < N.
 
     Source: Ho et al. 2020, Algorithm 2, with the posterior's variance; with all N steps its mean is CoST Eq. 14.
     """
     noisy = start
-    for draw, (step, here, next_level) in enumerate(_levels(schedule, evenly_spaced(schedule, steps))):
-        clean = noise_to_clean(noisy, predict_noise(noisy, step), here)
-        mean, variance = posterior(noisy, clean, here, next_level)
-        noisy = mean if draw == steps - 1 else mean + variance.sqrt() * noise(draw)
+    for noise_index, (step, alpha_bar, alpha_bar_next) in enumerate(along(schedule, evenly_spaced(schedule, steps))):
+        clean = noise_to_clean(noisy, predict_noise(noisy, step), alpha_bar)
+        mean, variance = posterior(noisy, clean, alpha_bar, alpha_bar_next)
+        noisy = mean if noise_index == steps - 1 else mean + variance.sqrt() * noise(noise_index)
     return noisy
 
 
 def ddim(predict_noise, start: Tensor, schedule: NoiseSchedule, steps: int, noise=None) -> Tensor:
-    """Move to each next level along the predicted noise, adding none.
+    """Move to every next step along the predicted noise and add none.
 
     Source: Song et al. 2021 (arXiv:2010.02502), Eq. 12 with eta = 0.
     """
     noisy = start
-    for step, here, next_level in _levels(schedule, evenly_spaced(schedule, steps)):
+    for step, alpha_bar, alpha_bar_next in along(schedule, evenly_spaced(schedule, steps)):
         predicted = predict_noise(noisy, step)
-        clean = noise_to_clean(noisy, predicted, here)
-        noisy = next_level.sqrt() * clean + (1 - next_level).sqrt() * predicted
+        clean = noise_to_clean(noisy, predicted, alpha_bar)
+        noisy = alpha_bar_next.sqrt() * clean + (1 - alpha_bar_next).sqrt() * predicted
     return noisy
 
 
@@ -92,28 +93,26 @@ def dpm2m(predict_noise, start: Tensor, schedule: NoiseSchedule, steps: int, noi
         D      = clean + h / (2 h_previous) * (clean - clean_previous)
         next   = sigma_next / sigma * noisy - sqrt(alpha_bar_next) * expm1(-h) * D
 
-    The first and the last step are of first order (there is no earlier value; the last step reaches infinite
-    lambda, where the rule is exactly `next = clean`). On the quadratic schedule 10 steps keep the spread of a
-    Gaussian within 5 %, 20 within 2 %; on the paper's linear one, 20 steps widen it by 2 to 14 %.
+    The first step is of first order, since there is no earlier value. So is the last one, where lambda_next is infinite
+    and the rule is `next = clean`.
     Source: Lu et al. 2022 (arXiv:2211.01095), Algorithm 2, on discrete steps evenly spaced in lambda.
     """
     path = evenly_spaced_log_snr(schedule, steps)
     noisy, previous = start, None
-    for step, here, next_level in _levels(schedule, path):
-        clean = noise_to_clean(noisy, predict_noise(noisy, step), here)
-        log_snr = _half_log_snr(here)
+    for step, alpha_bar, alpha_bar_next in along(schedule, path):
+        clean = noise_to_clean(noisy, predict_noise(noisy, step), alpha_bar)
+        log_snr = _half_log_snr(alpha_bar)
         if step == path[-1]:
             break
-        step_size = _half_log_snr(next_level) - log_snr
+        step_size = _half_log_snr(alpha_bar_next) - log_snr
         extrapolated = clean
         if previous is not None:
             weight = step_size / (2 * (log_snr - previous[1]))
             extrapolated = clean + weight * (clean - previous[0])
-        shrink = ((1 - next_level) / (1 - here)).sqrt()
-        gain = next_level.sqrt() * torch.expm1(-step_size)
+        shrink = ((1 - alpha_bar_next) / (1 - alpha_bar)).sqrt()
+        gain = alpha_bar_next.sqrt() * torch.expm1(-step_size)
         noisy, previous = shrink * noisy - gain * extrapolated, (clean, log_snr)
     return clean
 
 
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm2m": dpm2m}
-

@@ -26,7 +26,7 @@ from utils.config import OF_OWN_FILE, FlagParser, PretrainConfig, TrainConfig, p
 from utils.pipeline import (
     CHOICES,
     WINDOWS_AT_ONCE,
-    baseline_drawer,
+    baseline_sampler,
     load_mean_model,
     open_windows,
     score_ensemble,
@@ -190,7 +190,7 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
     model = load_mean_model(config, data)[0].to(device).eval() if mean_run else None
     start = time.perf_counter()
     scores, windows = evaluate_ensemble(
-        baseline_drawer(method.baseline, data, model, settings, method.members),
+        baseline_sampler(method.baseline, data, model, settings, method.members),
         data.batches(task.split, WINDOWS_AT_ONCE, limit=task.test_windows), data.scaler.physical,
         (config.nsample, config.predict_len, data.num_nodes), method.members,
     )

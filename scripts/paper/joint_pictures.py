@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from models import TrainedForecaster, ensemble_drawer, load_forecaster
+from models import TrainedForecaster, ensemble_sampler, load_forecaster
 from utils.config import FlagParser, TrainConfig
 from utils.output import plots
 from utils.output.forecasts import on_grid
@@ -35,7 +35,7 @@ def member_picture(run: TrainedForecaster, data) -> plt.Figure | None:
     field, middle = data.field, data.starts["test"][len(data.starts["test"]) // 2]
     if not field.grid and field.coordinates is None:
         return None
-    window = plots.forecast_window(ensemble_drawer(run.model, run.checkpoint["config"], run.device), data, middle,
+    window = plots.forecast_window(ensemble_sampler(run.model, run.checkpoint["config"], run.device), data, middle,
                                    np.arange(data.num_nodes))
     truth, members = window["truth"][-1], window["members"][:, -1]
     layers = truth, members[:MEMBERS], members.mean(0)

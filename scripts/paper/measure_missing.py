@@ -17,7 +17,7 @@ import main_pretrain
 import main_train
 from data.fields import Field, load_field
 from data.registry import data_dir_from
-from models import ensemble_drawer, load_forecaster
+from models import ensemble_sampler, load_forecaster
 from utils.config import FlagParser, TrainConfig, output_path
 from utils.output.tables import markdown
 from utils.pipeline import CHOICES, WINDOWS_AT_ONCE, open_run_data
@@ -54,7 +54,7 @@ def scores_of(run: Path, truth: torch.Tensor, hidden: torch.Tensor, device: torc
     """Scores of a run on the test windows: on the targets that were left, and on those that were hidden."""
     trained = load_forecaster(run, device)
     data, settings = open_run_data(trained.checkpoint, "", device), trained.checkpoint["config"]
-    draw = ensemble_drawer(trained.model, settings, device)
+    draw = ensemble_sampler(trained.model, settings, device)
     scores = {part: EnsembleScores(settings["predict_len"], data.num_nodes, settings["nsample"])
               for part in ("left", "hidden")}
     for batch in progress(data.batches("test", WINDOWS_AT_ONCE, limit=windows), "forecasting"):

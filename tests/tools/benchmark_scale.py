@@ -27,7 +27,7 @@ import torch
 
 from data.constants import QUANTILE_LEVELS
 from data.table import MEMORY_LIMIT
-from models import build_forecaster, build_mean_model, ensemble_drawer
+from models import build_forecaster, build_mean_model, ensemble_sampler
 from scripts.check_data import saved_bytes
 from tests.tools.benchmark_speed import seconds_of
 from tests.tools.children import at_least_one
@@ -205,7 +205,7 @@ def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> 
     model.eval()
     result["validation_2"] = seconds_of(
         lambda: validation_loss(model, data, replace(config, val_windows=len(some.starts)))) / len(some.starts)
-    window, draw = next(iter(data.batches("test", 1))), ensemble_drawer(model, settings, device)
+    window, draw = next(iter(data.batches("test", 1))), ensemble_sampler(model, settings, device)
     members = draw(window)
     result["forecast"] = seconds_of(lambda: draw(window))
     scores = EnsembleScores(data.predict_len, data.num_nodes, config.nsample)

@@ -15,7 +15,7 @@ import torch
 
 from data.registry import DATASETS
 from data.windows import WindowedField
-from models import DENOISERS, build_mean_model, ensemble_drawer
+from models import DENOISERS, build_mean_model, ensemble_sampler
 from scripts.check_data import forecaster_of
 from utils.config import RECIPES, FlagParser, PretrainConfig, TrainConfig, output_path, resolve
 from utils.pipeline import CHOICES, open_windows
@@ -70,7 +70,7 @@ def compare(configs: dict[str, TrainConfig], device: torch.device, rounds: int) 
         model = forecaster_of(chosen, data, mean_model_of(chosen, data, device), device)
         optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=chosen.lr)
         prepared = model.prepare(trained.future, trained.context)
-        draw = ensemble_drawer(model, checkpoint.settings(chosen), device)
+        draw = ensemble_sampler(model, checkpoint.settings(chosen), device)
 
         def train():
             model.train()

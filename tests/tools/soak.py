@@ -26,7 +26,7 @@ import torch
 
 import main_pretrain
 import main_train
-from models import ensemble_drawer, load_forecaster
+from models import ensemble_sampler, load_forecaster
 from tests.tools.bad_inputs import RUN, TINY, bad_array, bad_checkpoint, bad_command, fault, files_below
 from tests.tools.children import at_least_one, end_of, start_child, start_children
 from utils.config import FlagParser, output_path
@@ -91,7 +91,7 @@ def forecast(folder: Path) -> torch.Tensor:
     """Members of a few test windows by a finished run of stage 2."""
     trained = load_forecaster(folder)
     data = open_run_data(trained.checkpoint, "", "cpu")
-    draw = ensemble_drawer(trained.model, trained.checkpoint["config"], torch.device("cpu"))
+    draw = ensemble_sampler(trained.model, trained.checkpoint["config"], torch.device("cpu"))
     return torch.cat([draw(batch) for batch in data.batches("test", 2, limit=4)])
 
 
