@@ -6,9 +6,9 @@ Everywhere, times are datetime64: in UTC where the file states a time zone, else
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone, tzinfo
 from itertools import product
-from zoneinfo import available_timezones
+from zoneinfo import ZoneInfo, available_timezones
 
 import numpy as np
 import pandas as pd
@@ -67,7 +67,7 @@ def read_stamps(column: pd.Series, where: Callable[[int], str]) -> Stamps:
     if column.dtype.kind == "M":
         zone = column.dt.tz
         times = rounded(column.dt.tz_convert(None) if zone else column)
-        return Stamps(times, re.sub(r"^UTC(?=[+-])", "", str(zone)) if zone else "")
+        return Stamps(times, name_of(zone) if zone else "")
     if column.dtype.kind in "fb" and not (column.dtype.kind == "f" and (column % 1 == 0).all()):
         raise ValueError(f"{where(0)}: time {column.iloc[0]} is a number; {ISO}, or leave the column out and "
                          "give --freq and --start")
@@ -179,12 +179,24 @@ def _zone_of(times: np.ndarray, minutes: np.ndarray) -> tuple[str, tuple[str, ..
     return last, (f"its offsets from UTC follow no known time zone: outputs have the last one, {last}",)
 
 
+def name_of(zone: tzinfo) -> str:
+    """The name of a time zone (of zoneinfo, or of pytz in pandas 2), or the offset from UTC as +01:00."""
+    named = getattr(zone, "key", None) or getattr(zone, "zone", None)
+    offset = zone.utcoffset(None)
+    return named or (str(zone) if offset is None else re.sub(r"^UTC(?=[+-])", "", str(timezone(offset))))
+
+
+def zone_of(name: str) -> ZoneInfo | str:
+    """What pandas takes for a time zone, or an offset, of this name: the same in all its versions."""
+    return name if name[0] in "+-" else ZoneInfo(name)
+
+
 def local_times(times: np.ndarray, zone: str) -> np.ndarray:
     """Local times of times in UTC; unchanged without a time zone."""
     if not zone:
         return times
     seconds = np.asarray(times).astype("datetime64[s]")
-    local = pd.DatetimeIndex(seconds.ravel()).tz_localize("UTC").tz_convert(zone).tz_localize(None)
+    local = pd.DatetimeIndex(seconds.ravel()).tz_localize("UTC").tz_convert(zone_of(zone)).tz_localize(None)
     return local.to_numpy().astype("datetime64[s]").reshape(seconds.shape)
 
 
@@ -193,7 +205,7 @@ def utc_times(local: np.ndarray, zone: str) -> np.ndarray:
     if not zone:
         return local
     index = pd.DatetimeIndex(local.astype("datetime64[s]"))
-    aware = index.tz_localize(zone, ambiguous=np.ones(len(index), bool), nonexistent="shift_forward")
+    aware = index.tz_localize(zone_of(zone), ambiguous=np.ones(len(index), bool), nonexistent="shift_forward")
     return aware.tz_convert(None).to_numpy().astype("datetime64[s]")
 
 
@@ -235,11 +247,11 @@ def parse_time(text: str, flag: str, zone: str = "") -> np.datetime64:
         raise ValueError(f"{flag} {text}: the data state no time zone; write the time without an offset, as they do")
     if found.zone or not zone:
         return time
-    try:
-        return pd.Timestamp(time).tz_localize(zone).tz_convert(None).to_datetime64().astype("datetime64[s]")
-    except ValueError as error:
+    instant = pd.Timestamp(time).tz_localize(zone_of(zone), ambiguous="NaT", nonexistent="NaT")
+    if pd.isna(instant):
         raise ValueError(f"{flag} {text}: the clocks of {zone} are changed then; give the offset too, as "
-                         "2013-10-27T02:30+01:00") from error
+                         "2013-10-27T02:30+01:00")
+    return instant.tz_convert(None).to_datetime64().astype("datetime64[s]")
 
 
 def zone_in(text: str) -> str:

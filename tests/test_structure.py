@@ -16,8 +16,8 @@ FOR_PYTHON_USERS = ROOT / "models/pretrained.py"  # where a trained model meets 
 TOP_LEVEL = {
     ".ci", ".dockerignore", ".gitattributes", ".github", ".gitignore", "CITATION.cff", "LICENSE", "README.md", "data",
     "docs", "main_pretrain.py", "main_train.py", "models", "pyproject.toml", "requirements-dev-lock.txt",
-    "requirements-dev.txt", "requirements-extras.txt", "requirements-lock.txt", "requirements-panel.txt",
-    "requirements.txt", "save", "scripts", "tests", "utils",
+    "requirements-dev.txt", "requirements-extras.txt", "requirements-lock.txt", "requirements-lowest-lock.txt",
+    "requirements-panel.txt", "requirements.txt", "save", "scripts", "tests", "utils",
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load",
@@ -151,6 +151,16 @@ def test_torch_is_required_in_a_version_whose_weights_only_is_safe():
     """faults 56: holes of it were closed in 2.6 and 2.10."""
     bound, = re.findall(r"^torch>=(\d+)\.(\d+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     assert tuple(map(int, bound)) >= (2, 10)
+
+
+def test_the_lowest_lock_file_holds_the_lower_bounds_of_the_requirements():
+    """Torch and ruff aside, whose lowest versions are not tried."""
+    locked = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements-lowest-lock.txt").read_text(), re.MULTILINE))
+    for name in ("requirements.txt", "requirements-extras.txt", "requirements-dev.txt"):
+        bounds = dict(re.findall(r"^([\w-]+)>=(\S+)", (ROOT / name).read_text(), re.MULTILINE))
+        assert bounds
+        for package in bounds.keys() - {"torch", "ruff"}:
+            assert f"{locked[package.lower()]}.".startswith(f"{bounds[package]}."), package
 
 
 def test_nothing_is_committed_at_the_top_that_has_no_place_there():

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from data.constants import QUANTILE_LEVELS
+from data.stamps import zone_of
 from utils.scores.metrics import member_quantiles, sort_members
 from utils.training.checkpoint import csv_text, write_atomically
 
@@ -141,7 +142,7 @@ class Forecast:
     def _zoned(self, times: np.ndarray) -> pd.DatetimeIndex:
         """Times (time,) with the time zone of the data, where they have one."""
         index, zone = pd.DatetimeIndex(times.astype("datetime64[s]")), self.field.time_zone
-        return index.tz_localize("UTC").tz_convert(zone) if zone else index
+        return index.tz_localize("UTC").tz_convert(zone_of(zone)) if zone else index
 
     @property
     def _windows(self) -> np.ndarray:
