@@ -1,12 +1,17 @@
 """A file of one's own through both stages, as its owner would: three fields that differ in kind."""
 
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray
-from conftest import random_values
+from conftest import ROOT, random_values
 
 import main_pretrain
 import main_train
@@ -136,3 +141,18 @@ def test_mixed_units_go_through_both_stages_and_every_node_gets_a_forecast_of_it
     assert (abs(forecast.mean - level) < 2 * spread).all()
     with pytest.warns(UserWarning, match="values of node degrees from .* is it in another unit"):
         run.forecast(values[-6:] + [273.15, 0, 0, 0], "2024-01-07T10:00")
+
+
+def test_the_worked_example_prints_what_its_page_shows(tmp_path):
+    """The table is made and checked by the commands of docs/own_data.md; times and memory differ between machines."""
+    page = (ROOT / "docs/own_data.md").read_text()
+    program, shown = (re.search(pattern, page, re.DOTALL)[1] for pattern in (
+        r"python - <<'END'\n(.*?)\nEND", r"check_data flights\.csv [^`]*```\n\n```\n(.*?)```"))
+    command = re.search(r"^python (-m scripts\.check_data flights\.csv .*)$", page, re.MULTILINE)[1]
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    printed = [subprocess.run([sys.executable, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                              check=True).stdout for flags in (["-c", program], shlex.split(command))]
+    measured = re.compile(r"^(cost|memory) .*$", re.MULTILINE)
+    found, wanted = (measured.sub(lambda line: re.sub(r"[\d.e+]+", "0", line[0]), text) for text in (printed[1], shown))
+    assert found == wanted

@@ -23,9 +23,9 @@ PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/READM
          *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text()
 ALL_PAGES = "\n".join(page.read_text() for page in PAGES)
-OTHER_FLAGS = {  # of torchrun, docker and pip, up to their first hyphen; one that an example misspells
+OTHER_FLAGS = {  # of torchrun, docker, pip and jupyter, up to their first hyphen; one that an example misspells
     "nproc_per_node", "nnodes", "rdzv_backend", "rdzv_id", "rdzv_endpoint", "max", "build", "rm", "gpus", "index",
-    "epoch",
+    "inplace", "epoch",
 }
 
 

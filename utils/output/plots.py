@@ -11,6 +11,7 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: E402
+from matplotlib.ticker import StrMethodFormatter  # noqa: E402
 
 from utils.training.checkpoint import write_atomically  # noqa: E402
 
@@ -324,6 +325,7 @@ def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, share
     image.set_ylabel("node (number)")
     figure.colorbar(drawn, ax=image, label=unit)
     spectrum.semilogx(periods, 100 * shares, color=INK, linewidth=0.8)
+    spectrum.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # 10, 100: powers would need formulas
     spectrum.set_xlabel(f"period (steps of {step})")
     spectrum.set_ylabel("share of the variance\nof the node mean (%)")
     write_figure(figure, path)
