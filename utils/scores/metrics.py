@@ -69,34 +69,31 @@ def crps_quantile(quantiles, truth, levels=QUANTILE_LEVELS):
     return 2 * torch.maximum(level * excess, (level - 1) * excess).mean(1)
 
 
-def crps_ensemble(ordered, truth, fair=False):
-    """CRPS of an ensemble, from sorted members in O(M) after the sort.
+def crps_fair(ordered, truth):
+    """Fair CRPS of an ensemble of M >= 2, from sorted members in O(M) after the sort: not biased by the finite M.
 
-        mean_m |x_m - truth| - sum_{m,k} |x_m - x_k| / (2 pairs),    pairs = M^2, or M (M - 1) if fair
+        mean_m |x_m - truth| - sum_{m,k} |x_m - x_k| / (2 M (M - 1))
         sum_{m,k} |x_m - x_k| / 2 = sum_i (2 i - M - 1) x_(i)
 
-    The empirical estimator is biased upward by the finite M; the fair one is not, and needs M >= 2.
     Shapes: ordered (batch, M, ...), truth (batch, ...) -> (batch, ...).
     Source: Gneiting and Raftery 2007, Eq. 20-21; fair: Ferro 2014.
     """
     count = ordered.shape[1]
-    if fair and count < 2:
-        raise ValueError("the fair CRPS needs at least 2 members (--nsample), found 1")
     deviation = ordered - truth.unsqueeze(1)  # the spread term does not see the shift, and rounds less
     rank_weight = torch.arange(1 - count, count, 2, device=ordered.device, dtype=ordered.dtype)
     spread = torch.tensordot(rank_weight, deviation, dims=([0], [1]))
-    return deviation.abs().mean(1) - spread / (count * (count - 1) if fair else count**2)
+    return deviation.abs().mean(1) - spread / (count * (count - 1))
 
 
-def interval_score(lower, upper, truth, coverage=COVERAGE):
+def interval_score(lower, upper, truth):
     """Interval score of a central interval: its width, and a penalty for each miss.
 
-        (upper - lower) + 2 / (1 - coverage) * (max(lower - truth, 0) + max(truth - upper, 0))
+        (upper - lower) + 2 / (1 - COVERAGE) * (max(lower - truth, 0) + max(truth - upper, 0))
 
     Shapes: all alike. Source: Gneiting and Raftery 2007, Eq. 43.
     """
     miss = (lower - truth).clamp_min(0) + (truth - upper).clamp_min(0)
-    return upper - lower + 2 / (1 - coverage) * miss
+    return upper - lower + 2 / (1 - COVERAGE) * miss
 
 
 def covered(lower, upper, truth):
@@ -145,15 +142,15 @@ def qice(counts):
     return (counts / counts.sum(-1, keepdim=True) - 0.1).abs().mean(-1)
 
 
-def pit_counts(ordered, truth, observed=None, bins=PIT_BINS):
+def pit_counts(ordered, truth, observed=None):
     """Histogram of the randomised probability integral transform: flat when the forecast is calibrated.
 
         below, tied = number of members < truth, = truth
         the observation is spread evenly over [below, below + tied + 1] / (M + 1)
 
-    This is the rank histogram in `bins` bins for any M, with ties broken evenly. Where not `observed`, an observation
+    This is the rank histogram in PIT_BINS bins for any M, with ties broken evenly. Where not `observed`, an observation
     is left out.
-    Shapes: ordered (batch, M, ...), truth (batch, ...) -> (bins,), float64.
+    Shapes: ordered (batch, M, ...), truth (batch, ...) -> (PIT_BINS,), float64.
     Source: Czado et al. 2009 (randomised PIT, in expectation); ranks: Hamill 2001.
     """
     ranks, truth = ordered.shape[1] + 1, truth.unsqueeze(1)
@@ -161,7 +158,7 @@ def pit_counts(ordered, truth, observed=None, bins=PIT_BINS):
     pairs = torch.bincount(_kept(below.long() * ranks + upto, observed))
     seen = pairs.nonzero()
     low, high = (seen // ranks).double() / ranks, (seen % ranks + 1).double() / ranks
-    edge = torch.arange(bins + 1, device=seen.device).double() / bins
+    edge = torch.arange(PIT_BINS + 1, device=seen.device).double() / PIT_BINS
     beyond = ((edge - low) / (high - low)).clamp(0, 1)  # share of each interval below each edge
     return (pairs[seen[:, 0]].double().unsqueeze(1) * beyond.diff(dim=1)).sum(0)
 
@@ -209,26 +206,23 @@ def perfect_coverage(members, kind="random"):
 
 # --- joint scores: one value per window and horizon ---------------------------------------------------------
 
-def energy_score(members, truth, fair=False):
+def energy_score(members, truth):
     """Energy score over the nodes: the CRPS with Euclidean distances between fields.
 
-        mean_m ||x_m - truth|| - sum_{m,k} ||x_m - x_k|| / (2 pairs),    pairs = M^2, or M (M - 1) if fair
+        mean_m ||x_m - truth|| - sum_{m,k} ||x_m - x_k|| / (2 M^2)
 
     All distances come from one Gram matrix of x - truth, in float64 where its cancellation does no harm.
     Shapes: members (batch, M, horizon, node), truth (batch, horizon, node) -> (batch, horizon), float64.
-    Source: Gneiting and Raftery 2007, Eq. 22; fair: Ferro 2014.
+    Source: Gneiting and Raftery 2007, Eq. 22.
     """
-    count = members.shape[1]
-    if fair and count < 2:
-        raise ValueError("the fair energy score needs at least 2 members (--nsample), found 1")
     if len(truth) > 1:  # one window at a time: the distances between all members are the largest temporary
-        return torch.cat([energy_score(*each, fair) for each in zip(members.split(1), truth.split(1), strict=True)])
+        return torch.cat([energy_score(*each) for each in zip(members.split(1), truth.split(1), strict=True)])
     deviation = (members - truth.unsqueeze(1)).transpose(1, 2).double()
     gram = deviation @ deviation.mT
     squared_norm = gram.diagonal(dim1=-2, dim2=-1)
     squared_distance = squared_norm.unsqueeze(-1) + squared_norm.unsqueeze(-2) - 2 * gram
     spread = squared_distance.clamp_min(0).sqrt().sum((-2, -1)) / 2
-    return squared_norm.sqrt().mean(-1) - spread / (count * (count - 1) if fair else count**2)
+    return squared_norm.sqrt().mean(-1) - spread / members.shape[1]**2
 
 
 def variogram_pairs(num_nodes):
@@ -245,10 +239,10 @@ def variogram_pairs(num_nodes):
     return torch.tensor([first, second], dtype=torch.long)
 
 
-def variogram_score(members, truth, p=0.5, pairs=None, observed=None):
+def variogram_score(members, truth, pairs=None, observed=None):
     """Variogram score over node pairs: observed against expected differences between nodes.
 
-        mean over pairs (i, j) of (|truth_i - truth_j|^p - mean_m |x_mi - x_mj|^p)^2
+        mean over pairs (i, j) of (sqrt(|truth_i - truth_j|) - mean_m sqrt(|x_mi - x_mj|))^2
 
     A single node has no pairs and scores 0. Pairs are taken in chunks, so memory is bounded. A mask `observed` (as
     truth) leaves the pairs of which it has both.
@@ -259,7 +253,7 @@ def variogram_score(members, truth, p=0.5, pairs=None, observed=None):
 
     def variogram(by_node, first, second):
         gap = by_node.index_select(0, first).sub_(by_node.index_select(0, second)).abs_()
-        return gap.clamp_min_(torch.finfo(gap.dtype).tiny).pow_(p)  # the root of exactly 0 is slow
+        return gap.clamp_min_(torch.finfo(gap.dtype).tiny).pow_(0.5)  # the root of exactly 0 is slow
 
     # nodes first: a node is then one piece of memory, and the mean over members runs along rows
     members_by_node, truth_by_node = members.permute(3, 1, 0, 2).contiguous(), truth.permute(2, 0, 1).contiguous()
@@ -355,7 +349,7 @@ class Score:
 
 SCORES = {
     "CRPS": Score(lambda chunk: crps_quantile(chunk.quantiles, chunk.truth), "crps", "abs_truth"),
-    "CRPS_fair": Score(lambda chunk: crps_ensemble(chunk.ordered, chunk.truth, fair=True), "crps_fair", "abs_truth"),
+    "CRPS_fair": Score(lambda chunk: crps_fair(chunk.ordered, chunk.truth), "crps_fair", "abs_truth"),
     "CRPS_sum": Score(Chunk.crps_sum, "crps_sum", "abs_truth_sum"),
     "IS": Score(lambda chunk: interval_score(*chunk.interval, chunk.truth), "interval_score"),
     "coverage90": Score(lambda chunk: covered(*chunk.interval, chunk.truth), "covered", power=0, by_window=False),
@@ -565,7 +559,7 @@ def plain(scores):
 
 
 def crps_cross_check(members, truth):
-    """Mean fair CRPS by `crps_ensemble` and by the package properscoring, and their largest difference.
+    """Mean fair CRPS by `crps_fair` and by the package properscoring, and their largest difference.
 
         fair = absolute_error - (absolute_error - empirical) * M / (M - 1),    empirical: by properscoring
 
@@ -577,7 +571,7 @@ def crps_cross_check(members, truth):
     ordered = members.detach().movedim(1, -1).flatten(0, -2).double().cpu().sort(dim=1).values
     truth = truth.detach().flatten().double().cpu()
     count = ordered.shape[1]
-    ours, empirical = crps_ensemble(ordered, truth, fair=True), torch.empty_like(truth)
+    ours, empirical = crps_fair(ordered, truth), torch.empty_like(truth)
     size = max(1, _CHUNK_ELEMENTS // count**2)
     for x, y, out in zip(*(each.split(size) for each in (ordered, truth, empirical)), strict=True):
         out.copy_(torch.from_numpy(properscoring.crps_ensemble(y.numpy(), x.numpy())))
