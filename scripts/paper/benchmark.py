@@ -207,6 +207,17 @@ def chosen(text: str, known, flag: str) -> list[str]:
     return items
 
 
+def is_done(path: Path, method: Method, test_windows: int) -> bool:
+    """Whether a row was scored; that of a baseline, by an earlier version, may have the other kind of members.
+
+    Raises: ValueError for a row of other windows.
+    """
+    found = {"test_windows": 0, "ensemble": "", **checkpoint.read_json(path)}
+    if found["test_windows"] != test_windows:
+        raise ValueError(f"{path} was scored with --test_windows {found['test_windows']}; choose another --save_dir")
+    return not method.baseline or found["ensemble"] == method.members
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--data_names", default="MobileNJ,Los_Speed,BikeDC,SST,NYCFlights",
@@ -235,10 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
                          if data_name in (method.only or [data_name]) and (name in OWN_ROWS or not own)]
             for name in named or of_tables:
                 path = folder / f"{name}_{seed}.json"
-                if path.exists():
-                    found = checkpoint.read_json(path).get("test_windows", 0)
-                    if found != given["test_windows"]:
-                        raise ValueError(f"{path} was scored with --test_windows {found}; choose another --save_dir")
+                if path.exists() and is_done(path, METHODS[name], given["test_windows"]):
                     continue
                 print(f"--- {data_name}, {name}, seed {seed}", flush=True)
                 try:
