@@ -29,7 +29,7 @@ from utils.pipeline import (
     validation_loss,
 )
 from utils.program import run_main
-from utils.scores.comparison import against_simple
+from utils.scores.comparison import against_best, compare_simple
 from utils.scores.evaluation import cross_check, own_windows
 from utils.training import checkpoint
 from utils.training.device import choose_device
@@ -82,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not processes.first:
         return 0
     checkpoint.write_table(folder / checkpoint.WINDOWS, windows)
-    metrics = {**scores, "simple": {name: found for name, (found, _) in simple.items()},
+    simple = compare_simple(windows, simple, data.history_len + data.predict_len)
+    metrics = {**scores, "simple": simple,
                "mean_run": str(mean_path.parent), "best_epoch": result.best_epoch, "epochs": result.epochs,
                "seconds_train": result.seconds}
     draw = ensemble_sampler(model, settings, device)
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         metrics["cross_check"] = cross_check(draw, chosen, data.scaler.physical)
     checkpoint.write_json(folder / checkpoint.METRICS, metrics)  # last: a folder that has it is finished
     print_scores(metrics, data.field.spec.unit, folder)
-    print(against_simple(windows, simple, data.history_len + data.predict_len))
+    print(against_best(simple))
     return 0
 
 

@@ -4,7 +4,7 @@
     python -m scripts.report save/diffusion/NYCFlights_12_12 --split validation --windows 100 --output report.html
 
 The windows are forecast once more and scored as after training, beside the forecasters without a network (`SIMPLE` in
-models/baselines.py). docs/report.md says how to read the page.
+models/baselines.py); the scores of these come from metrics.json if it has them for these windows. See docs/report.md.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from utils.output.forecasts import on_grid
 from utils.output.report import Page, Picture, number, paragraph, table
 from utils.pipeline import open_run_data, score_ensemble, score_simple
 from utils.program import run_main
-from utils.scores.comparison import independent_block, paired_difference
+from utils.scores.comparison import compare_simple, independent_block
 from utils.scores.diagnostics import Diagnostics
 from utils.scores.joint import SCORES as JOINT_SCORES
 from utils.scores.texture import QUARTERS
@@ -75,34 +75,31 @@ FEW_BLOCKS, FAR_QICE, FAR_SPREAD = 10, 3, 0.2  # from where on a reader is warne
 
 @dataclasses.dataclass(frozen=True)
 class Forecasts:
-    """Scores of the run and of the simple forecasters by name, those of each window, and the run's diagnostics."""
+    """Scores of the run and of the simple forecasters; diagnostics of the run and starts of its windows."""
 
-    scores: dict[str, dict]
-    windows: dict[str, dict]
+    ours: dict
+    simple: dict[str, dict]  # by name, each with its `difference`, see `compare_simple`
     diagnostics: Diagnostics
+    starts: torch.Tensor
+
+    @property
+    def scores(self) -> dict[str, dict]:
+        return {"this run": self.ours, **self.simple}
 
 
-def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split: str,
-             device: torch.device) -> Forecasts:
-    """Draw and score the run's ensembles and those of the simple forecasters on the same windows."""
+def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split: str, device: torch.device,
+             simple: dict[str, dict]) -> Forecasts:
+    """Draw and score the run's ensembles, and those of the simple forecasters unless their scores are given."""
     diagnostics = Diagnostics()
-    found = {"this run": score_ensemble(model, settings, data, split, device, watch=diagnostics.update),
-             **score_simple(settings, data, split)}
-    scores, windows = ({name: each[place] for name, each in found.items()} for place in (0, 1))
-    return Forecasts(scores, windows, diagnostics)
+    ours, windows = score_ensemble(model, settings, data, split, device, watch=diagnostics.update)
+    simple = simple or compare_simple(windows, score_simple(settings, data, split), data.history_len + data.predict_len)
+    return Forecasts(ours, simple, diagnostics, windows["start"])
 
 
-def simple_of(found: Forecasts) -> list[str]:
-    """Names of the simple forecasters that were scored beside the run."""
-    return [name for name in found.scores if name != "this run"]
-
-
-def comparison(windows: dict[str, dict], name: str, block: int) -> str:
+def comparison(name: str, difference: dict | None) -> str:
     """The relative difference of the run's CRPS to that of another forecast of the same windows, in words."""
-    try:
-        difference = paired_difference(windows["this run"], windows[name], "CRPS", block)
-    except ValueError as error:
-        return f"no interval for the difference to {name}: {error}"
+    if difference is None:
+        return f"no difference to {name}, whose CRPS is 0"
     relative = 100 * difference["relative"]
     text = f"CRPS {abs(relative):.1f} % {'below' if relative < 0 else 'above'} {name}"
     if difference["lower"] is None:
@@ -113,7 +110,7 @@ def comparison(windows: dict[str, dict], name: str, block: int) -> str:
 
 def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedField, block: int) -> list[str]:
     """Limits of the scores that a reader should know, in whole sentences."""
-    ours, texts = found.scores["this run"], []
+    ours, texts = found.ours, []
     blocks = ours["windows"] // block
     if blocks < FEW_BLOCKS:
         texts.append(f"Few windows: {ours['windows']} were scored, but windows near each other share their steps. They "
@@ -122,10 +119,10 @@ def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedFiel
     if not data.field.notes and data.num_nodes > len(data.training):
         texts.append(f"More nodes ({data.num_nodes}) than time steps of training ({len(data.training)}): is the file "
                      "the right way round, time first?")
-    for name in simple_of(found):
-        if found.scores[name]["CRPS"] <= ours["CRPS"]:
+    for name, simple in found.simple.items():
+        if simple["CRPS"] <= ours["CRPS"]:
             texts.append(f"{name.capitalize().replace('_', ' ')}, which needs no network, is as good or better: CRPS "
-                         f"{number(found.scores[name]['CRPS'])} against {number(ours['CRPS'])}.")
+                         f"{number(simple['CRPS'])} against {number(ours['CRPS'])}.")
     if ours["QICE_ties"] > FAR_QICE * ours["QICE_floor"]:
         texts.append(f"Calibration: QICE_ties {number(ours['QICE_ties'])} is more than {FAR_QICE} times that of a "
                      f"calibrated ensemble ({number(ours['QICE_floor'])}); see the bars below.")
@@ -156,7 +153,7 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
     window: see `plots.forecast_window`. Maps and distances need a grid or coordinates; without, pairs of nodes are
     compared by their correlation alone.
     """
-    field, diagnostics, ours = data.field, found.diagnostics, found.scores["this run"]
+    field, diagnostics, ours = data.field, found.diagnostics, found.ours
     unit, nodes = field.spec.unit, diagnostics.by_node()
     yield ("forecast", plots.fan_charts(**window, unit=unit), f"Fan charts of {', '.join(window['names'])}: history, "
            "observations and the bands of the ensemble.")
@@ -266,27 +263,32 @@ def read_logs(folder: Path, mean_run: str) -> dict[str, list[dict]]:
     return {stage: lines for stage, lines in logs.items() if lines}
 
 
-def score_section(found: Forecasts, block: int, unit: str) -> str:
+def score_section(found: Forecasts, unit: str) -> str:
     """The table of scores, and the differences to the simple forecasters in words."""
     rows = [[name, *(scores[score] for score in SCORES)] for name, scores in found.scores.items()]
-    perfect = {name: number(found.scores["this run"][f"{name}_floor"]) for name in ("QICE", "coverage90")}
+    perfect = {name: number(found.ours[f"{name}_floor"]) for name in ("QICE", "coverage90")}
     caption = f"A calibrated ensemble of as many members: QICE_ties {perfect['QICE']}, coverage90 " \
               f"{perfect['coverage90']}, spread_skill 1. All others are better when lower. {', '.join(IN_UNIT)} in " \
               f"{unit}."
-    compared = "; ".join(comparison(found.windows, name, block) for name in simple_of(found))
+    compared = "; ".join(comparison(name, simple["difference"]) for name, simple in found.simple.items())
     text = table("Scores", caption, ["forecast", *SCORES], rows) + paragraph(f"{compared}.")
-    if "threshold" in found.scores["this run"]:
-        names, above = ["Brier", "Brier_skill", "event_rate"], number(found.scores["this run"]["threshold"])
+    if "threshold" in found.ours:
+        names, above = ["Brier", "Brier_skill", "event_rate"], number(found.ours["threshold"])
         text += table("Scores of the event", f"Values above {above} {unit}. Brier: better when lower; Brier_skill: 1 - "
                       "Brier / that of the share of events, which is event_rate.", ["forecast", *names],
                       [[name, *(scores[score] for score in names)] for name, scores in found.scores.items()])
     return text
 
 
+def with_joint(found: Forecasts) -> dict[str, dict]:
+    """The forecasts that have joint scores; metrics.json holds none of simple forecasters."""
+    return {name: scores for name, scores in found.scores.items() if "joint" in scores}
+
+
 def joint_section(found: Forecasts, unit: str) -> str:
     """The table of the joint scores, each forecast above its control."""
     sides = {}
-    for name, scores in found.scores.items():
+    for name, scores in with_joint(found).items():
         sides |= {name: scores["joint"], f"{name}, without dependence": scores["joint"]["control"]}
     return table("Joint scores", "Of means over the field, over random regions and over neighbourhoods, of maxima over "
                  f"regions and of increments in time; energy_score in {unit}. All are better when lower. Without "
@@ -298,7 +300,7 @@ def joint_section(found: Forecasts, unit: str) -> str:
 def texture_section(found: Forecasts) -> str:
     """The table of the members' texture beside that of the errors of their mean."""
     rows = []
-    for name, scores in found.scores.items():
+    for name, scores in with_joint(found).items():
         texture = scores["joint"]["texture"]
         rows.append([name, texture["near"], texture["step"], *(texture["spectrum"] or [None] * QUARTERS),
                      texture["AUC"]])
@@ -391,8 +393,11 @@ def main(arguments: list[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             raise ValueError(f"{error}; give --output FILE for a page elsewhere") from error
 
-    found = forecast(model, settings, data, split, device)
-    ours, starts = found.scores["this run"], found.windows["this run"]["start"]
+    trained = checkpoint.read_json(folder / checkpoint.METRICS) if (folder / checkpoint.METRICS).exists() else {}
+    simple = trained.get("simple", {})
+    known = split == "test" and settings == content["config"] and all("difference" in each for each in simple.values())
+    found = forecast(model, settings, data, split, device, simple if known else {})
+    ours, starts = found.ours, found.starts
     block = independent_block(starts, data.history_len + data.predict_len)
     nodes, spec = found.diagnostics.by_node(), data.field.spec
     busiest = np.argsort(-nodes["truth"], kind="stable")[:DRAWN_NODES]
@@ -401,7 +406,6 @@ def main(arguments: list[str] | None = None) -> int:
 
     window = plots.forecast_window(draw, data, data.starts[split][len(data.starts[split]) // 2], busiest)
     pictures = write_pictures(beside, draw_pictures(found, read_logs(folder, content["mean_run"]), window, data))
-    trained = checkpoint.read_json(folder / checkpoint.METRICS) if (folder / checkpoint.METRICS).exists() else {}
     horizon = [[step + 1, *(ours["per_horizon"][name][step] for name in BY_HORIZON)]
                for step in range(data.predict_len)]
     first, last = times_of(data, int(starts.min()))[data.history_len], times_of(data, int(starts.max()))[-1]
@@ -415,7 +419,7 @@ def main(arguments: list[str] | None = None) -> int:
         fans=fans,
         chosen=f"{len(fans['nodes'])} of {data.num_nodes} nodes, from the lowest to the highest CRPS.",
         sections={
-            "scores": score_section(found, block, spec.unit) + joint_section(found, spec.unit),
+            "scores": score_section(found, spec.unit) + joint_section(found, spec.unit),
             "by_horizon": table("Scores by horizon", f"Horizon in steps of {step_of(data)}; {', '.join(IN_UNIT[:3])} "
                                 f"in {spec.unit}.", ["horizon", *BY_HORIZON], horizon),
             "by_node": node_section(nodes, data.field.node_names, spec.unit),

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from scipy.fft import dct
 
-from utils.scores.comparison import SCORES, against_simple, half_width, in_words, paired_difference
+from utils.scores.comparison import SCORES, against_best, compare_simple, half_width, in_words, paired_difference
 from utils.scores.joint import JointScores
 from utils.scores.metrics import EnsembleScores
 
@@ -156,6 +156,9 @@ def test_the_last_line_compares_with_the_simple_forecaster_of_the_lowest_crps():
 
     simple = {name: ({"CRPS": windows(level)["crps"].mean().item()}, windows(level))
               for name, level in (("persistence", 0.4), ("ridge", 0.2))}
-    line = against_simple(windows(0.1), simple, 4)
+    line = against_best(compare_simple(windows(0.1), simple, 4))
     assert line.startswith("CRPS against ridge (0.2") and "best of persistence, ridge: -4" in line and "[" in line
-    assert against_simple(windows(0.1), simple, 40).endswith("(no interval: the test windows are too few)")
+    few = against_best(compare_simple(windows(0.1), simple, 40))
+    assert few.endswith("(no interval: the test windows are too few)")
+    zero = compare_simple(windows(0.1), {"persistence": ({"CRPS": 0.0}, windows(0.0))}, 4)
+    assert zero["persistence"]["difference"] is None and "nothing is better" in against_best(zero)

@@ -1,4 +1,4 @@
-"""The report of a run: whole, honest about its limits, closed to what is inserted, and at work in a real browser."""
+"""The report of a run: complete, with warnings, safe against what is inserted, and tried in a real browser."""
 
 import base64
 import dataclasses
@@ -145,6 +145,18 @@ def test_the_data_of_the_picker_are_those_of_the_run(read, run):
     assert fans["windows"][0]["times"] == [str(time).replace("T", " ") for time in found.times(first)]
 
 
+def test_simple_forecasters_are_scored_again_for_other_windows_only(run, tmp_path, monkeypatch):
+    scored = []
+    monkeypatch.setattr(report, "draw_pictures", lambda *_: [])
+    monkeypatch.setattr(report, "score_simple", lambda *given: scored.append(given) or {})
+    arguments = [str(run), "--data_dir", str(run.parents[1])]
+    assert report.main([*arguments, "--output", str(tmp_path / "same.html")]) == 0 and not scored
+    assert report.main([*arguments, "--output", str(tmp_path / "few.html"), "--windows", "3"]) == 0 and len(scored) == 1
+    found = checkpoint.read_json(run / "metrics.json")["simple"]["persistence"]
+    text = (tmp_path / "same.html").read_text()
+    assert f"{found['CRPS']!r}" in text and report.comparison("persistence", found["difference"]) in text
+
+
 def test_the_scores_are_those_of_the_run(read, run):
     metrics = checkpoint.read_json(run / "metrics.json")
     exact = {float(cell["data-value"]) for cell in read.all("td") if cell.get("data-value")}
@@ -288,19 +300,14 @@ def test_windows_far_apart_are_independent():
     assert independent_block(torch.arange(50) * 30, 24) == 1
 
 
-def windows(crps):
-    """What comparisons see of ten windows with these sums of CRPS."""
-    return {"start": torch.arange(10), "crps": torch.full((10,), crps), "abs_truth": torch.ones(10)}
-
-
 def test_the_distance_to_a_simple_forecaster_is_told_with_its_interval_or_why_there_is_none():
-    found = {"this run": windows(0.5), "persistence": windows(1.0), "climatology": windows(0.0)}
-    assert report.comparison(found, "persistence", 1) == \
-        "CRPS 50.0 % below persistence (95 % interval of the difference: -50.0 to -50.0 %)"
-    assert "above" in report.comparison(found | {"persistence": windows(0.4)}, "persistence", 2)
-    assert report.comparison(found, "persistence", 2) == \
+    difference = {"relative": -0.5, "lower": -0.6, "upper": -0.4}
+    assert report.comparison("persistence", difference) == \
+        "CRPS 50.0 % below persistence (95 % interval of the difference: -60.0 to -40.0 %)"
+    assert "above" in report.comparison("persistence", difference | {"relative": 0.1})
+    assert report.comparison("persistence", difference | {"lower": None, "upper": None}) == \
         "CRPS 50.0 % below persistence (too few windows for an interval of the difference)"
-    assert "no interval for the difference to climatology" in report.comparison(found, "climatology", 2)
+    assert "no difference to climatology" in report.comparison("climatology", None)
 
 
 GOOD = {"CRPS": 0.1, "QICE_ties": 0.004, "QICE_floor": 0.0032, "coverage90": 0.88, "coverage90_floor": 0.882,
@@ -316,8 +323,8 @@ GOOD = {"CRPS": 0.1, "QICE_ties": 0.004, "QICE_floor": 0.0032, "coverage90": 0.8
     ({}, 0.2, {"best_epoch": 5}, "longer training"), ({}, 0.2, {"best_epoch": 0}, "No epoch"),
 ])
 def test_a_reader_is_warned_of_what_is_off_and_of_nothing_else(data, change, baseline, trained, word):
-    scores = {"this run": GOOD | change, "persistence": {"CRPS": baseline}, "climatology": {"CRPS": 0.3}}
-    found = report.Forecasts(scores, {}, None)
+    simple = {"persistence": {"CRPS": baseline}, "climatology": {"CRPS": 0.3}}
+    found = report.Forecasts(GOOD | change, simple, None, None)
     *special, seed = cautions(found, trained, {"epochs": 5, "seed": 3}, data, 10)
     assert "One seed (3)" in seed
     assert (word is None and special == []) or (len(special) == 1 and word in special[0])
@@ -325,9 +332,8 @@ def test_a_reader_is_warned_of_what_is_off_and_of_nothing_else(data, change, bas
 
 def test_more_nodes_than_steps_look_like_a_file_the_wrong_way_round():
     data = WindowedField(make_field(random_values(60, 90)), 6, 4)
-    scores = {"this run": GOOD, "persistence": {"CRPS": 1}, "climatology": {"CRPS": 1}}
-    assert "More nodes (90)" in cautions(report.Forecasts(scores, {}, None), {"best_epoch": 1},
-                                         {"epochs": 5, "seed": 0}, data, 1)[0]
+    found = report.Forecasts(GOOD, {"persistence": {"CRPS": 1}, "climatology": {"CRPS": 1}}, None, None)
+    assert "More nodes (90)" in cautions(found, {"best_epoch": 1}, {"epochs": 5, "seed": 0}, data, 1)[0]
 
 
 @pytest.fixture(scope="module")

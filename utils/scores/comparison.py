@@ -97,21 +97,26 @@ def in_words(found):
     return f"{found['relative']:+.1%} [{found['lower']:+.1%}, {found['upper']:+.1%}]"
 
 
-def against_simple(windows, simple, length):
-    """The difference of a run's CRPS to that of the best simple forecaster on the same windows, in one line.
+def compare_simple(windows, simple, length):
+    """Scores of simple forecasters by name, each with `difference`: that of the run's CRPS to theirs; None if it is 0.
 
     windows: those of the run; simple: (scores, windows) by name, see `pipeline.score_simple`; length of a window in
     steps.
     """
+    block = independent_block(windows["start"], length)
+    return {name: scores | {"difference": paired_difference(windows, theirs, "CRPS", block) if scores["CRPS"] else None}
+            for name, (scores, theirs) in simple.items()}
+
+
+def against_best(simple):
+    """The difference of a run's CRPS to the best simple forecaster's, in one line; `simple`: of `compare_simple`."""
     if not simple:
         return "no simple forecaster can be fitted to compare with"
-    best = min(simple, key=lambda name: simple[name][0]["CRPS"])
-    scores, theirs = simple[best]
-    if not scores["CRPS"] > 0:
+    best = min(simple, key=lambda name: simple[name]["CRPS"])
+    if simple[best]["difference"] is None:
         return f"the CRPS of {best}, the best simple forecaster, is 0: nothing is better"
-    found = paired_difference(windows, theirs, "CRPS", independent_block(windows["start"], length))
-    text = in_words(found).replace("(no interval)", "(no interval: the test windows are too few)")
-    return f"CRPS against {best} ({scores['CRPS']:.4g}), the best of {', '.join(simple)}: {text}"
+    text = in_words(simple[best]["difference"]).replace("(no interval)", "(no interval: the test windows are too few)")
+    return f"CRPS against {best} ({simple[best]['CRPS']:.4g}), the best of {', '.join(simple)}: {text}"
 
 
 def _in_order(run):
