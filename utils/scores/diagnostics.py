@@ -3,16 +3,7 @@
 import numpy as np
 import torch
 
-from utils.scores.metrics import (
-    COVERAGE,
-    DECILES,
-    covered,
-    crps_quantile,
-    decile_counts,
-    member_quantiles,
-    shared_bins,
-    sort_members,
-)
+from utils.scores.metrics import COVERAGE, DECILES, Chunk, covered, crps_quantile, decile_counts, shared_bins
 
 BINS_PER_OCTAVE, OCTAVES = 4, 256  # of the spread, from 2**-128 to 2**128 of the unit: those of float32
 EARTH_RADIUS_KM = 6371.0
@@ -38,22 +29,17 @@ class Diagnostics:
         Shapes: members (batch, member, horizon, node), truth and observed (batch, horizon, node). Units: physical.
         """
         observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
-        members, truth = members.double(), truth.where(observed, 0).double()
-        mean = members.mean(1)
-        deviation, error = members - mean.unsqueeze(1), (truth - mean) * observed
-        variance = deviation.square().sum(1) / (members.shape[1] - 1) * observed
+        part = Chunk(members.double(), truth.where(observed, 0).double(), observed, None)
+        truth, mean = part.truth, part.mean
+        error, variance = (truth - mean) * observed, part.variance() * observed
         variance = variance.where(variance > 1e-24 * mean.square(), 0.0)  # of equal members: the rounding of their mean
-        ordered = sort_members(members)
-        quantiles = member_quantiles(ordered)
         by_target = {
             "targets": observed, "mean": mean, "truth": truth, "size": truth.abs(), "variance": variance,
-            "squared_error": error.square(), "absolute_error": error.abs(), "crps": crps_quantile(quantiles, truth),
-            "covered": covered(quantiles[:, 0], quantiles[:, -1], truth),
+            "squared_error": error.square(), "absolute_error": error.abs(),
+            "crps": crps_quantile(part.quantiles, truth), "covered": covered(*part.interval, truth),
         }
         chunk = {name: (value * observed).sum((0, 1), dtype=torch.float64) for name, value in by_target.items()}
-
-        deciles = quantiles[:, DECILES].movedim(1, -1)[observed]  # (target, decile)
-        chunk["bins"] = shared_bins(decile_counts(deciles[..., None, None], truth[observed][:, None, None]))[0]
+        chunk["bins"] = shared_bins(decile_counts(part.quantiles[:, DECILES], truth, observed).sum(0))
 
         size = BINS_PER_OCTAVE * OCTAVES
         spread = variance[observed]
