@@ -1,4 +1,4 @@
-"""What is usual at a node and a time of the cycle: the mean of other reference steps in the same slot."""
+"""Climatology: the mean of a node's values in the same slot of the cycle, at other steps than those of the window."""
 
 import torch
 from torch import Tensor
@@ -9,41 +9,40 @@ SLOTS_PER_NEIGHBOUR = 96  # finer cycles are smoothed over slots // 96 neighbour
 
 
 class Climatology:
-    """Mean of a node's reference values in each slot of the calendar's first cycle, leaving the window itself out.
+    """Mean of a node's reference values in each slot of the calendar's first cycle, without those of the window.
 
         climatology(t) = mean of value(s) over reference steps s in the slot of t, s not in the window of t
 
     Values are smoothed over a few neighbours where a cycle has many slots; then these are left out with the window.
 
-    Leaving out matters: with a few days of data the mean of a slot would carry a good part of the value that is to
-    be forecast; and if only the step itself were left out, two steps of a window a cycle apart would tell each other.
-    Every continuous segment of the field has a reference of its own: the training part, or, for a
-    field that is only evaluated, its validation steps (a climate model and a reanalysis differ in their means).
+    The window is left out because with a few days of data the mean of a slot would contain much of the value that is to
+    be forecast. The step alone would not do: two steps of a window a cycle apart would reveal each other.
+    Every continuous segment of the field has a reference of its own: the training part, or, for a field that is only
+    evaluated, its validation steps (a climate model and a reanalysis differ in their means).
     A slot without any other reference step gets the mean of the training part, 0. Units: standardized.
-    `masked`: missing values (NaN) count in no mean, each node has its own number of reference values.
+    `masked`: missing values (NaN) are left out, each node has its own number of reference values.
     """
 
     def __init__(self, values: Tensor, slots: Tensor, size: int, scaler: Scaler, references: list[tuple[int, int]],
                  masked: bool = False):
         self.values, self.slots, self.scaler, self.masked = values, slots, scaler, masked
-        self.reach = size // SLOTS_PER_NEIGHBOUR
+        self.radius = size // SLOTS_PER_NEIGHBOUR
         self.first, self.last = torch.tensor(references, device=values.device).T
         self.sums = torch.zeros(len(references), size, values.shape[1], device=values.device)
         self.counts = torch.zeros(len(references), size, values.shape[1] if masked else 1, device=values.device)
         for table, count, (first, last) in zip(self.sums, self.counts, references, strict=True):
             for steps in torch.arange(first, last, device=values.device).split(BLOCK):
-                usual, weight = self.smoothed(steps.unsqueeze(0), first, last)
-                table.index_add_(0, slots[steps], usual[0])
+                mean, weight = self.smoothed(steps.unsqueeze(0), first, last)
+                table.index_add_(0, slots[steps], mean[0])
                 count.index_add_(0, slots[steps], weight[0])
 
     def smoothed(self, steps: Tensor, first, last) -> tuple[Tensor, Tensor]:
-        """Mean of each step and its neighbours inside the reference: (batch, step) -> (batch, step, node).
+        """Mean of each step and its neighbours inside the reference, (batch, step, node), and its weight 1.
 
-        And its weight, 1, (batch, step, 1). With `masked` the sum of those observed, and their number as the weight,
-        (batch, step, node).
+        With `masked` the sum of the observed ones, and their number, (batch, step, node). steps: (batch, step).
         """
         total, seen = 0, 0
-        for shift in range(-self.reach, self.reach + 1):
+        for shift in range(-self.radius, self.radius + 1):
             values = self.scaler.standardize(self.values[(steps + shift).clamp(first, last - 1)])
             if self.masked:
                 seen = seen + (~values.isnan()).to(values.dtype)
@@ -51,7 +50,7 @@ class Climatology:
             total = total + values
         if self.masked:
             return total, seen
-        return total / (2 * self.reach + 1), torch.ones_like(total[..., :1])
+        return total / (2 * self.radius + 1), torch.ones_like(total[..., :1])
 
     def table(self) -> Tensor:
         """Climatology of each slot for windows of the last segment that lie outside its reference: (slot, node)."""
@@ -60,18 +59,18 @@ class Climatology:
     def __call__(self, steps: Tensor, segment: Tensor) -> Tensor:
         """Climatology at consecutive `steps` (batch, step) of windows in `segment` (batch,): (batch, step, node)."""
         first, last = self.first[segment].unsqueeze(1), self.last[segment].unsqueeze(1)
-        left_out = steps[:, :1] + torch.arange(-self.reach, steps.shape[1] + self.reach, device=steps.device)
+        left_out = steps[:, :1] + torch.arange(-self.radius, steps.shape[1] + self.radius, device=steps.device)
         inside = ((left_out >= first) & (left_out < last)).unsqueeze(-1)
         left_out = left_out.clamp(0, len(self.slots) - 1)
         slot, segment = self.slots[steps], segment.unsqueeze(1)
         own, weight = self.smoothed(left_out, first, last)
-        alike = (slot.unsqueeze(2) == self.slots[left_out].unsqueeze(1)).to(own.dtype)
-        total = self.sums[segment, slot] - alike @ (inside * own)
-        count = self.counts[segment, slot] - alike @ (inside * weight)
+        same_slot = (slot.unsqueeze(2) == self.slots[left_out].unsqueeze(1)).to(own.dtype)
+        total = self.sums[segment, slot] - same_slot @ (inside * own)
+        count = self.counts[segment, slot] - same_slot @ (inside * weight)
         return torch.where(count > 0, total / count.clamp_min(1), 0.0)
 
     def fill(self, values: Tensor, steps: Tensor, segment: Tensor) -> Tensor:
-        """Values (..., node) at `steps` (...) in `segment` (...), what is missing filled with the mean of its slot."""
+        """Values (..., node) at `steps` (...) in `segment` (...), missing ones filled with the mean of their slot."""
         slot = self.slots[steps]
-        usual = self.sums[segment, slot] / self.counts[segment, slot].clamp_min(1)
-        return torch.where(values.isnan(), usual, values)
+        mean = self.sums[segment, slot] / self.counts[segment, slot].clamp_min(1)
+        return torch.where(values.isnan(), mean, values)

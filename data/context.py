@@ -1,4 +1,4 @@
-"""What a forecast may see of a window: one named object that data, both stages and every network pass on."""
+"""What a forecast may see of a window: one object for the data, both stages and every network."""
 
 from dataclasses import dataclass, fields
 

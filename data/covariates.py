@@ -1,4 +1,4 @@
-"""Covariates: what is known of every step beside the field, over the horizon too: holidays, weather forecasts."""
+"""Covariates: inputs that are known for every step, also over the horizon, such as holidays and weather forecasts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ from .stamps import check_zone, stamp
 
 @dataclass(frozen=True)
 class Covariates:
-    """Values (time, node or 1, covariate) on the time axis of a field, and beyond its end where they are known there.
+    """Values (time, node or 1, covariate) on the time axis of a field, and beyond its end.
 
-    A node axis of 1: the same for all nodes. `source` is the file, `notes` are what the user should be told of it.
+    A node axis of 1: the same for all nodes. `source` is the file, `notes` are for the user.
     """
 
     source: str
@@ -27,7 +27,7 @@ class Covariates:
     notes: tuple[str, ...] = ()
 
     def scalers(self, training_steps: int) -> dict[str, Scaler]:
-        """What brings each covariate to mean 0 and spread 1 in the training part."""
+        """The scaler of each covariate, fitted to the training part."""
         parts = zip(self.names, self.values[:training_steps].unbind(-1), strict=True)
         return {name: Scaler.fit(values) for name, values in parts}
 
@@ -39,13 +39,14 @@ def standardize(values: Tensor, scalers: dict[str, Scaler]) -> Tensor:
 
 
 def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str, ...], first: int = 0) -> Covariates:
-    """Read covariates of a field from any kind of file that a field may come in (`readers.read_file`).
+    """Covariates of a field, from any kind of file that a field may have (`readers.read_file`).
 
     One column per covariate; or an array (time, node, covariate), whose names an .npz may hold as `covariate_names`;
     or one covariate as a column per node, with the names of the field's nodes in any order, or without names in their
-    order. A file with times may begin before the field. first: the row of one without times that is the field's first.
-    Raises: ValueError where a value is missing, a node is, or a time is not that of the field's step, or beyond its
-    end of the step that would follow.
+    order. A file with times may begin before the field. first: in a file without times, the row of the field's first
+    step.
+    Raises: ValueError where a value or a node is missing, or a time is not that of the field's step or, beyond its end,
+    of the next one.
     """
     flag = f"--covariates {path}"
     table, nodes = read_file(path), len(node_names)
@@ -93,7 +94,7 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
 
 
 def _stored_names(path: Path | str) -> tuple[str, ...] | None:
-    """The names that an .npz holds for its covariates."""
+    """The names of the covariates in an .npz."""
     if not str(path).lower().endswith(".npz"):
         return None
     with np.load(Path(path).expanduser(), allow_pickle=False) as archive:
@@ -101,11 +102,10 @@ def _stored_names(path: Path | str) -> tuple[str, ...] | None:
 
 
 def _steps(times: np.ndarray, calendar: Calendar) -> tuple[int, np.ndarray, np.ndarray]:
-    """How many stamps (time,) lie before a field by the first one; these stamps, and those that are due: (time,), on
-    the clock on which steps are equally long."""
-    (clock, found), size = (clock_of(each, calendar.interval, calendar.zone) for each in (calendar.times, times)
-                            ), step_size(calendar.interval)
+    """Number of stamps (time,) before the field; these stamps and the expected ones, (time,), on `clock_of`'s clock."""
+    clock, found = (clock_of(each, calendar.interval, calendar.zone) for each in (calendar.times, times))
+    size = step_size(calendar.interval)
     before = max(int((clock[0] - found[0]) // size), 0)
     beyond = max(len(times) - before - len(clock), 0)
-    due = [clock[0] - size * np.arange(before, 0, -1), clock, clock[-1] + size * np.arange(1, beyond + 1)]
-    return before, found, np.concatenate(due)[:len(times)]
+    expected = [clock[0] - size * np.arange(before, 0, -1), clock, clock[-1] + size * np.arange(1, beyond + 1)]
+    return before, found, np.concatenate(expected)[:len(times)]

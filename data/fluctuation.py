@@ -1,4 +1,4 @@
-"""Fluctuation scale: how far each node strays from its regular part."""
+"""Fluctuation scale: spread of each node around its regular part."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,8 @@ from torch import Tensor
 from .scaling import Scaler
 
 STATISTICS = ("std", "variance")
-SPECTRUM_BYTES = 1 << 28  # about what one block of nodes takes, unless 256 nodes take more
-FLOOR = 1e-4  # of a constant node; standardized units
+SPECTRUM_BYTES = 1 << 28  # memory of one block of nodes, of which there are at least 256
+FLOOR = 1e-4  # scale of a constant node; standardized units
 
 
 def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, statistic: str = "std",
@@ -20,7 +20,7 @@ def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, 
 
     Shapes: training (time, node) in physical units -> (node,). Units: standardized (std) or their square.
     The largest amplitude is usually that of the zero frequency: the node's mean level, standardized.
-    By Parseval's theorem the spread is read off the spectrum; no inverse transform is needed.
+    The spread follows from the spectrum by Parseval's theorem, without an inverse transform.
     A series with gaps (NaN) is filled with the node's mean, and the variance divided by the share that is observed.
     Source: CoST Eq. 8-10 (arXiv:2502.11013); differs from the paper: the default is the standard deviation, which
     has the residual's units and is what the authors' release computes; Eq. 10 prints the variance.

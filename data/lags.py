@@ -1,31 +1,31 @@
-"""Lags: what the field itself was a day, a week or a year before each step of a window, or one of its own periods."""
+"""Lags: values of the field a day, a week, a year or another period before each step of a window."""
 
 import torch
 from torch import Tensor
 
 from .calendar import DAY, MINUTES, YEAR, Interval
 
-KNOWN_SHARE = 0.25  # of the training steps must have a value that much earlier, or auto leaves a lag out
-LOOKED_AT = 20_000, 64  # steps and nodes of the training part, at most, that periods are looked for in
+LAGGED_SHARE = 0.25  # share of the training steps that must have a value at a lag, or auto leaves it out
+SAMPLE = 20_000, 64  # most steps and nodes of the training part in which auto searches for periods
 PARTS_OF_PERIOD = 12  # of which changes are compared
-DOUBT = 2.0  # standard errors that a correlation must be above
-SHORTEST = 4  # steps of a period that no calendar knows
-STRONG = 0.3  # correlation of a period that no calendar knows, at least
-ALIKE = 0.05  # a period so near to a multiple of another one says nothing new
+STANDARD_ERRORS = 2.0  # that a correlation must exceed
+SHORTEST = 4  # steps of a period that is not of the calendar
+STRONG = 0.3  # smallest correlation of a period that is not of the calendar
+ALIKE = 0.05  # largest relative distance at which a period is taken as a multiple of another one
 
 
 def choose_lags(text: str, interval: Interval, predict_len: int, training: Tensor) -> tuple[int, ...]:
     """The lags that `--lags` names, in steps, shortest first: none, auto, or numbers (24,168).
 
-    auto: a day, a week and a year, and the strongest other period, those of them that `training` (time, node) repeats;
-    where a period is shorter than the horizon a multiple of it, and none that too little of the training part has.
+    auto: a day, a week and a year, and the strongest other period, where `training` (time, node) repeats itself so;
+    for a period shorter than the horizon a multiple of it. Lags that too few training steps have are left out.
     Raises: ValueError for a lag that is shorter than the horizon, or longer than the training part.
     """
     if text == "none":
         return ()
     steps = len(training)
     if text == "auto":
-        longest = int((1 - KNOWN_SHARE) * steps)
+        longest = int((1 - LAGGED_SHARE) * steps)
         values = sample_of(training)
         periods = [period for period in calendar_periods(interval) if period <= longest and repeats(values, period)]
         other = strongest_period(values, longest)
@@ -44,7 +44,7 @@ def choose_lags(text: str, interval: Interval, predict_len: int, training: Tenso
 
 
 def calendar_periods(interval: Interval) -> list[int]:
-    """Steps of a day, a week and a year of which a step is a part; the year of steps of a day or longer only."""
+    """Steps of a day and a week, or for steps of a day or longer of a week and a year, where that is more than one."""
     count, unit = interval
     step = count * (YEAR / 12 if unit == "month" else MINUTES[unit])
     periods = (DAY, 7 * DAY) if step < DAY else (7 * DAY, YEAR)
@@ -53,7 +53,7 @@ def calendar_periods(interval: Interval) -> list[int]:
 
 def sample_of(training: Tensor) -> Tensor:
     """The last steps of some nodes, standardized, the mean where a value is missing: (node, time)."""
-    steps, nodes = LOOKED_AT
+    steps, nodes = SAMPLE
     chosen = torch.linspace(0, training.shape[1] - 1, min(nodes, training.shape[1])).round().long()
     values = training[-steps:][:, chosen].double().T
     values = (values - values.nanmean(1, keepdim=True)).nan_to_num()
@@ -61,11 +61,11 @@ def sample_of(training: Tensor) -> Tensor:
 
 
 def repeats(values: Tensor, period: int, least: float = 0.0) -> bool:
-    """Whether changes within a period are like those of the period before, in values (node, time).
+    """Whether changes within a period of values (node, time) resemble those of the period before.
 
         change = mean of a twelfth of a period - mean of the twelfth before
 
-    and the correlation of changes a period apart is above DOUBT standard errors of chance, and above `least`.
+    The correlation of changes a period apart must exceed `least`, and STANDARD_ERRORS standard errors.
     """
     width = max(1, period // PARTS_OF_PERIOD)
     total = torch.nn.functional.pad(values.cumsum(1), (1, 0))
@@ -76,14 +76,14 @@ def repeats(values: Tensor, period: int, least: float = 0.0) -> bool:
     late, early = change[:, period:], change[:, :-period]
     scale = (late.square().sum(1) * early.square().sum(1)).sqrt().clamp_min(1e-12)
     correlation = ((late * early).sum(1) / scale).mean().item()
-    return correlation > max(least, DOUBT / (late.shape[1] / width) ** 0.5)
+    return correlation > max(least, STANDARD_ERRORS / (late.shape[1] / width) ** 0.5)
 
 
 def strongest_period(values: Tensor, longest: int) -> int | None:
-    """The period of SHORTEST to `longest` steps after which changes from step to step (node, time) are most alike.
+    """The period of SHORTEST to `longest` steps with the highest autocorrelation of changes from step to step.
 
-    Half a period apart they must be less alike. Of peaks of the autocorrelation of about the same height it is the
-    shortest; None where nothing repeats.
+    Half a period apart the autocorrelation must be less than half. Of peaks of about the same height it is the
+    shortest; None without a peak. Shapes: values (node, time).
     """
     change = values.diff(dim=1)
     size = change.shape[1]
@@ -95,7 +95,7 @@ def strongest_period(values: Tensor, longest: int) -> int | None:
     inner = found[SHORTEST:-1]
     halfway = found[torch.arange(SHORTEST, len(found) - 1) // 2]
     peak = (inner >= found[SHORTEST - 1:-2]) & (inner >= found[SHORTEST + 1:]) & (halfway < inner / 2)
-    peak &= inner > DOUBT / size**0.5
+    peak &= inner > STANDARD_ERRORS / size**0.5
     if not peak.any():
         return None
     high = peak & (inner > 0.9 * inner[peak].max())

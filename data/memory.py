@@ -1,4 +1,4 @@
-"""How much memory a file takes when it is read, known before it is: archives unfold, and headers name any shape."""
+"""Memory that reading a file takes, estimated before it is read: archives unfold, headers may name any shape."""
 
 import contextlib
 import gzip
@@ -19,23 +19,21 @@ LARGEST_RATIO = 1032  # to which deflate can compress
 def check_memory(path: Path, variable: str = "") -> None:
     """Refuse, before anything is allocated, a file whose content would not fit into memory.
 
-    variable: the only one of NetCDF or Zarr that is read, else any. What is damaged is left to its reader.
+    variable: the one of NetCDF or Zarr that is read, else any. Its reader refuses a damaged file.
     Raises: ValueError with both sizes.
     """
-    needed, free = 0, free_memory()
+    free = free_memory()
     try:
-        for needed in _unfolding(path, variable):
-            if needed > free:
-                break
+        needed = next((size for size in _unfolding(path, variable) if size > free), 0)
     except Exception:  # a damaged file makes the libraries raise many kinds
         return
-    if needed > free:
+    if needed:
         raise ValueError(f"{path}: reading it takes {needed / 2**30:.1f} GiB of memory or more, {free / 2**30:.1f} GiB "
                          "are free; give a part of it, or the field as .npy in float32, which stays on disk")
 
 
 def free_memory() -> int:
-    """Bytes that a program can still get: what the system has available, and the limit of a container."""
+    """Bytes that a program can still allocate: of the system, and below the limit of a container."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -69,10 +67,11 @@ def _unfolding(path: Path, variable: str) -> Iterator[int]:
         yield sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
     elif name.endswith(".zarr"):
         for file in (*path.rglob(".zarray"), *path.rglob("zarr.json")):
-            known = json.loads(file.read_text())
-            if file.parent.name == variable or not variable or len(known.get("shape", ())) == 1:
-                grid = known.get("chunk_grid", {}).get("configuration", {})
-                yield NUMBER * max(prod(known.get("shape", ())), prod(known.get("chunks", grid.get("chunk_shape", ()))))
+            header = json.loads(file.read_text())
+            if file.parent.name == variable or not variable or len(header.get("shape", ())) == 1:
+                grid = header.get("chunk_grid", {}).get("configuration", {})
+                chunk = header.get("chunks", grid.get("chunk_shape", ()))
+                yield NUMBER * max(prod(header.get("shape", ())), prod(chunk))
     elif name.endswith(".nc"):
         import netCDF4  # an extra
         with netCDF4.Dataset(path) as dataset:
@@ -84,11 +83,11 @@ def _unfolding(path: Path, variable: str) -> Iterator[int]:
 
 
 def _of_archive(path: Path) -> Iterator[int]:
-    """Of an .npz: all that unfolds, what its headers ask for, and the dense form of a sparse matrix."""
+    """The same for an .npz: its unfolded size, the arrays of its headers, and the dense form of a sparse matrix."""
     with zipfile.ZipFile(path) as archive:
         yield sum(entry.file_size for entry in archive.infolist())
         for entry in archive.infolist():
-            with contextlib.suppress(ValueError), archive.open(entry) as file:  # what is no array is not read
+            with contextlib.suppress(ValueError), archive.open(entry) as file:  # a member that is no array is not read
                 shape, kind = _header(file)
                 yield kind.itemsize * prod(shape)
         if {"indptr.npy", "shape.npy"} <= set(archive.namelist()):

@@ -1,6 +1,5 @@
 """The nodes of a field: which columns of a file they are, their coordinates, their graph, and their neighbours."""
 
-import heapq
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from .memory import check_memory
 from .readers import read_file
+from .scaling import BLOCK
 from .stamps import local_times
 from .table import (
     INDEX,
@@ -251,22 +251,15 @@ def nearest_nodes(field, count: int) -> Tensor | None:
 
 
 def _nearest_in_graph(graph: Tensor, count: int) -> Tensor:
-    """Dijkstra from each node, until `count` nodes are reached."""
+    from scipy.sparse import csr_array  # only here: slow to import
+    from scipy.sparse.csgraph import dijkstra
     weight = torch.maximum(graph, graph.T).fill_diagonal_(0)
-    edges = [[] for _ in weight]
-    first, second = (weight > 0).nonzero(as_tuple=True)
-    for here, there, length in zip(first.tolist(), second.tolist(), (1 / weight[first, second]).tolist(), strict=True):
-        edges[here].append((length, there))
+    edges = csr_array(torch.where(weight > 0, 1 / weight, 0.0).numpy())
     found = []
-    for node in range(len(weight)):
-        reached, waiting = [], [(0.0, node)]
-        while waiting and len(reached) < count:
-            distance, here = heapq.heappop(waiting)
-            if here not in reached:
-                reached.append(here)
-                for length, there in edges[here]:
-                    heapq.heappush(waiting, (distance + length, there))
-        found.append(reached)
+    for block in torch.arange(len(weight)).split(BLOCK):
+        distances = dijkstra(edges, indices=block.numpy())
+        nearest = np.argsort(distances, axis=1, kind="stable")[:, :count]
+        found += [row[np.isfinite(distance[row])].tolist() for row, distance in zip(nearest, distances, strict=True)]
     return _filled(found, count)
 
 

@@ -1,7 +1,6 @@
-"""Facts of each dataset: one card, one place.
+"""Metadata of each dataset, one card for each: shape, interval, unit, source.
 
-A fact is what the data is (shape, interval, unit, source); a choice (batch size, width) belongs to
-`PRESETS` in `utils/config.py`.
+Choices, as the batch size, belong to `PRESETS` in `utils/config.py`.
 """
 
 import argparse
@@ -19,24 +18,24 @@ DEFAULT_DATA_DIR = Path(__file__).parent / "dataset"
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Card of facts of one dataset.
+    """Card of one dataset.
 
     num_nodes        product of the spatial axes
     interval         (count, unit), unit one of "minute", "hour", "day", "week", "month"
     start            calendar time of the first step of each file, ISO format, as of `calendar.make_calendar`
-    time_zone        that of the times, as Europe/Berlin or +01:00; "": not stated
+    time_zone        of the times, as Europe/Berlin or +01:00; "": not stated
     rule             which moment of its step a stamp is, see `stamps.stamped`
     files            paths below the data folder; two files mean (training field, evaluation field)
     shape            published shape of each file, time first; the time length may differ in other copies
     grid             (rows, columns) where the nodes form a grid, else None
     validation_steps for a pair of files: leading steps of the second field used for validation
-    sha256           digest by file, where known
-    git_blob         by file, or by the archive that holds it, where the SHA-256 is not known: the id that the authors'
-                     release gives it, as `git hash-object FILE` prints
+    sha256           digest by file, where one is published
+    git_blob         by file, or by its archive, where no SHA-256 is published: the id in the authors' release, as
+                     `git hash-object FILE` prints it
     archive          by file: the .zip that holds it in the release
     graph            adjacency file below the data folder, rows and columns in node order
     cf_unit          `unit` in the words of UDUNITS for NetCDF files, where it is not one of them ("1": a pure number)
-    nonnegative      values below zero have no meaning (counts, speeds, traffic); None: as the training part shows
+    nonnegative      values below zero have no meaning (counts, speeds, traffic); None: decided by the training part
     private          why the data cannot be had, and the layout that a copy must have
     embedded         comes with the project
     synthetic        generated, no files
@@ -64,7 +63,7 @@ class DatasetSpec:
     embedded: bool = False
     synthetic: bool = False
     time_zone: str = ""
-    rule: tuple = ()  # `stamps.PLAIN`; this module needs no packages: scripts run it before they are installed
+    rule: tuple = ()  # `stamps.PLAIN`; this module imports no packages, since scripts run it before the installation
 
 
 _AS_PUBLISHED = "as published with CoST, arXiv:2502.11013"
@@ -82,7 +81,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "Oracle": DatasetSpec(
         domain="synthetic", place="nowhere", unit="arbitrary units", cf_unit="1", num_nodes=32,
         interval=(1, "hour"), start=("2020-01-06",), synthetic=True,
-        source="data/synthetic.py: a process whose exact forecast is known", licence="that of the project",
+        source="data/synthetic.py: a process with a known predictive distribution", licence="that of the project",
     ),
     "SST": DatasetSpec(
         domain="climate", place="Nino 3.4 region", unit="deg C", cf_unit="degC", num_nodes=500, grid=(10, 50),
@@ -164,11 +163,11 @@ DATASETS: dict[str, DatasetSpec] = {
 def get_spec(name: str) -> DatasetSpec:
     """The card of one dataset.
 
-    Raises: ValueError for an unknown name, with the near matches (whatever their case) and the whole list.
+    Raises: ValueError for an unknown name, with the near matches in any case of letters and the whole list.
     """
     if name in DATASETS:
         return DATASETS[name]
-    by_lower = {known.lower(): known for known in DATASETS}
+    by_lower = {each.lower(): each for each in DATASETS}
     near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ValueError(f"no dataset is named {name!r}: {hint}The names are {', '.join(DATASETS)}.")
@@ -182,7 +181,7 @@ def data_dir_from(flag_value: str | None) -> Path:
 def locate(name: str, data_dir: Path | str) -> tuple[Path, ...]:
     """The files of a dataset, in the order of its card; none for a synthetic one.
 
-    What comes with the project is found there also when `data_dir` lacks it.
+    A dataset that comes with the project is also found in `DEFAULT_DATA_DIR`.
     Raises: ValueError for an unknown name; FileNotFoundError with the path and the way to get the file.
     """
     spec, data_dir = get_spec(name), Path(data_dir)
@@ -221,7 +220,7 @@ def git_blob_of(path: Path | str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 2, with the way to get them, where files of datasets are missing: `python -m data.registry NAME ...`.
 
-    Flags of the programs may follow. The shell scripts ask before they install anything: the standard library does.
+    Flags of the programs may follow. The shell scripts call it before they install anything.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("names", nargs="+")

@@ -1,4 +1,4 @@
-"""The one place where physical units become standardized ones and back."""
+"""Physical units to standardized ones and back."""
 
 import functools
 import math
@@ -9,12 +9,11 @@ from torch import Tensor
 
 BLOCK = 1024  # time steps read at once, so that a memory map stays on disk
 WHOLE_WITHIN = 1e-3, 1e-6  # absolute, and as a share of the value and of the mean
-LARGEST_WHOLE = 2.0**24  # beyond, every float32 is a whole number
-SCALINGS = ("auto", "node", "field")
-UNLIKE = 10.0  # factor on the spread of the field: nodes of another spread, or so far off, share no scale with it
-EXTREMES = 3, 1 / 500  # values of a node that may be outliers: so many at least, and as a share
-OUTLYING = 3.0  # times the spread of the others: the spread of all values of a node with outliers is larger
-BEYOND = 2.0  # times the distance of the furthest other value from the mean: outliers are cut there
+LARGEST_WHOLE = 2.0**24  # every larger float32 is a whole number
+UNLIKE = 10.0  # ratio of spreads, or distance in spreads of the field, from which a node needs a scale of its own
+EXTREMES = 3, 1 / 500  # number of values of a node that may be outliers: at least, and as a share
+OUTLYING = 3.0  # smallest ratio of the spread of all values of a node with outliers to that of the others
+BEYOND = 2.0  # outliers are cut at this multiple of the largest distance of another value from the mean
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,14 @@ class Scaler:
 
         standardized = (physical - mean) / std,    cut at +-limit
 
-    Missing values (NaN) count in none of it.
-    whole: the training values are whole numbers (counts), those that a float32 could hold a fraction of; then a
-    physical value that misses a whole number by the rounding of float32 is given back as exactly that, so that equal
-    counts stay equal.
-    limit: finite where training holds outliers, which then count neither in mean nor in std.
-    nonnegative: no physical value below 0 is given back.
-    precise: the values are stored in float64, since float32 could not tell them apart; then differences from the mean
-    are taken in float64. They also are where every node has a mean of its own.
+    Missing values (NaN) are left out.
+    whole        training values that are small enough for a fraction in float32 are whole numbers (counts); then
+                 `physical` rounds a value that is whole up to the rounding of float32, so that equal counts stay
+                 equal
+    limit        finite where training holds outliers, which then count neither in mean nor in std
+    nonnegative  `physical` gives no value below 0
+    precise      the values are stored in float64; then differences from the mean are taken in float64, as they are
+                 where every node has a mean of its own
     """
 
     mean: float | tuple[float, ...]
@@ -79,25 +78,25 @@ class Scaler:
         return standardized
 
     def physical(self, standardized: Tensor) -> Tensor:
-        """Physical values in float64; zero comes back as zero, so that it equals the zeros of the data."""
+        """Physical values in float64; zero becomes exactly zero, so that it equals the zeros of the data."""
         mean, std, whole, nonnegative = (self._part(name, standardized.device) for name in (
             "mean", "std", "whole", "nonnegative"))
         physical = standardized.double().mul_(std).add_(mean)
         if self.any_whole:
             nearest = physical.round()
             absolute, relative = WHOLE_WITHIN
-            counted = (physical - nearest).abs_() < relative * (nearest.abs() + abs(mean)) + absolute
-            physical = torch.where(counted & whole, nearest, physical)
+            close = (physical - nearest).abs_() < relative * (nearest.abs() + abs(mean)) + absolute
+            physical = torch.where(close & whole, nearest, physical)
         physical.masked_fill_(standardized == self.zero(standardized.device), 0.0)
         return torch.where((physical < 0) & nonnegative, 0.0, physical) if nonnegative is not False else physical
 
     def _standardize(self, physical: Tensor) -> Tensor:
         kind = torch.float64 if self.precise or self.by_node else torch.float32
         mean, std = (self._part(name, physical.device) for name in ("mean", "std"))
-        return ((physical.to(kind) - mean) * (1 / std)).float()  # CUDA divides so too: the same bits everywhere
+        return ((physical.to(kind) - mean) * (1 / std)).float()  # as CUDA divides: the same bits everywhere
 
     def _part(self, name: str, device: torch.device | str, kind: torch.dtype | None = None):
-        """A part as a number, or as a tensor (node,) on a device, sent there once."""
+        """A part as a number, or as a tensor (node,) on a device, copied there once."""
         value = getattr(self, name)
         if not isinstance(value, tuple):
             return value
@@ -114,12 +113,12 @@ class Scaler:
 
 @dataclass(frozen=True)
 class NodeStatistics:
-    """What the training values of each node are like: (node,) each, float64. NaN counts in none of it.
+    """Statistics of the training values of each node, without missing ones: (node,) each, float64.
 
-    mean, std    outliers left out; mean and spread of a node without any value are 0
-    low, high    ends of its values
-    limit        distance from the mean beyond which there are outliers only; infinite where there are none
-    resolution   of the type that the values are stored in, as a share of their size
+    mean, std    without outliers; 0 for a node without any value
+    low, high    smallest and largest value
+    limit        distance from the mean beyond which there are only outliers; infinite without outliers
+    resolution   of the stored type, as a share of a value
     """
 
     count: Tensor
@@ -132,10 +131,10 @@ class NodeStatistics:
 
     @classmethod
     def of(cls, training: Tensor) -> "NodeStatistics":
-        """Measure training values (time, node).
+        """Statistics of training values (time, node).
 
-        The furthest values of a node (EXTREMES) are outliers where its spread is more than OUTLYING times that of the
-        others, which is then taken.
+        The most distant values of a node (EXTREMES) are outliers where its spread is more than OUTLYING times that of
+        the others.
         """
         count, mean, std, low, high = _moments(training)
         limit = torch.full_like(std, math.inf)
@@ -176,16 +175,16 @@ class NodeStatistics:
         return mean, float(square.sqrt())
 
     def unlike(self) -> Tensor:
-        """Which nodes share no scale with the field: by spread or level, in spreads of the field, see UNLIKE."""
+        """Which nodes need a scale of their own, by their spread or level in spreads of the field, see UNLIKE."""
         mean, std = self.field()
         spread, level = self.std / std, (self.mean - mean).abs() / std
         return self.varying & ((spread < 1 / UNLIKE) | (spread > UNLIKE)) | (level > UNLIKE)
 
     def scaler(self, training: Tensor, scaling: str) -> Scaler:
-        """The scaler of these training values (time, node) by one of SCALINGS.
+        """The scaler of these training values (time, node); scaling: auto, node, or field (as published).
 
-        auto: of each node where nodes are unlike, else of the field. A node that does not vary has no spread: its std
-        is the size of its value, of a node of zeros the median spread of the others.
+        auto: of each node where nodes are unlike, else of the field. The std of a constant node is the size of its
+        value, for a node of zeros the median spread of the others.
         """
         if scaling == "auto":
             scaling = "node" if bool(self.unlike().any()) else "field*"
@@ -243,7 +242,7 @@ def _whole_nodes(values: Tensor) -> Tensor:
 
 
 def _largest(values: Tensor) -> float:
-    """The size from which on all numbers of a type are whole: what is larger says nothing about counts."""
+    """The size beyond which all numbers of a type are whole, whether they are counts or not."""
     return 2.0**52 if values.dtype == torch.float64 else LARGEST_WHOLE
 
 

@@ -1,4 +1,4 @@
-"""What a forecaster remembers of its field, so that it needs no data file: a part of its checkpoint."""
+"""The part of a checkpoint that describes the field, so that a forecast needs no data file."""
 
 from dataclasses import asdict, dataclass
 
@@ -27,13 +27,13 @@ class FieldSummary:
     grid           (rows, columns) where the nodes are its places in row-major order, or those of them in `kept`
     axes           latitudes of the rows and longitudes of the columns, where they are that regular
     coordinates    (node, 2) latitude and longitude in degrees
-    climatology    (slot, node), standardized: what is usual in each slot of the calendar's first cycle, measured
-                   on the reference of the evaluated segment, see `data.climatology`
+    climatology    (slot, node), standardized, of each slot of the calendar's first cycle, measured on the reference of
+                   the evaluated segment, see `data.climatology`
     masked         whether values may be missing: NaN in a history
     value_range    smallest and largest value of the training part; of each node where nodes have scales of their own
     covariates     by name, with their scalers
-    lags           steps between a value and the earlier one that is seen with it, shortest first
-    time_zone      that of the stamps, as Europe/Berlin or +01:00; "" where the data state none
+    lags           distances in steps of the earlier values that networks see, shortest first
+    time_zone      of the stamps, as Europe/Berlin or +01:00; "" where the data state none
     rule           which moment of its step a stamp is, see `stamps.stamped`
     """
 
@@ -67,7 +67,8 @@ class FieldSummary:
             field.name, spec.unit, spec.cf_unit or spec.unit, spec.interval,
             str(clock_of(field.calendar.times[[first]], spec.interval, spec.time_zone)[0].astype("datetime64[m]")),
             first, len(data.training), int(data.starts["test"][0]), field.node_names, field.grid,
-            field.axes and tuple(map(torch.as_tensor, field.axes)), *map(_tensor, (field.kept, field.coordinates)),
+            field.axes and tuple(map(torch.as_tensor, field.axes)),
+            *(array if array is None else torch.as_tensor(array) for array in (field.kept, field.coordinates)),
             data.scaler, data.climatology.cpu(), field.masked, data.covariate_scalers,
             _range_of_nodes(data.training) if data.scaler.by_node else _range(data.training),
             data.lags, spec.time_zone, spec.rule,
@@ -88,13 +89,13 @@ class FieldSummary:
 
     @property
     def max_lag(self) -> int:
-        """Steps before the history that a forecast looks back to."""
+        """Number of steps before the history that a forecast needs."""
         return max(self.lags, default=0)
 
     def doubt(self, history: Tensor) -> str:
-        """What makes one doubt that a history (..., node), in physical units, is of this field; "" where nothing does.
+        """A warning where values of a history (..., node) are outside of the training range by more than its width.
 
-        That is values beyond those of the training part by more than these lie apart.
+        Units: physical. "" without such values.
         """
         (lowest, highest), (low, high), where = _range(history), self.value_range, ""
         if self.scaler.by_node:
@@ -108,11 +109,11 @@ class FieldSummary:
                 f"to {high:.6g} ({self.unit}): is it in another unit?")
 
     def step_at(self, time: np.datetime64 | str) -> int:
-        """Position in the series of the step at a time; also before its beginning and after its end.
+        """Position in the series of the step at a time, which may be before its beginning or after its end.
 
         A text, or a pandas time without a time zone, is local time of the data; a datetime64 is UTC where they have a
         time zone.
-        Raises: ValueError where no step begins then.
+        Raises: ValueError where no step begins at that time.
         """
         if not isinstance(time, np.datetime64):
             time = parse_time(str(time), "history_start", self.time_zone)
@@ -131,11 +132,10 @@ class FieldSummary:
         return self.calendar(step, count).times
 
     def batch(self, history: Tensor, step: Tensor, predict_len: int, covariates: Tensor | None = None) -> Batch:
-        """Windows whose future is not known: histories (batch, max_lag + H, node), of which the last H steps, from the
-        positions `step` (batch,) on, are the windows'.
+        """Windows with an empty future, else as by `WindowedField.batch` outside the reference of the climatology.
 
-        The same as `WindowedField.batch` gives for windows outside the reference of the climatology, but for the
-        future, which is empty. covariates (batch, H + F, node or 1, covariate). Units: physical.
+        history (batch, max_lag + H, node), whose last H steps begin at the positions `step` (batch,); covariates
+        (batch, H + F, node or 1, covariate). Units: physical.
         """
         whole = self.scaler.standardize(history)
         history_len = whole.shape[1] - self.max_lag
@@ -162,7 +162,7 @@ class FieldSummary:
         return make_calendar(self._time(step), self.interval, count, self.time_zone, self.rule)
 
     def _time(self, step: int) -> str:
-        """Beginning of the step at a position, on the clock of `start`."""
+        """Start of the step at a position, on the clock of `start`."""
         size = step_size(self.interval)
         start = np.datetime64(self.start, np.datetime_data(size)[0])
         return str(start + (step - self.first_step) * size)
@@ -179,7 +179,3 @@ def _range_of_nodes(values: Tensor) -> tuple[tuple[float, ...], tuple[float, ...
     """The same of each node of values (time, node); infinite, the lowest above the highest, where all are missing."""
     low, high = (tuple(by_node(values, end).tolist()) for end in (torch.amin, torch.amax))
     return low, high
-
-
-def _tensor(array: np.ndarray | None) -> Tensor | None:
-    return None if array is None else torch.as_tensor(array)

@@ -1,4 +1,4 @@
-"""From a field to batches: chronological split, scaler of the training part, windows gathered by index."""
+"""Windows of a field in batches: chronological split, scaler of the training part, windows gathered by index."""
 
 import functools
 from collections.abc import Iterator
@@ -176,37 +176,41 @@ class WindowedField:
 
     @functools.cached_property
     def fingerprint(self) -> dict:
-        """What tells these data from any other: time, split, names of nodes, and digests of values and covariates.
+        """Identity of these data: times, split, names of nodes, and digests of values and covariates.
 
-        Of a field of more than FINGERPRINT_VALUES values, evenly spread steps are looked at.
+        The digest of a field of more than FINGERPRINT_VALUES values is that of evenly spread steps.
         """
+        def digest(content: bytes) -> str:
+            return sha256(content).hexdigest()[:16]
+
         values, times = self.field.values, self.field.calendar.times
-        looked_at = min(len(values), max(1, FINGERPRINT_VALUES // self.num_nodes))
-        steps = torch.linspace(0, len(values) - 1, looked_at, dtype=torch.float64).round().long()
+        count = min(len(values), max(1, FINGERPRINT_VALUES // self.num_nodes))
+        steps = torch.linspace(0, len(values) - 1, count, dtype=torch.float64).round().long()
         precision = "datetime64[M]" if self.field.spec.interval[1] == "month" else "datetime64[m]"
         first, last = (str(time.astype(precision).astype("datetime64[m]")) + self.field.calendar.zone
                        for time in times[[0, -1]])
-        return {"first_time": first, "last_time": last,
-                "windows": {split: [int(starts[0]), int(starts[-1])] for split, starts in self.starts.items()},
-                "node_names_sha256": sha256("\n".join(self.field.node_names).encode()).hexdigest()[:16],
-                "values_sha256": sha256(as_real(values[steps]).numpy().tobytes()).hexdigest()[:16],
-                **({} if self._covariates is None else {"covariates_sha256": sha256(
-                    self._covariates[:len(values)].cpu().numpy().tobytes()).hexdigest()[:16]})}
+        found = {"first_time": first, "last_time": last,
+                 "windows": {split: [int(starts[0]), int(starts[-1])] for split, starts in self.starts.items()},
+                 "node_names_sha256": digest("\n".join(self.field.node_names).encode()),
+                 "values_sha256": digest(as_real(values[steps]).numpy().tobytes())}
+        if self._covariates is not None:
+            found["covariates_sha256"] = digest(self._covariates[:len(values)].cpu().numpy().tobytes())
+        return found
 
     def metadata(self) -> dict:
-        """What a model of this data depends on: stage 2 refuses a stage-1 model of other metadata."""
+        """What a model depends on: stage 2 refuses a stage-1 model of other metadata."""
         support = self.support
-        known = [part.tolist() if isinstance(part, Tensor) else part for part in support]
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
                 **{f"scaler_{name}": sum(part) / len(part) if isinstance(part, tuple) else part
                    for name, part in (("mean", self.scaler.mean), ("std", self.scaler.std))},
-                "support": None if support is ANY_VALUE else known,
+                "support": None if support is ANY_VALUE else [
+                    part.tolist() if isinstance(part, Tensor) else part for part in support],
                 "masked": self.field.masked,
                 "covariates": {name: scaler.mean for name, scaler in self.covariate_scalers.items()},
                 "lag_steps": list(self.lags)}
 
     def nearest_nodes(self, count: int) -> Tensor | None:
-        """The nodes nearest to each: (node, count), see `data.nodes.nearest_nodes`; looked for once."""
+        """The nodes nearest to each: (node, count), see `data.nodes.nearest_nodes`."""
         if count not in self._nearest:
             self._nearest[count] = nearest_nodes(self.field, count)
         return self._nearest[count]
@@ -216,7 +220,7 @@ class WindowedField:
         return self.field.calendar.times[start:start + self.history_len + self.predict_len]
 
     def local_times(self, start: int) -> np.ndarray:
-        """The same, as the clocks of the data's time zone show them."""
+        """The same in local time."""
         return local_times(self.times(start), self.field.calendar.zone)
 
     def fluctuation_scale(self, threshold: float = 0.1, statistic: str = "std") -> Tensor:
@@ -224,7 +228,7 @@ class WindowedField:
         return fluctuation_scale(self.measured, self.scaler, threshold, statistic)
 
     def batch(self, starts: Tensor) -> Batch:
-        """Gather the windows that begin at `starts` (batch,): one indexing operation, then to the device."""
+        """The windows that begin at `starts` (batch,), gathered by one indexing operation."""
         starts = starts.to(self.window_device)
         steps = starts.unsqueeze(1) + self._offsets
         physical = self._values[steps].to(self.device)
@@ -242,9 +246,9 @@ class WindowedField:
     def _lagged(self, steps: Tensor) -> Tensor:
         """Values `lags` earlier than `steps` (batch, step), NaN before the segment: (batch, step, node, lag)."""
         earlier = steps.unsqueeze(-1) - self._lag_steps
-        known = earlier >= self._segment(steps[:, :1]).unsqueeze(-1) * self._evaluated_from
+        inside = earlier >= self._segment(steps[:, :1]).unsqueeze(-1) * self._evaluated_from
         values = self.scaler.standardize(self._values[earlier.clamp_min(0)])
-        return torch.where(known.unsqueeze(-1), values, torch.nan).transpose(2, 3).to(self.device)
+        return torch.where(inside.unsqueeze(-1), values, torch.nan).transpose(2, 3).to(self.device)
 
     def standardized(self, steps: Tensor) -> Tensor:
         """Values at any steps of the series, gaps filled with the mean of their slot: (*steps.shape, node)."""
@@ -274,8 +278,8 @@ class WindowedField:
     def calibration(self, batch_size: int, limit: int = 0) -> "WindowBatches":
         """Batches of the validation windows whose futures end before the first future of the test begins.
 
-        The last validation windows share targets with the first test windows, as published. What is measured to be
-        applied to the test (spreads, residuals, recalibration) is measured without these; all, where none is left.
+        The last validation windows share targets with the first test windows, as published. Statistics that are applied
+        to the test (spreads, residuals, recalibration) are measured without them; on all, where none is left.
         """
         starts = self.starts["validation"]
         clear = starts[starts + self.predict_len <= self.starts["test"][0]]
@@ -284,7 +288,7 @@ class WindowedField:
 
 @dataclass(frozen=True)
 class WindowBatches:
-    """Batches of chosen windows; each window comes once, the last batch may be smaller."""
+    """Batches of chosen windows, each window once; the last batch may be smaller."""
 
     data: WindowedField
     starts: Tensor
@@ -299,7 +303,7 @@ class WindowBatches:
         return map(self._own_rows if self.sharer else self.data.batch, starts.split(self.batch_size))
 
     def share_batches(self, rank: int, count: int) -> "WindowBatches":
-        """The same batches, of each only the rows of process `rank` of `count`."""
+        """The same batches, reduced to the rows of process `rank` of `count`."""
         return replace(self, sharer=(rank, count))
 
     def share_windows(self, rank: int, count: int) -> "WindowBatches":
@@ -312,7 +316,7 @@ class WindowBatches:
         return replace(self, starts=self.starts.tensor_split(count)[rank])
 
     def _own_rows(self, chosen: Tensor) -> Batch:
-        """Rows of this process. One that has none computes the first row with them, at weight 0."""
+        """Rows of this process. A process without any computes the first row at weight 0."""
         (rank, count), total = self.sharer, len(chosen)
         first, last = rank * total // count, (rank + 1) * total // count
         if first == last:
@@ -323,7 +327,7 @@ class WindowBatches:
 
 
 def evenly(starts: Tensor, limit: int) -> Tensor:
-    """So many of the windows, evenly spread; all of them where `limit` is 0."""
+    """At most `limit` of the windows, evenly spread; all of them where it is 0."""
     if not 0 < limit < len(starts):
         return starts
     return starts[torch.linspace(0, len(starts) - 1, limit).round().long()]
@@ -333,10 +337,11 @@ def split_windows(field: Field, history_len: int, predict_len: int,
                   split: str = "") -> tuple[dict[str, Tensor], int]:
     """First steps of the windows of each split, and the number of steps that training windows cover.
 
-    One field: all windows in time order, shares 6:2:2 or those of `split` ("0.7,0.1,0.2"). Or `split` names the times
+    One field: all windows in time order, shares 6:2:2 or those of `split` ("0.7,0.1,0.2"). Or `split` holds the times
     at which validation and test begin ("2013-09-01,2013-11-01"): then no target belongs to two splits.
-    A pair of fields: the whole first one trains; the second's first `validation_steps` validate and its rest tests.
-    Raises: ValueError with the arithmetic when a split would be empty, or training would see futures of the test.
+    A pair of fields: the first one for training, the first `validation_steps` of the second for validation, its
+    other steps for the test.
+    Raises: ValueError where a split would be empty, or training and test would share targets.
     Source: CoST section 5.1 and the authors' release.
     """
     length = history_len + predict_len
@@ -405,41 +410,41 @@ def _ranges(field: Field, split: str, windows: int, history_len: int, length: in
 
 def smallest(values: Tensor) -> float:
     """The smallest value that is not missing."""
-    return min(float(block.float().nan_to_num(nan=float("inf")).min()) for block in values.split(BLOCK))
+    return float(by_node(values, torch.amin).min())
 
 
 def support_of(field: Field, training: Tensor, each_node: bool) -> tuple[bool | Tensor, list[str]]:
     """Whether values of the field, or of each node (node,), cannot be negative: the smallest training value is 0, and
-    no later one is below. And a note where one is."""
-    low = by_node(training, torch.amin) == 0, by_node(field.values, torch.amin)
+    no later one is smaller. And a note where one is."""
+    in_training, in_all = by_node(training, torch.amin), by_node(field.values, torch.amin)
     if not each_node:
-        low = torch.as_tensor(smallest(training) == 0), low[1].min()
-    negative = low[0] & (low[1] < 0)
-    nonnegative = low[0] & ~negative
-    notes = [f"the smallest training value is 0, but later there are values down to {float(low[1].min()):g}: forecasts "
+        in_training, in_all = in_training.min(), in_all.min()
+    negative = (in_training == 0) & (in_all < 0)
+    nonnegative = (in_training == 0) & ~negative
+    notes = [f"the smallest training value is 0, but later there are values down to {float(in_all.min()):g}: forecasts "
              "may be negative too"] if bool(negative.any()) else []
     return nonnegative if each_node else bool(nonnegative), notes
 
 
 def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, names: tuple[str, ...]) -> list[str]:
-    """What the user should know of nodes that differ in scale, of outliers, and of spreads that no number resolves."""
+    """Notes on nodes that differ in scale, on outliers, and on spreads near the resolution of the type."""
     def which(chosen: Tensor) -> str:
         return f"{int(chosen.sum())} of {len(names)} nodes ({listed([names[k] for k in chosen.nonzero().flatten()])})"
 
     notes, unlike = [], statistics.unlike()
     if bool(unlike.any()):
-        told = "each node is scaled by its own mean and spread" if scaler.by_node else (
-            f"one scale for all, as --scaling {scaling} says: what is small counts for little; --scaling node gives "
-            "each its own")
+        consequence = "each node is scaled by its own mean and spread" if scaler.by_node else (
+            f"one scale for all, as --scaling {scaling} says: nodes of small values have little weight; --scaling node "
+            "gives each its own")
         notes.append(f"level or spread of {which(unlike)} differ by more than {UNLIKE:g} times from the spread of the "
-                     f"field: {told}")
+                     f"field: {consequence}")
     if bool(statistics.outlying.any()):
-        told = ("they widen the scale, as --scaling field says" if scaling == "field" else
-                "they do not count in its scale, and are cut for the networks; scores see them as they are")
-        notes.append(f"a few values of {which(statistics.outlying)} are far from all others of the node: {told}. Where "
-                     "they are errors, leave them out by --missing mask")
+        consequence = "they widen the scale, as --scaling field says" if scaling == "field" else (
+            "they do not count in its scale, and are cut for the networks; scores use them unchanged")
+        notes.append(f"a few values of {which(statistics.outlying)} are far from all others of the node: "
+                     f"{consequence}. Where they are errors, leave them out by --missing mask")
     if bool(statistics.unresolved.any()):
-        notes.append(f"the spread of {which(statistics.unresolved)} is about what the numbers of the file resolve at "
+        notes.append(f"the spread of {which(statistics.unresolved)} is about the resolution of the file's numbers at "
                      "that level: store the values in float64, or without the level")
     return notes
 
@@ -449,9 +454,9 @@ def with_support(field: Field, nonnegative: bool) -> Field:
 
 
 def supported(field: Field, support: str) -> Field:
-    """The field with the support that the flag says.
+    """The field with the support of the flag: "auto", "any" or "nonnegative".
 
-    Raises: ValueError where its values are not those of the support.
+    Raises: ValueError where a value is outside of it.
     """
     if support != "auto":
         field = with_support(field, support == "nonnegative")

@@ -1,10 +1,10 @@
-"""Look at a data file of your own before training: is it valid, what does it hold, which flags suit it.
+"""Check a data file of your own before training: is it valid, what does it hold, which flags suit it.
 
     python -m scripts.check_data rain.csv --picture rain.png
     python -m scripts.check_data speed.npy --freq 5min --start 2012-03-01 --graph edges.csv
 
-It reads the file as both stages do, with the same flags, and says what they would see; a few training steps of both
-stages are run for the estimate of time and memory. Nothing is kept.
+It reads the file as both stages do, with the same flags, and describes it. A few training steps of both stages are
+run to estimate time and memory. No file is written but the picture.
 """
 
 import statistics
@@ -51,23 +51,23 @@ from utils.training.device import choose_device
 
 FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags", "split", "support", "scaling",
          "history_len", "predict_len", "batch_size", "device")
-PEAK = 0.02  # share of the variance under which a period is not worth a word
-ROUNDING = 1e-9  # share of the largest value under which a series is straight
+PEAK = 0.02  # smallest share of the variance of a period that is reported
+ROUNDING = 1e-9  # share of the largest value below which a series is taken as straight
 FEW_WINDOWS = 100
-SUITABLE = range(6, 49)  # periods, in steps, that make good lengths of history and forecast
-MEASURED = 8  # training steps of a stage that the estimate of time stands on
+SUITABLE = range(6, 49)  # periods, in steps, that are suitable lengths of history and forecast
+MEASURED = 8  # training steps of a stage for the estimate of time
 
 
 def complete(values: torch.Tensor) -> torch.Tensor:
-    """Values (time, node) with what is missing filled by the mean of its node (0 where that has none)."""
+    """Values (time, node), missing ones filled with the mean of their node, 0 for a node without any."""
     values = as_real(values)
     return torch.where(values.isnan(), values.nanmean(0).nan_to_num(), values)
 
 
 def periodogram(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Periods, in steps, and the share that each has in the variance of a series (time,) without its trend.
+    """Periods, in steps, and their shares of the variance of a series (time,) without its trend.
 
-    Only periods that fit into the series at least twice.
+    Only periods of at most half the series.
     """
     steps = np.arange(len(series))
     straight = series - np.polyval(np.polyfit(steps, series, 1), steps) if len(series) > 2 else 0 * series
@@ -80,22 +80,22 @@ def periodogram(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def strongest_periods(series: np.ndarray, interval: Interval, most: int = 3) -> list[tuple[int, float]]:
     """The highest peaks of the periodogram as (period in steps, share of the variance), the strongest first.
 
-    A period that the length of the series cannot tell from a day, a week or a year is taken as that.
+    A period within the resolution of the series of a day, a week or a year is taken as that.
     """
     periods, shares = periodogram(series)
     around = np.pad(shares, 1)
     peaks = np.flatnonzero((shares >= around[:-2]) & (shares > around[2:]) & (shares >= PEAK))
     found = {}
     for peak in peaks[np.argsort(-shares[peaks], kind="stable")]:
-        blur = periods[peak] ** 2 / len(series)  # distance of two neighbouring lines
-        period = next((cycle for cycle in cycles(interval).values() if abs(cycle - periods[peak]) <= blur),
+        resolution = periods[peak] ** 2 / len(series)  # distance of two neighbouring lines
+        period = next((cycle for cycle in cycles(interval).values() if abs(cycle - periods[peak]) <= resolution),
                       round(periods[peak]))
         found.setdefault(period, float(around[peak:peak + 3].sum()))  # the window spreads a line over three
     return list(found.items())[:most]
 
 
 def cycles(interval: Interval) -> dict[str, int]:
-    """Steps of a day, a week and a year, where that is a whole number above one (a year: to the nearest)."""
+    """Steps of a day, a week and a year, where that is a whole number above one; a year is rounded."""
     count, unit = interval
     if unit == "month":
         return {"year": 12 // count} if 12 % count == 0 and count < 12 else {}
@@ -106,7 +106,7 @@ def cycles(interval: Interval) -> dict[str, int]:
 
 
 def suggested_lengths(periods: list[tuple[int, float]], steps: int) -> int:
-    """History and forecast of one period where that is a suitable number of steps, else 12; less for a short series."""
+    """Length of history and forecast: a period where that is suitable, else 12; less for a short series."""
     length = next((period for period, _ in periods if period in SUITABLE), 12)
     return max(1, min(length, steps // 12))
 
@@ -117,7 +117,7 @@ def suggested_batch(windows: int) -> int:
 
 
 def description(field: Field, periods: list[tuple[int, float]]) -> dict[str, str]:
-    """What a field holds, in words, by subject."""
+    """Description of a field in words, by subject."""
     values, spec = field.values, field.spec
     missing = torch.stack([block.isnan().sum(0) for block in values.split(BLOCK)]).sum(0)
     present = as_real(values[~values.isnan()])
@@ -138,14 +138,14 @@ def description(field: Field, periods: list[tuple[int, float]]) -> dict[str, str
                    else "none",
         "constant": f"{len(constant)} nodes: {listed(constant)}" if constant else "no node",
         "periods": ", ".join(f"{steps} steps{f' (1 {named[steps]})' if steps in named else ''} {share:.0%}"
-                             for steps, share in periods) or "none that stands out",
+                             for steps, share in periods) or "none of note",
         "nodes": f"{listed(list(field.node_names))}; {'with' if field.coordinates is not None else 'no'} coordinates, "
                  f"{'with a' if field.graph is not None else 'no'} graph",
     }
 
 
 def saved_bytes(loss) -> int:
-    """Memory that the forward pass `loss()` keeps for the backward pass."""
+    """Bytes that the forward pass `loss()` keeps for the backward pass."""
     kept = {}
 
     def keep(tensor):
@@ -166,13 +166,13 @@ def seconds_per_step(model, loss, data: WindowedField, batch_size: int) -> float
         value = loss(batch)
         value.backward()
         optimizer.step()
-        value.item()  # a GPU is done by then
+        value.item()  # waits for a GPU
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:] or times)
 
 
 def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: torch.device):
-    """An untrained forecaster on top of a stage 1, its statistics fitted."""
+    """An untrained forecaster on a stage-1 model, its statistics fitted."""
     model = build_forecaster(checkpoint.settings(config), mean_model, data.metadata(), neighbours_of(data, config))
     model.to(device).fit_statistics(
         data.batches("train", config.val_batch_size, limit=100), data.calibration(config.val_batch_size, 100),
@@ -181,7 +181,7 @@ def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: 
 
 
 def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> dict[str, str]:
-    """What training both stages on this data takes, measured on a few steps, in words."""
+    """Time and memory for training both stages on this data, measured on a few steps, in words."""
     train = TrainConfig(history_len=config.history_len, predict_len=config.predict_len, batch_size=config.batch_size)
     model = build_mean_model(checkpoint.settings(config), data.metadata()).to(device)
     batch = next(iter(data.batches("train", config.batch_size)))
@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     field = supported(field, config.support)
     if field.masked and "missing" not in given:
         print("note: values are missing: training refuses them without --missing mask")
-    note_large(Path(config.data_path), 8 * field.values.numel())  # with a filled copy in float32
+    note_large(Path(config.data_path), 8 * field.values.numel())  # with a copy in float32 without gaps
     series = complete(field.values).double().mean(1).numpy()
     periods = strongest_periods(series, field.spec.interval)
 
@@ -240,29 +240,31 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{'picture':9} {picture}")
     length = suggested_lengths(periods, len(series))
     config = replace(config, **{"history_len": length, "predict_len": length, **given})
-    beside = read_covariates(config.covariates, field.calendar, field.node_names) if config.covariates else None
-    if beside:
-        for note in beside.notes:
-            print(f"note: --covariates {beside.source}: {note}")
-        ahead = len(beside.values) - len(field.values)
-        say({"covariates": f"{listed(list(beside.names))}; they reach {ahead} steps beyond the data, a forecast of the "
-                           f"unseen future needs {config.predict_len}"})
+    covariates = None
+    if config.covariates:
+        covariates = read_covariates(config.covariates, field.calendar, field.node_names)
+        for note in covariates.notes:
+            print(f"note: --covariates {covariates.source}: {note}")
+        ahead = len(covariates.values) - len(field.values)
+        say({"covariates": f"{listed(list(covariates.names))}; they reach {ahead} steps beyond the data, a forecast of "
+                           f"the unseen future needs {config.predict_len}"})
     data = WindowedField(field, config.history_len, config.predict_len, window_settings(checkpoint.settings(config)),
-                         beside, device)
+                         covariates, device)
     for note in data.field.notes[len(field.notes):]:
         print(f"note: {note}")
     config = replace(config, **{"batch_size": suggested_batch(len(data.starts["train"])), **given})
     support = config.support
     if support == "auto":
-        mixed = data.metadata()["support"] is not None  # of each node its own, which training finds as this does
+        mixed = data.metadata()["support"] is not None  # each node has its own, which training finds again
         support = "nonnegative" if data.field.spec.nonnegative else "auto" if mixed else "any"
     say({"scaling": "by mean and spread of each node" if data.scaler.by_node else "by mean and spread of the field"})
     say({"windows": ", ".join(f"{len(data.starts[split])} {split}" for split in SPLITS)
          + f" of {config.history_len} + {config.predict_len} steps", **cost(data, config, device)})
     if support == "any" and smallest(field.values) > 0:
-        print("note: no value is negative: --support nonnegative keeps forecasts so, where that is in its nature")
+        print("note: no value is negative: --support nonnegative keeps forecasts so, if negative values cannot occur")
     if len(data.starts["train"]) < FEW_WINDOWS:
-        print(f"note: {len(data.starts['train'])} training windows are few: expect no more than climatology gives")
+        print(f"note: {len(data.starts['train'])} training windows are few: the forecast may be no better than "
+              "climatology")
     lags = choose_lags("auto", field.spec.interval, config.predict_len, data.training)
     if lags and "lags" not in typed:
         print(f"note: the networks see the values {' and '.join(map(str, lags))} steps earlier too (--lags auto); "

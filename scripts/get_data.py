@@ -4,9 +4,8 @@
     python -m scripts.get_data --from DIR            import every known file found below DIR
     python -m scripts.get_data --download NAME ...   fetch datasets from the authors' release, over https
 
-A file is checked (SHA-256 or git blob id where they are known, and the shape) before it takes its name, so what is
-in the data folder is whole; a file that is refused leaves nothing behind, and nothing that is there is overwritten.
-TaxiBJ comes as the .zip of the release too.
+A file is checked (SHA-256 or git blob id where one is published, and the shape) before it takes its name. A refused
+file leaves nothing behind, and no file is overwritten. TaxiBJ may also be the .zip of the release.
 """
 
 import os
@@ -43,7 +42,7 @@ from utils.training.checkpoint import naming
 from utils.training.signals import time_limit
 
 LARGEST_FILE = 256 << 20  # bytes; the largest of the release has 50 million
-LONGEST_DOWNLOAD = 1800  # seconds that a file may take
+LONGEST_DOWNLOAD = 1800  # seconds for a file
 
 
 def known_files(spec: DatasetSpec) -> tuple[str, ...]:
@@ -52,7 +51,7 @@ def known_files(spec: DatasetSpec) -> tuple[str, ...]:
 
 
 def check_file(path: Path, file: str, spec: DatasetSpec) -> str:
-    """The SHA-256 of `path`, once it has proved to be what the card says of `file`.
+    """The SHA-256 of `path`, which must agree with the card of `file`.
 
     Raises: ValueError with both digests, or with the expected and the found shape.
     """
@@ -68,7 +67,7 @@ def check_file(path: Path, file: str, spec: DatasetSpec) -> str:
 
 
 def read_shape(path: Path, file: str) -> tuple[int, ...]:
-    """The shape of a numeric array, read without running anything that the file may hold."""
+    """The shape of a numeric array; no pickle is loaded."""
     check_memory(path)
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
@@ -85,7 +84,7 @@ def read_shape(path: Path, file: str) -> tuple[int, ...]:
 
 @contextmanager
 def unpacked(source: Path, file: str) -> Iterator[Path]:
-    """A path to `file` itself, where `source` may be the .zip that holds it; what was unpacked goes at the end.
+    """A path to `file`, unpacked for the time being where `source` is the .zip that holds it.
 
     Raises: ValueError for an archive that is damaged, encrypted, too large, or has not one file of that name.
     """
@@ -110,7 +109,7 @@ def unpacked(source: Path, file: str) -> Iterator[Path]:
 
 @contextmanager
 def arriving(target: Path):
-    """A path beside `target` to write to: it becomes `target` if the block ends well, else all traces go."""
+    """A path beside `target` to write to, renamed to `target` at the end; after an error nothing is left."""
     new_folders = [folder for folder in target.parents if not folder.exists()]
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -128,22 +127,22 @@ def arriving(target: Path):
 
 
 def refuse_to_overwrite(target: Path, digest: str | None):
-    """Raise a ValueError if another file than the one with this digest stands at `target`."""
+    """Raises: ValueError where `target` is a file of another digest."""
     if target.exists() and digest and (found := sha256_of(target)) != digest:
         raise ValueError(f"{target} is there already and differs: move it away first. "
                          f"Its SHA-256 is {found}, that of the new file {digest}")
 
 
 def verdict(source: Path, file: str, spec: DatasetSpec, digest: str) -> str:
-    """What the checks of SHA-256 or of the git blob id of `source` came to, in words."""
+    """Result of the check of the SHA-256 or of the git blob id of `source`, in words."""
     if file in spec.sha256:
         return "SHA-256 as expected"
     name = spec.archive.get(file, file) if source.suffix == ".zip" else file
     blob, found = spec.git_blob.get(name), git_blob_of(source)
     if found == blob:
         return f"its git blob id is that of {name} in the authors' release, {blob}"
-    known = f"the git blob id of {name} in the release is {blob}, its own {found}" if blob else "none is published"
-    return f"shape as expected; it could not be verified, {known}. Its SHA-256 is {digest}"
+    reason = f"the git blob id of {name} in the release is {blob}, its own {found}" if blob else "none is published"
+    return f"shape as expected; it could not be verified, {reason}. Its SHA-256 is {digest}"
 
 
 def find_below(folder: Path, files: list[str]) -> dict[str, Path]:
@@ -154,11 +153,11 @@ def find_below(folder: Path, files: list[str]) -> dict[str, Path]:
         return not path.as_posix().endswith(f"/{names[path.name]}"), len(path.parts), path
 
     found = [path for path in folder.rglob("*") if path.name in names and path.is_file()]
-    return {names[path.name]: path for path in sorted(found, key=rank, reverse=True)}  # the last one stays
+    return {names[path.name]: path for path in sorted(found, key=rank, reverse=True)}  # the last one of a name is kept
 
 
 def import_file(source: Path, file: str, spec: DatasetSpec, data_dir: Path, done: str = "imported") -> str:
-    """Copy one checked file into the data folder, out of its .zip where `source` is that; gives what was `done`."""
+    """Copy one checked file into the data folder, out of its .zip where `source` is that; a message."""
     target = data_dir / file
     with unpacked(source, file) as plain:
         digest = check_file(plain, file, spec)
@@ -188,7 +187,7 @@ def require_https(url: str):
 
 
 def fetch(url: str, path: Path):
-    """Save what `url` answers as `path`: no more than LARGEST_FILE bytes, in no more than LONGEST_DOWNLOAD seconds."""
+    """Save the content of `url`: at most LARGEST_FILE bytes, in at most LONGEST_DOWNLOAD seconds."""
     with (time_limit(LONGEST_DOWNLOAD), urllib.request.build_opener(SameHost).open(url, timeout=60) as answer,
           path.open("wb") as file):
         total, size = int(answer.headers.get("Content-Length") or 0), 0
@@ -205,7 +204,7 @@ def fetch(url: str, path: Path):
 
 
 def download_file(base_url: str, file: str, spec: DatasetSpec, data_dir: Path) -> str:
-    """Fetch one file, or the .zip that holds it, and import it; gives what was done, in words."""
+    """Fetch one file, or the .zip that holds it, and import it; a message."""
     refuse_to_overwrite(data_dir / file, spec.sha256.get(file))
     if (data_dir / file).exists():
         return f"{file}: already there"
@@ -221,7 +220,7 @@ def download_file(base_url: str, file: str, spec: DatasetSpec, data_dir: Path) -
 
 
 def download(name: str, base_url: str, data_dir: Path):
-    """Fetch the files of one dataset, saying what was done with each."""
+    """Fetch the files of one dataset, with a message for each."""
     spec = get_spec(name)
     if spec.private:
         raise ValueError(f"{name} cannot be downloaded. {spec.private}")
@@ -233,9 +232,9 @@ def download(name: str, base_url: str, data_dir: Path):
 
 
 def import_all(folder: Path, data_dir: Path) -> None:
-    """Import every known file below `folder`, saying what was done with each.
+    """Import every known file below `folder`, with a message for each.
 
-    Raises: ValueError with all refusals, once the others are imported.
+    Raises: ValueError with all refusals, after the other files are imported.
     """
     if not folder.is_dir():
         raise ValueError(f"--from {folder}: no such folder")
@@ -269,7 +268,7 @@ def state_of(name: str, data_dir: Path) -> tuple[str, str]:
     except FileNotFoundError:
         return "private" if spec.private else "missing", ""
     digests = [(spec.sha256.get(file), sha256_of(path)) for file, path in zip(spec.files, paths, strict=True)]
-    changed = any(known and known != found for known, found in digests)
+    changed = any(expected and expected != found for expected, found in digests)
     state = "differs" if changed else "embedded" if spec.embedded else "present"
     return state, f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB"
 
@@ -303,13 +302,13 @@ def main(argv=None):
     elif args.download:
         require_https(args.base_url)
         for name in args.download:
-            get_spec(name)  # an unknown name is told before anything is fetched
+            get_spec(name)  # refuses an unknown name before anything is fetched
         for name in args.download:
             download(name, args.base_url, data_dir)
     elif args.about:
-        card = asdict(get_spec(args.about))
-        known = {fact: value for fact, value in card.items() if value not in (None, (), {}, False)}
-        print("\n".join(f"{fact + ':':18}{value}" for fact, value in known.items()))
+        for name, value in asdict(get_spec(args.about)).items():
+            if value not in (None, (), {}, False):
+                print(f"{name + ':':18}{value}")
     elif args.available:
         print("\n".join(name for name in DATASETS if state_of(name, data_dir)[0] in AVAILABLE))
     else:
