@@ -91,12 +91,17 @@ def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = ""
                     interval)
 
 
-def season_of(interval: Interval) -> int:
-    """Steps of the first cycle of a calendar, to the nearest: a day; a week of daily steps; a year of longer ones."""
+def cycles(interval: Interval) -> dict[str, float]:
+    """Number of steps in a day, a week and a year."""
     count, unit = interval
     step = count * (YEAR / 12 if unit == "month" else MINUTES[unit])
-    cycle = DAY if step < DAY else 7 * DAY if step == DAY else YEAR
-    return max(1, round(cycle / step))
+    return {"day": DAY / step, "week": 7 * DAY / step, "year": YEAR / step}
+
+
+def season_of(interval: Interval) -> int:
+    """Steps of the first cycle of a calendar, rounded: a day; a week of daily steps; a year of longer ones."""
+    steps = cycles(interval)
+    return max(1, round(steps["day" if steps["day"] > 1 else "week" if steps["day"] == 1 else "year"]))
 
 
 def _is_local(interval: Interval) -> bool:

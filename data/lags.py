@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .calendar import DAY, MINUTES, YEAR, Interval
+from .calendar import Interval, cycles
 
 LAGGED_SHARE = 0.25  # share of the training steps that must have a value at a lag, or auto leaves it out
 SAMPLE = 20_000, 64  # most steps and nodes of the training part in which auto searches for periods
@@ -45,10 +45,9 @@ def choose_lags(text: str, interval: Interval, predict_len: int, training: Tenso
 
 def calendar_periods(interval: Interval) -> list[int]:
     """Steps of a day and a week, or for steps of a day or longer of a week and a year, where that is more than one."""
-    count, unit = interval
-    step = count * (YEAR / 12 if unit == "month" else MINUTES[unit])
-    periods = (DAY, 7 * DAY) if step < DAY else (7 * DAY, YEAR)
-    return [round(period / step) for period in periods if round(period / step) > 1]
+    steps = cycles(interval)
+    periods = [round(steps[name]) for name in (("day", "week") if steps["day"] > 1 else ("week", "year"))]
+    return [period for period in periods if period > 1]
 
 
 def sample_of(training: Tensor) -> Tensor:

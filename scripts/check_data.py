@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.calendar import DAY, MINUTES, YEAR, Interval, in_words
+from data.calendar import Interval, cycles, in_words
 from data.covariates import read_covariates
 from data.fields import Field, load_field
 from data.lags import choose_lags
@@ -88,21 +88,16 @@ def strongest_periods(series: np.ndarray, interval: Interval, most: int = 3) -> 
     found = {}
     for peak in peaks[np.argsort(-shares[peaks], kind="stable")]:
         resolution = periods[peak] ** 2 / len(series)  # distance of two neighbouring lines
-        period = next((cycle for cycle in cycles(interval).values() if abs(cycle - periods[peak]) <= resolution),
+        period = next((cycle for cycle in whole_cycles(interval).values() if abs(cycle - periods[peak]) <= resolution),
                       round(periods[peak]))
         found.setdefault(period, float(around[peak:peak + 3].sum()))  # the window spreads a line over three
     return list(found.items())[:most]
 
 
-def cycles(interval: Interval) -> dict[str, int]:
-    """Steps of a day, a week and a year, where that is a whole number above one; a year is rounded."""
-    count, unit = interval
-    if unit == "month":
-        return {"year": 12 // count} if 12 % count == 0 and count < 12 else {}
-    minutes = count * MINUTES[unit]
-    whole = {name: length // minutes for name, length in (("day", DAY), ("week", 7 * DAY))
-             if length % minutes == 0 and length > minutes}
-    return {**whole, "year": round(YEAR / minutes)}
+def whole_cycles(interval: Interval) -> dict[str, int]:
+    """Steps of a day, a week and a year, where that is a whole number above one; a year of other steps is rounded."""
+    return {name: round(steps) for name, steps in cycles(interval).items()
+            if steps > 1 and (steps % 1 == 0 or name == "year" and interval[1] != "month")}
 
 
 def suggested_lengths(periods: list[tuple[int, float]], steps: int) -> int:
@@ -126,7 +121,7 @@ def description(field: Field, periods: list[tuple[int, float]]) -> dict[str, str
     count, nodes = int(missing.sum()), [field.node_names[node] for node in missing.nonzero().flatten().tolist()]
     whole = "whole numbers, " if bool((present == present.round()).all()) else ""
     zeros = float((present == 0).double().mean())
-    named = {steps: name for name, steps in cycles(spec.interval).items()}
+    named = {steps: name for name, steps in whole_cycles(spec.interval).items()}
     first, last = field.calendar.ends
     grid = f", grid of {field.grid[0]} x {field.grid[1]}" if field.grid else ""
     return {

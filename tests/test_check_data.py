@@ -17,13 +17,13 @@ from models import Forecaster
 from scripts import check_data
 from scripts.check_data import (
     complete,
-    cycles,
     description,
     periodogram,
     saved_bytes,
     strongest_periods,
     suggested_batch,
     suggested_lengths,
+    whole_cycles,
 )
 from utils import pipeline
 from utils.program import run_main
@@ -99,7 +99,7 @@ def test_the_shares_of_all_periods_add_up_to_the_variance_of_what_repeats():
     ((1, "week"), {"year": 52}), ((1, "month"), {"year": 12}), ((3, "month"), {"year": 4}), ((12, "month"), {}),
 ])
 def test_the_cycles_of_an_interval_are_counted_in_steps(interval, expected):
-    assert cycles(interval) == expected
+    assert whole_cycles(interval) == expected
 
 
 @pytest.mark.parametrize("periods, steps, length", [
