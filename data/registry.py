@@ -189,15 +189,14 @@ def locate(name: str, data_dir: Path | str) -> tuple[Path, ...]:
     return tuple(_find(name, spec, folders, file) for file in spec.files)
 
 
-def _find(name, spec, folders, file):
+def _find(name: str, spec: DatasetSpec, folders: tuple[Path, ...], file: str) -> Path:
     for folder in folders:
         if (folder / file).is_file():
             return folder / file
     missing = f"{folders[0] / file}, the data of {name}, is not there"
+    command = "python -m scripts.get_data" + f' --data_dir "{folders[0]}"' * (folders[0] != DEFAULT_DATA_DIR)
     if spec.private:
         raise FileNotFoundError(f"{missing}. {spec.private}")
-    there = "" if folders[0] == DEFAULT_DATA_DIR else f' --data_dir "{folders[0]}"'
-    command = f"python -m scripts.get_data{there}"
     if spec.embedded:
         raise FileNotFoundError(f"{missing}, though it comes with the project: check it out again, "
                                 f"or import a copy: {command} --from DIR")

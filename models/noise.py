@@ -86,8 +86,8 @@ class CovarianceNoise(nn.Module):
         self.training_spread.copy_(self.spread)
         level = _mean_square(later, later_observed, (0, 1)).sqrt()  # their shape counts, not how large they are
         level.clamp_min_(SMALLEST_SPREAD * level.square().mean().sqrt().clamp_min(1e-2))
-        scaled, later = (values / by if known is None else values / by * known
-                         for values, by, known in ((z, self.spread, observed), (later, level, later_observed)))
+        scaled, later = (values / by if mask is None else values / by * mask
+                         for values, by, mask in ((z, self.spread, observed), (later, level, later_observed)))
         self._fit_axes(scaled)
         if observed is not None:
             for _ in range(2):  # the first time the modes are still those of fields with gaps
@@ -97,8 +97,8 @@ class CovarianceNoise(nn.Module):
         own, others = self._covariance(scaled), self._covariance(later)
         self._set(own, self.training_spread, None, self.training_inverse)
         self._set((own + others) / 2, self.spread, self.root, self.inverse_root)
-        known = None if observed is None else context.observed[:, :context.history_len]
-        self.history_spread.copy_(_mean_square(context.anomaly, known, (0, 1)).sqrt().clamp_min(1e-3))
+        mask = None if observed is None else context.observed[:, :context.history_len]
+        self.history_spread.copy_(_mean_square(context.anomaly, mask, (0, 1)).sqrt().clamp_min(1e-3))
 
     def whiten(self, z: Tensor) -> Tensor:
         """White coordinates; in training mode by the covariance of training fields alone, else as `unwhiten` undoes."""

@@ -103,8 +103,8 @@ def _read(ordered: Tensor, z: Tensor) -> Tensor:
     Linear in z between members. Beyond the ends it has the slope of the whole ensemble, since that of its last two
     members is mostly chance.
     """
-    known = z_of_levels(len(ordered), ordered.device, ordered.dtype)
-    held = z.clamp(known[0], known[-1])
+    level_z = z_of_levels(len(ordered), ordered.device, ordered.dtype)
+    held = z.clamp(level_z[0], level_z[-1])
     inside = quantiles_at_z(ordered.unsqueeze(0), held.unsqueeze(0)).squeeze(0)
-    slope = (ordered[-1] - ordered[0]) / (known[-1] - known[0])
+    slope = (ordered[-1] - ordered[0]) / (level_z[-1] - level_z[0])
     return inside + slope * (z - held)

@@ -94,7 +94,7 @@ class TrainedForecaster:
 
         history   (history_steps, node), or (window, history_steps, node) for several windows at once: the H steps
                   before the horizon, and with `--lags` as many before these as the longest lag, where NaN stands for
-                  what is not known, as a mask does. Or a DataFrame, or one for each window: its columns are the nodes
+                  a missing value, as a mask does. Or a DataFrame, or one for each window: its columns are the nodes
                   by their names, in any order, and its index gives the times
         history_start  time of the first step of the history, one for each window; not needed where an index gives it
         members   size of the ensemble; 0: that of the run
@@ -120,7 +120,7 @@ class TrainedForecaster:
         if history.ndim not in (2, 3) or history.shape[-2:] != (steps, nodes) or history.shape[:-2] != start.shape:
             lags = listed(list(self.field.lags))
             lagged = f"; {self.field.max_lag} of these steps lie before the {seen} of the history, for the lags " \
-                     f"{lags}: nan stands for those that are not known" if self.field.max_lag else ""
+                     f"{lags}: nan stands for missing ones" if self.field.max_lag else ""
             raise ValueError(f"history of shape {history.shape}, start of shape {start.shape}; expected ({steps}, "
                              f"{nodes}), that is (step, node), and one time, or a window axis before both{lagged}")
         windows = history.reshape(-1, steps, nodes)

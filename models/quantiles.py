@@ -34,10 +34,10 @@ def equidistant_quantiles(quantiles: Tensor, members: int) -> Tensor:
 @functools.cache
 def _interpolation_weights(levels: int, members: int) -> Tensor:
     """The linear map from quantiles at L levels to M members: (M, L), two neighbouring weights in each row."""
-    known = z_of_levels(levels, torch.device("cpu"), torch.float64)
+    level_z = z_of_levels(levels, torch.device("cpu"), torch.float64)
     wanted = torch.special.ndtri((torch.arange(members, dtype=torch.float64) + 0.5) / members)
-    left = (torch.searchsorted(known, wanted, right=True) - 1).clamp(0, levels - 2)
-    share = (wanted - known[left]) / (known[left + 1] - known[left])
+    left = (torch.searchsorted(level_z, wanted, right=True) - 1).clamp(0, levels - 2)
+    share = (wanted - level_z[left]) / (level_z[left + 1] - level_z[left])
     weights = torch.zeros(members, levels, dtype=torch.float64)
     row = torch.arange(members)
     weights[row, left], weights[row, left + 1] = 1 - share, share
@@ -50,9 +50,9 @@ def quantiles_at_z(quantiles: Tensor, z: Tensor) -> Tensor:
     Linear in z, as in `equidistant_quantiles`.
     Shapes: quantiles (batch, L, F, node), sorted, at the levels l / (L + 1); z (batch, M, F, node) -> as z.
     """
-    known = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype)
-    left = torch.searchsorted(known, z.contiguous(), right=True).sub_(1).clamp_(0, len(known) - 2)
-    share = (z - known[left]) / known.diff()[left]
+    level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype)
+    left = torch.searchsorted(level_z, z.contiguous(), right=True).sub_(1).clamp_(0, len(level_z) - 2)
+    share = (z - level_z[left]) / level_z.diff()[left]
     below = quantiles.gather(1, left)
     return torch.lerp(below, quantiles.gather(1, left.add_(1)), share)
 
@@ -64,8 +64,8 @@ def remap_quantile_levels(quantiles: Tensor, shift: Tensor, widening: Tensor | f
 
     Shapes: quantiles (batch, level, F, node), shift (batch, F, node), widening a number. The order is kept.
     """
-    known = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype)
-    return quantiles_at_z(quantiles, (widening * known).view(-1, 1, 1) + shift.unsqueeze(1))
+    level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype)
+    return quantiles_at_z(quantiles, (widening * level_z).view(-1, 1, 1) + shift.unsqueeze(1))
 
 
 def reorder(sorted_members: Tensor, ranked: Tensor) -> Tensor:
@@ -100,14 +100,14 @@ def pit_bounds(quantiles: Tensor, truth: Tensor, minimum: float | Tensor, step: 
     Shapes: quantiles (batch, level, ..., node), truth (batch, ..., node), minimum and step () or (node,) ->
     (batch, 2, ..., node).
     """
-    known = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype)
+    level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype)
 
     def z_at(value: Tensor) -> Tensor:
-        upper = (quantiles < value.unsqueeze(1)).sum(1).clamp_(1, len(known) - 1)
+        upper = (quantiles < value.unsqueeze(1)).sum(1).clamp_(1, len(level_z) - 1)
         above = quantiles.gather(1, upper.unsqueeze(1)).squeeze(1)
         below = quantiles.gather(1, upper.unsqueeze(1) - 1).squeeze(1)
         share = (value - below) / (above - below).clamp_min(1e-3)
-        z = known[upper - 1] + share * (known[upper] - known[upper - 1])
+        z = level_z[upper - 1] + share * (level_z[upper] - level_z[upper - 1])
         return z.clamp_(-NORMAL_SCORE_LIMIT, NORMAL_SCORE_LIMIT)
 
     minimum, step = (torch.as_tensor(part, dtype=truth.dtype, device=truth.device) for part in (minimum, step))

@@ -26,8 +26,8 @@ def spread_of(mean_square: Tensor) -> Tensor:
     edge = OUTERMOST / spread
     inside = torch.special.erf(edge / 2**0.5)
     density = (-edge.square() / 2).exp() * (2 / torch.pi) ** 0.5
-    known = spread.square() * (inside - edge * density + edge.square() * (1 - inside))
-    place = torch.searchsorted(known, mean_square.double().cpu()).clamp_max(len(spread) - 1)
+    mean_squares = spread.square() * (inside - edge * density + edge.square() * (1 - inside))
+    place = torch.searchsorted(mean_squares, mean_square.double().cpu()).clamp_max(len(spread) - 1)
     return spread[place].to(mean_square)
 
 

@@ -47,9 +47,9 @@ class Series:
 
         Raises: ValueError where covariates end.
         """
-        known = as_real(self.values[max(begin - self.max_lag, 0):begin + history_len]).numpy()
-        missing, covariates = self.max_lag + history_len - len(known), None
-        history = np.pad(known, ((missing, 0), (0, 0)), constant_values=np.nan)
+        given = as_real(self.values[max(begin - self.max_lag, 0):begin + history_len]).numpy()
+        missing, covariates = self.max_lag + history_len - len(given), None
+        history = np.pad(given, ((missing, 0), (0, 0)), constant_values=np.nan)
         if self.covariates is not None:
             covariates = self.covariates[begin:begin + history_len + predict_len].numpy()
             if len(covariates) < history_len + predict_len:

@@ -34,6 +34,25 @@ ON_ANY_STAGE_1 = "--training_span", "targets", "--support", "auto"
 """Flags by which stage 2 of every recipe can be built on one stage 1, named by --mean_run."""
 
 
+class Payload:
+    """Unpickled, it makes a folder: the mark of code that ran."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def refusal_of(path: Path, read, **options) -> str:
+    """The message with which read(path) refuses a file: one line that begins with the file."""
+    with pytest.raises(ValueError) as caught:
+        read(path, **options)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:") and "allow_pickle" not in message and "\n" not in message
+    return message
+
+
 def random_values(steps: int, nodes: int, seed: int = 0) -> np.ndarray:
     """Values (time, node) around 20, in float32."""
     return np.random.default_rng(seed).normal(20, 5, (steps, nodes)).astype(np.float32)

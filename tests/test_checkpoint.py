@@ -11,21 +11,12 @@ import zipfile
 
 import pytest
 import torch
+from conftest import Payload
 
 from utils.training import checkpoint
 from utils.training.checkpoint import built_from, load_checkpoint, save_checkpoint, write_atomically
 
 CONTENT = {"stage": "mean", "config": {"lr": 1e-3, "data_name": "SST"}, "weights": {"a": torch.arange(6.0)}}
-
-
-class Payload:
-    """Unpickled, it makes a folder: the mark of code that ran."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
 
 
 def refusal(path) -> str:

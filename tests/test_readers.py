@@ -3,7 +3,6 @@
 import gzip
 import importlib
 import json
-import os
 import pickle
 import re
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 import xarray
 import zarr
-from conftest import ROOT, SHARED, needs_real_data, random_values
+from conftest import ROOT, SHARED, Payload, needs_real_data, random_values, refusal_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -37,12 +36,7 @@ def written(path, text):
 
 
 def refusal(path, call=read_file, **options) -> str:
-    """The message of a refusal: one line that begins with the file."""
-    with pytest.raises(ValueError) as caught:
-        call(path, **options)
-    message = str(caught.value)
-    assert message.startswith(f"{path}:") and "\n" not in message
-    return message
+    return refusal_of(path, call, **options)
 
 
 def frame(values=VALUES, times=HOURS, names=NAMES):
@@ -321,16 +315,6 @@ def test_an_unknown_kind_of_file_is_refused_with_the_known_ones(tmp_path):
     assert "readable are .npy, .npz, .csv, .csv.gz, .parquet, .nc, .zarr" in message
 
 
-class Payload:
-    """Unpickled, it makes a folder: the mark of code that ran."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_a_zarr_store_that_would_unpickle_is_refused_and_its_code_never_runs(tmp_path):
     """faults 5"""
@@ -484,10 +468,10 @@ def test_a_csv_made_from_a_dataset_gives_the_same_windows_as_the_dataset(tmp_pat
     values[3, 1] = 0
     folder = registered(values, start=("2020-01-06",), nonnegative=True)
     frame(values, pd.date_range("2020-01-06", periods=100, freq="h"), "abc").to_csv(tmp_path / "mine.csv")
-    known = WindowedField(load_field("Tiny", folder), 6, 4)
+    registered_data = WindowedField(load_field("Tiny", folder), 6, 4)
     mine = WindowedField(load_field("mine", folder, OwnFile(str(tmp_path / "mine.csv"))), 6, 4)
-    assert mine.metadata() == known.metadata() and mine.field.node_names == ("a", "b", "c")
-    for one, other in zip(known.batches("test", 8), mine.batches("test", 8), strict=True):
+    assert mine.metadata() == registered_data.metadata() and mine.field.node_names == ("a", "b", "c")
+    for one, other in zip(registered_data.batches("test", 8), mine.batches("test", 8), strict=True):
         assert torch.equal(one.future, other.future) and torch.equal(one.context.climatology, other.context.climatology)
 
 

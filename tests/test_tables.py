@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, random_values
+from conftest import ROOT, random_values, refusal_of
 
 from data.fields import OwnFile, load_field
 from data.nodes import read_nodes
@@ -23,11 +23,7 @@ def written(path, text, encoding="utf-8"):
 
 
 def refusal(path) -> str:
-    with pytest.raises(ValueError) as caught:
-        read_nodes(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}:") and "\n" not in message
-    return message
+    return refusal_of(path, read_nodes)
 
 
 def is_wide(table, names=("a", "b", "c")) -> bool:

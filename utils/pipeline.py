@@ -121,8 +121,8 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str, **mo
     """
     like = FieldSummary.from_state(content["field"]) if "field" in content else None  # stage 1 keeps none
     data = open_windows(located(content["config"], **moved), data_dir, device, like)
-    known = content["data"] | content.get("fingerprint", {})
-    differing = checkpoint.differences(data.metadata() | data.fingerprint, known)
+    trained = content["data"] | content.get("fingerprint", {})
+    differing = checkpoint.differences(data.metadata() | data.fingerprint, trained)
     if differing:
         raise ValueError(f"{data.field.name}: other data than the run was trained on: {', '.join(differing)}")
     return data
@@ -341,9 +341,10 @@ def validation_loss(model: Forecaster, data: WindowedField, config, processes: P
 def training_loss(model: Forecaster, prepared: Callable[[Batch], torch.Tensor | None], config, device: torch.device):
     """The function training batch -> loss of stage 2, with what `prepare_windows` gave."""
     def loss(batch):
-        known = prepared(batch)
+        stage1_output = prepared(batch)
         with own_rows(batch.rows):
-            return model.loss(batch.future, batch.context, prepared=known, precision=autocast(device, config.amp))
+            return model.loss(batch.future, batch.context, prepared=stage1_output,
+                              precision=autocast(device, config.amp))
 
     return loss
 

@@ -59,8 +59,7 @@ def forecast_window(draw, data, start: torch.Tensor, nodes: list[int] | np.ndarr
     batch = data.batch(start.reshape(1))
     drawn = {"history": batch.context.history, "truth": batch.future, "members": draw(batch)}
     if batch.context.observed is not None:
-        known = batch.context.history.shape[1]
-        drawn |= {"history": batch.context.history.where(batch.context.observed[:, :known], torch.nan),
+        drawn |= {"history": batch.context.history.where(batch.context.missing == 0, torch.nan),
                   "truth": batch.future.where(batch.target_mask, torch.nan)}
     return {"times": data.local_times(int(start)), "names": [data.field.node_names[node] for node in nodes]} | {
         name: data.scaler.physical(values)[0].cpu().numpy()[..., nodes] for name, values in drawn.items()}
@@ -126,7 +125,7 @@ def maps(layers: dict[str, np.ndarray], unit: str, axes: tuple[np.ndarray, np.nd
 
     The first layer has colours of its own, the others share theirs, so that spread and error can be compared.
     Shapes: layers (node,) each with coordinates (node, 2), latitude and longitude in degrees; else (row, column), with
-    `axes`, the latitudes of the rows and the longitudes of the columns, where they are known.
+    `axes`, the latitudes of the rows and the longitudes of the columns, where there are any.
     """
     figure, panels = plt.subplots(1, len(layers), figsize=(3.7 * len(layers), 3.3), squeeze=False, layout="constrained")
     shared = np.concatenate([values.ravel() for values in list(layers.values())[1:]] or [[0.0]])

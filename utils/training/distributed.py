@@ -79,10 +79,10 @@ class Processes:
                 answer = decide()
             except (ValueError, OSError) as raised:
                 error = raised
-        told = self._tell([answer, error and str(error)])
-        if error or told[1]:
-            raise error or ValueError(told[1])
-        return told[0]
+        answers = self._tell([answer, error and str(error)])
+        if error or answers[1]:
+            raise error or ValueError(answers[1])
+        return answers[0]
 
     def _tell(self, content: list) -> list:
         """What the first process knows, on all of them."""
