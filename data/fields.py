@@ -275,23 +275,18 @@ def _end(values: Tensor, sign: int, without: list[float]) -> tuple[float, int, f
 def check_missing(table: Table, source: str) -> None:
     """Refuse missing values.
 
-    Raises: ValueError that counts them, says where the first one is, and names the nodes that have no value at all.
+    Raises: ValueError that counts them, says where the first one is, and names the nodes without any value.
     """
     if not table.values.is_floating_point():
         return
-    count, first, seen = 0, None, torch.zeros(table.values.shape[1], dtype=torch.bool)
-    for begin, block in zip(range(0, len(table.values), BLOCK), table.values.split(BLOCK), strict=True):
-        missing = block.isnan()
-        seen |= ~missing.all(0)
-        if first is None and missing.any():
-            step, node = missing.nonzero()[0].tolist()
-            first = begin + step, node
-        count += int(missing.sum())
-    if not count:
+    missing = torch.cat([block.isnan() for block in table.values.split(BLOCK)])
+    if not missing.any():
         return
     names = table.node_names or range(table.values.shape[1])
-    empty = [names[node] for node in (~seen).nonzero().flatten().tolist()]
+    step = int(missing.any(1).byte().argmax())
+    node = int(missing[step].byte().argmax())
+    empty = [names[node] for node in missing.all(0).nonzero().flatten().tolist()]
     without = f"; nodes without any value: {listed(empty)}" if empty else ""
-    raise ValueError(f"{source}: {count} of {table.values.numel()} values are missing (nan), the first at "
-                     f"{table.where(first[0])}, node {names[first[1]]}{without}; expected finite numbers. Fill "
-                     "them, or leave them out of training and scores by --missing mask")
+    raise ValueError(f"{source}: {int(missing.sum())} of {missing.numel()} values are missing (nan), the first at "
+                     f"{table.where(step)}, node {names[node]}{without}; expected finite numbers. Fill them, or leave "
+                     "them out of training and scores by --missing mask")

@@ -144,14 +144,10 @@ def read_graph(path: Path | str, names: tuple[str, ...]) -> Tensor:
     if matrix.dtype.kind not in "biuf" or matrix.shape != (len(names), len(names)):
         raise ValueError(f"{path}: a graph of shape {matrix.shape}, type {matrix.dtype}; expected real numbers, "
                          f"({len(names)}, {len(names)}): a row and a column per node")
-    if not np.isfinite(matrix).all():
-        row, column = np.argwhere(~np.isfinite(matrix))[0]
-        raise ValueError(f"{path}: weight {matrix[row, column]} from {names[row]} to {names[column]}; expected finite "
-                         "numbers")
-    if (matrix < 0).any():
-        row, column = np.argwhere(matrix < 0)[0]
+    if (wrong := ~np.isfinite(matrix) | (matrix < 0)).any():
+        row, column = np.argwhere(wrong)[0]
         raise ValueError(f"{path}: weight {matrix[row, column]:g} from {names[row]} to {names[column]}; expected 0, no "
-                         "edge, or more: a larger weight means nearer")
+                         "edge, or more, finite: a larger weight means nearer")
     return torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
 
 

@@ -199,7 +199,7 @@ class NodeStatistics:
         varying = self.varying
         typical = float(self.std[varying].median()) if bool(varying.any()) else 1.0
         std = torch.where(varying, self.std, torch.where(self.mean != 0, self.mean.abs(), typical))
-        whole = _whole_nodes(training)
+        whole = is_whole(training, by_node=True)
         return Scaler(*(tuple(each.tolist()) for each in (self.mean, std, whole, self.limit / std)),
                       nonnegative=(False,) * len(std), precise=is_precise(training))
 
@@ -217,33 +217,20 @@ def is_precise(values: Tensor) -> bool:
         bool((block.double().abs() > LARGEST_WHOLE).any()) for block in values.split(BLOCK))
 
 
-def is_whole(values: Tensor) -> bool:
-    """Whether values (time, node) are whole numbers and not all of them zero, missing or beyond LARGEST_WHOLE.
+def is_whole(values: Tensor, by_node: bool = False) -> bool | Tensor:
+    """Whether values (time, node), or those of each node (node,), are whole numbers (counts).
 
-    Those in float64 may be larger, see `_largest`.
+    Values beyond which all numbers of the type are whole do not matter; one of the others must not be zero or missing.
     """
-    some = False
-    for block in map(as_real, values.split(BLOCK)):
-        small = block[block.abs() < _largest(block)]
-        if bool((small != small.round()).any()):
-            return False
-        some |= bool(small.any())
-    return some
-
-
-def _whole_nodes(values: Tensor) -> Tensor:
-    """The same of each node: (node,)."""
     whole, some = (torch.full((values.shape[1],), start) for start in (True, False))
     for block in map(as_real, values.split(BLOCK)):
-        small = torch.where(block.abs() < _largest(block), block, 0.0)
+        largest = 2.0**52 if block.dtype == torch.float64 else LARGEST_WHOLE
+        small = torch.where(block.abs() < largest, block, 0.0)
         whole &= (small == small.round()).all(0)
         some |= (small != 0).any(0)
-    return whole & some
-
-
-def _largest(values: Tensor) -> float:
-    """The size beyond which all numbers of a type are whole, whether they are counts or not."""
-    return 2.0**52 if values.dtype == torch.float64 else LARGEST_WHOLE
+        if not (by_node or bool(whole.all())):
+            return False
+    return whole & some if by_node else bool(whole.all() and some.any())
 
 
 def _moments(values: Tensor) -> tuple[Tensor, ...]:

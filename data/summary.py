@@ -9,7 +9,7 @@ from torch import Tensor
 from .calendar import Calendar, clock_of, in_words, make_calendar, step_size
 from .covariates import standardize
 from .fields import by_node
-from .scaling import BLOCK, Scaler, as_real
+from .scaling import Scaler
 from .stamps import PLAIN, offsets, parse_time, stamp, stamps_as_text
 from .windows import Batch, WindowedField
 
@@ -70,7 +70,7 @@ class FieldSummary:
             field.axes and tuple(map(torch.as_tensor, field.axes)),
             *(array if array is None else torch.as_tensor(array) for array in (field.kept, field.coordinates)),
             data.scaler, data.climatology.cpu(), field.masked, data.covariate_scalers,
-            _range_of_nodes(data.training) if data.scaler.by_node else _range(data.training),
+            _range(data.training, data.scaler.by_node),
             data.lags, spec.time_zone, spec.rule,
         )
 
@@ -92,14 +92,15 @@ class FieldSummary:
         """Number of steps before the history that a forecast needs."""
         return max(self.lags, default=0)
 
-    def doubt(self, history: Tensor) -> str:
+    def range_warning(self, history: Tensor) -> str:
         """A warning where values of a history (..., node) are outside of the training range by more than its width.
 
         Units: physical. "" without such values.
         """
+        history = history.flatten(0, -2)
         (lowest, highest), (low, high), where = _range(history), self.value_range, ""
         if self.scaler.by_node:
-            found = torch.tensor([*_range_of_nodes(history.flatten(0, -2)), low, high])  # (4, node)
+            found = torch.tensor([*_range(history, True), low, high])  # (4, node)
             beyond = torch.maximum(found[2] - found[0], found[1] - found[3]) / (found[3] - found[2]).clamp_min(1e-30)
             node = int(beyond.nan_to_num(0.0).argmax())
             (lowest, highest, low, high), where = found[:, node].tolist(), f" of node {self.node_names[node]}"
@@ -168,14 +169,12 @@ class FieldSummary:
         return str(start + (step - self.first_step) * size)
 
 
-def _range(values: Tensor) -> tuple[float, float]:
-    """Smallest and largest of the values that are not missing; 0 and 0 where all are."""
-    seen = [block[~block.isnan()] for block in as_real(values).split(BLOCK)]
-    ends = [(float(block.min()), float(block.max())) for block in seen if len(block)]
-    return min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=0.0)
+def _range(values: Tensor, each_node: bool = False) -> tuple:
+    """Smallest and largest value of values (time, node), or tuples of those of each node.
 
-
-def _range_of_nodes(values: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The same of each node of values (time, node); infinite, the lowest above the highest, where all are missing."""
-    low, high = (tuple(by_node(values, end).tolist()) for end in (torch.amin, torch.amax))
-    return low, high
+    Without any value 0 and 0; of a node infinite, the smallest above the largest.
+    """
+    low, high = (by_node(values, end) for end in (torch.amin, torch.amax))
+    if each_node:
+        return tuple(low.tolist()), tuple(high.tolist())
+    return (float(low.min()), float(high.max())) if low.min() <= high.max() else (0.0, 0.0)

@@ -135,8 +135,8 @@ class TrainedForecaster:
             raise ValueError(f"history: value {windows[window, step, node]} at step {step}, node {node}"
                              f"{f', window {window}' * (len(windows) > 1)}; expected finite numbers"
                              + " (a model trained with --missing mask takes nan too)" * (not self.field.masked))
-        if doubt := self.field.doubt(values):
-            warnings.warn(doubt, stacklevel=2)
+        if warning := self.field.range_warning(values):
+            warnings.warn(warning, stacklevel=2)
         position = torch.tensor([self.field.step_at(time) + steps - seen for time in start.ravel()])
         if isinstance(covariates, pd.DataFrame):
             covariates = self._covariates_of(covariates, int(position[0]), seen + settings["predict_len"])
