@@ -168,7 +168,7 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
     Raises: ValueError for the first stamp at another distance from the one before; it lists all missing rows.
     """
     if len(times) < 2 and wanted is None:
-        raise ValueError(f"{where(0)}: one time stamp does not tell the interval; give --freq")
+        raise ValueError(f"{where(0)}: one time stamp does not determine the interval; give --freq")
     interval = wanted or _most_frequent(times, where, zone)
     months = interval[1] == "month"
     if calendar and calendar != "noleap" and not months:

@@ -221,12 +221,12 @@ def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:
     if nodes > steps:
         notes.append(f"{nodes} nodes but only {steps} time steps: the first axis must be the time")
     for value, count in far_from_all_others(values).items():
-        notes.append(f"{value} stands {count} time{'s' * (count > 1)}, far from all other values: if it means that "
-                     f"there is none, give --missing mask --null_value={value}")
+        notes.append(f"{value} occurs {count} time{'s' * (count > 1)}, far from all other values: if it stands for a "
+                     f"missing value, give --missing mask --null_value={value}")
     low, high = (by_node(values, end).numpy() for end in (torch.amin, torch.amax))
     if (constant := [names[node] for node in np.flatnonzero(low == high)]) and steps > 1:
         notes.append(f"{len(constant)} of {nodes} nodes have the same value at all times: {listed(constant)}; leave "
-                     "out what is no place")
+                     "out columns that are no nodes")
     return tuple(notes)
 
 

@@ -35,7 +35,7 @@ def choose_lags(text: str, interval: Interval, predict_len: int, training: Tenso
         return tuple(sorted(lag for lag in lags if lag <= longest))
     lags = sorted({int(part) for part in text.split(",")})
     if lags[0] < predict_len:
-        raise ValueError(f"--lags {text}: {lags[0]} steps before the last step of the horizon lies the future; "
+        raise ValueError(f"--lags {text}: {lags[0]} steps are shorter than the horizon, so they need future values; "
                          f"choose lags of at least --predict_len {predict_len}")
     if lags[-1] >= steps:
         raise ValueError(f"--lags {text}: the training part has {steps} steps, none of them has a value "

@@ -171,7 +171,7 @@ class WindowedField:
 
     @property
     def climatology(self) -> Tensor:
-        """Climatology of each slot of the calendar's first cycle for what comes after the data: (slot, node)."""
+        """Climatology of each slot of the calendar's first cycle, for windows after the data: (slot, node)."""
         return self._climatology.table()
 
     @functools.cached_property

@@ -141,7 +141,7 @@ def test_monthly_stamps_may_be_any_day_of_their_month():
     (["2013-03-31T01", "2013-03-31T03", "2013-03-31T04"], "row 1: .*daylight saving must be written in UTC"),
     (["2013-01-01", "2013-01-01"], "row 1: .*stamps must ascend"),
     (["2013-01-01T00:00:00", "2013-01-01T00:00:10"], "row 1: steps of 10 seconds; .* whole minutes"),
-    (["2013-01-01"], "row 0: one time stamp does not tell the interval; give --freq"),
+    (["2013-01-01"], "row 0: one time stamp does not determine the interval; give --freq"),
 ])
 def test_stamps_that_are_not_regular_are_refused_with_the_first_bad_row(stamps, message):
     """faults 18"""

@@ -262,7 +262,7 @@ def test_a_number_that_may_stand_for_missing_values_is_told(hourly, capsys):
     counts = pd.read_csv(hourly, index_col=0)
     counts.iloc[::50, 0] = -999
     counts.to_csv(hourly)
-    assert "note: -999 stands 5 times, far from all other values" in said_of(capsys, hourly)["all"]
+    assert "note: -999 occurs 5 times, far from all other values" in said_of(capsys, hourly)["all"]
     assert "far from" not in said_of(capsys, hourly, "--missing", "mask", "--null_value=-999")["all"]
 
 

@@ -89,7 +89,7 @@ def test_lags_are_those_that_are_named_each_once_shortest_first_or_none():
 
 
 @pytest.mark.parametrize("text, words", [
-    ("24,3", "--lags 24,3: 3 steps before the last step of the horizon lies the future; choose lags of at least "
+    ("24,3", "--lags 24,3: 3 steps are shorter than the horizon, so they need future values; choose lags of at least "
              "--predict_len 4"),
     ("0", "at least --predict_len 4"),
     ("100", "--lags 100: the training part has 94 steps, none of them has a value 100 steps earlier"),

@@ -147,7 +147,7 @@ def test_covariates_in_a_frame_are_matched_by_name_and_time(special):
 
 def test_a_history_that_is_too_short_for_the_lags_is_told_so(special):
     with pytest.raises(ValueError, match=r"history of shape \(6, 4\).*expected \(30, 4\).*; 24 of these steps lie "
-                                         "before the 6 of the history, for the lags 8, 24: nan stands for those"):
+                                         "before the 6 of the history, for the lags 8, 24: nan stands for missing"):
         special.forecast(HISTORY)
 
 

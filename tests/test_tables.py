@@ -132,7 +132,7 @@ def test_nodes_of_one_value_stay_and_are_noted(tmp_path):
     WIDE.assign(b=7.0, c=0).to_csv(tmp_path / "a.csv")
     field = load_field("a", ROOT, own=OwnFile(str(tmp_path / "a.csv")))
     assert field.node_names == ("a", "b", "c") and field.values[:, 1].unique().tolist() == [7]
-    assert field.notes == ("2 of 3 nodes have the same value at all times: b, c; leave out what is no place",)
+    assert field.notes == ("2 of 3 nodes have the same value at all times: b, c; leave out columns that are no nodes",)
 
 
 def test_the_keys_of_a_parquet_folder_are_no_nodes(tmp_path):
@@ -325,7 +325,7 @@ def test_a_number_that_programs_write_for_missing_values_is_noted_even_once(tmp_
     pd.DataFrame(values, WIDE.index, list("abc")).to_csv(tmp_path / "a.csv")
     own = OwnFile(str(tmp_path / "a.csv"))
     note, = load_field("a", ROOT, own=own).notes
-    assert note == (f"{text} stands 1 time, far from all other values: if it means that there is none, give --missing "
-                    f"mask --null_value={text}")
+    assert note == (f"{text} occurs 1 time, far from all other values: if it stands for a missing value, give "
+                    f"--missing mask --null_value={text}")
     field = load_field("a", ROOT, own=own, missing="mask", null_value=float(text))
     assert field.notes == () and field.values.isnan().nonzero().tolist() == [[7, 1]]

@@ -233,7 +233,7 @@ def short_validation(folder, _):
     own_array(folder, random_values(60, 3))
 
 
-@provokes("lies the future")
+@provokes("so they need future values")
 def short_lag(folder, _):
     own_array(folder, random_values(100, 3), "--lags", "6")
 
@@ -327,7 +327,7 @@ def constant_node(folder, _):
     return own_frame(folder, b=1.0)
 
 
-@provokes("-999 stands 1 time")
+@provokes("-999 occurs 1 time")
 def sentinel(folder, _):
     return own_frame(folder, c=[-999, *range(2, 60, 2)])
 
