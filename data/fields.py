@@ -244,9 +244,8 @@ def far_from_all_others(values: Tensor) -> dict[str, int]:
     """
     found: dict[float, int] = {}
     while True:
-        ends = [_end(values, sign, list(found)) for sign in (1, -1)]
-        (lowest, _, _), (highest, _, _) = ends
-        for (odd, count, following), far, other in zip(ends, FAR, (highest, lowest), strict=True):
+        lowest, highest = (_end(values, sign, list(found)) for sign in (1, -1))
+        for (odd, count, following), far, (other, _, _) in ((lowest, FAR[0], highest), (highest, FAR[1], lowest)):
             spread = max(abs(other - following), 1e-9)
             if count and (odd in SENTINELS or count > 1 and math.isfinite(following)
                           and abs(following - odd) > far * spread):
@@ -258,17 +257,18 @@ def far_from_all_others(values: Tensor) -> dict[str, int]:
 
 def _end(values: Tensor, sign: int, without: list[float]) -> tuple[float, int, float]:
     """The lowest value (sign 1) or the highest (-1) not in a list, its number of occurrences, and the next value."""
-    lowest, count, following = math.inf, 0, math.inf
+    ends = []
     for block in values.split(BLOCK):
         part = sign * block.float().flatten()
         part = part[~(part.isnan() | torch.isin(part, sign * torch.tensor(without)))]
-        if not len(part):
-            continue
-        low = float(part.min())
-        above = float(torch.where(part > low, part, math.inf).min())
-        count = count * (lowest <= low) + int((part == low).sum()) * (low <= lowest)
-        lowest, following = min(lowest, low), min(value for value in (lowest, following, low, above)
-                                                  if value > min(lowest, low) or value == math.inf)
+        if len(part):
+            low = part.min()
+            following = torch.where(part > low, part, math.inf).min()
+            ends.append((float(low), int((part == low).sum()), float(following)))
+    lowest = min((low for low, _, _ in ends), default=math.inf)
+    count = sum(count for low, count, _ in ends if low == lowest)
+    following = min((value for low, _, next_one in ends for value in (low, next_one) if value > lowest),
+                    default=math.inf)
     return sign * lowest, count, sign * following
 
 

@@ -106,22 +106,7 @@ class WindowedField:
         if field.masked:
             refuse_unseen_nodes(field, self.training)
         self.measured = self.training if settings.training_span == "targets" else self.training[:-predict_len]
-        if settings.scaling == "field" and field.name in DATASETS:
-            self.scaler, self.alike, notes = Scaler.fit(self.measured), True, []
-        else:
-            statistics = NodeStatistics.of(self.measured)
-            self.alike = not bool(statistics.unlike().any())
-            self.scaler = statistics.scaler(self.measured, settings.scaling)
-            notes = notes_on_scale(statistics, self.scaler, settings.scaling, field.node_names)
-        nonnegative = field.spec.nonnegative
-        if nonnegative is None:
-            nonnegative, more = support_of(field, self.training, self.scaler.by_node)
-            notes += more
-            field = with_support(field, bool(torch.as_tensor(nonnegative).all()))
-        if self.scaler.by_node:
-            nonnegative = tuple(torch.as_tensor(nonnegative).expand(field.values.shape[1]).tolist())
-        self.scaler = replace(self.scaler, nonnegative=nonnegative)
-        self.field = field.with_notes(*notes)
+        self.field = self._fit_scaler(field, settings.scaling)
         in_memory = field.values.numel() * 4 <= MEMORY_LIMIT
         self._values = field.values.to(device) if in_memory else field.values
         self._slots = field.calendar.slots.to(self.window_device)
@@ -137,6 +122,25 @@ class WindowedField:
         self._evaluated_from = first_end if evaluated else len(field.values)
         self._climatology = Climatology(self._values, self._slots[:, 0], field.calendar.sizes[0], self.scaler,
                                         references, field.masked)
+
+    def _fit_scaler(self, field: Field, scaling: str) -> Field:
+        """Fit `scaler` and `alike`; the field with its support, and with notes on both."""
+        if scaling == "field" and field.name in DATASETS:
+            self.scaler, self.alike, notes = Scaler.fit(self.measured), True, []
+        else:
+            statistics = NodeStatistics.of(self.measured)
+            self.alike = not bool(statistics.unlike().any())
+            self.scaler = statistics.scaler(self.measured, scaling)
+            notes = notes_on_scale(statistics, self.scaler, scaling, field.node_names)
+        nonnegative = field.spec.nonnegative
+        if nonnegative is None:
+            nonnegative, more = support_of(field, self.training, self.scaler.by_node)
+            notes += more
+            field = with_support(field, bool(torch.as_tensor(nonnegative).all()))
+        if self.scaler.by_node:
+            nonnegative = tuple(torch.as_tensor(nonnegative).expand(field.values.shape[1]).tolist())
+        self.scaler = replace(self.scaler, nonnegative=nonnegative)
+        return field.with_notes(*notes)
 
     @property
     def num_nodes(self) -> int:

@@ -18,7 +18,6 @@ import torch
 from data.calendar import Interval, cycles, in_words
 from data.covariates import read_covariates
 from data.fields import Field, load_field
-from data.lags import choose_lags
 from data.scaling import BLOCK, as_real
 from data.stamps import local_times
 from data.table import listed, note_large
@@ -260,9 +259,8 @@ def main(arguments: list[str] | None = None) -> int:
     if len(data.starts["train"]) < FEW_WINDOWS:
         print(f"note: {len(data.starts['train'])} training windows are few: the forecast may be no better than "
               "climatology")
-    lags = choose_lags("auto", field.spec.interval, config.predict_len, data.training)
-    if lags and "lags" not in typed:
-        print(f"note: the networks see the values {' and '.join(map(str, lags))} steps earlier too (--lags auto); "
+    if data.lags and "lags" not in typed:
+        print(f"note: the networks see the values {' and '.join(map(str, data.lags))} steps earlier too (--lags auto); "
               "--lags none leaves them out")
     flags = {name: typed[name] for name in DATA_FLAGS if name in typed}
     flags |= {name: getattr(config, name) for name in ("history_len", "predict_len", "batch_size")}
