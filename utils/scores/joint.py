@@ -87,10 +87,10 @@ def correlation_curve(pairs, distances):
     the forecast correlation. -> distance and unit (both None without), observed, forecast, control.
     """
     (by, unit), lines = distances or (pairs["forecast"], None), ("observed", "forecast", "control")
-    known = np.isfinite(by)
-    if not known.any():
+    finite = np.isfinite(by)
+    if not finite.any():
         return {"distance": None, "unit": None, **{name: [] for name in lines}}
-    by, weight, *values = (each[known] for each in (by, pairs["weight"], *(pairs[name] for name in lines)))
+    by, weight, *values = (each[finite] for each in (by, pairs["weight"], *(pairs[name] for name in lines)))
     edges = np.linspace(0, by.max(), CORRELATION_BINS + 1) if unit else np.quantile(
         by, np.linspace(0, 1, CORRELATION_BINS + 1))
     distance, *means = (each.tolist() for each in binned_means(edges, weight, by, *values))

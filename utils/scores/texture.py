@@ -79,8 +79,8 @@ class TextureScores:
     def __init__(self, spread, nearest=None):
         self.spread = spread.double().masked_fill(spread == 0, torch.inf)
         self.nearest = nearest if nearest is not None and nearest.shape[1] >= NEAR.stop else None
-        known = self.nearest is not None and len(spread) <= SPECTRAL_NODES
-        self.axes = laplacian_axes(self.nearest) if known else None
+        spectral = self.nearest is not None and len(spread) <= SPECTRAL_NODES
+        self.axes = laplacian_axes(self.nearest) if spectral else None
         self.sums, self._windows = {}, []
 
     @torch.no_grad()
