@@ -47,10 +47,14 @@ class ResidualMargin(nn.Module):
     `support`, their mean being kept. z is standardized by training residuals, which stage 1 has seen. Those to come are
     larger, or of another origin; how large they get is estimated from validation residuals in blocks of time:
 
-        width = largest size of z in a block of the later half / size of z in training,    size: 90 % quantile of |z|
+        ratio = size of z in a block of the later half / size of z in training,    size: 90 % quantile of |z|
+        width = max(root mean square of ratio, min(1, largest ratio))
 
-    The largest of some blocks covers a drift that goes on after validation. With n < BLOCKS blocks the width is at
-    least sqrt((n + 1) / (n - 1)), by which the next value of n + 1 departs further from the mean of n than these do.
+    so members are narrower than training residuals only as far as every block allows. With n < BLOCKS blocks
+
+        width = max(1, root mean square of ratio) * sqrt((n + 1) / (n - 1))
+
+    The factor is by how much the next value departs further from the mean of n values than these do.
     The width of plain residuals is 1.
     Source: CoST section 4.2 (residual).
     """
@@ -98,11 +102,14 @@ class ResidualMargin(nn.Module):
         windows, horizon = later[0].shape[:2]
         blocks = max(1, min(BLOCKS, windows // horizon))
         by_block = [size(*block) for block in zip(*(part.tensor_split(blocks) for part in sizes(*later)), strict=True)]
-        largest, in_training = max(by_block[blocks // 2:]), size(*sizes(*training))
-        if not largest * in_training > 0:
+        in_training = size(*sizes(*training))
+        ratio = torch.stack(by_block[blocks // 2:]) / in_training
+        if not 0 < ratio.max() < math.inf:
             return torch.ones_like(self.width)
-        smallest = 0 if blocks == BLOCKS else ((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5
-        return (largest / in_training).clamp_min(smallest)
+        typical = ratio.square().mean().sqrt()
+        if blocks < BLOCKS:
+            return typical.clamp_min(1) * ((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5
+        return typical.maximum(ratio.max().clamp_max(1))
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         mean, state = prepared.unbind(1)
