@@ -1,5 +1,6 @@
-"""The base of stage 1: the convex mixture of simple forecasters that is best for a field. No network, no gradient."""
+"""The base of stage 1: the best convex mixture of simple forecasters, without a network and without gradients."""
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,96 +8,90 @@ from torch import Tensor, nn
 
 from data.constants import QUANTILE_LEVELS
 from data.context import Context
+from data.windows import evenly
 
 from .layers import Task
+from .quantiles import project_on_simplex
 
 CANDIDATES = ("last value", "drift", "climatology", "damped anomaly", "ridge", "ridge by node")
 OF_LAGS = ("lag", "lag with drift")  # one each for every lag
 RECENT = 24  # steps of the history that ridge regression sees, at most
 DAMPING = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 PENALTIES = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # in variances of each feature; cross-validation chooses
-FOLDS = 6  # stretches of training time that take turns in it
+FOLDS = 6  # stretches of training time in cross-validation
 VALUES = 10_000_000  # of all windows that a mixture is estimated from, at most
 PRIOR = 8.0  # independent windows of evidence at which a node weighs as much as the field
-TRAINING = 8.0  # independent windows that training errors count as, at most: validation lies nearer to what comes
+TRAINING = 8.0  # independent windows that training errors count as, at most: validation is nearer to later windows
 BINS = 24  # of the calendar's first cycle, at most
 CYCLES = 3.0  # of evidence at which a bin has the shrinkage weight 1/2
 STEPS = 100  # of the search for weights
 SHARES = 11  # shares of the network that are tried, from 0 to 1
 FEW_WINDOWS = 10  # independent ones of validation, below which the base is preferred
-BLOCKS = 8  # stretches of validation time that tell chance from skill, at most
-OPTIMISM = 1.2  # by which share the loss is too low where a model was recalibrated on one independent window
-DOUBT = 2.0  # squared standard errors that are taken from the square of an estimate
+BLOCKS = 8  # stretches of validation time from which a sampling error is estimated, at most
+OPTIMISM = 1.2  # share by which the loss is too low, for a model recalibrated on one independent window
+DOUBT = 2.0  # squared standard errors by which the square of an estimate is reduced
 
 
 def independent(starts: Tensor, predict_len: int) -> int:
-    """How many of the windows that begin at `starts` have futures without a common step."""
+    """The number of windows that begin at `starts` and have futures without a common step."""
     return len(torch.unique(starts.div(predict_len, rounding_mode="floor")))
 
 
 @dataclass(frozen=True)
 class Windows:
-    """What the simple forecasters see of some windows: last and climatology (batch, node), the last value and the
-    climatology of its step, ahead (batch, F, node), the climatology of the horizon, recent (batch, R, node), the end
-    of the history, earlier (batch, 1 + F, node, lag), lags of the last step and of the horizon, slot (batch,) of the
-    last step. In training also future, target_mask (batch, F, node) and start (batch,)."""
+    """Some windows as the simple forecasters see them. In training also future, target_mask (batch, F, node), 1 or 0,
+    and start (batch,), the first step of each window."""
 
-    last: Tensor
-    climatology: Tensor
-    ahead: Tensor
-    recent: Tensor
-    earlier: Tensor
-    slot: Tensor
+    context: Context
     future: Tensor | None = None
     target_mask: Tensor | None = None
     start: Tensor | None = None
 
     @classmethod
-    def of(cls, context: Context, batch=None) -> "Windows":
-        length, history = context.history_len, context.history
-        last = history[:, -1]
-        if context.observed is not None:  # the latest value that is not missing
-            step = torch.arange(length, device=history.device).view(-1, 1) * context.observed[:, :length]
-            last = history.gather(1, step.amax(1, keepdim=True)).squeeze(1)
-        earlier = context.climatology[:, length - 1:, :, None][..., :0]
-        if context.lags is not None:
-            earlier = context.lags[:, length - 1:]
-        found = cls(last, context.climatology[:, length - 1], context.future_climatology, history[:, -RECENT:-1],
-                    earlier, context.calendar[:, 0])
-        if batch is None:
-            return found
-        target_mask = batch.target_mask
-        target_mask = torch.ones_like(batch.future) if target_mask is None else target_mask.to(batch.future.dtype)
-        return replace(found, future=batch.future, target_mask=target_mask, start=batch.start)
-
-    @classmethod
     def join(cls, batches) -> "Windows":
         """Windows of training or validation, evenly thinned out where they hold more than VALUES values."""
-        found = [cls.of(batch.context, batch) for batch in thinned(batches)]
-        return cls(*(torch.cat([getattr(each, name) for each in found]) for name in cls.__dataclass_fields__))
+        data = batches.data
+        limit = max(16, VALUES // ((data.history_len + data.predict_len) * data.num_nodes))
+        if len(batches.starts) > limit:
+            batches = replace(batches, starts=evenly(batches.starts, limit))
+        found = list(batches)
+        context = Context.join([replace(batch.context, covariates=None) for batch in found])
+        future, start = torch.cat([batch.future for batch in found]), torch.cat([batch.start for batch in found])
+        mask = torch.ones_like(future) if context.target_mask is None else context.target_mask.to(future.dtype)
+        return cls(context, future, mask, start)
+
+    @functools.cached_property
+    def last(self) -> Tensor:
+        """The latest value of the history that is not missing: (batch, node)."""
+        history, length = self.context.history, self.context.history_len
+        if self.context.observed is None:
+            return history[:, -1]
+        step = torch.arange(length, device=history.device).view(-1, 1) * self.context.observed[:, :length]
+        return history.gather(1, step.amax(1, keepdim=True)).squeeze(1)
+
+    @property
+    def climatology(self) -> Tensor:
+        """The climatology from the last step of the history on: (batch, 1 + F, node)."""
+        return self.context.climatology[:, self.context.history_len - 1:]
+
+    @property
+    def lags(self) -> Tensor:
+        """Values at lags of the last step of the history and of the horizon: (batch, 1 + F, node, lag)."""
+        lags = self.context.lags
+        return self.climatology[..., None][..., :0] if lags is None else lags[:, self.context.history_len - 1:]
 
     def features(self, step: int) -> Tensor:
         """Inputs of ridge regression at a step of the horizon, as departures from the last value: (batch, node, P)."""
-        parts = [self.recent.transpose(1, 2), self.climatology.unsqueeze(-1), self.ahead[:, step].unsqueeze(-1),
-                 self.earlier[:, 0], self.earlier[:, 1 + step]]
-        return torch.cat(parts, dim=-1) - self.last.unsqueeze(-1)
-
-
-def thinned(batches):
-    """The same batches, or of windows that are evenly spread and fewer."""
-    starts = batches.starts
-    data = batches.data
-    enough = max(16, VALUES // ((data.history_len + data.predict_len) * data.num_nodes))
-    if len(starts) <= enough:
-        return batches
-    return replace(batches, starts=starts[torch.linspace(0, len(starts) - 1, enough).round().long()])
+        recent = self.context.history[:, -RECENT:-1].transpose(1, 2)
+        known = self.climatology[:, [0, 1 + step]].transpose(1, 2)
+        return torch.cat([recent, known, self.lags[:, 0], self.lags[:, 1 + step]], dim=-1) - self.last.unsqueeze(-1)
 
 
 class SimpleForecasters(nn.Module):
     """Point forecasts without a network, fitted on training windows: (batch, candidate, F, node).
 
         last value       history[-1]
-        drift            last value + mean training change per node and step of the horizon, where it is `significant`
+        drift            last value + mean training change per node and step of the horizon, shrunk by `significant`
         climatology      climatology of the horizon
         damped anomaly   climatology + phi^f * (last value - its climatology),    phi per node
         ridge            last value + linear in departures from it: history, climatology, lags; the same for all nodes
@@ -104,8 +99,8 @@ class SimpleForecasters(nn.Module):
         lag              the value so many steps earlier (seasonal naive), one for each lag
         lag with drift   the same + mean training change
 
-    Ridge regression is translation invariant, so that it follows a trend; its penalties are chosen by cross-validation
-    over stretches of training time that share no target.
+    Ridge regression is translation invariant, so it follows a trend. Its penalties are chosen by cross-validation over
+    stretches of training time that share no target.
     Units: standardized. Source: Hyndman and Athanasopoulos 2021 (Forecasting: principles and practice), section 5.2.
     """
 
@@ -122,31 +117,34 @@ class SimpleForecasters(nn.Module):
         self.register_buffer("ahead", torch.arange(1, steps + 1).view(-1, 1), persistent=False)
 
     def forward(self, windows: Windows) -> Tensor:
-        last = windows.last.unsqueeze(1)
-        damped = windows.ahead + self.damping**self.ahead * (windows.last - windows.climatology).unsqueeze(1)
+        last, climatology = windows.last.unsqueeze(1), windows.climatology[:, 1:]
+        damped = climatology + self.damping**self.ahead * (last - windows.climatology[:, :1])
         ridges = torch.stack([self.intercept[:, step].unsqueeze(1)
                               + torch.einsum("bnp,knp->kbn", windows.features(step), self.weights[:, step])
                               for step in range(len(self.ahead))], dim=2) + last
-        found = [last.expand_as(windows.ahead), last + self.drift[0], windows.ahead, damped, *ridges]
-        for lagged, drift in zip(windows.earlier[:, 1:].unbind(-1), self.drift[1:], strict=True):
+        found = [last.expand_as(climatology), last + self.drift[0], climatology, damped, *ridges]
+        for lagged, drift in zip(windows.lags[:, 1:].unbind(-1), self.drift[1:], strict=True):
             found += [lagged, lagged + drift]
         return torch.stack(found, dim=1)
 
     @torch.no_grad()
     def fit(self, windows: Windows) -> Tensor:
-        """Fit all to training windows in the order of time; forecasts of these windows, of the ridges out of sample."""
+        """Fit all to training windows in the order of time.
+
+        Returns forecasts of these windows (batch, candidate, F, node); those of both ridges are out of sample.
+        """
         future, target_mask, last = windows.future, windows.target_mask, windows.last.unsqueeze(1)
         count = target_mask.sum(0).clamp_min(1)
         change = (future - last) * target_mask
         self.scale.copy_((change.square().sum((0, 1)) / target_mask.sum((0, 1)).clamp_min(1)).sqrt().clamp_min(1e-4))
-        lagged = windows.earlier[:, 1:].permute(3, 0, 1, 2)
+        lagged = windows.lags[:, 1:].permute(3, 0, 1, 2)
         anchors = torch.cat([last.expand_as(future).unsqueeze(0), lagged])
         error = (future - anchors) * target_mask
         drift = error.sum(1) / count
         variance = (error.square().sum(1) / count - drift.square()).clamp_min(0)
         self.drift.copy_(significant(drift, variance / independent(windows.start, len(self.ahead))))
-        anomaly = (windows.last - windows.climatology).unsqueeze(1)
-        errors = torch.stack([((windows.ahead + phi**self.ahead * anomaly - future).abs() * target_mask).sum((0, 1))
+        climatology, anomaly = windows.climatology[:, 1:], last - windows.climatology[:, :1]
+        errors = torch.stack([((climatology + phi**self.ahead * anomaly - future).abs() * target_mask).sum((0, 1))
                               for phi in DAMPING])
         self.damping.copy_(torch.tensor(DAMPING, device=future.device)[errors.argmin(0)])
         left_out = torch.stack([self._fit_ridge(windows, step) for step in range(len(self.ahead))], dim=2)
@@ -174,7 +172,7 @@ class SimpleForecasters(nn.Module):
         return left_out[chosen] * self.scale + windows.last
 
     def _apart(self, start: Tensor, fold: Tensor) -> Tensor:
-        """Windows without a target in the stretch of a fold; all others of it where these are too few."""
+        """Windows without a target in the stretch of a fold, or all outside the fold where these are too few."""
         steps = len(self.ahead)
         apart = (start <= start[fold[0]] - steps) | (start >= start[fold[-1]] + steps)
         others = torch.ones_like(apart)
@@ -183,7 +181,7 @@ class SimpleForecasters(nn.Module):
 
     @staticmethod
     def _solve(values: Tensor, target_mask: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Weights (penalty, node, P), of all nodes for each penalty and then by node, and intercepts (penalty, node).
+        """Weights (2 * penalty, node, P), the first half common to all nodes, and intercepts (2 * penalty, node).
 
         values (window, node, P + 1): features and target; number: independent windows.
         """
@@ -199,16 +197,16 @@ class SimpleForecasters(nn.Module):
         start = pooled[1]
         by_node = [start + torch.linalg.solve(left + penalty * diagonal, right - left @ start) for penalty in PENALTIES]
         weights = torch.cat([pooled.unsqueeze(1).expand(-1, len(left), -1), torch.stack(by_node)])
-        full = torch.cat([-weights, torch.ones_like(weights[..., :1])], dim=-1)  # of what is left of the target
+        full = torch.cat([-weights, torch.ones_like(weights[..., :1])], dim=-1)  # of the residual
         variance = torch.einsum("knp,npq,knq->kn", full, moments, full).clamp_min(0)
         intercept = torch.einsum("knp,np->kn", full, center.double())
         return weights.float(), significant(intercept, variance / number).float()
 
 
 def significant(value: Tensor, variance: Tensor) -> Tensor:
-    """An estimate less what chance would give: value * max(0, 1 - DOUBT * variance / value^2).
+    """An estimate shrunk by its sampling variance: value * max(0, 1 - DOUBT * variance / value^2).
 
-    Source: shrinkage, the positive part of James and Stein 1961.
+    Source: the positive part of James and Stein 1961.
     """
     return value * (1 - DOUBT * variance / value.square().clamp_min(1e-12)).clamp_min(0)
 
@@ -216,18 +214,14 @@ def significant(value: Tensor, variance: Tensor) -> Tensor:
 def convex_weights(moments: Tensor) -> Tensor:
     """Weights w >= 0 that add up to 1 and minimise w' moments w: (..., K, K) -> (..., K).
 
-    Source: accelerated projected gradient, Beck and Teboulle 2009; projection on the simplex, Duchi et al. 2008.
+    Source: accelerated projected gradient, Beck and Teboulle 2009.
     """
     count = moments.shape[-1]
     step = 1 / moments.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True).clamp_min(1e-12)
     weights = moments.new_full(moments.shape[:-1], 1 / count)
-    ahead, order = weights, torch.arange(1, count + 1, device=moments.device)
+    ahead = weights
     for turn in range(STEPS):
-        moved = ahead - step * (moments @ ahead.unsqueeze(-1)).squeeze(-1)
-        falling = moved.sort(-1, descending=True).values
-        excess = (falling.cumsum(-1) - 1) / order
-        staying = (falling > excess).sum(-1, keepdim=True).clamp_min(1)
-        found = (moved - excess.gather(-1, staying - 1)).clamp_min(0)
+        found = project_on_simplex(ahead - step * (moments @ ahead.unsqueeze(-1)).squeeze(-1), 1, -1)
         ahead = found + turn / (turn + 3) * (found - weights)
         weights = found
     return weights
@@ -248,9 +242,9 @@ class Base(nn.Module):
         point    = sum of weight * candidate,                     weight >= 0, sum of weight = 1
         quantile = point + spread(node, step) * cycle(node, time of the cycle) * shape(level, node)
 
-    Weights minimise the error of cross-validated training windows and of validation windows, those of a node shrunk
-    towards those of the field and of all steps: `moments` of errors are averaged with PRIOR independent windows of the
-    field's. Spread, cycle and shape are of the errors of the mixture on the same windows.
+    Weights minimise the error of cross-validated training windows and of validation windows. Those of a node are shrunk
+    towards those of the field and of all steps: moments of errors are averaged with PRIOR independent windows of the
+    field's. Spread, cycle and shape are those of the errors of the mixture on the same windows.
     Shapes: (batch, output, F, node). Units: standardized.
     Source: combined forecasts, Bates and Granger 1969.
     """
@@ -266,22 +260,20 @@ class Base(nn.Module):
         self.register_buffer("shape", torch.zeros(len(QUANTILE_LEVELS), nodes))
         self.register_buffer("minimum", torch.full((task.num_nodes,), float("-inf")))
 
-    def bins(self, slot: Tensor) -> Tensor:
+    def bins(self, calendar: Tensor) -> Tensor:
         """Time of the cycle of each step of the horizon: (batch, F)."""
-        ahead = self.simple.ahead.view(1, -1)
-        return (slot.unsqueeze(1) + ahead) % self.size * len(self.cycle) // self.size
+        return (calendar[:, :1] + self.simple.ahead.T) % self.size * len(self.cycle) // self.size
 
     def forward(self, context: Context) -> Tensor:
-        windows = Windows.of(context)
-        point = (self.simple(windows) * self.weights).sum(1, keepdim=True)
+        point = (self.simple(Windows(context)) * self.weights).sum(1, keepdim=True)
         if self.outputs == 1:
             return point.clamp_min(self.minimum)
-        width = self.spread * self.cycle[self.bins(windows.slot)]
+        width = self.spread * self.cycle[self.bins(context.calendar)]
         return (point + width.unsqueeze(1) * self.shape.unsqueeze(1)).clamp_min(self.minimum)
 
     @torch.no_grad()
     def fit(self, training, validation, minimum: Tensor | float) -> None:
-        """Fit it to training windows, and weigh it on validation windows, both in the order of time."""
+        """Fit everything to training and validation windows in the order of time; no output is below `minimum`."""
         self.minimum.copy_(torch.as_tensor(minimum))
         parts = [Windows.join(training), Windows.join(validation)]
         errors = [self.simple.fit(parts[0]) - parts[0].future.unsqueeze(1),
@@ -294,11 +286,13 @@ class Base(nn.Module):
         self._weigh(errors, counts)
         residual = -(errors * self.weights).sum(1)
         del errors
-        slot = torch.cat([part.slot for part in parts])
-        self._measure(residual, counts, self.bins(slot))
+        self._measure(residual, counts, self.bins(torch.cat([part.context.calendar for part in parts])))
 
     def _weigh(self, errors: Tensor, counts: Tensor) -> None:
-        """Weights from errors (window, candidate, F, node); a large error of all counts as an absolute one."""
+        """Weights from errors (window, candidate, F, node) and their weights `counts` (window, F, node).
+
+        Squares are divided by the mean absolute error of all candidates, so that outliers count as absolute errors.
+        """
         total = counts.sum(0)
         size = (errors.abs() * counts.unsqueeze(1)).sum(0).amin(0) / total.clamp_min(1e-6)
         errors = errors / size.clamp_min(1e-6).unsqueeze(0)
@@ -313,38 +307,38 @@ class Base(nn.Module):
         self.weights.copy_(convex_weights((number * moments + PRIOR * field) / (number + PRIOR)).permute(2, 0, 1))
 
     def _measure(self, residual: Tensor, counts: Tensor, bins: Tensor) -> None:
-        """Spread, cycle and shape from residuals (window, F, node), so many independent windows in all."""
+        """Spread, cycle and shape from residuals, their weights `counts` and `bins`, (window, F, node or none) each."""
         total = counts.sum(0)
         number = float(total.amax())
         square = (residual.square() * counts).sum(0) / total.clamp_min(1e-6)
         few = ((number + 1) / max(number - 1, 0.5)) ** 0.5
         self.spread.copy_(square.sqrt().clamp_min(1e-6))
-        scores = residual / self.spread
+        standardized = residual / self.spread
         squares, weight = torch.zeros_like(self.cycle), torch.zeros_like(self.cycle)
-        squares.index_add_(0, bins.flatten(), (scores.square() * counts).flatten(0, 1))
+        squares.index_add_(0, bins.flatten(), (standardized.square() * counts).flatten(0, 1))
         weight.index_add_(0, bins.flatten(), counts.flatten(0, 1))
         cycles = weight / len(self.spread) * len(self.cycle) * min(1, len(self.spread) / self.size)
         self.cycle.copy_(((cycles * squares / weight.clamp_min(1e-6) + CYCLES) / (cycles + CYCLES)).sqrt())
-        scores = (scores / self.cycle[bins]).flatten(0, 1)
+        standardized = (standardized / self.cycle[bins]).flatten(0, 1)
         counts = counts.flatten(0, 1)
-        field = weighted_quantiles(scores.flatten(), counts.flatten())
+        field = weighted_quantiles(standardized.flatten(), counts.flatten())
         field = (field - field.flip(0)) / 2
-        own = weighted_quantiles(scores, counts)
+        own = weighted_quantiles(standardized, counts)
         self.shape.copy_(few * (number * own + PRIOR * field.unsqueeze(1)) / (number + PRIOR))
 
 
 def share_of(losses: Tensor, evidence: float) -> Tensor:
-    """The share of a network beside the base, per step and node, from losses (share, block, F, node) on validation.
+    """The share of a network beside the base, by step and node, from validation losses of all shares.
 
     Losses of a node are averaged with 3 * PRIOR independent windows of the field's, those of a step with PRIOR of all
-    steps'. With FEW_WINDOWS independent windows (`evidence`) or more it is the largest share whose loss exceeds the
-    lowest by no more than one standard error of their difference, found by leaving out one block at a time. With fewer
-    the base is preferred: the share of the lowest loss less what chance would give, see `significant`, where
+    steps'. With at least FEW_WINDOWS independent windows (`evidence`) it is the largest share whose loss exceeds the
+    lowest by at most one standard error of their difference, by the jackknife over blocks. With fewer it is the share
+    of the lowest loss, shrunk by its sampling error (`significant`), where
 
         loss = validation loss * (1 + share * OPTIMISM / evidence)
 
-    since the network was stopped and recalibrated on these very windows. Of less than two blocks nothing can be told:
-    0. Shapes: -> (F, node).
+    since the network was stopped and recalibrated on the same windows. With less than two blocks it is 0.
+    Shapes: losses (share, block, F, node) -> (F, node).
     Source: the rule of one standard error, Breiman et al. 1984.
     """
     blocks = losses.shape[1]
@@ -354,7 +348,7 @@ def share_of(losses: Tensor, evidence: float) -> Tensor:
     shares = torch.linspace(0, 1, len(losses), device=losses.device).view(-1, 1, 1, 1)
     losses = losses * (1 + few * shares * OPTIMISM / evidence)
     size = losses.mean((0, 1))
-    counted = size / (size + size.mean())  # a node that hardly varies says little about the field
+    counted = size / (size + size.mean())  # nodes that hardly vary get little weight in the field's loss
     losses = losses / size.clamp_min(1e-12)
 
     def shrunk(kept: Tensor) -> Tensor:

@@ -1,22 +1,22 @@
-"""The simple forecasters that every report carries, from the last value to quantiles with dependence.
+"""Baselines: simple forecasters, from the last value to quantiles with dependence.
 
-One calling shape. A baseline is fitted to the data and then draws joint ensembles, window by window:
+One calling shape. A baseline is fitted to the data and then samples joint ensembles, window by window:
 
-    draw = BASELINES[name](data, members, mean=mean, quantiles=quantiles)
-    ensemble = draw(batch, noise)
+    sample = BASELINES[name](data, members, mean=mean, quantiles=quantiles)
+    ensemble = sample(batch, noise)
 
 data       windows of a field as `data.windows.WindowedField` gives them
 mean       batch -> conditional mean (batch, F, node)
 quantiles  batch -> conditional quantiles (batch, level, F, node) at L equidistant levels l / (L + 1), sorted
-noise      draw -> standard normal values (batch * member, F, node), rows in (batch, member) order, keyed by
-           (seed, window, member): the only randomness, so that a window does not depend on the others of its batch
+noise      noise_index -> standard normal values (batch * member, F, node), rows in (batch, member) order, keyed by
+           (seed, window, member): the only random numbers, so a window does not depend on the others of its batch
 ensemble   (batch, member, F, node)
 
-The law of most is read at `noise(VALUES)`, a normal score of each member: `equidistant` noise gives the law's own
-quantiles. The others (POOLED) draw whole fields.
-A gap in a history or path holds the climatology; a missing target counts in no statistic. Covariates are not read.
-Units: standardized. Errors are measured where the baseline cannot have seen them: on training windows for what
-takes nothing from a network, on validation windows (`data.calibration`) for what builds on `mean` or `quantiles`.
+Most members are values of the forecast distribution at the level Phi(noise(VALUES)): `equidistant` noise gives its
+quantiles. The others (POOLED) sample whole fields.
+A gap in a history or path holds the climatology; a missing target counts in no statistic. Covariates are not used.
+Units: standardized. Errors are those of windows that the forecast was not fitted to: training windows for baselines
+without a network, validation windows (`data.calibration`) for those that build on `mean` or `quantiles`.
 Raises: ValueError when a baseline is not given the `mean` or `quantiles` that it builds on.
 """
 
@@ -38,8 +38,8 @@ RIDGE_WINDOWS = 1000  # of training, at most, that ridge regression is fitted to
 ENOUGH_DAYS = 5  # of the same class, or climatology takes days of any class
 SLOTS_PER_WIDTH = 24  # "about the same slot": within slots / 24, an hour of a day, the very month of a year
 TIE = 1e-5  # of a node's spread: orders equal residuals, leaves others alone
-RANK_TOLERANCE = 1e-3  # the rank of a normal score is rounded up, but for the rounding of the score
-VALUES, REPEATS, KEYS = 0, 1, 2  # draws of the noise; KEYS is the first of as many as a pool needs
+RANK_TOLERANCE = 1e-3  # ranks are rounded up, but for the rounding of z
+VALUES, REPEATS, KEYS = 0, 1, 2  # noise indices; KEYS is the first of as many as a pool needs
 
 
 # Without a network
@@ -88,7 +88,7 @@ def climatology(data, members: int, **_) -> Callable:
     paths = torch.arange(len(data.training) - data.predict_len + 1, device=data.device)  # by their first steps
     half = min(-(-members // 2), len(paths))
 
-    def draw(batch, noise):
+    def sample(batch, noise):
         target = batch.start + data.history_len
         distance = _circular_distance(slots[target], slots[paths], size)
         alike = path_class[target].unsqueeze(1) == path_class[paths]
@@ -98,7 +98,7 @@ def climatology(data, members: int, **_) -> Callable:
         allowed = distance <= torch.maximum(width, distance.amin(1, keepdim=True))
         return data.standardized(paths[_pick(allowed, members, noise)].unsqueeze(-1) + horizon)
 
-    return draw
+    return sample
 
 
 def ridge(data, members: int, **_) -> Callable:
@@ -112,7 +112,7 @@ def ridge(data, members: int, **_) -> Callable:
     windows = Windows.join(data.batches("train", FIT_BATCH, limit=RIDGE_WINDOWS))
     error = windows.future - forecasters.fit(windows)[:, which]
     std = ((error.square() * windows.target_mask).sum(0) / windows.target_mask.sum(0).clamp_min(1)).sqrt()
-    return _gaussian(torch.no_grad()(lambda batch: forecasters(Windows.of(batch.context))[:, which]), std, members)
+    return _gaussian(torch.no_grad()(lambda batch: forecasters(Windows(batch.context))[:, which]), std, members)
 
 
 # Around a conditional mean
@@ -136,13 +136,13 @@ def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable
     count = (~ordered.isnan()).sum(0)
     ordered = ordered.nan_to_num()
 
-    def draw(batch, noise):
+    def sample(batch, noise):
         level = 2 * torch.special.ndtr(noise(VALUES).double()) - 1
         rank = ((count + 1) * level.abs() - RANK_TOLERANCE).ceil().long()
         offset = level.sign().float() * ordered.gather(0, torch.minimum(rank, count).clamp_min(1) - 1)
         return mean(batch).unsqueeze(1) + offset.unflatten(0, (-1, members))
 
-    return draw
+    return sample
 
 
 def residual_fields(data, members: int, mean: Callable | None = None, same_slot: bool = False, **_) -> Callable:
@@ -159,7 +159,7 @@ def residual_fields(data, members: int, mean: Callable | None = None, same_slot:
 # From conditional quantiles
 
 def quantile(data, members: int, quantiles: Callable | None = None, **_) -> Callable:
-    """The conditional quantiles read at normal noise per node and horizon: no dependence."""
+    """Conditional quantiles at random levels, independent per node and horizon."""
     quantiles = _needed("quantile", quantiles=quantiles)
     return lambda batch, noise: quantiles_at_z(quantiles(batch), noise(VALUES).unflatten(0, (-1, members)))
 
@@ -174,19 +174,19 @@ def schaake(data, members: int, quantiles: Callable | None = None, same_slot: bo
     quantiles = _needed("schaake", quantiles=quantiles)
 
     def median(batch):
-        levels = quantiles(batch)
-        return levels[:, levels.shape[1] // 2]
+        found = quantiles(batch)
+        return found[:, found.shape[1] // 2]
 
     fields, slots = _validation_residuals(data, median)
     fields = _without_gaps(fields)
     sample_fields = _field_sampler(fields, slots, data.calendar_sizes[0], members, same_slot)
     tie = TIE * fields.square().mean(0).sqrt()
 
-    def draw(batch, noise):
+    def sample(batch, noise):
         z = noise(VALUES).unflatten(0, (-1, members))
         return reorder(quantiles_at_z(quantiles(batch), z.sort(1).values), sample_fields(batch, noise) + tie * z)
 
-    return draw
+    return sample
 
 
 BASELINES: dict[str, Callable] = {
@@ -203,21 +203,21 @@ BASELINES: dict[str, Callable] = {
     "schaake_slot": functools.partial(schaake, same_slot=True),
 }
 SIMPLE = ("persistence", "climatology", "seasonal_naive", "ridge")  # those that need no network
-POOLED = ("climatology", "residual_fields", "residual_fields_slot")  # those that draw whole fields from a pool
+POOLED = ("climatology", "residual_fields", "residual_fields_slot")  # those that sample whole fields from a pool
 
 
 def equidistant(noise: Callable, members: int) -> Callable:
-    """Noise whose draw VALUES is the normal quantiles at the levels (i + 0.5) / M, in the rank order of the given one.
+    """Noise that has, at the index VALUES, z of the levels (i + 0.5) / M in the rank order of the given noise.
 
-    A law that is read at it gives its own quantiles in the rank order of its random members.
+    Members are then quantiles of the forecast distribution, in the rank order of the random members.
     """
-    def ordered(k):
-        drawn = noise(k)
-        if k != VALUES:
-            return drawn
-        z = torch.special.ndtri((torch.arange(members, dtype=torch.float64) + 0.5) / members).to(drawn)
-        drawn = drawn.unflatten(0, (-1, members))
-        return reorder(z.view(-1, 1, 1).expand_as(drawn), drawn).flatten(0, 1)
+    def ordered(noise_index):
+        given = noise(noise_index)
+        if noise_index != VALUES:
+            return given
+        z = torch.special.ndtri((torch.arange(members, dtype=torch.float64) + 0.5) / members).to(given)
+        given = given.unflatten(0, (-1, members))
+        return reorder(z.view(-1, 1, 1).expand_as(given), given).flatten(0, 1)
 
     return ordered
 
@@ -225,7 +225,7 @@ def equidistant(noise: Callable, members: int) -> Callable:
 # What the baselines share
 
 def _needed(name: str, **given: Callable | None) -> Callable:
-    """The one function that a baseline builds on, run without gradient."""
+    """The function that a baseline builds on, without gradient."""
     (kind, function), = given.items()
     if function is None:
         raise ValueError(f"baseline {name} builds on the conditional {kind}: pass {kind}=")
@@ -258,7 +258,7 @@ def _validation_residuals(data, point: Callable) -> tuple[Tensor, Tensor]:
 
 
 def _without_gaps(fields: Tensor) -> Tensor:
-    """Residual fields with that of the nearest earlier window in each gap (NaN), or of the next; 0 if there is none."""
+    """Residual fields with each gap (NaN) filled from the nearest earlier window, else the next, else by 0."""
     window = torch.arange(len(fields), device=fields.device).view(-1, 1, 1)
     for _ in range(2):  # forward in time, then backward
         nearest = (window * ~fields.isnan()).cummax(0).values
@@ -267,7 +267,7 @@ def _without_gaps(fields: Tensor) -> Tensor:
 
 
 def _field_sampler(fields: Tensor, slots: Tensor, size: int, members: int, same_slot: bool) -> Callable:
-    """Draw whole fields for each window: (batch, member, F, node); of the nearest slot where none is near."""
+    """Sampler of whole fields for each window: (batch, member, F, node); of the nearest slot where none is near."""
     width = size // SLOTS_PER_WIDTH if same_slot else size
 
     def sample_fields(batch, noise):
@@ -279,15 +279,15 @@ def _field_sampler(fields: Tensor, slots: Tensor, size: int, members: int, same_
 
 
 def _pick(allowed: Tensor, members: int, noise: Callable) -> Tensor:
-    """Which entry of a pool each member takes: (batch, pool) of bool -> (batch, member) of indices.
+    """The pool entry of each member: allowed (batch, pool) of bool -> indices (batch, member).
 
-    The allowed entries are shuffled by one normal key each; members take them in turn, none twice. Where there are
-    fewer than members, each member takes any of them.
+    The allowed entries are shuffled by one normal key each and given to the members in turn, none twice. Where there
+    are fewer entries than members, each member gets any of them.
     """
     batch, pool = allowed.shape
     normal = noise(REPEATS)
-    draws = math.ceil(pool * batch / normal.numel())
-    keys = torch.cat([noise(KEYS + draw).reshape(batch, -1) for draw in range(draws)], dim=1)[:, :pool]
+    count = math.ceil(pool * batch / normal.numel())
+    keys = torch.cat([noise(KEYS + k).reshape(batch, -1) for k in range(count)], dim=1)[:, :pool]
     shuffled = keys.masked_fill(~allowed, math.inf).argsort(dim=1)
     count = allowed.sum(1, keepdim=True)
     uniform = torch.special.ndtr(normal[:, 0, 0]).view(batch, members)
@@ -297,13 +297,13 @@ def _pick(allowed: Tensor, members: int, noise: Callable) -> Tensor:
 
 
 def _circular_distance(slot: Tensor, others: Tensor, size: int) -> Tensor:
-    """Steps from slot to slot the shorter way round a cycle: (batch,) and (pool,) -> (batch, pool)."""
+    """The shorter distance around a cycle: slots (batch,) and (pool,) -> steps (batch, pool)."""
     gap = (slot.unsqueeze(1) - others).abs()
     return torch.minimum(gap, size - gap)
 
 
 def _day_class(data) -> Tensor:
-    """Workday or weekend, where the second cycle is the week; its slot, where it is another; else all alike."""
+    """The class of each day: workday or weekend where the second cycle is the week, else its slot, else one class."""
     slots, sizes = data.field.calendar.slots, data.calendar_sizes
     if len(sizes) == 1:
         return torch.zeros(len(slots), dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Denoisers: networks that predict the noise (or v) in a noisy sample, given the context of its window."""
+"""Denoisers: networks that predict the noise or v of a noisy sample, given the context of its window."""
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from .layers import ExtraInputs, IdentityEmbedding, Mixer, ResidualBlock, StepEm
 class MLPDenoiser(nn.Module):
     """Residual MLP in the manner of STID on [inputs of the window, noisy sample, endpoint, node, calendar, step].
 
-    What does not change along a sampling path is computed once: `encode` for a window, `condition` for the endpoint of
-    a member, where there is one. `forward` then costs the residual blocks and little else. The first linear layer is
-    the sum of its parts, so this is the network that is given all inputs at every step.
+    What is constant along a sampling path is computed once: `encode` for a window, `condition` for the endpoint of a
+    member, if any. `forward` costs little more than the residual blocks. The first linear layer is the sum of its
+    parts, so the network is the one that is given all inputs at every step.
 
     steps: length S of the inputs, history and others.
     Shapes: inputs (batch, S, node); noisy, endpoint (batch, F, node); calendar (batch, cycle);
@@ -20,7 +20,7 @@ class MLPDenoiser(nn.Module):
     Source: CoST section 4.4.
     """
 
-    mixing = ()  # which of `tokens` and `nearest` it takes
+    mixing = ()  # which of the parameters `tokens` and `nearest` it has
 
     def __init__(self, task: Task, steps: int, channels: int = 32, layers: int = 2, embedding: int = 32,
                  dropout: float = 0.15, endpoint: bool = False):
@@ -38,7 +38,7 @@ class MLPDenoiser(nn.Module):
 
     @staticmethod
     def joined_width(channels: int, width: int) -> int:
-        """Leading hidden values to which sample, endpoint and step are added: all of them."""
+        """Number of leading hidden values to which sample, endpoint and step are added."""
         return width
 
     @staticmethod
@@ -51,10 +51,11 @@ class MLPDenoiser(nn.Module):
         return torch.cat([hidden, self.identity(calendar)], dim=-1)
 
     def condition(self, hidden: Tensor, endpoint: Tensor) -> Tensor:
-        """Hidden values of a member: those of its window and its endpoint. Batch may be 1 in `hidden`."""
+        """Hidden values of a member: those of its window plus its endpoint. The batch of `hidden` may be 1."""
         return hidden + self._widen(self.embed_endpoint(endpoint.transpose(1, 2)))
 
     def forward(self, noisy: Tensor, step: Tensor, hidden: Tensor) -> Tensor:
+        """The predicted noise or v: (batch, F, node)."""
         dtype = self.project.weight.dtype
         hidden = (hidden + self._widen(self.embed_step(step).unsqueeze(1))).to(dtype)  # small where rows share a window
         hidden = hidden + self._widen(self.embed_noisy(noisy.transpose(1, 2).to(dtype)))
@@ -65,15 +66,12 @@ class MLPDenoiser(nn.Module):
         return self.blocks(hidden)
 
     def round_to(self, dtype: torch.dtype) -> None:
-        """Round the weights that work at every step to `dtype`, for sampling only.
-
-        They then run in it throughout; the inputs and everything outside the network stay in float32.
-        """
+        """Convert the layers of `forward` to `dtype`, for sampling. Inputs and everything else stay in float32."""
         for part in (self.embed_noisy, self.blocks, self.project):
             part.to(dtype)
 
     def _widen(self, values: Tensor) -> Tensor:
-        """Values of the joined width, with zeros for the other hidden values."""
+        """Values of the joined width, padded with zeros to the full width."""
         short = self.project.in_features - values.shape[-1]
         return F.pad(values, (0, short)) if short else values
 
@@ -104,9 +102,9 @@ class PublishedDenoiser(MLPDenoiser):
 
 
 class TokenDenoiser(MLPDenoiser):
-    """The same network with node mixing through tokens before each block, see `Mixer`.
+    """The `MLPDenoiser` with a `Mixer` before each block.
 
-    Mixers start at zero: a new one computes what the `MLPDenoiser` of the same seed does.
+    Mixers start at zero, so that a new one computes what the `MLPDenoiser` of the same seed does.
     """
 
     mixing = "tokens",
@@ -127,6 +125,6 @@ class TokenDenoiser(MLPDenoiser):
 
 
 class GraphDenoiser(TokenDenoiser):
-    """A `TokenDenoiser` that also mixes each node with its `nearest` ones (node, neighbour), kept with the weights."""
+    """The `TokenDenoiser` that also mixes each node with its `nearest` (node, neighbour), stored with the weights."""
 
     mixing = "tokens", "nearest"

@@ -1,4 +1,4 @@
-"""The method: a frozen mean model, and a diffusion model of what it leaves open."""
+"""The whole method: a frozen mean model and a diffusion model of the residual."""
 
 import contextlib
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from data.context import Context
 
 from .diffusion import SAMPLERS, NoiseSchedule, diffuse, draw_endpoint, velocity, velocity_to_noise
 from .layers import squared_error
+from .margins import Gathered, Margin
 from .mean import MeanModel
 from .random_rows import random_rows
 
@@ -27,7 +28,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an ensemble is drawn: number and kind of members, sampler and its steps, rows that pass at a time."""
+    """Settings of an ensemble: number and kind of members, sampler and its steps, samples per pass of the network."""
 
     members: int
     kind: str
@@ -37,22 +38,22 @@ class Sampling:
 
 
 class Forecaster(nn.Module):
-    """Joint forecast of the horizon from three exchangeable parts on top of a frozen mean model.
+    """Joint forecast of the horizon: a frozen mean model, and three exchangeable parts for the residual.
 
         z = margin.encode(future | mean model, context)        models/margins.py
         white = noise.whiten(z)                                models/noise.py
         white ~ diffusion(white | context, mean, scale)        models/diffusion, models/denoiser.py
-                                                               (along the leading modes Gaussian: `noise.learned`)
+                                                               (Gaussian along the leading modes: `noise.learned`)
 
-    The diffusion ends at N(endpoint, I): endpoint 0, or as published the fluctuation scale of each node, its sign
-    random ("signed") or not ("positive"). The network predicts the noise or v; for v its last layer starts at zero,
-    which is exact for white Gaussian data: an untrained model draws from the Gaussian law that `noise` was fitted to,
-    with a loss of 1.
-    Shapes: future, z (batch, F, node); white (batch, F, node). Units: standardized.
+    The diffusion ends at N(endpoint, I). The endpoint is 0, or as published the fluctuation scale of each node, with a
+    random sign ("signed") or without ("positive"). The network predicts the noise or v. For v its last layer starts at
+    zero, which is exact for white Gaussian data: an untrained model has the Gaussian law that `noise` was fitted to,
+    and a loss of 1.
+    Shapes: future, z, white (batch, F, node). Units: standardized.
     Source: CoST (arXiv:2502.11013), section 4; v: Salimans and Ho 2022 (arXiv:2202.00512).
     """
 
-    def __init__(self, mean_model: MeanModel, margin: nn.Module, noise: nn.Module, denoiser: nn.Module, beta: Tensor,
+    def __init__(self, mean_model: MeanModel, margin: Margin, noise: nn.Module, denoiser: nn.Module, beta: Tensor,
                  prediction: str = "v", endpoint: str = "none"):
         super().__init__()
         self.mean_model = mean_model.requires_grad_(False).eval()
@@ -65,26 +66,25 @@ class Forecaster(nn.Module):
             nn.init.zeros_(denoiser.project.bias)
 
     def train(self, mode: bool = True):
-        """Switch the denoiser; the mean model stays in eval mode: no dropout, no gradient."""
+        """As in torch, but the mean model stays in eval mode."""
         super().train(mode)
         self.mean_model.eval()
         return self
 
     @torch.no_grad()
-    def fit_statistics(self, batches, later, spectrum) -> None:
-        """Estimate the fluctuation scale and the noise before the first step.
+    def fit_statistics(self, training, validation, spectrum: Callable[[], Tensor]) -> None:
+        """Estimate margin and noise before training, from batches of training windows and of validation windows.
 
-        batches: of training windows; later: of validation windows, which stage 1 has not fitted;
         spectrum(): the published fluctuation scale (node,), see `data.fluctuation`.
         """
-        training, calibration = self._gather(batches), self._gather(later)
-        self.margin.fit(training, calibration, spectrum)
-        z, later_z = (self.margin.encode(futures, prepared, context, torch.rand_like(futures))
-                      for futures, prepared, context in (training, calibration))
-        self.noise.fit(z, training[2], later_z, calibration[2].target_mask)
+        training, validation = self._gather(training), self._gather(validation)
+        self.margin.fit(training, validation, spectrum)
+        z, validation_z = (self.margin.encode(futures, prepared, context, torch.rand_like(futures))
+                           for futures, prepared, context in (training, validation))
+        self.noise.fit(z, training[2], validation_z, validation[2].target_mask)
 
-    def _gather(self, batches) -> tuple[Tensor, Tensor, Context]:
-        """Futures, stage-1 output and contexts of batches, without covariates and lags, which may be large."""
+    def _gather(self, batches) -> Gathered:
+        """Futures, stage-1 outputs and contexts of batches, without covariates and lags, which may be large."""
         futures, prepared, contexts = [], [], []
         for batch in batches:
             futures.append(batch.future)
@@ -93,17 +93,17 @@ class Forecaster(nn.Module):
         return torch.cat(futures), torch.cat(prepared), Context.join(contexts)
 
     def prepare(self, future: Tensor, context: Context) -> Tensor:
-        """What `loss` takes from the mean model: the same at every epoch, so that it is computed once."""
+        """What `loss` needs of the mean model. It is the same at every epoch, so that it is computed once."""
         return self.margin.prepare(self.mean_model, future, context)
 
     def loss(self, future: Tensor, context: Context, prepared: Tensor | None = None, step: Tensor | None = None,
              noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:
-        """Squared error of the prediction at one noise level of each window, on the horizon only.
+        """Squared error of the prediction at one random diffusion step of each window: a scalar.
 
         Step (batch,) and noise (3, batch, F, node) are drawn here unless given: validation gives the same ones at
-        every epoch, so that two epochs differ by their weights alone. The first draw of the noise is added, the second
-        sets the signs of the endpoint, the third places truths that stand for a range of values (`z_from_pit`)
-        and imputes missing ones. `precision` is a context for the arithmetic of the denoiser, e.g. autocast.
+        every epoch, so that two epochs differ by their weights alone. noise[0] is added, noise[1] sets the signs of the
+        endpoint, noise[2] places values that stand for a range (`z_from_pit`) and imputes missing ones. `precision`
+        is a context for the arithmetic of the denoiser, such as autocast.
         Source: Ho et al. 2020, Eq. 14.
         """
         if prepared is None:
@@ -111,31 +111,30 @@ class Forecaster(nn.Module):
         if step is None:
             step = random_rows(partial(torch.randint, len(self.schedule), device=future.device), future.shape[:1])
         if noise is None:
-            shape = 3, *future.shape
-            noise = random_rows(partial(torch.randn, device=future.device), shape, axis=1)
+            noise = random_rows(partial(torch.randn, device=future.device), (3, *future.shape), axis=1)
         white, mask = self._white(noise[2], prepared, future, context)
-        endpoint, level = self._endpoint(lambda: noise[1], context.calendar), self.alpha_bar[step]
-        noisy = diffuse(white, endpoint, noise[0], level)
+        endpoint, alpha_bar = self._endpoint(lambda: noise[1], context.calendar), self.alpha_bar[step]
+        noisy = diffuse(white, endpoint, noise[0], alpha_bar)
         with precision:
             hidden = self._encode(context, prepared)
             predicted = self.noise.learned(self.denoiser(noisy, step, self._condition(hidden, endpoint)))
-        target = noise[0] if self.prediction == "noise" else velocity(white - endpoint, noise[0], level)
+        target = noise[0] if self.prediction == "noise" else velocity(white - endpoint, noise[0], alpha_bar)
         return squared_error(predicted.float(), target, mask)
 
     @torch.no_grad()
     def sample(self, context: Context, noise, sampling: Sampling) -> Tensor:
-        """Draw members of the joint forecast: (batch, member, F, node).
+        """Members of the joint forecast: (batch, member, F, node).
 
-        `noise(k, first, last)` gives standard normal values (last - first, F, node), the k-th draw of the rows
-        first..last-1 of the flattened (batch, sample) axis: draw 0 sets the signs of the endpoint, draw 1 is the start
-        of the sampler, draws 2, 3, ... are for its steps. At most `sampling.chunk` rows pass through the network at a
-        time: memory is bounded by it and the result does not depend on it. Out of memory halves it.
+        `noise(noise_index, first, last)` gives standard normal values (last - first, F, node) of the rows
+        first..last-1 of the flattened (batch, sample) axis. Index 0 sets the endpoint signs, index 1 is the start of
+        the sampler, 2, 3, ... are for its steps. At most `sampling.chunk` rows pass through the network at a time,
+        which bounds memory and does not change the result. It is halved where memory runs out.
         """
         assert not self.training, "members are drawn in eval mode"
         batch, each = len(context.history), self.num_samples(sampling)
         given = self.margin.given(self.mean_model, context)
         hidden = self._encode(context, given)
-        rows, first, chunk, drawn = batch * each, 0, sampling.chunk, []
+        rows, first, chunk, samples = batch * each, 0, sampling.chunk, []
         while first < rows:
             last = min(first + chunk, rows)
             if first // each == (last - 1) // each:  # one window: its inputs serve all rows
@@ -143,15 +142,15 @@ class Forecaster(nn.Module):
             else:
                 window = torch.arange(first, last, device=hidden.device) // each
             try:
-                drawn.append(self._sample_rows(hidden[window], context.calendar[window],
-                                               partial(_rows, noise, first, last), sampling))
+                samples.append(self._sample_rows(hidden[window], context.calendar[window],
+                                                 partial(noise, first=first, last=last), sampling))
             except RuntimeError as error:
                 if not is_out_of_memory(error) or last - first == 1:
                     raise
                 chunk = (last - first) // 2
                 continue
             first = last
-        z = self.noise.unwhiten(torch.cat(drawn)).unflatten(0, (batch, each))
+        z = self.noise.unwhiten(torch.cat(samples)).unflatten(0, (batch, each))
         return self.margin.decode(z, given, context, sampling.members, sampling.kind)
 
     def num_samples(self, sampling: Sampling) -> int:
@@ -159,14 +158,15 @@ class Forecaster(nn.Module):
         return self.margin.num_samples(sampling.members, sampling.kind)
 
     def _white(self, noise: Tensor, prepared: Tensor, future: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
-        """White coordinates of the future, and which targets are observed; None: all."""
-        z, observed = self.margin.encode(future, prepared, context, torch.special.ndtr(noise)), context.target_mask
-        if observed is not None:
-            z = self.noise.impute(z, observed, noise)
-        return self.noise.whiten(z), observed
+        """White coordinates of the future, and its target mask."""
+        uniform, mask = torch.special.ndtr(noise) if self.margin.randomised else None, context.target_mask
+        z = self.margin.encode(future, prepared, context, uniform)
+        if mask is not None:
+            z = self.noise.impute(z, mask, noise)
+        return self.noise.whiten(z), mask
 
     def _endpoint(self, signs: Callable[[], Tensor], calendar: Tensor) -> Tensor:
-        """Where the noising path of each value ends: 0, or +- the fluctuation scale."""
+        """The endpoint of each value: 0, or the fluctuation scale with its sign."""
         if self.endpoint == "none":
             return torch.zeros((), device=calendar.device)
         noise = signs() if self.endpoint == "signed" else signs().abs()
@@ -182,7 +182,7 @@ class Forecaster(nn.Module):
         return hidden if self.endpoint == "none" else self.denoiser.condition(hidden, endpoint)
 
     def _sample_rows(self, hidden: Tensor, calendar: Tensor, noise, sampling: Sampling) -> Tensor:
-        """White samples: draw the shifted variable, then add the endpoint back."""
+        """White samples: the sampler's shifted variable plus the endpoint."""
         endpoint = self._endpoint(lambda: noise(0), calendar)
         hidden = self._condition(hidden, endpoint)
 
@@ -193,9 +193,4 @@ class Forecaster(nn.Module):
                 velocity_to_noise(shifted, predicted, self.schedule.alpha_bar[step])
 
         return endpoint + SAMPLERS[sampling.sampler](
-            predict_noise, noise(1), self.schedule, sampling.steps, lambda k: noise(2 + k))
-
-
-def _rows(noise, first: int, last: int, k: int) -> Tensor:
-    """Some rows of a draw, see `Forecaster.sample`."""
-    return noise(k, first, last)
+            predict_noise, noise(1), self.schedule, sampling.steps, lambda noise_index: noise(2 + noise_index))

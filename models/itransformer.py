@@ -13,8 +13,8 @@ class ITransformer(MeanModel):
     """A transformer encoder whose tokens are the nodes: each is embedded by its history and climatology.
 
     Attention between all nodes costs memory and time quadratic in their number: up to some thousand nodes.
-    Source: Liu et al. 2024 (arXiv:2310.06625), the paper's alternative for stage 1; differs from it: node, calendar
-    and climatology are inputs, and an `InitialForecast` takes the place of the normalisation of each window.
+    Source: Liu et al. 2024 (arXiv:2310.06625), CoST's alternative for stage 1; differs from the paper: node, calendar
+    and climatology are inputs, and an `InitialForecast` replaces the normalisation of each window.
     """
 
     compiled = "encoder",

@@ -1,4 +1,4 @@
-"""Pieces that both networks are made of. Inside a network the layout is (batch, node, feature), contiguous."""
+"""Layers of the networks of both stages. Inside a network the layout is (batch, node, feature), contiguous."""
 
 import functools
 import math
@@ -15,9 +15,10 @@ from .random_rows import random_rows
 
 @dataclass(frozen=True)
 class Task:
-    """What every network is built for: the sizes of its inputs and outputs.
+    """The sizes of the inputs and outputs of a network.
 
-    calendar_sizes: slots of each cycle of the calendar; masked: values may be missing; covariates, lags: how many.
+    calendar_sizes: slots of each cycle of the calendar; masked: whether values may be missing; covariates, lags: their
+    numbers.
     """
 
     num_nodes: int
@@ -30,11 +31,9 @@ class Task:
 
 
 class Dropout(nn.Module):
-    """Set a share of the values to zero in training, scale the others so that the expectation stays.
+    """As torch.nn.Dropout, with one 64-bit random number for four values.
 
-    As torch.nn.Dropout, but one 64-bit random number decides about four values: on a CPU, where random numbers
-    are drawn one after another, that made a training step of the denoiser a third faster. The share is
-    rounded to a multiple of 1/65536.
+    On a CPU it made a training step of the denoiser a third faster. The share is rounded to a multiple of 1/65536.
     """
 
     def __init__(self, share: float):
@@ -75,15 +74,15 @@ class ResidualBlock(nn.Module):
 
 
 class TokenMixer(nn.Module):
-    """Let nodes learn from each other at a cost linear in their number: a few tokens read all nodes and write back.
+    """Mix nodes through a few tokens, at a cost linear in the nodes: for the backbones of stage 1.
 
         tokens = value(softmax over nodes(read) @ hidden),    tokens += mlp(tokens)
         hidden += softmax over tokens(write) @ out(tokens)
 
-    All wide layers see tokens, not nodes. The last one starts at zero: at first every node is on its own.
+    Its wide layers see tokens, not nodes. The last one starts at zero: at first nodes are not mixed.
     Shapes: (batch, node, width) -> (batch, node, width).
-    Source: the induced points of Set Transformer (Lee et al. 2019, arXiv:1810.00825), here without queries: node
-    identity is in the hidden values.
+    Source: the induced points of Set Transformer (Lee et al. 2019, arXiv:1810.00825), without queries: the hidden
+    values contain the node's identity.
     """
 
     def __init__(self, width: int, tokens: int):
@@ -101,17 +100,16 @@ class TokenMixer(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Let the coordinates of a sample hear each other, through tokens and from their nearest nodes, at a linear cost.
+    """Mix nodes through tokens and with their nearest nodes: for the denoiser, which is called at every step.
 
         values, read, write = ask(hidden)
-        tokens = softmax over coordinates(read) @ values,    tokens += mlp(tokens)
-        heard = softmax over tokens(write) @ tokens  +  sum over j of weight[i, j] * values[nearest[i, j]]
-        hidden += out(heard)
+        tokens = softmax over nodes(read) @ values,    tokens += mlp(tokens)
+        mixed = softmax over tokens(write) @ tokens  +  sum over j of weight[i, j] * values[nearest[i, j]]
+        hidden += out(mixed)
 
-    Values are narrow, and everything in between is: a denoiser passes here at every step of every member. The weights
-    of neighbours are learned for each node. Coordinates after the nodes (modes) have none and hear tokens alone. The
-    last layer starts at zero: at first every coordinate is on its own.
-    Shapes: hidden (batch, coordinate, width) -> the same; nearest (node, neighbour) or None.
+    It differs from `TokenMixer` by narrow values (`channels`), one product for all three projections, and neighbours,
+    whose weights are learned for each node.
+    Shapes: hidden (batch, node, width) -> the same; nearest (node, neighbour) or None.
     Source: tokens as in `TokenMixer`; neighbours: a graph convolution with a weight for each edge.
     """
 
@@ -125,15 +123,15 @@ class Mixer(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, hidden: Tensor, nearest: Tensor | None) -> Tensor:
-        values, asked = self.ask(hidden).split(self.sizes, dim=-1)
-        read, write = asked.mT.contiguous().chunk(2, dim=1)  # (batch, token, coordinate), where softmax is fast
+        values, weights = self.ask(hidden).split(self.sizes, dim=-1)
+        read, write = weights.mT.contiguous().chunk(2, dim=1)  # (batch, token, node), where softmax is fast
         tokens = read.softmax(2) @ values
-        heard = write.softmax(1).mT @ (tokens + self.mlp(tokens))
+        mixed = write.softmax(1).mT @ (tokens + self.mlp(tokens))
         if nearest is not None:
-            heard[:, :len(nearest)] += self._from_nearest(values, nearest)
-        if self.training:  # what is handed on keeps its precision under autocast
-            return hidden + self.out(heard)
-        return torch.addmm(hidden.flatten(0, 1), heard.flatten(0, 1), self.out.weight.T).view_as(hidden)
+            mixed[:, :len(nearest)] += self._from_nearest(values, nearest)
+        if self.training:  # under autocast the sum keeps the precision of `hidden`
+            return hidden + self.out(mixed)
+        return torch.addmm(hidden.flatten(0, 1), mixed.flatten(0, 1), self.out.weight.T).view_as(hidden)
 
     def _from_nearest(self, values: Tensor, nearest: Tensor) -> Tensor:
         """Weighted sums of the neighbours' values: (batch, node, channel)."""
@@ -143,9 +141,8 @@ class Mixer(nn.Module):
 
 
 class IdentityEmbedding(nn.Module):
-    """Who and when: a learned vector per node, and one per slot of each calendar cycle.
+    """A learned vector for every node, and one for every slot of each calendar cycle (hour of day, day of week).
 
-    The cycles are those of the calendar, e.g. hour of day and day of week for hourly data.
     Shapes: calendar (batch, cycle) of integer slots -> (batch, node, width), width = size + cycles * calendar_size.
     Source: STID (arXiv:2208.05233), Eq. 2-3.
     """
@@ -168,14 +165,14 @@ class IdentityEmbedding(nn.Module):
 
 
 class ExtraInputs(nn.Module):
-    """What a window may have beside its history: a mask of missing values, and features of history and horizon.
+    """Adds the optional inputs to hidden values: a mask of missing values, and features of history and horizon.
 
         hidden += gaps @ missing + table @ features
 
-    A history without gaps adds nothing, whatever was learned; at first gaps add nothing either.
+    A history without gaps adds nothing; at first gaps add nothing either.
     Shapes: hidden (batch, node, channels), missing (batch, H, node), 1 where a value is missing, features (batch,
     H + F, node or 1, feature).
-    Raises: ValueError where a network is given what it was not made for, or lacks what it was made for.
+    Raises: ValueError for inputs that the task does not have, or lacks.
     """
 
     def __init__(self, task: Task, channels: int):
@@ -199,11 +196,11 @@ class ExtraInputs(nn.Module):
 
 
 class InitialForecast(nn.Module):
-    """A learned mixture of the last value, the climatology and, where a task has any, the lags: (batch, F, node).
+    """A learned mixture of the last value, the climatology and the lags, if any: (batch, F, node).
 
         mixture = share * last value + (1 - share) * climatology,    initial = sum of weight * [mixture, lags]
 
-    `share` and the weights are learned for each step; the weights add up to 1. A network predicts departures from it.
+    `share` and the weights, with the sum 1, are learned for each step. A network predicts departures from the mixture.
     """
 
     def __init__(self, task: Task):
@@ -221,10 +218,9 @@ class InitialForecast(nn.Module):
 
 
 def mean_over(values: Tensor, observed: Tensor | None) -> Tensor:
-    """Sum of the values where `observed`, divided by the number of all; their mean where that is None.
+    """Sum of the values where `observed` (None: everywhere), divided by the number of all: a scalar.
 
-    So the loss of a batch is the mean of those of its windows, whatever is missing in which.
-
+    The loss of a batch is then the mean of the losses of its windows.
     Shapes: values (batch, F, node) or (batch, level, F, node), observed (batch, F, node).
     """
     if observed is None:
@@ -241,7 +237,7 @@ def squared_error(predicted: Tensor, truth: Tensor, observed: Tensor | None) -> 
 
 
 class StepEmbedding(nn.Module):
-    """Diffusion step as sines and cosines of many frequencies, then a small MLP.
+    """Embedding of the diffusion step: sines and cosines of many frequencies, then a small MLP.
 
         frequencies = highest^(k / (K - 1)), k = 0 .. K - 1, from 1 to `highest`
 

@@ -1,4 +1,4 @@
-"""DLinear: one linear map of the trend of a history and one of what is left of it."""
+"""DLinear: a linear map of the trend of the history and one of the remainder."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,8 +16,8 @@ class DLinear(MeanModel):
 
         change = trend_map(moving average of the anomaly) + remainder_map(anomaly - moving average)
 
-    Source: Zeng et al. 2023 (arXiv:2205.13504); differs from it: it works on departures from the climatology and
-    changes an `InitialForecast`.
+    Source: Zeng et al. 2023 (arXiv:2205.13504); differs from the paper: inputs are departures from the climatology,
+    outputs departures from an `InitialForecast`.
     """
 
     def __init__(self, task: Task, objective: str):

@@ -1,8 +1,4 @@
-"""Margins: from the future of a window to the variable z that is diffused, and from samples of z back to members.
-
-One interface. `given` is what a margin takes from stage 1 for a forecast, `prepared` what it takes for a loss; z is
-(batch, F, node), members are (batch, member, F, node). Units: standardized.
-"""
+"""Margins: from the future of a window to the variable z that is diffused, and from samples of z to members."""
 
 import math
 
@@ -11,6 +7,7 @@ from torch import Tensor, nn
 
 from data.context import Context
 
+from .base import BLOCKS
 from .mean import MeanModel
 from .quantiles import (
     equidistant_quantiles,
@@ -26,26 +23,71 @@ from .recalibration import OUTERMOST
 from .scale import FluctuationScale
 
 Gathered = tuple[Tensor, Tensor, Context]
-"""Windows: futures (window, F, node), what `prepare` gives for them, and their contexts."""
+"""Windows in the order of time: futures (window, F, node), `Margin.prepare` of them, and their contexts."""
 
+MEMBERS = ("random", "quantiles")
+"""Kinds of an ensemble: random members, or quantiles at equidistant levels in the rank order of random ones."""
 LARGEST_WIDTH = 2.0
-BLOCKS = 8  # stretches of validation time whose residuals are compared, at most
-OVERSAMPLED = 4  # members drawn for each one that is kept, where an ensemble of residuals is smoothed
+OVERSAMPLED = 4  # samples for each member, where an ensemble of residuals is smoothed
 CLASSES = 32  # of forecasts, in --margin empirical
 TABLE_LEVELS = 400
-LARGEST_SAMPLE = 2**20  # targets that the table of a class is taken from
+LARGEST_SAMPLE = 2**20  # targets that the tables are made of, at most
 RIDGE = 1e-3
-DIGIT = 32  # strata in a stratum: which of them a level lies in is as good as a random number
+DIGIT = 32  # a level's place among 32 strata of its stratum is as good as a random number
 
 
-class ResidualMargin(nn.Module):
-    """The residual around the mean, divided by the fluctuation scale or (`scaled` off) as it is.
+class Margin(nn.Module):
+    """Base class of the margins. A subclass implements `given`, `encode` and `decode`, and replaces others as needed.
+
+    support: see `data.windows.WindowedField.support`.
+    Shapes: future, z (batch, F, node); members (batch, member, F, node). Units: standardized.
+    """
+
+    inputs: tuple[str, ...] = ()
+    """Names of the inputs that `features` gives to the denoiser."""
+    randomised = True
+    """Whether `encode` uses uniform numbers."""
+
+    def __init__(self, support: tuple):
+        super().__init__()
+        self.support = support
+
+    def given(self, mean_model: MeanModel, context: Context) -> Tensor:
+        """What a forecast needs of stage 1: (batch, ..., F, node)."""
+        raise NotImplementedError
+
+    def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
+        """What a loss needs of stage 1: (batch, ..., F, node)."""
+        return self.given(mean_model, context)
+
+    def fit(self, training: Gathered, validation: Gathered, spectrum) -> None:
+        """Estimate the parameters of the margin, if any; spectrum(): see `FluctuationScale.fit`."""
+
+    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
+        """z of a future; uniform: random numbers in [0, 1], shaped as the future, where `randomised`."""
+        raise NotImplementedError
+
+    def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
+        """Inputs of the denoiser beside the context, (batch, F, node) each: anomalies, and other values."""
+        return [], []
+
+    def num_samples(self, members: int, kind: str) -> int:
+        """Number of samples of z for an ensemble of this size and kind (MEMBERS)."""
+        return members
+
+    def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
+        """Members of an ensemble from `num_samples` samples of z (batch, sample, F, node)."""
+        raise NotImplementedError
+
+
+class ResidualMargin(Margin):
+    """The residual around the mean, divided by the fluctuation scale where `scaled`.
 
         z = (future - mean) / scale,    member = mean + width * scale * (z - mean of z over members)
 
-    The last term, `center`, makes the stage-1 mean the mean of the members. Members are moved to values of the
-    `support`, their mean being kept. z is standardized by training residuals, which stage 1 has seen. Those to come are
-    larger, or of another origin; how large they get is estimated from validation residuals in blocks of time:
+    With `center`, the mean of the members is the stage-1 mean. Members move to possible values of the `support` and
+    keep their mean. Training residuals, which standardize z, may be smaller than later ones, or of another origin. So
+    the width is estimated from validation residuals in blocks of time:
 
         ratio = size of z in a block of the later half / size of z in training,    size: 90 % quantile of |z|
         width = max(root mean square of ratio, min(1, largest ratio))
@@ -54,39 +96,35 @@ class ResidualMargin(nn.Module):
 
         width = max(1, root mean square of ratio) * sqrt((n + 1) / (n - 1))
 
-    The factor is by how much the next value departs further from the mean of n values than these do.
+    The factor is the ratio of the errors of value n + 1 and of the first n around the mean of these.
     The width of plain residuals is 1.
+    inputs: which of "mean" and "scale" the denoiser is given.
     Source: CoST section 4.2 (residual).
     """
 
-    def __init__(self, scale: FluctuationScale, support: tuple[float, float], scaled: bool = True, center: bool = True,
+    randomised = False
+
+    def __init__(self, scale: FluctuationScale, support: tuple, scaled: bool = True, center: bool = True,
                  inputs: tuple[str, ...] = ("mean", "scale")):
-        super().__init__()
-        self.scale, self.support, self.scaled, self.center, self.inputs = scale, support, scaled, center, inputs
+        super().__init__(support)
+        self.scale, self.scaled, self.center, self.inputs = scale, scaled, center, inputs
         self.register_buffer("width", torch.ones(()))
 
     @torch.no_grad()
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
-        """The conditional mean and the fluctuation scale: (batch, 2, F, node)."""
+        """The mean and the part of the scale that depends on the history: (batch, 2, F, node)."""
         predicted = mean_model.predict(context)
         return torch.stack([predicted.mean(1), self.scale.state(predicted)], dim=1)
 
-    def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
-        return self.given(mean_model, context)
-
-    def fit(self, training: Gathered, later: Gathered, spectrum) -> None:
-        """Estimate the fluctuation scale from training windows, see `FluctuationScale.fit`, and the width."""
+    def fit(self, training: Gathered, validation: Gathered, spectrum) -> None:
         futures, prepared, context = training
         mean, state = prepared.unbind(1)
         self.scale.fit(futures - mean, state, context.calendar, context.target_mask, spectrum)
         if self.scaled:
-            self.width.copy_(self._width(training, later).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
+            self.width.copy_(self._width(training, validation).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
 
-    def _width(self, training: Gathered, later: Gathered) -> Tensor:
-        """The width from training windows and from validation windows in the order of time.
-
-        Targets whose scale is less than a step of the values, as that of rare counts, do not count.
-        """
+    def _width(self, training: Gathered, validation: Gathered) -> Tensor:
+        """The width, of targets whose scale is not less than a step of the values, as that of rare counts."""
         def sizes(futures: Tensor, prepared: Tensor, context: Context) -> tuple[Tensor, Tensor]:
             mean, state = prepared.unbind(1)
             scale = self.scale(context.calendar, state)
@@ -99,11 +137,11 @@ class ResidualMargin(nn.Module):
             found = found[counts]
             return found.kthvalue(math.ceil(0.9 * len(found))).values if len(found) else found.new_zeros(())
 
-        windows, horizon = later[0].shape[:2]
+        windows, horizon = validation[0].shape[:2]
         blocks = max(1, min(BLOCKS, windows // horizon))
-        by_block = [size(*block) for block in zip(*(part.tensor_split(blocks) for part in sizes(*later)), strict=True)]
-        in_training = size(*sizes(*training))
-        ratio = torch.stack(by_block[blocks // 2:]) / in_training
+        by_block = [size(*block) for block in zip(*(part.tensor_split(blocks) for part in sizes(*validation)),
+                                                  strict=True)]
+        ratio = torch.stack(by_block[blocks // 2:]) / size(*sizes(*training))
         if not 0 < ratio.max() < math.inf:
             return torch.ones_like(self.width)
         typical = ratio.square().mean().sqrt()
@@ -111,49 +149,40 @@ class ResidualMargin(nn.Module):
             return typical.clamp_min(1) * ((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5
         return typical.maximum(ratio.max().clamp_max(1))
 
-    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
+    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
         mean, state = prepared.unbind(1)
         return (future - mean) / self.scale(context.calendar, state) if self.scaled else future - mean
 
     def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
-        """Inputs of the denoiser beside the context, (batch, F, node) each: anomalies, and values of nodes."""
         mean, state = given.unbind(1)
         anomalies = [mean - context.future_climatology] if "mean" in self.inputs else []
         return anomalies, [self.scale(context.calendar, state).log()] if "scale" in self.inputs else []
 
     def num_samples(self, members: int, kind: str) -> int:
-        """How many samples of z an ensemble of so many members takes."""
         return OVERSAMPLED * members if kind == "quantiles" else members
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
-        """Members of an ensemble of a kind, random or its smoothed quantiles, from `num_samples` samples of z."""
         if self.center:
             z = (z - z.mean(1, keepdim=True)) * (z.shape[1] / (z.shape[1] - 1)) ** 0.5
         mean, state = given.unbind(1)
         residual = self.width * z
         if self.scaled:
             residual = residual * self.scale(context.calendar, state).unsqueeze(1)
-        drawn = mean.unsqueeze(1) + residual
+        samples = mean.unsqueeze(1) + residual
         if kind == "quantiles":
-            drawn = smooth_members(drawn, members)
-        return to_support(keep_mean_above(drawn, self.support[0]), *self.support)
+            samples = smooth_members(samples, members)
+        return to_support(keep_mean_above(samples, self.support[0]), *self.support)
 
 
-class QuantileMargin(nn.Module):
-    """Normal scores of the future under conditional quantiles.
+class QuantileMargin(Margin):
+    """z of the future under the conditional quantiles of stage 1.
 
-        z = Phi^-1(level of the future),    member = quantile function read at Phi(z)
+        z = Phi^-1(level of the future),    member = quantile at the level Phi(z)
 
-    kind "quantiles" takes the quantiles at equidistant levels in the rank order of z instead: the margins of the
-    ensemble are then exact, whatever the diffusion does.
+    With kind "quantiles" members are the quantiles at equidistant levels in the rank order of z: the margins of the
+    ensemble are then exact for any diffusion.
     Source: ensemble copula coupling, Schefzik et al. 2013 (arXiv:1302.7149).
     """
-
-    inputs = ()
-
-    def __init__(self, support: tuple[float, float]):
-        super().__init__()
-        self.support = support
 
     @torch.no_grad()
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
@@ -162,20 +191,11 @@ class QuantileMargin(nn.Module):
 
     @torch.no_grad()
     def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
-        """The levels between which the future lies under the uncalibrated quantiles: (batch, 2, F, node)."""
+        """The PIT bounds of the future under the uncalibrated quantiles: (batch, 2, F, node)."""
         return pit_bounds(mean_model.uncalibrated.predict(context), future, *self.support)
 
-    def fit(self, training: Gathered, later: Gathered, spectrum) -> None:
-        """Nothing to estimate."""
-
-    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
+    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
         return z_from_pit(prepared, uniform)
-
-    def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
-        return [], []
-
-    def num_samples(self, members: int, kind: str) -> int:
-        return members
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
         if kind == "random":
@@ -183,46 +203,38 @@ class QuantileMargin(nn.Module):
         return to_support(reorder(equidistant_quantiles(given, members), z), *self.support)
 
 
-class EmpiricalMargin(nn.Module):
-    """Normal scores of the future among training values of targets for which as much was forecast.
+class EmpiricalMargin(Margin):
+    """z of the future among training values of targets with a similar forecast: for fields of many zeros.
 
         index = weight_f @ (mean, highest quantile of stage 1, climatology), each less the minimum of the support
         class = number of edges below the index
         z = Phi^-1(level of the future in the table of its class),    member = value of the table at Phi(z)
 
-    For fields of many zeros (rain, rare events): members are zero as often as such values were, and else as large. Few
-    quantiles do not show what happens at one step in twenty, and a residual around the mean has no atom. The weights
-    are those of a ridge regression of the future. Edges are set such that the classes are alike in the mean of two
-    shares: of the targets, and of their total.
-    Members are stratified: one in each M-th of the levels, in the rank order of z; at its middle in the kind
-    "quantiles". Independent draws would need many more members to show one step in twenty.
+    Members are zero as often as such training values were. A residual around the mean has no atom at zero, and 19
+    quantiles do not resolve what happens at one step in twenty. The weights are those of a ridge regression of the
+    future. The classes have equal sizes in the mean of two measures: number of targets, and their sum.
+    Members are stratified: one in each of M equal parts of the levels, in the rank order of z, and at its middle for
+    kind "quantiles".
     Shapes: weight (F, 3), edges (class - 1,), table (class, level). Units: standardized, above the minimum.
     Source: isotonic distributional regression, Henzi et al. 2021 (arXiv:1909.03725), with classes of a fitted index in
     place of isotonic estimates; the randomised probability integral transform, Dunn and Smyth 1996.
     """
 
-    inputs = ()
-
-    def __init__(self, support: tuple[float, float], predict_len: int):
-        super().__init__()
-        self.support = support
+    def __init__(self, support: tuple, predict_len: int):
+        super().__init__(support)
         self.register_buffer("weight", torch.zeros(predict_len, 3))
         self.register_buffer("edges", torch.zeros(CLASSES - 1))
         self.register_buffer("table", torch.zeros(CLASSES, TABLE_LEVELS))
 
     @torch.no_grad()
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
-        """What the index is made of: (batch, 3, F, node)."""
+        """The three parts of the index: (batch, 3, F, node)."""
         predicted = mean_model.predict(context)
         parts = torch.stack([predicted.mean(1), predicted[:, -1], context.future_climatology], dim=1)
         return (parts - self.support[0]).clamp_min(0)
 
-    def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
-        return self.given(mean_model, context)
-
     @torch.no_grad()
-    def fit(self, training: Gathered, later: Gathered, spectrum) -> None:
-        """Estimate weights, edges and tables from training windows; missing targets count in nothing."""
+    def fit(self, training: Gathered, validation: Gathered, spectrum) -> None:
         futures, prepared, context = training
         values, parts = (futures - self.support[0]).double(), prepared.movedim(1, -1).double()  # parts: (..., node, 3)
         observed = torch.ones_like(futures, dtype=torch.bool) if context.target_mask is None else context.target_mask
@@ -242,27 +254,21 @@ class EmpiricalMargin(nn.Module):
         members = torch.searchsorted(self.edges, index, right=True)
         for number in range(CLASSES):
             own = values[members == number]
-            if len(own):  # else nothing is ever forecast by it, or by the one before
+            if len(own):  # an empty class takes the table of the one before
                 place = ((torch.arange(TABLE_LEVELS) + 0.5) / TABLE_LEVELS * len(own)).long().to(own.device)
                 self.table[number] = own.sort().values[place]
             elif number:
                 self.table[number] = self.table[number - 1]
 
-    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
-        shape, place = future.shape, self._class(prepared).flatten()
-        value, scores = (future - self.support[0]).flatten(), torch.empty(future.numel(), device=future.device)
+    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
+        place = self._class(prepared).flatten()
+        value, z = (future - self.support[0]).flatten(), torch.empty(future.numel(), device=future.device)
         for number in place.unique().tolist():
             own = place == number
-            levels = torch.stack([torch.searchsorted(self.table[number], value[own], right=right)
+            bounds = torch.stack([torch.searchsorted(self.table[number], value[own], right=right)
                                   for right in (False, True)], dim=1) / TABLE_LEVELS
-            scores[own] = z_from_pit(levels, uniform.flatten()[own])
-        return scores.view(shape)
-
-    def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
-        return [], []
-
-    def num_samples(self, members: int, kind: str) -> int:
-        return members
+            z[own] = z_from_pit(bounds, uniform.flatten()[own])
+        return z.view(future.shape)
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
         within = 0.5
@@ -278,7 +284,3 @@ class EmpiricalMargin(nn.Module):
 
     def _class(self, given: Tensor) -> Tensor:
         return torch.searchsorted(self.edges, self._index(given).contiguous(), right=True)
-
-
-MEMBERS = ("random", "quantiles")
-"""Kinds of an ensemble: independent draws, or quantiles at equidistant levels in the rank order of draws."""

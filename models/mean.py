@@ -20,19 +20,19 @@ OBJECTIVES = {
     "mae": (1, lambda predicted, truth: (predicted - truth.unsqueeze(1)).abs()),
     "quantiles": (len(QUANTILE_LEVELS), pinball),
 }
-"""What stage 1 is trained for: the number of outputs of every node and step, and the error of each of them."""
+"""Objectives of stage 1: the number of outputs of every node and step, and the error of each output."""
 
 
 class MeanModel(nn.Module):
-    """Base class of stage 1: a forecast of every node and step of the horizon, by one network or by several.
+    """Base class of stage 1: a forecast of every node and step of the horizon.
 
     A subclass implements `predict` and calls `super().__init__(objective)`. It is built as `Subclass(task, objective,
     **flags)`: `task` has all sizes, `objective` is a key of `OBJECTIVES`, and the other parameters of its constructor
-    are named as the flags of stage 1 that it reads. A line in `MEAN_MODELS` (`models/build.py`) makes it known.
+    have the names of the stage-1 flags that it reads. It is registered by a line in `MEAN_MODELS` (`models/build.py`).
 
-    Of a `Context` it may read history, calendar and climatology; `missing`, where task.masked (the history then holds
-    the climatology in its gaps); and `features` of history and horizon, where the task has covariates or lags. `loss`
-    leaves out missing targets, so that a subclass need not know of them.
+    Of a `Context` it may read history, calendar and climatology; `missing`, where task.masked (gaps of the history hold
+    the climatology); and `features` of history and horizon, where the task has covariates or lags. `loss` leaves out
+    missing targets.
     Units: standardized.
     """
 
@@ -49,39 +49,39 @@ class MeanModel(nn.Module):
         raise NotImplementedError
 
     def forward(self, context: Context) -> Tensor:
-        """The mean: (batch, F, node). Of quantiles at equidistant levels it is their average."""
+        """The mean of the outputs: (batch, F, node)."""
         return self.predict(context).mean(1)
 
     def loss(self, future: Tensor, context: Context) -> Tensor:
-        """Mean error of the objective over all outputs and targets that are not missing: a scalar."""
+        """Mean error of the objective over outputs and observed targets: a scalar."""
         return mean_over(self._error(self.predict(context).float(), future), context.target_mask)
 
     def calibrate(self, training: Iterable, validation, support: tuple) -> None:
-        """Estimate, after training and in eval mode, what is not trained by gradients. Nothing by default.
+        """Estimate, after training and in eval mode, what has no gradient. Nothing by default.
 
         training, validation: batches in the order of time; support: see `data.windows.WindowedField.support`.
         """
 
     @property
     def uncalibrated(self) -> "MeanModel":
-        """The model without what was fitted to validation quantiles."""
+        """The model without its recalibration."""
         return self
 
     @property
     def summary(self) -> str:
-        """What calibration found, in words; "" where there is nothing to tell."""
+        """The result of `calibrate` in words, or ""."""
         return ""
 
     def compile_networks(self) -> None:
+        """Compile the submodules named in `compiled`, for --compile."""
         for name in self.compiled:
             getattr(self, name).compile()
 
 
 class Ensemble(MeanModel):
-    """The average of several networks that differ by their initial weights; quantiles are sorted before.
+    """The average of several networks that differ by their initial weights; quantiles are sorted first.
 
-    They are trained side by side and judged together: in training the mean of their losses, in evaluation the loss of
-    their average.
+    In training the loss is the mean of the networks' losses, in evaluation the loss of their average.
     Source: Lakshminarayanan et al. 2017 (arXiv:1612.01474); sorted quantiles: Chernozhukov et al. 2010.
     """
 
@@ -102,8 +102,8 @@ class Ensemble(MeanModel):
             network.compile_networks()
 
 
-class _Wrapper(MeanModel):
-    """A model around another one, whose loss and training it keeps."""
+class Wrapper(MeanModel):
+    """A model around another one; its training loss is that of the inner model."""
 
     def __init__(self, inner: MeanModel):
         super().__init__(inner.objective)
@@ -116,8 +116,8 @@ class _Wrapper(MeanModel):
         self.inner.compile_networks()
 
 
-class CommonModes(_Wrapper):
-    """All outputs shifted along the modes that the nodes share, see `ModeForecast`; no shift until `calibrate`."""
+class CommonModes(Wrapper):
+    """All outputs shifted along the leading modes, see `ModeForecast`; no shift before `calibrate`."""
 
     def __init__(self, inner: MeanModel, task: Task, modes: int):
         super().__init__(inner)
@@ -135,8 +135,8 @@ class CommonModes(_Wrapper):
             return batch.future - batch.context.future_climatology, batch.target_mask
 
         self.modes.fit((batch.context.anomaly, batch.context.calendar, *truth(batch)) for batch in training)
-        self.modes.believe((*self._anomalies(self.inner.predict(batch.context), batch.context), *truth(batch))
-                           for batch in validation)
+        self.modes.weigh((*self._anomalies(self.inner.predict(batch.context), batch.context), *truth(batch))
+                         for batch in validation)
 
     @staticmethod
     def _anomalies(predicted: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,12 +144,16 @@ class CommonModes(_Wrapper):
         return predicted.mean(1) - context.future_climatology, context.anomaly, context.calendar
 
 
-class RecalibratedQuantiles(_Wrapper):
-    """Quantiles read at other levels where validation shows a bias or too small a width, see `Recalibration`."""
+class Recalibrated(Wrapper):
+    """Base class of the two wrappers with a `Recalibration`."""
 
     def __init__(self, inner: MeanModel, task: Task):
         super().__init__(inner)
         self.recalibration = Recalibration(task.num_nodes, task.predict_len, task.calendar_sizes[0])
+
+
+class RecalibratedQuantiles(Recalibrated):
+    """Quantiles remapped to other levels where validation shows a bias or too small a width."""
 
     @property
     def uncalibrated(self) -> MeanModel:
@@ -160,7 +164,7 @@ class RecalibratedQuantiles(_Wrapper):
 
     @torch.no_grad()
     def calibrate(self, training: Iterable, validation, support: tuple) -> None:
-        """Quantiles that differ by a step of the `support` at most, as those of rare counts, determine no width."""
+        """Quantiles that differ by at most a step of the `support`, as those of rare counts, determine no width."""
         self.inner.calibrate(training, validation, support)
 
         def part(batch):
@@ -172,12 +176,11 @@ class RecalibratedQuantiles(_Wrapper):
         self.recalibration.fit(map(part, validation), len(validation.starts))
 
 
-class RecalibratedMean(_Wrapper):
-    """A mean shifted where validation shows a bias: the shift of `Recalibration` in units of each node's residuals."""
+class RecalibratedMean(Recalibrated):
+    """A mean shifted where validation shows a bias: the shift of `Recalibration` times the spread of node residuals."""
 
     def __init__(self, inner: MeanModel, task: Task):
-        super().__init__(inner)
-        self.recalibration = Recalibration(task.num_nodes, task.predict_len, task.calendar_sizes[0])
+        super().__init__(inner, task)
         self.register_buffer("spread", torch.zeros(task.num_nodes))
 
     def predict(self, context: Context) -> Tensor:
@@ -201,8 +204,8 @@ class RecalibratedMean(_Wrapper):
                                  torch.zeros_like(batch.future)) for batch in validation), len(validation.starts))
 
 
-class BesideBase(_Wrapper):
-    """A mixture of a network and of the best simple forecasters, see `Base`; until `calibrate` the network alone.
+class BesideBase(Wrapper):
+    """A mixture of a network and of simple forecasters, see `Base`; before `calibrate` the network alone.
 
         outputs = share * network + (1 - share) * base,    share in [0, 1] per step of the horizon and node
 

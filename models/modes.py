@@ -1,4 +1,4 @@
-"""A second opinion on what all nodes have in common: a linear forecast, believed as far as it proved right."""
+"""Ridge forecast of the leading principal components of the nodes, combined with the forecast of the networks."""
 
 import math
 from collections.abc import Iterable
@@ -6,20 +6,19 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .base import BLOCKS, DOUBT, FOLDS
+
 RECENT = 3  # steps of the history whose effect depends on the time of the cycle
 HARMONICS = 3  # of the calendar's first cycle, at most
 PENALTIES = tuple(10.0 ** (k / 2) for k in range(-6, 3))  # of ridge regression, .001 to 10; cross-validation chooses
-FOLDS = 6  # stretches of time that take turns in it
-BLOCKS = 8  # stretches of time that tell chance from skill, at most
-DOUBT = 2.0  # squared standard errors that are taken from the square of a belief
-SMALLEST_SHARE = 0.1  # of a mode that is observed, by which it is divided at least
+SMALLEST_SHARE = 0.1  # the observed share of a mode, by which it is divided at least
 
 
 def leading_axes(fields: Tensor, count: int) -> Tensor:
-    """The directions over the nodes in which fields vary most: (field, node) -> (node, count), orthonormal.
+    """The principal axes over the nodes: (field, node) -> (node, count), orthonormal.
 
-    Of all nodes or all fields, whichever are fewer, the covariance is decomposed. Where there are fewer fields than
-    axes, the rest are any.
+    Where there are fewer fields than axes, the last axes are arbitrary. The smaller of the two covariances, of nodes or
+    of fields, is decomposed.
     """
     if len(fields) < fields.shape[1]:
         axes = fields.T @ torch.linalg.eigh(fields @ fields.T).eigenvectors.flip(1)[:, :count]
@@ -29,19 +28,19 @@ def leading_axes(fields: Tensor, count: int) -> Tensor:
 
 
 class ModeForecast(nn.Module):
-    """Shift a forecast along the modes that all nodes share, towards a linear forecast of these.
+    """The shift of a forecast along the leading modes, towards a linear forecast of these.
 
         mode  = axes . anomaly / spread,    anomaly = value - climatology
-        shift = axes . (spread * belief * (linear mode - mode of the forecast))
+        shift = axes . (spread * weight * (linear mode - mode of the forecast))
 
-    A network that sees thousands of nodes still sees no more futures of a common mode than there are windows that do
-    not overlap, and learns those by heart. Ridge regression on the histories of the mode and of the largest one, and on
-    the time of the cycle, cannot; the two are combined mode by mode. A belief is the regression of what the forecast
-    missed on what the linear one would have changed, over validation windows, between 0 and 1, less what chance alone
-    would give. Not fitted, no mode is believed.
+    A network sees many nodes, but of a common mode no more futures than there are windows without overlap, and overfits
+    them. The linear forecast is a ridge regression on the histories of the mode and of the largest one, and on the time
+    of the cycle. The shrinkage weight of a mode, from 0 to 1, is the regression of the error of the forecast on the
+    change that the linear forecast would make, over validation windows, reduced by its sampling error. Before `weigh`
+    it is 0.
 
     Shapes: history and forecast (batch, H, node), (batch, F, node), anomalies; calendar (batch, cycle) of the last
-    history step; observed (batch, F, node): which of the futures are not missing, None: all. Units: standardized.
+    history step; observed (batch, F, node): the target mask, None: all. Units: standardized.
     Source: combined forecasts, Bates and Granger 1969; shrinkage, the positive part of James and Stein 1961.
     """
 
@@ -54,7 +53,7 @@ class ModeForecast(nn.Module):
         self.register_buffer("axes", torch.zeros(num_nodes, self.modes))
         self.register_buffer("spread", torch.ones(self.modes))
         self.register_buffer("weights", torch.zeros(self.modes, features, predict_len))
-        self.register_buffer("belief", torch.zeros(self.modes))
+        self.register_buffer("belief", torch.zeros(self.modes))  # shrinkage weights, by their name in checkpoints
 
     def forward(self, forecast: Tensor, history: Tensor, calendar: Tensor) -> Tensor:
         """The shift of a forecast: (batch, F, node)."""
@@ -63,10 +62,9 @@ class ModeForecast(nn.Module):
 
     @torch.no_grad()
     def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor | None]]) -> None:
-        """Find the modes and the linear forecast of each, from training windows: history, calendar, future, observed.
+        """Find the modes and the linear forecast of each, from training windows in the order of time.
 
-        The windows come in the order of time: those of a stretch of it tell how those of the others should be fitted.
-        A mode of a future with gaps is the one that fits its observed nodes best.
+        parts: (history, calendar, future, observed). Where nodes are missing, modes are fitted to the observed ones.
         """
         history, calendar, future, observed = zip(*parts, strict=True)
         history, calendar, future = (torch.cat(each) for each in (history, calendar, future))
@@ -79,30 +77,30 @@ class ModeForecast(nn.Module):
             self.weights[mode] = ridge(features[mode], target[..., mode])
 
     @torch.no_grad()
-    def believe(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]]) -> None:
-        """Weigh linear forecasts by what they would have improved: forecast, history, calendar, future, observed.
+    def weigh(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]]) -> None:
+        """Estimate the shrinkage weights from validation windows in the order of time.
 
-        Of validation windows in the order of time, or of any windows that fitted neither of the two.
+        parts: (forecast, history, calendar, future, observed).
         """
         self.belief.zero_()
         gain, size = [], []
         for forecast, history, calendar, future, observed in parts:
             change = (self.linear(self._project(history), calendar) - self._project(forecast)).double()
-            missed, weighed = future - forecast, change.square()
+            error, square = future - forecast, change.square()
             if observed is not None:
-                missed, weighed = missed * observed, weighed * self._share(observed)
-            gain.append((change * self._project(missed)).sum(1))
-            size.append(weighed.sum(1))
+                error, square = error * observed, square * self._share(observed)
+            gain.append((change * self._project(error)).sum(1))
+            size.append(square.sum(1))
         gain, size = torch.cat(gain), torch.cat(size)
         blocks = min(BLOCKS, len(gain) // self.weights.shape[-1])
-        if blocks < 2:  # too few to tell chance from skill
+        if blocks < 2:  # no sampling error can be estimated
             return
         gain, size = (torch.stack([block.sum(0) for block in each.tensor_split(blocks)]) for each in (gain, size))
         total = size.sum(0).clamp_min(1e-12)
-        belief = gain.sum(0) / total
-        error = ((gain - belief * size).square().sum(0) * blocks / (blocks - 1)).sqrt() / total
-        certain = (1 - DOUBT * (error / belief).square()).nan_to_num(0).clamp_min(0)  # 0 / 0: nothing to gain
-        self.belief.copy_(belief.clamp(0, 1) * certain)
+        weight = gain.sum(0) / total
+        error = ((gain - weight * size).square().sum(0) * blocks / (blocks - 1)).sqrt() / total
+        certain = (1 - DOUBT * (error / weight).square()).nan_to_num(0).clamp_min(0)  # 0 / 0: nothing to gain
+        self.belief.copy_(weight.clamp(0, 1) * certain)
 
     def linear(self, history: Tensor, calendar: Tensor) -> Tensor:
         """The linear forecast of every mode from its history (batch, H, mode): (batch, F, mode)."""
@@ -112,11 +110,11 @@ class ModeForecast(nn.Module):
         return anomaly @ self.axes / self.spread
 
     def _share(self, observed: Tensor) -> Tensor:
-        """How much of each mode is observed: (batch, F, mode)."""
+        """The observed share of each mode: (batch, F, mode)."""
         return observed.to(self.axes.dtype) @ self.axes.square()
 
     def _features(self, history: Tensor, calendar: Tensor) -> Tensor:
-        """What is regressed on: (mode, batch, feature); the largest mode sees its own history twice."""
+        """Features of the regression: (mode, batch, feature); those of the largest mode are there twice."""
         angle = 2 * math.pi / self.size * calendar[:, :1] * torch.arange(1, self.harmonics + 1, device=calendar.device)
         cycle = torch.cat([angle.sin(), angle.cos()], dim=1)
         paths = history.permute(2, 0, 1)
@@ -127,9 +125,10 @@ class ModeForecast(nn.Module):
 
 
 def ridge(features: Tensor, target: Tensor) -> Tensor:
-    """Ridge regression of (row, step) on (row, feature), its penalty by cross-validation: (feature, step).
+    """Weights of the ridge regression of (row, step) on (row, feature): (feature, step).
 
-    The first feature is constant and not penalised; the others are scaled to a mean square of 1.
+    The penalty is chosen by cross-validation over blocks of rows. The first feature is constant and not penalised; the
+    others are scaled to a mean square of 1.
     Source: Hoerl and Kennard 1970.
     """
     size = features.square().mean(0).sqrt().clamp_min(1e-9)
@@ -141,7 +140,7 @@ def ridge(features: Tensor, target: Tensor) -> Tensor:
         square, product = rows.T @ rows / len(rows), rows.T @ wanted / len(rows)
         return lambda penalty: torch.linalg.solve(square + penalty * penalised, product)
 
-    errors = dict.fromkeys(reversed(PENALTIES), 0.0)  # of those that are as good, the largest: also where none is tried
+    errors = dict.fromkeys(reversed(PENALTIES), 0.0)  # the largest of equals, also where none is tried
     folds = min(FOLDS, len(features))
     for held in torch.arange(len(features), device=features.device).tensor_split(folds) if folds > 1 else ():
         fitted = torch.ones(len(features), dtype=torch.bool, device=features.device)

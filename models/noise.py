@@ -1,7 +1,7 @@
-"""Noise of the diffusion: the coordinates in which it is white, for independent values or a covariance of fields.
+"""Noise of the diffusion: the coordinates in which z is white, for independent values or a covariance of fields.
 
-Both classes have one interface: `fit`, `whiten`, `unwhiten`, `impute`; `learned`, the part of a prediction that counts;
-`history` and `project`, a window's history and anomalies in the units that the denoiser is given.
+Both classes have one interface: `fit`, `whiten`, `unwhiten`, `impute`; `learned`, the used part of a prediction;
+`history` and `project`, a window's history and anomalies in the units of the denoiser's inputs.
 Shapes: z and white (batch, F, node).
 """
 
@@ -15,14 +15,14 @@ from .modes import leading_axes
 RIDGE = 1e-4  # share of a mode's variance, and variance, that is added to the covariance of each mode
 SMALLEST_SPREAD = 0.25  # of z at a node and step, as a share of the root mean square of all: rarely varying nodes
 NEIGHBOURING = 0.3  # modes whose numbers differ by at most this share have a covariance in common
-LEADING, LEADING_SHARE = 16, 4  # leading modes: so many, at most one for LEADING_SHARE nodes
+LEADING, LEADING_SHARE = 16, 4  # number of leading modes, at most one for LEADING_SHARE nodes
 SMALLEST_OWN = 0.05  # of a node's variance, that these modes leave at least where a value is imputed
 
 
 class IndependentNoise(nn.Module):
-    """Every value for itself, as published: white = z."""
+    """Independent values, as published: white = z."""
 
-    def fit(self, z: Tensor, context: Context, later: Tensor, later_observed: Tensor | None) -> None:
+    def fit(self, z: Tensor, context: Context, validation_z: Tensor, validation_mask: Tensor | None) -> None:
         """Nothing to estimate."""
 
     def whiten(self, z: Tensor) -> Tensor:
@@ -48,19 +48,18 @@ class IndependentNoise(nn.Module):
 class CovarianceNoise(nn.Module):
     """The covariance of z over nodes and steps: for each mode of the nodes a covariance over the steps.
 
-        z / spread = modes @ axes.T + rest,    modes = (z / spread) @ axes
-        white = (root^-1 modes) @ axes.T + root_of_rest^-1 rest,    root: symmetric, root @ root = covariance
+        z / spread = modes @ axes.T + idiosyncratic,    modes = (z / spread) @ axes
+        white = (root^-1 modes) @ axes.T + idiosyncratic_root^-1 idiosyncratic
+        root @ root = covariance of a mode over the steps, root symmetric
 
-    The axes are the principal axes over the nodes, as many as there are nodes or `modes`; what they leave, the rest,
-    has no correlation between nodes. White coordinates belong to nodes: of all whitening maps the symmetric one
-    changes each node least. `unwhiten`, its inverse, of independent standard normal numbers is Gaussian with the
-    covariance estimated.
+    The axes are the principal axes over the nodes, as many as there are nodes or `modes`. The idiosyncratic residual
+    has no correlation between nodes. White coordinates belong to nodes: of all whitening maps the symmetric one changes
+    each node least. `unwhiten`, the inverse, of standard normal numbers is Gaussian with the estimated covariance.
 
-    Axes are those of training fields. The covariances of a forecast are the mean of those of training fields and of
-    later ones, which stage 1 has not fitted (or which are of another origin, as a reanalysis after a climate model).
-    In training mode `whiten` takes those of training fields alone, so that what the network learns is what they leave.
-    Neighbouring modes share theirs: NEIGHBOURING. Missing values are imputed before. Memory and cost of both maps are
-    linear in the nodes.
+    Axes are those of training fields. The covariances of a forecast are the mean of two: of training fields, and of
+    validation fields, which stage 1 has not fitted, or which are of another origin (a reanalysis after a climate
+    model). In training mode `whiten` uses those of training fields alone. Neighbouring modes share theirs, see
+    NEIGHBOURING. Missing values are imputed first. Memory and cost of both maps are linear in the nodes.
     Source: principal components after Tipping and Bishop 1999; symmetric whitening: Kessy et al. 2018
     (arXiv:1512.00809).
     """
@@ -70,7 +69,7 @@ class CovarianceNoise(nn.Module):
         self.modes = min(modes, num_nodes)
         self.register_buffer("spread", torch.ones(predict_len, num_nodes))
         self.register_buffer("axes", torch.eye(num_nodes, self.modes))
-        self.register_buffer("root", torch.eye(predict_len).repeat(self.modes + 1, 1, 1))  # the last: of the rest
+        self.register_buffer("root", torch.eye(predict_len).repeat(self.modes + 1, 1, 1))  # the last: idiosyncratic
         self.register_buffer("inverse_root", self.root.clone())
         self.register_buffer("training_spread", self.spread.clone())
         self.register_buffer("training_inverse", self.root.clone())
@@ -78,43 +77,46 @@ class CovarianceNoise(nn.Module):
         self.register_buffer("history_spread", torch.ones(num_nodes))
 
     @torch.no_grad()
-    def fit(self, z: Tensor, context: Context, later: Tensor, later_observed: Tensor | None) -> None:
-        """Estimate everything from training windows, z and their contexts, and from later ones."""
-        observed = context.target_mask
-        square = _mean_square(z, observed, 0)
+    def fit(self, z: Tensor, context: Context, validation_z: Tensor, validation_mask: Tensor | None) -> None:
+        """Estimate everything from z and contexts of training windows, and z of validation windows.
+
+        Shapes: z, validation_z, validation_mask (window, F, node).
+        """
+        mask = context.target_mask
+        square = _mean_square(z, mask, 0)
         self.spread.copy_(square.sqrt().clamp_min(SMALLEST_SPREAD * square.mean().sqrt().clamp_min(1e-2)))
         self.training_spread.copy_(self.spread)
-        level = _mean_square(later, later_observed, (0, 1)).sqrt()  # their shape counts, not how large they are
-        level.clamp_min_(SMALLEST_SPREAD * level.square().mean().sqrt().clamp_min(1e-2))
-        scaled, later = (values / by if mask is None else values / by * mask
-                         for values, by, mask in ((z, self.spread, observed), (later, level, later_observed)))
+        size = _mean_square(validation_z, validation_mask, (0, 1)).sqrt()  # used for their shape, not for their size
+        size.clamp_min_(SMALLEST_SPREAD * size.square().mean().sqrt().clamp_min(1e-2))
+        scaled, validation = z / self.spread, validation_z / size
+        if mask is not None:
+            scaled, validation = scaled * mask, validation * validation_mask
         self._fit_axes(scaled)
-        if observed is not None:
-            for _ in range(2):  # the first time the modes are still those of fields with gaps
-                scaled = self._complete(scaled, observed)
+        if mask is not None:
+            for _ in range(2):  # the first modes are those of fields with gaps
+                scaled = self._complete(scaled, mask)
                 self._fit_axes(scaled)
-            later = self._complete(later, later_observed)
-        own, others = self._covariance(scaled), self._covariance(later)
-        self._set(own, self.training_spread, None, self.training_inverse)
-        self._set((own + others) / 2, self.spread, self.root, self.inverse_root)
-        mask = None if observed is None else context.observed[:, :context.history_len]
-        self.history_spread.copy_(_mean_square(context.anomaly, mask, (0, 1)).sqrt().clamp_min(1e-3))
+            validation = self._complete(validation, validation_mask)
+        training_covariance = self._covariance(scaled)
+        self._set(training_covariance, self.training_spread, None, self.training_inverse)
+        self._set((training_covariance + self._covariance(validation)) / 2, self.spread, self.root, self.inverse_root)
+        observed = None if mask is None else context.observed[:, :context.history_len]
+        self.history_spread.copy_(_mean_square(context.anomaly, observed, (0, 1)).sqrt().clamp_min(1e-3))
 
     def whiten(self, z: Tensor) -> Tensor:
-        """White coordinates; in training mode by the covariance of training fields alone, else as `unwhiten` undoes."""
+        """White coordinates; in training mode by the covariance of training fields alone."""
         if self.training:
             return self._transform(z / self.training_spread, self.training_inverse)
         return self._transform(z / self.spread, self.inverse_root)
 
     def unwhiten(self, white: Tensor) -> Tensor:
-        """z (batch, F, node) of white coordinates: the inverse of `whiten`."""
+        """z of white coordinates: the inverse of `whiten` in eval mode."""
         return self.spread * self._transform(white, self.root)
 
     def learned(self, predicted: Tensor) -> Tensor:
         """A prediction in white coordinates without its components along the leading modes.
 
-        These stay Gaussian: a network has seen no more of their futures than there are windows that do not overlap,
-        and would learn those by heart.
+        These stay Gaussian: few training windows are independent of each other, and a network overfits their modes.
         """
         leading = self.axes[:, :len(self.mode_variance)].to(predicted.dtype)
         return predicted - predicted @ leading @ leading.T
@@ -128,12 +130,12 @@ class CovarianceNoise(nn.Module):
         return anomaly / self.history_spread
 
     def impute(self, z: Tensor, observed: Tensor, noise: Tensor) -> Tensor:
-        """z with a draw in place of each missing value, from its law given the observed nodes of the step.
+        """z with a random value in place of each missing one, from its law given the observed nodes of the step.
 
             scaled | observed ~ N(axes @ modes, own + axes covariance axes^T),    own = 1 - share of the modes
             covariance = (mode_variance^-1 + axes^T own^-1 axes)^-1,    sums over observed nodes
 
-        The steps of a window are drawn apart, as are the nodes but for their leading modes: what is drawn has the right
+        Steps are imputed independently, and so are nodes but for their leading modes: imputed values have the right
         margins, and less dependence than data. Shapes: z, observed, standard normal `noise` (batch, F, node).
         """
         axes = self.axes[:, :len(self.mode_variance)]
@@ -144,37 +146,38 @@ class CovarianceNoise(nn.Module):
         covariance = torch.linalg.inv(precision)
         modes = covariance @ (inverse * z / self.spread @ axes).unsqueeze(-1)
         variance = own + covariance.flatten(-2) @ squares.T
-        drawn = modes.squeeze(-1) @ axes.T + variance.sqrt() * noise
-        return torch.where(observed, z, self.spread * drawn)
+        imputed = modes.squeeze(-1) @ axes.T + variance.sqrt() * noise
+        return torch.where(observed, z, self.spread * imputed)
 
     def _transform(self, values: Tensor, root: Tensor) -> Tensor:
-        """Values with `root` applied to the path of each mode, and of the rest."""
+        """`root` applied to the steps of each mode and of the idiosyncratic residual."""
         modes = values @ self.axes
         changed = torch.einsum("kpq,bqk->bpk", root[:-1], modes)
         if self.modes == len(self.axes):
             return changed @ self.axes.T
-        rest = values - modes @ self.axes.T
-        return torch.einsum("pq,bqv->bpv", root[-1], rest) + changed @ self.axes.T
+        idiosyncratic = values - modes @ self.axes.T
+        return torch.einsum("pq,bqv->bpv", root[-1], idiosyncratic) + changed @ self.axes.T
 
     def _covariance(self, scaled: Tensor) -> Tensor:
-        """Covariance over the steps of each mode, and of the rest in each of its dimensions: (mode + 1, F, F)."""
+        """Covariance over the steps of each mode, and of each dimension of the residual: (mode + 1, F, F)."""
         modes = scaled @ self.axes
-        rest = scaled - modes @ self.axes.T
+        idiosyncratic = scaled - modes @ self.axes.T
         covariance = torch.einsum("npk,nqk->kpq", modes, modes) / len(modes)
         number = torch.arange(self.modes, device=modes.device)
         reach = (number * NEIGHBOURING).long()
         first, last = number - reach, (number + reach).clamp_max(self.modes - 1)
         total = nn.functional.pad(covariance.double().cumsum(0), (0, 0, 0, 0, 1, 0))
         pooled = (total[last + 1] - total[first]) / (last + 1 - first).view(-1, 1, 1)
-        of_rest = torch.einsum("npv,nqv->pq", rest, rest) / (len(rest) * max(1, len(self.axes) - self.modes))
+        others = torch.einsum("npv,nqv->pq", idiosyncratic, idiosyncratic) / (
+            len(idiosyncratic) * max(1, len(self.axes) - self.modes))
         if self.modes == len(self.axes):
-            of_rest = torch.eye(len(of_rest), device=modes.device)
-        found = torch.cat([pooled.float(), of_rest.unsqueeze(0)])
-        level = found.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1)
-        return found + RIDGE * (1 + level) * torch.eye(found.shape[1], device=modes.device)
+            others = torch.eye(len(others), device=modes.device)
+        found = torch.cat([pooled.float(), others.unsqueeze(0)])
+        variance = found.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1)
+        return found + RIDGE * (1 + variance) * torch.eye(found.shape[1], device=modes.device)
 
     def _set(self, covariance: Tensor, spread: Tensor, root: Tensor | None, inverse_root: Tensor) -> None:
-        """Roots of the covariance of modes and rest; the spread is divided by that of the nodes which follows."""
+        """Roots of a covariance; the spread is divided by that of the nodes which follows from it."""
         variance, weights = covariance.diagonal(dim1=1, dim2=2), self.axes.square()
         of_node = weights @ variance[:-1] + (1 - weights.sum(1, keepdim=True)) * variance[-1]
         spread.div_(of_node.T.clamp_min(1e-6).sqrt())
@@ -190,12 +193,12 @@ class CovarianceNoise(nn.Module):
         self.mode_variance.copy_(leading.square().mean((0, 1)).clamp_min(1e-6))
 
     def _complete(self, scaled: Tensor, observed: Tensor) -> Tensor:
-        """Fields in units of their spread with draws in place of missing values."""
+        """Fields in units of their spread, with missing values imputed."""
         return self.impute(scaled * self.spread, observed, torch.randn_like(scaled)) / self.spread
 
 
 def _mean_square(values: Tensor, observed: Tensor | None, dims) -> Tensor:
-    """Mean square over `dims`, where `observed`; 1 where nothing is."""
+    """Mean square over `dims` where `observed`; 1 where nothing is."""
     if observed is None:
         return values.square().mean(dims)
     count = observed.sum(dims)

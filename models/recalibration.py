@@ -1,4 +1,4 @@
-"""Recalibration: where the validation part shows that quantiles sit in the wrong place, read them at other levels."""
+"""Recalibration: quantiles are remapped to other levels where validation shows a bias or too small a width."""
 
 from collections.abc import Iterable
 from statistics import NormalDist
@@ -11,17 +11,14 @@ from data.constants import QUANTILE_LEVELS
 from .quantiles import remap_quantile_levels
 
 BINS = 24  # of the calendar's first cycle, at most
-PRIOR = 3.0  # cycles (days, years) of evidence at which half of what was seen is believed
-LARGEST_SCORE = 2.5  # a single outlier counts no more than this
-OUTERMOST = NormalDist().inv_cdf(QUANTILE_LEVELS[-1])  # scores beyond are extrapolated and tell of no width
+PRIOR = 3.0  # cycles (days, years) of evidence with the shrinkage weight 1/2
+LARGEST_SCORE = 2.5  # absolute z are cut here, so that outliers do not determine a shift
+OUTERMOST = NormalDist().inv_cdf(QUANTILE_LEVELS[-1])  # z beyond is extrapolated and does not depend on the width
 WIDEST = 3.0
 
 
 def spread_of(mean_square: Tensor) -> Tensor:
-    """The standard deviation, from 1 to WIDEST, of normal scores whose mean square is so large.
-
-    Those beyond OUTERMOST are counted as if they lay there.
-    """
+    """The standard deviation, from 1 to WIDEST, of normal z that have this mean square when cut at +-OUTERMOST."""
     spread = torch.linspace(1, WIDEST, 2001, dtype=torch.float64)
     edge = OUTERMOST / spread
     inside = torch.special.erf(edge / 2**0.5)
@@ -34,16 +31,16 @@ def spread_of(mean_square: Tensor) -> Tensor:
 class Recalibration(nn.Module):
     """A shift of the levels for every node, horizon step and time of the cycle, and one widening for all of them.
 
-        belief   = cycles / (cycles + PRIOR)
-        shift    = belief * mean normal score of the validation windows at that time of the cycle
-        widening = max(1, spread of the scores of the later half around the shifts of the earlier half) ^ belief
+        weight   = cycles / (cycles + PRIOR)
+        shift    = weight * mean z of the validation windows at that time of the cycle
+        widening = max(1, spread of z of the later half around the shifts of the earlier half) ^ weight
 
-    Normal scores are standard normal where the quantiles are right. The number of cycles (days or weeks, years of
-    months) behind a statistic decides how much of it is believed, as in the mean of a normal law with a normal prior.
-    Quantiles are never narrowed: the same windows have chosen the epoch, and later ones lie further from the training
-    part. Both leave the ranks of an ensemble's members as they are, so that joint paths stay.
-    Shapes: quantiles (batch, level, F, node), calendar (batch, cycle); shift (bin, F, node), widening a number.
-    Units: normal scores.
+    z is standard normal where the quantiles are calibrated. The shrinkage weight depends on the number of cycles (days
+    or weeks, years of months) behind a statistic, as in the mean of a normal law with a normal prior. Quantiles are
+    never narrowed: the same windows have chosen the epoch, and later ones lie further from the training part. The ranks
+    of an ensemble's members stay as they are, and so do joint paths.
+    Shapes: quantiles (batch, level, F, node), calendar (batch, cycle), shift (bin, F, node), widening ().
+    Units: those of z.
     """
 
     def __init__(self, num_nodes: int, predict_len: int, size: int):
@@ -53,43 +50,44 @@ class Recalibration(nn.Module):
         self.register_buffer("widening", torch.ones(()))
 
     def bins(self, calendar: Tensor) -> Tensor:
+        """Time of the cycle: (batch,)."""
         return calendar[:, 0] * len(self.shift) // self.size
 
     @torch.no_grad()
     def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor | None, Tensor]], windows: int) -> None:
-        """Measure shifts and widening from parts of the validation windows in the order of time, so many in all.
+        """Estimate shifts and widening from parts of the validation windows in the order of time, `windows` in all.
 
-        Their normal scores (window, F, node), calendar, which scores count, None: all, and which of them can tell how
-        wide quantiles are (both as the scores).
+        parts: (z, calendar, target mask or None, which z count in the widening), z and both masks (window, F, node).
         """
         total, count = torch.zeros_like(self.shift), torch.zeros_like(self.shift)
-        squares, telling = torch.zeros(2, dtype=torch.float64, device=total.device)
+        squares, widths = torch.zeros(2, dtype=torch.float64, device=total.device)
         seen, half, earlier = 0, -(-windows // 2), None
-        for scores, calendar, observed, tells in parts:
-            target_mask = torch.ones_like(scores) if observed is None else observed.to(scores.dtype)
-            part = scores, self.bins(calendar), target_mask, target_mask * tells
+        for z, calendar, target_mask, for_width in parts:
+            mask = torch.ones_like(z) if target_mask is None else target_mask.to(z.dtype)
+            part = z, self.bins(calendar), mask, mask * for_width
             pieces = zip(*(each.tensor_split([max(half - seen, 0)]) for each in part), strict=True)
-            seen += len(scores)
-            for late, (scores, bins, target_mask, tells) in enumerate(pieces):
-                if late and len(scores):
+            seen += len(z)
+            for late, (z, bins, mask, for_width) in enumerate(pieces):
+                if late and len(z):
                     earlier = self._shift(total, count) if earlier is None else earlier
-                    around = (scores - earlier[bins]).clamp(-OUTERMOST, OUTERMOST)
-                    squares += (tells * around.square()).sum(dtype=torch.float64)
-                    telling += tells.sum(dtype=torch.float64)
-                total.index_add_(0, bins, target_mask * scores.clamp(-LARGEST_SCORE, LARGEST_SCORE))
-                count.index_add_(0, bins, target_mask)
+                    around = (z - earlier[bins]).clamp(-OUTERMOST, OUTERMOST)
+                    squares += (for_width * around.square()).sum(dtype=torch.float64)
+                    widths += for_width.sum(dtype=torch.float64)
+                total.index_add_(0, bins, mask * z.clamp(-LARGEST_SCORE, LARGEST_SCORE))
+                count.index_add_(0, bins, mask)
         self.shift.copy_(self._shift(total, count))
         cycles = self._cycles(count)
         cycles = cycles.sum() / (cycles > 0).sum().clamp_min(1) / 2  # of the later half, at times that the calendar has
-        self.widening.copy_(spread_of(squares / telling.clamp_min(1)) ** (cycles / (cycles + PRIOR)))
+        self.widening.copy_(spread_of(squares / widths.clamp_min(1)) ** (cycles / (cycles + PRIOR)))
 
     def forward(self, quantiles: Tensor, calendar: Tensor) -> Tensor:
+        """The recalibrated quantiles: (batch, level, F, node)."""
         return remap_quantile_levels(quantiles, self.shift[self.bins(calendar)], self.widening)
 
     def _cycles(self, count: Tensor) -> Tensor:
         return count * len(self.shift) / self.size
 
     def _shift(self, total: Tensor, count: Tensor) -> Tensor:
-        """The mean score, as far as it is believed."""
+        """The mean z times its shrinkage weight."""
         cycles = self._cycles(count)
         return total / count.clamp_min(1) * cycles / (cycles + PRIOR)

@@ -1,4 +1,4 @@
-"""Fluctuation scale: the spread of the residual that is expected at a node and a time."""
+"""Fluctuation scale: the expected spread of the residual at a node and a time."""
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +20,20 @@ class FluctuationScale(nn.Module):
 
                   scale^2 = (cycles * mean residual^2 in the bin + PRIOR * that of the node) / (cycles + PRIOR)
 
-              cycles (days, years) are what is independent of each other in a bin: windows that overlap are not
+              cycles: number of days or years in the bin, which are about independent; overlapping windows are not
 
     spectrum  as published: spread of the weak spectral components of the node's training series, see
               `data.fluctuation`; one value for each node
-    quantiles the same of residuals divided by `state`, the spread of the conditional quantiles of stage 1: the scale
+    quantiles as cycle, of residuals divided by `state`, the spread of the conditional quantiles of stage 1: the scale
               then also depends on the history
     global    the root mean square of all training residuals, one value for the field
 
-    No scale is below FLOOR, nor, where values are multiples of a `step` (counts; a number, or one of each node, 0: of
-    none), below the error of rounding to it:
-    nodes that never varied in training may vary later. Units: standardized. Source: CoST section 4.3 (spectrum).
+    No scale is below FLOOR, since nodes that never varied in training may vary later. Where values are multiples of a
+    `step` (counts; () or (node,), 0: of none) it is not below the error of rounding to it.
+    Units: standardized. Source: CoST section 4.3 (spectrum).
     """
 
-    def __init__(self, kind: str, num_nodes: int, predict_len: int, size: int,
-                 step: float | Tensor = 0.0):
+    def __init__(self, kind: str, num_nodes: int, predict_len: int, size: int, step: float | Tensor = 0.0):
         super().__init__()
         self.kind, self.size = kind, size
         self.register_buffer("step", torch.as_tensor(step, dtype=torch.float32), persistent=False)
@@ -64,7 +63,7 @@ class FluctuationScale(nn.Module):
     def fit(self, residual: Tensor, state: Tensor, calendar: Tensor, observed: Tensor | None, spectrum) -> None:
         """Estimate it from training windows: residual, state, observed (window, F, node), calendar (window, cycle).
 
-        spectrum() gives the published scale (node,).
+        spectrum(): the published scale (node,), for that kind.
         """
         if self.kind == "spectrum":
             self.table.copy_(spectrum())

@@ -12,8 +12,8 @@ from .mean import MeanModel
 class STID(MeanModel):
     """Residual MLP on [history, node, calendar].
 
-    With `climatology` it also sees the climatology of history and horizon and predicts the departure from an
-    `InitialForecast`; with `tokens` nodes are mixed between the blocks. Without either it is the published network.
+    With `climatology` the climatology of history and horizon is an input too, and the output is a departure from an
+    `InitialForecast`. With `tokens` a `TokenMixer` stands between the blocks. Without both it is the published network.
     channels: width of the embeddings of history and node; calendar_channels: of each cycle (0: as the others).
     Source: Shao et al. 2022 (arXiv:2208.05233); CoST's stage 1.
     """

@@ -100,7 +100,7 @@ def test_gaps_in_the_history_leave_the_latest_value_that_is_there():
     history = torch.tensor([[[1.0], [2.0], [0.0]]])  # the last is the climatology in a gap
     observed = torch.tensor([[[True], [True], [False], [False]]])
     context = Context(history, torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 4, 1), observed)
-    assert Windows.of(context).last.item() == 2
+    assert Windows(context).last.item() == 2
 
 
 def test_no_quantile_lies_below_the_support():

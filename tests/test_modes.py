@@ -1,4 +1,4 @@
-"""The linear forecast of common modes: it finds what is there, and is believed no further than it proved right."""
+"""The ridge forecast of the leading modes: it finds a linear law, and gets the shrinkage weight that it earns."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_a_forecast_that_knows_nothing_is_moved_to_the_autoregression():
     model = fitted(common_mode(2000))
     history, calendar, future = common_mode(600)
     nothing = torch.zeros_like(future)
-    model.believe([(nothing, history, calendar, future, None)])
+    model.weigh([(nothing, history, calendar, future, None)])
     assert model.belief[0] > 0.85
     history, calendar, future = common_mode(600)
     moved = model(torch.zeros_like(future), history, calendar)
@@ -62,7 +62,7 @@ def test_a_forecast_that_knows_nothing_is_moved_to_the_autoregression():
 def test_a_forecast_that_cannot_be_bettered_is_left_alone():
     model = fitted(common_mode(2000))
     history, calendar, future = common_mode(600)
-    model.believe([(future + 0.01 * torch.randn_like(future), history, calendar, future, None)])
+    model.weigh([(future + 0.01 * torch.randn_like(future), history, calendar, future, None)])
     assert (model.belief < 0.05).all()
 
 
@@ -73,7 +73,7 @@ def test_two_forecasts_with_independent_errors_of_one_size_are_believed_alike():
     linear = model.linear(history @ model.axes / model.spread, calendar) @ axis.T
     missed = (future - linear).square().mean().sqrt()
     other = future + missed / axis.square().mean().sqrt() * torch.randn(len(future), HORIZON, 1) @ axis.T
-    model.believe((*part, None) for part in zip(*(each.split(500) for each in (other, history, calendar, future)),
+    model.weigh((*part, None) for part in zip(*(each.split(500) for each in (other, history, calendar, future)),
                                                 strict=True))
     assert model.belief.item() == pytest.approx(0.5, abs=0.08)
 
@@ -83,16 +83,16 @@ def test_gains_of_one_stretch_of_time_alone_are_believed_less_than_steady_ones()
     history, calendar, future = common_mode(800)
     late = (torch.arange(800) >= 700).view(-1, 1, 1)
     steady, once = 0 * future, torch.where(late, 0, future)
-    beliefs = []
+    weights = []
     for forecast in (steady, once):
-        model.believe([(forecast, history, calendar, future, None)])
-        beliefs.append(model.belief.item())
-    assert beliefs[0] > 0.85 and beliefs[1] < 0.1
+        model.weigh([(forecast, history, calendar, future, None)])
+        weights.append(model.belief.item())
+    assert weights[0] > 0.85 and weights[1] < 0.1
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_gaps_do_not_draw_a_forecast_towards_the_usual(share):
-    """A gap holds the usual value, an anomaly of 0: what is fitted and believed must not take it for a truth."""
+    """A gap holds the usual value, an anomaly of 0: fit and weights must not take it for an observation."""
     def with_gaps(history, calendar, future):
         observed = torch.rand(len(future), HISTORY + HORIZON, NODES) > share
         return history * observed[:, :HISTORY], calendar, future * observed[:, HISTORY:], observed[:, HISTORY:]
@@ -102,7 +102,7 @@ def test_gaps_do_not_draw_a_forecast_towards_the_usual(share):
     history, calendar, truth = common_mode(900)
     best = history[:, -1:] * 0.9 ** torch.arange(1, HORIZON + 1).view(1, -1, 1)
     past, _, future, observed = with_gaps(history, calendar, truth)
-    model.believe([(best, past, calendar, future, observed)])
+    model.weigh([(best, past, calendar, future, observed)])
     moved = best + model(best, past, calendar)
     assert (moved - truth).square().mean() < 1.02 * (best - truth).square().mean()
 
@@ -111,14 +111,14 @@ def test_gaps_do_not_draw_a_forecast_towards_the_usual(share):
 def test_a_mode_of_which_nothing_is_to_be_gained_is_not_believed(future):
     history, calendar, _ = common_mode(60)
     model = fitted((history, calendar, future))
-    model.believe([(future, history, calendar, future, None)])
+    model.weigh([(future, history, calendar, future, None)])
     assert (model.belief == 0).all()
 
 
 def test_with_too_few_windows_to_judge_nothing_is_believed():
     model = fitted(common_mode(500))
     history, calendar, future = common_mode(2 * HORIZON - 1)
-    model.believe([(torch.zeros_like(future), history, calendar, future, None)])
+    model.weigh([(torch.zeros_like(future), history, calendar, future, None)])
     assert (model.belief == 0).all()
 
 
@@ -141,7 +141,7 @@ def test_small_fields_short_histories_and_short_cycles_are_taken(nodes, history,
     past, future = torch.randn(windows, history, nodes), torch.randn(windows, HORIZON, nodes)
     calendar = torch.randint(slots, (windows, 1))
     model.fit([(past, calendar, future, None)])
-    model.believe([(future * 0, past, calendar, future, None)])
+    model.weigh([(future * 0, past, calendar, future, None)])
     assert model.modes == min(modes, nodes) and model(future, past, calendar).isfinite().all()
 
 
