@@ -314,9 +314,8 @@ class Base(nn.Module):
         few = ((number + 1) / max(number - 1, 0.5)) ** 0.5
         self.spread.copy_(square.sqrt().clamp_min(1e-6))
         standardized = residual / self.spread
-        squares, weight = torch.zeros_like(self.cycle), torch.zeros_like(self.cycle)
-        squares.index_add_(0, bins.flatten(), (standardized.square() * counts).flatten(0, 1))
-        weight.index_add_(0, bins.flatten(), counts.flatten(0, 1))
+        squares, weight = (torch.zeros_like(self.cycle).index_add_(0, bins.flatten(), part.flatten(0, 1))
+                           for part in (standardized.square() * counts, counts))
         cycles = weight / len(self.spread) * len(self.cycle) * min(1, len(self.spread) / self.size)
         self.cycle.copy_(((cycles * squares / weight.clamp_min(1e-6) + CYCLES) / (cycles + CYCLES)).sqrt())
         standardized = (standardized / self.cycle[bins]).flatten(0, 1)

@@ -128,7 +128,7 @@ def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable
         level = Phi(noise),    coverage = |2 level - 1|
         member = mean + sign(level - 0.5) * (the ceil((n + 1) * coverage)-th smallest |residual|)
 
-    n validation residuals; beyond the n-th the largest stands for an infinite one.
+    n validation residuals; beyond the n-th the largest replaces an infinite one.
     Source: Lei et al. 2018 (arXiv:1604.04173), algorithm 2.
     """
     mean = _needed("conformal", mean=mean)

@@ -1,4 +1,4 @@
-"""Models from settings: those of a command line, or those that a checkpoint holds."""
+"""Models from settings, of a command line or of a checkpoint."""
 
 import inspect
 
@@ -26,14 +26,14 @@ NOISES = ("covariance", "independent")
 
 
 def task_of(settings: dict, metadata: dict) -> Task:
-    """The sizes of a configuration for data of this `metadata` (`WindowedField.metadata()`; also of a checkpoint)."""
+    """The sizes of a configuration; metadata: of `WindowedField.metadata()` or of a checkpoint."""
     return Task(metadata["num_nodes"], settings["history_len"], settings["predict_len"],
                 tuple(metadata["calendar_sizes"]), metadata["masked"], len(metadata["covariates"]),
                 len(metadata["lag_steps"]))
 
 
 def build_mean_model(settings: dict, metadata: dict) -> MeanModel:
-    """The stage-1 model of a configuration (as a dict: also that of a checkpoint), nothing in it fitted yet."""
+    """The untrained stage-1 model of a configuration."""
     task, backbone = task_of(settings, metadata), MEAN_MODELS[settings["mean_model"]]
     named = inspect.signature(backbone).parameters.keys() - {"task", "objective"}
     flags = {name: settings[name] for name in settings.keys() & named}
@@ -49,10 +49,9 @@ def build_mean_model(settings: dict, metadata: dict) -> MeanModel:
 
 def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict,
                      nearest: Tensor | None = None) -> Forecaster:
-    """The forecaster of a stage-2 configuration (as a dict: also that of a checkpoint), nothing in it fitted yet.
+    """The untrained forecaster of a stage-2 configuration.
 
-    nearest (node, `--neighbours`): the nodes that each is mixed with, where the denoiser mixes them; weights that are
-    loaded bring their own.
+    nearest (node, `--neighbours`): the nodes that a denoiser mixes with each; not needed where weights are loaded.
     Raises: ValueError for parts that do not fit each other.
     """
     task, support = task_of(settings, metadata), tuple(

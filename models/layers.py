@@ -231,8 +231,6 @@ def mean_over(values: Tensor, observed: Tensor | None) -> Tensor:
 
 def squared_error(predicted: Tensor, truth: Tensor, observed: Tensor | None) -> Tensor:
     """Mean squared error where `observed`, see `mean_over`."""
-    if observed is None:
-        return F.mse_loss(predicted, truth)
     return mean_over(F.mse_loss(predicted, truth, reduction="none"), observed)
 
 

@@ -74,8 +74,9 @@ class MeanModel(nn.Module):
 
     def compile_networks(self) -> None:
         """Compile the submodules named in `compiled`, for --compile."""
-        for name in self.compiled:
-            getattr(self, name).compile()
+        for module in self.modules():
+            for name in getattr(module, "compiled", ()):
+                getattr(module, name).compile()
 
 
 class Ensemble(MeanModel):
@@ -97,10 +98,6 @@ class Ensemble(MeanModel):
             return super().loss(future, context)
         return sum(network.loss(future, context) for network in self.networks) / len(self.networks)
 
-    def compile_networks(self) -> None:
-        for network in self.networks:
-            network.compile_networks()
-
 
 class Wrapper(MeanModel):
     """A model around another one; its training loss is that of the inner model."""
@@ -111,9 +108,6 @@ class Wrapper(MeanModel):
 
     def loss(self, future: Tensor, context: Context) -> Tensor:
         return self.inner.loss(future, context)
-
-    def compile_networks(self) -> None:
-        self.inner.compile_networks()
 
 
 class CommonModes(Wrapper):

@@ -1,4 +1,4 @@
-"""The way in for trained models: from a run folder to forecasts in physical units.
+"""Trained models from Python: from a run folder to forecasts in physical units.
 
     from models import load_forecaster
 
@@ -6,7 +6,7 @@
     forecast = forecaster.forecast(history, history_start="2014-01-01T00:00", members=50)
     forecast.mean, forecast.quantile(0.9), forecast.to_frame()
 
-The one module of the package that meets `data` and `utils`: it needs what a checkpoint says of the field, and no data.
+This module alone of the package uses `utils`. It needs the checkpoint, which describes the field, and no data.
 """
 
 import copy
@@ -46,27 +46,27 @@ SAMPLING_FLAGS = ("nsample", "members", "seed", "sampler", "sample_steps", "samp
 
 
 def ensemble_sampler(model: Forecaster, settings: dict, device: torch.device) -> Callable[[Batch], Tensor]:
-    """The function batch -> members (batch, member, F, node) of a configuration: what every score and picture uses.
+    """The function batch -> members (batch, member, F, node), standardized, that every score and picture uses.
 
-    The model is left as it is: other precision than its own is that of a copy.
+    With another `sample_precision` it uses a copy of the model.
     """
     if settings["sample_precision"] != "float32":
         model = copy.deepcopy(model)
         model.denoiser.round_to(getattr(torch, settings["sample_precision"]))
 
-    def draw(batch: Batch) -> Tensor:
+    def sample(batch: Batch) -> Tensor:
         shape = settings["predict_len"], batch.context.history.shape[-1]
         sampling = Sampling(settings["nsample"], settings["members"], settings["sampler"], settings["sample_steps"],
                             rows_at_once(shape[1], device, settings["sample_batch"]))
         noise = MemberNoise(settings["seed"], batch.start, model.num_samples(sampling), shape)
         return model.sample(batch.context, noise, sampling)
 
-    return draw
+    return sample
 
 
 @dataclass(frozen=True)
 class TrainedForecaster:
-    """A trained pair of stages: `model` in eval mode on `device`, the whole `checkpoint`, the `field` it knows."""
+    """A trained pair of stages: `model` in eval mode on `device`, its `checkpoint` and the `field` of its training."""
 
     model: Forecaster
     checkpoint: dict
@@ -75,7 +75,7 @@ class TrainedForecaster:
 
     @property
     def history_steps(self) -> int:
-        """Steps before the horizon that a forecast looks at."""
+        """Number of steps before the horizon that a forecast needs."""
         return self.field.max_lag + self.checkpoint["config"]["history_len"]
 
     def __repr__(self) -> str:
@@ -90,22 +90,22 @@ class TrainedForecaster:
                  history_start: str | np.datetime64 | Sequence | None = None, members: int = 0,
                  covariates: np.ndarray | pd.DataFrame | None = None, start=None,
                  online: OnlineCalibration | None = None, **flags) -> Forecast:
-        """Draw an ensemble of what follows a history.
+        """An ensemble of the steps after a history.
 
-        history   (history_steps, node), or (window, history_steps, node) for several windows at once: the H steps
-                  before the horizon, and with `--lags` as many before these as the longest lag, where NaN stands for
-                  a missing value, as a mask does. Or a DataFrame, or one for each window: its columns are the nodes
-                  by their names, in any order, and its index gives the times
-        history_start  time of the first step of the history, one for each window; not needed where an index gives it
+        history   (history_steps, node), or (window, history_steps, node) for several windows: the H steps before the
+                  horizon, and with `--lags` the steps before these up to the longest lag, in which NaN or a mask marks
+                  missing values. Or a DataFrame, or one for each window, with the nodes as columns in any order, and
+                  the times as index
+        history_start  time of the first step of the history, one for each window; not needed with an index
         members   size of the ensemble; 0: that of the run
         covariates  (H + F, covariate) or (H + F, node, covariate), where the model was trained with such; or a
                   DataFrame with a column for each covariate
         start     the old name of history_start
-        online    of `online`: the members are corrected by what has been observed since its earlier forecasts
-        flags     seed, sampler, sample_steps, sample_precision, sample_batch, as of main_train.py; else the run's
+        online    result of `online`: members are corrected by the observations since its earlier forecasts
+        flags     seed, sampler, sample_steps, sample_precision, sample_batch, as of main_train.py; default: the run's
 
-        The numbers are those of `main_train.py` for the same window: they follow from seed, history_start and member,
-        whatever else is forecast. Units: physical. The members are (member, F, node), or (window, member, F, node).
+        The numbers are those of `main_train.py` for the same window. They depend on seed, history_start and member, not
+        on other windows. Units: physical. Members: (member, F, node), or (window, member, F, node).
         Raises: ValueError for another shape than that of training, other nodes, missing values, a time between two
         steps, or another one than the index has.
         """
@@ -142,22 +142,22 @@ class TrainedForecaster:
             covariates = self._covariates_of(covariates, int(position[0]), seen + settings["predict_len"])
         batch = self.field.batch(values.to(self.device), position, settings["predict_len"],
                                  self._covariates(covariates, start.shape, seen + settings["predict_len"]))
-        drawn = self.field.scaler.physical(ensemble_sampler(self.model, settings, self.device)(batch))
+        members = self.field.scaler.physical(ensemble_sampler(self.model, settings, self.device)(batch))
         if online:
             first = (position + seen).tolist()
-            drawn = torch.stack([online.correct(*window)
-                                 for window in zip(values[:, -seen:], drawn, first, strict=True)])
+            members = torch.stack([online.correct(*window)
+                                 for window in zip(values[:, -seen:], members, first, strict=True)])
         times = np.stack([self.field.times(one + seen - 1, 1 + settings["predict_len"]) for one in position.tolist()])
         return Forecast(
-            drawn.cpu().numpy().astype(kind, copy=False).reshape(*start.shape, *drawn.shape[1:]),
+            members.cpu().numpy().astype(kind, copy=False).reshape(*start.shape, *members.shape[1:]),
             times[:, 1:].reshape(*start.shape, -1), times[:, 0].reshape(start.shape), self.field,
             f"CoST, recipe {settings['recipe']}, {settings['nsample']} members, seed {settings['seed']}",
         )
 
     def online(self) -> OnlineCalibration:
-        """What corrects forecasts while observations arrive: given to every call of `forecast`, in the order of time.
+        """A correction of forecasts while observations arrive, for every call of `forecast` in the order of time.
 
-        It learns from the histories, each of which should reach back to the one before.
+        It uses the observations in the histories. Each history should overlap the one before.
         """
         nonnegative = self.checkpoint["data"]["support"]
         return OnlineCalibration((0.0, float(self.field.scaler.whole)) if nonnegative else ANY_VALUE)
@@ -202,7 +202,7 @@ class TrainedForecaster:
         return torch.from_numpy(np.ascontiguousarray(found.reshape(-1, *found.shape[len(lead):]), dtype=np.float64))
 
     def _settings(self, members: int, flags: dict) -> dict:
-        """The run's settings with the given ones in their place. Raises: ValueError for what cannot be."""
+        """The run's settings, with the given ones replaced. Raises: ValueError for unknown or impossible ones."""
         unknown = [name for name in flags if name not in SAMPLING_FLAGS]
         if unknown:
             raise ValueError(f"{unknown[0]}: no flag of sampling; the flags are {', '.join(SAMPLING_FLAGS)}")
@@ -218,9 +218,9 @@ class TrainedForecaster:
 
 
 def labelled(history, start, field: FieldSummary) -> tuple[np.ndarray, np.ndarray]:
-    """Histories (..., step, node) with the nodes of a field in its order, NaN for masked values, and their start times
-    as objects that `FieldSummary.step_at` takes (...).
+    """Histories (..., step, node) with the nodes in the order of a field and NaN for masked values; start times (...).
 
+    The times are objects for `FieldSummary.step_at`.
     Raises: ValueError where labels and field, or labels and `start`, contradict each other, or no time is given.
     """
     if isinstance(history, list | tuple) and any(isinstance(one, pd.DataFrame) for one in history):

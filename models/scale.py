@@ -77,9 +77,8 @@ class FluctuationScale(nn.Module):
         squares = (residual / state).square() * counts
         node = squares.sum((0, 1)) / counts.sum((0, 1)).clamp_min(1)
         bins = self.bins(calendar).flatten()
-        total, count = torch.zeros_like(self.table), torch.zeros_like(self.table)
-        total.index_add_(0, bins, squares.flatten(0, 1))
-        count.index_add_(0, bins, counts.flatten(0, 1))
+        total, count = (torch.zeros_like(self.table).index_add_(0, bins, part.flatten(0, 1))
+                        for part in (squares, counts))
         cycles = count * len(self.table) / (self.size * len(self.ahead))
         variance = (cycles * total / count.clamp_min(1) + PRIOR * node) / (cycles + PRIOR)
         self.table.copy_(variance.sqrt())
