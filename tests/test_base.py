@@ -1,4 +1,4 @@
-"""The base of stage 1: never worse than a simple forecaster, and the network's share is what it is worth."""
+"""The base of stage 1: about as good as the best simple forecaster; a network's share follows from its skill."""
 
 import dataclasses
 
@@ -84,7 +84,7 @@ def test_a_random_walk_is_left_to_the_last_value_and_its_intervals_grow_with_the
     assert width[7] / width[0] == pytest.approx(8**0.5, rel=0.25)
 
 
-def test_sixty_steps_of_one_node_give_a_forecast_with_honest_intervals():
+def test_sixty_steps_of_one_node_give_a_forecast_with_calibrated_intervals():
     values = trend_with_season(60)[:, :1]
     data = windows_of(values, 6, 6, MONTH)
     base = fitted(data)
@@ -149,8 +149,8 @@ def test_windows_that_share_no_step_of_their_futures_are_independent():
 
 # The network's share
 
-class Knows(MeanModel):
-    """A network that gives the truth with some error, or nothing of use: quantiles around a given centre."""
+class Oracle(MeanModel):
+    """Quantiles around the truth with some error, or around a useless centre (error None)."""
 
     def __init__(self, data, error):
         super().__init__("quantiles")
@@ -166,7 +166,7 @@ class Knows(MeanModel):
 
 
 def with_truth(data, error):
-    """Batches whose context holds the future with an error as a covariate: what `Knows` reads."""
+    """Batches whose context holds the future with an error as a covariate: what `Oracle` reads."""
     def changed(batch):
         noise = torch.randn(batch.future.shape, generator=torch.Generator().manual_seed(int(batch.start[0])))
         future = batch.future + (error or 0) * noise
@@ -187,7 +187,7 @@ def with_truth(data, error):
 @pytest.mark.parametrize("error, least, most", [(0.02, 0.9, 1.0), (None, 0.0, 0.05)])
 def test_a_network_that_is_right_gets_nearly_all_and_one_of_no_use_nothing(error, least, most):
     data = windows_of(random_walk(800), 6, 4)
-    model = BesideBase(Knows(data, error), task_of(data))
+    model = BesideBase(Oracle(data, error), task_of(data))
     batches = with_truth(data, error)
     assert (model.share == 1).all()
     model.calibrate(batches("train"), batches("validation"), (float("-inf"), 0.0))
@@ -206,7 +206,7 @@ def test_of_one_block_of_validation_the_base_alone_is_taken():
 
 def test_the_share_is_kept_by_a_checkpoint():
     data = windows_of(random_walk(300), 6, 4)
-    model, other = (BesideBase(Knows(data, None), task_of(data)) for _ in range(2))
+    model, other = (BesideBase(Oracle(data, None), task_of(data)) for _ in range(2))
     model.calibrate(data.batches("train", 32), data.calibration(32), (float("-inf"), 0.0))
     other.load_state_dict(model.state_dict())
     context = next(iter(data.batches("test", 8))).context

@@ -63,7 +63,7 @@ def residuals(data, batches, point):
 
 
 def counting(steps, nodes=3, interval=(1, "hour"), lengths=(6, 4), **given):
-    """Windows of a field whose every value tells its step and node: step + 2000 * node."""
+    """Windows of a field whose values encode their step and node: step + 2000 * node."""
     values = torch.arange(steps).float().unsqueeze(1) + 2000 * torch.arange(nodes)
     return WindowedField(make_field(values, interval, **given), *lengths)
 

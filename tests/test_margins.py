@@ -49,7 +49,7 @@ def test_the_scale_of_a_node_and_time_is_the_root_mean_square_shrunk_towards_tha
             squares[place] += residual[window, step].double().numpy() ** 2
             counts[place] += 1
     node = residual.double().square().mean((0, 1)).numpy()
-    cycles = counts * bins / (size * HORIZON)  # a day has so many residuals of a bin: its slots, each at F steps ahead
+    cycles = counts * bins / (size * HORIZON)  # residuals of a bin in one day: its slots, each at F steps ahead
     wanted = np.sqrt((cycles * squares / counts + 3 * node) / (cycles + 3))
     found = fitted("cycle", residual, slots, size)
     assert PRIOR == 3
@@ -94,7 +94,7 @@ def test_the_scale_by_quantiles_is_their_spread_times_that_of_the_residuals_in_i
 
 
 @pytest.mark.parametrize("kind", ["cycle", "global"])
-def test_what_stands_in_a_gap_changes_no_scale(kind):
+def test_values_in_gaps_change_no_scale(kind):
     residual, observed = torch.randn(WINDOWS, HORIZON, NODES), torch.rand(WINDOWS, HORIZON, NODES) < 0.7
     observed[..., 3] = False
     slots = torch.randint(24, (WINDOWS,))
@@ -313,7 +313,7 @@ class Rain(MeanModel):
 
 
 def showers(windows):
-    """Windows (`Batch`) of 95 % zeros in physical units, 0 the minimum: likelier after a history that says so."""
+    """Windows (`Batch`) of 95 % zeros in physical units, 0 the minimum: with a probability that the history shows."""
     batch = make_batch(windows)
     sign = torch.rand(windows, 1, NODES)
     wet = torch.rand(windows, HORIZON, NODES) < 4 * (1 - DRY) * sign**3

@@ -45,8 +45,8 @@ def test_leading_axes_are_orthonormal_and_span_what_varies_most(fields, nodes):
     assert (values @ axes[:, :1]).square().sum() > 0.98 * values.square().sum()
 
 
-def test_a_forecast_that_knows_nothing_is_moved_to_the_autoregression():
-    """decay ** (step + 1) times the last value is the best that can be said."""
+def test_a_forecast_without_skill_is_moved_to_the_autoregression():
+    """The best forecast is decay ** (step + 1) times the last value."""
     model = fitted(common_mode(2000))
     history, calendar, future = common_mode(600)
     nothing = torch.zeros_like(future)
@@ -66,7 +66,7 @@ def test_a_forecast_that_cannot_be_bettered_is_left_alone():
     assert (model.belief < 0.05).all()
 
 
-def test_two_forecasts_with_independent_errors_of_one_size_are_believed_alike():
+def test_two_forecasts_with_independent_errors_of_one_size_get_equal_weights():
     model = fitted(common_mode(4000), modes=1)
     history, calendar, future = common_mode(4000)
     axis = model.axes * model.spread
@@ -78,7 +78,7 @@ def test_two_forecasts_with_independent_errors_of_one_size_are_believed_alike():
     assert model.belief.item() == pytest.approx(0.5, abs=0.08)
 
 
-def test_gains_of_one_stretch_of_time_alone_are_believed_less_than_steady_ones():
+def test_gains_of_one_stretch_of_time_alone_get_less_weight_than_steady_ones():
     model = fitted(common_mode(2000), modes=1)
     history, calendar, future = common_mode(800)
     late = (torch.arange(800) >= 700).view(-1, 1, 1)
@@ -92,7 +92,7 @@ def test_gains_of_one_stretch_of_time_alone_are_believed_less_than_steady_ones()
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_gaps_do_not_draw_a_forecast_towards_the_usual(share):
-    """A gap holds the usual value, an anomaly of 0: fit and weights must not take it for an observation."""
+    """A gap holds the climatology, an anomaly of 0: fit and weights must not take it for an observation."""
     def with_gaps(history, calendar, future):
         observed = torch.rand(len(future), HISTORY + HORIZON, NODES) > share
         return history * observed[:, :HISTORY], calendar, future * observed[:, HISTORY:], observed[:, HISTORY:]
@@ -108,14 +108,14 @@ def test_gaps_do_not_draw_a_forecast_towards_the_usual(share):
 
 
 @pytest.mark.parametrize("future", [torch.zeros(60, HORIZON, NODES), torch.ones(60, HORIZON, NODES)])
-def test_a_mode_of_which_nothing_is_to_be_gained_is_not_believed(future):
+def test_a_mode_without_a_gain_gets_no_weight(future):
     history, calendar, _ = common_mode(60)
     model = fitted((history, calendar, future))
     model.weigh([(future, history, calendar, future, None)])
     assert (model.belief == 0).all()
 
 
-def test_with_too_few_windows_to_judge_nothing_is_believed():
+def test_with_too_few_windows_all_weights_are_zero():
     model = fitted(common_mode(500))
     history, calendar, future = common_mode(2 * HORIZON - 1)
     model.weigh([(torch.zeros_like(future), history, calendar, future, None)])
@@ -123,7 +123,7 @@ def test_with_too_few_windows_to_judge_nothing_is_believed():
 
 
 def test_the_time_of_the_cycle_is_part_of_the_forecast():
-    """A mode that is a sine of the slot, whatever the history: only the calendar can tell it."""
+    """A mode that is a sine of the slot, whatever the history: only the calendar determines it."""
     windows = 960
     history, calendar, _ = common_mode(windows)
     history = torch.randn_like(history)
@@ -158,7 +158,7 @@ def test_ridge_finds_a_plane_and_shrinks_noise():
 
 
 def test_a_mode_is_forecast_from_the_history_of_the_largest_one_too():
-    """White noise in the largest mode, which a smaller one repeats three steps later: its own past does not tell."""
+    """White noise in the largest mode. A smaller one repeats it after three steps: its own past has no information."""
     large, delay = torch.randn(2000 + HISTORY + HORIZON), 3
     small = 0.3 * large.roll(delay)
     weights = torch.stack([torch.ones(NODES), torch.ones(NODES).cumsum(0) % 2 * 2 - 1])  # orthogonal

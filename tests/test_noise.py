@@ -18,11 +18,12 @@ def seeded():
 
 
 def common_signal(windows, nodes, share, lag=0.6):
-    """Scores whose nodes all share one signal with this share of the variance, each step like the one before."""
+    """Values of nodes that share one signal with this share of the variance, each step like the one before."""
     correlation = lag ** (torch.arange(HORIZON).unsqueeze(1) - torch.arange(HORIZON)).abs()
     root = torch.linalg.cholesky(correlation)
-    signal, rest = (torch.einsum("pq,nqv->npv", root, torch.randn(windows, HORIZON, width)) for width in (1, nodes))
-    return math.sqrt(share) * signal + math.sqrt(1 - share) * rest
+    signal, idiosyncratic = (torch.einsum("pq,nqv->npv", root, torch.randn(windows, HORIZON, width))
+                             for width in (1, nodes))
+    return math.sqrt(share) * signal + math.sqrt(1 - share) * idiosyncratic
 
 
 def context_of(histories, observed=None):
@@ -261,7 +262,7 @@ def z_with_gaps(share, windows=4000, nodes=8):
     return z, torch.rand(windows, HISTORY + HORIZON, nodes) >= share
 
 
-def test_what_stands_in_a_gap_changes_no_part_of_the_fit():
+def test_values_in_gaps_change_no_part_of_the_fit():
     z, observed = z_with_gaps(0.3, 300)
     histories, models = torch.randn(300, HISTORY, 8), []
     for value in (0.0, 1e9):

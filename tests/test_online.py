@@ -123,7 +123,7 @@ def test_each_observation_is_learned_from_once_and_a_missing_one_never():
 
 
 def test_calibrated_forecasts_of_many_zeros_stay_as_wide_as_they_are():
-    """Ties of observation and quantile count by their share; members that are all equal tell nothing."""
+    """Ties of observation and quantile count by their share; equal members change nothing."""
     torch.manual_seed(3)
     online, rain = OnlineCalibration((0.0, 0.0)), torch.distributions.Gamma(0.6, 0.5)
 

@@ -1,4 +1,4 @@
-"""The way in for Python takes labels seriously: names, times and masks of a history, and says what it is."""
+"""Forecasts from Python: names, times and masks of a history are checked; the forecaster has a readable repr."""
 
 import warnings
 

@@ -29,9 +29,9 @@ def normal_quantiles(count):
     return z.view(1, -1, 1, 1).expand(count, -1, HORIZON, NODES)
 
 
-def fitted(z, size=24, observed=None, tells=ALL[0]):
+def fitted(z, size=24, observed=None, for_width=ALL[0]):
     recalibration = Recalibration(NODES, HORIZON, size)
-    recalibration.fit([(z, calendar_of(len(z), size), observed, tells)], len(z))
+    recalibration.fit([(z, calendar_of(len(z), size), observed, for_width)], len(z))
     return recalibration
 
 
@@ -140,7 +140,7 @@ def test_a_batch_that_holds_the_middle_is_split_there():
     torch.testing.assert_close(whole.shift, fitted(z).shift)
 
 
-def test_the_more_cycles_the_more_of_a_widening_is_believed():
+def test_the_more_cycles_the_larger_the_weight_of_a_widening():
     found = [float(fitted(1.25 * torch.randn(24 * days, HORIZON, NODES)).widening) for days in (4, 20, 200)]
     assert 1 < found[0] < found[1] < found[2] < 1.3
 
@@ -160,10 +160,10 @@ def test_missing_values_widen_nothing_and_without_any_value_nothing_moves():
     assert empty.widening == 1 and (empty.shift == 0).all()
 
 
-def test_z_that_cannot_tell_shift_levels_and_widen_nothing():
+def test_z_without_a_width_shift_levels_and_widen_nothing():
     z = torch.randn(2400, HORIZON, NODES)
     odd = torch.arange(NODES) % 2 == 1
-    mixed = fitted(torch.where(odd, 0.5 + 2 * z, z), tells=~odd.expand_as(z))
+    mixed = fitted(torch.where(odd, 0.5 + 2 * z, z), for_width=~odd.expand_as(z))
     assert mixed.widening == pytest.approx(1, abs=0.02) and (mixed.shift.mean((0, 1))[odd] > 0.3).all()
 
 
