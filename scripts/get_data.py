@@ -8,7 +8,7 @@ A file is checked (SHA-256 or git blob id where one is published, and the shape)
 file leaves nothing behind, and no file is overwritten. TaxiBJ may also be the .zip of the release.
 """
 
-import os
+import hashlib
 import shutil
 import tempfile
 import urllib.error
@@ -38,7 +38,7 @@ from data.registry import (
 )
 from utils.config import FlagParser
 from utils.program import run_main
-from utils.training.checkpoint import naming
+from utils.training.checkpoint import naming, write_atomically
 from utils.training.signals import time_limit
 
 LARGEST_FILE = 256 << 20  # bytes; the largest of the release has 50 million
@@ -107,25 +107,6 @@ def unpacked(source: Path, file: str) -> Iterator[Path]:
         yield path
 
 
-@contextmanager
-def arriving(target: Path):
-    """A path beside `target` to write to, renamed to `target` at the end; after an error nothing is left."""
-    new_folders = [folder for folder in target.parents if not folder.exists()]
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with naming(target), part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        with suppress(OSError):
-            for folder in new_folders:
-                folder.rmdir()
-        raise
-
-
 def refuse_to_overwrite(target: Path, digest: str | None):
     """Raises: ValueError where `target` is a file of another digest."""
     if target.exists() and digest and (found := sha256_of(target)) != digest:
@@ -157,17 +138,32 @@ def find_below(folder: Path, files: list[str]) -> dict[str, Path]:
 
 
 def import_file(source: Path, file: str, spec: DatasetSpec, data_dir: Path, done: str = "imported") -> str:
-    """Copy one checked file into the data folder, out of its .zip where `source` is that; a message."""
+    """Copy one checked file into the data folder, out of its .zip where `source` is that; a message.
+
+    After an error no file and no new folder is left.
+    """
     target = data_dir / file
     with unpacked(source, file) as plain:
         digest = check_file(plain, file, spec)
         refuse_to_overwrite(target, digest)
         if target.exists():
             return f"{file}: already there"
-        with arriving(target) as part:
-            shutil.copyfile(plain, part)
-            if sha256_of(part) != digest:
+
+        def copy(part):
+            content = plain.read_bytes()
+            if hashlib.sha256(content).hexdigest() != digest:
                 raise ValueError(f"{file} is refused: {source} changed while it was copied")
+            part.write(content)
+
+        new_folders = [folder for folder in target.parents if not folder.exists()]
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(target, copy)
+        except BaseException:
+            with suppress(OSError):
+                for folder in new_folders:
+                    folder.rmdir()
+            raise
     return f"{file}: {done}, " + verdict(source, file, spec, digest)
 
 

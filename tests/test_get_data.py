@@ -167,10 +167,15 @@ def test_the_environment_names_the_data_folder(source, target, monkeypatch):
     assert (target / "Urban/CrowdBM.npy").is_file()
 
 
-def test_a_failed_arrival_leaves_no_trace(target):
-    with pytest.raises(KeyboardInterrupt), get_data.arriving(target / "a/b/file.npy") as part:
-        part.write_bytes(b"half")
+def test_an_interrupted_copy_leaves_no_trace(source, target, monkeypatch):
+    def interrupted(path, write):
+        assert path.parent.is_dir()
         raise KeyboardInterrupt
+
+    monkeypatch.setattr(get_data, "write_atomically", interrupted)
+    put(source, "Urban/CrowdBM.npy")
+    with pytest.raises(KeyboardInterrupt):
+        get_data.main(["--from", str(source), "--data_dir", str(target)])
     assert not target.exists()
 
 
