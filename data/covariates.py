@@ -12,6 +12,7 @@ from .matching import in_order, node_differences
 from .readers import read_file
 from .scaling import Scaler, as_real
 from .stamps import check_zone, stamp
+from .table import Table
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,8 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
     Raises: ValueError where a value or a node is missing, or a time is not that of the field's step or, beyond its end,
     of the next one.
     """
-    flag = f"--covariates {path}"
-    table, nodes = read_file(path), len(node_names)
-    by_node = table.grid is not None and table.grid[0] == nodes
-    if not by_node and table.grid is not None:
-        raise ValueError(f"{flag}: {table.grid} values in each step; expected (node, covariate) of {nodes} nodes, or "
-                         "covariates alone")
-    named = not by_node and bool(set(table.node_names or ()) & set(node_names))
-    if named and (differing := node_differences(table, node_names)):
-        raise ValueError(f"{flag}: {differing}; give one column for each node of the field, or, for covariates of the "
-                         "whole field, other names than those of its nodes")
-    table = in_order(table, node_names) if named else table
-    one_by_node = named or not by_node and table.node_names is None and table.values.shape[1] == nodes
-    if by_node:
-        values = table.values.unflatten(1, table.grid)
-    else:
-        values = table.values.unsqueeze(2 if one_by_node else 1)
-    names = None if by_node or one_by_node else table.node_names
-    names = names or _stored_names(path) or tuple(f"covariate {place}" for place in range(values.shape[2]))
-    if len(names) != values.shape[2]:
-        raise ValueError(f"{flag}: {len(names)} covariate_names for {values.shape[2]} covariates")
+    flag, table = f"--covariates {path}", read_file(path)
+    values, names = _arranged(table, node_names, path)
     if values.isnan().any():
         step, _, covariate = values.isnan().nonzero()[0].tolist()
         raise ValueError(f"{flag}: {int(values.isnan().sum())} values are missing, the first in {table.where(step)}, "
@@ -81,16 +64,37 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
     if len(values) < first + len(calendar.times):
         raise ValueError(f"{flag}: {max(len(values) - first, 0)} steps, the field has {len(calendar.times)}; give one "
                          "row for each, and more for forecasts beyond its end")
-    if table.times is not None:
-        wrong = np.flatnonzero(found != due)
-        if len(wrong):
-            step, zone = int(wrong[0]), calendar.zone
-            beyond = ", beyond its end" * (step >= first + len(calendar.times))
-            expected = stamp(calendar.times[step - first], zone) if first <= step and not beyond else (
-                clock_text(due[step], calendar.interval, zone))
-            raise ValueError(f"{flag}: {table.where(step)}: time {stamp(table.times[step], zone)}, the field has "
-                             f"{expected} there{beyond}; give the same time axis")
+    if table.times is not None and (found != due).any():
+        step, zone = int((found != due).argmax()), calendar.zone
+        beyond = ", beyond its end" * (step >= first + len(calendar.times))
+        expected = stamp(calendar.times[step - first], zone) if first <= step and not beyond else (
+            clock_text(due[step], calendar.interval, zone))
+        raise ValueError(f"{flag}: {table.where(step)}: time {stamp(table.times[step], zone)}, the field has "
+                         f"{expected} there{beyond}; give the same time axis")
     return Covariates(str(path), names, as_real(values[first:]), table.notes)
+
+
+def _arranged(table: Table, node_names: tuple[str, ...], path: Path | str) -> tuple[Tensor, tuple[str, ...]]:
+    """Values (time, node or 1, covariate) of a file in one of the layouts, and the names of the covariates."""
+    flag, nodes, names = f"--covariates {path}", len(node_names), None
+    if table.grid is not None:
+        if table.grid[0] != nodes:
+            raise ValueError(f"{flag}: {table.grid} values in each step; expected (node, covariate) of {nodes} nodes, "
+                             "or covariates alone")
+        values = table.values.unflatten(1, table.grid)
+    elif set(table.node_names or ()) & set(node_names):
+        if differing := node_differences(table, node_names):
+            raise ValueError(f"{flag}: {differing}; give one column for each node of the field, or, for covariates of "
+                             "the whole field, other names than those of its nodes")
+        values = in_order(table, node_names).values.unsqueeze(2)
+    elif table.node_names is None and table.values.shape[1] == nodes:
+        values = table.values.unsqueeze(2)
+    else:
+        values, names = table.values.unsqueeze(1), table.node_names
+    names = names or _stored_names(path) or tuple(f"covariate {place}" for place in range(values.shape[2]))
+    if len(names) != values.shape[2]:
+        raise ValueError(f"{flag}: {len(names)} covariate_names for {values.shape[2]} covariates")
+    return values, names
 
 
 def _stored_names(path: Path | str) -> tuple[str, ...] | None:
