@@ -280,34 +280,28 @@ def score_section(found: Forecasts, unit: str) -> str:
     return text
 
 
-def with_joint(found: Forecasts) -> dict[str, dict]:
-    """The forecasts that have joint scores; metrics.json holds none of simple forecasters."""
-    return {name: scores for name, scores in found.scores.items() if "joint" in scores}
-
-
 def joint_section(found: Forecasts, unit: str) -> str:
-    """The table of the joint scores, each forecast above its control."""
-    sides = {}
-    for name, scores in with_joint(found).items():
-        sides |= {name: scores["joint"], f"{name}, without dependence": scores["joint"]["control"]}
-    return table("Joint scores", "Of means over the field, over random regions and over neighbourhoods, of maxima over "
-                 f"regions and of increments in time; energy_score in {unit}. All are better when lower. Without "
-                 "dependence: the same members in another order at every node (for increments and autocorrelation: at "
-                 "every step).", ["forecast", *JOINT], [[name, *(joint.get(score) for score in JOINT)]
-                                                        for name, joint in sides.items()]) + texture_section(found)
+    """The table of the joint scores, each forecast above its control; and that of texture.
 
-
-def texture_section(found: Forecasts) -> str:
-    """The table of the members' texture beside that of the errors of their mean."""
-    rows = []
-    for name, scores in with_joint(found).items():
-        texture = scores["joint"]["texture"]
-        rows.append([name, texture["near"], texture["step"], *(texture["spectrum"] or [None] * QUARTERS),
-                     texture["AUC"]])
-    return table("Texture", "Members over observed errors, 1 is right: squared difference to the four nearest nodes "
-                 "and to the next step, share of the spectrum by quarter, smooth first; each over the variance. AUC of "
-                 "a classifier that tells members from errors, .5: it cannot.",
-                 ["forecast", "near", "step", *(f"quarter {number}" for number in range(1, QUARTERS + 1)), "AUC"], rows)
+    metrics.json holds no joint scores of simple forecasters.
+    """
+    joint = {name: scores["joint"] for name, scores in found.scores.items() if "joint" in scores}
+    sides = {side: scores for name, own in joint.items()
+             for side, scores in ((name, own), (f"{name}, without dependence", own["control"]))}
+    textures = {name: scores["texture"] for name, scores in joint.items()}
+    return table(
+        "Joint scores", "Of means over the field, over random regions and over neighbourhoods, of maxima over regions "
+        f"and of increments in time; energy_score in {unit}. All are better when lower. Without dependence: the same "
+        "members in another order at every node (for increments and autocorrelation: at every step).",
+        ["forecast", *JOINT], [[name, *map(scores.get, JOINT)] for name, scores in sides.items()],
+    ) + table(
+        "Texture", "Members over observed errors, 1 is right: squared difference to the four nearest nodes and to the "
+        "next step, share of the spectrum by quarter, smooth first; each over the variance. AUC of a classifier of "
+        "members and errors, .5: it finds no difference.",
+        ["forecast", "near", "step", *(f"quarter {number}" for number in range(1, QUARTERS + 1)), "AUC"],
+        [[name, each["near"], each["step"], *(each["spectrum"] or [None] * QUARTERS), each["AUC"]]
+         for name, each in textures.items()],
+    )
 
 
 def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str) -> str:

@@ -139,8 +139,9 @@ def test_the_ablation_leads_from_published_to_the_default_and_then_names_each_sw
     assert found["step_2"][-1] == "2" and found["step_2"][2] == "0.2000 ± 0.1"
     assert found["step_2"][-2] == "+0.0% [+0.0%, +0.0%]" and found["without_v"][-2].startswith("-66.7% [")
     assert found["cost"][-2] == found["cost_untrained"][-2] == ""  # no seed of cost_untrained is one of cost
+    assert [table[-1][1] for table in rows.values()] == ["mean and scale as inputs of the denoiser", "none"]
     short = ablation_runs(tmp_path, windows=20, methods={"cost": (0,), "without_v": (0,)})
-    assert collect_results.ablation_table(short, ["without_v"], 24)[1][0][-2] == "+0.0% (no interval)"
+    assert collect_results.ablation_table(short, {"without_v": "change"}, 24)[1][0][-2] == "+0.0% (no interval)"
 
 
 def test_rows_of_the_ablation_stand_in_no_other_table(tmp_path, monkeypatch):

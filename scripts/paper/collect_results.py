@@ -38,9 +38,11 @@ DEFAULTS = {"random": DEFAULT, "quantiles": f"{DEFAULT}_smooth"}  # its rows by 
 SHOWN = {DEFAULT: "", f"{DEFAULT}_lags": ", `--lags auto`"}  # rows of the README's table, what follows the dataset
 LISTED = (*SCORES, "CRPS_sum")  # in which rows are ahead of the default or not
 LENGTHS = (12, 12), (64, 64)
-STEPS = ("published", "published_fast", *(name for name in METHODS if name.startswith("step_")), DEFAULT)
-SWITCHES = [name for name, method in METHODS.items() if method.change and name not in STEPS]
-ABLATION = {*STEPS, *SWITCHES} - {"published", "published_fast", "cost_untrained", DEFAULT}  # rows of no other table
+CHANGES = {name: method.change for name, method in METHODS.items() if method.change}  # of rows of the ablation
+STEPS = {name: CHANGES[name] for name in (
+    "published", "published_fast", *(name for name in METHODS if name.startswith("step_")), DEFAULT)}
+SWITCHES = {name: change for name, change in CHANGES.items() if name not in STEPS} | {DEFAULT: "none"}
+ABLATION = CHANGES.keys() - {"published", "published_fast", "cost_untrained", DEFAULT}  # rows of no other table
 ABLATION_SCORES = ("CRPS", "CRPS_sum", "energy_score", "QICE_ties", "coverage90")
 SIMPLE = [name for name, method in METHODS.items() if method.baseline and not name.startswith("our_")]
 OTHERS = [*SIMPLE, "published", "published_fast"]  # rows that are not ours
@@ -196,18 +198,18 @@ def differences(runs: pd.DataFrame, block: int, scores: Sequence[str] = COMPARED
     return [f"{DEFAULT} against", "members", *scores], rows
 
 
-def ablation_table(runs: pd.DataFrame, names: Iterable[str], block: int) -> Table:
+def ablation_table(runs: pd.DataFrame, changes: dict[str, str], block: int) -> Table:
     """Some rows of the ablation; the difference is that of a row to the default, above 0 if the row is worse.
 
     It is taken over the seeds that both have.
     """
     rows, ours = [], runs[runs.method == DEFAULT]
-    for name in names:
+    for name, change in changes.items():
         group = runs[runs.method == name]
         if len(group):
             both = set(group.seed) & set(ours.seed) if name != DEFAULT else ()
             against = compared(*(windows_of(each[each.seed.isin(both)]) for each in (group, ours)), "CRPS", block)
-            rows.append([name, METHODS[name].change, *(mean_and_spread(group[score]) for score in ABLATION_SCORES),
+            rows.append([name, change, *(mean_and_spread(group[score]) for score in ABLATION_SCORES),
                          against, str(len(group))])
     return ["row", "change", *ABLATION_SCORES, f"CRPS against {DEFAULT}", "seeds"], rows
 
@@ -280,7 +282,7 @@ def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
         return
 
     def tables(group: pd.DataFrame) -> Iterable[Table]:
-        return (ablation_table(group, names, sum(lengths)) for names in (STEPS, (*SWITCHES, DEFAULT)))
+        return (ablation_table(group, changes, sum(lengths)) for changes in (STEPS, SWITCHES))
 
     write_text(RESULTS / "ablation.md", (
         f"# Ablation, {lengths[0]} -> {lengths[1]}\n\n{WRITTEN} Two tables for each dataset: from the published system "
