@@ -12,6 +12,7 @@ PATH = ROOT / "docs/first_forecast.ipynb"
 NOTEBOOK = json.loads(PATH.read_text())
 CELLS = NOTEBOOK["cells"]
 TEXT = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "markdown")
+CODE_CELLS = [cell for cell in CELLS if cell["cell_type"] == "code"]
 CODE = ("data", "models", "scripts", "utils", "main_pretrain.py", "main_train.py")
 
 
@@ -27,9 +28,13 @@ def test_it_keeps_to_the_format_of_notebooks():
     assert all(isinstance(line, str) for cell in CELLS for line in cell["source"])
 
 
-def test_it_is_stored_without_results():
-    code = [cell for cell in CELLS if cell["cell_type"] == "code"]
-    assert len(code) > 5 and all((cell["execution_count"], cell["outputs"]) == (None, []) for cell in code)
+def test_it_is_stored_with_the_outputs_of_one_run():
+    assert [cell["execution_count"] for cell in CODE_CELLS] == list(range(1, len(CODE_CELLS) + 1))
+    kinds = {cell["id"]: {kind for output in cell["outputs"] for kind in output.get("data", [output.get("name")])}
+             for cell in CODE_CELLS}
+    assert "error" not in {output["output_type"] for cell in CODE_CELLS for output in cell["outputs"]}
+    assert "stdout" in kinds["stages"] and "text/html" in kinds["forecast"] and "image/png" in kinds["fan"]
+    assert CELLS[1]["source"] == ["%pip install -q -r ../requirements.txt"]
 
 
 def test_every_page_that_it_links_to_exists():
@@ -41,11 +46,12 @@ def test_it_runs_from_top_to_bottom(tmp_path):
     for name in CODE:
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "docs").mkdir()
-    cells = ["".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code"]
-    (tmp_path / "docs/cells.py").write_text("\n".join([*cells, "print('first hour', forecast.times[0])"]))
+    cells = ["".join(cell["source"]) for cell in CODE_CELLS if not cell["source"][0].startswith("%")]
+    (tmp_path / "docs/cells.py").write_text("\n".join([*cells, "print(table.tail(3))", "print(forecast.times[0])"]))
     run = subprocess.run([sys.executable, "cells.py"], cwd=tmp_path / "docs", capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.endswith("first hour 2013-09-01T00:00\n")  # the table ends with August
+    stored, = ("".join(cell["outputs"][0]["data"]["text/plain"]) for cell in CODE_CELLS if cell["id"] == "write")
+    assert run.stdout.endswith(f"{stored}\n2013-09-01T00:00\n")  # the table ends with August
     folder = tmp_path / "docs/first_forecast"
     metrics = json.loads((folder / "save/diffusion/flights_24_12/metrics.json").read_text())
     assert metrics["windows"] == 48 and 0 < metrics["CRPS"] < 1
