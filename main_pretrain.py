@@ -22,7 +22,7 @@ from utils.scores.evaluation import evaluate_mean
 from utils.training import checkpoint
 from utils.training.device import choose_device
 from utils.training.distributed import join
-from utils.training.loop import fit
+from utils.training.loop import Plan, fit
 from utils.training.reproducibility import seed_step
 from utils.training.runlog import describe_run, print_scores
 from utils.training.runs import open_run
@@ -51,8 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         run.keep({"stage": "mean", "config": settings, "data": data.metadata(), "fingerprint": data.fingerprint,
                   "weights": weights, "epoch": epoch, "score": score})
 
+    plan = Plan.of(config, config.mean_epochs, config.mean_lr, config.mean_ema)
     result = fit(model, mean_loss(model, config, device), training_batches(data, config, processes),
-                 mean_score(data, config, processes), config, keep, run.log, run.save, run.state, processes=processes)
+                 mean_score(data, config, processes), plan, keep, run.log, run.save, run.state, processes=processes)
     seed_step(config.seed, 0)
     model.calibrate(statistics_batches(data, config), data.calibration(config.val_batch_size), data.support)
     if config.base != "none":

@@ -34,7 +34,7 @@ from utils.scores.evaluation import cross_check, own_windows
 from utils.training import checkpoint
 from utils.training.device import choose_device
 from utils.training.distributed import join
-from utils.training.loop import fit
+from utils.training.loop import Plan, fit
 from utils.training.reproducibility import seed_step
 from utils.training.runlog import describe_run, print_scores
 from utils.training.runs import open_run
@@ -73,8 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     training = prepare_windows(model, data.batches("train", config.val_batch_size))
     validation = prepare_windows(model, own_windows(validation_batches(data, config), processes))
+    plan = Plan.of(config, config.diffusion_epochs, config.diffusion_lr, config.diffusion_ema)
     result = fit(model, training_loss(model, training, config, device), training_batches(data, config, processes),
-                 lambda scored: validation_loss(scored, data, config, processes, validation), config, keep, run.log,
+                 lambda scored: validation_loss(scored, data, config, processes, validation), plan, keep, run.log,
                  run.save, run.state, score_first=True, processes=processes)
 
     scores, windows = score_ensemble(model, settings, data, "test", device, processes)

@@ -35,8 +35,9 @@ def task_of(settings: dict, metadata: dict) -> Task:
 def build_mean_model(settings: dict, metadata: dict) -> MeanModel:
     """The untrained stage-1 model of a configuration."""
     task, backbone = task_of(settings, metadata), MEAN_MODELS[settings["mean_model"]]
-    named = inspect.signature(backbone).parameters.keys() - {"task", "objective"}
-    flags = {name: settings[name] for name in settings.keys() & named}
+    wanted = inspect.signature(backbone).parameters.keys() - {"task", "objective"}
+    flags = {name.removeprefix("mean_"): value for name, value in settings.items()
+             if name.removeprefix("mean_") in wanted}
     model = Ensemble([backbone(task, settings["objective"], **flags) for _ in range(settings["networks"])])
     if settings["linear_modes"]:
         model = CommonModes(model, task, settings["linear_modes"])
@@ -93,8 +94,9 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict,
     mixing = {"tokens": settings["mixing_tokens"], "nearest": nearest}
     denoiser = network(
         task, task.history_len + task.predict_len * len(margin.inputs),
-        channels=settings["channels"], layers=settings["layers"], embedding=settings["embedding"],
-        dropout=settings["dropout"], endpoint=settings["endpoint"] != "none",
+        channels=settings["diffusion_channels"], layers=settings["diffusion_layers"],
+        embedding=settings["diffusion_embedding"], dropout=settings["diffusion_dropout"],
+        endpoint=settings["endpoint"] != "none",
         **{name: mixing[name] for name in network.mixing},
     )
     return Forecaster(mean_model, margin, noise, denoiser, beta, settings["prediction"], settings["endpoint"])

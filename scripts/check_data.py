@@ -189,11 +189,11 @@ def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> d
     loss = training_loss(forecaster, lambda b: prepared[:len(b.start)] if kept else None, train, device)
     second = seconds_per_step(forecaster, loss, data, train.batch_size)
     steps = len(data.batches("train", config.batch_size))
-    minutes = steps * (first * config.epochs + second * train.epochs + kept * preparing) / 60
+    minutes = steps * (first * config.mean_epochs + second * train.diffusion_epochs + kept * preparing) / 60
     return {
         "cost": f"{steps} steps an epoch; a step of stage 1 takes {first:.3g} s, of stage 2 {second:.3g} s on {device} "
-                f"(threads: {torch.get_num_threads()}): at most {minutes:.2g} minutes for {config.epochs} and "
-                f"{train.epochs} epochs, without validation and scores",
+                f"(threads: {torch.get_num_threads()}): at most {minutes:.2g} minutes for {config.mean_epochs} and "
+                f"{train.diffusion_epochs} epochs, without validation and scores",
         "memory": f"field {data.field.values.numel() * 4 / 2**20:.3g} MiB, a step of stage 1 {memory / 2**20:.3g} MiB, "
                   f"its weights and optimiser {weights * 24 / 2**20:.3g} MiB",
     }

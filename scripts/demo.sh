@@ -4,8 +4,8 @@
 # flags go to both stages.
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh" requirements-lock.txt
 
-python main_pretrain.py --data_name NYCFlights --run_name demo --networks 1 --epochs 10 --ema 0.98 "$@"
-python main_train.py --data_name NYCFlights --run_name demo --epochs 10 --ema 0.98 --nsample 50 --sample_steps 10 \
+python main_pretrain.py --data_name NYCFlights --run_name demo --networks 1 --mean_epochs 10 --mean_ema 0.98 "$@"
+python main_train.py --data_name NYCFlights --run_name demo --diffusion_epochs 10 --diffusion_ema 0.98 --nsample 50 --sample_steps 10 \
     --test_windows 200 --cross_check 2 "$@"
 echo "scores:  save/diffusion/NYCFlights_12_12_demo/metrics.json"
 echo "picture: save/diffusion/NYCFlights_12_12_demo/forecast.png"

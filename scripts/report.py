@@ -137,8 +137,9 @@ def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedFiel
                      f"{number(spread)}, calibrated is 1.")
     if not trained:
         texts.append(f"The run is not finished: its folder has no {checkpoint.METRICS}.")
-    elif trained["best_epoch"] == settings["epochs"]:
-        texts.append(f"The last of {settings['epochs']} epochs was the best: longer training may help (--epochs).")
+    elif trained["best_epoch"] == settings["diffusion_epochs"]:
+        texts.append(f"The last of {settings['diffusion_epochs']} epochs was the best: longer training may help "
+                     "(--diffusion_epochs).")
     elif trained["best_epoch"] == 0:
         texts.append("No epoch of stage 2 was better than its start: the dependence between nodes is the linear one "
                      "that was estimated before training.")

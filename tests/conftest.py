@@ -109,9 +109,10 @@ def make_forecaster(recipe: str = "cost", trained: bool = True, batches=None, ma
     """A small forecaster of a recipe, its statistics fitted; `trained`: its denoiser predicts something."""
     metadata = {**METADATA, "masked": masked, "support": support}
     lengths = {"history_len": HISTORY, "predict_len": HORIZON}
-    small = {"recipe": recipe, "channels": 8, "layers": 2, "dropout": dropout, **lengths}
-    first, second = (checkpoint.settings(resolve(stage, chosen)) for stage, chosen in (
-        (PretrainConfig, small), (TrainConfig, {**small, "channels": 16, "embedding": 8, "modes": 2, **settings})))
+    small = {"mean_channels": 8, "mean_layers": 2, "mean_dropout": dropout}
+    small_2 = {"diffusion_channels": 16, "diffusion_layers": 2, "diffusion_dropout": dropout, "diffusion_embedding": 8}
+    first, second = (checkpoint.settings(resolve(stage, {"recipe": recipe, **lengths, **chosen})) for stage, chosen in (
+        (PretrainConfig, small), (TrainConfig, {**small_2, "modes": 2, **settings})))
     model = build_forecaster(second, build_mean_model(first, metadata), metadata)
     batches = batches or [make_batch(40), make_batch(40)]
     model.fit_statistics(batches, batches, lambda: torch.tensor([0.3, 0.1, 1.0, 2.0]))

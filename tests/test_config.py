@@ -62,49 +62,52 @@ def refusal(capsys, stage, line) -> str:
 @both_stages
 @every_recipe
 def test_the_command_line_beats_the_preset_which_beats_the_recipe_which_beats_the_default(stage, recipe, monkeypatch):
-    monkeypatch.setitem(RECIPES, recipe, {CommonConfig: dict(weight_decay=0.1, dropout=0.1)})
+    monkeypatch.setitem(RECIPES, recipe, {CommonConfig: dict(weight_decay=0.1, patience=7)})
     monkeypatch.setitem(PRESETS, recipe, {"TaxiBJ": {CommonConfig: dict(weight_decay=0.2)}})
 
     def found(line=""):
         config = parse(stage, f"--recipe {recipe} {line}")
-        return config.weight_decay, config.dropout, config.lr_decay
+        return config.weight_decay, config.patience, config.lr_decay
 
-    assert found() == (0.1, 0.1, stage.lr_decay), "recipe, recipe, default"
-    assert found("--data_name TaxiBJ") == (0.2, 0.1, stage.lr_decay), "preset, recipe, default"
-    assert found("--weight_decay 0.3 --data_name TaxiBJ") == (0.3, 0.1, stage.lr_decay), "given, recipe, default"
-    assert found("--dropout 0.4 --lr_decay 0.5 --data_name TaxiBJ") == (0.2, 0.4, 0.5), "preset, given, given"
+    assert found() == (0.1, 7, stage.lr_decay), "recipe, recipe, default"
+    assert found("--data_name TaxiBJ") == (0.2, 7, stage.lr_decay), "preset, recipe, default"
+    assert found("--weight_decay 0.3 --data_name TaxiBJ") == (0.3, 7, stage.lr_decay), "given, recipe, default"
+    assert found("--patience 9 --lr_decay 0.5 --data_name TaxiBJ") == (0.2, 9, 0.5), "preset, given, given"
 
 
 @both_stages
 def test_values_of_a_stage_beat_those_of_both_stages_in_a_recipe_and_in_a_preset(stage, monkeypatch):
-    monkeypatch.setitem(RECIPES, "copula", {CommonConfig: dict(dropout=0.5), stage: dict(dropout=0.25)})
-    assert parse(stage, "--recipe copula").dropout == 0.25
-    monkeypatch.setitem(PRESETS, "copula", {"TaxiBJ": {CommonConfig: dict(dropout=0.4), stage: dict(dropout=0.3)}})
-    assert parse(stage, "--recipe copula --data_name TaxiBJ").dropout == 0.3
+    monkeypatch.setitem(RECIPES, "copula", {CommonConfig: dict(patience=7), stage: dict(patience=8)})
+    assert parse(stage, "--recipe copula").patience == 8
+    monkeypatch.setitem(PRESETS, "copula", {"TaxiBJ": {CommonConfig: dict(patience=3), stage: dict(patience=4)}})
+    assert parse(stage, "--recipe copula --data_name TaxiBJ").patience == 4
 
 
 @both_stages
 def test_a_flag_given_its_default_value_still_beats_recipe_and_preset(stage):
     assert parse(stage, "--data_name SST").batch_size == 32
     assert parse(stage, "--data_name SST --batch_size 8").batch_size == 8
-    assert parse(stage, "--recipe published").lr == 1e-3
-    assert parse(stage, "--recipe published --lr 3e-3").lr == 3e-3
+    assert parse(stage, "--recipe published").lags == "none"
+    assert parse(stage, "--recipe published --lags auto").lags == "auto"
 
 
 def test_the_published_settings_are_those_of_the_recipe_published():
     mean = parse(PretrainConfig, "--recipe published --data_name MobileNJ")
     diffusion = parse(TrainConfig, "--recipe published --data_name MobileNJ")
+    assert (mean.mean_lr, mean.mean_epochs, mean.mean_ema, mean.mean_dropout) == (1e-3, 50, 0, 0.15)
+    assert (diffusion.diffusion_lr, diffusion.diffusion_epochs, diffusion.diffusion_ema) == (1e-3, 50, 0)
     for config in (mean, diffusion):
-        assert (config.lr, config.lr_decay, config.weight_decay, config.epochs, config.ema) == (1e-3, 0.4, 1e-5, 50, 0)
-        assert (config.batch_size, config.dropout, config.history_len, config.predict_len) == (8, 0.15, 12, 12)
+        assert (config.lr_decay, config.weight_decay) == (0.4, 1e-5)
+        assert (config.batch_size, config.history_len, config.predict_len) == (8, 12, 12)
         assert (config.support, config.training_span, config.lags, config.seed) == ("any", "histories", "none", 0)
     assert (mean.mean_model, mean.objective, mean.select, mean.patience) == ("stid", "mse", "mae", 50)
-    assert (mean.channels, mean.calendar_channels, mean.layers, mean.networks) == (32, 0, 4, 1)
+    assert (mean.mean_channels, mean.mean_calendar_channels, mean.mean_layers, mean.networks) == (32, 0, 4, 1)
     assert (mean.climatology, mean.tokens, mean.linear_modes, mean.recalibrate) == (False, 0, 0, False)
     assert (diffusion.margin, diffusion.noise, diffusion.prediction, diffusion.scale, diffusion.endpoint) == (
         "residual", "independent", "noise", "spectrum", "signed")
     assert not (diffusion.condition_mean or diffusion.condition_scale or diffusion.center)
-    assert (diffusion.denoiser, diffusion.channels, diffusion.layers, diffusion.embedding) == ("stid", 128, 8, 32)
+    assert (diffusion.denoiser, diffusion.diffusion_channels, diffusion.diffusion_layers) == ("stid", 128, 8)
+    assert (diffusion.diffusion_embedding, diffusion.diffusion_dropout) == (32, 0.15)
     beta = NOISE_SCHEDULES[diffusion.noise_schedule](diffusion.diffusion_steps)  # 0: the schedule's own bounds
     assert diffusion.beta_first == diffusion.beta_last == 0 and len(beta) == 50
     assert beta[[0, -1]].tolist() == pytest.approx([1e-4, 0.5])
@@ -118,20 +121,22 @@ def test_the_published_presets_are_those_of_the_authors_scripts():
         for stage in STAGES:
             assert parse(stage, f"--recipe published --data_name {name}").batch_size == size
     mean = parse(PretrainConfig, "--recipe published --data_name SST")
-    assert (mean.channels, mean.calendar_channels, mean.layers) == (64, 32, 8)
+    assert (mean.mean_channels, mean.mean_calendar_channels, mean.mean_layers) == (64, 32, 8)
 
 
 def test_the_defaults_are_a_mean_of_conditional_quantiles_and_a_small_network_for_its_residual():
     mean, diffusion = parse(PretrainConfig), parse(TrainConfig)
     assert (mean.recipe, mean.mean_model, mean.objective, mean.climatology, mean.tokens) == (
         "cost", "stid", "quantiles", True, 8)
-    assert (mean.epochs, mean.lr, mean.lags) == (24, 0.003, "auto"), "the dataset's preset"
+    assert (mean.mean_epochs, mean.mean_lr, mean.lags) == (24, 0.003, "auto"), "the dataset's preset"
     mean = parse(PretrainConfig, "--data_name Oracle")
-    assert (mean.epochs, mean.lr, mean.ema, mean.patience, mean.lags) == (16, 0.003, 0.99, 5, "none")
+    assert (mean.mean_epochs, mean.mean_lr, mean.mean_ema, mean.patience, mean.lags) == (
+        16, 0.003, 0.99, 5, "none")
     assert (diffusion.margin, diffusion.noise, diffusion.modes, diffusion.prediction) == (
         "auto", "covariance", 1024, "v")
-    assert (diffusion.endpoint, diffusion.center, diffusion.members, diffusion.ema) == ("none", True, "random", 0.99)
-    assert (diffusion.denoiser, diffusion.channels, diffusion.layers) == ("mlp", 32, 2)
+    assert (diffusion.endpoint, diffusion.center, diffusion.members) == ("none", True, "random")
+    assert (diffusion.diffusion_epochs, diffusion.diffusion_lr, diffusion.diffusion_ema) == (20, 0.003, 0.99)
+    assert (diffusion.denoiser, diffusion.diffusion_channels, diffusion.diffusion_layers) == ("mlp", 32, 2)
     assert (diffusion.sampler, diffusion.sample_steps) == ("dpm2m", 10)
 
 
@@ -196,7 +201,7 @@ def test_flags_that_a_choice_does_not_read_are_noted(stage, capsys):
 @both_stages
 def test_settings_cannot_be_changed_later(stage):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        parse(stage).lr = 1
+        parse(stage).seed = 1
 
 
 # The release's command line
@@ -211,13 +216,33 @@ def test_the_command_line_of_the_release_is_understood(stage):
 @both_stages
 def test_every_flag_of_the_release_is_accepted_by_both_programs(stage, capsys):
     config = parse(stage, RELEASE_LINE)
-    assert (config.val_batch_size, config.epochs, config.patience, config.lr) == (16, 3, 2, 0.01)
-    assert (config.weight_decay, config.seed, config.channels) == (1e-6, 7, 16)
-    note = capsys.readouterr().err
+    assert (config.val_batch_size, config.patience, config.weight_decay, config.seed) == (16, 2, 1e-6, 7)
+    notes = capsys.readouterr().err.splitlines()
     if stage is TrainConfig:
-        assert (config.nsample, config.denoiser) == (10, "stid") and note == ""
+        assert (config.diffusion_epochs, config.diffusion_lr, config.diffusion_channels) == (3, 0.01, 16)
+        assert (config.nsample, config.denoiser) == (10, "stid")
+        assert notes == ["note: --eps_model is now --denoiser, --channels is now --diffusion_channels, --epochs is now "
+                         "--diffusion_epochs, --lr is now --diffusion_lr"]
     else:
-        assert note.startswith("note: ") and "--nsample" in note and "--denoiser" in note
+        assert (config.mean_epochs, config.mean_lr, config.mean_channels) == (3, 0.01, 16)
+        assert notes == ["note: --channels is now --mean_channels, --epochs is now --mean_epochs, --lr is now "
+                         "--mean_lr",
+                         "note: --denoiser, --nsample: no effect on this stage, read by the other one"]
+
+
+@pytest.mark.parametrize("stage, line, same", [
+    (PretrainConfig, "--dropout 0.3 --ema=0.9 --layers 2 --calendar_channels 4",
+     "--mean_dropout 0.3 --mean_ema 0.9 --mean_layers 2 --mean_calendar_channels 4"),
+    (TrainConfig, "--dropout 0.3 --ema=0.9 --layers 2 --embedding 4",
+     "--diffusion_dropout 0.3 --diffusion_ema 0.9 --diffusion_layers 2 --diffusion_embedding 4"),
+])
+def test_an_older_name_of_a_flag_is_that_of_its_stage_and_one_note_says_the_new_one(stage, line, same, capsys):
+    found = parse(stage, line)
+    note = capsys.readouterr().err
+    assert found == parse(stage, same) and capsys.readouterr().err == ""
+    assert note.startswith("note: ") and note.count("\n") == 1
+    for old, new in zip(line.replace("=", " ").split()[::2], same.split()[::2], strict=True):
+        assert f"{old} is now {new}" in note
 
 
 @pytest.mark.parametrize("given", ["STID", "stid", "Stid", "MLP", "tokens", "Graph"])
@@ -320,7 +345,8 @@ def flags_read(source: str, holders=("config", "settings", "self.config")) -> se
 def test_every_flag_is_read_by_the_code_of_its_stage(stage):
     read = set().union(*(flags_read(file.read_text()) for file in READERS[stage]))
     if stage is PretrainConfig:
-        read |= {name for backbone in MEAN_MODELS.values() for name in inspect.signature(backbone).parameters}
+        read |= {f"{prefix}{name}" for backbone in MEAN_MODELS.values()
+                 for name in inspect.signature(backbone).parameters for prefix in ("", "mean_")}
     assert not [item.name for item in dataclasses.fields(stage) if not any(fnmatch(item.name, each) for each in read)]
 
 
@@ -342,7 +368,8 @@ def test_only_flags_that_exist_are_read():
 # What is refused
 
 @pytest.mark.parametrize("stage, line, near", [
-    (PretrainConfig, "--epoch 3", "--epochs"), (PretrainConfig, "--batchsize 3", "--batch_size"),
+    (PretrainConfig, "--mean_epoch 3", "--mean_epochs"), (TrainConfig, "--epoch 3", "--epochs"),
+    (PretrainConfig, "--batchsize 3", "--batch_size"),
     (TrainConfig, "--batch-size 3", "--batch_size"), (TrainConfig, "--num_sample=3", "--nsample"),
     (TrainConfig, "--sample_step 3", "--sample_steps"),
 ])
@@ -434,8 +461,8 @@ def test_flags_of_a_file_of_ones_own_that_do_not_fit_together_are_refused(capsys
 def test_the_ends_of_a_range_are_accepted():
     assert parse(TrainConfig, "--sample_steps 50").sample_steps == 50
     assert parse(TrainConfig, "--diffusion_steps 1 --sample_steps 1").diffusion_steps == 1
-    config = parse(TrainConfig, f"--dropout 0 --weight_decay 0 --layers 0 --nsample 2 --seed {2**63 - 1}")
-    assert (config.dropout, config.layers, config.seed) == (0, 0, 2**63 - 1)
+    config = parse(TrainConfig, f"--diffusion_dropout 0 --weight_decay 0 --diffusion_layers 0 --seed {2**63 - 1}")
+    assert (config.diffusion_dropout, config.diffusion_layers, config.seed) == (0, 0, 2**63 - 1)
 
 
 # Device and programs
@@ -503,10 +530,11 @@ def test_a_whole_number_too_large_for_anything_is_refused(capsys, stage):
 
 
 @both_stages
-@pytest.mark.parametrize("name, value", [("channels", -1), ("channels", "abc"), ("channels", None), ("dropout", [1]),
-                                         ("layers", 10**9), ("lr", float("nan")), ("amp", 1)])
+@pytest.mark.parametrize("name, value", [("_channels", -1), ("_channels", "abc"), ("_channels", None),
+                                         ("_dropout", [1]), ("_layers", 10**9), ("_lr", float("nan")), ("amp", 1)])
 def test_settings_of_a_checkpoint_that_no_command_line_could_give_are_refused(stage, name, value):
     settings = checkpoint_settings(stage())
+    name = name if name in settings else {PretrainConfig: "mean", TrainConfig: "diffusion"}[stage] + name
     assert known_settings(settings, stage, CHOICES, "model.pt") == settings
     with pytest.raises(ValueError, match=f"^model.pt: its --{name} cannot be: "):
         known_settings({**settings, name: value}, stage, CHOICES, "model.pt")
@@ -515,7 +543,7 @@ def test_settings_of_a_checkpoint_that_no_command_line_could_give_are_refused(st
 @both_stages
 def test_a_setting_that_a_checkpoint_does_not_know_yet_has_its_default(stage):
     settings = checkpoint_settings(stage())
-    older = {name: value for name, value in settings.items() if name != "ema"}
+    older = {name: value for name, value in settings.items() if name != "lr_decay"}
     assert known_settings(older, stage, CHOICES, "model.pt") == settings
 
 
@@ -548,11 +576,12 @@ def test_the_seed_command_line_on_a_machine_without_that_gpu_is_one_line_and_sta
 @pytest.mark.parametrize("config_class, other", [(PretrainConfig, TrainConfig), (TrainConfig, PretrainConfig)])
 def test_every_flag_of_the_other_stage_is_accepted_in_each_of_its_spellings(config_class, other, capsys):
     own = {item.name for item in dataclasses.fields(config_class)}
+    aliases = {item.metadata["alias"] for item in dataclasses.fields(config_class)}
     for item in dataclasses.fields(other):
         if item.name in own:
             continue
         spellings = [[f"--no-{item.name}"], [f"--{item.name}"]] if item.type is bool else [
-            [f"--{name}", str(item.default)] for name in (item.name, item.metadata["alias"]) if name]
+            [f"--{name}", str(item.default)] for name in {item.name, item.metadata["alias"]} - {None} - aliases]
         for line in spellings:
             assert parse_config(config_class, CHOICES, line) == parse_config(config_class, CHOICES, [])
             assert f"--{item.name}: no effect on this stage" in capsys.readouterr().err

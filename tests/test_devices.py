@@ -49,9 +49,10 @@ every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 
 def make_forecaster(recipe="published", **settings):
     """A forecaster of a recipe, its statistics as they were made, but for a field of counts."""
-    small = {"recipe": recipe, "history_len": HISTORY, "predict_len": HORIZON, "channels": 8, "layers": 2}
-    first, second = (checkpoint.settings(resolve(stage, given)) for stage, given in (
-        (PretrainConfig, small), (TrainConfig, {**small, "embedding": 4, "modes": 2, **settings})))
+    task = {"recipe": recipe, "history_len": HISTORY, "predict_len": HORIZON}
+    small = {"diffusion_channels": 8, "diffusion_layers": 2, "diffusion_embedding": 4, "modes": 2}
+    first, second = (checkpoint.settings(resolve(stage, {**task, **given})) for stage, given in (
+        (PretrainConfig, {"mean_channels": 8, "mean_layers": 2}), (TrainConfig, {**small, **settings})))
     metadata = {**METADATA, "support": [-1.0, 0.5]}
     return build_forecaster(second, build_mean_model(first, metadata), metadata).to(META)
 

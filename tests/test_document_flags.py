@@ -33,13 +33,15 @@ def test_the_settings_that_a_script_shows_are_all_that_differs_from_the_defaults
     parser = FlagParser(name)
     parser.add_flags(stage, CHOICES)
     given = vars(parser.parse_args(shlex.split(shown.removeprefix(line))))
-    assert {"recipe", "batch_size", "epochs", "lr"} <= given.keys()
+    prefix = "mean" if stage is PretrainConfig else "diffusion"
+    assert {"recipe", "batch_size", f"{prefix}_epochs", f"{prefix}_lr"} <= given.keys()
     assert dataclasses.replace(stage(), data_name=name, **given) == resolve(stage, {"data_name": name})
 
 
 @pytest.mark.parametrize("stage, column", [(PretrainConfig, 2), (TrainConfig, 3)])
 def test_every_flag_stands_there_once_for_each_stage_with_its_default(stage, column):
-    rows = [line.split(" | ") for line in page().splitlines() if re.match(r"\| `--\w+` \| ", line)]
+    lines = page().split("## Recipes")[0].splitlines()
+    rows = [line.split(" | ") for line in lines if re.match(r"\| `--\w+` \| ", line)]
     found = {row[0][2:].strip("` -"): row[column - 1].strip("`") for row in rows if row[column - 1].strip()}
     of_stage = dataclasses.fields(stage)
     assert len([row for row in rows if row[column - 1].strip()]) == len(of_stage)
@@ -53,4 +55,4 @@ def test_every_recipe_and_preset_stands_there_with_its_flags():
     assert all(f"| `{name}` | " in text for name in RECIPES)
     assert all(f" | {name} | " in text for presets in PRESETS.values() for name in presets)
     assert "| `published` | stage 1 | `--objective mse`, `--select mae`, `--patience 50`, `--no-climatology`" in text
-    assert "| `published` | SST | stage 1 | `--channels 64`, `--calendar_channels 32`, `--layers 8` |" in text
+    assert "| SST | stage 1 | `--mean_channels 64`, `--mean_calendar_channels 32`, `--mean_layers 8` |" in text

@@ -10,9 +10,8 @@ def test_two_trainings_are_scored_on_what_was_left_and_on_what_was_hidden(regist
     folder = registered(random_values(120, 3))
     assert measure_missing.main([
         "--data_name", "Tiny", "--data_dir", str(folder), "--share", "0.2", "--history_len", "6", "--predict_len", "4",
-        "--batch_size", "64",
-        "--epochs", "1", "--nsample", "4", "--test_windows", "6", "--device", "cpu", "--save_dir", str(tmp_path),
-        "--report", str(tmp_path / "missing.md")]) == 0
+        "--batch_size", "64", "--mean_epochs", "1", "--diffusion_epochs", "1", "--nsample", "4", "--test_windows", "6",
+        "--device", "cpu", "--save_dir", str(tmp_path), "--report", str(tmp_path / "missing.md")]) == 0
     text = (tmp_path / "missing.md").read_text()
     assert "--data_name Tiny --share 0.2 " in text and "--history_len 6" in text
     rows = [[cell.strip() for cell in line.strip("| ").split("|")]

@@ -284,8 +284,8 @@ def test_a_state_that_does_not_fit_is_refused_and_stays(undisturbed, tmp_path, c
 
 
 @pytest.mark.parametrize("part, name, value", [
-    ("config", "sampler", "abc"), ("config", "channels", -1), ("data", "num_nodes", 9), ("mean_config", "layers", None),
-    ("weights", "alpha_bar", torch.ones(2)),
+    ("config", "sampler", "abc"), ("config", "diffusion_channels", -1), ("data", "num_nodes", 9),
+    ("mean_config", "mean_layers", None), ("weights", "alpha_bar", torch.ones(2)),
 ])
 def test_a_checkpoint_whose_parts_do_not_fit_is_refused_with_its_path(undisturbed, tmp_path, part, name, value):
     content = load_checkpoint(folder_of(undisturbed, "diffusion") / checkpoint.CHECKPOINT)
@@ -372,10 +372,10 @@ def test_an_unfinished_run_of_other_settings_is_refused_with_what_differs(tmp_pa
     folder = half_way(tmp_path)
     before = files(folder)
     assert run("mean", tmp_path, "--lr", "0.5") == 2
-    assert "holds an unfinished run with lr 0.003 (wanted 0.5); choose --run_name" in capfd.readouterr().err
+    assert "holds an unfinished run with mean_lr 0.003 (wanted 0.5); choose --run_name" in capfd.readouterr().err
     assert files(folder) == before
     assert run("mean", tmp_path, "--lr", "0.5", "--resume", "never") == 0
-    assert checkpoint.read_json(folder / checkpoint.CONFIG)["config"]["lr"] == 0.5
+    assert checkpoint.read_json(folder / checkpoint.CONFIG)["config"]["mean_lr"] == 0.5
 
 
 def test_a_run_can_go_on_from_the_folder_of_another_which_stays_as_it_is(undisturbed, tmp_path, capfd):
@@ -388,7 +388,7 @@ def test_a_run_can_go_on_from_the_folder_of_another_which_stays_as_it_is(undistu
     assert_same(one, other)
     assert files(folder) == before
     assert run("mean", tmp_path, "--run_name", "third", "--lr", "0.5", "--resume", str(folder)) == 2
-    assert "unfinished run with lr 0.003 (wanted 0.5)" in capfd.readouterr().err
+    assert "unfinished run with mean_lr 0.003 (wanted 0.5)" in capfd.readouterr().err
     assert run("mean", tmp_path, "--run_name", "third", "--resume", str(tmp_path)) == 2
     assert f"--resume {tmp_path}: no saved state of a run is there" in capfd.readouterr().err
     assert not folder.with_name(folder.name + "_third").exists()
@@ -438,9 +438,9 @@ def test_a_finished_run_of_the_same_settings_is_left_alone_and_says_so(stage, tm
 def test_a_finished_run_of_other_settings_is_refused_with_each_difference(tmp_path):
     before = finish(tmp_path, TrainConfig())
     with pytest.raises(ValueError) as caught:
-        open_run(tmp_path, TrainConfig(lr=0.5, sampler="ancestral"), {})
+        open_run(tmp_path, TrainConfig(diffusion_lr=0.5, sampler="ancestral"), {})
     message = str(caught.value)
-    assert f"lr {TrainConfig.lr} (wanted 0.5)" in message
+    assert f"diffusion_lr {TrainConfig.diffusion_lr} (wanted 0.5)" in message
     assert f"sampler {TrainConfig.sampler} (wanted ancestral)" in message
     assert message.count("(wanted ") == 2 and "--run_name" in message and "--overwrite" in message
     assert files(tmp_path) == before
@@ -449,18 +449,18 @@ def test_a_finished_run_of_other_settings_is_refused_with_each_difference(tmp_pa
 def test_a_setting_that_the_finished_run_did_not_know_counts_as_a_difference(tmp_path):
     finish(tmp_path, TrainConfig())
     written = json.loads((tmp_path / checkpoint.CONFIG).read_text())
-    del written["config"]["ema"]
+    del written["config"]["diffusion_ema"]
     checkpoint.write_json(tmp_path / checkpoint.CONFIG, written)
-    with pytest.raises(ValueError, match=rf"ema None \(wanted {TrainConfig.ema}\)"):
+    with pytest.raises(ValueError, match=rf"diffusion_ema None \(wanted {TrainConfig.diffusion_ema}\)"):
         open_run(tmp_path, TrainConfig(), {})
 
 
 def test_overwrite_replaces_a_finished_run(tmp_path):
     finish(tmp_path, TrainConfig())
-    config = TrainConfig(lr=0.5, overwrite=True)
+    config = TrainConfig(diffusion_lr=0.5, overwrite=True)
     assert open_run(tmp_path, config, {})
     assert set(files(tmp_path)) == {checkpoint.CONFIG, LOCK}
-    assert json.loads((tmp_path / checkpoint.CONFIG).read_text())["config"]["lr"] == 0.5
+    assert json.loads((tmp_path / checkpoint.CONFIG).read_text())["config"]["diffusion_lr"] == 0.5
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path):
@@ -509,7 +509,7 @@ def test_going_on_from_another_folder_spares_what_is_in_the_own_one(tmp_path, ca
     target = folder.with_name(folder.name + "_b")
     before = files(target)
     assert run("mean", tmp_path, "--run_name", "b", "--resume", str(folder)) == 2
-    assert "holds an unfinished run with lr 0.5 (wanted 0.003)" in capfd.readouterr().err
+    assert "holds an unfinished run with mean_lr 0.5 (wanted 0.003)" in capfd.readouterr().err
     assert files(target) == before
 
 

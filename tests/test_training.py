@@ -12,14 +12,13 @@ from conftest import random_values, with_gaps
 import main_pretrain
 from models import MEAN_MODELS
 from utils import pipeline
-from utils.config import CommonConfig
 from utils.training.checkpoint import load_checkpoint
-from utils.training.loop import fit
+from utils.training.loop import Plan, fit
 
 INPUTS = torch.randn(256, 3, generator=torch.Generator().manual_seed(3))
 TRUTH = torch.tensor([1.5, -2.0, 0.5])
 TARGETS = INPUTS @ TRUTH + 4
-CONFIG = CommonConfig(epochs=5, lr=0.05, patience=5, weight_decay=0.0)
+PLAN = Plan(epochs=5, lr=0.05, ema=0.0, patience=5, lr_decay=0.4, weight_decay=0.0, save_minutes=10.0, seed=0)
 
 
 def batches(generator):
@@ -63,7 +62,7 @@ class Run:
         def keep(state, epoch, score):
             self.kept.append((epoch, score, {name: value.clone() for name, value in state.items()}))
 
-        self.result = fit(self.model, loss or squared, batches, validate, dataclasses.replace(CONFIG, **settings),
+        self.result = fit(self.model, loss or squared, batches, validate, dataclasses.replace(PLAN, **settings),
                           keep, self.lines.extend, score_first=score_first)
 
 
@@ -98,7 +97,7 @@ def test_what_was_kept_does_not_change_with_later_training():
     kept, scores = [], itertools.count(1)
     model = torch.nn.Linear(3, 1)
     fit(model, lambda batch: (model(batch[0]).squeeze(1) - batch[1]).square().mean(), batches,
-        lambda scored: float(next(scores)), CONFIG,
+        lambda scored: float(next(scores)), PLAN,
         lambda state, epoch, score: kept.append((state, {name: value.clone() for name, value in state.items()})),
         lambda line: None)
     assert len(kept) == 1 and same(*kept[0]) and same(weights(model), kept[0][1])
@@ -149,8 +148,8 @@ def test_training_stops_after_as_many_epochs_without_a_better_score_as_patience_
 def test_scores_that_are_never_finite_end_the_run_with_an_error_and_keep_nothing():
     kept = []
     model = torch.nn.Linear(3, 1)
-    with pytest.raises(FloatingPointError, match="no validation score was finite; try a smaller --lr"):
-        fit(model, lambda batch: model(batch[0]).square().mean(), batches, lambda scored: math.nan, CONFIG,
+    with pytest.raises(FloatingPointError, match="no validation score was finite; try a smaller learning rate"):
+        fit(model, lambda batch: model(batch[0]).square().mean(), batches, lambda scored: math.nan, PLAN,
             lambda *best: kept.append(best), lambda line: None)
     assert not kept
 
@@ -170,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_weights_stay(
         return value * bad if next(steps) == 8 + at else value  # 8 steps an epoch: in the second
 
     with pytest.raises(FloatingPointError, match=f"epoch 2, step {at}: the loss is {bad}; its batch") as caught:
-        fit(model, loss, recorded, lambda scored: 1.0, CONFIG, lambda *best: kept.append(best), lambda line: None)
+        fit(model, loss, recorded, lambda scored: 1.0, PLAN, lambda *best: kept.append(best), lambda line: None)
     assert f"time steps {', '.join(map(str, orders[1][at].start.tolist()))}. Look at" in str(caught.value)
     assert [epoch for _, epoch, _ in kept] == [1]
     assert all(value.isfinite().all() for value in kept[0][0].values())
@@ -230,7 +229,7 @@ def test_the_averaged_weights_are_the_ones_scored_and_kept():
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 1)
     kept = []
-    fit(model, loss, batches, validate, dataclasses.replace(CONFIG, epochs=1), lambda *best: None, lambda line: None)
+    fit(model, loss, batches, validate, dataclasses.replace(PLAN, epochs=1), lambda *best: None, lambda line: None)
     steps = [*steps[1:], model.weight.detach().clone()]
     expected = steps[0]
     for step in steps[1:]:
@@ -241,7 +240,7 @@ def test_the_averaged_weights_are_the_ones_scored_and_kept():
     model = torch.nn.Linear(3, 1)
     scored_weights = []
     fit(model, loss, batches, lambda scored: scored_weights.append(weights(scored)) or 1.0,
-        dataclasses.replace(CONFIG, epochs=1, ema=0.9), lambda state, *best: kept.append(state), lambda line: None)
+        dataclasses.replace(PLAN, epochs=1, ema=0.9), lambda state, *best: kept.append(state), lambda line: None)
     assert torch.allclose(model.weight, expected, atol=1e-6)
     assert same(weights(model), kept[0]) and same(weights(model), scored_weights[0])
 
@@ -274,7 +273,7 @@ def test_each_epoch_has_an_order_of_its_own_that_holds_every_batch():
         return TensorBatches(order.split(32))
 
     model = torch.nn.Linear(3, 1)
-    fit(model, lambda batch: model(batch[0]).square().mean(), recorded, lambda scored: 1.0, CONFIG, lambda *a: None,
+    fit(model, lambda batch: model(batch[0]).square().mean(), recorded, lambda scored: 1.0, PLAN, lambda *a: None,
         lambda line: None)
     assert len(orders) == 5 and len({tuple(order) for order in orders}) == 5
     assert all(sorted(order) == list(range(256)) for order in orders)
@@ -285,7 +284,7 @@ def test_frozen_parameters_are_not_trained():
     model.bias.requires_grad_(False)
     before = weights(model)
     fit(model, lambda batch: (model(batch[0]).squeeze(1) - batch[1]).square().mean(), batches, lambda scored: 1.0,
-        CONFIG, lambda *a: None, lambda line: None)
+        PLAN, lambda *a: None, lambda line: None)
     assert torch.equal(model.bias, before["bias"]) and not torch.equal(model.weight, before["weight"])
 
 

@@ -398,7 +398,7 @@ def replaced_flag(folder, _):
 
 @provokes("out of range")
 def no_epochs(folder, _):
-    first_stage(folder, "--epochs", "0")
+    first_stage(folder, "--mean_epochs", "0")
 
 
 @provokes("--null_value 0")

@@ -76,16 +76,11 @@ class CommonConfig:
                                       "a factor e, in sides of the square that they lie in", above=0)
     oracle_skew: float = flag(0.0, DATA, "skewness of Oracle: 0 is Gaussian; above 0 the spread of values grows with "
                               "their level", minimum=0, maximum=2)
-    dropout: float = flag(0.15, NETWORK, "share of hidden values dropped in training", minimum=0, maximum=0.9)
     batch_size: int = flag(8, TRAINING, "windows per training step", minimum=1)
     val_batch_size: int = flag(32, TRAINING, "windows per validation step", minimum=1)
-    epochs: int = flag(50, TRAINING, "most passes over the training windows", minimum=1)
     patience: int = flag(5, TRAINING, "stop after so many epochs without a better validation score", minimum=1)
-    lr: float = flag(3e-3, TRAINING, "learning rate of Adam", above=0)
     lr_decay: float = flag(0.4, TRAINING, "factor on the learning rate after 40 %% of the epochs", above=0, maximum=1)
     weight_decay: float = flag(1e-5, TRAINING, "weight decay of Adam", minimum=0)
-    ema: float = flag(0.0, TRAINING, "decay of averaged weights, which are then scored and kept; 0: off", minimum=0,
-                      maximum=0.99999)
     amp: bool = flag(False, TRAINING, "train in bfloat16 where that is safe (autocast)")
     compile: bool = flag(False, TRAINING, "compile the network with torch.compile (slow start, faster steps)")
     device: str = flag("auto", RUN, "auto, cpu, or cuda:N")
@@ -111,11 +106,6 @@ def as_flags(values: dict) -> str:
     return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in values.items())
 
 
-def other_default(name: str, default):
-    """A common flag whose default is another one in this stage."""
-    return field(default=default, metadata=CommonConfig.__dataclass_fields__[name].metadata)
-
-
 @dataclass(frozen=True)
 class PretrainConfig(CommonConfig):
     """Flags of stage 1, the deterministic mean model."""
@@ -128,9 +118,12 @@ class PretrainConfig(CommonConfig):
                        "error (mae, as published)", choices=("loss", "mae"))
     climatology: bool = flag(True, NETWORK, "give the mean model the climatology at the steps of history and horizon")
     tokens: int = flag(8, NETWORK, "tokens through which stid mixes nodes; 0: every node on its own", minimum=0)
-    channels: int = flag(32, NETWORK, "width of each embedding of the mean model", minimum=1)
-    calendar_channels: int = flag(0, NETWORK, "width of its calendar embeddings; 0: as --channels", minimum=0)
-    layers: int = flag(4, NETWORK, "blocks of the mean model", minimum=0, maximum=1000)
+    mean_channels: int = flag(32, NETWORK, "width of each embedding of the mean model", minimum=1, alias="channels")
+    mean_calendar_channels: int = flag(0, NETWORK, "width of its calendar embeddings; 0: as --mean_channels",
+                                       minimum=0, alias="calendar_channels")
+    mean_layers: int = flag(4, NETWORK, "blocks of the mean model", minimum=0, maximum=1000, alias="layers")
+    mean_dropout: float = flag(0.15, NETWORK, "share of hidden values of the mean model dropped in training",
+                               minimum=0, maximum=0.9, alias="dropout")
     networks: int = flag(3, NETWORK, "networks whose outputs are averaged", minimum=1, maximum=100)
     linear_modes: int = flag(16, NETWORK, "modes common to all nodes whose linear forecast corrects that of the "
                              "networks, weighted by its skill on the validation part; 0: off", minimum=0)
@@ -139,8 +132,10 @@ class PretrainConfig(CommonConfig):
                      "(none)", choices=("auto", "none"))
     recalibrate: bool = flag(True, TRAINING, "after training, correct biases of the forecast, and the width of "
                              "quantiles, that the validation part shows")
-    epochs: int = other_default("epochs", 16)
-    ema: float = other_default("ema", 0.99)
+    mean_epochs: int = flag(16, TRAINING, "most passes of stage 1 over the training windows", minimum=1, alias="epochs")
+    mean_lr: float = flag(3e-3, TRAINING, "learning rate of Adam in stage 1", above=0, alias="lr")
+    mean_ema: float = flag(0.99, TRAINING, "decay of the averaged weights of stage 1, which are then scored and kept; "
+                           "0: off", minimum=0, maximum=0.99999, alias="ema")
 
 
 @dataclass(frozen=True)
@@ -174,11 +169,18 @@ class TrainConfig(CommonConfig):
                          choices="denoiser", alias="eps_model")
     mixing_tokens: int = flag(8, NETWORK, "tokens of --denoiser tokens and graph", minimum=1)
     neighbours: int = flag(8, NETWORK, "nearest nodes that --denoiser graph mixes each node with", minimum=1)
-    channels: int = flag(32, NETWORK, "width of the input embedding of the denoiser", minimum=1)
-    layers: int = flag(2, NETWORK, "residual blocks of the denoiser", minimum=0, maximum=1000)
-    embedding: int = flag(32, NETWORK, "width of the node and calendar embeddings of the denoiser", minimum=1)
-    epochs: int = other_default("epochs", 20)
-    ema: float = other_default("ema", 0.99)
+    diffusion_channels: int = flag(32, NETWORK, "width of the input embedding of the denoiser", minimum=1,
+                                   alias="channels")
+    diffusion_layers: int = flag(2, NETWORK, "residual blocks of the denoiser", minimum=0, maximum=1000, alias="layers")
+    diffusion_embedding: int = flag(32, NETWORK, "width of the node and calendar embeddings of the denoiser",
+                                    minimum=1, alias="embedding")
+    diffusion_dropout: float = flag(0.15, NETWORK, "share of hidden values of the denoiser dropped in training",
+                                    minimum=0, maximum=0.9, alias="dropout")
+    diffusion_epochs: int = flag(20, TRAINING, "most passes of stage 2 over the training windows", minimum=1,
+                                 alias="epochs")
+    diffusion_lr: float = flag(3e-3, TRAINING, "learning rate of Adam in stage 2", above=0, alias="lr")
+    diffusion_ema: float = flag(0.99, TRAINING, "decay of the averaged weights of stage 2, which are then scored and "
+                                "kept; 0: off", minimum=0, maximum=0.99999, alias="ema")
     val_windows: int = flag(0, TRAINING, "validation windows scored after each epoch, evenly spread; 0: all", minimum=0)
     diffusion_steps: int = flag(50, DIFFUSION, "steps N of the forward process", minimum=1)
     noise_schedule: str = flag("quadratic", DIFFUSION, "growth of beta over the steps", choices="noise_schedule")
@@ -205,13 +207,14 @@ class TrainConfig(CommonConfig):
 RECIPES = {
     "cost": {},
     "published": {
-        CommonConfig: dict(support="any", scaling="field", training_span="histories", lags="none", lr=1e-3, epochs=50,
-                           ema=0.0),
+        CommonConfig: dict(support="any", scaling="field", training_span="histories", lags="none"),
         PretrainConfig: dict(objective="mse", select="mae", patience=50, climatology=False, tokens=0, networks=1,
-                             linear_modes=0, base="none", recalibrate=False),
+                             linear_modes=0, base="none", recalibrate=False, mean_epochs=50, mean_lr=1e-3,
+                             mean_ema=0.0),
         TrainConfig: dict(margin="residual", noise="independent", prediction="noise", scale="spectrum",
                           endpoint="signed", condition_mean=False, condition_scale=False, center=False, denoiser="stid",
-                          channels=128, layers=8, sampler="ancestral", sample_steps=50),
+                          diffusion_channels=128, diffusion_layers=8, diffusion_epochs=50, diffusion_lr=1e-3,
+                          diffusion_ema=0.0, sampler="ancestral", sample_steps=50),
     },
     "copula": {
         PretrainConfig: dict(objective="quantiles"),
@@ -223,11 +226,11 @@ RECIPES = {
 
 _PROTOCOL = dict(lags="none", scaling="field")  # of the published tables
 _OURS = {
-    "SST": {CommonConfig: dict(batch_size=32, **_PROTOCOL), PretrainConfig: dict(lr=1e-3)},
-    "BikeDC": {CommonConfig: _PROTOCOL, PretrainConfig: dict(epochs=30, networks=1)},
+    "SST": {CommonConfig: dict(batch_size=32, **_PROTOCOL), PretrainConfig: dict(mean_lr=1e-3)},
+    "BikeDC": {CommonConfig: _PROTOCOL, PretrainConfig: dict(mean_epochs=30, networks=1)},
     "TaxiBJ": {CommonConfig: dict(batch_size=24, **_PROTOCOL)},
-    "Los_Speed": {CommonConfig: dict(batch_size=24, **_PROTOCOL), PretrainConfig: dict(lr=1e-3)},
-    "NYCFlights": {CommonConfig: dict(batch_size=64, scaling="field"), PretrainConfig: dict(epochs=24)},
+    "Los_Speed": {CommonConfig: dict(batch_size=24, **_PROTOCOL), PretrainConfig: dict(mean_lr=1e-3)},
+    "NYCFlights": {CommonConfig: dict(batch_size=64, scaling="field"), PretrainConfig: dict(mean_epochs=24)},
     "Oracle": {CommonConfig: dict(batch_size=64, lags="none")},
     **{name: {CommonConfig: _PROTOCOL} for name in ("MobileNJ", "MobileSH", "CrowdBJ", "CrowdBM", "SolarPower")},
 }
@@ -235,7 +238,8 @@ PRESETS = {
     "cost": _OURS,
     "copula": _OURS,
     "published": {
-        "SST": {CommonConfig: dict(batch_size=32), PretrainConfig: dict(channels=64, calendar_channels=32, layers=8)},
+        "SST": {CommonConfig: dict(batch_size=32),
+                PretrainConfig: dict(mean_channels=64, mean_calendar_channels=32, mean_layers=8)},
         **{name: {CommonConfig: dict(batch_size=24)} for name in ("BikeDC", "TaxiBJ", "Los_Speed")},
         **{name: {CommonConfig: dict(batch_size=64)} for name in ("NYCFlights", "Oracle")},
     },
@@ -243,8 +247,9 @@ PRESETS = {
 """Choices per recipe and dataset; those of `published` are of the authors' scripts, for the datasets that they have."""
 
 WITHOUT_EFFECT = {
-    "mean_model": {"itransformer": ("climatology", "tokens", "calendar_channels"),
-                   "dlinear": ("climatology", "tokens", "calendar_channels", "channels", "layers", "dropout")},
+    "mean_model": {"itransformer": ("climatology", "tokens", "mean_calendar_channels"),
+                   "dlinear": ("climatology", "tokens", "mean_calendar_channels", "mean_channels", "mean_layers",
+                               "mean_dropout")},
     "margin": {name: ("scale", "scale_threshold", "scale_statistic", "condition_mean", "condition_scale", "center")
                for name in ("quantile", "empirical")},
     "scale": {name: ("scale_threshold", "scale_statistic") for name in ("quantiles", "cycle", "global")},
@@ -267,10 +272,14 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     """
     parser = FlagParser(config_class.__doc__)
     parser.add_flags(config_class, choices)
+    older = {item.metadata["alias"]: item for item in dataclasses.fields(config_class) if item.metadata["alias"]}
+    for name, item in older.items():
+        parser.add_argument(f"--{name}", dest=item.name, type=_reader(item, choices), help=argparse.SUPPRESS)
     for item in _fields_of_other_stage(config_class):
-        names = [f"--{name}" for name in (item.name, item.metadata["alias"]) if name]
-        names += [f"--no-{item.name}"] * (item.type is bool)
-        parser.add_argument(*names, dest=item.name, nargs="?", const="", help=argparse.SUPPRESS)
+        names = [item.name, item.metadata["alias"], f"no-{item.name}" if item.type is bool else None]
+        parser.add_argument(*(f"--{name}" for name in names if name and name not in older), dest=item.name, nargs="?",
+                            const="", help=argparse.SUPPRESS)
+    arguments = sys.argv[1:] if arguments is None else arguments
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].split("=")[0]
@@ -279,6 +288,9 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
         options = [option for action in parser._actions for option in action.option_strings]
         near = difflib.get_close_matches(name, options, n=3)
         parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    typed = {word.split("=")[0].removeprefix("--") for word in arguments}
+    if renamed := [f"--{name} is now --{item.name}" for name, item in older.items() if name in typed]:
+        print(f"note: {', '.join(renamed)}", file=sys.stderr)
     given = vars(given)
     unused = [item.name for item in _fields_of_other_stage(config_class) if given.pop(item.name, None) is not None]
     if unused:
@@ -399,12 +411,10 @@ class FlagParser(argparse.ArgumentParser):
             if item.type is bool:
                 group.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, help=text)
                 continue
-            allowed = facts["choices"]
-            allowed = tuple(choices[allowed]) if isinstance(allowed, str) else allowed
-            if allowed:
+            if allowed := _allowed(item, choices):
                 text = f"{text}; one of {', '.join(allowed)}"
-            options = [f"--{name}" for name in (item.name, facts["alias"]) if name]
-            group.add_argument(*options, type=_reader(item, allowed), metavar=item.type.__name__.upper(), help=text)
+            group.add_argument(f"--{item.name}", type=_reader(item, choices), metavar=item.type.__name__.upper(),
+                               help=text)
 
 
 def _fields_of_other_stage(config_class) -> list[dataclasses.Field]:
@@ -414,9 +424,15 @@ def _fields_of_other_stage(config_class) -> list[dataclasses.Field]:
     return [item for item in dataclasses.fields(other) if item.name not in own]
 
 
-def _reader(item: dataclasses.Field, allowed):
-    """Turn a flag's text into its value, or say what would be accepted."""
-    facts = item.metadata
+def _allowed(item: dataclasses.Field, choices: dict) -> tuple[str, ...] | None:
+    """The only values that a flag accepts; None where any of its type and range will do."""
+    allowed = item.metadata["choices"]
+    return choices.get(allowed) and tuple(choices[allowed]) if isinstance(allowed, str) else allowed
+
+
+def _reader(item: dataclasses.Field, choices: dict):
+    """The function text of a flag -> its value; it raises argparse.ArgumentTypeError that says what is accepted."""
+    facts, allowed = item.metadata, _allowed(item, choices)
 
     def read(text: str):
         try:
@@ -452,14 +468,14 @@ def known_settings(settings: dict, config_class, choices: dict, source: Path) ->
     """
     settings = {**settings_of(config_class()), **settings}
     for item in dataclasses.fields(config_class):
-        value, allowed = settings.get(item.name, item.default), item.metadata["choices"]
+        value = settings.get(item.name, item.default)
         if value == item.default:
             continue
         try:
             if type(value) is not item.type and not (item.type is float and type(value) is int):
                 raise argparse.ArgumentTypeError(f"{value!r} is not of type {item.type.__name__}")
             if item.type is not bool:
-                _reader(item, choices.get(allowed) if isinstance(allowed, str) else allowed)(str(value))
+                _reader(item, choices)(str(value))
         except argparse.ArgumentTypeError as error:
             raise ValueError(f"{source}: its --{item.name} cannot be: {error}") from None
     return settings

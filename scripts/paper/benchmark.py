@@ -62,7 +62,7 @@ STAGE_2_OFF = {
 STAGE_1 = {
     "published": PUBLISHED,
     "quantile_stid": ("--no-climatology", "--tokens", "0", "--networks", "1", "--linear_modes", "0", "--no-recalibrate",
-                      "--epochs", "30", "--lr", "0.001", "--lags", "none"),
+                      "--mean_epochs", "30", "--mean_lr", "0.001", "--lags", "none"),
     "ours": (),
     "lags": ("--lags", "auto"),
     "no_lags": ("--lags", "none"),
@@ -89,7 +89,8 @@ class Method:
 FAST = {"sampler": "dpm2m", "sample_steps": 10}
 ABLATED = "MobileNJ", "Los_Speed", "BikeDC", "SST"
 PUBLISHED_ON_OURS = *PUBLISHED, "--training_span", "targets", "--support", "auto"
-SMALL = *"--denoiser mlp --channels 32 --layers 2 --epochs 20 --lr 0.003 --ema 0.99 --prediction v".split(),
+SMALL = *("--denoiser mlp --diffusion_channels 32 --diffusion_layers 2 --diffusion_epochs 20 --diffusion_lr 0.003 "
+          "--diffusion_ema 0.99 --prediction v").split(),
 SCALED = *SMALL, *"--margin scaled --endpoint none --scale quantiles".split()
 STEPS = {
     "stage 1 of cost": (),

@@ -1,6 +1,7 @@
 """What missing values cost: hide some of a dataset's values, train with and without them, score on the same targets.
 
-    python -m scripts.paper.measure_missing --data_name MobileNJ --epochs 10 --report docs/results/missing.md
+    python -m scripts.paper.measure_missing --data_name MobileNJ --mean_epochs 10 --diffusion_epochs 10 \
+        --report docs/results/missing.md
 
 Two trainings of both stages: on all values, and on what is left, with `--missing mask`. Both forecast the same test
 windows, each from its own history, and are scored against the true values: those that were left, and those that were
@@ -18,7 +19,7 @@ import main_train
 from data.fields import Field, load_field
 from data.registry import data_dir_from
 from models import ensemble_sampler, load_forecaster
-from utils.config import FlagParser, TrainConfig, output_path
+from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path
 from utils.output.tables import markdown
 from utils.pipeline import CHOICES, WINDOWS_AT_ONCE, open_run_data
 from utils.program import run_main
@@ -78,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--share", type=float, default=0.1, help="share of the values to hide at random")
     parser.add_argument("--report", type=output_path, default=None, help="write the scores there, as a page")
-    parser.add_flags(TrainConfig, CHOICES, ("data_name", "data_dir", "history_len", "predict_len", "epochs",
+    parser.add_flags(PretrainConfig, CHOICES, ("mean_epochs",))
+    parser.add_flags(TrainConfig, CHOICES, ("data_name", "data_dir", "history_len", "predict_len", "diffusion_epochs",
                                             "batch_size", "nsample", "test_windows", "seed", "save_dir", "device"))
     given = vars(parser.parse_args(arguments))
     share, target, data_dir = (given.pop(name, "") for name in ("share", "report", "data_dir"))

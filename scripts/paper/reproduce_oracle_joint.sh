@@ -14,7 +14,7 @@ for seed in 0 1 2; do
     done
 done
 long=(--oracle_steps 16000 --run_name long)
-python main_pretrain.py "${flags[@]}" "${long[@]}" --networks 1 --epochs 8
-python main_train.py "${flags[@]}" "${long[@]}" --epochs 6 --test_windows 400
+python main_pretrain.py "${flags[@]}" "${long[@]}" --networks 1 --mean_epochs 8
+python main_train.py "${flags[@]}" "${long[@]}" --diffusion_epochs 6 --test_windows 400
 python -m scripts.paper.score_oracle "$save"/diffusion/Oracle_12_12_{{mlp,tokens,graph}_{0,1,2},long} \
     --overwrite --json docs/results/oracle_joint.json --table docs/results/oracle_joint.md

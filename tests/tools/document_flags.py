@@ -32,7 +32,8 @@ ROOT = Path(__file__).parents[2]
 PAGE, DATASETS_PAGE, SCRIPTS = ROOT / "docs/flags.md", ROOT / "docs/datasets.md", ROOT / "scripts"
 CARD = "`--data_name`", "domain", "place", "unit", "interval", "nodes", "data"  # columns of the table of datasets
 STAGES = {PretrainConfig: "stage 1", TrainConfig: "stage 2"}
-SETTINGS = {PretrainConfig: ("networks",), TrainConfig: ("nsample", "sampler", "sample_steps")}
+SETTINGS = {PretrainConfig: ("mean_epochs", "mean_lr", "networks"),
+            TrainConfig: ("diffusion_epochs", "diffusion_lr", "nsample", "sampler", "sample_steps")}
 SCRIPT = """#!/usr/bin/env bash
 # Both stages on {name}; extra flags go to both, and another --recipe has settings of its own. These are those of the
 # default recipe (utils/config.py), with which the tables are made.
@@ -70,10 +71,7 @@ def accepted(facts: dict) -> str:
 
 
 def flags_of(group: str) -> list[tuple[str, ...]]:
-    """Rows (flag, default of stage 1, of stage 2, accepted, help) of a group.
-
-    A flag that means another thing in each stage has two rows.
-    """
+    """Rows (flag, default of stage 1, of stage 2, accepted, help) of a group."""
     defaults = {}
     for stage in STAGES:
         for item in dataclasses.fields(stage):
@@ -96,6 +94,16 @@ def recipes() -> list[tuple[str, ...]]:
             for recipe, stages in RECIPES.items() for stage, chosen in (stages or {CommonConfig: {}}).items()]
 
 
+def older_names() -> list[tuple[str, ...]]:
+    """Rows (older name, flag of stage 1, of stage 2)."""
+    rows = {}
+    for stage in STAGES:
+        for item in dataclasses.fields(stage):
+            if name := item.metadata["alias"]:
+                rows.setdefault(name, {})[stage] = f"`--{item.name}`"
+    return [(f"`--{name}`", *(found.get(stage, "") for stage in STAGES)) for name, found in rows.items()]
+
+
 def presets() -> list[tuple[str, ...]]:
     """Rows (recipes, dataset, stage, flags); recipes that share their presets share a row."""
     rows = {}
@@ -114,6 +122,8 @@ def page() -> str:
         parts += [f"## {group.capitalize()}\n", markdown(columns, flags_of(group))]
     parts += ["## Recipes\n", markdown(("recipe", "stage", "flags"), recipes()),
               "## Presets\n", markdown(("recipes", "dataset", "stage", "flags"), presets()),
+              "## Older names\n\nThey still work, each for its own stage; a note says the new name.\n",
+              markdown(("older name", *STAGES.values()), older_names()),
               "## Flags without effect\n\nA note says so when one of them is given.\n",
               markdown(("with", "flags"), [(f"`--{kind} {name}`", listed(flags))
                                            for kind, unread in WITHOUT_EFFECT.items()
@@ -127,7 +137,7 @@ def dataset_script(name: str) -> str:
     for stage, shown in SETTINGS.items():
         config = resolve(stage, {"data_name": name})
         preset = PRESETS[config.recipe].get(name, {})
-        flags = dict.fromkeys(("recipe", "history_len", "predict_len", "batch_size", "epochs", "lr", *shown,
+        flags = dict.fromkeys(("recipe", "history_len", "predict_len", "batch_size", *shown,
                                *preset.get(CommonConfig, ()), *preset.get(stage, ())))
         typed_as = assigned({flag: getattr(config, flag) for flag in flags}).replace("`, `", " ").strip("`")
         lines.append(f"# {STAGES[stage]}: {typed_as}")

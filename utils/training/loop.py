@@ -20,6 +20,26 @@ DECAY_AT = 0.4  # share of the epochs after which the learning rate falls once
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How a fit descends and how long: flags of the stage, by their names without its prefix."""
+
+    epochs: int
+    lr: float
+    ema: float
+    patience: int
+    lr_decay: float
+    weight_decay: float
+    save_minutes: float
+    seed: int
+
+    @classmethod
+    def of(cls, config, epochs: int, lr: float, ema: float) -> "Plan":
+        """The plan of a stage: the flags that both stages share, beside those of its own."""
+        return cls(epochs, lr, ema, config.patience, config.lr_decay, config.weight_decay, config.save_minutes,
+                   config.seed)
+
+
+@dataclass(frozen=True)
 class FitResult:
     """How a fit went: the best validation score, its epoch, epochs run, and seconds spent."""
 
@@ -47,7 +67,7 @@ class Progress:
     unlogged: list = field(default_factory=list)
 
 
-def fit(model, loss, batches, validate, config, keep, log, save=None, state=None, score_first: bool = False,
+def fit(model, loss, batches, validate, plan: Plan, keep, log, save=None, state=None, score_first: bool = False,
         processes: Processes = ALONE) -> FitResult:
     """Train `model`, keep its best weights, stop early.
 
@@ -68,14 +88,14 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
     device = next(model.parameters()).device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     shared_loss = processes.parallel(_Loss(model, loss))  # from here on all have the weights of the first one
-    optimizer = torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.Adam(trained, lr=plan.lr, weight_decay=plan.weight_decay)
     schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, [max(1, round(DECAY_AT * config.epochs))], gamma=config.lr_decay
+        optimizer, [max(1, round(DECAY_AT * plan.epochs))], gamma=plan.lr_decay
     )
-    averaged = AveragedModel(model) if config.ema else None
+    averaged = AveragedModel(model) if plan.ema else None
     scored = averaged.module if averaged else model
     averaged_weights = [weight for weight in scored.parameters() if weight.requires_grad]
-    average = get_ema_multi_avg_fn(config.ema)
+    average = get_ema_multi_avg_fn(plan.ema)
     parts = {"model": model, "scored": scored, "optimizer": optimizer, "schedule": schedule}
     at = Progress(epoch=0 if score_first else 1)
     if state:
@@ -99,14 +119,14 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
             _attempt(save, content | {"progress": vars(replace(at, loss=summed, seconds=seconds()))})
 
     def train_epoch(request) -> float:
-        generator.manual_seed(int(key(config.seed, at.epoch)) & ((1 << 63) - 1))
+        generator.manual_seed(int(key(plan.seed, at.epoch)) & ((1 << 63) - 1))
         epoch_batches = batches(generator)
-        bar.total = bar.total or config.epochs * len(epoch_batches)
+        bar.total = bar.total or plan.epochs * len(epoch_batches)
         model.train()
         total = torch.tensor(at.loss if processes.first else 0.0, dtype=torch.float64, device=device)
         before = taken = _Step()
         for batch in itertools.islice(epoch_batches, at.step, None):
-            seed_step(config.seed, at.epoch, at.step)
+            seed_step(plan.seed, at.epoch, at.step)
             optimizer.zero_grad(set_to_none=True)
             value = shared_loss(batch)
             if processes.count > 1:
@@ -123,7 +143,7 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
             before, taken = taken, _Step(finite, value.detach(), batch, f"epoch {at.epoch}, step {at.step}")
             at.step += 1
             bar.update()
-            due = time.perf_counter() - saved > 60 * config.save_minutes
+            due = time.perf_counter() - saved > 60 * plan.save_minutes
             number, due, wrong = processes.largest(request.number, int(due), int(not before.finite))
             before.stop_if(wrong, processes)
             if number or due:
@@ -152,17 +172,17 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
                 seconds_validation=round(now - train_end, 3)))
             if _attempt(log, at.unlogged):
                 at.unlogged = []
-            note = f"epoch {at.epoch}/{config.epochs}  score {score:.4f}  best {at.best_score:.4f}"
+            note = f"epoch {at.epoch}/{plan.epochs}  score {score:.4f}  best {at.best_score:.4f}"
             if at.epoch:
                 schedule.step()
                 note += f"  loss {train_loss:.4f}"
             if bar.disable and at.epoch:
-                left = seconds() / at.epoch * (config.epochs - at.epoch)
+                left = seconds() / at.epoch * (plan.epochs - at.epoch)
                 note += f"  {seconds():.0f} s, at most {left:.0f} s left"
             if bar.disable:
                 print(note, flush=True)
             bar.set_description_str(note)
-            at.done = at.epoch - at.best_epoch >= config.patience or at.epoch == config.epochs
+            at.done = at.epoch - at.best_epoch >= plan.patience or at.epoch == plan.epochs
             at.epoch, at.step, at.loss = at.epoch + (not at.done), 0, 0.0
             save_progress()
             number, = processes.largest(request.number)
@@ -170,7 +190,7 @@ def fit(model, loss, batches, validate, config, keep, log, save=None, state=None
                 raise Stopped(number)
     bar.close()
     if at.best_weights is None:
-        raise FloatingPointError("no validation score was finite; try a smaller --lr")
+        raise FloatingPointError("no validation score was finite; try a smaller learning rate")
     if at.unlogged:
         log(at.unlogged)
     if unkept:
@@ -216,7 +236,7 @@ class _Step:
         raise FloatingPointError(
             f"{self.where}: the loss is {value:g}" + (", a gradient is not finite" if math.isfinite(value) else "") +
             f"; its batch holds the windows that begin at time steps {', '.join(map(str, windows))}. Look at the data "
-            "there, or try a smaller --lr; the best weights so far are kept"
+            "there, or try a smaller learning rate; the best weights so far are kept"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from utils.config import PretrainConfig
 from utils.training.checkpoint import settings
 
 FAR_COVERAGE = 0.05  # distance from the coverage of a perfect ensemble that is worth a word
@@ -30,7 +31,8 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
     if config.dry_run:
         print(json.dumps(settings(config), indent=1))
         width = max((weight.shape[-1] for weight in model.parameters() if weight.requires_grad), default=1)
-        activations = 4 * config.layers * config.batch_size * data.num_nodes * width * 4  # four a block are kept
+        layers = config.mean_layers if isinstance(config, PretrainConfig) else config.diffusion_layers
+        activations = 4 * layers * config.batch_size * data.num_nodes * width * 4  # four a block are kept
         print(f"memory: field {values.numel() * values.element_size() / 2**20:.1f} MiB; weights, gradients, Adam, "
               f"average and best weights {trained * 24 / 2**20:.1f} MiB; activations of a training step about "
               f"{activations / 2**20:.0f} MiB")
