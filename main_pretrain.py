@@ -22,7 +22,7 @@ from utils.scores.evaluation import evaluate_mean
 from utils.training import checkpoint
 from utils.training.device import choose_device
 from utils.training.distributed import join
-from utils.training.loop import Plan, fit
+from utils.training.loop import Goal, Plan, fit
 from utils.training.reproducibility import seed_step
 from utils.training.runlog import describe_run, print_scores
 from utils.training.runs import open_run
@@ -47,20 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
     if config.compile:
         model.compile_networks()
 
-    def keep(weights, epoch, score):
-        run.keep({"stage": "mean", "config": settings, "data": data.metadata(), "fingerprint": data.fingerprint,
-                  "weights": weights, "epoch": epoch, "score": score})
-
+    run.about = {"stage": "mean", "config": settings, "data": data.metadata(), "fingerprint": data.fingerprint}
+    goal = Goal(mean_loss(model, config, device), training_batches(data, config, processes),
+                mean_score(data, config, processes))
     plan = Plan.of(config, config.mean_epochs, config.mean_lr, config.mean_ema)
-    result = fit(model, mean_loss(model, config, device), training_batches(data, config, processes),
-                 mean_score(data, config, processes), plan, keep, run.log, run.save, run.state, processes=processes)
+    result = fit(model, goal, plan, run, processes)
     seed_step(config.seed, 0)
     model.calibrate(statistics_batches(data, config), data.calibration(config.val_batch_size), data.support)
     if config.base != "none":
         note_few_windows(data)
     if model.summary and processes.first:
         print(model.summary)
-    keep(model.state_dict(), result.best_epoch, result.best_score)
+    run.keep(model.state_dict(), result.best_epoch, result.best_score)
 
     start = time.perf_counter()
     scores = evaluate_mean(lambda batch: model(batch.context), data.batches("test", config.val_batch_size),

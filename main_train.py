@@ -34,7 +34,7 @@ from utils.scores.evaluation import cross_check, own_windows
 from utils.training import checkpoint
 from utils.training.device import choose_device
 from utils.training.distributed import join
-from utils.training.loop import Plan, fit
+from utils.training.loop import Goal, Plan, fit
 from utils.training.reproducibility import seed_step
 from utils.training.runlog import describe_run, print_scores
 from utils.training.runs import open_run
@@ -65,18 +65,15 @@ def main(arguments: list[str] | None = None) -> int:
                          lambda: data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
     if config.compile:
         model.denoiser.compile()
-    about = {"stage": "diffusion", "config": settings, "mean_config": mean_config, "mean_run": str(mean_path.parent),
-             "data": data.metadata(), "fingerprint": data.fingerprint, "field": FieldSummary.of(data).state()}
-
-    def keep(weights, epoch, score):
-        run.keep({**about, "weights": weights, "epoch": epoch, "score": score})
-
+    run.about = {"stage": "diffusion", "config": settings, "mean_config": mean_config,
+                 "mean_run": str(mean_path.parent), "data": data.metadata(), "fingerprint": data.fingerprint,
+                 "field": FieldSummary.of(data).state()}
     training = prepare_windows(model, data.batches("train", config.val_batch_size))
     validation = prepare_windows(model, own_windows(validation_batches(data, config), processes))
+    goal = Goal(training_loss(model, training, config, device), training_batches(data, config, processes),
+                lambda scored: validation_loss(scored, data, config, processes, validation), score_first=True)
     plan = Plan.of(config, config.diffusion_epochs, config.diffusion_lr, config.diffusion_ema)
-    result = fit(model, training_loss(model, training, config, device), training_batches(data, config, processes),
-                 lambda scored: validation_loss(scored, data, config, processes, validation), plan, keep, run.log,
-                 run.save, run.state, score_first=True, processes=processes)
+    result = fit(model, goal, plan, run, processes)
 
     scores, windows = score_ensemble(model, settings, data, "test", device, processes)
     simple = score_simple(settings, data, "test", processes, joint=False)

@@ -9,8 +9,8 @@ from models import DENOISERS
 from tests.tools.benchmark_speed import compare, main, seconds_of, table, variants
 from utils.config import RECIPES, TrainConfig, resolve
 
-SIZES = dict(data_name="Oracle", oracle_nodes=5, oracle_steps=300, batch_size=4, channels=16, layers=2, embedding=8,
-             nsample=2)
+SIZES = dict(data_name="Oracle", oracle_nodes=5, oracle_steps=300, batch_size=4, diffusion_channels=16,
+             diffusion_layers=2, diffusion_embedding=8, nsample=2)
 TINY = resolve(TrainConfig, SIZES)
 
 

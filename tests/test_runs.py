@@ -471,7 +471,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path):
 
 def test_a_finished_run_on_another_mean_model_or_other_data_is_refused(tmp_path):
     built_on = {"data": {"num_nodes": 3}, "mean_model": "abc"}
-    open_run(tmp_path, TrainConfig(), built_on).keep(CONTENT)
+    open_run(tmp_path, TrainConfig(), built_on).keep({}, 1, 0.5)
     checkpoint.write_json(tmp_path / checkpoint.METRICS, {})
     assert open_run(tmp_path, TrainConfig(), built_on) is None
     for other in ({**built_on, "mean_model": "xyz"}, {**built_on, "data": {"num_nodes": 4}}):

@@ -1,8 +1,11 @@
 """The loop finds the solution, keeps the best weights, stops in time, and repeats itself to the bit."""
 
 import dataclasses
+import io
 import itertools
 import math
+import sys
+import time
 from typing import NamedTuple
 
 import pytest
@@ -13,7 +16,7 @@ import main_pretrain
 from models import MEAN_MODELS
 from utils import pipeline
 from utils.training.checkpoint import load_checkpoint
-from utils.training.loop import Plan, fit
+from utils.training.loop import Goal, Plan, fit
 
 INPUTS = torch.randn(256, 3, generator=torch.Generator().manual_seed(3))
 TRUTH = torch.tensor([1.5, -2.0, 0.5])
@@ -40,18 +43,48 @@ class Windows(NamedTuple):
     start: torch.Tensor
 
 
-class Run:
-    """A fit of a linear model, with all that it kept and logged. `scores` replace the validation score."""
+class Memory:
+    """A run that writes nothing: what it was given to keep, as it was then, and the lines of its log."""
 
-    def __init__(self, scores=None, dropout=0.0, loss=None, score_first=False, **settings):
+    state = None
+
+    def __init__(self):
+        self.kept, self.given, self.lines = [], [], []
+
+    def keep(self, state, epoch, score):
+        self.given.append(state)
+        self.kept.append((epoch, score, {name: value.clone() for name, value in state.items()}))
+
+    def log(self, lines):
+        self.lines += lines
+
+    def save(self, state):
+        pass
+
+
+def fitted(model, loss=None, batches=batches, validate=lambda scored: 1.0, plan=PLAN, **options) -> Memory:
+    """What a fit leaves."""
+    fit(model, Goal(loss or squared_error(model), batches, validate), plan, run := Memory(), **options)
+    return run
+
+
+def squared_error(model):
+    return lambda batch: (model(batch.inputs).squeeze(1) - batch.targets).square().mean()
+
+
+class Run(Memory):
+    """A fit of a linear model. `scores` replace the validation loss."""
+
+    def __init__(self, scores=None, dropout=0.0, score_first=False, **settings):
+        super().__init__()
         torch.manual_seed(0)
         self.model = torch.nn.Sequential(torch.nn.Dropout(dropout), torch.nn.Linear(3, 1))
-        self.kept, self.lines, self.modes, self.scored = [], [], [], []
+        self.modes, self.scored = [], []
         scores = scores and iter(scores)
 
-        def squared(batch):
+        def loss(batch):
             self.modes.append(("train", self.model.training, torch.is_grad_enabled()))
-            return (self.model(batch[0]).squeeze(1) - batch[1]).square().mean()
+            return squared_error(self.model)(batch)
 
         def validate(scored):
             self.modes.append(("validate", scored.training, torch.is_grad_enabled()))
@@ -59,11 +92,8 @@ class Run:
             error = (scored(INPUTS).squeeze(1) - TARGETS).square().mean()
             return next(scores) if scores else error
 
-        def keep(state, epoch, score):
-            self.kept.append((epoch, score, {name: value.clone() for name, value in state.items()}))
-
-        self.result = fit(self.model, loss or squared, batches, validate, dataclasses.replace(PLAN, **settings),
-                          keep, self.lines.extend, score_first=score_first)
+        goal, plan = Goal(loss, batches, validate, score_first), dataclasses.replace(PLAN, **settings)
+        self.result = fit(self.model, goal, plan, self)
 
 
 def weights(model):
@@ -94,13 +124,10 @@ def test_the_weights_of_the_best_epoch_stand_in_the_model_at_the_end():
 
 
 def test_what_was_kept_does_not_change_with_later_training():
-    kept, scores = [], itertools.count(1)
+    scores = itertools.count(1)
     model = torch.nn.Linear(3, 1)
-    fit(model, lambda batch: (model(batch[0]).squeeze(1) - batch[1]).square().mean(), batches,
-        lambda scored: float(next(scores)), PLAN,
-        lambda state, epoch, score: kept.append((state, {name: value.clone() for name, value in state.items()})),
-        lambda line: None)
-    assert len(kept) == 1 and same(*kept[0]) and same(weights(model), kept[0][1])
+    run = fitted(model, validate=lambda scored: float(next(scores)))
+    assert len(run.kept) == 1 and same(run.given[0], run.kept[0][2]) and same(weights(model), run.given[0])
 
 
 def test_an_equal_score_is_no_better_one():
@@ -146,18 +173,16 @@ def test_training_stops_after_as_many_epochs_without_a_better_score_as_patience_
 
 
 def test_scores_that_are_never_finite_end_the_run_with_an_error_and_keep_nothing():
-    kept = []
-    model = torch.nn.Linear(3, 1)
+    model, run = torch.nn.Linear(3, 1), Memory()
     with pytest.raises(FloatingPointError, match="no validation score was finite; try a smaller learning rate"):
-        fit(model, lambda batch: model(batch[0]).square().mean(), batches, lambda scored: math.nan, PLAN,
-            lambda *best: kept.append(best), lambda line: None)
-    assert not kept
+        fit(model, Goal(squared_error(model), batches, lambda scored: math.nan), PLAN, run)
+    assert not run.kept
 
 
 @pytest.mark.parametrize("bad, at", [(math.nan, 3), (math.inf, 3), (math.inf, 7)])
 def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_weights_stay(bad, at):
     steps = itertools.count()
-    kept, orders = [], []
+    orders, run = [], Memory()
     model = torch.nn.Linear(3, 1)
 
     def recorded(generator):
@@ -169,10 +194,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_weights_stay(
         return value * bad if next(steps) == 8 + at else value  # 8 steps an epoch: in the second
 
     with pytest.raises(FloatingPointError, match=f"epoch 2, step {at}: the loss is {bad}; its batch") as caught:
-        fit(model, loss, recorded, lambda scored: 1.0, PLAN, lambda *best: kept.append(best), lambda line: None)
+        fit(model, Goal(loss, recorded, lambda scored: 1.0), PLAN, run)
     assert f"time steps {', '.join(map(str, orders[1][at].start.tolist()))}. Look at" in str(caught.value)
-    assert [epoch for _, epoch, _ in kept] == [1]
-    assert all(value.isfinite().all() for value in kept[0][0].values())
+    assert [epoch for epoch, *_ in run.kept] == [1]
+    assert all(value.isfinite().all() for value in run.given[0].values())
 
 
 # Modes, learning rate, log
@@ -213,6 +238,26 @@ def test_a_line_is_logged_for_each_epoch_with_loss_score_rate_and_seconds(capsys
     assert len(printed) == 3 and printed[0].startswith("epoch 1/3  score ") and "  loss " in printed[0]
 
 
+def test_on_a_terminal_every_epoch_keeps_its_line_below_which_a_bar_shows_the_steps(capsys, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    Run(epochs=3, patience=99)
+    assert [line[:10] for line in capsys.readouterr().out.splitlines()] == ["epoch 1/3 ", "epoch 2/3 ", "epoch 3/3 "]
+    assert all(f"\repoch {epoch}/3" in terminal.getvalue() for epoch in (1, 2, 3)) and "/8 [" in terminal.getvalue()
+
+
+def test_the_time_left_is_estimated_without_the_first_epoch(capsys):
+    model, starting = torch.nn.Linear(3, 1), iter([1.0])
+
+    def loss(batch):
+        time.sleep(next(starting, 0))
+        return squared_error(model)(batch)
+
+    fitted(model, loss)
+    assert ", at most 0 s left" in capsys.readouterr().out.splitlines()[1]
+
+
 # Averaged weights
 
 def test_the_averaged_weights_are_the_ones_scored_and_kept():
@@ -224,12 +269,11 @@ def test_the_averaged_weights_are_the_ones_scored_and_kept():
 
     def loss(batch):
         steps.append(model.weight.detach().clone())
-        return (model(batch[0]).squeeze(1) - batch[1]).square().mean()
+        return squared_error(model)(batch)
 
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 1)
-    kept = []
-    fit(model, loss, batches, validate, dataclasses.replace(PLAN, epochs=1), lambda *best: None, lambda line: None)
+    fitted(model, loss, validate=validate, plan=dataclasses.replace(PLAN, epochs=1))
     steps = [*steps[1:], model.weight.detach().clone()]
     expected = steps[0]
     for step in steps[1:]:
@@ -239,10 +283,10 @@ def test_the_averaged_weights_are_the_ones_scored_and_kept():
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 1)
     scored_weights = []
-    fit(model, loss, batches, lambda scored: scored_weights.append(weights(scored)) or 1.0,
-        dataclasses.replace(PLAN, epochs=1, ema=0.9), lambda state, *best: kept.append(state), lambda line: None)
+    run = fitted(model, loss, validate=lambda scored: scored_weights.append(weights(scored)) or 1.0,
+                 plan=dataclasses.replace(PLAN, epochs=1, ema=0.9))
     assert torch.allclose(model.weight, expected, atol=1e-6)
-    assert same(weights(model), kept[0]) and same(weights(model), scored_weights[0])
+    assert same(weights(model), run.given[0]) and same(weights(model), scored_weights[0])
 
 
 # Repeatability
@@ -273,8 +317,7 @@ def test_each_epoch_has_an_order_of_its_own_that_holds_every_batch():
         return TensorBatches(order.split(32))
 
     model = torch.nn.Linear(3, 1)
-    fit(model, lambda batch: model(batch[0]).square().mean(), recorded, lambda scored: 1.0, PLAN, lambda *a: None,
-        lambda line: None)
+    fitted(model, batches=recorded)
     assert len(orders) == 5 and len({tuple(order) for order in orders}) == 5
     assert all(sorted(order) == list(range(256)) for order in orders)
 
@@ -283,8 +326,7 @@ def test_frozen_parameters_are_not_trained():
     model = torch.nn.Linear(3, 1)
     model.bias.requires_grad_(False)
     before = weights(model)
-    fit(model, lambda batch: (model(batch[0]).squeeze(1) - batch[1]).square().mean(), batches, lambda scored: 1.0,
-        PLAN, lambda *a: None, lambda line: None)
+    fitted(model)
     assert torch.equal(model.bias, before["bias"]) and not torch.equal(model.weight, before["weight"])
 
 

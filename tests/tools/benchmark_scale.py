@@ -38,8 +38,9 @@ from utils.program import run_main
 from utils.scores.evaluation import mean_over_windows, rows_at_once
 from utils.scores.metrics import EnsembleScores
 from utils.training import checkpoint
-from utils.training.loop import fit
+from utils.training.loop import Goal, Plan, fit
 from utils.training.reproducibility import seed_step
+from utils.training.runs import Run
 
 NODES = (100, 300, 1000, 3000, 10000)
 LINEAR = 1.1  # exponent of the growth with the nodes up to which a cost counts as linear
@@ -101,10 +102,9 @@ def train(model, loss, data, config, steps: int) -> float:
     """Processor seconds per window of training steps of `utils.training.loop.fit`, the first one left out."""
     def run(count: int) -> float:
         with contextlib.redirect_stdout(io.StringIO()):
-            return seconds_of(lambda: fit(
-                model, loss, lambda generator: data.batches("train", config.batch_size, generator,
-                                                            limit=count * config.batch_size),
-                lambda _: 0.0, replace(config, epochs=1), keep=lambda *_: None, log=lambda _: None))
+            goal = Goal(loss, lambda generator: data.batches("train", config.batch_size, generator,
+                                                             limit=count * config.batch_size), lambda _: 0.0)
+            return seconds_of(lambda: fit(model, goal, Plan.of(config, epochs=1, lr=3e-3, ema=0.99), Run(Path(), {})))
 
     run(1)
     return run(steps) / (steps * config.batch_size)

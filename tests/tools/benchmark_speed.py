@@ -68,7 +68,7 @@ def compare(configs: dict[str, TrainConfig], device: torch.device, rounds: int) 
         trained, window = (next(iter(data.batches(split, size)))
                            for split, size in (("train", config.batch_size), ("test", 1)))
         model = forecaster_of(chosen, data, mean_model_of(chosen, data, device), device)
-        optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=chosen.lr)
+        optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=chosen.diffusion_lr)
         prepared = model.prepare(trained.future, trained.context)
         draw = ensemble_sampler(model, checkpoint.settings(chosen), device)
 

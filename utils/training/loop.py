@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,10 +15,27 @@ from tqdm import tqdm
 
 from utils.training.checkpoint import built_from
 from utils.training.distributed import ALONE, Processes
-from utils.training.reproducibility import key, seed_step
-from utils.training.signals import Stopped, deferred
+from utils.training.reproducibility import seed_of, seed_step
+from utils.training.runs import Run
+from utils.training.signals import Stopped, StopRequest, deferred
 
 DECAY_AT = 0.4  # share of the epochs after which the learning rate falls once
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a fit minimises, and what its epochs are compared by.
+
+    loss(batch) -> scalar tensor; the parameters that require a gradient are trained
+    batches(generator) -> iterable of shuffled training batches, with a length; a process loads its rows of each
+    validate(model) -> validation loss; called after each epoch in eval mode without gradients
+    score_first: the weights before the first step, epoch 0, are a candidate too
+    """
+
+    loss: Callable
+    batches: Callable
+    validate: Callable
+    score_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,137 +86,164 @@ class Progress:
     unlogged: list = field(default_factory=list)
 
 
-def fit(model, loss, batches, validate, plan: Plan, keep, log, save=None, state=None, score_first: bool = False,
-        processes: Processes = ALONE) -> FitResult:
-    """Train `model`, keep its best weights, stop early.
+def fit(model: nn.Module, goal: Goal, plan: Plan, run: Run, processes: Processes = ALONE) -> FitResult:
+    """Train `model`, keep its best weights in `run`, stop early; resume bit-exactly from the state of `run`.
 
-    loss(batch) -> scalar tensor to descend; the parameters that require a gradient are trained
-    batches(generator) -> iterable of shuffled training batches, with a length
-    validate(model) -> score, lower is better; called after each epoch in eval mode without gradients
-    keep(state_dict, epoch, score) is called at each new best; log(lines) once per epoch, with its line and those that
-    could not be written before
-    save(state) after every epoch, every `--save_minutes` and when a signal stops the run; given back as `state`, it
-    continues the fit to the same bits
-    score_first: the weights before the first step, epoch 0, are a candidate too
-    processes: those that share the batches; `loss` sees the rows of this one, all take the same steps
+    The weights of the best epoch are in `model` at the end. With `ema` the averaged weights are scored and kept.
+    Order, dropout and noise follow from (seed, epoch, step). No step waits for the device.
+    processes: those that share the batches; the loss sees the rows of this one, all take the same steps.
 
-    The weights of the best epoch stand in `model` at the end. With `--ema` the averaged weights are the ones
-    scored and kept. Order, dropout and noise follow from (seed, epoch, step). No step waits for the device.
     Raises: FloatingPointError at the step whose loss or gradient is not finite; Stopped after a signal.
     """
-    device = next(model.parameters()).device
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    shared_loss = processes.parallel(_Loss(model, loss))  # from here on all have the weights of the first one
-    optimizer = torch.optim.Adam(trained, lr=plan.lr, weight_decay=plan.weight_decay)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, [max(1, round(DECAY_AT * plan.epochs))], gamma=plan.lr_decay
-    )
-    averaged = AveragedModel(model) if plan.ema else None
-    scored = averaged.module if averaged else model
-    averaged_weights = [weight for weight in scored.parameters() if weight.requires_grad]
-    average = get_ema_multi_avg_fn(plan.ema)
-    parts = {"model": model, "scored": scored, "optimizer": optimizer, "schedule": schedule}
-    at = Progress(epoch=0 if score_first else 1)
-    if state:
-        with built_from("--resume: the saved state"):
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-            at = Progress(**state["progress"])
-    generator = torch.Generator()
-    bar = tqdm(total=None, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
-    clock, saved, unkept = time.perf_counter(), time.perf_counter(), state is not None
+    fitting = _Fit(model, goal, plan, run, processes)
+    with deferred() as request:
+        while not fitting.at.done:
+            fitting.run_epoch(request)
+    return fitting.finish()
 
-    def seconds() -> float:
-        return at.seconds + time.perf_counter() - clock
 
-    def save_progress(total=0.0) -> None:
-        """Save, with the loss `total` of this process in the epoch."""
-        nonlocal saved
-        saved, summed = time.perf_counter(), float(processes.add(torch.as_tensor(total)))
-        if save is not None:
-            content = {name: part.state_dict() for name, part in parts.items()}
-            _attempt(save, content | {"progress": vars(replace(at, loss=summed, seconds=seconds()))})
+class _Fit:
+    """A fit in progress: networks, optimiser, `at` where it stands, and the clocks of what is printed and saved."""
 
-    def train_epoch(request) -> float:
-        generator.manual_seed(int(key(plan.seed, at.epoch)) & ((1 << 63) - 1))
-        epoch_batches = batches(generator)
-        bar.total = bar.total or plan.epochs * len(epoch_batches)
-        model.train()
-        total = torch.tensor(at.loss if processes.first else 0.0, dtype=torch.float64, device=device)
+    def __init__(self, model: nn.Module, goal: Goal, plan: Plan, run: Run, processes: Processes):
+        self.model, self.goal, self.plan, self.run, self.processes = model, goal, plan, run, processes
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.loss = processes.parallel(_Loss(model, goal.loss))  # from here on all have the weights of the first one
+        self.optimizer = torch.optim.Adam(self.trained, lr=plan.lr, weight_decay=plan.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.MultiStepLR(
+            self.optimizer, [max(1, round(DECAY_AT * plan.epochs))], gamma=plan.lr_decay)
+        self.averaged = AveragedModel(model) if plan.ema else None
+        self.scored = self.averaged.module if self.averaged else model
+        self.averaged_weights = [weight for weight in self.scored.parameters() if weight.requires_grad]
+        self.average = get_ema_multi_avg_fn(plan.ema)
+        self.parts = {"model": model, "scored": self.scored, "optimizer": self.optimizer, "schedule": self.schedule}
+        self.at = Progress(epoch=0 if goal.score_first else 1)
+        if run.state:
+            with built_from("--resume: the saved state"):
+                for name, part in self.parts.items():
+                    part.load_state_dict(run.state[name])
+                self.at = Progress(**run.state["progress"])
+        self.unkept = run.state is not None
+        self.bar = tqdm(unit="step", dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
+        self.started = self.saved = time.perf_counter()
+        self.epoch_seconds = []  # of the epochs of this program
+
+    def seconds(self) -> float:
+        return self.at.seconds + time.perf_counter() - self.started
+
+    def run_epoch(self, request: StopRequest) -> None:
+        """Train for an epoch (none in epoch 0), validate, keep, log, print and save. Raises: Stopped."""
+        at, start = self.at, time.perf_counter()
+        train_loss = self.train_epoch(request) if at.epoch else None
+        train_end, rate = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
+        score = self.validate()
+        now = time.perf_counter()
+        at.unlogged.append(dict(
+            epoch=at.epoch, loss=train_loss, score=score, lr=rate, seconds_train=round(train_end - start, 3),
+            seconds_validation=round(now - train_end, 3)))
+        if _attempt(self.run.log, at.unlogged):
+            at.unlogged = []
+        if at.epoch:
+            self.schedule.step()
+            self.epoch_seconds.append(now - start)
+        self.print_epoch(score, train_loss)
+        at.done = at.epoch - at.best_epoch >= self.plan.patience or at.epoch == self.plan.epochs
+        at.epoch, at.step, at.loss = at.epoch + (not at.done), 0, 0.0
+        self.save()
+        number, = self.processes.largest(request.number)
+        if number:
+            raise Stopped(number)
+
+    def train_epoch(self, request: StopRequest) -> float:
+        """Take the steps of an epoch that are left: its training loss. Raises: Stopped, after saving."""
+        at, processes = self.at, self.processes
+        batches = self.goal.batches(torch.Generator().manual_seed(seed_of(self.plan.seed, at.epoch)))
+        self.bar.set_description_str(f"epoch {at.epoch}/{self.plan.epochs}", refresh=False)
+        self.bar.reset(len(batches))
+        self.bar.update(at.step)
+        self.model.train()
+        total = torch.tensor(at.loss if processes.first else 0.0, dtype=torch.float64,
+                             device=next(self.model.parameters()).device)
         before = taken = _Step()
-        for batch in itertools.islice(epoch_batches, at.step, None):
-            seed_step(plan.seed, at.epoch, at.step)
-            optimizer.zero_grad(set_to_none=True)
-            value = shared_loss(batch)
-            if processes.count > 1:
-                value = value * batch.weight
-            value.backward()
-            finite = value.isfinite() & torch.nn.utils.get_total_norm(
-                [weight.grad for weight in trained if weight.grad is not None]).isfinite()
-            optimizer.step()
-            if averaged and at.epoch == 1 and at.step == 0:
-                averaged.update_parameters(model)  # copies; later on it would wait for the device
-            elif averaged:
-                average(averaged_weights, trained, None)
-            total += value.detach() / processes.count
-            before, taken = taken, _Step(finite, value.detach(), batch, f"epoch {at.epoch}, step {at.step}")
+        for batch in itertools.islice(batches, at.step, None):
+            before, taken = taken, self.take_step(batch)
+            total += taken.value / processes.count
             at.step += 1
-            bar.update()
-            due = time.perf_counter() - saved > 60 * plan.save_minutes
+            self.bar.update()
+            due = time.perf_counter() - self.saved > 60 * self.plan.save_minutes
             number, due, wrong = processes.largest(request.number, int(due), int(not before.finite))
             before.stop_if(wrong, processes)
             if number or due:
                 taken.stop_unless_finite(processes)
-                save_progress(total)
+                self.save(total)
             if number:
                 raise Stopped(number)
         taken.stop_unless_finite(processes)
-        return float(processes.add(total)) / len(epoch_batches)
+        return float(processes.add(total)) / len(batches)
 
-    with deferred() as request:
-        while not at.done:
-            epoch_start = time.perf_counter()
-            train_loss = train_epoch(request) if at.epoch else None
-            train_end, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
-            scored.eval()
-            with torch.no_grad():
-                score = float(validate(scored))
-            if score < at.best_score:
-                at.best_score, at.best_epoch = score, at.epoch
-                at.best_weights = {name: value.detach().clone() for name, value in scored.state_dict().items()}
-                unkept = not _attempt(keep, at.best_weights, at.epoch, score)
-            now = time.perf_counter()
-            at.unlogged.append(dict(
-                epoch=at.epoch, loss=train_loss, score=score, lr=rate, seconds_train=round(train_end - epoch_start, 3),
-                seconds_validation=round(now - train_end, 3)))
-            if _attempt(log, at.unlogged):
-                at.unlogged = []
-            note = f"epoch {at.epoch}/{plan.epochs}  score {score:.4f}  best {at.best_score:.4f}"
-            if at.epoch:
-                schedule.step()
-                note += f"  loss {train_loss:.4f}"
-            if bar.disable and at.epoch:
-                left = seconds() / at.epoch * (plan.epochs - at.epoch)
-                note += f"  {seconds():.0f} s, at most {left:.0f} s left"
-            if bar.disable:
-                print(note, flush=True)
-            bar.set_description_str(note)
-            at.done = at.epoch - at.best_epoch >= plan.patience or at.epoch == plan.epochs
-            at.epoch, at.step, at.loss = at.epoch + (not at.done), 0, 0.0
-            save_progress()
-            number, = processes.largest(request.number)
-            if number:
-                raise Stopped(number)
-    bar.close()
-    if at.best_weights is None:
-        raise FloatingPointError("no validation score was finite; try a smaller learning rate")
-    if at.unlogged:
-        log(at.unlogged)
-    if unkept:
-        keep(at.best_weights, at.best_epoch, at.best_score)
-    model.load_state_dict(at.best_weights)
-    model.eval()
-    return FitResult(at.best_score, at.best_epoch, at.epoch, seconds())
+    def take_step(self, batch) -> "_Step":
+        at = self.at
+        seed_step(self.plan.seed, at.epoch, at.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self.loss(batch)
+        if self.processes.count > 1:
+            value = value * batch.weight
+        value.backward()
+        finite = value.isfinite() & torch.nn.utils.get_total_norm(
+            [weight.grad for weight in self.trained if weight.grad is not None]).isfinite()
+        self.optimizer.step()
+        if self.averaged and at.epoch == 1 and at.step == 0:
+            self.averaged.update_parameters(self.model)  # copies; later on it would wait for the device
+        elif self.averaged:
+            self.average(self.averaged_weights, self.trained, None)
+        return _Step(finite, value.detach(), batch, f"epoch {at.epoch}, step {at.step}")
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """The validation loss; weights that are better than all before are kept."""
+        at = self.at
+        self.scored.eval()
+        score = float(self.goal.validate(self.scored))
+        if score < at.best_score:
+            at.best_score, at.best_epoch = score, at.epoch
+            at.best_weights = {name: value.detach().clone() for name, value in self.scored.state_dict().items()}
+            self.unkept = not _attempt(self.run.keep, at.best_weights, at.epoch, score)
+        return score
+
+    def save(self, total: Tensor | float = 0.0) -> None:
+        """Save the state, with the loss `total` of this process in the epoch."""
+        self.saved, total = time.perf_counter(), float(self.processes.add(torch.as_tensor(total)))
+        progress = vars(replace(self.at, loss=total, seconds=self.seconds()))
+        _attempt(self.run.save,
+                 {name: part.state_dict() for name, part in self.parts.items()} | {"progress": progress})
+
+    def print_epoch(self, score: float, train_loss: float | None) -> None:
+        """Print the line of an epoch. What is left is estimated without the first epoch, which starts things up."""
+        at, plan = self.at, self.plan
+        line = f"epoch {at.epoch}/{plan.epochs}  score {score:.4f}  best {at.best_score:.4f}"
+        if at.epoch:
+            left = statistics.median(self.epoch_seconds[1:] or self.epoch_seconds) * (plan.epochs - at.epoch)
+            line += f"  loss {train_loss:.4f}  {self.seconds():.0f} s, at most {left:.0f} s left"
+        self.bar.clear()
+        print(line, flush=True)
+        self.bar.refresh()
+
+    def finish(self) -> FitResult:
+        """Put the best weights into the model, and write what could not be written before.
+
+        Raises: FloatingPointError where there are none.
+        """
+        at = self.at
+        self.bar.close()
+        if at.best_weights is None:
+            raise FloatingPointError("no validation score was finite; try a smaller learning rate")
+        if at.unlogged:
+            self.run.log(at.unlogged)
+        if self.unkept:
+            self.run.keep(at.best_weights, at.best_epoch, at.best_score)
+        self.model.load_state_dict(at.best_weights)
+        self.model.eval()
+        return FitResult(at.best_score, at.best_epoch, at.epoch, self.seconds())
 
 
 class _Loss(nn.Module):

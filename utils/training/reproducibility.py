@@ -31,9 +31,14 @@ def key(*parts: int | Tensor) -> Tensor:
     return folded
 
 
+def seed_of(*index: int) -> int:
+    """The seed of a torch generator for one indexed piece of work, e.g. (seed, epoch, step)."""
+    return int(key(*index)) & ((1 << 63) - 1)
+
+
 def seed_step(seed: int, *index: int) -> None:
-    """Seed torch's generators for one indexed piece of work, e.g. (seed, epoch, step): dropout and draws follow."""
-    torch.manual_seed(int(key(seed, *index)) & ((1 << 63) - 1))
+    """Seed torch's own generators for one indexed piece of work: dropout and noise follow."""
+    torch.manual_seed(seed_of(seed, *index))
 
 
 def keyed_normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:

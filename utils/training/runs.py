@@ -47,19 +47,22 @@ WITHOUT_INFLUENCE = "sample_batch", "val_batch_size", "mean_run"  # settings tha
 
 
 class Run:
-    """An open run folder: where a fit leaves its best weights, its log and all that it needs to go on later.
+    """An open run folder: where a fit leaves its best weights, its log and all that it needs to resume.
 
-    state: what an unfinished run of the same settings saved last, or None. Of several processes the first one writes.
+    state: what an unfinished run of the same settings saved last, or None; about: what its checkpoint holds beside
+    weights. Of several processes the first one, which has the lock, writes.
     """
 
-    def __init__(self, folder: Path, made_by: dict, saved: "SavedState | None", lock, show):
+    def __init__(self, folder: Path, made_by: dict, saved: "SavedState | None" = None, lock=None, show=None):
         self.folder, self._made_by, self._lock, self._show = folder, made_by, lock, show
         self.state = saved.content["state"] if saved else None
+        self.about = {}
         self._saves = int(saved is not None and saved.path.name == STATES[0])
 
-    def keep(self, content: dict) -> None:
+    def keep(self, weights: dict, epoch: int, score: float) -> None:
         """Replace the checkpoint: the best weights so far, and what a forecaster is built from."""
         if self._lock:
+            content = {**self.about, "weights": weights, "epoch": epoch, "score": score}
             save_checkpoint(self.folder / CHECKPOINT, content)
 
     def log(self, lines: list[dict]) -> None:
