@@ -68,8 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
         "split": "test", "method": config.mean_model, **scores, "best_epoch": result.best_epoch,
         "epochs": result.epochs, "seconds_train": result.seconds, "seconds_sample": time.perf_counter() - start,
     }
+    run.finish(metrics)
     if processes.first:
-        checkpoint.write_json(folder / checkpoint.METRICS, metrics)  # last: a folder that has it is finished
         print_scores(metrics, data.field.spec.unit, folder)
     return 0
 

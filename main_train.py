@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     if config.cross_check:
         chosen = data.batches("test", 1, torch.Generator().manual_seed(config.seed), limit=config.cross_check)
         metrics["cross_check"] = cross_check(draw, chosen, data.scaler.physical)
-    checkpoint.write_json(folder / checkpoint.METRICS, metrics)  # last: a folder that has it is finished
+    run.finish(metrics)
     print_scores(metrics, data.field.spec.unit, folder)
     print(against_best(simple))
     return 0

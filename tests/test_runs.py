@@ -27,7 +27,8 @@ from utils.training.checkpoint import STATES, damage, load_checkpoint, run_folde
 from utils.training.runs import LOCK, newest_state, open_run
 
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "4", "--oracle_steps", "200", "--device", "cpu", "--epochs", "3",
-        "--batch_size", "16", "--channels", "4", "--layers", "1", "--ema", "0.9", "--networks", "1"]
+        "--batch_size", "16", "--channels", "4", "--layers", "1", "--ema", "0.9", "--networks", "1",
+        "--keep_states"]
 STAGES = {"mean": (main_pretrain, []), "diffusion": (main_train, ["--nsample", "4", "--sample_steps", "3"])}
 STEPS = 7  # of an epoch: 106 training windows
 
@@ -95,7 +96,7 @@ POINTS = {
     "in validation": lambda: call_at(torch.Tensor, "double", 9, kill),
     "between the rename and the digest of a save": lambda: call_at(Path, "replace", 10, kill),
     "before the rename of a save": lambda: call_at(os, "fsync", 9, kill),
-    "before the scores are written": lambda: call_at(checkpoint, "write_json", 1, kill),
+    "before the scores are written": lambda: call_at(runs, "write_json", 2, kill),
 }
 
 
@@ -304,6 +305,21 @@ def test_the_damaged_checkpoint_of_a_finished_run_is_made_again(undisturbed, tmp
     assert run(stage, tmp_path, before=lambda: call_at(loop, "seed_step", 1, kill)) == 0  # no step is taken
     assert "made again from the run's last state" in capfd.readouterr().err
     assert_same(outcome(folder), outcome(folder_of(undisturbed, stage)))
+
+
+def test_a_finished_run_deletes_its_states_and_says_what_needs_them(tmp_path, capfd):
+    """faults 41"""
+    assert run("mean", tmp_path, "--no-keep_states") == 0
+    folder = folder_of(tmp_path, "mean")
+    assert set(files(folder)) == {checkpoint.CONFIG, LOCK, checkpoint.LOG, checkpoint.METRICS, checkpoint.CHECKPOINT,
+                                  f"{checkpoint.CHECKPOINT}.sha256"}
+    assert run("mean", tmp_path) == 0 and "nothing to do" in capfd.readouterr().out
+    assert run("mean", tmp_path, "--run_name", "other", "--resume", str(folder)) == 2
+    assert "a finished run keeps none without --keep_states" in capfd.readouterr().err
+    spoil(folder / checkpoint.CHECKPOINT, "flipped")
+    assert run("mean", tmp_path) == 2
+    assert "a finished run keeps no state to make it from without --keep_states: --overwrite" in capfd.readouterr().err
+    assert run("mean", tmp_path, "--overwrite") == 0
 
 
 def test_a_full_disk_during_training_is_told_and_training_goes_on(undisturbed, tmp_path, capfd):

@@ -522,7 +522,7 @@ def damaged_checkpoint(folder, _):
 def damaged_state(folder, _):
     run = of_stage(folder, "mean")
     (run / "metrics.json").unlink()
-    assert first_stage(folder, "--overwrite", "--epochs", "2") == 0
+    assert first_stage(folder, "--overwrite", "--epochs", "2", "--keep_states") == 0
     (run / "metrics.json").unlink()
     damage(run / "last_b.pt")
     return first_stage(folder, "--epochs", "2")

@@ -92,6 +92,8 @@ class CommonConfig:
                        "the folder of a run to go on from")
     save_minutes: float = flag(10.0, RUN, "minutes after which a run saves where it stands, beside every epoch's end",
                                above=0)
+    keep_states: bool = flag(False, RUN, "keep the states of the training of a finished run, from which a damaged "
+                             "model.pt can be made again")
     dry_run: bool = flag(False, RUN, "print the resolved settings and the sizes, then stop")
     tensorboard: bool = flag(False, RUN, "also write the log for TensorBoard (package tensorboard), in the run folder")
 

@@ -35,7 +35,8 @@ from utils.training.runs import LOCK
 
 NODES, ARRAY = 11, "Energy/SolarPower.npy"  # the dataset of which a file of one's own is accepted
 TINY = ["--data_name", "Oracle", "--oracle_nodes", "4", "--oracle_steps", "200", "--device", "cpu", "--epochs", "6",
-        "--batch_size", "16", "--channels", "4", "--layers", "1", "--networks", "1", "--ema", "0.9"]
+        "--batch_size", "16", "--channels", "4", "--layers", "1", "--networks", "1", "--ema", "0.9",
+        "--keep_states"]
 NOT_A_NUMBER = ("", " ", "abc", "nan", "1,5", "0x10", "None", "１.５.２", "🙂", "1e400", "\udcff", "-")
 RUN = "Oracle_12_12"
 UNICODE = ("é", "🙂", "\u202e", "\udcff", "\n")

@@ -54,7 +54,8 @@ def differences(found: dict, wanted: dict) -> list[str]:
 
 def settings(config) -> dict:
     """The flags that decide what a run computes, without those that only say where and whether."""
-    aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run", "tensorboard", "resume", "save_minutes")
+    aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run", "tensorboard", "resume", "save_minutes",
+             "keep_states")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
 
 
@@ -235,7 +236,7 @@ def load_checkpoint(path: Path) -> dict:
     Raises: ValueError for a damaged file or another format.
     """
     if path.exists() and (damaged := damage(path)):
-        raise ValueError(f"{damaged}; run its training again, which makes it anew from the run's last state")
+        raise ValueError(f"{damaged}; run its training again, with --overwrite if it had finished")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,10 @@ class Run:
     weights. Of several processes the first one, which has the lock, writes.
     """
 
-    def __init__(self, folder: Path, made_by: dict, saved: "SavedState | None" = None, lock=None, show=None):
+    def __init__(self, folder: Path, made_by: dict, saved: "SavedState | None" = None, lock=None, show=None,
+                 keep_states: bool = False):
         self.folder, self._made_by, self._lock, self._show = folder, made_by, lock, show
+        self._keep_states = keep_states
         self.state = saved.content["state"] if saved else None
         self.about = {}
         self._saves = int(saved is not None and saved.path.name == STATES[0])
@@ -77,6 +80,12 @@ class Run:
         if self._lock:
             save_checkpoint(self.folder / STATES[self._saves % 2], {**self._made_by, "state": state})
             self._saves += 1
+
+    def finish(self, metrics: dict) -> None:
+        """Write the scores, last: a folder that has them is finished. Delete the states unless `--keep_states`."""
+        if self._lock:
+            write_json(self.folder / METRICS, metrics)
+            _delete(self.folder, () if self._keep_states else STATES)
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = ALONE)
         return None
     if source and not saved:
         saved = SavedState(Path(source), load_checkpoint(Path(source)))
-    return Run(folder, made_by, saved, lock, show)
+    return Run(folder, made_by, saved, lock, show, config.keep_states)
 
 
 def _made_by(deciding: dict, built_on: dict) -> dict:
@@ -176,7 +185,8 @@ def _can_be_left_alone(folder: Path, made_by: dict) -> bool:
         print(f"{folder} holds a finished run of these settings: nothing to do (--overwrite runs it again)")
         return True
     if not any((folder / name).exists() for name in STATES):
-        raise ValueError(f"{damaged}; there is no saved state to make it from: --overwrite trains it again")
+        raise ValueError(f"{damaged}; a finished run keeps no state to make it from without --keep_states: --overwrite "
+                         "trains it again")
     print(f"warning: {damaged}; it is made again from the run's last state", file=sys.stderr)
     return False
 
@@ -190,8 +200,8 @@ def _state_of_another_folder(config, made_by: dict) -> SavedState | None:
         return None
     origin = Path(config.resume).expanduser()
     if not (state := newest_state(origin)):
-        raise ValueError(f"--resume {config.resume}: no saved state of a run is there ({' or '.join(STATES)}); give "
-                         "the folder of a run, auto or never")
+        raise ValueError(f"--resume {config.resume}: no saved state of a run is there ({' or '.join(STATES)}; a "
+                         "finished run keeps none without --keep_states); give the folder of a run, auto or never")
     _refuse_another(origin, "an unfinished run", state.content, made_by, moved=True)
     return state
 
@@ -250,11 +260,16 @@ def _tidy(folder: Path, saved: SavedState | None) -> None:
     here = saved and saved.path.parent.samefile(folder)
     shutil.rmtree(folder / PICTURES, ignore_errors=True)
     outcome = METRICS, WINDOWS, PICTURE, REPORT
-    for name in outcome if here else (*outcome, LOG, CHECKPOINT, *STATES):
-        (folder / name).unlink(missing_ok=True)
-        (folder / f"{name}{DIGEST}").unlink(missing_ok=True)
+    _delete(folder, outcome if here else (*outcome, LOG, CHECKPOINT, *STATES))
     if saved:
         write_text(folder / LOG, "".join(lines))
+
+
+def _delete(folder: Path, names: Iterable[str]) -> None:
+    """Delete files of a run, where they are, and their digests."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+        (folder / f"{name}{DIGEST}").unlink(missing_ok=True)
 
 
 def _epoch_of(line: str, log: Path) -> float:
