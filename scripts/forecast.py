@@ -28,7 +28,7 @@ from utils.pipeline import CHOICES, located, open_run_field
 from utils.program import run_main
 from utils.scores.evaluation import progress, rows_at_once
 from utils.training.device import choose_device
-from utils.training.distributed import ALONE, Processes, join
+from utils.training.distributed import SINGLE_PROCESS, Processes, join
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "",
 
 
 def forecasts(run: TrainedForecaster, series: Series, windows: Sequence[int], flags: dict,
-              processes: Processes = ALONE, online: bool = False) -> Iterator[Forecast]:
+              processes: Processes = SINGLE_PROCESS, online: bool = False) -> Iterator[Forecast]:
     """Forecasts of windows, as many at a time as are sampled together; numbers do not depend on how many these are.
 
     Several processes draw the windows of a part between them, and all get the whole part. online: each window is

@@ -43,7 +43,7 @@ from utils.config import DATA_FLAGS, PATHS, PretrainConfig, TrainConfig, as_flag
 from utils.scores.evaluation import evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
 from utils.training import checkpoint
 from utils.training.device import autocast
-from utils.training.distributed import ALONE, Processes
+from utils.training.distributed import SINGLE_PROCESS, Processes
 from utils.training.reproducibility import MemberNoise, key, keyed_normal
 
 CHOICES = {"mean_model": MEAN_MODELS, "objective": OBJECTIVES, "margin": MARGINS, "noise": NOISES,
@@ -204,7 +204,7 @@ def mean_loss(model: MeanModel, config, device: torch.device):
     return loss
 
 
-def mean_score(data: WindowedField, config, processes: Processes = ALONE):
+def mean_score(data: WindowedField, config, processes: Processes = SINGLE_PROCESS):
     """The function model -> validation score of stage 1: its loss, or the mean absolute error (`--select`)."""
     def of_batch(model, batch):
         if config.select == "loss":
@@ -322,7 +322,7 @@ def validation_batches(data: WindowedField, config):
     return data.batches("validation", config.val_batch_size, limit=config.val_windows)
 
 
-def validation_loss(model: Forecaster, data: WindowedField, config, processes: Processes = ALONE,
+def validation_loss(model: Forecaster, data: WindowedField, config, processes: Processes = SINGLE_PROCESS,
                     prepared=lambda batch: None) -> torch.Tensor:
     """Loss on validation windows, each with a step and noise of its own that never change.
 
@@ -362,7 +362,7 @@ def corrected_sampler(draw, data: WindowedField, online: OnlineCalibration):
 
 
 def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split: str, device: torch.device,
-                   processes: Processes = ALONE, watch=None, online: OnlineCalibration | None = None
+                   processes: Processes = SINGLE_PROCESS, watch=None, online: OnlineCalibration | None = None
                    ) -> tuple[dict, dict]:
     """Forecast the windows of a split and score them: the scores of `metrics.json`, and those of each window.
 
@@ -412,7 +412,7 @@ def baseline_sampler(name: str, data, model, settings: dict, kind: str = "random
     return draw
 
 
-def score_simple(settings: dict, data: WindowedField, split: str, processes: Processes = ALONE,
+def score_simple(settings: dict, data: WindowedField, split: str, processes: Processes = SINGLE_PROCESS,
                  joint: bool = True) -> dict[str, tuple[dict, dict]]:
     """Scores, and those of each window, of the forecasters without a network on the windows of a run, by name.
 

@@ -4,13 +4,13 @@ import os
 import sys
 
 from utils.config import one_line
-from utils.training.distributed import hush, is_lost_peer, leave, rank_from_environment
+from utils.training.distributed import is_lost_peer, leave, rank_from_environment, silence
 from utils.training.signals import Stopped, handle, stop_at_once
 from utils.training.terminal import Stream
 
 
 def is_lack_of_memory(error: Exception) -> bool:
-    """Whether NumPy, or torch on a GPU or a CPU, found no memory for something."""
+    """Whether NumPy, or torch on a GPU or a CPU, ran out of memory."""
     return isinstance(error, MemoryError) or any(
         words in str(error) for words in ("out of memory", "can't allocate memory", "calculation overflowed"))
 
@@ -18,16 +18,16 @@ def is_lack_of_memory(error: Exception) -> bool:
 def run_main(main) -> None:
     """Run a program: a user's mistake is one line on stderr and exit status 2, not a traceback.
 
-    Ctrl-C, SIGTERM and SIGHUP end it with exit status 130, 143 and 129. COST_TRACEBACK=1 shows where an error came
-    from. Of several processes the first one prints, the others errors only. Where nobody reads what is printed any more
-    (`| head`) the work goes on; where it could not be written, on a full disk, the exit status is 2 at the end.
+    Ctrl-C, SIGTERM and SIGHUP end it with exit status 130, 143 and 129. COST_TRACEBACK=1 shows the traceback of an
+    error. Of several processes the first one prints; the others print errors only. When the reader of the output ends
+    (`| head`) the work continues; when the output cannot be written (full disk), the exit status is 2 at the end.
     """
     handle(stop_at_once)
     rank = rank_from_environment()
     streams, who = (sys.stdout, sys.stderr), f"process {rank}: " if rank else ""
     sys.stdout, sys.stderr = output, errors = [Stream(stream) for stream in streams]
     if rank:
-        hush()
+        silence()
     try:
         status = main()
         leave()
@@ -36,7 +36,7 @@ def run_main(main) -> None:
             raise OSError(output.error.errno, output.error.strerror, "standard output")
         sys.exit(status)
     except Stopped as stopped:
-        print(f"{who}{stopped}; the same command goes on from here, where a run keeps its state", file=errors)
+        print(f"{who}{stopped}; the same command resumes a run from its saved state", file=errors)
         sys.exit(stopped.exit_status)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("COST_TRACEBACK"):
@@ -55,4 +55,4 @@ def run_main(main) -> None:
     finally:
         output.flush()
         errors.flush()
-        sys.stdout, sys.stderr = streams  # for the traceback of what nobody expected
+        sys.stdout, sys.stderr = streams  # for the traceback of an unexpected error

@@ -11,7 +11,7 @@ from utils.scores.diagnostics import pair_distances
 from utils.scores.joint import NEIGHBOURS, JointScores
 from utils.scores.metrics import EnsembleScores, crps_cross_check
 from utils.scores.texture import FAR, TextureScores
-from utils.training.distributed import ALONE, Processes
+from utils.training.distributed import SINGLE_PROCESS, Processes
 
 FAST = torch.float32  # for what is computed of every member, relative to the level and size of the field
 SMALLEST_SPREAD = 0.1  # of a node, as a share of the root mean square of all
@@ -32,7 +32,7 @@ def progress(batches, text: str):
 
 
 def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
-                      kind: str = "random", processes: Processes = ALONE,
+                      kind: str = "random", processes: Processes = SINGLE_PROCESS,
                       watch=None, threshold: float | None = None, joint: bool = True) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
@@ -118,7 +118,7 @@ def cross_check(draw, batches, physical) -> dict:
 
 
 @torch.no_grad()
-def evaluate_mean(predict, batches, physical, processes: Processes = ALONE) -> dict:
+def evaluate_mean(predict, batches, physical, processes: Processes = SINGLE_PROCESS) -> dict:
     """MAE and RMSE of a deterministic forecast, in all and per horizon.
 
     predict(batch) -> (batch, horizon, node), standardized. Missing targets count in nothing.
@@ -142,7 +142,7 @@ def evaluate_mean(predict, batches, physical, processes: Processes = ALONE) -> d
 
 
 @torch.no_grad()
-def mean_over_windows(value, batches, processes: Processes = ALONE) -> Tensor:
+def mean_over_windows(value, batches, processes: Processes = SINGLE_PROCESS) -> Tensor:
     """Mean of `value(batch)` weighted by the windows of each batch; stays on the device."""
     total, windows = 0, 0
     for batch in own_windows(batches, processes):

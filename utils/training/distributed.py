@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun: which part of the work is mine, and what all of them agree on.
+"""Several processes, started by torchrun: how they meet, share work and agree.
 
 A program started by plain `python` is the case of one process, on the same lines of code.
 """
@@ -21,8 +21,7 @@ STARTED_BY_TORCHRUN = {"RANK", "WORLD_SIZE", "MASTER_ADDR"}  # what it leaves in
 class Processes:
     """All processes of a program, seen from one of them.
 
-    rank: its number among them; `group` carries what they tell each other beside gradients, always through the
-    CPU (gloo), so that no GPU waits for it.
+    rank: its number among them; group: for everything but gradients, always on the CPU (gloo), so that no GPU waits.
     """
 
     rank: int = 0
@@ -47,7 +46,7 @@ class Processes:
         return total.to(values.device)
 
     def largest(self, *numbers: int) -> tuple[int, ...]:
-        """Each of the numbers where it is largest: what one process saw, all know."""
+        """The largest value of each number over the processes."""
         if self.count == 1:
             return numbers
         found = torch.tensor(numbers)
@@ -67,9 +66,9 @@ class Processes:
         return self.add(joined).to(values)
 
     def first_decides(self, decide: Callable):
-        """What `decide()` gives on the first process, which alone calls it; a ValueError or OSError reaches all.
+        """The result of `decide()`, which the first process alone calls, on all of them; it must fit into JSON.
 
-        The result must be what JSON can hold.
+        Raises: ValueError or OSError on all processes where `decide` raises one.
         """
         if self.count == 1:
             return decide()
@@ -79,13 +78,13 @@ class Processes:
                 answer = decide()
             except (ValueError, OSError) as raised:
                 error = raised
-        answers = self._tell([answer, error and str(error)])
-        if error or answers[1]:
-            raise error or ValueError(answers[1])
-        return answers[0]
+        answer, message = self._broadcast([answer, error and str(error)])
+        if error or message:
+            raise error or ValueError(message)
+        return answer
 
-    def _tell(self, content: list) -> list:
-        """What the first process knows, on all of them."""
+    def _broadcast(self, content: list) -> list:
+        """The content of the first process, on all of them."""
         data = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
         size, = self.largest(len(data) if self.first else 0)
         received = data if self.first else torch.empty(size, dtype=torch.uint8)
@@ -93,7 +92,7 @@ class Processes:
         return json.loads(bytes(received.tolist()))
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 def rank_from_environment() -> int:
@@ -102,12 +101,12 @@ def rank_from_environment() -> int:
 
 
 def join(device: torch.device) -> Processes:
-    """Meet the other processes that torchrun started, if it did: NCCL between GPUs, gloo between CPUs.
+    """Join the process group of torchrun, if it started this program: NCCL between GPUs, gloo between CPUs.
 
-    The meeting place carries the number of the attempt: after a restart nobody meets the addresses of the dead.
+    The key prefix holds the number of the attempt, so that after a restart no addresses of ended processes are read.
     """
     if not STARTED_BY_TORCHRUN <= os.environ.keys() or os.environ["WORLD_SIZE"] == "1":
-        return ALONE
+        return SINGLE_PROCESS
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, count = next(dist.rendezvous("env://"))
@@ -122,11 +121,11 @@ def is_lost_peer(error: Exception) -> bool:
 
 
 def leave() -> None:
-    """Say good-bye to the others, at the end of a program that went well."""
+    """Leave the process group, at the end of a program without an error."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def hush() -> None:
-    """Let the first process alone speak: the others print nothing but errors, see `utils.config.run_main`."""
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the end of the program)
+def silence() -> None:
+    """Discard what this process prints, until the end of the program; `run_main` still prints its errors."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from utils.training.checkpoint import built_from
-from utils.training.distributed import ALONE, Processes
+from utils.training.distributed import SINGLE_PROCESS, Processes
 from utils.training.reproducibility import seed_of, seed_step
 from utils.training.runs import Run
 from utils.training.signals import Stopped, StopRequest, deferred
@@ -86,7 +86,7 @@ class Progress:
     unlogged: list = field(default_factory=list)
 
 
-def fit(model: nn.Module, goal: Goal, plan: Plan, run: Run, processes: Processes = ALONE) -> FitResult:
+def fit(model: nn.Module, goal: Goal, plan: Plan, run: Run, processes: Processes = SINGLE_PROCESS) -> FitResult:
     """Train `model`, keep its best weights in `run`, stop early; resume bit-exactly from the state of `run`.
 
     The weights of the best epoch are in `model` at the end. With `ema` the averaged weights are scored and kept.

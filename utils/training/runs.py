@@ -40,7 +40,7 @@ from utils.training.checkpoint import (
     write_json,
     write_text,
 )
-from utils.training.distributed import ALONE, Processes
+from utils.training.distributed import SINGLE_PROCESS, Processes
 from utils.training.runlog import tensorboard_log
 
 FINISHED, LOCK = "finished", ".lock"
@@ -105,7 +105,7 @@ class SavedState:
         return self.progress["done"], self.progress["epoch"], self.progress["step"]
 
 
-def open_run(folder: Path, config, built_on: dict, processes: Processes = ALONE) -> Run | None:
+def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE_PROCESS) -> Run | None:
     """Make the run folder ready; None when it holds this very run, finished, which is then left alone.
 
     built_on: what the run depends on beside its settings (metadata of the data, digest of the stage-1 model); the paths
