@@ -11,7 +11,7 @@ from utils.pipeline import (
     CHOICES,
     check_shares,
     mean_loss,
-    mean_score,
+    mean_validation_loss,
     note_few_windows,
     open_windows,
     statistics_batches,
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     run.about = {"stage": "mean", "config": settings, "data": data.metadata(), "fingerprint": data.fingerprint}
     goal = Goal(mean_loss(model, config, device), training_batches(data, config, processes),
-                mean_score(data, config, processes))
+                mean_validation_loss(data, config, processes))
     plan = Plan.of(config, config.mean_epochs, config.mean_lr, config.mean_ema)
     result = fit(model, goal, plan, run, processes)
     seed_step(config.seed, 0)
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         note_few_windows(data)
     if model.summary and processes.first:
         print(model.summary)
-    run.keep(model.state_dict(), result.best_epoch, result.best_score)
+    run.keep(model.state_dict(), result.best_epoch, result.best_loss)
 
     start = time.perf_counter()
     scores = evaluate_mean(lambda batch: model(batch.context), data.batches("test", config.val_batch_size),

@@ -62,7 +62,8 @@ def alone(tmp_path_factory):
 def assert_close(one, other):
     """The same run up to the rounding of float32 sums."""
     for each, its in zip(one["log"], other["log"], strict=True):
-        assert {**each, "loss": each["loss"] or 0} == pytest.approx({**its, "loss": its["loss"] or 0}, rel=1e-5)
+        assert {**each, "training_loss": each["training_loss"] or 0} == pytest.approx(
+            {**its, "training_loss": its["training_loss"] or 0}, rel=1e-5)
     for name, value in one["metrics"].items():
         if isinstance(value, float):
             assert value == pytest.approx(other["metrics"][name], rel=1e-5, abs=1e-7), name

@@ -80,7 +80,7 @@ def test_a_run_leaves_settings_log_weights_scores_and_a_picture(runs, recipe):
     assert all(len(values) == 12 for values in metrics["per_horizon"].values())
     assert metrics["cross_check"]["largest_difference"] < 1e-9
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [0, 1, 2] and lines[0]["loss"] is None
+    assert [line["epoch"] for line in lines] == [0, 1, 2] and lines[0]["training_loss"] is None
     assert metrics["best_epoch"] in (0, 1, 2) and metrics["epochs"] == 2
 
 
@@ -105,8 +105,8 @@ def test_the_table_of_windows_adds_up_to_the_scores(runs, recipe):
 def test_the_loss_is_near_1_and_the_best_weights_are_no_worse_than_untrained_ones(runs, recipe):
     """A network that predicts v starts as the Gaussian forecast, whose loss is 1; one of the noise starts anywhere."""
     folder = runs / "diffusion" / FOLDERS[recipe]
-    scores = [json.loads(line)["score"] for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert load_checkpoint(folder / "model.pt")["score"] == min(scores) <= scores[0]
+    scores = [json.loads(line)["validation_loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert load_checkpoint(folder / "model.pt")["validation_loss"] == min(scores) <= scores[0]
     assert 0.5 < scores[0] < 1.5
 
 
@@ -456,4 +456,4 @@ def test_stage_1_asked_once_or_at_every_step_trains_the_same_model(runs, recipe,
         logs.append(pd.read_json(tmp_path / str(limit) / "diffusion" / FOLDERS[recipe] / "log.jsonl", lines=True))
         statistics = 166 + 44  # the training windows and those of calibration, once
         assert (sum(asked) == statistics + 166 + 55) if limit else (sum(asked) >= statistics + 2 * 166 + 3 * 55)
-    np.testing.assert_allclose(*(log[["loss", "score"]] for log in logs), rtol=1e-4)
+    np.testing.assert_allclose(*(log[["training_loss", "validation_loss"]] for log in logs), rtol=1e-4)

@@ -92,7 +92,8 @@ VALUES = np.arange(NODES, dtype=float)
 IMAGE, AXES = VALUES.reshape(2, 3), (np.array([10.0, 20.0]), np.array([100.0, 110.0, 120.0]))
 LINE = np.linspace(0.1, 0.9, 5)
 CURVE = {"unit": "km", **dict.fromkeys(("distance", "observed", "forecast", "control"), LINE.tolist())}
-LOG = [{"epoch": 0, "loss": None, "score": 1.0}, {"epoch": 1, "loss": 0.8, "score": 0.7}]
+LOG = [{"epoch": 0, "training_loss": None, "validation_loss": 1.0},
+       {"epoch": 1, "training_loss": 0.8, "validation_loss": 0.7}]
 BY_HORIZON = {"this run": {"CRPS": [0.1, 0.2, 0.3]}, "persistence": {"CRPS": [0.2, None, 0.4]}}
 PICTURES = {
     "fan_charts": lambda: plots.fan_charts(TIMES, np.zeros((6, 3)), np.ones((4, 3)), np.ones((9, 4, 3)), list("abc"),

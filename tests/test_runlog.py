@@ -13,7 +13,7 @@ from utils.training.runlog import print_scores, tensorboard_log
 
 
 def line(epoch, score, loss=0.5):
-    return {"epoch": epoch, "loss": loss, "score": score}
+    return {"epoch": epoch, "training_loss": loss, "validation_loss": score}
 
 
 def shown(folder):
@@ -33,7 +33,7 @@ def test_tensorboard_shows_the_numbers_of_every_line_by_epoch(tmp_path):
     show = tensorboard_log(tmp_path, wanted=True)
     for each in (line(0, 1.0, loss=None), line(1, 0.7), line(2, 0.6)):
         show(each)
-    assert shown(tmp_path) == {"score": [(0, 1.0), (1, 0.7), (2, 0.6)], "loss": [(1, 0.5), (2, 0.5)]}
+    assert shown(tmp_path) == {"validation_loss": [(0, 1.0), (1, 0.7), (2, 0.6)], "training_loss": [(1, 0.5), (2, 0.5)]}
 
 
 def test_epochs_that_come_again_replace_those_that_stood_there(tmp_path):
@@ -41,7 +41,7 @@ def test_epochs_that_come_again_replace_those_that_stood_there(tmp_path):
         show = tensorboard_log(tmp_path, wanted=True)
         for epoch in epochs:
             show(line(epoch, score))
-    assert shown(tmp_path)["score"] == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
+    assert shown(tmp_path)["validation_loss"] == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
 
 
 def test_a_disk_that_is_full_is_told_once_and_ends_no_run(tmp_path, capsys):

@@ -110,13 +110,13 @@ def test_a_linear_regression_is_solved():
     run = Run(epochs=30, patience=30, lr=0.2, lr_decay=0.2)
     linear = run.model[1]
     assert torch.allclose(linear.weight[0], TRUTH, atol=1e-3) and linear.bias.item() == pytest.approx(4, abs=1e-3)
-    assert run.result.best_score < 1e-5 and run.lines[0]["loss"] > 1
+    assert run.result.best_loss < 1e-5 and run.lines[0]["training_loss"] > 1
     assert run.result.epochs == 30 and run.result.seconds > 0
 
 
 def test_the_weights_of_the_best_epoch_stand_in_the_model_at_the_end():
     run = Run(scores=[3.0, 1.0, 2.0, 1.5, 1.2])
-    assert (run.result.best_epoch, run.result.best_score, run.result.epochs) == (2, 1.0, 5)
+    assert (run.result.best_epoch, run.result.best_loss, run.result.epochs) == (2, 1.0, 5)
     assert [(epoch, score) for epoch, score, _ in run.kept] == [(1, 3.0), (2, 1.0)]
     assert same(weights(run.model), run.kept[-1][2]) and same(weights(run.model), run.scored[1])
     assert not same(weights(run.model), run.scored[-1])
@@ -138,22 +138,23 @@ def test_an_equal_score_is_no_better_one():
 
 def test_the_untrained_weights_are_a_candidate_when_they_are_scored_first(capsys):
     run = Run(scores=[1.0, 2.0, 3.0, 2.5, 2.0, 1.5], score_first=True)
-    assert (run.result.best_epoch, run.result.best_score, run.result.epochs) == (0, 1.0, 5)
+    assert (run.result.best_epoch, run.result.best_loss, run.result.epochs) == (0, 1.0, 5)
     assert [(epoch, score) for epoch, score, _ in run.kept] == [(0, 1.0)]
     torch.manual_seed(0)
     assert same(weights(run.model), weights(torch.nn.Sequential(torch.nn.Dropout(0.0), torch.nn.Linear(3, 1))))
     assert [line["epoch"] for line in run.lines] == [0, 1, 2, 3, 4, 5]
-    assert run.lines[0]["loss"] is None and all(line["loss"] > 0 for line in run.lines[1:])
-    assert capsys.readouterr().out.startswith("epoch 0/5  score 1.0000")
+    assert run.lines[0]["training_loss"] is None and all(line["training_loss"] > 0 for line in run.lines[1:])
+    assert capsys.readouterr().out.startswith("epoch 0/5  validation loss 1.0000")
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_scoring_first_changes_nothing_in_training(ema):
     plain, first = Run(dropout=0.3, ema=ema), Run(dropout=0.3, ema=ema, score_first=True)
-    assert same(weights(plain.model), weights(first.model)) and plain.result.best_score == first.result.best_score
+    assert same(weights(plain.model), weights(first.model)) and plain.result.best_loss == first.result.best_loss
     assert plain.result.best_epoch == first.result.best_epoch
     for one, other in zip(plain.lines, first.lines[1:], strict=True):
-        assert (one["loss"], one["score"], one["lr"]) == (other["loss"], other["score"], other["lr"])
+        for name in ("training_loss", "validation_loss", "lr"):
+            assert one[name] == other[name]
 
 
 def test_patience_counts_from_the_untrained_weights_when_they_are_the_best():
@@ -174,7 +175,7 @@ def test_training_stops_after_as_many_epochs_without_a_better_score_as_patience_
 
 def test_scores_that_are_never_finite_end_the_run_with_an_error_and_keep_nothing():
     model, run = torch.nn.Linear(3, 1), Memory()
-    with pytest.raises(FloatingPointError, match="no validation score was finite; try a smaller learning rate"):
+    with pytest.raises(FloatingPointError, match="no validation loss was finite; try a smaller learning rate"):
         fit(model, Goal(squared_error(model), batches, lambda scored: math.nan), PLAN, run)
     assert not run.kept
 
@@ -231,11 +232,13 @@ def test_a_line_is_logged_for_each_epoch_with_loss_score_rate_and_seconds(capsys
     run = Run(epochs=3, patience=99)
     assert [line["epoch"] for line in run.lines] == [1, 2, 3]
     for line in run.lines:
-        assert set(line) == {"epoch", "loss", "score", "lr", "seconds_train", "seconds_validation"}
+        assert list(line) == [
+            "epoch", "training_loss", "validation_loss", "lr", "seconds_train", "seconds_validation"]
         assert all(isinstance(value, (int, float)) for value in line.values())
-    assert run.lines[-1]["loss"] < run.lines[0]["loss"]
+    assert run.lines[-1]["training_loss"] < run.lines[0]["training_loss"]
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 3 and printed[0].startswith("epoch 1/3  score ") and "  loss " in printed[0]
+    assert len(printed) == 3 and printed[0].startswith("epoch 1/3  validation loss ")
+    assert "  training loss " in printed[0]
 
 
 def test_on_a_terminal_every_epoch_keeps_its_line_below_which_a_bar_shows_the_steps(capsys, monkeypatch):
@@ -293,7 +296,7 @@ def test_the_averaged_weights_are_the_ones_scored_and_kept():
 
 def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_seed_others():
     one, again, other = Run(dropout=0.3, seed=1), Run(dropout=0.3, seed=1), Run(dropout=0.3, seed=2)
-    assert same(weights(one.model), weights(again.model)) and one.result.best_score == again.result.best_score
+    assert same(weights(one.model), weights(again.model)) and one.result.best_loss == again.result.best_loss
     assert not same(weights(one.model), weights(other.model))
 
 
@@ -333,7 +336,7 @@ def test_frozen_parameters_are_not_trained():
 # Leakage
 
 def test_stage_1_weights_see_nothing_after_the_training_part(registered, tmp_path, monkeypatch, capsys):
-    """With a validation score that does not look at the data, all that training leaves is bitwise the same."""
+    """With a validation loss that does not look at the data, all that training leaves is bitwise the same."""
     values = random_values(120, 4)
     end = 66 + 6 + 4  # 111 windows, 67 of them for training: the last begins at step 66
     after, inside = values.copy(), values.copy()

@@ -78,7 +78,7 @@ class CommonConfig:
                               "their level", minimum=0, maximum=2)
     batch_size: int = flag(8, TRAINING, "windows per training step", minimum=1)
     val_batch_size: int = flag(32, TRAINING, "windows per validation step", minimum=1)
-    patience: int = flag(5, TRAINING, "stop after so many epochs without a better validation score", minimum=1)
+    patience: int = flag(5, TRAINING, "stop after so many epochs without a better validation loss", minimum=1)
     lr_decay: float = flag(0.4, TRAINING, "factor on the learning rate after 40 %% of the epochs", above=0, maximum=1)
     weight_decay: float = flag(1e-5, TRAINING, "weight decay of Adam", minimum=0)
     amp: bool = flag(False, TRAINING, "train in bfloat16 where that is safe (autocast)")
@@ -116,8 +116,8 @@ class PretrainConfig(CommonConfig):
     objective: str = flag("quantiles", TRAINING, "what the mean model minimises: squared error (mse), absolute error "
                           "(mae), or the pinball loss of 19 quantiles, whose average is the mean (quantiles)",
                           choices="objective")
-    select: str = flag("loss", TRAINING, "validation score that chooses the epoch: the loss, or the mean absolute "
-                       "error (mae, as published)", choices=("loss", "mae"))
+    select: str = flag("loss", TRAINING, "validation loss that chooses the epoch: that of training (loss), or the mean "
+                       "absolute error (mae, as published)", choices=("loss", "mae"))
     climatology: bool = flag(True, NETWORK, "give the mean model the climatology at the steps of history and horizon")
     tokens: int = flag(8, NETWORK, "tokens through which stid mixes nodes; 0: every node on its own", minimum=0)
     mean_channels: int = flag(32, NETWORK, "width of each embedding of the mean model", minimum=1, alias="channels")

@@ -204,19 +204,19 @@ def mean_loss(model: MeanModel, config, device: torch.device):
     return loss
 
 
-def mean_score(data: WindowedField, config, processes: Processes = SINGLE_PROCESS):
-    """The function model -> validation score of stage 1: its loss, or the mean absolute error (`--select`)."""
+def mean_validation_loss(data: WindowedField, config, processes: Processes = SINGLE_PROCESS):
+    """The function model -> validation loss of stage 1: the training loss, or the mean absolute error (`--select`)."""
     def of_batch(model, batch):
         if config.select == "loss":
             return model.loss(batch.future, batch.context)
         error = (model(batch.context) - batch.future).abs()
         return error.mean() if batch.target_mask is None else (error * batch.target_mask).mean()
 
-    def score(model):
+    def loss(model):
         batches = data.batches("validation", config.val_batch_size)
         return mean_over_windows(functools.partial(of_batch, model), batches, processes)
 
-    return score
+    return loss
 
 
 def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel, dict, Path]:

@@ -73,7 +73,7 @@ def outcome(folder: Path) -> dict:
         return {name: value for name, value in values.items() if not name.startswith(("seconds", "mean_run"))}
 
     return {
-        **{name: content[name] for name in ("weights", "config", "data", "epoch", "score")},
+        **{name: content[name] for name in ("weights", "config", "data", "epoch", "validation_loss")},
         "metrics": kept(checkpoint.read_json(folder / checkpoint.METRICS)), "log": [kept(line) for line in lines],
         "windows": numbers(folder / checkpoint.WINDOWS),
     }

@@ -264,15 +264,14 @@ def scores_by_horizon(forecasts: dict[str, dict], scores: dict[str, str], step: 
 
 
 def training_curves(stages: dict[str, list[dict]]) -> plt.Figure:
-    """Training loss and validation score of each epoch, a panel for each stage, from the lines of its `log.jsonl`."""
+    """Training and validation loss of each epoch, a panel for each stage, from the lines of its `log.jsonl`."""
     figure, panels = plt.subplots(1, len(stages), figsize=(4.6 * len(stages), 3.2), squeeze=False,
                                   layout="constrained")
     for axes, (stage, lines) in zip(panels.flat, stages.items(), strict=True):
-        for (field, name), (color, style, marker) in zip((("score", "validation"), ("loss", "training")), LOOKS,
-                                                         strict=False):
-            drawn = [line for line in lines if line[field] is not None]
-            axes.plot([line["epoch"] for line in drawn], [line[field] for line in drawn], color=color, linestyle=style,
-                      marker=marker, markersize=3.5, label=name)
+        for name, (color, style, marker) in zip(("validation", "training"), LOOKS, strict=False):
+            drawn = [line for line in lines if line[f"{name}_loss"] is not None]
+            axes.plot([line["epoch"] for line in drawn], [line[f"{name}_loss"] for line in drawn], color=color,
+                      linestyle=style, marker=marker, markersize=3.5, label=name)
         axes.set(xlabel="epoch (passes over the training windows)", ylabel="loss (standardized)", title=stage)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)

@@ -60,9 +60,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a fit went: the best validation score, its epoch, epochs run, and seconds spent."""
+    """How a fit went: the best validation loss, its epoch, epochs run, and seconds spent."""
 
-    best_score: float
+    best_loss: float
     best_epoch: int
     epochs: int
     seconds: float
@@ -78,7 +78,7 @@ class Progress:
     epoch: int
     step: int = 0
     loss: float = 0.0
-    best_score: float = float("inf")
+    best_loss: float = float("inf")
     best_epoch: int = 0
     best_weights: dict | None = None
     done: bool = False
@@ -134,19 +134,19 @@ class _Fit:
     def run_epoch(self, request: StopRequest) -> None:
         """Train for an epoch (none in epoch 0), validate, keep, log, print and save. Raises: Stopped."""
         at, start = self.at, time.perf_counter()
-        train_loss = self.train_epoch(request) if at.epoch else None
+        training_loss = self.train_epoch(request) if at.epoch else None
         train_end, rate = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
-        score = self.validate()
+        validation_loss = self.validate()
         now = time.perf_counter()
         at.unlogged.append(dict(
-            epoch=at.epoch, loss=train_loss, score=score, lr=rate, seconds_train=round(train_end - start, 3),
-            seconds_validation=round(now - train_end, 3)))
+            epoch=at.epoch, training_loss=training_loss, validation_loss=validation_loss, lr=rate,
+            seconds_train=round(train_end - start, 3), seconds_validation=round(now - train_end, 3)))
         if _attempt(self.run.log, at.unlogged):
             at.unlogged = []
         if at.epoch:
             self.schedule.step()
             self.epoch_seconds.append(now - start)
-        self.print_epoch(score, train_loss)
+        self.print_epoch(training_loss, validation_loss)
         at.done = at.epoch - at.best_epoch >= self.plan.patience or at.epoch == self.plan.epochs
         at.epoch, at.step, at.loss = at.epoch + (not at.done), 0, 0.0
         self.save()
@@ -203,12 +203,12 @@ class _Fit:
         """The validation loss; weights that are better than all before are kept."""
         at = self.at
         self.scored.eval()
-        score = float(self.goal.validate(self.scored))
-        if score < at.best_score:
-            at.best_score, at.best_epoch = score, at.epoch
+        loss = float(self.goal.validate(self.scored))
+        if loss < at.best_loss:
+            at.best_loss, at.best_epoch = loss, at.epoch
             at.best_weights = {name: value.detach().clone() for name, value in self.scored.state_dict().items()}
-            self.unkept = not _attempt(self.run.keep, at.best_weights, at.epoch, score)
-        return score
+            self.unkept = not _attempt(self.run.keep, at.best_weights, at.epoch, loss)
+        return loss
 
     def save(self, total: Tensor | float = 0.0) -> None:
         """Save the state, with the loss `total` of this process in the epoch."""
@@ -217,13 +217,13 @@ class _Fit:
         _attempt(self.run.save,
                  {name: part.state_dict() for name, part in self.parts.items()} | {"progress": progress})
 
-    def print_epoch(self, score: float, train_loss: float | None) -> None:
+    def print_epoch(self, training_loss: float | None, validation_loss: float) -> None:
         """Print the line of an epoch. What is left is estimated without the first epoch, which starts things up."""
         at, plan = self.at, self.plan
-        line = f"epoch {at.epoch}/{plan.epochs}  score {score:.4f}  best {at.best_score:.4f}"
+        line = f"epoch {at.epoch}/{plan.epochs}  validation loss {validation_loss:.4f}  best {at.best_loss:.4f}"
         if at.epoch:
             left = statistics.median(self.epoch_seconds[1:] or self.epoch_seconds) * (plan.epochs - at.epoch)
-            line += f"  loss {train_loss:.4f}  {self.seconds():.0f} s, at most {left:.0f} s left"
+            line += f"  training loss {training_loss:.4f}  {self.seconds():.0f} s, at most {left:.0f} s left"
         self.bar.clear()
         print(line, flush=True)
         self.bar.refresh()
@@ -236,14 +236,14 @@ class _Fit:
         at = self.at
         self.bar.close()
         if at.best_weights is None:
-            raise FloatingPointError("no validation score was finite; try a smaller learning rate")
+            raise FloatingPointError("no validation loss was finite; try a smaller learning rate")
         if at.unlogged:
             self.run.log(at.unlogged)
         if self.unkept:
-            self.run.keep(at.best_weights, at.best_epoch, at.best_score)
+            self.run.keep(at.best_weights, at.best_epoch, at.best_loss)
         self.model.load_state_dict(at.best_weights)
         self.model.eval()
-        return FitResult(at.best_score, at.best_epoch, at.epoch, self.seconds())
+        return FitResult(at.best_loss, at.best_epoch, at.epoch, self.seconds())
 
 
 class _Loss(nn.Module):

@@ -62,10 +62,10 @@ class Run:
         self.about = {}
         self._saves = int(saved is not None and saved.path.name == STATES[0])
 
-    def keep(self, weights: dict, epoch: int, score: float) -> None:
+    def keep(self, weights: dict, epoch: int, validation_loss: float) -> None:
         """Replace the checkpoint: the best weights so far, and what a forecaster is built from."""
         if self._lock:
-            content = {**self.about, "weights": weights, "epoch": epoch, "score": score}
+            content = {**self.about, "weights": weights, "epoch": epoch, "validation_loss": validation_loss}
             save_checkpoint(self.folder / CHECKPOINT, content)
 
     def log(self, lines: list[dict]) -> None:
