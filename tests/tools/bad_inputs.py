@@ -1,6 +1,6 @@
-"""Bad inputs without end, each a function of (seed, number): arrays, checkpoints and command lines that went wrong.
+"""Fuzzed inputs, each a function of (seed, number): arrays, checkpoints and command lines with a fault.
 
-What a program may do with one: end in a clean error, see `fault`, or give a result that is correct.
+A program has to end in a clean error (`fault`) or give a correct result.
 """
 
 import dataclasses
@@ -44,9 +44,9 @@ UNICODE = ("é", "🙂", "\u202e", "\udcff", "\n")
 
 @dataclass(frozen=True)
 class BadInput:
-    """What is wrong, in words; `work`, what a program does with it; `named`, of which its error must name one.
+    """An input: its fault in words, `work` of a program on it, and texts of which an error must name one.
 
-    refused: whether there is no way to make sense of it, so that exit status 0 is a fault.
+    refused: whether exit status 0 is wrong.
     """
 
     text: str
@@ -56,10 +56,9 @@ class BadInput:
 
 
 def fault(bad: BadInput, status: int, said: str, before: dict, after: dict) -> str | None:
-    """Why the way in which a program ended is not good enough; None where it is.
+    """Why the end of a program is not acceptable; None where it is.
 
-    It ends with exit status 0, or with 2, one last line that names what is wrong, and every file as it was before.
-    before, after: the files, see `files_below`.
+    Accepted: exit status 0, or 2 with one error line that names the input and with unchanged files (`files_below`).
     """
     lines = said.splitlines()
     if half := [name for name in after if name.endswith((TEMPORARY, ".part"))]:
@@ -76,20 +75,20 @@ def fault(bad: BadInput, status: int, said: str, before: dict, after: dict) -> s
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """What every file below a folder holds, but those that a run leaves before it looks at its state."""
+    """The content of every file below a folder, but those that a run writes before it reads its state."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
             if path.is_file() and path.name not in (LOCK, CONFIG)}
 
 
 def pick(random: np.random.Generator, options):
-    """One of them."""
+    """One of the options."""
     return list(options)[random.integers(len(options))]
 
 
 # Bytes
 
 def spoil(random: np.random.Generator, content: bytes, most: int = 0) -> tuple[str, bytes]:
-    """How bytes were damaged, and what is left; flips fall on the first `most` bytes (0: anywhere)."""
+    """How bytes were damaged, and the result; bits are flipped in the first `most` bytes (0: anywhere)."""
     length = len(content)
 
     def flipped() -> bytes:
@@ -155,7 +154,7 @@ def strange_value(random, values) -> tuple[str, np.ndarray]:
 
 
 def forged_header(random, values) -> tuple[str, bytes]:
-    """A .npy file whose header does not tell the truth."""
+    """A .npy file with a false header."""
     shape = pick(random, ((-1, NODES), (10**12, NODES), (2**63, 2**63), (60, -NODES), (10**30,), (61, NODES), "60"))
     kind = pick(random, ("<f4", "<f16", "|O", "nonsense", "<U1000000000", "<f4"))
     header = repr({"descr": kind, "fortran_order": False, "shape": shape})
@@ -164,7 +163,7 @@ def forged_header(random, values) -> tuple[str, bytes]:
 
 
 def bad_array(random: np.random.Generator, folder: Path) -> BadInput:
-    """A file of values in which something is wrong: read by itself, by a program, or imported."""
+    """A faulty file of values: read by itself, by a program, or imported."""
     values = random.normal(20, 5, (60, NODES)).astype(np.float32)
     layout = pick(random, (".npy", ".npy", ".npz", ".npz", ".csv", "long .csv", ".csv.gz", ".parquet"))
     way = pick(random, ("bytes", "bytes", "value", "header", "type", "shape", "order", "archive"))
@@ -178,7 +177,9 @@ def bad_array(random: np.random.Generator, folder: Path) -> BadInput:
         if way != "value":
             how, content = spoil(random, content, pick(random, (0, 130)))
     else:
-        how, array = {"type": strange_type, "shape": strange_shape, "order": in_other_order}[way](random, values)
+        how, array = {
+            "type": strange_type, "shape": strange_shape,
+            "order": lambda random, values: ("Fortran order", np.asfortranarray(values))}[way](random, values)
         content = saved(array, layout)
     path = folder / f"values{layout.split()[-1]}"
     imported_as = folder / "from" / ARRAY
@@ -211,12 +212,8 @@ def bad_array(random: np.random.Generator, folder: Path) -> BadInput:
     return BadInput(f"{layout}, {how}, for {program}", work, (str(path), ARRAY, "--history_len", "--predict_len"))
 
 
-def in_other_order(random, values) -> tuple[str, np.ndarray]:
-    return "Fortran order", np.asfortranarray(values)
-
-
 def forged_archive(random, values) -> tuple[str, bytes]:
-    """A .npz file without what it should hold."""
+    """A .npz file with wrong members."""
     file, member = io.BytesIO(), saved(values, ".npy")
     names = pick(random, ((), ("other.npy",), ("values.npy", "values.npy"), ("values",), ("values.txt",),
                           ("../values.npy",), ("values.npy", "node_names.npy")))
@@ -240,7 +237,7 @@ def bad_checkpoint(random: np.random.Generator, folder: Path, pattern: Path) -> 
     ))
     run = folder / stage / RUN
     if program == "main_pretrain":
-        (run / METRICS).unlink()  # not finished: it goes on from its state
+        (run / METRICS).unlink()  # not finished: it resumes
     path = run / pick(random, names)
     way = pick(random, ("bytes", "bytes without SHA-256", "content", "settings", "weights"))
     if way.startswith("bytes"):
@@ -258,7 +255,7 @@ def bad_checkpoint(random: np.random.Generator, folder: Path, pattern: Path) -> 
 
     def checked() -> None:
         work(str(run))
-        if way.startswith("bytes"):  # what was read in spite of them must be what was written
+        if way.startswith("bytes"):  # where it was read all the same, the weights are those that were written
             found, expected = (load_checkpoint(top / stage / RUN / CHECKPOINT)["weights"] for top in (folder, pattern))
             assert all(torch.equal(found[name], value) for name, value in expected.items()), "other weights"
 
@@ -267,7 +264,7 @@ def bad_checkpoint(random: np.random.Generator, folder: Path, pattern: Path) -> 
 
 
 def dicts_in(content: dict) -> list[dict]:
-    """All settings and facts in a checkpoint."""
+    """The dicts of settings and metadata in a checkpoint."""
     inner = [value for value in content.values() if isinstance(value, dict)]
     return [each for each in inner if each and isinstance(next(iter(each)), str) and not any(
         isinstance(value, torch.Tensor) for value in each.values())]
@@ -346,9 +343,9 @@ def not_a_number(random, name, config_class, folder):
 def out_of_range(random, name, config_class, folder):
     item = pick(random, [item for item in flags(config_class, int, float)
                          if {item.metadata["minimum"], item.metadata["above"]} != {None}])
-    facts = item.metadata
-    lowest = facts["minimum"] if facts["minimum"] is not None else facts["above"]
-    value = pick(random, (lowest - 1, -10**6) if facts["maximum"] is None else (lowest - 1, 2 * facts["maximum"]))
+    lowest, highest = (item.metadata[name] for name in ("minimum", "maximum"))
+    lowest = item.metadata["above"] if lowest is None else lowest
+    value = pick(random, (lowest - 1, -10**6 if highest is None else 2 * highest))
     return [f"--{item.name}", str(item.type(value))], (f"--{item.name}",), True
 
 

@@ -25,17 +25,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.constants import QUANTILE_LEVELS
-from data.table import MEMORY_LIMIT
 from models import build_forecaster, build_mean_model, ensemble_sampler
-from scripts.check_data import saved_bytes
 from tests.tools.benchmark_speed import seconds_of
 from tests.tools.children import at_least_one
 from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path
 from utils.output.tables import markdown
 from utils.pipeline import CHOICES, mean_loss, neighbours_of, open_windows, statistics_batches, validation_loss
 from utils.program import run_main
-from utils.scores.evaluation import mean_over_windows, rows_at_once
+from utils.scores.evaluation import mean_over_windows
 from utils.scores.metrics import EnsembleScores
 from utils.training import checkpoint
 from utils.training.loop import Goal, Plan, fit
@@ -45,9 +42,8 @@ from utils.training.runs import Run
 NODES = (100, 300, 1000, 3000, 10000)
 LINEAR = 1.1  # exponent of the growth with the nodes up to which a cost counts as linear
 COSTS = {"train_1": "stage 1, training", "train_2": "stage 2, training", "forecast": "forecast"}
+MEMORY = {"peak_mb": "peak memory"}
 BLOCK = 1 << 24  # values written at once
-OVERHEAD = 1 << 27  # bytes that libraries and the allocator take beside what can be counted
-COPIES = 12  # of its largest temporary that a piece of work holds at a time, at most; the places of a sort are two
 STATUS = Path("/proc/self/status")
 
 
@@ -110,51 +106,18 @@ def train(model, loss, data, config, steps: int) -> float:
     return run(steps) / (steps * config.batch_size)
 
 
-def expected_bytes(before: int, data, mean_model, model, config: TrainConfig, kept: dict[str, int]) -> dict[str, int]:
-    """What memory should be bounded by, by its parts; they are linear in the nodes, none depends on the time steps.
-
-        before + overhead + field (in memory, else 0) + 24 bytes per weight + training + the largest of the other work
-
-    kept: what the forward pass of each stage keeps for a training batch; the backward pass takes as much again, and
-    what training freed may stay with the allocator while other work is done.
-    """
-    nodes, horizon, steps = data.num_nodes, data.predict_len, data.history_len + data.predict_len
-    values = data.field.values.numel() * 4
-    windows = len(statistics_batches(data, config).starts)
-    smaller, width = min(nodes, windows * horizon), model.denoiser.project.in_features
-    return {
-        "before": before,
-        "overhead": OVERHEAD,
-        "field": values if values <= MEMORY_LIMIT else 0,
-        "weights": 24 * sum(weight.numel() for weight in [*mean_model.parameters(), *model.denoiser.parameters()]),
-        "training": 2 * max(kept.values()),
-        "validation": 4 * COPIES * min(config.val_batch_size, len(data.starts["validation"])) * nodes * horizon
-        * len(QUANTILE_LEVELS),
-        "statistics": 4 * (COPIES * windows * nodes * steps + 4 * smaller**2),
-        "sampling": 4 * COPIES * (config.nsample * nodes * horizon + nodes * horizon * len(QUANTILE_LEVELS)
-                                  + rows_at_once(nodes, torch.device("cpu")) * nodes * width),
-    }
-
-
-def bound(expected: dict[str, int]) -> int:
-    work = ("validation", "statistics", "sampling")  # one at a time
-    return sum(size for name, size in expected.items() if name not in work) + max(expected[name] for name in work)
-
-
 def measure(nodes: int, steps: int, config: TrainConfig, train_steps: int, folder: Path) -> dict:
     """Seconds and memory of both stages on a generated field, as one flat dict."""
     torch.set_num_threads(1)
     path = folder / f"{nodes}_nodes.npy"
     try:
         write_field(path, steps, nodes)
-        before = private_bytes() if STATUS.exists() else 0
         with PeakMemory() as peak:
-            result, expected = run_both(path, config, train_steps, before)
+            result = run_both(path, config, train_steps)
     finally:
         path.unlink(missing_ok=True)
     return {"nodes": nodes, "time_steps": steps, "denoiser": config.denoiser, **result,
-            "expected_mb": {k: v / 1e6 for k, v in expected.items()},
-            "bound_mb": bound(expected) / 1e6, "peak_mb": peak.bytes and peak.bytes / 1e6,
+            "peak_mb": peak.bytes and peak.bytes / 1e6,
             "peak_resident_set_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             * (1 if sys.platform == "darwin" else 1024) / 1e6}
 
@@ -169,8 +132,8 @@ def measure_elsewhere(nodes: int, given: dict, folder: Path) -> dict:
     return json.loads(answer.read_text())["rows"][0]
 
 
-def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> tuple[dict, dict]:
-    """Both stages on a file, as in the two programs, but for the number of steps: seconds, and the expected memory."""
+def run_both(path: Path, config: TrainConfig, train_steps: int) -> dict:
+    """Seconds of both stages on a file, as in the two programs, but for the number of steps."""
     own = {"data_name": "scale", "data_path": str(path), "freq": "1h", "start": "2000-01-01"}
     mean_config, config = (replace(each, **own, batch_size=config.batch_size) for each in (PretrainConfig(), config))
     settings, device, result = checkpoint.settings(config), torch.device("cpu"), {}
@@ -183,10 +146,8 @@ def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> 
     result["open_s"] = seconds_of(opened)
     seed_step(config.seed)
     mean_model = build_mean_model(checkpoint.settings(mean_config), data.metadata())
-    batch = next(iter(data.batches("train", config.batch_size)))
 
     loss_1 = mean_loss(mean_model, mean_config, device)
-    kept = {"stage 1": saved_bytes(lambda: loss_1(batch))}
     result["train_1"] = train(mean_model, loss_1, data, mean_config, train_steps)
     some = data.batches("validation", config.val_batch_size, limit=config.val_batch_size)
     result["validation_1"] = seconds_of(lambda: mean_over_windows(loss_1, some)) / len(some.starts)
@@ -200,7 +161,6 @@ def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> 
     def loss(batch):
         return model.loss(batch.future, batch.context)
 
-    kept["stage 2"] = saved_bytes(lambda: loss(batch))
     result["train_2"] = train(model, loss, data, config, train_steps)
     model.eval()
     result["validation_2"] = seconds_of(
@@ -211,7 +171,7 @@ def run_both(path: Path, config: TrainConfig, train_steps: int, before: int) -> 
     scores = EnsembleScores(data.predict_len, data.num_nodes, config.nsample)
     physical = data.scaler.physical
     result["scores"] = seconds_of(lambda: scores.update(physical(members), physical(window.future)))
-    return result, expected_bytes(before, data, mean_model, model, config, kept)
+    return result
 
 
 def exponent(rows: list[dict], name: str) -> float:
@@ -223,11 +183,10 @@ def exponent(rows: list[dict], name: str) -> float:
 def report(rows: list[dict], batch_size: int, members: int) -> dict:
     """The rows, with what follows from them."""
     by_nodes = sorted(rows, key=lambda row: row["nodes"])
-    growth = {name: exponent(by_nodes, name) for name in COSTS} if len(rows) > 1 else {}
-    within = all(row["peak_mb"] <= row["bound_mb"] for row in rows if row["peak_mb"])
+    known = [name for name in COSTS | MEMORY if all(row[name] for row in rows)]  # memory: not on every system
+    growth = {name: exponent(by_nodes, name) for name in known} if len(rows) > 1 else {}
     return {"batch_size": batch_size, "members": members, "torch": torch.__version__, "rows": by_nodes,
-            "exponent_of_the_largest_two": growth, "memory_within_bound": within,
-            "linear": all(value <= LINEAR for value in growth.values())}
+            "exponent_of_the_largest_two": growth, "linear": all(value <= LINEAR for value in growth.values())}
 
 
 def table(result: dict) -> str:
@@ -235,13 +194,12 @@ def table(result: dict) -> str:
     rows = []
     for row in result["rows"]:
         size = 4e-6 * row["nodes"] * row["time_steps"]
-        sizes = [f"{value:.0f} MB" if value else "not known" for value in (row["peak_mb"], row["bound_mb"],
-                                                                          row["peak_resident_set_mb"])]
+        peak = f"{row['peak_mb']:.0f} MB" if row["peak_mb"] else "not known"
         rows.append([str(row["nodes"]), f"{row['time_steps']} steps, {size:.0f} MB",
-                     *(f"{row[name]:.3g}" for name in COSTS), *sizes])
-    growth = ", ".join(f"{COSTS[name]} {value:.2f}" for name, value in result["exponent_of_the_largest_two"].items())
-    head = ["nodes", "field", *(f"{text}, s a window" for text in COSTS.values()), "peak memory", "expected bound",
-            "peak resident set"]
+                     *(f"{row[name]:.3g}" for name in COSTS), peak, f"{row['peak_resident_set_mb']:.0f} MB"])
+    names, exponents = COSTS | MEMORY, result["exponent_of_the_largest_two"]
+    growth = ", ".join(f"{names[name]} {value:.2f}" for name, value in exponents.items())
+    head = ["nodes", "field", *(f"{text}, s a window" for text in COSTS.values()), "peak memory", "peak resident set"]
     return (f"{markdown(head, rows)}\n{result['members']} members a forecast, batches of {result['batch_size']} "
             f"windows, one thread. Growth from the last row but one to the last, as a power of the nodes: {growth}.")
 

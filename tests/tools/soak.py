@@ -1,14 +1,12 @@
-"""Kill a small training again and again, throw bad inputs at all that reads, and count what is lost.
+"""Soak test: kill a small training at random times, give fuzzed inputs to every reader, count the failures.
 
     python -m tests.tools.soak --json docs/results/soak.json
 
-Both stages run as processes of their own that are killed with SIGKILL at random times and started again by the same
-command; what they leave at the end is compared, bit by bit, with what an undisturbed run leaves. Then generated bad
-inputs (`tests.tools.bad_inputs`): each has to end in a clean error or a correct result. All of it happens in a
-temporary folder.
+Both stages run as separate processes, are killed with SIGKILL and started again by the same command; their results are
+compared bit by bit with those of an undisturbed run. Fuzzed inputs (`tests.tools.bad_inputs`) have to end in a clean
+error or a correct result. Everything happens in a temporary folder.
 """
 
-import csv
 import json
 import os
 import platform
@@ -22,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 import main_pretrain
@@ -46,7 +45,7 @@ SHARES = 0.45, 0.2, 0.35  # of the kinds among the inputs
 
 @dataclass
 class Tally:
-    """What was tried and what was lost, by kind; `lost` says of each what happened."""
+    """What was tried by kind, how it ended, and details of each that was lost."""
 
     tried: Counter = field(default_factory=Counter)
     ended: Counter = field(default_factory=Counter)
@@ -65,7 +64,7 @@ class Tally:
 # Kills
 
 def outcome(folder: Path) -> dict:
-    """All that a finished run leaves, without the seconds."""
+    """The results of a finished run, without the seconds."""
     content = load_checkpoint(folder / checkpoint.CHECKPOINT)
     lines = [json.loads(line) for line in (folder / checkpoint.LOG).read_text().splitlines()]
 
@@ -75,16 +74,8 @@ def outcome(folder: Path) -> dict:
     return {
         **{name: content[name] for name in ("weights", "config", "data", "epoch", "validation_loss")},
         "metrics": kept(checkpoint.read_json(folder / checkpoint.METRICS)), "log": [kept(line) for line in lines],
-        "windows": numbers(folder / checkpoint.WINDOWS),
+        "windows": pd.read_csv(table).to_dict("records") if (table := folder / checkpoint.WINDOWS).exists() else [],
     }
-
-
-def numbers(table: Path) -> list[dict]:
-    """The rows of a CSV of numbers; none where there is no such file, as of a run of stage 1."""
-    if not table.exists():
-        return []
-    with table.open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def forecast(folder: Path) -> torch.Tensor:
@@ -120,7 +111,7 @@ def start_stage(stage: str, save_dir: Path, processes: int, often: bool) -> list
 
 
 def kill_one(random: np.random.Generator, children: list[int]) -> int:
-    """Kill one of the processes, then the others, as torchrun does; how the first one ended, which may be before."""
+    """Kill one of the processes, then the others, as torchrun does: the exit status of the first one."""
     victims, statuses = random.permutation(children).tolist(), []
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
@@ -130,7 +121,7 @@ def kill_one(random: np.random.Generator, children: list[int]) -> int:
 
 
 def phase(folder: Path) -> str:
-    """What a run was doing when it was killed, by what it left."""
+    """What a run was doing when it was killed, by the files in its folder."""
     if not (folder / checkpoint.CONFIG).exists():
         return "at start-up"
     if any(folder.glob(f".*{checkpoint.TEMPORARY}")):
@@ -141,21 +132,18 @@ def phase(folder: Path) -> str:
 
 
 def finish_stage(stage: str, save_dir: Path, processes: int) -> float:
-    """Run a stage to its end: seconds. Raises: ValueError with what it said, when it does not end well."""
+    """Run a stage to its end: seconds. Raises: ValueError with its output, when it ends in an error."""
     start = time.monotonic()
     statuses = [end_of(child, 600) for child in start_stage(stage, save_dir, processes, False)]
     if any(statuses):
-        said = "\n".join(path.read_text()[-2000:] for path in save_dir.glob(f"{stage}.out*"))
-        raise ValueError(f"{stage} ended with {statuses}: {said}")
+        output = "\n".join(path.read_text()[-2000:] for path in save_dir.glob(f"{stage}.out*"))
+        raise ValueError(f"{stage} ended with {statuses}: {output}")
     return time.monotonic() - start
 
 
 def train_killed(random: np.random.Generator, save_dir: Path, counts: tuple[int, ...], seconds: dict, kills: int,
                  tally: Tally) -> None:
-    """Train both stages by processes whose number is one of `counts`, killed at most `kills` times, which are tallied.
-
-    Raises: ValueError when a process ends in an error.
-    """
+    """Train both stages by one of `counts` processes, killed at most `kills` times. Raises: ValueError for an error."""
     left = kills
     for stage in STAGES:
         for _ in range(min(left, int(random.integers(1, MOST_KILLS + 1)))):
@@ -173,9 +161,9 @@ def train_killed(random: np.random.Generator, save_dir: Path, counts: tuple[int,
 
 
 def soak_kills(kills: int, seed: int, folder: Path, deadline: float) -> dict:
-    """Train again and again, killed at random times, until so many kills are spent: the `Tally` of the kills.
+    """Repeat killed trainings until `kills` are used: the `Tally`.
 
-    Every third training runs as two processes that meet over gloo, every ninth one changes their number as it goes on.
+    Every third training has two processes, every ninth one changes their number when it resumes.
     """
     undisturbed, seconds, tally, training = {}, {}, Tally(), 0
     while (left := kills - sum(tally.tried.values())) > 0 and time.monotonic() < deadline:
@@ -204,15 +192,15 @@ def soak_kills(kills: int, seed: int, folder: Path, deadline: float) -> dict:
 
 
 def whole_outcome(save_dir: Path) -> dict:
-    """What both stages leave, and a forecast by them."""
+    """The results of both stages, and a forecast by them."""
     return {**{stage: outcome(save_dir / stage / RUN) for stage in STAGES},
             "forecast": forecast(save_dir / "diffusion" / RUN)}
 
 
-# Bad inputs
+# Fuzzed inputs
 
 def soak_inputs(inputs: int, seed: int, folder: Path, pattern: Path, deadline: float) -> dict:
-    """Give so many bad inputs to the programs that read them: the `Tally` of how they end."""
+    """Give fuzzed inputs to the programs that read them: the `Tally` of how they end."""
     tally = Tally()
     for number in range(inputs):
         if time.monotonic() > deadline:
@@ -247,7 +235,7 @@ def soak_inputs(inputs: int, seed: int, folder: Path, pattern: Path, deadline: f
 
 
 def soak(kills: int, inputs: int, seed: int, minutes: float) -> dict:
-    """Both parts, in a temporary folder, within so many minutes: half of them are the kills'."""
+    """Both parts within so many minutes, of which the kills get half."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
         killed = soak_kills(kills, seed, Path(folder), start + 30 * minutes)
@@ -259,7 +247,7 @@ def soak(kills: int, inputs: int, seed: int, minutes: float) -> dict:
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--kills", type=at_least_one, default=30, help="kills in all (default: 30)")
-    parser.add_argument("--inputs", type=at_least_one, default=1000, help="bad inputs (default: 1000)")
+    parser.add_argument("--inputs", type=at_least_one, default=1000, help="fuzzed inputs (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of times and inputs (default: 0)")
     parser.add_argument("--minutes", type=at_least_one, default=20, help="most minutes that it takes (default: 20)")
     parser.add_argument("--json", type=output_path, default=None, help="write the figures there")
