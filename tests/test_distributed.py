@@ -213,5 +213,5 @@ def test_torchrun_starts_a_killed_process_again_and_the_run_ends_as_if_undisturb
     done = torchrun(script, *TINY, *UNEVEN, "--save_dir", tmp_path, "--save_minutes", "1e-9",
                     flags=["--max-restarts", "1"])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("going on with") == 1 and done.stdout.count("epoch 3/3") == 1
+    assert done.stdout.count("resuming ") == 1 and done.stdout.count("epoch 3/3") == 1
     assert_same(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(tmp_path / "undisturbed", "mean")))

@@ -225,7 +225,7 @@ def test_a_run_of_a_moved_project_is_the_same_run_as_long_as_its_files_hold_the_
     again = [*TINY, "--save_dir", str(moved / "save"), *paths(moved)]
     assert stage.main(again) == 0 and "holds a finished run of these settings: nothing to do" in capsys.readouterr().out
     (moved / f"save/{name}/field_6_4/metrics.json").unlink()
-    assert stage.main(again) == 0 and "going on with" in capsys.readouterr().out
+    assert stage.main(again) == 0 and "resuming " in capsys.readouterr().out
     (moved / "graph.csv").write_text("from,to\na,b\n")
     with pytest.raises(ValueError, match="holds a finished run with files"):
         stage.main(again)

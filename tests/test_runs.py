@@ -337,7 +337,7 @@ def test_a_full_disk_during_training_is_told_and_training_goes_on(undisturbed, t
     assert run("mean", tmp_path, before=full) == 0
     said, folder = capfd.readouterr().err, folder_of(tmp_path, "mean")
     for name in (f"{STATES[0]}.sha256", checkpoint.CHECKPOINT + ".sha256"):
-        assert f"could not save: [Errno 28] No space left on device: '{folder / name}'; training goes on" in said
+        assert f"could not save: [Errno 28] No space left on device: '{folder / name}'; training continues" in said
     assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
 
 
@@ -544,7 +544,7 @@ def test_stage_2_waits_for_the_end_of_stage_1(tmp_path, capfd):
     """faults 26"""
     half_way(tmp_path)
     assert run("diffusion", tmp_path) == 2
-    assert "stage 1 has not ended; the same command goes on with it: python main_pretrain.py" in capfd.readouterr().err
+    assert "stage 1 has not finished; the same command resumes it: python main_pretrain.py" in capfd.readouterr().err
     assert not (tmp_path / "diffusion").exists()
 
 

@@ -250,7 +250,7 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
     if content.get("stage") != "mean":
         raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
     if not (folder / checkpoint.METRICS).exists():
-        raise ValueError(f"{folder}: stage 1 has not ended; the same command goes on with it: {command}")
+        raise ValueError(f"{folder}: stage 1 has not finished; the same command resumes it: {command}")
     with checkpoint.built_from(path):
         settings = known_settings(content["config"], PretrainConfig, {}, path)
         found = {**settings, **content["data"], **content["fingerprint"]}

@@ -291,6 +291,6 @@ def _attempt(write, *content) -> bool:
     try:
         write(*content)
     except OSError as error:
-        print(f"warning: could not save: {error}; training goes on and tries again", file=sys.stderr)
+        print(f"warning: could not save: {error}; training continues and tries again", file=sys.stderr)
         return False
     return True

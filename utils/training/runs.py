@@ -1,4 +1,4 @@
-"""Run folders: begun once, written by one program at a time, gone on with after any interruption, finished once."""
+"""Run folders: written by one program at a time, resumed after any interruption, finished once."""
 
 import dataclasses
 import fcntl
@@ -47,50 +47,9 @@ FINISHED, LOCK = "finished", ".lock"
 WITHOUT_INFLUENCE = "sample_batch", "val_batch_size", "mean_run"  # settings that bound memory, or say where files are
 
 
-class Run:
-    """An open run folder: where a fit leaves its best weights, its log and all that it needs to resume.
-
-    state: what an unfinished run of the same settings saved last, or None; about: what its checkpoint holds beside
-    weights. Of several processes the first one, which has the lock, writes.
-    """
-
-    def __init__(self, folder: Path, made_by: dict, saved: "SavedState | None" = None, lock=None, show=None,
-                 keep_states: bool = False):
-        self.folder, self._made_by, self._lock, self._show = folder, made_by, lock, show
-        self._keep_states = keep_states
-        self.state = saved.content["state"] if saved else None
-        self.about = {}
-        self._saves = int(saved is not None and saved.path.name == STATES[0])
-
-    def keep(self, weights: dict, epoch: int, validation_loss: float) -> None:
-        """Replace the checkpoint: the best weights so far, and what a forecaster is built from."""
-        if self._lock:
-            content = {**self.about, "weights": weights, "epoch": epoch, "validation_loss": validation_loss}
-            save_checkpoint(self.folder / CHECKPOINT, content)
-
-    def log(self, lines: list[dict]) -> None:
-        """Add lines to the log."""
-        if self._lock:
-            append_lines(self.folder / LOG, lines)
-            for line in lines:
-                self._show(line)
-
-    def save(self, state: dict) -> None:
-        """Save all that the rest of a fit depends on; the state before it stays beside it."""
-        if self._lock:
-            save_checkpoint(self.folder / STATES[self._saves % 2], {**self._made_by, "state": state})
-            self._saves += 1
-
-    def finish(self, metrics: dict) -> None:
-        """Write the scores, last: a folder that has them is finished. Delete the states unless `--keep_states`."""
-        if self._lock:
-            write_json(self.folder / METRICS, metrics)
-            _delete(self.folder, () if self._keep_states else STATES)
-
-
 @dataclass(frozen=True)
 class SavedState:
-    """A state of a fit as it was saved: the file, and what it holds."""
+    """A saved state of a fit: its file and content."""
 
     path: Path
     content: dict
@@ -105,21 +64,61 @@ class SavedState:
         return self.progress["done"], self.progress["epoch"], self.progress["step"]
 
 
-def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE_PROCESS) -> Run | None:
-    """Make the run folder ready; None when it holds this very run, finished, which is then left alone.
+class Run:
+    """An open run folder: best weights, log, and states to resume from.
 
-    built_on: what the run depends on beside its settings (metadata of the data, digest of the stage-1 model); the paths
-    of its files may change, what they hold may not. An unfinished run of these settings goes on where it stood, or as
-    `--resume` says; a finished one whose checkpoint is damaged is finished once more.
-    `--overwrite` replaces a finished run, and one of other settings.
-    Raises: ValueError when the folder holds another run, saying what differs, when a program is at work in it, or
-    when there are saved states and none can be read; OSError when it cannot be written.
+    state: the newest state of an unfinished run of the same settings, or None; about: content of the checkpoint beside
+    weights. Of several processes the first one, which has the lock, writes.
+    """
+
+    def __init__(self, folder: Path, made_by: dict, saved: SavedState | None = None, lock=None, show=None,
+                 keep_states: bool = False):
+        self.folder, self._made_by, self._lock, self._show = folder, made_by, lock, show
+        self._keep_states, self.about = keep_states, {}
+        self.state = saved.content["state"] if saved else None
+        self._saves = int(saved is not None and saved.path.name == STATES[0])
+
+    def keep(self, weights: dict, epoch: int, validation_loss: float) -> None:
+        """Replace the checkpoint by one with the best weights so far."""
+        if self._lock:
+            content = {**self.about, "weights": weights, "epoch": epoch, "validation_loss": validation_loss}
+            save_checkpoint(self.folder / CHECKPOINT, content)
+
+    def log(self, lines: list[dict]) -> None:
+        """Add lines to the log."""
+        if self._lock:
+            append_lines(self.folder / LOG, lines)
+            for line in lines:
+                self._show(line)
+
+    def save(self, state: dict) -> None:
+        """Save all that the rest of a fit depends on; the state before it is kept too."""
+        if self._lock:
+            save_checkpoint(self.folder / STATES[self._saves % 2], {**self._made_by, "state": state})
+            self._saves += 1
+
+    def finish(self, metrics: dict) -> None:
+        """Write the scores, last: a folder that has them is finished. Delete the states unless `--keep_states`."""
+        if self._lock:
+            write_json(self.folder / METRICS, metrics)
+            _delete(self.folder, () if self._keep_states else STATES)
+
+
+def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE_PROCESS) -> Run | None:
+    """The run folder, ready to be written; None when it holds this very run, finished.
+
+    built_on: what the run depends on beside its settings (metadata of the data, digest of the stage-1 model). Paths may
+    change, the content of files may not. An unfinished run of these settings is resumed, unless `--resume` says
+    otherwise; a finished one whose checkpoint is damaged is finished again. `--overwrite` replaces a finished run, and
+    one of other settings.
+    Raises: ValueError when the folder holds another run (with the differences), when a program uses it, or when no
+    saved state can be read; OSError when it cannot be written.
     """
     made_by, lock, saved = _made_by(settings(config), built_on), None, None
     show = tensorboard_log(folder, config.tensorboard)
 
     def is_finished() -> bool:
-        return (folder / METRICS).exists() and not config.overwrite and _can_be_left_alone(folder, made_by)
+        return (folder / METRICS).exists() and not config.overwrite and _is_complete(folder, made_by)
 
     def prepare() -> str:
         nonlocal lock, saved
@@ -130,7 +129,7 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE
         lock = _lock(folder)
         if is_finished():  # by the program that held the lock until now
             return FINISHED
-        saved = _state_to_go_on_from(folder, given, config, made_by)
+        saved = _state_to_resume(folder, given, config, made_by)
         _tidy(folder, saved)
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         write_json(folder / CONFIG, {"config": dataclasses.asdict(config), "built_on": made_by["built_on"],
@@ -146,24 +145,21 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE
 
 
 def _made_by(deciding: dict, built_on: dict) -> dict:
-    """What tells a run from any other: settings, and of files what they hold, wherever they are.
-
-    What data and covariates hold is in `built_on` already.
-    """
+    """What identifies a run: settings, and the content of files. Data and covariates are in `built_on` already."""
     files = {name: sha256_of(deciding[name]) for name in ("node_table", "graph") if deciding.get(name)}
-    return {"config": _wherever(deciding), "built_on": {**built_on, **({"files": files} if files else {})}}
+    return {"config": _without_paths(deciding), "built_on": {**built_on, **({"files": files} if files else {})}}
 
 
-def _wherever(settings: dict) -> dict:
+def _without_paths(settings: dict) -> dict:
     """Settings that decide what a run computes; of paths, only whether they are given."""
     settings = {name: value for name, value in settings.items() if name not in WITHOUT_INFLUENCE}
     return settings | {name: "given" for name in PATHS if settings.get(name)}
 
 
 def newest_state(folder: Path) -> SavedState | None:
-    """The saved state that is furthest, passing over a damaged one with a warning; None where none was saved.
+    """The saved state that is furthest; a damaged one gives a warning. None where none was saved.
 
-    Raises: ValueError when there are some and none can be read: a run never starts over unasked.
+    Raises: ValueError when there are states and none can be read.
     """
     found, paths = [], [folder / name for name in STATES if (folder / name).exists()]
     for path in paths:
@@ -178,8 +174,11 @@ def newest_state(folder: Path) -> SavedState | None:
     return max(found)[-1] if found else None
 
 
-def _can_be_left_alone(folder: Path, made_by: dict) -> bool:
-    """Whether a folder with scores is whole. Raises: ValueError when it is another run's."""
+def _is_complete(folder: Path, made_by: dict) -> bool:
+    """Whether a folder with scores has its checkpoint whole.
+
+    Raises: ValueError when it is another run's, or when the checkpoint is damaged and no state is there.
+    """
     _refuse_another(folder, "a finished run", read_json(folder / CONFIG), made_by)
     if not (damaged := damage(folder / CHECKPOINT)):
         print(f"{folder} holds a finished run of these settings: nothing to do (--overwrite runs it again)")
@@ -206,10 +205,10 @@ def _state_of_another_folder(config, made_by: dict) -> SavedState | None:
     return state
 
 
-def _state_to_go_on_from(folder: Path, given: SavedState | None, config, made_by: dict) -> SavedState | None:
-    """The furthest state of this run, in its own folder or `given` by --resume; None to begin at the beginning.
+def _state_to_resume(folder: Path, given: SavedState | None, config, made_by: dict) -> SavedState | None:
+    """The furthest state of this run, in its own folder or `given` by --resume; None to start at the beginning.
 
-    What torchrun starts again goes on in any case. Raises: ValueError where the own folder holds another run.
+    A program that torchrun starts again always resumes. Raises: ValueError where the own folder holds another run.
     """
     states = [given] if given else []
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
@@ -226,9 +225,10 @@ def _state_to_go_on_from(folder: Path, given: SavedState | None, config, made_by
 
 
 def _refuse_another(folder: Path, what: str, found: dict, made_by: dict, moved: bool = False) -> None:
-    """Raises: ValueError that says how the run that was found differs; its name may, where it moved."""
+    """Raises: ValueError with the differences of the run that was found; the name of one that `moved` may differ."""
     with built_from(folder):
-        found_config = _wherever(found["config"]) | ({"run_name": made_by["config"]["run_name"]} if moved else {})
+        found_config = _without_paths(found["config"])
+        found_config |= {"run_name": made_by["config"]["run_name"]} if moved else {}
         differing = differences(found_config, made_by["config"]) + differences(found["built_on"], made_by["built_on"])
     if differing:
         raise ValueError(f"{folder} holds {what} with {', '.join(differing)}; choose --run_name NAME to keep both, or "
@@ -236,10 +236,10 @@ def _refuse_another(folder: Path, what: str, found: dict, made_by: dict, moved: 
 
 
 def _lock(folder: Path):
-    """Hold the folder for this program alone, as long as the result lives; the system lets go when it is killed."""
+    """Lock the folder for this program, as long as the result exists; the system unlocks it when the program ends."""
     lock = (folder / LOCK).open("a")
     try:
-        with naming(folder / LOCK):  # some network drives know no locks
+        with naming(folder / LOCK):  # some network drives have no locks
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"{folder}: another program is running in this folder; wait for it, or choose --run_name "
@@ -248,15 +248,15 @@ def _lock(folder: Path):
 
 
 def _tidy(folder: Path, saved: SavedState | None) -> None:
-    """Remove what a run that begins would mix with its own files; of one that goes on, keep the log up to its state."""
+    """Delete files of an earlier run; of a run that is resumed, keep the log up to its state."""
     for left in folder.glob(f".*{TEMPORARY}"):
         left.unlink()
     lines = []
     if saved:
         log, progress = saved.path.with_name(LOG), saved.progress
-        lines = [line for line in (log.read_text(errors="replace").splitlines(keepends=True) if log.exists() else [])
-                 if _epoch_of(line, log) < progress["epoch"] + progress["done"]]
-        print(f"going on with {saved.path.parent} at epoch {progress['epoch']}, step {progress['step']}")
+        lines = log.read_text(errors="replace").splitlines(keepends=True) if log.exists() else []
+        lines = [line for line in lines if _epoch_of(line, log) < progress["epoch"] + progress["done"]]
+        print(f"resuming {saved.path.parent} at epoch {progress['epoch']}, step {progress['step']}")
     here = saved and saved.path.parent.samefile(folder)
     shutil.rmtree(folder / PICTURES, ignore_errors=True)
     outcome = METRICS, WINDOWS, PICTURE, REPORT
@@ -266,14 +266,14 @@ def _tidy(folder: Path, saved: SavedState | None) -> None:
 
 
 def _delete(folder: Path, names: Iterable[str]) -> None:
-    """Delete files of a run, where they are, and their digests."""
+    """Delete files of a run and their digests, where they exist."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
         (folder / f"{name}{DIGEST}").unlink(missing_ok=True)
 
 
 def _epoch_of(line: str, log: Path) -> float:
-    """The epoch of a line of a log; no number is smaller than that of a line that cannot be read."""
+    """The epoch of a line of a log; infinity for a line that cannot be read, with a warning."""
     try:
         return json.loads(line)["epoch"] if line.endswith("\n") else math.inf
     except (ValueError, KeyError, TypeError):
