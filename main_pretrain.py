@@ -9,6 +9,7 @@ from models import build_mean_model
 from utils.config import PretrainConfig, parse_config
 from utils.pipeline import (
     CHOICES,
+    TASK,
     check_shares,
     mean_loss,
     mean_validation_loss,
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     scores = evaluate_mean(lambda batch: model(batch.context), data.batches("test", config.val_batch_size),
                            data.scaler.physical, processes)
     metrics = {
-        **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed", "recipe")},
+        **{name: settings[name] for name in (*TASK, "seed", "recipe")},
         "split": "test", "method": config.mean_model, **scores, "best_epoch": result.best_epoch,
         "epochs": result.epochs, "seconds_train": result.seconds, "seconds_sample": time.perf_counter() - start,
     }

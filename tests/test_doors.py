@@ -207,8 +207,8 @@ def paths(folder):
 def test_a_moved_project_forecasts_scores_and_goes_on_where_its_files_are_named(moved, tmp_path, capsys):
     run = moved / "save/diffusion/field_6_4"
     for command in ([forecast, str(run), "--output", str(tmp_path / "x.csv")], [evaluate, str(run)]):
-        with pytest.raises(FileNotFoundError, match="--data_path .*old/field.csv: there is no such file; where the "
-                                                    "run's file lies elsewhere now, give it by --data_path FILE"):
+        with pytest.raises(FileNotFoundError, match="--data_path .*old/field.csv: there is no such file; if the "
+                                                    "run's file has moved, give it by --data_path FILE"):
             command[0].main(command[1:])
     evaluate.main([str(run), "--split", "test", "--json", str(tmp_path / "scores.json"), *paths(moved)])
     assert read_json(tmp_path / "scores.json")["CRPS"] == read_json(run / "metrics.json")["CRPS"]

@@ -555,7 +555,7 @@ def changed_file_is(folder, change):
     evaluate.main([str(folder / "diffusion/own_12_12")])
 
 
-@provokes("lies elsewhere now")
+@provokes("has moved")
 def moved_file(folder, _):
     changed_file_is(folder, lambda path: path.rename(folder / "moved.npy"))
 

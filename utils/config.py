@@ -1,7 +1,6 @@
-"""Settings: one frozen dataclass per stage, recipes, presets per dataset, the only command line parser.
+"""Settings: one frozen dataclass per stage, recipes, presets per dataset, and the command line parser.
 
 A field of a dataclass is a flag. Order: command line > preset of the dataset > recipe > default.
-To add a flag, add a field; to add a recipe, a line to RECIPES; to add a dataset's choices, a line to PRESETS.
 """
 
 import argparse
@@ -24,11 +23,11 @@ from utils.training.terminal import printable
 RECIPE, DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN = (
     "recipe", "data", "network", "training", "diffusion", "sampling and scores", "run"
 )
-LARGEST_NUMBER = 2**31 - 1  # of a flag that is a whole number and has no maximum of its own
+LARGEST_NUMBER = 2**31 - 1  # maximum of an integer flag without one of its own
 
 
 def flag(default, group: str, text: str, minimum=None, above=None, maximum=None, choices=None, alias=None):
-    """A dataclass field that is a flag: default, `--help` group and text, the values it accepts, an older name."""
+    """A dataclass field that is a flag. choices: accepted values, or their key in `CHOICES`; alias: its older name."""
     return field(default=default, metadata=dict(group=group, help=text, minimum=minimum, above=above, maximum=maximum,
                                                 choices=choices, alias=alias))
 
@@ -88,9 +87,9 @@ class CommonConfig:
     save_dir: str = flag("save", RUN, "folder of the run folders")
     run_name: str = flag("", RUN, "suffix of the run folder, to keep variants apart")
     overwrite: bool = flag(False, RUN, "run again although the run folder holds a finished run")
-    resume: str = flag("auto", RUN, "auto: go on with an unfinished run of these settings; never: start it over; or "
-                       "the folder of a run to go on from")
-    save_minutes: float = flag(10.0, RUN, "minutes after which a run saves where it stands, beside every epoch's end",
+    resume: str = flag("auto", RUN, "auto: resume an unfinished run of these settings; never: start over; or the "
+                       "folder of a run to resume from")
+    save_minutes: float = flag(10.0, RUN, "minutes between saved states, beside those after every epoch",
                                above=0)
     keep_states: bool = flag(False, RUN, "keep the states of the training of a finished run, from which a damaged "
                              "model.pt can be made again")
@@ -104,7 +103,7 @@ PATHS = ("data_path", "node_table", "graph", "covariates")  # made absolute: a r
 
 
 def as_flags(values: dict) -> str:
-    """Values by the names of their flags, as one types them in a shell."""
+    """Flags with their values, quoted for a shell."""
     return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in values.items())
 
 
@@ -268,9 +267,10 @@ REPLACED = {
 
 
 def parse_config(config_class, choices: dict, arguments: list[str] | None = None):
-    """Read the command line into a `config_class`.
+    """The command line as a `config_class`; a mistake ends the program with one line and exit status 2.
 
-    choices: see `FlagParser.add_flags`. A mistake ends the program with one line and exit status 2.
+    Flags of the other stage are accepted and named in a note, so that one line of flags serves both programs.
+    choices: see `FlagParser.add_flags`.
     """
     parser = FlagParser(config_class.__doc__)
     parser.add_flags(config_class, choices)
@@ -318,7 +318,7 @@ def resolve(config_class, given: dict):
 
 
 def with_own_data(given: dict) -> dict:
-    """Flags with absolute paths, and with the name that a file of the user's gives its dataset: its own, made safe."""
+    """Flags with absolute paths, and with a `data_name` made of that of `--data_path` where none is given."""
     given = given | {name: str(Path(given[name]).expanduser().absolute()) for name in PATHS if given.get(name)}
     if not given.get("data_path"):
         return given
@@ -326,7 +326,7 @@ def with_own_data(given: dict) -> dict:
 
 
 def check_config(config, parser: argparse.ArgumentParser) -> None:
-    """Refuse what no single flag can refuse by its bounds."""
+    """Refuse text and combinations of flags that cannot work."""
     for name in ("run_name", "data_name") if config.data_path else ("run_name",):
         text = getattr(config, name)
         if not re.fullmatch(r"[\w.-]*", text) or set(text) == {"."}:
@@ -345,12 +345,12 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
 
 
 def one_line(message) -> str:
-    """A message without the line breaks and control characters of what it quotes."""
+    """A message without line breaks and control characters."""
     return printable(" ".join(str(message).splitlines()))
 
 
 class FlagParser(argparse.ArgumentParser):
-    """A parser of flags that are fields of a configuration; it says what is wrong in one line."""
+    """A parser of flags that are fields of a configuration; an error is one line."""
 
     def __init__(self, description: str):
         super().__init__(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
@@ -359,9 +359,9 @@ class FlagParser(argparse.ArgumentParser):
         self.exit(2, f"error: {one_line(message)} ({self.prog} --help lists all flags)\n")
 
     def parse_known_args(self, args=None, namespace=None):
-        """Where a flag names a file to write (`output_path`), also know `--overwrite`.
+        """Add `--overwrite` where a flag names a file to write (`output_path`), and refuse files that exist without it.
 
-        Without it no file is replaced, but for the default of the flag, which is the script's own.
+        The default path of a flag belongs to the script and may exist.
         """
         outputs = [action for action in self._actions if action.type in (output_path, picture_path)]
         own = outputs and "--overwrite" not in self._option_string_actions
@@ -380,9 +380,9 @@ class FlagParser(argparse.ArgumentParser):
         return given, unknown
 
     def refuse_existing(self, name: str, paths: Iterable[Path | None], given: argparse.Namespace) -> None:
-        """Raises: ValueError where a file that the flag `name` leads to exists, and `--overwrite` is not given.
+        """Raises: ValueError where a file of the flag `name` exists, and `--overwrite` is not given.
 
-        Of several processes the first one looks: it may have written the file before another one has started.
+        Only the first of several processes checks: it may have written the file before another one starts.
         """
         if rank_from_environment():
             return
@@ -391,13 +391,13 @@ class FlagParser(argparse.ArgumentParser):
             raise ValueError(f"{name} {there[0]}: it exists; choose another name, or --overwrite to replace it")
 
     def add_paths(self) -> None:
-        """Flags for the files of a run that lie elsewhere than when it was trained."""
+        """Flags for files of a run that have moved since its training."""
         for name in PATHS:
-            self.add_argument(f"--{name}", default="", help=f"file of the run's --{name}, where it lies elsewhere now; "
-                              "what it holds must be the same")
+            self.add_argument(f"--{name}", default="", help=f"file of the run's --{name}, if it has moved; its content "
+                              "must be the same")
 
     def add_flags(self, config_class, choices: dict, names: tuple[str, ...] | None = None) -> None:
-        """Add the fields of a configuration (or those of `names`) in their groups; what is not given is not set.
+        """Add the fields of a configuration (or those of `names`) in their groups; flags not given are not set.
 
         choices: accepted values of the flags whose names are open lists, e.g. {"sampler": SAMPLERS}.
         """
@@ -420,20 +420,20 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def _fields_of_other_stage(config_class) -> list[dataclasses.Field]:
-    """Flags that only the other stage reads; accepted and named, so that one line of flags serves both scripts."""
+    """Flags that only the other stage reads."""
     other = TrainConfig if config_class is PretrainConfig else PretrainConfig
     own = {item.name for item in dataclasses.fields(config_class)}
     return [item for item in dataclasses.fields(other) if item.name not in own]
 
 
 def _allowed(item: dataclasses.Field, choices: dict) -> tuple[str, ...] | None:
-    """The only values that a flag accepts; None where any of its type and range will do."""
+    """The values that a flag accepts; None: all of its type and range."""
     allowed = item.metadata["choices"]
     return choices.get(allowed) and tuple(choices[allowed]) if isinstance(allowed, str) else allowed
 
 
 def _reader(item: dataclasses.Field, choices: dict):
-    """The function text of a flag -> its value; it raises argparse.ArgumentTypeError that says what is accepted."""
+    """The function text of a flag -> its value. Raises: argparse.ArgumentTypeError with the accepted values."""
     facts, allowed = item.metadata, _allowed(item, choices)
 
     def read(text: str):
@@ -464,9 +464,9 @@ def _reader(item: dataclasses.Field, choices: dict):
 
 
 def known_settings(settings: dict, config_class, choices: dict, source: Path) -> dict:
-    """All settings of a stage, as a checkpoint `source` has them; the default where it was written before a flag was.
+    """All settings of a stage in a checkpoint `source`, with the default of flags that are newer than it.
 
-    Raises: ValueError that begins with `source` for a value that no command line could have given.
+    Raises: ValueError that begins with `source` for a value that the flag does not accept.
     """
     settings = {**settings_of(config_class()), **settings}
     for item in dataclasses.fields(config_class):
@@ -484,9 +484,9 @@ def known_settings(settings: dict, config_class, choices: dict, source: Path) ->
 
 
 def output_path(text: str) -> Path:
-    """The path of a flag that names a file to write: refused before the work is done, not after.
+    """The path of a flag that names a file to write. `FlagParser` refuses one that exists.
 
-    A file that exists is refused by `FlagParser`, which knows `--overwrite`.
+    Raises: argparse.ArgumentTypeError where it could not be written, before the work.
     """
     try:
         check_writable(Path(text))

@@ -1,4 +1,4 @@
-"""Where data, models and training meet: what both programs and the scripts share, one function for each step."""
+"""Joins data, models and training: what both programs and the scripts share, one function for each step."""
 
 import dataclasses
 import functools
@@ -54,6 +54,7 @@ PREPARED_BYTES = 1 << 29  # of stage-1 output about the windows of a split, at m
 MANY_ZEROS = 0.9  # share of the training values from which on `--margin auto` is empirical
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 WINDOWS_AT_ONCE = 8  # of a baseline
+TASK = "data_name", "history_len", "predict_len"  # flags that both stages must share
 
 
 # --- data ----------------------------------------------------------------------------------------------------
@@ -96,10 +97,9 @@ def open_windows(settings: dict, data_dir: str, device: torch.device | str,
 
 
 def located(settings: dict, **moved: str) -> dict:
-    """Settings of a run with the files that lie elsewhere now: `moved`, by the names of their flags, "" for the rest.
+    """Settings of a run with the new paths of files that have `moved`, by flag; "" where one has not.
 
-    Raises: ValueError for a file that the run was trained without; FileNotFoundError naming the flag of one that is
-    not where it was.
+    Raises: ValueError for a file that the run was trained without; FileNotFoundError, with its flag, for a missing one.
     """
     for name, path in moved.items():
         if path and not settings[name]:
@@ -109,7 +109,7 @@ def located(settings: dict, **moved: str) -> dict:
     settings = settings | {name: path for name, path in moved.items() if path}
     for name in PATHS:
         if settings[name] and not Path(settings[name]).expanduser().exists():
-            hint = "" if moved.get(name) else f"; where the run's file lies elsewhere now, give it by --{name} FILE"
+            hint = "" if moved.get(name) else f"; if the run's file has moved, give it by --{name} FILE"
             raise FileNotFoundError(f"--{name} {settings[name]}: there is no such file{hint}")
     return settings
 
@@ -117,7 +117,7 @@ def located(settings: dict, **moved: str) -> dict:
 def open_run_data(content: dict, data_dir: str, device: torch.device | str, **moved: str) -> WindowedField:
     """The data that a checkpoint of either stage was trained on; moved: see `located`.
 
-    Raises: ValueError when these are other data: what differs.
+    Raises: ValueError for other data, with the differences.
     """
     like = FieldSummary.from_state(content["field"]) if "field" in content else None  # stage 1 keeps none
     data = open_windows(located(content["config"], **moved), data_dir, device, like)
@@ -129,10 +129,9 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str, **mo
 
 
 def open_run_field(content: dict, data_dir: str, data_path: str = "") -> tuple[Field, int]:
-    """The field that a checkpoint forecasts, of its own file or a newer one as it is now, and the position in the
-    series of the run of the first step of its last segment.
+    """The field that a checkpoint forecasts, from its own file or a newer one, and the first step of its last segment.
 
-    Raises: ValueError where the file holds another field: what differs.
+    The step is its position in the series of the run. Raises: ValueError for another field, with the differences.
     """
     field, config = FieldSummary.from_state(content["field"]), content["config"]
     config = config | {"node_table": "", "graph": "", "covariates": ""}  # the checkpoint holds what a forecast needs
@@ -154,7 +153,7 @@ def training_batches(data: WindowedField, config, processes: Processes):
 
 
 def statistics_batches(data: WindowedField, config, split: str = "train"):
-    """Batches of training or calibration windows that linear models are estimated from: fewer of a larger field."""
+    """Batches of training or calibration windows that linear models are estimated from; fewer of a larger field."""
     values = (data.history_len + data.predict_len) * data.num_nodes
     enough = min(STATISTICS_WINDOWS, max(1, STATISTICS_VALUES // values))
     if split == "calibration":
@@ -163,7 +162,7 @@ def statistics_batches(data: WindowedField, config, split: str = "train"):
 
 
 def check_shares(data: WindowedField, processes: Processes, **limits: int) -> None:
-    """Refuse before the work processes that could not all get a window to score: at most so many of each split."""
+    """Refuse more processes than windows to score, of which there are at most `limits` of each split."""
     for split, limit in limits.items():
         own_windows(data.batches(split, 1, limit=limit), processes)
 
@@ -184,7 +183,7 @@ def neighbours_of(data: WindowedField, config) -> torch.Tensor | None:
 
 
 def note_few_windows(data: WindowedField) -> None:
-    """Say so where the validation part is too short to tell much about a network."""
+    """Print a note where the validation part holds few independent windows."""
     starts = data.calibration(1).starts
     found = independent(starts, data.predict_len)
     if found < FEW_WINDOWS:
@@ -222,28 +221,16 @@ def mean_validation_loss(data: WindowedField, config, processes: Processes = SIN
 def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel, dict, Path]:
     """The stage-1 model that a stage-2 run builds on: model, its settings, its checkpoint.
 
-    A stage-2 variant (`--run_name`) without a stage 1 of its own takes that of the same data and recipe. A dry run
-    without one takes an untrained model.
-    Raises: ValueError when there is none, or one for another recipe, other data or lengths: what differs, and the
-    command to run.
+    A dry run without one takes an untrained model.
+    Raises: ValueError when there is none, or one for another recipe, other data or lengths, with the differences and
+    the command that trains it.
     """
-    task = {name: getattr(config, name) for name in ("data_name", "history_len", "predict_len")}
-    preset = resolve(PretrainConfig, {**task, "recipe": config.recipe})
-    folder = Path(config.mean_run or checkpoint.run_folder(config.save_dir, "mean", config)).expanduser()
-    shared = checkpoint.run_folder(config.save_dir, "mean", dataclasses.replace(config, run_name=""))
-    if not config.mean_run and not (folder / checkpoint.CHECKPOINT).exists() and (shared / checkpoint.METRICS).exists():
-        print(f"note: {folder} is not there: stage 1 is that of {shared}", file=sys.stderr)
-        folder = shared
-    path = folder / checkpoint.CHECKPOINT
+    folder = _mean_folder(config)
+    path, command = folder / checkpoint.CHECKPOINT, _pretrain_command(config)
     if config.dry_run and not path.exists():
         print(f"note: {path}: there is no stage-1 model yet")
-        settings = checkpoint.settings(preset)
+        settings = checkpoint.settings(_mean_preset(config))
         return build_mean_model(settings, data.metadata()), settings, path
-    given = {name: getattr(config, name) for name in (*DATA_FLAGS, "recipe", "save_dir", "run_name")}
-    explicit = {name: value for name, value in given.items() if name in task or value != getattr(preset, name)}
-    if config.recipe != PretrainConfig.recipe:
-        explicit["recipe"] = config.recipe
-    command = f"python main_pretrain.py {as_flags(explicit)}"
     if not path.exists():
         raise ValueError(f"{path}: there is no stage-1 model; run first: {command} (or give --mean_run FOLDER)")
     content = checkpoint.load_checkpoint(path)
@@ -254,13 +241,14 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
     with checkpoint.built_from(path):
         settings = known_settings(content["config"], PretrainConfig, {}, path)
         found = {**settings, **content["data"], **content["fingerprint"]}
-        differing = checkpoint.differences(found, {**data.metadata(), **task, **data.fingerprint})
+        wanted = {**data.metadata(), **{name: getattr(config, name) for name in TASK}, **data.fingerprint}
+        differing = checkpoint.differences(found, wanted)
     if settings["recipe"] != config.recipe and not config.mean_run:
         raise ValueError(f"{path}: stage 1 was trained with --recipe {settings['recipe']}, this stage has --recipe "
                          f"{config.recipe}: give both the same; run: {command}")
     if differing:
         others = as_flags({name: settings[name] for name in DATA_FLAGS
-                           if name in settings and name not in task and settings[name] != given[name]})
+                           if name in settings and name not in TASK and settings[name] != getattr(config, name)})
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; "
                          + (f"it was trained with {others}: give this stage the same, or " if others else "")
                          + f"run: {command}")
@@ -268,6 +256,33 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
         model = build_mean_model(settings, data.metadata())
         model.load_state_dict(content["weights"])
     return model, settings, path
+
+
+def _mean_folder(config: TrainConfig) -> Path:
+    """The stage-1 run of a stage-2 run: `--mean_run`, else that of its name, else that without a name, with a note."""
+    if config.mean_run:
+        return Path(config.mean_run).expanduser()
+    own, shared = (checkpoint.run_folder(config.save_dir, "mean", dataclasses.replace(config, run_name=name))
+                   for name in (config.run_name, ""))
+    if (own / checkpoint.CHECKPOINT).exists() or not (shared / checkpoint.METRICS).exists():
+        return own
+    print(f"note: {own} is not there: stage 1 is that of {shared}", file=sys.stderr)
+    return shared
+
+
+def _mean_preset(config: TrainConfig) -> PretrainConfig:
+    """The default settings of stage 1 for the task and recipe of a stage-2 run."""
+    return resolve(PretrainConfig, {name: getattr(config, name) for name in (*TASK, "recipe")})
+
+
+def _pretrain_command(config: TrainConfig) -> str:
+    """The command that trains stage 1 for a stage-2 run."""
+    preset, explicit_flags = _mean_preset(config), {}
+    for name in (*DATA_FLAGS, "recipe", "save_dir", "run_name"):
+        default = PretrainConfig.recipe if name == "recipe" else getattr(preset, name)
+        if name in TASK or getattr(config, name) != default:
+            explicit_flags[name] = getattr(config, name)
+    return f"python main_pretrain.py {as_flags(explicit_flags)}"
 
 
 # --- stage 2 -------------------------------------------------------------------------------------------------
@@ -282,7 +297,6 @@ def choose_margin(config: TrainConfig, data: WindowedField) -> TrainConfig:
     if many:
         print(f"note: {zeros:.0%} of the training values are 0: --margin empirical", file=sys.stderr)
     return dataclasses.replace(config, margin="empirical" if many else "scaled")
-
 
 
 def can_be_kept(prepared: torch.Tensor, windows: int) -> bool:
@@ -380,7 +394,7 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
         settings["threshold"],
     )
     return {
-        **{name: settings[name] for name in ("data_name", "history_len", "predict_len", "seed", "recipe")},
+        **{name: settings[name] for name in (*TASK, "seed", "recipe")},
         "split": split, "method": settings["recipe"],
         **{name: settings[name] for name in ("sampler", "sample_steps", "sample_precision")},
         **scores, "seconds_sample": time.perf_counter() - start,

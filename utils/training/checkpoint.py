@@ -1,4 +1,4 @@
-"""Files of a run: whole or not there, and checkpoints that hold numbers, never code."""
+"""Files of a run, written completely or not at all, and checkpoints that hold numbers, never code."""
 
 import contextlib
 import dataclasses
@@ -21,13 +21,13 @@ from data.registry import sha256_of
 FORMAT_VERSION = 8  # 8: settings of one stage alone are named after it
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
 WINDOWS, REPORT, PICTURES = "windows.csv", "report.html", "pictures"
-STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written in turn
-FORMULA = "=", "+", "-", "@", "\t", "\r", "\n"  # a spreadsheet takes a cell that begins so for a formula
-DIGEST, TEMPORARY = ".sha256", ".tmp"  # ends of the names of a checkpoint's SHA-256 and of files being written
+STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written alternately
+FORMULA = "=", "+", "-", "@", "\t", "\r", "\n"  # a spreadsheet reads a cell with such a start as a formula
+DIGEST, TEMPORARY = ".sha256", ".tmp"  # suffixes of the SHA-256 of a checkpoint, and of files being written
 RUN_FILES = (CHECKPOINT, CONFIG, LOG, METRICS, PICTURE, WINDOWS, *STATES, CHECKPOINT + DIGEST, *(
     name + DIGEST for name in STATES))
 PARTS = "config", "mean_config", "data", "fingerprint", "field", "built_on", "weights", "state"  # each a dict
-PREFIXES = "module.", "_orig_mod."  # what wrapped models put before the names of their weights
+PREFIXES = "module.", "_orig_mod."  # of the names of weights in wrapped models
 
 
 def run_folder(save_dir: str, stage: str, config) -> Path:
@@ -38,7 +38,7 @@ def run_folder(save_dir: str, stage: str, config) -> Path:
 
 
 def differences(found: dict, wanted: dict) -> list[str]:
-    """What differs from what is wanted, as text; real numbers are the same within a millionth of their size."""
+    """Differences from the wanted values, as text; floats are equal within a relative difference of 1e-6."""
     def same(one, other):
         if isinstance(one, dict) and isinstance(other, dict):
             return not differences(one, other) and one.keys() == other.keys()
@@ -53,7 +53,7 @@ def differences(found: dict, wanted: dict) -> list[str]:
 
 
 def settings(config) -> dict:
-    """The flags that decide what a run computes, without those that only say where and whether."""
+    """The flags that decide what a run computes, without those that say where and whether it does."""
     aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run", "tensorboard", "resume", "save_minutes",
              "keep_states")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
@@ -61,7 +61,7 @@ def settings(config) -> dict:
 
 @contextlib.contextmanager
 def naming(path: Path, temporary: Path | None = None):
-    """While it lasts, errors of the system that name no file, as that of a full disk, or `temporary`, name `path`."""
+    """Context in which system errors without a file name (full disk), or with that of `temporary`, name `path`."""
     try:
         yield
     except OSError as error:
@@ -71,7 +71,7 @@ def naming(path: Path, temporary: Path | None = None):
 
 
 def write_atomically(path: Path, write) -> None:
-    """Let `write(file)` fill a temporary file beside `path`, then rename it: the old file or the new, never half."""
+    """Write a temporary file beside `path` by `write(file)`, then rename it: `path` is the old file or the new one."""
     temporary = _temporary(path)
     try:
         with naming(path, temporary), temporary.open("wb") as file:
@@ -88,9 +88,9 @@ def _temporary(path: Path) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse before the work a file that could not be written after it, and those that are never replaced.
+    """Check before the work that a file can be written after it.
 
-    Raises: ValueError or OSError for no folder, a folder, a device, a read-only file or folder, a file of a run.
+    Raises: ValueError or OSError for a missing folder, a folder, a device, a read-only file or folder, a run's file.
     """
     folder, temporary = path.parent, _temporary(path)
     devices = folder.resolve() == Path("/dev") or folder.resolve().is_relative_to("/proc")  # files, if redirected
@@ -135,10 +135,7 @@ def write_table(path: Path, columns: dict) -> None:
 
 
 def csv_text(frame: pd.DataFrame, **options) -> str:
-    """A table as CSV without its index. Text that a spreadsheet would take for a formula gets a `'` before it.
-
-    That is what begins with =, +, -, @, a tab or a line break, in names of columns too.
-    """
+    """A table as CSV without its index. Text that a spreadsheet would run as a formula (FORMULA) gets a leading `'`."""
     def harmless(text):
         return f"'{text}" if isinstance(text, str) and text.startswith(FORMULA) else text
 
@@ -147,11 +144,11 @@ def csv_text(frame: pd.DataFrame, **options) -> str:
 
 
 def append_lines(path: Path, contents: list[dict]) -> None:
-    """Add lines of JSON in a single write: all of them or none, so that a log never ends in half a line."""
+    """Add lines of JSON in a single write: all of them or none."""
     data = "".join(json.dumps(content) + "\n" for content in contents).encode()
     with naming(path), path.open("ab", buffering=0) as file:
         before = file.tell()
-        if (written := file.write(data)) < len(data):  # a disk that is full takes what fits
+        if (written := file.write(data)) < len(data):  # a full disk takes what fits
             file.truncate(before)
             raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes could be written")
 
@@ -159,7 +156,7 @@ def append_lines(path: Path, contents: list[dict]) -> None:
 def save_checkpoint(path: Path, content: dict) -> None:
     """Write a checkpoint and its SHA-256 beside it, as `sha256sum` does.
 
-    While the file is replaced, the digests of the old one and of the new one both stand there.
+    While the file is replaced, the digest file holds those of the old one and of the new one.
     """
     data = io.BytesIO()
     torch.save({"format": FORMAT_VERSION, **content}, data)
@@ -174,9 +171,9 @@ def save_checkpoint(path: Path, content: dict) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint by its SHA-256, or where it has none by the checksums inside; None: nothing.
+    """The damage of a checkpoint by its SHA-256, or without one by the checksums inside; None where it is whole.
 
-    What another process replaces meanwhile is looked at again.
+    A file that another process replaces meanwhile is checked again.
     """
     digests = path.with_name(path.name + DIGEST)
     while True:
@@ -187,7 +184,7 @@ def damage(path: Path) -> str | None:
 
 
 def _identity(path: Path) -> tuple | None:
-    """What changes when a file is replaced; None where there is none."""
+    """Values that change when a file is replaced; None without a file."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -206,7 +203,7 @@ def _damage(path: Path, digests: Path) -> str | None:
 
 
 def _is_bad_archive(path: Path) -> bool:
-    """Whether a part of a zip archive, as torch writes them, differs from its checksum: torch itself never looks."""
+    """Whether a part of a zip archive, as torch writes them, differs from its checksum, which torch ignores."""
     if not zipfile.is_zipfile(path):
         return False
     try:
@@ -218,10 +215,7 @@ def _is_bad_archive(path: Path) -> bool:
 
 @contextlib.contextmanager
 def built_from(source: Path | str):
-    """While it lasts, something is built from a checkpoint: what fails then is a fault of that file.
-
-    Raises: ValueError that begins with `source`.
-    """
+    """Context in which something is built from a checkpoint. Raises: ValueError that begins with `source`."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError) as error:
@@ -241,7 +235,7 @@ def load_checkpoint(path: Path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # a damaged file makes torch raise many kinds
+    except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); train it again") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise ValueError(f"{path}: not a checkpoint of this project")

@@ -1,7 +1,7 @@
-"""Randomness by index, not by history: every draw is a function of what it is for.
+"""Random numbers by index: each is a function of what it is for.
 
-Training draws follow from (seed, epoch, step), ensemble members from (seed, window, member). Nothing else
-matters: not the batch or chunk size, not what was drawn before, not where a run was interrupted.
+Training noise follows from (seed, epoch, step), ensemble members from (seed, window, member). They depend neither on
+the batch or chunk size, nor on earlier random numbers, nor on interruptions of a run.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What a run says about itself: its settings and sizes before, its scores after."""
+"""What a run prints: settings and sizes before training, scores after it; its log in TensorBoard."""
 
 import json
 import sys
@@ -10,11 +10,11 @@ import torch
 from utils.config import PretrainConfig
 from utils.training.checkpoint import settings
 
-FAR_COVERAGE = 0.05  # distance from the coverage of a perfect ensemble that is worth a word
+FAR_COVERAGE = 0.05  # distance from the coverage of a calibrated ensemble that gives a note
 
 
 def describe_run(config, data, model: torch.nn.Module, folder: Path, device: torch.device) -> None:
-    """Print where, on what and with what a run works; the whole configuration with `--dry_run`."""
+    """Print data, sizes, device and folder of a run; with `--dry_run` all settings and the expected memory."""
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     windows = ", ".join(f"{len(starts)} {split}" for split, starts in data.starts.items())
     values = data.field.values
@@ -39,10 +39,10 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
 
 
 def tensorboard_log(folder: Path, wanted: bool):
-    """A function that takes the lines of the log and shows their numbers by epoch in TensorBoard, from `folder`.
+    """A function that writes a line of the log for TensorBoard, in `folder`; it does nothing unless `wanted`.
 
-    Epochs that come again, as after an interruption, replace those that stood there. Nothing is shown where it is not
-    wanted. Raises: ValueError where TensorBoard is not installed.
+    Epochs that are repeated after an interruption replace the earlier ones.
+    Raises: ValueError where TensorBoard is not installed.
     """
     if not wanted:
         return lambda line: None
@@ -78,7 +78,7 @@ def _without_errors_of_the_system(raised) -> None:
 
 
 def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
-    """Print the scores of a run, one a line, with the floors of a perfect ensemble of as many members."""
+    """Print the scores of a run, one a line, with the values of a calibrated ensemble of as many members."""
     floors = {"QICE_ties": "QICE_floor", "coverage90": "coverage90_floor"}
     in_unit = ("IS", "MAE", "MAE_median", "RMSE", "energy_score", "CRPS_fair_physical")
     shown = ("CRPS", "CRPS_nodes", "CRPS_fair", "CRPS_sum", "QICE", "QICE_ties", "IS", "coverage90", "MAE",
@@ -88,15 +88,15 @@ def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
     print(f"{metrics['split']} split: {metrics['windows']} windows{members}")
     for name in shown:
         if metrics.get(name) is not None:
-            note = f"  (a perfect ensemble: {metrics[floors[name]]:.4g})" if name in floors else ""
+            note = f"  (a calibrated ensemble: {metrics[floors[name]]:.4g})" if name in floors else ""
             note = f"  {unit}" if name in in_unit else note
             print(f"  {name:18} {metrics[name]:<9.4g}{note}")
     if "threshold" in metrics:
         print(f"  Brier score of values above {metrics['threshold']:g} {unit}: {metrics['Brier']:.4g}; skill "
               f"against their share, {metrics['event_rate']:.2%}: {metrics['Brier_skill'] or 0:.3g}")
     if metrics.get("coverage90") is not None and metrics["coverage90"] < metrics["coverage90_floor"] - FAR_COVERAGE:
-        print(f"  note: the 90 % intervals hold {metrics['coverage90']:.0%} of what came, those of a perfect ensemble "
-              f"{metrics['coverage90_floor']:.0%}: this ensemble is too narrow")
+        print(f"  note: the 90 % intervals hold {metrics['coverage90']:.0%} of the observations, those of a calibrated "
+              f"ensemble {metrics['coverage90_floor']:.0%}: this ensemble is too narrow")
     for name, score in metrics.get("joint", {}).items():
         if name.startswith("CRPS_") and name not in shown and score is not None:
             control = metrics["joint"]["control"][name]

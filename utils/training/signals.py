@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: a run stops where nothing is lost, with the exit status that the shell expects."""
+"""Ctrl-C, SIGTERM and SIGHUP: a run stops after saving, with the exit status that the shell expects."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
-    """The user or the system asked the program to stop."""
+    """A signal asked the program to stop."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -19,7 +19,7 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class StopRequest:
-    """The signal that came, 0 while none did."""
+    """The signal that was received; 0: none."""
 
     number: int = 0
 
@@ -30,7 +30,7 @@ def stop_at_once(number: int, frame) -> None:
 
 @contextlib.contextmanager
 def time_limit(seconds: float):
-    """Raises: TimeoutError once it has lasted so long, wherever it waits. Only the main thread can end it."""
+    """Context with a time limit, in the main thread only. Raises: TimeoutError."""
     def end(number: int, frame) -> None:
         raise TimeoutError(f"it took longer than {seconds:g} seconds")
 
@@ -47,7 +47,7 @@ def time_limit(seconds: float):
 
 
 def handle(handler) -> dict:
-    """Let `handler` answer the signals; gives what answered before. Only the main thread can."""
+    """Install `handler` for the signals, in the main thread only: the handlers before, by signal."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()  # by nohup
@@ -56,10 +56,10 @@ def handle(handler) -> dict:
 
 @contextlib.contextmanager
 def deferred():
-    """While it lasts, a first signal is only noted: the caller looks at the request and stops where it can go on later.
+    """Context in which a first signal only sets the request; the caller reads it and stops after saving.
 
-    A second one raises `Stopped` at once, unless it is SIGHUP, which a closed terminal sends twice; so does the first
-    one when the caller is done and never looked.
+    A second signal raises `Stopped` at once, unless it is SIGHUP, which a closed terminal sends twice. A request that
+    the caller never read raises `Stopped` at the end.
     """
     request = StopRequest()
 
@@ -67,7 +67,7 @@ def deferred():
         if request.number and number != signal.SIGHUP:
             raise Stopped(number)
         request.number = request.number or number
-        with contextlib.suppress(OSError):  # the reader of a pipe may have been stopped too; print is not safe here
+        with contextlib.suppress(OSError):  # of a pipe without a reader; print is not safe here
             os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     before = handle(note)

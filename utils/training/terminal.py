@@ -1,11 +1,11 @@
-"""What a program prints: it goes on where nobody reads any more, and names of a file cannot steer a terminal."""
+"""Printed text: a closed output does not end the program, and names in files cannot control a terminal."""
 
 import contextlib
 import os
 import re
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-CURSOR_MOVES = re.compile("\n*(\x1b\\[A)*")  # what a progress bar writes beside `\r` and its text
+CURSOR_MOVES = re.compile("\n*(\x1b\\[A)*")  # of a progress bar
 
 
 def printable(text: str) -> str:
@@ -14,10 +14,10 @@ def printable(text: str) -> str:
 
 
 class Stream:
-    """Standard output or error that loses what cannot be written, and does not end the program for it.
+    """Standard output or error that discards text after a write error, and does not end the program.
 
-    error: why nothing is written any more, None while all is well: BrokenPipeError where the reader has ended
-    (`| head`), another OSError where a disk is full or a terminal gone.
+    error: the first error, or None: BrokenPipeError where the reader has ended (`| head`), another OSError where a disk
+    is full or a terminal is closed.
     """
 
     def __init__(self, stream):
@@ -40,7 +40,7 @@ class Stream:
             action(*arguments)
         except OSError as error:
             self.error = self.error or error
-            with contextlib.suppress(OSError):  # what is still in a buffer goes nowhere too, at the end of the program
+            with contextlib.suppress(OSError):  # buffered text is discarded at exit
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
