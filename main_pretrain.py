@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     }
     run.finish(metrics)
     if processes.first:
-        print_scores(metrics, data.field.spec.unit, folder)
+        print_scores(metrics, data.field.spec.unit)
+        print(f"scores and weights: {folder}")
     return 0
 
 

@@ -93,8 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = data.batches("test", 1, torch.Generator().manual_seed(config.seed), limit=config.cross_check)
         metrics["cross_check"] = cross_check(draw, chosen, data.scaler.physical)
     run.finish(metrics)
-    print_scores(metrics, data.field.spec.unit, folder)
+    print_scores(metrics, data.field.spec.unit)
     print(against_best(simple))
+    print(f"scores, weights and picture: {folder}")
     return 0
 
 

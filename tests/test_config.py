@@ -277,7 +277,7 @@ NEEDED_BESIDE = {"diffusion_steps": "--sample_steps 1", "null_value": "--missing
 @both_stages
 def test_every_flag_of_the_program_takes_a_value_and_hands_it_on(stage):
     for item in dataclasses.fields(stage):
-        facts, allowed = item.metadata, item.metadata["choices"]
+        metadata, allowed = item.metadata, item.metadata["choices"]
         if item.type is bool:
             for line, value in ((f"--{item.name}", True), (f"--no-{item.name}", False)):
                 assert getattr(parse(stage, line), item.name) is value
@@ -287,7 +287,7 @@ def test_every_flag_of_the_program_takes_a_value_and_hands_it_on(stage):
         elif item.type is str:
             values = [{"data_name": "Oracle", "run_name": "my-run_1.0", "lags": "24,168"}.get(item.name, "/some/where")]
         else:
-            low = facts["minimum"] if facts["minimum"] is not None else facts["above"] or 0
+            low = metadata["minimum"] if metadata["minimum"] is not None else metadata["above"] or 0
             values = [item.type(low) + (0.25 if item.type is float else 1)]
         for value in values:
             line = f"--{item.name} {value} " + NEEDED_BESIDE.get(item.name, "")

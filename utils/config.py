@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import operator
 import os
 import re
 import shlex
@@ -274,47 +275,56 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     """
     parser = FlagParser(config_class.__doc__)
     parser.add_flags(config_class, choices)
-    older = {item.metadata["alias"]: item for item in dataclasses.fields(config_class) if item.metadata["alias"]}
+    own = dataclasses.fields(config_class)
+    older = {item.metadata["alias"]: item for item in own if item.metadata["alias"]}
     for name, item in older.items():
         parser.add_argument(f"--{name}", dest=item.name, type=_reader(item, choices), help=argparse.SUPPRESS)
-    for item in _fields_of_other_stage(config_class):
+    names_of_own = {item.name for item in own}
+    other_stage = TrainConfig if config_class is PretrainConfig else PretrainConfig
+    others = [item for item in dataclasses.fields(other_stage) if item.name not in names_of_own]
+    for item in others:
         names = [item.name, item.metadata["alias"], f"no-{item.name}" if item.type is bool else None]
         parser.add_argument(*(f"--{name}" for name in names if name and name not in older), dest=item.name, nargs="?",
                             const="", help=argparse.SUPPRESS)
     arguments = sys.argv[1:] if arguments is None else arguments
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
-        name = unknown[0].split("=")[0]
-        if instead := REPLACED.get(name.lstrip("-").removeprefix("no-")):
-            parser.error(f"{name} is a flag of an earlier version: give {instead}")
-        options = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(name, options, n=3)
-        parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
-    typed = {word.split("=")[0].removeprefix("--") for word in arguments}
-    if renamed := [f"--{name} is now --{item.name}" for name, item in older.items() if name in typed]:
-        print(f"note: {', '.join(renamed)}", file=sys.stderr)
-    given = vars(given)
-    unused = [item.name for item in _fields_of_other_stage(config_class) if given.pop(item.name, None) is not None]
-    if unused:
-        print(f"note: --{', --'.join(unused)}: no effect on this stage, read by the other one", file=sys.stderr)
+        parser.error(_unknown_flag(parser, unknown[0]))
+    given, typed = vars(given), {word.split("=")[0].removeprefix("--") for word in arguments}
+    _note(", ".join(f"--{name} is now --{item.name}" for name, item in older.items() if name in typed))
+    unused = [item.name for item in others if given.pop(item.name, None) is not None]
+    _note(f"--{', --'.join(unused)}: no effect on this stage, read by the other one" if unused else "")
     given = with_own_data(given)
     config = resolve(config_class, given)
     for kind, unread in WITHOUT_EFFECT.items():
         chosen = getattr(config, kind, None)
-        if ignored := [name for name in unread.get(chosen, ()) if name in given]:
-            print(f"note: --{', --'.join(ignored)}: no effect with --{kind} {chosen}", file=sys.stderr)
+        ignored = [name for name in unread.get(chosen, ()) if name in given]
+        _note(f"--{', --'.join(ignored)}: no effect with --{kind} {chosen}" if ignored else "")
     check_config(config, parser)
     return config
+
+
+def _note(text: str) -> None:
+    if text:
+        print(f"note: {text}", file=sys.stderr)
+
+
+def _unknown_flag(parser: argparse.ArgumentParser, word: str) -> str:
+    """The error for an unknown word of a command line, with what replaces it or the nearest flags."""
+    name = word.split("=")[0]
+    if instead := REPLACED.get(name.lstrip("-").removeprefix("no-")):
+        return f"{name} is a flag of an earlier version: give {instead}"
+    near = difflib.get_close_matches(name, parser._option_string_actions, n=3)
+    return f"unknown argument {word}" + (f"; did you mean {', '.join(near)}?" if near else "")
 
 
 def resolve(config_class, given: dict):
     """The configuration of a stage: what is given, else preset of the dataset, else recipe, else default."""
     recipe = given.get("recipe", CommonConfig.recipe)
-    layers = RECIPES[recipe], PRESETS[recipe].get(given.get("data_name", CommonConfig.data_name), {})
-    values = {}
-    for layer in layers:
-        values |= {**layer.get(CommonConfig, {}), **layer.get(config_class, {})}
-    return dataclasses.replace(config_class(), **{**values, **given})
+    preset, values = PRESETS[recipe].get(given.get("data_name", CommonConfig.data_name), {}), {}
+    for layer in (RECIPES[recipe], preset):
+        values |= layer.get(CommonConfig, {}) | layer.get(config_class, {})
+    return dataclasses.replace(config_class(), **values | given)
 
 
 def with_own_data(given: dict) -> dict:
@@ -405,25 +415,14 @@ class FlagParser(argparse.ArgumentParser):
         for item in dataclasses.fields(config_class):
             if names is not None and item.name not in names:
                 continue
-            facts = item.metadata
-            if facts["group"] not in groups:
-                groups[facts["group"]] = self.add_argument_group(facts["group"])
-            group = groups[facts["group"]]
-            text = f"{facts['help']} (default: {'none' if item.default in ('', None) else item.default})"
-            if item.type is bool:
-                group.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, help=text)
-                continue
+            name = item.metadata["group"]
+            group = groups[name] = groups.get(name) or self.add_argument_group(name)
+            text = f"{item.metadata['help']} (default: {'none' if item.default in ('', None) else item.default})"
             if allowed := _allowed(item, choices):
                 text = f"{text}; one of {', '.join(allowed)}"
-            group.add_argument(f"--{item.name}", type=_reader(item, choices), metavar=item.type.__name__.upper(),
-                               help=text)
-
-
-def _fields_of_other_stage(config_class) -> list[dataclasses.Field]:
-    """Flags that only the other stage reads."""
-    other = TrainConfig if config_class is PretrainConfig else PretrainConfig
-    own = {item.name for item in dataclasses.fields(config_class)}
-    return [item for item in dataclasses.fields(other) if item.name not in own]
+            kind = dict(action=argparse.BooleanOptionalAction) if item.type is bool else dict(
+                type=_reader(item, choices), metavar=item.type.__name__.upper())
+            group.add_argument(f"--{item.name}", **kind, help=text)
 
 
 def _allowed(item: dataclasses.Field, choices: dict) -> tuple[str, ...] | None:
@@ -434,7 +433,8 @@ def _allowed(item: dataclasses.Field, choices: dict) -> tuple[str, ...] | None:
 
 def _reader(item: dataclasses.Field, choices: dict):
     """The function text of a flag -> its value. Raises: argparse.ArgumentTypeError with the accepted values."""
-    facts, allowed = item.metadata, _allowed(item, choices)
+    allowed, metadata = _allowed(item, choices), item.metadata
+    largest = LARGEST_NUMBER if metadata["maximum"] is None and item.type is int else metadata["maximum"]
 
     def read(text: str):
         try:
@@ -450,13 +450,9 @@ def _reader(item: dataclasses.Field, choices: dict):
             raise argparse.ArgumentTypeError(f"{text!r} is unknown{hint} Choose one of {', '.join(allowed)}")
         if item.type is float and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-        largest = LARGEST_NUMBER if facts["maximum"] is None and item.type is int else facts["maximum"]
-        for bound, holds, words in (
-            (facts["minimum"], lambda limit: value >= limit, "at least"),
-            (facts["above"], lambda limit: value > limit, "above"),
-            (largest, lambda limit: value <= limit, "at most"),
-        ):
-            if bound is not None and not holds(bound):
+        for words, holds, bound in (("at least", operator.ge, metadata["minimum"]),
+                                    ("above", operator.gt, metadata["above"]), ("at most", operator.le, largest)):
+            if bound is not None and not holds(value, bound):
                 raise argparse.ArgumentTypeError(f"{text} is out of range; choose a value {words} {bound}")
         return value
 

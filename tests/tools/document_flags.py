@@ -62,12 +62,12 @@ def listed(flags) -> str:
     return ", ".join(f"`--{flag}`" for flag in flags)
 
 
-def accepted(facts: dict) -> str:
-    """The values that a flag accepts, in words; nothing where any of its type will do."""
-    allowed = CHOICES[facts["choices"]] if isinstance(facts["choices"], str) else facts["choices"] or ()
-    bounds = {"at least": facts["minimum"], "above": facts["above"], "at most": facts["maximum"]}
+def accepted(item: dataclasses.Field) -> str:
+    """The values that a flag accepts, in words; nothing where all of its type are."""
+    choices, metadata = item.metadata["choices"] or (), item.metadata
+    bounds = {"at least": metadata["minimum"], "above": metadata["above"], "at most": metadata["maximum"]}
     limits = [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]
-    return ", ".join([*map(typed, allowed), *limits])
+    return ", ".join([*map(typed, CHOICES[choices] if isinstance(choices, str) else choices), *limits])
 
 
 def flags_of(group: str) -> list[tuple[str, ...]]:
@@ -76,7 +76,7 @@ def flags_of(group: str) -> list[tuple[str, ...]]:
     for stage in STAGES:
         for item in dataclasses.fields(stage):
             if item.metadata["group"] == group:
-                key = item.name, accepted(item.metadata), item.metadata["help"].replace("%%", "%")
+                key = item.name, accepted(item), item.metadata["help"].replace("%%", "%")
                 defaults.setdefault(key, {})[stage] = typed(item.default)
     return [(f"`--{name}`", *(found.get(stage, "") for stage in STAGES), values, text)
             for (name, values, text), found in defaults.items()]

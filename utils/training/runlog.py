@@ -77,7 +77,7 @@ def _without_errors_of_the_system(raised) -> None:
         threading.__excepthook__(raised)
 
 
-def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
+def print_scores(metrics: dict, unit: str) -> None:
     """Print the scores of a run, one a line, with the values of a calibrated ensemble of as many members."""
     floors = {"QICE_ties": "QICE_floor", "coverage90": "coverage90_floor"}
     in_unit = ("IS", "MAE", "MAE_median", "RMSE", "energy_score", "CRPS_fair_physical")
@@ -107,5 +107,3 @@ def print_scores(metrics: dict, unit: str, folder: Path | None = None) -> None:
               f"{check['properscoring']:.6g}; largest difference {check['largest_difference']:.1e}")
     seconds = {"training": metrics.get("seconds_train"), "forecasting": metrics["seconds_sample"]}
     print("seconds: " + ", ".join(f"{value:.0f} {what}" for what, value in seconds.items() if value is not None))
-    if folder:
-        print(f"all of it in {folder}", flush=True)
