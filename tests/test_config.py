@@ -1,4 +1,4 @@
-"""Flags: who wins, what is refused and how it is said, and that each of them is read by somebody."""
+"""Flags: precedence, messages, and that each of them is read."""
 
 import ast
 import dataclasses

@@ -159,7 +159,7 @@ def test_a_file_that_the_first_process_has_written_does_not_stop_the_second(tmp_
 
 
 @pytest.mark.parametrize("first, then", [(1, 2), (2, 1)])
-def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, first, then):
+def test_a_run_resumes_with_another_number_of_processes(alone, tmp_path, first, then):
     """faults 53"""
     stopped = work("mean", tmp_path, before=lambda: call_at(loop, "seed_step", STEPS + 6, send(signal.SIGTERM)))
     assert in_children(stopped, first) == [143] * first

@@ -1,4 +1,4 @@
-"""A run is begun once, survives whatever kills it to the same bits, and is never mixed with another."""
+"""Runs resume bit-exactly after any interruption, and are never mixed with others."""
 
 import dataclasses
 import errno
@@ -128,7 +128,7 @@ STOPS = {
     *((point, signal.SIGTERM) for point in STOPS), ("in training", signal.SIGINT),
     ("while scores are computed", signal.SIGHUP)])
 @pytest.mark.usefixtures("hang_ups")
-def test_a_run_that_was_told_to_stop_says_so_and_goes_on_where_it_stood(undisturbed, tmp_path, point, number):
+def test_a_stopped_run_says_so_and_resumes_bit_exactly(undisturbed, tmp_path, point, number):
     """faults 40"""
     (tmp_path / "mean").symlink_to(undisturbed / "mean")
     assert run("diffusion", tmp_path, before=lambda: STOPS[point](number)) == 128 + number
@@ -166,7 +166,7 @@ def test_the_second_hang_up_of_a_closed_terminal_does_not_stop_at_once(tmp_path)
     assert (progress["epoch"], progress["step"]) == (2, 4)
 
 
-def test_a_run_that_was_started_to_ignore_hang_ups_goes_on(undisturbed, tmp_path):
+def test_a_run_that_was_started_to_ignore_hang_ups_continues(undisturbed, tmp_path):
     """faults 40, as by nohup"""
     def work():
         call_at(loop, "seed_step", STEPS + 4, send(signal.SIGHUP))
@@ -203,7 +203,7 @@ def test_ctrl_c_that_ends_the_reader_of_what_is_printed_too_saves_the_state(undi
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_whose_reader_ends_goes_on(undisturbed, tmp_path, stage):
+def test_a_run_continues_when_the_reader_of_its_output_ends(undisturbed, tmp_path, stage):
     """python main_train.py ... 2>&1 | head -1"""
     (tmp_path / "mean").symlink_to(undisturbed / "mean") if stage == "diffusion" else None
 
@@ -322,7 +322,7 @@ def test_a_finished_run_deletes_its_states_and_says_what_needs_them(tmp_path, ca
     assert run("mean", tmp_path, "--overwrite") == 0
 
 
-def test_a_full_disk_during_training_is_told_and_training_goes_on(undisturbed, tmp_path, capfd):
+def test_a_full_disk_during_training_gives_a_warning_and_training_continues(undisturbed, tmp_path, capfd):
     """faults 46"""
     def full():
         fsync, calls = os.fsync, itertools.count(1)
@@ -341,7 +341,7 @@ def test_a_full_disk_during_training_is_told_and_training_goes_on(undisturbed, t
     assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
 
 
-def test_a_disk_that_is_full_at_the_end_is_an_error_and_the_run_goes_on_later(undisturbed, tmp_path, capfd):
+def test_a_full_disk_at_the_end_is_an_error_and_the_run_resumes_later(undisturbed, tmp_path, capfd):
     """faults 46"""
     def full():
         call_at(loop, "seed_step", 2 * STEPS + 1, lambda: setattr(os, "fsync", no_space))
@@ -394,7 +394,7 @@ def test_an_unfinished_run_of_other_settings_is_refused_with_what_differs(tmp_pa
     assert checkpoint.read_json(folder / checkpoint.CONFIG)["config"]["mean_lr"] == 0.5
 
 
-def test_a_run_can_go_on_from_the_folder_of_another_which_stays_as_it_is(undisturbed, tmp_path, capfd):
+def test_a_run_can_resume_from_the_folder_of_another_which_stays_unchanged(undisturbed, tmp_path, capfd):
     folder = half_way(tmp_path, epochs=2)
     before = files(folder)
     assert run("mean", tmp_path, "--run_name", "copy", "--resume", str(folder)) == 0
@@ -497,7 +497,7 @@ def test_a_finished_run_on_another_mean_model_or_other_data_is_refused(tmp_path)
 
 
 
-# What a hostile reader tried
+# Unusual orders of commands
 
 def test_the_own_folder_by_another_spelling_is_the_own_folder(undisturbed, tmp_path):
     folder = half_way(tmp_path, epochs=2)
@@ -506,7 +506,7 @@ def test_the_own_folder_by_another_spelling_is_the_own_folder(undisturbed, tmp_p
     assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
 
 
-def test_a_run_that_overwrites_another_goes_on_too_when_its_command_is_given_again(undisturbed, tmp_path, capfd):
+def test_a_run_that_overwrites_another_resumes_too(undisturbed, tmp_path, capfd):
     shutil.copytree(undisturbed / "mean", tmp_path / "mean")
     assert run("mean", tmp_path, "--overwrite", before=lambda: call_at(loop, "seed_step", STEPS + 3, kill)) == -9
     began = newest_state(folder_of(tmp_path, "mean")).reached
@@ -518,7 +518,7 @@ def test_a_run_that_overwrites_another_goes_on_too_when_its_command_is_given_aga
     assert_same(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(undisturbed, "mean")))
 
 
-def test_going_on_from_another_folder_spares_what_is_in_the_own_one(tmp_path, capfd):
+def test_resuming_from_another_folder_leaves_another_run_in_the_own_one(tmp_path, capfd):
     folder = half_way(tmp_path)
     other = ["--run_name", "b", "--lr", "0.5"]
     assert run("mean", tmp_path, *other, before=lambda: call_at(loop, "seed_step", STEPS + 3, kill)) == -9
@@ -529,7 +529,7 @@ def test_going_on_from_another_folder_spares_what_is_in_the_own_one(tmp_path, ca
     assert files(target) == before
 
 
-def test_going_on_from_another_folder_again_goes_on_with_the_own_newer_state(tmp_path):
+def test_resuming_from_another_folder_again_takes_the_own_newer_state(tmp_path):
     folder, again = half_way(tmp_path), ["--run_name", "b", "--resume"]
     killed = run("mean", tmp_path, *again, str(folder), before=lambda: call_at(loop, "seed_step", STEPS + 3, kill))
     target = folder.with_name(folder.name + "_b")

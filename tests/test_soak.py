@@ -1,4 +1,4 @@
-"""The soak loses nothing as it is, and says so when a loader or a resume is broken on purpose."""
+"""The soak finds nothing to report, and reports a loader or a resume that is broken on purpose."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_a_near_miss_is_never_a_value_that_is_accepted(stage):
         assert value.lower() not in map(str.lower, CHOICES[allowed] if isinstance(allowed, str) else allowed)
 
 
-def test_a_run_that_does_not_go_on_as_it_was_is_lost(tmp_path, monkeypatch):
+def test_a_run_that_does_not_resume_bit_exactly_is_lost(tmp_path, monkeypatch):
     """Steps whose randomness depends on the process: after a kill another run comes out."""
     monkeypatch.setattr(loop, "seed_step", lambda *index: torch.manual_seed(os.getpid()))
     figures = soak.soak_kills(1, 0, tmp_path, ENDLESS)

@@ -1,4 +1,4 @@
-"""What is printed never steers a terminal, and never ends a program that nobody reads any more."""
+"""Printed text cannot control a terminal, and a closed output does not end the program."""
 
 import io
 import os

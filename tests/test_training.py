@@ -1,4 +1,4 @@
-"""The loop finds the solution, keeps the best weights, stops in time, and repeats itself to the bit."""
+"""The loop finds the solution, keeps the best weights, stops early, and is repeatable bit by bit."""
 
 import dataclasses
 import io

@@ -1,7 +1,4 @@
-"""Programs as processes of their own, forked from one that has imported everything: nothing is imported anew.
-
-The tests and the soak start what a user would start, kill it, and look at its exit status and at what it said.
-"""
+"""Programs in forked processes, for tests and the soak: start, kill, exit status, output."""
 
 import argparse
 import os
@@ -18,9 +15,9 @@ from utils.program import run_main
 
 
 def start_child(work, environment: dict | None = None, output: Path | None = None) -> int:
-    """Fork a process that does `work` as a program does; gives its id.
+    """Fork a process that does `work` as a program does: its id.
 
-    What it prints goes nowhere, what it says on stderr where that of this program goes; both to a file `output`.
+    Its output is discarded and its stderr is that of this program, or both go to the file `output`.
     """
     child = os.fork()
     if child == 0:
@@ -57,7 +54,7 @@ def end_of(child: int, seconds: float = 60.0) -> int:
 
 
 def start_children(work, count: int, output: Path | None = None) -> list[int]:
-    """Start `count` processes that meet as those of torchrun do; one alone meets nobody."""
+    """Start `count` processes that form a process group as those of torchrun do."""
     if count == 1:
         return [start_child(work, output=output)]
     with socket.socket() as free:
@@ -69,7 +66,7 @@ def start_children(work, count: int, output: Path | None = None) -> list[int]:
 
 
 def in_child(work) -> int:
-    """Exit status of a process of its own that does `work`, or minus the signal that ended it."""
+    """Exit status of a forked process that does `work`, or minus the signal that ended it."""
     return end_of(start_child(work))
 
 

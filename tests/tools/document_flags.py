@@ -1,4 +1,4 @@
-"""Write what repeats settings and facts: docs/flags.md, the table of docs/datasets.md, and the script of each dataset.
+"""Write the generated documentation: docs/flags.md, the table of docs/datasets.md, and the script of each dataset.
 
     python -m tests.tools.document_flags
 """
