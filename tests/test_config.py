@@ -15,7 +15,9 @@ from conftest import ROOT
 
 import main_pretrain
 import main_train
+from data.fields import OwnFile
 from data.registry import DATASETS
+from data.windows import WindowSettings
 from models import MEAN_MODELS
 from models.diffusion import NOISE_SCHEDULES
 from utils.config import (
@@ -344,6 +346,7 @@ def flags_read(source: str, holders=("config", "settings", "self.config")) -> se
 @both_stages
 def test_every_flag_is_read_by_the_code_of_its_stage(stage):
     read = set().union(*(flags_read(file.read_text()) for file in READERS[stage]))
+    read |= {item.name for settings in (OwnFile, WindowSettings) for item in dataclasses.fields(settings)}
     if stage is PretrainConfig:
         read |= {f"{prefix}{name}" for backbone in MEAN_MODELS.values()
                  for name in inspect.signature(backbone).parameters for prefix in ("", "mean_")}
