@@ -84,14 +84,14 @@ def main(arguments: list[str] | None = None) -> int:
     metrics = {**scores, "simple": simple,
                "mean_run": str(mean_path.parent), "best_epoch": result.best_epoch, "epochs": result.epochs,
                "seconds_train": result.seconds}
-    draw = ensemble_sampler(model, settings, device)
+    sample = ensemble_sampler(model, settings, device)
     try:
-        draw_forecast(draw, data, folder / checkpoint.PICTURE)
+        draw_forecast(sample, data, folder / checkpoint.PICTURE)
     except Exception as error:  # whatever goes wrong, a picture is not worth the scores
         print(f"warning: {checkpoint.PICTURE} could not be drawn: {error}", file=sys.stderr)
     if config.cross_check:
         chosen = data.batches("test", 1, torch.Generator().manual_seed(config.seed), limit=config.cross_check)
-        metrics["cross_check"] = cross_check(draw, chosen, data.scaler.physical)
+        metrics["cross_check"] = cross_check(sample, chosen, data.scaler.physical)
     run.finish(metrics)
     print_scores(metrics, data.field.spec.unit)
     print(against_best(simple))

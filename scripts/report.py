@@ -211,7 +211,7 @@ def spread_out(values: np.ndarray, count: int) -> np.ndarray:
     return np.sort(order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))])
 
 
-def fan_data(draw, data: WindowedField, split: str, nodes: dict[str, np.ndarray], busiest: int) -> dict:
+def fan_data(sample, data: WindowedField, split: str, nodes: dict[str, np.ndarray], busiest: int) -> dict:
     """What the node picker draws: some windows at some nodes, see `utils.output.report.page`."""
     chosen = np.union1d(spread_out(nodes["CRPS"], PICKED_NODES), [busiest])
     names = [data.field.node_names[node] for node in chosen]
@@ -225,7 +225,7 @@ def fan_data(draw, data: WindowedField, split: str, nodes: dict[str, np.ndarray]
     for start in data.batches(split, 1, limit=PICKED_WINDOWS).starts:
         times = times_of(data, int(start))
         windows.append({"name": f"from {times[data.history_len]}", "times": times})
-        window = plots.forecast_window(draw, data, start, chosen)
+        window = plots.forecast_window(sample, data, start, chosen)
         quantiles = np.quantile(window["members"], FAN_LEVELS, axis=0)
         drawn.append([{"history": _rounded(window["history"][:, k]), "observed": _rounded(window["truth"][:, k]),
                        "quantiles": [_rounded(line) for line in quantiles[:, :, k]]} for k in range(len(chosen))])
@@ -396,10 +396,10 @@ def main(arguments: list[str] | None = None) -> int:
     block = independent_block(starts, data.history_len + data.predict_len)
     nodes, spec = found.diagnostics.by_node(), data.field.spec
     busiest = np.argsort(-nodes["truth"], kind="stable")[:DRAWN_NODES]
-    draw = ensemble_sampler(model, settings, device)
-    fans = fan_data(draw, data, split, nodes, int(busiest[0]))
+    sample = ensemble_sampler(model, settings, device)
+    fans = fan_data(sample, data, split, nodes, int(busiest[0]))
 
-    window = plots.forecast_window(draw, data, data.starts[split][len(data.starts[split]) // 2], busiest)
+    window = plots.forecast_window(sample, data, data.starts[split][len(data.starts[split]) // 2], busiest)
     pictures = write_pictures(beside, draw_pictures(found, read_logs(folder, content["mean_run"]), window, data))
     horizon = [[step + 1, *(ours["per_horizon"][name][step] for name in BY_HORIZON)]
                for step in range(data.predict_len)]

@@ -125,7 +125,7 @@ def make_forecaster(recipe: str = "cost", trained: bool = True, batches=None, ma
 def empty_pictures():
     """The picture of a tiny run takes longer than its training: it is left empty, except where a test restores it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main_train, "draw_forecast", lambda draw, data, path: path.touch())
+        patch.setattr(main_train, "draw_forecast", lambda sample, data, path: path.touch())
         yield
 
 

@@ -109,10 +109,10 @@ def test_a_block_has_its_shape_and_begins_like_a_longer_one_of_the_same_pairs(sh
 # Members
 
 def test_windows_members_draws_and_seeds_are_independent():
-    def rows(seed=0, draw=0):
-        return MemberNoise(seed, WINDOWS, 3, (40, 50))(draw, 0, 12)
+    def rows(seed=0, noise_index=0):
+        return MemberNoise(seed, WINDOWS, 3, (40, 50))(noise_index, 0, 12)
 
-    blocks = torch.cat([rows(), rows(draw=1), rows(draw=2), rows(seed=1)]).reshape(48, -1)
+    blocks = torch.cat([rows(), rows(noise_index=1), rows(noise_index=2), rows(seed=1)]).reshape(48, -1)
     correlation = torch.corrcoef(blocks) - torch.eye(48)
     assert correlation.abs().max() < 5 / math.sqrt(2000)
 

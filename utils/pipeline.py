@@ -363,14 +363,14 @@ def training_loss(model: Forecaster, prepared: Callable[[Batch], torch.Tensor | 
     return loss
 
 
-def corrected_sampler(draw, data: WindowedField, online: OnlineCalibration):
-    """The function batch -> members of `draw`, each window corrected by those before it; in physical units."""
+def corrected_sampler(sample, data: WindowedField, online: OnlineCalibration):
+    """The function batch -> members of `sample`, each window corrected by those before it; in physical units."""
     def corrected(batch: Batch) -> torch.Tensor:
         history, seen = data.scaler.physical(batch.context.history), data.history_len
         if batch.context.observed is not None:
             history = history.masked_fill(~batch.context.observed[:, :seen], torch.nan)
         return torch.stack([online.correct(*window) for window in zip(
-            history, data.scaler.physical(draw(batch)), (batch.start + seen).tolist(), strict=True)])
+            history, data.scaler.physical(sample(batch)), (batch.start + seen).tolist(), strict=True)])
 
     return corrected
 
@@ -384,11 +384,11 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
     """
     start = time.perf_counter()
     windows_at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
-    draw, physical = ensemble_sampler(model, settings, device), data.scaler.physical
+    sample, physical = ensemble_sampler(model, settings, device), data.scaler.physical
     if online:
-        draw, physical = corrected_sampler(draw, data, online), torch.Tensor.double
+        sample, physical = corrected_sampler(sample, data, online), torch.Tensor.double
     scores, windows = evaluate_ensemble(
-        draw, data.batches(split, windows_at_once, limit=settings["test_windows"]), physical,
+        sample, data.batches(split, windows_at_once, limit=settings["test_windows"]), physical,
         (settings["nsample"], data.predict_len, data.num_nodes),
         "quantiles" if settings["margin"] == "empirical" else settings["members"], processes, watch,
         settings["threshold"],
@@ -417,13 +417,13 @@ def baseline_sampler(name: str, data, model, settings: dict, kind: str = "random
     fitted = BASELINES[name](data, drawn, mean=model and (lambda batch: model(batch.context)),
                              quantiles=model and (lambda batch: model.predict(batch.context)))
 
-    def draw(batch):
+    def sample(batch):
         rows = MemberNoise(settings["seed"], batch.start, drawn, shape)
         noise = functools.partial(rows, first=0, last=len(batch.start) * drawn)
         found = fitted(batch, equidistant(noise, drawn) if kind == "quantiles" else noise)
         return to_support(smooth_members(found, members) if drawn > members else found, *support)
 
-    return draw
+    return sample
 
 
 def score_simple(settings: dict, data: WindowedField, split: str, processes: Processes = SINGLE_PROCESS,
@@ -435,11 +435,11 @@ def score_simple(settings: dict, data: WindowedField, split: str, processes: Pro
     found = {}
     for name in SIMPLE:
         try:
-            draw = baseline_sampler(name, data, None, settings)
+            sample = baseline_sampler(name, data, None, settings)
         except ValueError:  # no season before the first window
             continue
         found[name] = evaluate_ensemble(
-            draw, data.batches(split, WINDOWS_AT_ONCE, limit=settings["test_windows"]), data.scaler.physical,
+            sample, data.batches(split, WINDOWS_AT_ONCE, limit=settings["test_windows"]), data.scaler.physical,
             (settings["nsample"], data.predict_len, data.num_nodes), processes=processes,
             threshold=settings.get("threshold"), joint=joint)
     return found

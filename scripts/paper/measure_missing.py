@@ -55,12 +55,12 @@ def scores_of(run: Path, truth: torch.Tensor, hidden: torch.Tensor, device: torc
     """Scores of a run on the test windows: on the targets that were left, and on those that were hidden."""
     trained = load_forecaster(run, device)
     data, settings = open_run_data(trained.checkpoint, "", device), trained.checkpoint["config"]
-    draw = ensemble_sampler(trained.model, settings, device)
+    sample = ensemble_sampler(trained.model, settings, device)
     scores = {part: EnsembleScores(settings["predict_len"], data.num_nodes, settings["nsample"])
               for part in ("left", "hidden")}
     for batch in progress(data.batches("test", WINDOWS_AT_ONCE, limit=windows), "forecasting"):
         targets = batch.start.cpu().unsqueeze(1) + data.history_len + torch.arange(data.predict_len)
-        members = data.scaler.physical(draw(batch)).cpu()
+        members = data.scaler.physical(sample(batch)).cpu()
         for part, counts in (("left", ~hidden[targets]), ("hidden", hidden[targets])):
             scores[part].update(members, truth[targets], counts)
     found = {part: each.compute(settings["members"]) for part, each in scores.items()}

@@ -52,11 +52,11 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
     """Scores of an ensemble of the exact predictive law on test windows of the synthetic field."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(batch):
+    def sample(batch):
         law = oracle.predictive(data.scaler.physical(batch.context.history), batch.start, data.predict_len)
         return data.scaler.standardize(exact_members(law, members, generator, ensemble))
 
-    scores, _ = evaluate_ensemble(draw, data.batches("test", 8, limit=limit), data.scaler.physical,
+    scores, _ = evaluate_ensemble(sample, data.batches("test", 8, limit=limit), data.scaler.physical,
                                   (members, data.predict_len, data.num_nodes), ensemble)
     return scores
 

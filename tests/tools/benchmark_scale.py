@@ -165,9 +165,9 @@ def run_both(path: Path, config: TrainConfig, train_steps: int) -> dict:
     model.eval()
     result["validation_2"] = seconds_of(
         lambda: validation_loss(model, data, replace(config, val_windows=len(some.starts)))) / len(some.starts)
-    window, draw = next(iter(data.batches("test", 1))), ensemble_sampler(model, settings, device)
-    members = draw(window)
-    result["forecast"] = seconds_of(lambda: draw(window))
+    window, sample = next(iter(data.batches("test", 1))), ensemble_sampler(model, settings, device)
+    members = sample(window)
+    result["forecast"] = seconds_of(lambda: sample(window))
     scores = EnsembleScores(data.predict_len, data.num_nodes, config.nsample)
     physical = data.scaler.physical
     result["scores"] = seconds_of(lambda: scores.update(physical(members), physical(window.future)))

@@ -70,7 +70,7 @@ def compare(configs: dict[str, TrainConfig], device: torch.device, rounds: int) 
         model = forecaster_of(chosen, data, mean_model_of(chosen, data, device), device)
         optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=chosen.diffusion_lr)
         prepared = model.prepare(trained.future, trained.context)
-        draw = ensemble_sampler(model, checkpoint.settings(chosen), device)
+        sample = ensemble_sampler(model, checkpoint.settings(chosen), device)
 
         def train():
             model.train()
@@ -78,7 +78,7 @@ def compare(configs: dict[str, TrainConfig], device: torch.device, rounds: int) 
             model.loss(trained.future, trained.context, prepared=prepared).backward()
             optimizer.step()
 
-        return {"training step": train, "forecast": lambda: model.eval() and draw(window)}
+        return {"training step": train, "forecast": lambda: model.eval() and sample(window)}
 
     work = {name: calls(chosen) for name, chosen in configs.items()}
     first = next(iter(work))

@@ -82,8 +82,8 @@ def forecast(folder: Path) -> torch.Tensor:
     """Members of a few test windows by a finished run of stage 2."""
     trained = load_forecaster(folder)
     data = open_run_data(trained.checkpoint, "", "cpu")
-    draw = ensemble_sampler(trained.model, trained.checkpoint["config"], torch.device("cpu"))
-    return torch.cat([draw(batch) for batch in data.batches("test", 2, limit=4)])
+    sample = ensemble_sampler(trained.model, trained.checkpoint["config"], torch.device("cpu"))
+    return torch.cat([sample(batch) for batch in data.batches("test", 2, limit=4)])
 
 
 def unequal(one, other, exact: bool, where: str = "") -> list[str]:

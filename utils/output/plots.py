@@ -41,23 +41,23 @@ def fan_chart(axes, times: np.ndarray, history: np.ndarray, truth: np.ndarray, m
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
-def draw_forecast(draw, data, path: Path, nodes: int = 4) -> None:
+def draw_forecast(sample, data, path: Path, nodes: int = 4) -> None:
     """Draw the ensemble of the middle test window at the busiest nodes (highest mean of its history) as fan charts.
 
-    draw(batch) -> members (batch, member, horizon, node), standardized.
+    sample(batch) -> members (batch, member, horizon, node), standardized.
     """
     middle = data.starts["test"][len(data.starts["test"]) // 2]
     busiest = data.batch(middle.reshape(1)).context.history[0].mean(0).argsort(descending=True)[:nodes].tolist()
-    write_figure(fan_charts(**forecast_window(draw, data, middle, busiest), unit=data.field.spec.unit), path)
+    write_figure(fan_charts(**forecast_window(sample, data, middle, busiest), unit=data.field.spec.unit), path)
 
 
-def forecast_window(draw, data, start: torch.Tensor, nodes: list[int] | np.ndarray) -> dict:
+def forecast_window(sample, data, start: torch.Tensor, nodes: list[int] | np.ndarray) -> dict:
     """What is drawn of the window that begins at `start`: times, history, truth, members and names of some nodes.
 
-    The arguments of `fan_charts`, in physical units, NaN where a value is missing; draw: see `draw_forecast`.
+    The arguments of `fan_charts`, in physical units, NaN where a value is missing; sample: see `draw_forecast`.
     """
     batch = data.batch(start.reshape(1))
-    drawn = {"history": batch.context.history, "truth": batch.future, "members": draw(batch)}
+    drawn = {"history": batch.context.history, "truth": batch.future, "members": sample(batch)}
     if batch.context.observed is not None:
         drawn |= {"history": batch.context.history.where(batch.context.missing == 0, torch.nan),
                   "truth": batch.future.where(batch.target_mask, torch.nan)}

@@ -31,12 +31,12 @@ def progress(batches, text: str):
     return tqdm(batches, desc=text, unit="batch", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
 
-def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
+def evaluate_ensemble(sample, batches, physical, shape: tuple[int, int, int],
                       kind: str = "random", processes: Processes = SINGLE_PROCESS,
                       watch=None, threshold: float | None = None, joint: bool = True) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
-    draw(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units, float64;
+    sample(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units, float64;
     shape (member, horizon, node); kind: see `EnsembleScores.compute`, threshold: `EnsembleScores`;
     watch(members, truth, observed), where given, sees every batch of this process too, in physical units. Returns the
     dict of the scores, `joint` among them unless that is off (see `joint.JointScores`, `texture.TextureScores`), and
@@ -48,7 +48,7 @@ def evaluate_ensemble(draw, batches, physical, shape: tuple[int, int, int],
     scores = EnsembleScores(horizon, node, members, precision, threshold)
     together, texture = (joint_scores(data, precision), texture_scores(data)) if joint else (None, None)
     for batch in progress(own_windows(batches, processes), "forecasting"):
-        drawn, truth = physical(draw(batch)), batch.truth.double()
+        drawn, truth = physical(sample(batch)), batch.truth.double()
         scores.update(drawn, truth, batch.target_mask)
         if joint:
             together.update(drawn, truth, batch.start, batch.target_mask)
@@ -99,7 +99,7 @@ def own_windows(batches, processes: Processes):
     return batches.share_windows(processes.rank, processes.count) if processes.count > 1 else batches
 
 
-def cross_check(draw, batches, physical) -> dict:
+def cross_check(sample, batches, physical) -> dict:
     """CRPS of some windows by our estimator and by properscoring, and the largest difference of any target.
 
     `batches` hold one window each.
@@ -107,7 +107,7 @@ def cross_check(draw, batches, physical) -> dict:
     checks = []
     for batch in batches:
         target_mask = slice(None) if batch.target_mask is None else batch.target_mask[0].flatten()
-        checks.append(crps_cross_check(physical(draw(batch)).flatten(2)[..., target_mask],
+        checks.append(crps_cross_check(physical(sample(batch)).flatten(2)[..., target_mask],
                                        batch.truth.flatten(1)[..., target_mask]))
     count = len(checks)
     return {

@@ -60,7 +60,7 @@ class MemberNoise:
     """Noise of an ensemble keyed by (seed, window, member): what `Forecaster.sample` calls.
 
     `windows` (batch,) are the windows' positions in the series; rows of the flattened (batch, member) axis
-    are drawn by `noise(draw, first, last) -> (last - first, horizon, node)`.
+    are drawn by `noise(noise_index, first, last) -> (last - first, horizon, node)`.
     """
 
     def __init__(self, seed: int, windows: Tensor, members: int, shape: tuple[int, int]):
@@ -68,5 +68,5 @@ class MemberNoise:
         self.keys = key(seed, windows.unsqueeze(1), member).reshape(-1)
         self.shape = shape
 
-    def __call__(self, draw: int, first: int, last: int) -> Tensor:
-        return keyed_normal(key(self.keys[first:last], draw), self.shape)
+    def __call__(self, noise_index: int, first: int, last: int) -> Tensor:
+        return keyed_normal(key(self.keys[first:last], noise_index), self.shape)
