@@ -242,9 +242,9 @@ class Base(nn.Module):
         point    = sum of weight * candidate,                     weight >= 0, sum of weight = 1
         quantile = point + spread(node, step) * cycle(node, time of the cycle) * shape(level, node)
 
-    Weights minimise the error of cross-validated training windows and of validation windows. Those of a node are shrunk
-    towards those of the field and of all steps: moments of errors are averaged with PRIOR independent windows of the
-    field's. Spread, cycle and shape are those of the errors of the mixture on the same windows.
+    Weights minimise the error of cross-validated training windows and of validation windows, whose moments are averaged
+    with PRIOR independent windows of those of the field and of all steps. Spread, cycle and shape are those of the
+    errors of the mixture on the same windows.
     Shapes: (batch, output, F, node). Units: standardized.
     Source: combined forecasts, Bates and Granger 1969.
     """

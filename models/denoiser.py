@@ -81,7 +81,7 @@ class PublishedDenoiser(MLPDenoiser):
 
     Its step code has frequencies from 1 to 10,000 and one linear layer more; its first layer is initialised as one of
     2 (H + F) inputs. Differs from the release, without effect on any output: no weights for inputs that are always 0,
-    nor for outputs that no loss reads (4,236 of 886,520 for 560 nodes, 12 + 12 steps of hourly data).
+    nor for outputs that no loss uses.
     Source: the authors' release of arXiv:2502.11013; step code: CSDI (arXiv:2107.03502).
     """
 

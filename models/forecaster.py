@@ -47,8 +47,7 @@ class Forecaster(nn.Module):
 
     The diffusion ends at N(endpoint, I). The endpoint is 0, or as published the fluctuation scale of each node, with a
     random sign ("signed") or without ("positive"). The network predicts the noise or v. For v its last layer starts at
-    zero, which is exact for white Gaussian data: an untrained model has the Gaussian law that `noise` was fitted to,
-    and a loss of 1.
+    zero: an untrained model gives the Gaussian distribution that `noise` was fitted to, and a loss of 1.
     Shapes: future, z, white (batch, F, node). Units: standardized.
     Source: CoST (arXiv:2502.11013), section 4; v: Salimans and Ho 2022 (arXiv:2202.00512).
     """

@@ -210,11 +210,9 @@ class EmpiricalMargin(Margin):
         class = number of edges below the index
         z = Phi^-1(level of the future in the table of its class),    member = value of the table at Phi(z)
 
-    Members are zero as often as such training values were. A residual around the mean has no atom at zero, and 19
-    quantiles do not resolve what happens at one step in twenty. The weights are those of a ridge regression of the
-    future. The classes have equal sizes in the mean of two measures: number of targets, and their sum.
-    Members are stratified: one in each of M equal parts of the levels, in the rank order of z, and at its middle for
-    kind "quantiles".
+    Members are zero as often as such training values were. The weights are those of a ridge regression of the future.
+    The classes have equal sizes in the mean of two measures: number of targets, and their sum. Members are stratified:
+    one in each of M equal parts of the levels, in the rank order of z, and at its middle for kind "quantiles".
     Shapes: weight (F, 3), edges (class - 1,), table (class, level). Units: standardized, above the minimum.
     Source: isotonic distributional regression, Henzi et al. 2021 (arXiv:1909.03725), with classes of a fitted index in
     place of isotonic estimates; the randomised probability integral transform, Dunn and Smyth 1996.

@@ -33,11 +33,10 @@ class ModeForecast(nn.Module):
         mode  = axes . anomaly / spread,    anomaly = value - climatology
         shift = axes . (spread * weight * (linear mode - mode of the forecast))
 
-    A network sees many nodes, but of a common mode no more futures than there are windows without overlap, and overfits
-    them. The linear forecast is a ridge regression on the histories of the mode and of the largest one, and on the time
-    of the cycle. The shrinkage weight of a mode, from 0 to 1, is the regression of the error of the forecast on the
-    change that the linear forecast would make, over validation windows, reduced by its sampling error. Before `weigh`
-    it is 0.
+    A network overfits common modes, of which training holds few independent windows. The linear forecast is a ridge
+    regression on the histories of the mode and of the largest one, and on the time of the cycle. The shrinkage weight,
+    0 before `weigh`, is the regression of the forecast's error on the change by the linear forecast, over validation
+    windows, between 0 and 1 and reduced by its sampling error.
 
     Shapes: history and forecast (batch, H, node), (batch, F, node), anomalies; calendar (batch, cycle) of the last
     history step; observed (batch, F, node): the target mask, None: all. Units: standardized.

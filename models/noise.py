@@ -52,14 +52,11 @@ class CovarianceNoise(nn.Module):
         white = (root^-1 modes) @ axes.T + idiosyncratic_root^-1 idiosyncratic
         root @ root = covariance of a mode over the steps, root symmetric
 
-    The axes are the principal axes over the nodes, as many as there are nodes or `modes`. The idiosyncratic residual
-    has no correlation between nodes. White coordinates belong to nodes: of all whitening maps the symmetric one changes
-    each node least. `unwhiten`, the inverse, of standard normal numbers is Gaussian with the estimated covariance.
-
-    Axes are those of training fields. The covariances of a forecast are the mean of two: of training fields, and of
-    validation fields, which stage 1 has not fitted, or which are of another origin (a reanalysis after a climate
-    model). In training mode `whiten` uses those of training fields alone. Neighbouring modes share theirs, see
-    NEIGHBOURING. Missing values are imputed first. Memory and cost of both maps are linear in the nodes.
+    The axes are the `modes` leading principal axes of training fields over the nodes. The idiosyncratic residual has no
+    correlation between nodes. White coordinates belong to nodes: of all whitening maps the symmetric one changes each
+    node least. The covariances are the mean of those of training fields and of validation fields, which stage 1 has not
+    fitted. In training mode `whiten` uses those of training fields alone. Neighbouring modes share theirs, see
+    NEIGHBOURING. Missing values are imputed first. Memory and cost are linear in the nodes.
     Source: principal components after Tipping and Bishop 1999; symmetric whitening: Kessy et al. 2018
     (arXiv:1512.00809).
     """

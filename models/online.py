@@ -23,20 +23,16 @@ class OnlineCalibration:
         width += WIDTH_RATE * (share outside quantile'_.05 .. quantile'_.95 - 1/10)               one for the field
 
     quantile' is that of the issued forecast, f steps before its observation arrives. The share is that of all nodes and
-    steps observed since the window before. A member keeps its rank, so joint paths stay. The width alone does not move
-    the mean of a symmetric ensemble.
+    steps observed since the window before. A member keeps its rank, so joint paths stay. For any series, over T windows
+    with equal numbers of observations and while the width is above SMALLEST_WIDTH,
 
-    Guarantee for any series: over T windows, with equal numbers of observations in each,
+        share outside - 1/10 = (width at the end - 1) / (WIDTH_RATE * T)
 
-        share outside - 1/10 = (width at the end - 1) / (WIDTH_RATE * T),    while the width is above SMALLEST_WIDTH
-
-    and alike for the share above the median of each node and step. The width is bounded by the furthest observations
-    in units of the ensemble's spread. An observation equal to the quantile counts by the share of its ties above the
-    level. Members that are all equal have no width to correct; missing observations change nothing.
+    and alike for the share above the median of each node and step. An observation equal to the quantile counts by the
+    share of its ties above the level. Ensembles of equal members and missing observations change nothing.
     Units: any, the same in all calls.
     Source: Gibbs and Candes 2021 (arXiv:2106.00170), Eq. 2, with the delay of the horizon; on z in place of levels, as
-    the quantile tracker of Angelopoulos et al. 2023 (arXiv:2307.16895). The rate of the shift falls with the step,
-    since errors f steps ahead are correlated for f steps.
+    the quantile tracker of Angelopoulos et al. 2023 (arXiv:2307.16895).
     """
 
     def __init__(self, support: tuple[float, float] = ANY_VALUE):

@@ -35,10 +35,8 @@ class Recalibration(nn.Module):
         shift    = weight * mean z of the validation windows at that time of the cycle
         widening = max(1, spread of z of the later half around the shifts of the earlier half) ^ weight
 
-    z is standard normal where the quantiles are calibrated. The shrinkage weight depends on the number of cycles (days
-    or weeks, years of months) behind a statistic, as in the mean of a normal law with a normal prior. Quantiles are
-    never narrowed: the same windows have chosen the epoch, and later ones lie further from the training part. The ranks
-    of an ensemble's members stay as they are, and so do joint paths.
+    z is standard normal where the quantiles are calibrated. cycles: number of days, weeks or years behind a statistic.
+    Quantiles are never narrowed: the same windows have chosen the epoch, and later ones differ more from training.
     Shapes: quantiles (batch, level, F, node), calendar (batch, cycle), shift (bin, F, node), widening ().
     Units: those of z.
     """
