@@ -144,10 +144,11 @@ def keep_mean_above(members: Tensor, minimum: float | Tensor) -> Tensor:
     Clamping alone would raise the mean, at every node and in every sum over nodes.
     Shapes: members (batch, member, ..., node), minimum () or (node,).
     """
-    minimum = torch.as_tensor(minimum, dtype=members.dtype, device=members.device)
+    minimum = torch.as_tensor(minimum, dtype=members.dtype)
     bounded = minimum > -math.inf
     if not bounded.any():
         return members
+    minimum, bounded = minimum.to(members.device), bounded.to(members.device)
     lowest = torch.where(bounded, minimum, 0.0)
     above = members - lowest
     total = above.sum(1, keepdim=True)
