@@ -389,8 +389,8 @@ def test_an_unknown_flag_far_from_all_and_a_stray_word_are_named(capsys, stage):
 
 
 @pytest.mark.parametrize("stage, line, words", [
-    (TrainConfig, "--sampler zzzz", "'zzzz' is unknown. Choose one of ancestral"),
-    (TrainConfig, "--sampler dim", "did you mean ddim?"), (TrainConfig, "--eps_model unet", "Choose one of mlp"),
+    (TrainConfig, "--sampler zzzz", "'zzzz' is unknown. Choose one of "),
+    (TrainConfig, "--sampler dim", "did you mean ddim?"), (TrainConfig, "--eps_model unet", "'unet' is unknown. "),
     (TrainConfig, "--noise_schedule cosin", "did you mean cosine?"),
     (TrainConfig, "--scale_statistic var", "Choose one of std, variance"),
     (TrainConfig, "--sample_precision float16", "Choose one of float32, bfloat16"),
@@ -407,7 +407,7 @@ def test_an_unknown_dataset_is_answered_with_near_ones_and_the_list(capsys, main
     with pytest.raises(SystemExit) as caught:
         run_main(lambda: main(["--data_name", "SSTT", "--device", "cpu", "--save_dir", str(tmp_path)]))
     said = capsys.readouterr().err
-    assert caught.value.code == 2 and "did you mean SST? The names are NYCFlights" in said and said.count("\n") == 1
+    assert caught.value.code == 2 and "did you mean SST? The names are " in said and said.count("\n") == 1
 
 
 @both_stages
