@@ -380,7 +380,7 @@ def test_the_networks_of_an_ensemble_are_trained_on_their_own_losses_and_judged_
 @every_backbone
 def test_a_built_mean_model_is_an_ensemble_whose_wrappers_change_nothing_until_calibrated(backbone):
     settings = checkpoint.settings(PretrainConfig(history_len=HISTORY, predict_len=HORIZON, mean_model=backbone,
-                                                  channels=8, layers=2))
+                                                  mean_channels=8, mean_layers=2))
     metadata = {"num_nodes": NODES, "calendar_sizes": [24, 7], "masked": False, "covariates": {}, "lag_steps": []}
     for objective in OBJECTIVES:
         model = build_mean_model({**settings, "objective": objective}, metadata).eval()
