@@ -89,12 +89,12 @@ class ResidualMargin(Margin):
     keep their mean. Training residuals, which standardize z, may be smaller than later ones, or of another origin. So
     the width is estimated from validation residuals in blocks of time:
 
-        ratio = size of z in a block of the later half / size of z in training,    size: 90 % quantile of |z|
-        width = max(root mean square of ratio, min(1, largest ratio))
+        ratio = size of z in a block / size of z in training,    size: 90 % quantile of |z|
+        width = root mean square of the ratios of all BLOCKS blocks, or of the later half where that is larger
 
-    so members are narrower than training residuals only as far as every block allows. With n < BLOCKS blocks
+    With n < BLOCKS blocks:
 
-        width = max(1, root mean square of ratio) * sqrt((n + 1) / (n - 1))
+        width = max(1, root mean square of the ratios of the later half) * sqrt((n + 1) / (n - 1))
 
     The factor is the ratio of the errors of value n + 1 and of the first n around the mean of these.
     The width of plain residuals is 1.
@@ -141,13 +141,14 @@ class ResidualMargin(Margin):
         blocks = max(1, min(BLOCKS, windows // horizon))
         by_block = [size(*block) for block in zip(*(part.tensor_split(blocks) for part in sizes(*validation)),
                                                   strict=True)]
-        ratio = torch.stack(by_block[blocks // 2:]) / size(*sizes(*training))
-        if not 0 < ratio.max() < math.inf:
+        ratio = torch.stack(by_block) / size(*sizes(*training))
+        later = ratio[blocks // 2:]
+        if not 0 < later.max() < math.inf:
             return torch.ones_like(self.width)
-        typical = ratio.square().mean().sqrt()
+        typical = [each[each > 0].square().mean().sqrt() for each in (ratio, later)]
         if blocks < BLOCKS:
-            return typical.clamp_min(1) * ((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5
-        return typical.maximum(ratio.max().clamp_max(1))
+            return typical[1].clamp_min(1) * ((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5
+        return max(typical)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
         mean, state = prepared.unbind(1)

@@ -110,9 +110,10 @@ def pit_bounds(quantiles: Tensor, truth: Tensor, minimum: float | Tensor, step: 
         z = level_z[upper - 1] + share * (level_z[upper] - level_z[upper - 1])
         return z.clamp_(-NORMAL_SCORE_LIMIT, NORMAL_SCORE_LIMIT)
 
+    rounded = torch.as_tensor(step).any()  # before the move: a device is not waited for
     minimum, step = (torch.as_tensor(part, dtype=truth.dtype, device=truth.device) for part in (minimum, step))
     highest = z_at(truth + step / 2)
-    lowest = z_at(truth - step / 2) if step.any() else highest
+    lowest = z_at(truth - step / 2) if rounded else highest
     return torch.stack([torch.special.ndtr(lowest) * (truth > minimum), torch.special.ndtr(highest)], dim=1)
 
 

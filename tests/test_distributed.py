@@ -194,7 +194,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path, capfd):
 def test_a_users_mistake_reaches_all_processes_and_none_waits(alone, tmp_path, capfd):
     """faults 55"""
     assert in_children(work("mean", alone, "--lr", "0.5"), 2) == [2, 2]
-    assert capfd.readouterr().err.count("holds a finished run with lr 0.003 (wanted 0.5)") == 2
+    assert capfd.readouterr().err.count("holds a finished run with mean_lr 0.003 (wanted 0.5)") == 2
     assert in_children(work("mean", alone), 2) == [0, 0]
 
 

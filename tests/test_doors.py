@@ -194,7 +194,7 @@ def moved(tmp_path):
     pd.DataFrame({"name": NODES, "lat": range(4), "lon": range(4)}).to_csv(old / "nodes.csv", index=False)
     longer = pd.date_range("2020-01-06", periods=STEPS + HORIZON, freq="h", name="time")
     pd.DataFrame({"rain": np.sin(np.arange(len(longer)))}, longer).to_csv(old / "rain.csv")
-    train(old, old / "field.csv", *paths(old)[2:])
+    train(old, old / "field.csv", *paths(old)[2:], "--keep_states")
     shutil.move(old, new)
     return new
 

@@ -32,8 +32,7 @@ def make_denoiser(name, coordinates=NODES, nearest=RING, trained=True, **setting
     torch.manual_seed(1)
     network = DENOISERS[name]
     mixing = {option: value for option, value in {"tokens": 3, "nearest": nearest}.items() if option in network.mixing}
-    model = network(Task(coordinates, HISTORY, HORIZON, SIZES), HISTORY, diffusion_channels=8,
-                                       diffusion_layers=2, diffusion_embedding=4, **mixing,
+    model = network(Task(coordinates, HISTORY, HORIZON, SIZES), HISTORY, channels=8, layers=2, embedding=4, **mixing,
                     **settings)
     if trained:
         for mixer in (module for module in model.modules() if isinstance(module, Mixer)):
@@ -122,9 +121,8 @@ def make_forecaster(data, name, recipe):
     """A forecaster of a field of five nodes on a line, whose mixers change something."""
     shared = dict(recipe=recipe, history_len=6, predict_len=4)
     mean_settings = checkpoint.settings(resolve(PretrainConfig, shared))
-    config = resolve(TrainConfig, dict(**shared, denoiser=name, neighbours=2, diffusion_channels=8,
-                                       diffusion_layers=2, diffusion_embedding=4,
-                                       nsample=4, sampler="ddim", sample_steps=10))
+    config = resolve(TrainConfig, dict(**shared, denoiser=name, neighbours=2, diffusion_channels=8, diffusion_layers=2,
+                                       diffusion_embedding=4, nsample=4, sampler="ddim", sample_steps=10))
     settings = checkpoint.settings(config)
     model = build_forecaster(settings, build_mean_model(mean_settings, data.metadata()), data.metadata(),
                              neighbours_of(data, config))

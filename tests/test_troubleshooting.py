@@ -485,6 +485,7 @@ def finished_with_other_settings(folder, _):
 
 @provokes("an unfinished run with")
 def unfinished_with_other_settings(folder, _):
+    first_stage(folder, "--overwrite", "--keep_states")
     (of_stage(folder, "mean") / "metrics.json").unlink()
     first_stage(folder, "--seed", "1")
 

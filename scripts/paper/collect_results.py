@@ -36,6 +36,8 @@ JOINT = (*joint.SCORES, "correlation_gap", "autocorrelation_gap", "PIT_error_sum
 DEFAULT = TrainConfig.recipe
 DEFAULTS = {"random": DEFAULT, "quantiles": f"{DEFAULT}_smooth"}  # its rows by the kind of their members
 SHOWN = {DEFAULT: "", f"{DEFAULT}_lags": ", `--lags auto`"}  # rows of the README's table, what follows the dataset
+GLANCE = ("CRPS", "QICE", "RMSE")  # scores of that table
+PAPER = ("CoST", "CSDI", "TimeGrad")  # its rows of the paper
 LISTED = (*SCORES, "CRPS_sum")  # in which rows are ahead of the default or not
 LENGTHS = (12, 12), (64, 64)
 CHANGES = {name: method.change for name, method in METHODS.items() if method.change}  # of rows of the ablation
@@ -329,27 +331,27 @@ def ahead() -> str:
 
 
 def summary(runs: pd.DataFrame) -> str:
-    """The README's table: the default beside the paper's row and the best of the simple forecasters; then with lags.
+    """The README's table: the default, then with lags, beside the published system and rows of the paper.
 
-    All of them by random members, as those of the paper.
+    All of them by random members, as those of the paper. The lowest score of a row is bold.
     """
     rows, published = [], read_published((12, 12))
-    runs, published = runs[runs.ensemble == "random"], published[published.method == "CoST"]
+    runs, published = runs[runs.ensemble == "random"], published[published.method.isin(PAPER)]
     for (data_name, group), (method, label) in product(runs.groupby("data_name", sort=False), SHOWN.items()):
-        paper, ours = published[published.data_name == data_name], group[group.method == method]
-        if not len(ours):
+        if not (group.method == method).any():
             continue
-        row = [data_name + label]
-        for score in SCORES:
-            value, theirs = ours[score].mean(), paper[score].mean()  # NaN where the paper has no such dataset
-            shown = f"**{number(value)}**" if value < theirs else number(value)
-            row.append(f"{shown} ({theirs:g})" if len(paper) else shown)
-        simple = group[group.method.isin(SIMPLE)].groupby("method").CRPS.mean()
-        rows.append([*row, f"{number(simple.min())} {simple.idxmin()}" if len(simple) else "",
-                     number(ours.CRPS_sum.mean()), f"{ours.coverage90.mean():.3f}", str(ours.windows.iloc[0]),
-                     str(len(ours)), minutes(ours)])
-    return markdown(["dataset", *SCORES, "best simple CRPS", "CRPS_sum", "coverage 90", "test windows", "seeds",
-                     "minutes"], rows)
+        ours = group[group.method.isin([method, "published"])].groupby("method")[list(GLANCE)].mean()
+        theirs = published[published.data_name == data_name].set_index("method")[list(GLANCE)]
+        for score in GLANCE:
+            found = [(ours[score].get(name), number) for name in (method, "published")]
+            found += [(theirs[score].get(name), "{:g}".format) for name in PAPER]  # as printed there
+            lowest = min(value for value, _ in found if value is not None)
+            rows.append([data_name + label, score])
+            for value, text in found:
+                shown = "" if value is None else text(value)
+                rows[-1].append(f"**{shown}**" if value == lowest else shown)
+    head = ["dataset", "score", "default", "`--recipe published`", *(f"{name}, paper" for name in PAPER)]
+    return markdown(head, rows)
 
 
 def replace_between_marks(text: str, table: str) -> str:
