@@ -79,17 +79,18 @@ class Forecaster(nn.Module):
         training, validation = self._gather(training), self._gather(validation)
         self.margin.fit(training, validation, spectrum)
         z, validation_z = (self.margin.encode(futures, prepared, context, torch.rand_like(futures))
-                           for futures, prepared, context in (training, validation))
-        self.noise.fit(z, training[2], validation_z, validation[2].target_mask)
+                           for futures, prepared, context, _ in (training, validation))
+        self.noise.fit(z, training.context, validation_z, validation.context.target_mask)
 
     def _gather(self, batches) -> Gathered:
-        """Futures, stage-1 outputs and contexts of batches, without covariates and lags, which may be large."""
-        futures, prepared, contexts = [], [], []
+        """The windows of batches, without covariates and lags, which may be large."""
+        futures, prepared, contexts, starts = [], [], [], []
         for batch in batches:
             futures.append(batch.future)
             prepared.append(self.prepare(batch.future, batch.context))
             contexts.append(replace(batch.context, covariates=None, lags=None))
-        return torch.cat(futures), torch.cat(prepared), Context.join(contexts)
+            starts.append(batch.start)
+        return Gathered(torch.cat(futures), torch.cat(prepared), Context.join(contexts), torch.cat(starts))
 
     def prepare(self, future: Tensor, context: Context) -> Tensor:
         """What `loss` needs of the mean model. It is the same at every epoch, so that it is computed once."""

@@ -1,6 +1,7 @@
 """Margins: from the future of a window to the variable z that is diffused, and from samples of z to members."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,6 @@ from .quantiles import (
 from .recalibration import OUTERMOST
 from .scale import FluctuationScale
 
-Gathered = tuple[Tensor, Tensor, Context]
-"""Windows in the order of time: futures (window, F, node), `Margin.prepare` of them, and their contexts."""
-
 MEMBERS = ("random", "quantiles")
 """Kinds of an ensemble: random members, or quantiles at equidistant levels in the rank order of random ones."""
 LARGEST_WIDTH = 2.0
@@ -34,6 +32,16 @@ TABLE_LEVELS = 400
 LARGEST_SAMPLE = 2**20  # targets that the tables are made of, at most
 RIDGE = 1e-3
 DIGIT = 32  # a level's place among 32 strata of its stratum is as good as a random number
+
+
+class Gathered(NamedTuple):
+    """Windows in the order of time: futures (window, F, node), what `Margin.prepare` gives for them, contexts, and the
+    first step of each (window,)."""
+
+    futures: Tensor
+    prepared: Tensor
+    context: Context
+    start: Tensor
 
 
 class Margin(nn.Module):
@@ -117,7 +125,7 @@ class ResidualMargin(Margin):
         return torch.stack([predicted.mean(1), self.scale.state(predicted)], dim=1)
 
     def fit(self, training: Gathered, validation: Gathered, spectrum) -> None:
-        futures, prepared, context = training
+        futures, prepared, context, _ = training
         mean, state = prepared.unbind(1)
         self.scale.fit(futures - mean, state, context.calendar, context.target_mask, spectrum)
         if self.scaled:
@@ -125,7 +133,8 @@ class ResidualMargin(Margin):
 
     def _width(self, training: Gathered, validation: Gathered) -> Tensor:
         """The width, of targets whose scale is not less than a step of the values, as that of rare counts."""
-        def sizes(futures: Tensor, prepared: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        def sizes(windows: Gathered) -> tuple[Tensor, Tensor]:
+            futures, prepared, context, _ = windows
             mean, state = prepared.unbind(1)
             scale = self.scale(context.calendar, state)
             counts = scale * (2 * OUTERMOST) > self.scale.step
@@ -137,11 +146,12 @@ class ResidualMargin(Margin):
             found = found[counts]
             return found.kthvalue(math.ceil(0.9 * len(found))).values if len(found) else found.new_zeros(())
 
-        windows, horizon = validation[0].shape[:2]
-        blocks = max(1, min(BLOCKS, windows // horizon))
-        by_block = [size(*block) for block in zip(*(part.tensor_split(blocks) for part in sizes(*validation)),
+        windows, horizon = validation.futures.shape[:2]
+        span = int(validation.start[-1] - validation.start[0]) + 1  # windows of a large field are thinned out
+        blocks = max(1, min(BLOCKS, span // horizon, windows))
+        by_block = [size(*block) for block in zip(*(part.tensor_split(blocks) for part in sizes(validation)),
                                                   strict=True)]
-        ratio = torch.stack(by_block) / size(*sizes(*training))
+        ratio = torch.stack(by_block) / size(*sizes(training))
         later = ratio[blocks // 2:]
         if not 0 < later.max() < math.inf:
             return torch.ones_like(self.width)
@@ -234,7 +244,7 @@ class EmpiricalMargin(Margin):
 
     @torch.no_grad()
     def fit(self, training: Gathered, validation: Gathered, spectrum) -> None:
-        futures, prepared, context = training
+        futures, prepared, context, _ = training
         values, parts = (futures - self.support[0]).double(), prepared.movedim(1, -1).double()  # parts: (..., node, 3)
         observed = torch.ones_like(futures, dtype=torch.bool) if context.target_mask is None else context.target_mask
         for step, (y, x, seen) in enumerate(zip(values.unbind(1), parts.unbind(1), observed.unbind(1), strict=True)):

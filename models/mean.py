@@ -221,7 +221,7 @@ class BesideBase(Wrapper):
     def summary(self) -> str:
         weights = self.base.weights.mean((1, 2)).tolist()
         parts = [f"{name} {weight:.2f}" for name, weight in zip(self.base.simple.names, weights, strict=True)]
-        return f"share of the network {self.share.mean():.2f}, the rest is a mixture of {', '.join(parts)}"
+        return f"share of the network {self.share.mean():.2f}, the remainder is a mixture of {', '.join(parts)}"
 
     def predict(self, context: Context) -> Tensor:
         return torch.lerp(self.base(context), self.inner.predict(context).float(), self.share)

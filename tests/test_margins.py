@@ -9,7 +9,7 @@ from conftest import HISTORY, HORIZON, NODES, make_batch, make_field
 
 from data.constants import ANY_VALUE, QUANTILE_LEVELS
 from data.windows import WindowedField
-from models.margins import BLOCKS, LARGEST_WIDTH, OVERSAMPLED, EmpiricalMargin, QuantileMargin, ResidualMargin
+from models.margins import BLOCKS, LARGEST_WIDTH, OVERSAMPLED, EmpiricalMargin, Gathered, QuantileMargin, ResidualMargin
 from models.mean import MeanModel
 from models.quantiles import equidistant_quantiles, pit_bounds, smooth_members
 from models.scale import FLOOR, PRIOR, FluctuationScale
@@ -202,13 +202,14 @@ def test_the_denoiser_is_given_the_anomaly_of_the_mean_and_the_logarithm_of_the_
             assert torch.equal(found, wanted)
 
 
-def fitted_margin(later=(1.0,) * BLOCKS, kind="quantiles", step=0.0, scaled=True, each=2000 // BLOCKS):
+def fitted_margin(later=(1.0,) * BLOCKS, kind="quantiles", step=0.0, scaled=True, each=2000 // BLOCKS, apart=1):
     """A margin fitted to normal residuals; `later`: their spread in blocks of validation, in units of training's."""
     def windows(spread):
         batch = make_batch(len(spread))
         mean, state = torch.randn_like(batch.future), torch.rand_like(batch.future) + 0.5
         residual = 0.5 * spread.view(-1, 1, 1) * state * torch.randn_like(mean)
-        return mean + residual, torch.stack([mean, state], dim=1), batch.context
+        start = apart * torch.arange(len(spread))
+        return Gathered(mean + residual, torch.stack([mean, state], dim=1), batch.context, start)
 
     margin = ResidualMargin(FluctuationScale(kind, NODES, HORIZON, 24, step), ANY_VALUE, scaled, center=False)
     margin.fit(windows(torch.ones(2000)), windows(torch.tensor(later).repeat_interleave(each)), None)
@@ -233,6 +234,7 @@ def test_few_validation_windows_widen_members(blocks, factor):
     wide = min(1.3 * factor, LARGEST_WIDTH)
     assert float(fitted_margin([1.3], each=blocks * HORIZON).width) == pytest.approx(wide, rel=0.2)
     assert fitted_margin([0.5], each=BLOCKS * HORIZON).width < 0.75
+    assert fitted_margin([0.5], each=2 * BLOCKS, apart=HORIZON).width < 0.85  # few windows that span as much time
 
 
 def test_scales_within_a_step_of_counts_determine_no_width():
@@ -292,7 +294,7 @@ def test_members_of_quantiles_have_the_order_of_z_whichever_kind_they_are():
 
 def test_a_margin_of_quantiles_has_nothing_to_fit_and_gives_the_denoiser_nothing():
     batch, margin = make_batch(), QuantileMargin(ANY_VALUE)
-    margin.fit((batch.future, None, batch.context), None, None)
+    margin.fit((batch.future, None, batch.context, None), None, None)
     assert margin.features(None, batch.context) == ([], []) and margin.inputs == () and not margin.state_dict()
 
 
@@ -324,7 +326,7 @@ def showers(windows):
 
 def fitted_to_showers():
     margin, model, batch = EmpiricalMargin((0.0, 0.0), HORIZON), Rain(), showers(4000)
-    margin.fit((batch.future, margin.prepare(model, batch.future, batch.context), batch.context), None, None)
+    margin.fit((batch.future, margin.prepare(model, batch.future, batch.context), batch.context, None), None, None)
     return margin, model
 
 
@@ -372,7 +374,7 @@ def test_what_stands_in_a_gap_changes_nothing_of_an_empirical_margin():
     for filling in (0.0, 1e4):
         margin = EmpiricalMargin((0.0, 0.0), HORIZON)
         future = batch.future.where(context.target_mask, torch.tensor(filling))
-        margin.fit((future, margin.prepare(model, future, context), context), None, None)
+        margin.fit((future, margin.prepare(model, future, context), context, None), None, None)
         fits.append(margin.state_dict())
     for name, value in fits[0].items():
         assert torch.equal(value, fits[1][name]) and value.any(), name
