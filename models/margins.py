@@ -91,7 +91,7 @@ class Margin(nn.Module):
 class ResidualMargin(Margin):
     """The residual around the mean, divided by the fluctuation scale where `scaled`.
 
-        z = (future - mean) / scale,    member = mean + width * scale * (z - mean of z over members)
+        z = (future - mean) / scale,    member = mean + width * scale * (z - mean of z over members) * sqrt(M / (M - 1))
 
     With `center`, the mean of the members is the stage-1 mean. Members move to possible values of the `support` and
     keep their mean. Training residuals, which standardize z, may be smaller than later ones, or of another origin. So

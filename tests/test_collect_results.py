@@ -88,7 +88,7 @@ def test_the_qice_of_an_earlier_version_is_that_with_shared_ties_and_its_floor_t
 
 def test_every_published_and_simple_row_that_is_ahead_of_the_default_is_named_from_the_files(tmp_path, monkeypatch):
     monkeypatch.setattr(collect_results, "RESULTS", tmp_path)
-    assert "No published and no simple row" in ahead()
+    assert "No published and no baseline row" in ahead()
     rows = [  # method, members, CRPS, IS, CRPS_sum; two seeds of the default
         ("cost", "random", 0.05, 2.0, 0.04), ("cost", "random", 0.07, 2.0, 0.04),
         ("cost_smooth", "quantiles", 0.055, 1.8, 0.04), ("climatology", "random", 0.062, 1.9, 0.05),

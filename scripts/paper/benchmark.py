@@ -4,7 +4,7 @@
     python -m scripts.paper.benchmark --data_names SST --methods gaussian,cost --split validation --save_dir /tmp/try
     python -m scripts.paper.benchmark --data_path FILE --seeds 0
 
-A run that was cut resumes: finished stages and scored methods are left alone. Each method leaves
+An interrupted run resumes; finished stages and scored methods are skipped. Each method leaves
 save/benchmark/<split>/<data>_<H>_<F>/<method>_<seed>.json and .csv (scores of every window);
 `python -m scripts.paper.collect_results` makes the tables. Choices are made on `--split validation`; methods that
 estimate something there (spreads, residuals, recalibration) look better on it than they would elsewhere.
@@ -93,13 +93,16 @@ SMALL = *("--denoiser mlp --diffusion_channels 32 --diffusion_layers 2 --diffusi
           "--diffusion_ema 0.99 --prediction v").split(),
 SCALED = *SMALL, *"--margin scaled --endpoint none --scale quantiles".split()
 STEPS = {
-    "stage 1 of cost": (),
-    "a small denoiser that predicts v": SMALL,
-    "residual divided by the scale of the quantiles": SCALED,
+    "stage 1 of cost, members of possible values": (),
+    "a small denoiser that predicts v, trained as in cost": SMALL,
+    "residual divided by the scale of the quantiles, no endpoint": SCALED,
     "covariance of the noise": (*SCALED, "--noise", "covariance"),
     "centred members": (*SCALED, "--noise", "covariance", "--center"),
 }
-"""From the published stage 2, on the stage 1 of cost, to cost: what each step changes, and its flags."""
+"""From the published stage 2, on the stage 1 of cost, to cost: what each step changes, and its flags.
+
+On BikeDC the last step also changes the batch size, from that of the published preset to that of cost.
+"""
 METHODS = {
     **{name: Method(baseline=name) for name in SIMPLE},
     **{name: Method("published", name)

@@ -5,7 +5,7 @@
 Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.csv (one row per run, every score), .md
 (all rows beside every published one, with paired intervals), and joint_<H>_<F>.csv and .md, the scores of nodes and
 steps together; docs/results/ablation.md, of 12 -> 12; and what stands between the `results` marks of README.md: the
-table of 12 -> 12, and where published and simple rows are ahead of the default, from the .csv files of 12 -> 12 and
+table of 12 -> 12, and where published and baseline rows are ahead of the default, from the .csv files of 12 -> 12 and
 64 -> 64. No number in them is typed by hand; those of other papers come from docs/results/published_<H>_<F>.csv.
 """
 
@@ -46,8 +46,8 @@ STEPS = {name: CHANGES[name] for name in (
 SWITCHES = {name: change for name, change in CHANGES.items() if name not in STEPS} | {DEFAULT: "none"}
 ABLATION = CHANGES.keys() - {"published", "published_fast", "cost_untrained", DEFAULT}  # rows of no other table
 ABLATION_SCORES = ("CRPS", "CRPS_sum", "energy_score", "QICE_ties", "coverage90")
-SIMPLE = [name for name, method in METHODS.items() if method.baseline and not name.startswith("our_")]
-OTHERS = [*SIMPLE, "published", "published_fast"]  # rows that are not ours
+BASELINE_ROWS = [name for name, method in METHODS.items() if method.baseline and not name.startswith("our_")]
+OTHERS = [*BASELINE_ROWS, "published", "published_fast"]  # rows that are not ours
 BEGIN, END = "<!-- results: written by scripts/paper/collect_results.py -->\n", "<!-- end of results -->"
 WRITTEN = "Written by `python -m scripts.paper.collect_results`."
 INTERVALS = ("a paired 95 % interval (none where the windows are worth fewer than 8 independent ones), seeds averaged: "
@@ -326,7 +326,7 @@ def ahead() -> str:
                 lines.append(f"- {data_name}, {lengths[0]} to {lengths[1]}: {'; '.join(found)}.\n")
     scores = f"{', '.join(LISTED[:-1])} and {LISTED[-1]}"
     if not lines:
-        return f"No published and no simple row is ahead of the default in {scores}.\n"
+        return f"No published and no baseline row is ahead of the default in {scores}.\n"
     return f"Where others are ahead of the default in {scores}, its score in brackets:\n\n{''.join(lines)}"
 
 

@@ -6,7 +6,7 @@
 
 The fields come from packages of PyPI; nothing is downloaded. Each is written as the file that a user would bring,
 to save/panel/data/, and given by --data_path. Scores of a field, a row and a seed go to
-save/panel/scores/<field>/<row>_<seed>.json. A run that was cut goes on from there. Then
+save/panel/scores/<field>/<row>_<seed>.json. An interrupted run resumes from there. Then
 docs/results/panel.md and .csv are written, from every field that has scores of all rows.
 """
 
