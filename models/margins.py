@@ -135,12 +135,10 @@ class ResidualMargin(Margin):
         """The width, of targets whose scale is not less than a step of the values, as that of rare counts."""
         def sizes(windows: Gathered) -> tuple[Tensor, Tensor]:
             futures, prepared, context, _ = windows
-            mean, state = prepared.unbind(1)
-            scale = self.scale(context.calendar, state)
-            counts = scale * (2 * OUTERMOST) > self.scale.step
+            counts = self.scale(context.calendar, prepared[:, 1]) * (2 * OUTERMOST) > self.scale.step
             if context.target_mask is not None:
                 counts = counts & context.target_mask
-            return ((futures - mean) / scale).abs(), counts
+            return self.encode(futures, prepared, context, None).abs(), counts
 
         def size(found: Tensor, counts: Tensor) -> Tensor:
             found = found[counts]
@@ -155,10 +153,10 @@ class ResidualMargin(Margin):
         later = ratio[blocks // 2:]
         if not 0 < later.max() < math.inf:
             return torch.ones_like(self.width)
-        typical = [each[each > 0].square().mean().sqrt() for each in (ratio, later)]
+        of_all, of_later = (each[each > 0].square().mean().sqrt() for each in (ratio, later))
         if blocks < BLOCKS:
-            return typical[1].clamp_min(1) * ((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5
-        return max(typical)
+            return of_later.clamp_min(1) * ((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5
+        return max(of_all, of_later)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
         mean, state = prepared.unbind(1)
