@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .calendar import MOST_MISSING, Calendar, Interval, clock_of, first_step, make_calendar, parse_interval
 from .matching import match, on_regular_axis
-from .nodes import numbered, read_graph, read_node_table, read_nodes
+from .nodes import numbered, read_graph, read_node_table
 from .readers import read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
 from .scaling import BLOCK, as_real
@@ -141,7 +141,7 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
     if name in DATASETS and not like:
         raise ValueError(f"--data_path {path}: {name} is a dataset of the registry; choose another --data_name for the "
                          "file")
-    table = read_nodes(path, own.variable)
+    table = read_file(path, own.variable)
     wanted = like.interval if like else parse_interval(own.freq) if own.freq else None
     if table.counts is not None and wanted and own.start:
         table = with_counted_times(table, path, wanted, own.start)

@@ -10,15 +10,13 @@ import pandas as pd
 import torch
 
 from .stamps import PLAUSIBLE_YEARS, Stamps, holds_times, read_stamps, stamp
-from .table import INDEX, NODE_NAMES, QUALITY, TIME_NAMES, Table, as_tensor, check_finite, find, listed, repeated
+from .table import INDEX, NODE_NAMES, TIME_NAMES, Table, as_tensor, check_finite, find, listed, repeated
 
 VALUE_NAMES = ("value", "y", "target")
 PARTS = {"year": None, "month": 12, "day": 31, "hour": 24, "minute": 59, "second": 59}
 """Columns that hold parts of a time, each with its largest value."""
 MONTHS = {"jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"}
 YEAR, DATE = re.compile(r"(1[89]|20|21)\d\d"), re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ].*)?|\d{4}-\d{2}")
-COUNTER = re.compile(r"(s\.?)?no\.?|nr\.?|#|id|idx|seq|obs|record|row|row[_ .]?(id|no|nr|num|number|index|names?)",
-                     re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,14 @@ def from_frame(frame: pd.DataFrame, rows: Rows, notes: tuple[str, ...] = ()) -> 
     wide: a time column and one column of values per node; the time column has one of TIME_NAMES or is the first one,
           if that holds times; it may be absent
     long: three columns: time, node, value; the rows in any order, absent pairs are missing values
-    Columns that are certainly no nodes are left out with a note, see `_foreign`.
+    An index that pandas wrote is left out, with a note.
     Raises: ValueError naming the first bad row.
     """
-    foreign = _foreign(frame)
-    frame = frame.drop(columns=list(foreign))
-    for what in dict.fromkeys(foreign.values()):
-        these = [name or "the first column" for name in foreign if foreign[name] == what]
-        notes += (f"{listed(these)}: left out, {what}",)
+    timeless = find(frame.columns, TIME_NAMES[:-1]) is None
+    index = [name for name, column in frame.items() if _is_index(column, timeless)]
+    if 0 < len(index) < len(frame.columns):
+        frame = frame.drop(columns=index)
+        notes += (f"{listed([name or 'the first column' for name in index])}: left out, an index of the table",)
     columns = list(frame.columns)
     time = find(columns, TIME_NAMES[:-1])
     if time is None and columns and ("" in columns or holds_times(frame.iloc[:, 0])):
@@ -142,43 +140,17 @@ def numbers(column: pd.Series, rows: Rows) -> np.ndarray:
     return values
 
 
-def _foreign(frame: pd.DataFrame) -> dict[str, str]:
-    """The columns of a table that are certainly no nodes, each with what it is."""
-    columns, found = list(frame.columns), {}
-    time, node, value = (find(columns, names) for names in (TIME_NAMES[:-1], NODE_NAMES, VALUE_NAMES))
-    long = None not in (time, node) and (value is not None or bool(frame[time].duplicated().any()))
-    for name, column in frame.items():
-        match, kind = QUALITY.fullmatch(name), column.dtype.kind
-        if not (long and name == node) and _numbers_rows(column, years=time is None):
-            found[name] = "it numbers the rows"
-        elif INDEX.fullmatch(name) and column.isna().all():
-            found[name] = "empty"
-        elif long and name in (time, node, value) or kind in "mM" or find([name], TIME_NAMES):
-            continue
-        elif isinstance(column.dtype, pd.CategoricalDtype):
-            found[name] = "a category, as the folders of a Parquet table are"
-        elif match and (long or kind in "Ob") and {*match.groups()} & {*columns}:
-            found[name] = "a quality flag"
-        elif len(column) > 1 and (column == column.iloc[0]).all() and (
-                long and value or name == node or kind == "O" and not str(column.iloc[0])[:1].isdigit()):
-            found[name] = "the same in every row"
-    return found if {*columns} - {*found} - {time} else {}  # else nothing would be left
-
-
-def _numbers_rows(column: pd.Series, years: bool) -> bool:
-    """Whether a column numbers the rows: whole numbers, each one more than the one before, under a name that says so.
-
-    Under a name that pandas gives an index, also distinct numbers, or numbers most of which are one more.
-    years: a column without a name may hold years.
+def _is_index(column: pd.Series, years: bool) -> bool:
+    """Whether a column is an index that pandas wrote, with whole numbers that are all different or empty, or the key of
+    a Parquet folder. years: one without a name may hold years, which are times.
     """
-    index, name = INDEX.fullmatch(column.name), column.name
-    if column.dtype.kind in "mMb" or not (index or COUNTER.fullmatch(name)):
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return find([column.name], NODE_NAMES) is None
+    if not INDEX.fullmatch(column.name) or column.dtype.kind in "mMb":
         return False
-    values = pd.to_numeric(column, errors="coerce")
-    if values.isna().any() or (values % 1 != 0).any() or years and not name and values.isin(PLAUSIBLE_YEARS).all():
-        return False
-    up = values.diff().iloc[1:] == 1
-    return bool(up.all() or index and (values.is_unique or up.mean() > 0.5))
+    values = pd.to_numeric(column.dropna(), errors="coerce")
+    return bool((values % 1 == 0).all() and values.is_unique
+                and not (years and not column.name and values.isin(PLAUSIBLE_YEARS).all()))
 
 
 def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, rows: Rows) -> Table:

@@ -18,7 +18,6 @@ from .table import (
     LATITUDE_NAMES,
     LONGITUDE_NAMES,
     NODE_NAMES,
-    QUALITY,
     TIME_NAMES,
     Table,
     as_tensor,
@@ -54,12 +53,12 @@ def read_xarray(path: Path, variable: str) -> Table:
         with xarray.open_dataset(source, decode_cf=False, engine=None if zarr else "netcdf4") as stored:
             fills = _storage_fills(library.open_group(path, mode="r"), stored) if zarr else {}
             dataset = xarray.decode_cf(stored, decode_timedelta=False)
-            array, notes = _choose_variable(dataset, variable, path)
+            array = _choose_variable(dataset, variable, path)
             raw = stored[array.name]
             if not zarr and "_FillValue" not in raw.attrs:
                 fills = {array.name: library.default_fillvals.get(raw.dtype.str[1:])}
-            array, more = _with_missing(array, raw, fills.get(array.name), zarr)
-            return _from_variable(dataset, array, path, notes + more)
+            array, notes = _with_missing(array, raw, fills.get(array.name), zarr)
+            return _from_variable(dataset, array, path, notes)
     except Exception as error:  # a damaged file makes the libraries raise many kinds
         if str(error).startswith(f"{path}:"):
             raise
@@ -140,7 +139,7 @@ def _with_missing(array, raw, fill, zarr: bool):
 
 
 def _choose_variable(dataset, variable: str, path: Path):
-    """The variable asked for, else the only one that can be a field, quality flags aside; and notes.
+    """The variable asked for, else the only one that can be a field.
 
     Raises: ValueError with the variables of the file.
     """
@@ -148,21 +147,11 @@ def _choose_variable(dataset, variable: str, path: Path):
               if array.dtype.kind in "iuf" and _time_dimension(array) and not {"bnds", "nv"} & set(array.dims)]
     if variable and variable not in dataset.data_vars:
         raise ValueError(f"{path}: there is no variable {variable}; there are {listed(list(dataset.data_vars))}")
-    flags = [name for name in fields if _is_quality(dataset[name], set(fields))] if not variable else []
-    fields = [name for name in fields if name not in flags]
     if not variable and len(fields) != 1:
         raise ValueError(f"{path}: {len(fields)} variables have a time axis ({listed(fields)}); choose one with "
                          f"--variable" if fields else f"{path}: no variable has a time axis; there are "
                          f"{listed([f'{name} {array.dims}' for name, array in dataset.data_vars.items()])}")
-    return dataset[variable or fields[0]], (f"quality flags are left out: {listed(flags)}",) if flags else ()
-
-
-def _is_quality(array, fields: set[str]) -> bool:
-    """Whether a variable holds flags: CF's attributes, or its name is that of another one with `_qc` or the like."""
-    match = QUALITY.fullmatch(str(array.name))
-    return bool({"flag_values", "flag_masks", "flag_meanings"} & set(array.attrs)
-                or str(array.attrs.get("standard_name", "")).endswith(("status_flag", "quality_flag"))
-                or match and {*match.groups()} & fields)
+    return dataset[variable or fields[0]]
 
 
 def _time_dimension(array) -> str | None:

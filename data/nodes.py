@@ -1,6 +1,5 @@
-"""The nodes of a field: which columns of a file they are, their coordinates, their graph, and their neighbours."""
+"""The nodes of a field: their coordinates, their graph, and their neighbours."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +8,12 @@ import torch
 from torch import Tensor
 
 from .memory import check_memory
-from .readers import read_file
 from .scaling import BLOCK
-from .stamps import local_times
 from .table import (
     INDEX,
     LATITUDE_NAMES,
     LONGITUDE_NAMES,
-    MARK,
     NODE_NAMES,
-    QUALITY,
     Table,
     find,
     listed,
@@ -27,54 +22,8 @@ from .table import (
     unreadable,
 )
 
-PARTS_OF_TIME = {  # name: its part in pandas, and after how many it begins again (0: never)
-    "year": ("year", 0), "quarter": ("quarter", 4), "month": ("month", 12), "day": ("day", 0), "hour": ("hour", 24),
-    "minute": ("minute", 60), "weekday": ("day_of_week", 7), "dayofweek": ("day_of_week", 7),
-    "dayofyear": ("day_of_year", 0),
-}
-LIKELY_QUALITY = re.compile(rf"(.*[_ .-])?{MARK}([_ .-].*)?", re.IGNORECASE)
 ENDS = (("from", "to"), ("source", "target"))  # names of the two columns of an edge
-COUNTED = 10  # steps from which on a series that grows by one at each step may number the rows
 CLOSE = 1e-5  # of the earth's radius (64 m): largest distance at which two files mean the same place
-
-
-def read_nodes(path: Path | str, variable: str = "") -> Table:
-    """A file of a field (`readers.read_file`) without the columns of numbers that are certainly no nodes, with notes.
-
-    Left out are parts of the time (year, month, hour, ...) that are those of the time stamps, perhaps counted from
-    another number, and flags under the name of another node. Columns that may be such, or may number the rows, stay and
-    are noted.
-    """
-    table = read_file(path, variable)
-    names = table.node_names or ()
-    times = None if table.times is None else pd.DatetimeIndex(local_times(table.times, table.zone))
-    foreign, doubtful = {}, {}
-    ascending = table.values[-1] - table.values[0] == max(len(table.values), COUNTED) - 1
-    for place, name in enumerate(names):
-        part, cycle = PARTS_OF_TIME.get(name.lower().replace("_", ""), ("", 0))
-        match, likely = QUALITY.fullmatch(name), LIKELY_QUALITY.fullmatch(name)
-        if not (part or likely or ascending[place]):
-            continue
-        values = table.values[:, place].double().numpy()
-        if part:
-            shift = np.full(len(values), np.nan) if times is None else values - getattr(times, part).to_numpy()
-            shift = shift % cycle if cycle else shift
-            certain, what = (shift == (shift[0] if cycle else 0)).all(), "a part of the time"
-        elif likely and (values[~np.isnan(values)] % 1 == 0).all():
-            certain, what = match and {*match.groups()} & {*names}, "a quality flag"
-        elif (np.diff(values) == 1).all():
-            certain, what = False, "a number of the row"
-        else:
-            continue
-        (foreign if certain else doubtful).setdefault(what, []).append(name)
-    out = {name for found in foreign.values() for name in found}
-    if len(out) == len(names):
-        return table
-    table = table.with_notes(
-        *(f"{listed(found)}: left out, {what}" for what, found in foreign.items()),
-        *(f"{listed(found)}: taken as a node; leave the column out of the file if it is {what}"
-          for what, found in doubtful.items()))
-    return table.at(np.array([place for place, name in enumerate(names) if name not in out])) if out else table
 
 
 def match_nodes(table: Table, names: tuple[str, ...], coordinates: np.ndarray | None) -> np.ndarray | None:

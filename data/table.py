@@ -21,9 +21,6 @@ NODE_NAMES = ("node", "name", "station", "sensor", "site", "station_name", "id",
               "sensor_id", "station_id", "site_id", "series_id", "timeseries_id")
 LATITUDE_NAMES = ("lat", "latitude", "nav_lat", "xlat", "clat")
 LONGITUDE_NAMES = ("lon", "longitude", "lng", "long", "nav_lon", "xlong", "clon")
-MARK = "(?:qc|qa|qf|flags?|quality|status|quality_flag)"
-QUALITY = re.compile(rf"(.+)[_ .-]{MARK}|{MARK}[_ .-](.+)", re.IGNORECASE)
-"""Name of a column or variable with the quality flags of another one, whose name is the rest."""
 INDEX = re.compile(r"(unnamed: \d+|index|level_\d+|__index_level_\d+__)?", re.IGNORECASE)
 """Names that pandas gives an index where it writes it."""
 LOST = 0.01  # share of a change that rounding may be

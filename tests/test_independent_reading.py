@@ -14,7 +14,7 @@ import xarray
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.nodes import read_nodes
+from data.readers import read_file
 
 FEW = 12
 fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES") or FEW), deadline=None, derandomize=True,
@@ -47,8 +47,7 @@ def as_long(frame) -> pd.DataFrame:
 def agrees(table, expected: pd.DataFrame) -> None:
     """Fail unless a table has the times, values and names of a frame, but for columns that a note leaves out."""
     left_out = {name for name in expected.columns if any(
-        note.endswith(("it numbers the rows", "a part of the time", "a quality flag")) and name in note
-        for note in table.notes)} - {*table.node_names}
+        note.endswith("an index of the table") and name in note for note in table.notes)} - {*table.node_names}
     expected = expected.drop(columns=list(left_out))
     assert list(table.node_names) == list(expected.columns)
     np.testing.assert_array_equal(table.times, expected.index.to_numpy().astype("datetime64[s]"))
@@ -70,7 +69,7 @@ def test_a_csv_is_what_pandas_reads(tmp_path, frame, separator, comment, trailin
     encoding = "latin-1" if latin and text.encode("latin-1", "ignore").decode("latin-1") == text else "utf-8"
     path = tmp_path / "a.csv"
     path.write_bytes((("# a comment, or two\n" * comment) + text).encode(encoding))
-    table = read_nodes(path)
+    table = read_file(path)
     expected = pd.read_csv(StringIO(text), sep=separator, keep_default_na=False,
                            na_values={name: [""] for name in stored.columns if name not in keys[:2]})
     expected = expected[[name for name in stored.columns]]
@@ -90,7 +89,7 @@ def test_a_parquet_table_is_what_pandas_reads(tmp_path, frame, layout, dtype):
     long = as_long(frame).set_index(["time", "node"])
     {"index": frame, "column": frame.reset_index(), "long": long.reset_index(), "levels": long,
      "filtered": frame.reset_index().set_axis([*range(0, 2 * len(frame), 2)])}[layout].to_parquet(path)
-    table, expected = read_nodes(path), pd.read_parquet(path)
+    table, expected = read_file(path), pd.read_parquet(path)
     if layout in ("long", "levels"):
         series = expected.reset_index().set_index(["time", "node"])["value"]
         expected = series.unstack()[list(dict.fromkeys(series.index.get_level_values("node")))]
@@ -134,7 +133,7 @@ def test_a_netcdf_file_is_what_netcdf4_and_xarray_read(tmp_path, frame, dtype, f
     with xarray.open_dataset(path) as dataset:
         decoded = dataset["v"].transpose("time", "node").values.astype(np.float64)
         assert list(dataset[name].values) == list(frame.columns)
-    table, expected = read_nodes(path), expected.T if turned else expected
+    table, expected = read_file(path), expected.T if turned else expected
     agrees(table, pd.DataFrame(expected, frame.index, frame.columns))
     present = ~np.isnan(expected)
     kept = [list(frame.columns).index(node) for node in table.node_names]

@@ -218,19 +218,6 @@ def test_numbers_are_names_where_there_is_no_text_that_tells_places_apart(tmp_pa
     assert read_file(tmp_path / "a.nc").node_names == names
 
 
-@pytest.mark.parametrize("flag", [
-    {"rain_qc": {}}, {"state": {"flag_values": np.array([0, 1], "i4"), "flag_meanings": "good bad"}},
-    {"q": {"standard_name": "rainfall_rate status_flag"}},
-])
-def test_quality_flags_are_no_field(tmp_path, flag):
-    (name, attributes), = flag.items()
-    stations(**{name: (("time", "s"), COUNTS.astype("i4"), attributes)}).to_netcdf(tmp_path / "a.nc")
-    table = read_file(tmp_path / "a.nc")
-    np.testing.assert_array_equal(table.values, VALUES)
-    assert table.notes == (f"quality flags are left out: {name}",)
-    np.testing.assert_array_equal(read_file(tmp_path / "a.nc", name).values, COUNTS)
-
-
 # Places
 
 LAT, LON = np.array([46.0, 46.5, 47.0]), np.array([7.0, 8.0])

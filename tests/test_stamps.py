@@ -423,15 +423,6 @@ def test_parts_that_are_no_time_are_refused(tmp_path, columns, words):
     assert words in refusal(tmp_path / "a.csv")
 
 
-@pytest.mark.parametrize("zone", [None, "+05:30"])
-def test_columns_that_repeat_the_local_time_are_no_nodes(tmp_path, zone):
-    times = pd.date_range("2023-12-20", periods=STEPS, freq="h", tz=zone)
-    pd.DataFrame({"time": times, "hour": times.hour, "month": times.month, "a": random_values(STEPS, 1)[:, 0]}).to_csv(
-        tmp_path / "a.csv", index=False)
-    field = opened(tmp_path / "a.csv")
-    assert field.node_names == ("a",) and field.notes == ("hour, month: left out, a part of the time",)
-
-
 FORMATS = ["%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%m/%d/%Y %I:%M %p",
            "%d %b %Y %H:%M", "%b %d, %Y %H:%M", "%d-%b-%Y %H:%M", "%Y/%m/%d %H:%M", "%Y-%m-%d %I:%M:%S %p",
            "%d.%m.%Y %H:%M:%S.%f", "%m/%d/%y %H:%M"]

@@ -8,7 +8,6 @@ import pytest
 from conftest import ROOT, random_values, refusal_of
 
 from data.fields import OwnFile, load_field
-from data.nodes import read_nodes
 from data.readers import read_file
 
 HOURS = pd.date_range("2024-03-30", periods=48, freq="h")
@@ -23,7 +22,7 @@ def written(path, text, encoding="utf-8"):
 
 
 def refusal(path) -> str:
-    return refusal_of(path, read_nodes)
+    return refusal_of(path, read_file)
 
 
 def is_wide(table, names=("a", "b", "c")) -> bool:
@@ -35,8 +34,7 @@ def is_wide(table, names=("a", "b", "c")) -> bool:
 # What is no node
 
 @pytest.mark.parametrize("name, numbers", [
-    ("Unnamed: 0", range(48)), ("index", range(1, 49)), ("", range(48)), ("level_0", [*range(24), *range(24)]),
-    ("Unnamed: 0", range(5, 5 + 96, 2)), ("No", range(1, 49)), ("row_id", range(100, 148)), ("id", range(48)),
+    ("Unnamed: 0", range(48)), ("index", range(1, 49)), ("", range(48)), ("level_0", range(5, 5 + 96, 2)),
 ])
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_numbers_of_rows_are_no_node(tmp_path, name, numbers, ending):
@@ -44,88 +42,34 @@ def test_numbers_of_rows_are_no_node(tmp_path, name, numbers, ending):
     frame.insert(0, name, list(numbers))
     path = tmp_path / f"a.{ending}"
     frame.to_csv(path, index=False) if ending == "csv" else frame.to_parquet(path, index=False)
-    table = read_nodes(path)
-    assert is_wide(table) and table.notes == (f"{name or 'the first column'}: left out, it numbers the rows",)
+    table = read_file(path)
+    assert is_wide(table) and table.notes == (f"{name or 'the first column'}: left out, an index of the table",)
 
 
 def test_numbers_of_rows_are_no_node_of_a_table_without_times_either(tmp_path):
     frame = WIDE.reset_index(drop=True)
     frame.to_csv(tmp_path / "a.csv")
-    table = read_nodes(tmp_path / "a.csv")
-    assert table.node_names == ("a", "b", "c") and table.times is None and "numbers the rows" in table.notes[0]
+    table = read_file(tmp_path / "a.csv")
+    assert table.node_names == ("a", "b", "c") and table.times is None and "an index" in table.notes[0]
 
 
 def test_an_empty_column_that_pandas_named_is_no_node(tmp_path):
     WIDE.assign(**{"Unnamed: 4": np.nan}).to_csv(tmp_path / "a.csv")
-    table = read_nodes(tmp_path / "a.csv")
-    assert is_wide(table) and table.notes == ("Unnamed: 4: left out, empty",)
+    table = read_file(tmp_path / "a.csv")
+    assert is_wide(table) and table.notes == ("Unnamed: 4: left out, an index of the table",)
 
 
 def test_an_index_of_rows_that_a_filter_left_is_no_node_of_a_parquet_table(tmp_path):
     WIDE.reset_index().set_axis([*range(30), *range(35, 53)]).to_parquet(tmp_path / "a.parquet")
-    table = read_nodes(tmp_path / "a.parquet")
-    assert is_wide(table) and table.notes == ("the first column: left out, it numbers the rows",)
+    table = read_file(tmp_path / "a.parquet")
+    assert is_wide(table) and table.notes == ("the first column: left out, an index of the table",)
 
 
-@pytest.mark.parametrize("name, values", [
-    ("no", VALUES[:, 0].round()), ("index", VALUES[:, 0]), ("row", range(0, 96, 2)),
-])
-def test_a_column_that_only_has_the_name_of_a_counter_is_a_node(tmp_path, name, values):
-    frame = WIDE.assign(**{name: values})
-    frame.to_csv(tmp_path / "a.csv")
-    table = read_nodes(tmp_path / "a.csv")
-    assert table.node_names == ("a", "b", "c", name) and table.notes == ()
-    np.testing.assert_array_equal(table.values[:, 3], np.asarray(values, np.float32))
-
-
-def test_a_column_that_counts_under_another_name_is_noted(tmp_path):
-    WIDE.assign(k=range(48)).to_csv(tmp_path / "a.csv")
-    table = read_nodes(tmp_path / "a.csv")
-    assert table.node_names == ("a", "b", "c", "k")
-    assert table.notes == ("k: taken as a node; leave the column out of the file if it is a number of the row",)
-
-
-@pytest.mark.parametrize("parts", [
-    {"year": HOURS.year, "month": HOURS.month}, {"Hour": HOURS.hour}, {"hour": (HOURS.hour + 1) % 24},
-    {"day_of_week": HOURS.day_of_week + 1, "day": HOURS.day}, {"month": HOURS.month - 1, "weekday": HOURS.day_of_week},
-])
-def test_parts_of_the_time_are_no_nodes(tmp_path, parts):
-    WIDE.assign(**parts).to_csv(tmp_path / "a.csv")
-    table = read_nodes(tmp_path / "a.csv")
-    assert is_wide(table) and table.notes == (f"{', '.join(parts)}: left out, a part of the time",)
-
-
-def test_what_only_has_the_name_of_a_part_of_the_time_is_noted(tmp_path):
-    WIDE.assign(hour=VALUES[:, 0]).to_csv(tmp_path / "a.csv")
-    WIDE.reset_index(drop=True).assign(hour=HOURS.hour).to_csv(tmp_path / "b.csv", index=False)
-    for name in ("a.csv", "b.csv"):
-        table = read_nodes(tmp_path / name)
-        assert table.node_names[-1] == "hour" and "hour: taken as a node; leave the column out" in table.notes[0]
-
-
-@pytest.mark.parametrize("flags", [
-    {"a_qc": 1, "b_qc": [0, 3] * 24}, {"a_flag": "V"}, {"a_flag": ["V", "M"] * 24}, {"qc_a": [0, 1] * 24},
-    {"b quality": [True, False] * 24},
-])
-def test_quality_flags_of_another_column_are_no_nodes(tmp_path, flags):
-    WIDE.assign(**flags).to_csv(tmp_path / "a.csv")
-    table = read_nodes(tmp_path / "a.csv")
-    assert is_wide(table) and table.notes == (f"{', '.join(flags)}: left out, a quality flag",)
-
-
-@pytest.mark.parametrize("name", ["quality", "QC", "flag_1", "status"])
-def test_what_may_be_a_quality_flag_is_noted(tmp_path, name):
-    WIDE.assign(**{name: [0, 1] * 24}).to_csv(tmp_path / "a.csv")
-    table = read_nodes(tmp_path / "a.csv")
-    assert table.node_names[-1] == name and table.notes == (
-        f"{name}: taken as a node; leave the column out of the file if it is a quality flag",)
-
-
-@pytest.mark.parametrize("columns", [{"country": "US"}, {"station": "KJFK"}, {"station_id": 101}, {"unit": "mm/h"}])
-def test_the_same_text_or_station_in_every_row_is_no_node(tmp_path, columns):
-    WIDE.assign(**columns).to_csv(tmp_path / "a.csv")
-    table = read_nodes(tmp_path / "a.csv")
-    assert is_wide(table) and table.notes == (f"{next(iter(columns))}: left out, the same in every row",)
+def test_a_column_that_only_has_the_name_of_an_index_and_one_that_counts_under_another_name_are_nodes(tmp_path):
+    WIDE.assign(index=VALUES[:, 0], no=range(48)).to_csv(tmp_path / "a.csv")
+    table = read_file(tmp_path / "a.csv")
+    assert table.node_names == ("a", "b", "c", "index", "no") and table.notes == ()
+    np.testing.assert_array_equal(table.values[:, 3], VALUES[:, 0])
 
 
 def test_nodes_of_one_value_stay_and_are_noted(tmp_path):
@@ -138,27 +82,22 @@ def test_nodes_of_one_value_stay_and_are_noted(tmp_path):
 def test_the_keys_of_a_parquet_folder_are_no_nodes(tmp_path):
     WIDE.reset_index().assign(part=["x"] * 20 + ["y"] * 28, year=2024).to_parquet(
         tmp_path / "a.parquet", partition_cols=["part", "year"], index=False)
-    table = read_nodes(tmp_path / "a.parquet")
+    table = read_file(tmp_path / "a.parquet")
     assert is_wide(table)
-    assert table.notes == ("part, year: left out, a category, as the folders of a Parquet table are",)
+    assert table.notes == ("part, year: left out, an index of the table",)
 
 
 def test_a_parquet_folder_of_a_part_per_node_is_a_long_table(tmp_path):
     LONG.to_parquet(tmp_path / "a.parquet", partition_cols=["node"], index=False)
-    table = read_nodes(tmp_path / "a.parquet")
+    table = read_file(tmp_path / "a.parquet")
     assert is_wide(table) and table.notes == ()
-
-
-def test_covariates_keep_their_parts_of_the_time_and_flags(tmp_path):
-    WIDE.assign(hour=HOURS.hour, a_flag=0).to_csv(tmp_path / "a.csv")
-    assert read_file(tmp_path / "a.csv").node_names == ("a", "b", "c", "hour", "a_flag")
 
 
 # Where there are no names
 
 @pytest.mark.parametrize("text", ["1,2,3\n4,5,7\n", "773869,767541\n4,5\n"])
 def test_a_first_line_of_numbers_is_taken_for_names_with_a_note(tmp_path, text):
-    table = read_nodes(written(tmp_path / "a.csv", text))
+    table = read_file(written(tmp_path / "a.csv", text))
     first = text.splitlines()[0].split(",")
     assert table.node_names == tuple(first) and len(table.values) == 1
     assert table.notes == (f"line 1 ({', '.join(first)}) was taken for the names of the columns",)
@@ -190,7 +129,7 @@ def test_places_in_rows_and_dates_in_columns_are_refused_by_that_cause(tmp_path,
     ("Zeit,2001,2002\n2024-01-01,1,2\n", ("2001", "2002")),
 ])
 def test_nodes_may_have_names_like_years(tmp_path, text, names):
-    assert read_nodes(written(tmp_path / "a.csv", text)).node_names == names
+    assert read_file(written(tmp_path / "a.csv", text)).node_names == names
 
 
 # Layouts
@@ -209,17 +148,13 @@ def test_a_long_table_is_read_under_any_usual_names_in_any_order(tmp_path, names
         frame.reset_index(drop=True).to_parquet(path)
     else:
         frame.to_csv(path, index=False, sep="\t" if ending == "tsv" else ",")
-    table = read_nodes(path)
+    table = read_file(path)
     assert is_wide(table) and table.notes == ()
 
 
-def test_the_columns_of_a_long_table_that_say_nothing_of_its_values_are_left_out(tmp_path):
-    frame = LONG.assign(unit="mm", country=1, value_qc=[0, 1] * 72)
-    frame.to_csv(tmp_path / "a.csv")
-    table = read_nodes(tmp_path / "a.csv")
-    assert is_wide(table) and table.notes == (
-        "the first column: left out, it numbers the rows", "unit, country: left out, the same in every row",
-        "value_qc: left out, a quality flag")
+def test_the_numbers_of_rows_of_a_long_table_are_left_out_and_more_columns_are_refused(tmp_path):
+    LONG.to_csv(tmp_path / "a.csv")
+    assert is_wide(read_file(tmp_path / "a.csv"))
     LONG.assign(depth=range(144)).to_csv(tmp_path / "b.csv", index=False)
     assert "columns time, node, value, depth; a long table has three" in refusal(tmp_path / "b.csv")
 
@@ -228,7 +163,7 @@ def test_the_third_column_of_a_long_table_is_its_value_under_any_name_and_more_a
     frame = LONG.rename(columns={"node": "station", "time": "date", "value": "flow"})
     frame.to_csv(tmp_path / "a.csv", index=False)
     frame.set_index(["station", "date"]).to_parquet(tmp_path / "a.parquet")
-    assert is_wide(read_nodes(tmp_path / "a.csv")) and is_wide(read_nodes(tmp_path / "a.parquet"))
+    assert is_wide(read_file(tmp_path / "a.csv")) and is_wide(read_file(tmp_path / "a.parquet"))
     frame.replace({"station": {"a": 1, "b": 2, "c": 3}}).assign(depth=VALUES.ravel()).to_csv(tmp_path / "b.csv")
     assert "times occur twice, as in a long table" in refusal(tmp_path / "b.csv")
 
@@ -238,12 +173,12 @@ def test_the_third_column_of_a_long_table_is_its_value_under_any_name_and_more_a
 def test_a_parquet_table_may_have_times_and_nodes_in_its_index(tmp_path, index, named):
     frame = LONG.set_index(index)
     (frame if named else frame.rename_axis([None, None])).to_parquet(tmp_path / "a.parquet")
-    assert is_wide(read_nodes(tmp_path / "a.parquet"))
+    assert is_wide(read_file(tmp_path / "a.parquet"))
 
 
 def test_a_parquet_table_of_columns_of_several_levels_joins_their_names(tmp_path):
     WIDE.set_axis(pd.MultiIndex.from_product([["flow"], list("abc")]), axis=1).to_parquet(tmp_path / "a.parquet")
-    assert is_wide(read_nodes(tmp_path / "a.parquet"), ("flow a", "flow b", "flow c"))
+    assert is_wide(read_file(tmp_path / "a.parquet"), ("flow a", "flow b", "flow c"))
 
 
 @pytest.mark.parametrize("ending", ["csv", "txt", "tsv", "data", "txt.gz"])
@@ -252,11 +187,11 @@ def test_any_usual_separator_is_read_under_any_ending(tmp_path, ending, separato
     text = WIDE.set_axis(HOURS.strftime("%Y-%m-%dT%H:%M").rename("time")).to_csv().replace(",", separator)
     path = tmp_path / f"a.{ending}"
     path.write_bytes(gzip.compress(text.encode()) if ending.endswith("gz") else text.encode())
-    assert is_wide(read_nodes(path))
+    assert is_wide(read_file(path))
 
 
 def test_a_name_with_a_blank_is_one_name(tmp_path):
-    table = read_nodes(written(tmp_path / "a.txt", "air temperature\n1.5\n2.5\n"))
+    table = read_file(written(tmp_path / "a.txt", "air temperature\n1.5\n2.5\n"))
     assert table.node_names == ("air temperature",) and table.values.tolist() == [[1.5], [2.5]]
 
 
@@ -265,7 +200,7 @@ def test_a_name_with_a_blank_is_one_name(tmp_path):
 def test_separators_at_the_end_of_lines_make_no_node(tmp_path, header, row, separator):
     top, *lines = WIDE.to_csv().splitlines()
     text = "\n".join([top + header, *(line + row for line in lines)]).replace(",", separator)
-    table = read_nodes(written(tmp_path / "a.csv", text))
+    table = read_file(written(tmp_path / "a.csv", text))
     assert is_wide(table) and table.notes == ()
 
 
@@ -277,7 +212,7 @@ def test_a_column_of_values_without_a_name_is_refused(tmp_path):
 def test_lines_that_begin_with_a_hash_are_comments_and_lines_are_counted_with_them(tmp_path):
     top, *lines = WIDE.to_csv().splitlines()
     text = "\n".join(["# made, by us", "#", top, *lines[:10], "# a gap, was, filled, here, by, hand", *lines[10:]])
-    table = read_nodes(written(tmp_path / "a.csv", text))
+    table = read_file(written(tmp_path / "a.csv", text))
     assert is_wide(table) and table.where(0) == "line 4" and table.where(10) == "line 15"
     text = text.replace(lines[11], "2024-03-30 11:00,1,x,3")
     assert "line 16, column b" in refusal(written(tmp_path / "b.csv", text))
@@ -285,18 +220,18 @@ def test_lines_that_begin_with_a_hash_are_comments_and_lines_are_counted_with_th
 
 def test_names_in_a_comment_above_the_values_are_names(tmp_path):
     np.savetxt(tmp_path / "a.txt", VALUES, header="a b c")
-    table = read_nodes(tmp_path / "a.txt")
+    table = read_file(tmp_path / "a.txt")
     np.testing.assert_array_equal(table.values, VALUES)
     assert table.node_names == ("a", "b", "c")
 
 
 def test_latin_1_is_read_with_a_note(tmp_path):
     text = "time,Zürich,Genève\n2024-01-01,1,2\n"
-    table = read_nodes(written(tmp_path / "a.csv", text, "latin-1"))
+    table = read_file(written(tmp_path / "a.csv", text, "latin-1"))
     assert table.node_names == ("Zürich", "Genève") and "not in UTF-8" in table.notes[0]
-    assert read_nodes(written(tmp_path / "b.csv", "time,€\n2024-01-01,1\n", "cp1252")).node_names == ("€",)
+    assert read_file(written(tmp_path / "b.csv", "time,€\n2024-01-01,1\n", "cp1252")).node_names == ("€",)
     for encoding in ("utf-8", "utf-16"):
-        table = read_nodes(written(tmp_path / f"{encoding}.csv", text, encoding))
+        table = read_file(written(tmp_path / f"{encoding}.csv", text, encoding))
         assert table.node_names == ("Zürich", "Genève") and table.notes == ()
 
 
@@ -306,13 +241,13 @@ def test_a_node_may_be_called_na(tmp_path, name):
     LONG.replace({"node": {"b": name}}).to_csv(tmp_path / "numbered.csv")
     WIDE.rename(columns={"b": name}).to_csv(tmp_path / "wide.csv")
     for path in tmp_path.iterdir():
-        assert is_wide(read_nodes(path), ("a", name, "c"))
+        assert is_wide(read_file(path), ("a", name, "c"))
 
 
 @pytest.mark.parametrize("cell", ["", "NA", "nan", "NULL"])
 def test_an_empty_or_absent_value_is_missing_beside_a_node_called_na(tmp_path, cell):
     text = f"time,node,value\n2024-01-01,NA,{cell}\n2024-01-01,b,2\n2024-01-02,b,3\n"
-    table = read_nodes(written(tmp_path / "a.csv", text))
+    table = read_file(written(tmp_path / "a.csv", text))
     np.testing.assert_array_equal(table.values, [[np.nan, 2], [np.nan, 3]])
 
 

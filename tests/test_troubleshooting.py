@@ -312,14 +312,9 @@ def long_table_of_four_columns(folder, _):
     own_file(folder / "own.csv")
 
 
-@provokes("left out, it numbers the rows")
+@provokes("left out, an index")
 def numbered_rows(folder, _):
     return own_frame(folder, index=range(30))
-
-
-@provokes("taken as a node")
-def counting_column(folder, _):
-    return own_frame(folder, k=range(30))
 
 
 @provokes("the same value at all times")
