@@ -210,12 +210,6 @@ def sha256_of(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def git_blob_of(path: Path | str) -> str:
-    """The id that git gives the content of a file, as `git hash-object FILE` prints it."""
-    content = Path(path).read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 2, with the way to get them, where files of datasets are missing: `python -m data.registry NAME ...`.
 

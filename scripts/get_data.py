@@ -4,19 +4,15 @@
     python -m scripts.get_data --from DIR            import every known file found below DIR
     python -m scripts.get_data --download NAME ...   fetch datasets from the authors' release, over https
 
-A file is checked (SHA-256 or git blob id where one is published, and the shape) before it takes its name. A refused
-file leaves nothing behind, and no file is overwritten. TaxiBJ may also be the .zip of the release.
+A file is checked (SHA-256 where one is published, else the shape) before it takes its name. A refused file leaves
+nothing behind, and no file is overwritten. TaxiBJ may also be the .zip of the release.
 """
 
 import hashlib
-import shutil
-import tempfile
-import urllib.error
+import io
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http.client import HTTPException
 from pathlib import Path
@@ -25,20 +21,10 @@ from urllib.parse import urlsplit
 import numpy as np
 from tqdm import tqdm
 
-from data.memory import check_memory
-from data.registry import (
-    DATASETS,
-    RELEASE_URL,
-    DatasetSpec,
-    data_dir_from,
-    get_spec,
-    git_blob_of,
-    locate,
-    sha256_of,
-)
+from data.registry import DATASETS, RELEASE_URL, DatasetSpec, data_dir_from, get_spec, locate, sha256_of
 from utils.config import FlagParser
 from utils.program import run_main
-from utils.training.checkpoint import naming, write_atomically
+from utils.training.checkpoint import write_atomically
 from utils.training.signals import time_limit
 
 LARGEST_FILE = 256 << 20  # bytes; the largest of the release has 50 million
@@ -50,121 +36,67 @@ def known_files(spec: DatasetSpec) -> tuple[str, ...]:
     return (*spec.files, spec.graph) if spec.graph else spec.files
 
 
-def check_file(path: Path, file: str, spec: DatasetSpec) -> str:
-    """The SHA-256 of `path`, which must agree with the card of `file`.
+def import_file(content: bytes, source: Path | str, file: str, spec: DatasetSpec, data_dir: Path) -> str:
+    """Write one checked file into the data folder, unpacked where `content` is the .zip that holds it: what was done.
 
-    Raises: ValueError with both digests, or with the expected and the found shape.
+    source: where the content comes from, for messages.
+    Raises: ValueError for another SHA-256 or shape, a wrong archive, or where another file is there already.
     """
-    found, expected = sha256_of(path), spec.sha256.get(file)
-    if expected and found != expected:
-        raise ValueError(f"{file} is refused, its SHA-256 differs: expected {expected}, found {found}")
-    if file.endswith((".npy", ".npz")):
-        shape = read_shape(path, file)
-        if len(shape) not in (2, 3) or np.prod(shape[1:]) != spec.num_nodes:
-            raise ValueError(f"{file} is refused: expected (time, ...) with {spec.num_nodes} nodes, "
-                             f"found {shape}")
-    return found
+    name = spec.archive.get(file, file) if str(source).endswith(".zip") else file
+    expected, blob = spec.sha256.get(file), spec.git_blob.get(name)
+    own_blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    content = unpacked(content, source, Path(file).name) if name != file else content
+    digest = hashlib.sha256(content).hexdigest()
+    if expected and digest != expected:
+        raise ValueError(f"{file} is refused, its SHA-256 differs: expected {expected}, found {digest}")
+    if not expected:
+        check_shape(content, file, spec.num_nodes)
+    if is_there(data_dir / file, digest):
+        return f"{file}: already there"
+    (data_dir / file).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(data_dir / file, lambda part: part.write(content))
+    if expected:
+        return f"{file}: imported, SHA-256 as expected"
+    if own_blob == blob:
+        return f"{file}: imported, its git blob id is that of {name} in the authors' release, {blob}"
+    reason = f"the git blob id of {name} in the release is {blob}, its own {own_blob}" if blob else "none is published"
+    return f"{file}: imported, shape as expected; it could not be verified, {reason}. Its SHA-256 is {digest}"
 
 
-def read_shape(path: Path, file: str) -> tuple[int, ...]:
-    """The shape of a numeric array; no pickle is loaded."""
-    check_memory(path)
-    try:
-        array = np.load(path, allow_pickle=False, mmap_mode="r")
-        if isinstance(array, np.lib.npyio.NpzFile):
-            with array:
-                array = array["values"]
-        kind, shape = array.dtype.kind, array.shape
-    except Exception:  # a damaged file makes NumPy and zipfile raise many kinds, or give bytes
-        raise ValueError(f"{file} is refused: not a whole numpy file with one array of numbers") from None
-    if kind not in "iuf":
-        raise ValueError(f"{file} is refused: expected numbers, found an array of type {array.dtype}")
-    return shape
-
-
-@contextmanager
-def unpacked(source: Path, file: str) -> Iterator[Path]:
-    """A path to `file`, unpacked for the time being where `source` is the .zip that holds it.
+def unpacked(content: bytes, source: Path | str, name: str) -> bytes:
+    """The one file of a name in an archive, whatever paths it has there.
 
     Raises: ValueError for an archive that is damaged, encrypted, too large, or has not one file of that name.
     """
-    if source.suffix != ".zip":
-        yield source
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(file).name  # whatever paths the archive names
-        try:
-            with zipfile.ZipFile(source) as archive:
-                entries = [entry for entry in archive.infolist() if Path(entry.filename).name == path.name]
-                if len(entries) != 1:
-                    raise ValueError(f"{source} is refused: {len(entries)} files in it are named {path.name}")
-                if entries[0].file_size > LARGEST_FILE:
-                    raise ValueError(f"{source} is refused: it unfolds to more than {LARGEST_FILE >> 20} MiB")
-                with naming(path), archive.open(entries[0]) as packed, path.open("wb") as plain:
-                    shutil.copyfileobj(packed, plain)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise ValueError(f"{source} is refused: not a whole archive without password ({error})") from None
-        yield path
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = [entry for entry in archive.infolist() if Path(entry.filename).name == name]
+            if len(entries) != 1:
+                raise ValueError(f"{source} is refused: {len(entries)} files in it are named {name}")
+            if entries[0].file_size > LARGEST_FILE:
+                raise ValueError(f"{source} is refused: it unfolds to more than {LARGEST_FILE >> 20} MiB")
+            return archive.read(entries[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{source} is refused: not a whole archive without password ({error})") from None
 
 
-def refuse_to_overwrite(target: Path, digest: str | None):
-    """Raises: ValueError where `target` is a file of another digest."""
+def check_shape(content: bytes, file: str, nodes: int) -> None:
+    """Raises: ValueError for what is no .npy file of numbers (time, ...) with so many nodes; no pickle is loaded."""
+    try:
+        array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception:  # a damaged file makes NumPy raise many kinds
+        raise ValueError(f"{file} is refused: not a whole numpy file with one array of numbers") from None
+    if array.dtype.kind not in "iuf" or array.ndim not in (2, 3) or np.prod(array.shape[1:]) != nodes:
+        raise ValueError(f"{file} is refused: expected numbers (time, ...) with {nodes} nodes, found {array.shape} of "
+                         f"{array.dtype}")
+
+
+def is_there(target: Path, digest: str | None) -> bool:
+    """Whether a file is there. Raises: ValueError where it has another digest."""
     if target.exists() and digest and (found := sha256_of(target)) != digest:
         raise ValueError(f"{target} is there already and differs: move it away first. "
                          f"Its SHA-256 is {found}, that of the new file {digest}")
-
-
-def verdict(source: Path, file: str, spec: DatasetSpec, digest: str) -> str:
-    """Result of the check of the SHA-256 or of the git blob id of `source`, in words."""
-    if file in spec.sha256:
-        return "SHA-256 as expected"
-    name = spec.archive.get(file, file) if source.suffix == ".zip" else file
-    blob, found = spec.git_blob.get(name), git_blob_of(source)
-    if found == blob:
-        return f"its git blob id is that of {name} in the authors' release, {blob}"
-    reason = f"the git blob id of {name} in the release is {blob}, its own {found}" if blob else "none is published"
-    return f"shape as expected; it could not be verified, {reason}. Its SHA-256 is {digest}"
-
-
-def find_below(folder: Path, files: list[str]) -> dict[str, Path]:
-    """The copies of `files` below `folder`: by the relative path where there is one, else by bare name."""
-    names = {Path(file).name: file for file in files}
-
-    def rank(path):
-        return not path.as_posix().endswith(f"/{names[path.name]}"), len(path.parts), path
-
-    found = [path for path in folder.rglob("*") if path.name in names and path.is_file()]
-    return {names[path.name]: path for path in sorted(found, key=rank, reverse=True)}  # the last one of a name is kept
-
-
-def import_file(source: Path, file: str, spec: DatasetSpec, data_dir: Path, done: str = "imported") -> str:
-    """Copy one checked file into the data folder, out of its .zip where `source` is that; a message.
-
-    After an error no file and no new folder is left.
-    """
-    target = data_dir / file
-    with unpacked(source, file) as plain:
-        digest = check_file(plain, file, spec)
-        refuse_to_overwrite(target, digest)
-        if target.exists():
-            return f"{file}: already there"
-
-        def copy(part):
-            content = plain.read_bytes()
-            if hashlib.sha256(content).hexdigest() != digest:
-                raise ValueError(f"{file} is refused: {source} changed while it was copied")
-            part.write(content)
-
-        new_folders = [folder for folder in target.parents if not folder.exists()]
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(target, copy)
-        except BaseException:
-            with suppress(OSError):
-                for folder in new_folders:
-                    folder.rmdir()
-            raise
-    return f"{file}: {done}, " + verdict(source, file, spec, digest)
+    return target.exists()
 
 
 class SameHost(urllib.request.HTTPRedirectHandler):
@@ -182,37 +114,20 @@ def require_https(url: str):
         raise ValueError(f"{url} is refused: only https addresses are accepted")
 
 
-def fetch(url: str, path: Path):
-    """Save the content of `url`: at most LARGEST_FILE bytes, in at most LONGEST_DOWNLOAD seconds."""
-    with (time_limit(LONGEST_DOWNLOAD), urllib.request.build_opener(SameHost).open(url, timeout=60) as answer,
-          path.open("wb") as file):
-        total, size = int(answer.headers.get("Content-Length") or 0), 0
-        with tqdm(total=total or None, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
-            while max(total, size) <= LARGEST_FILE and (block := answer.read1(1 << 16)):
-                with naming(path):
-                    size += file.write(block)
-                    file.flush()
+def fetch(url: str) -> bytes:
+    """The content of `url`: at most LARGEST_FILE bytes, in at most LONGEST_DOWNLOAD seconds."""
+    content = bytearray()
+    with time_limit(LONGEST_DOWNLOAD), urllib.request.build_opener(SameHost).open(url, timeout=60) as answer:
+        total = int(answer.headers.get("Content-Length") or 0)
+        with tqdm(total=total or None, desc=url.split("/")[-1], unit="B", unit_scale=True, disable=None) as bar:
+            while max(total, len(content)) <= LARGEST_FILE and (block := answer.read1(1 << 16)):
+                content += block
                 bar.update(len(block))
-        if max(total, size) > LARGEST_FILE:
-            raise ValueError(f"{url} is refused: larger than {LARGEST_FILE >> 20} MiB, as no file of the release is")
-        if total and size != total:
-            raise ValueError(f"{url}: the connection ended after {size} of {total} bytes; try again")
-
-
-def download_file(base_url: str, file: str, spec: DatasetSpec, data_dir: Path) -> str:
-    """Fetch one file, or the .zip that holds it, and import it; a message."""
-    refuse_to_overwrite(data_dir / file, spec.sha256.get(file))
-    if (data_dir / file).exists():
-        return f"{file}: already there"
-    name = spec.archive.get(file, file)
-    url = f"{base_url.rstrip('/')}/{name}"
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / Path(name).name
-        try:
-            fetch(url, source)
-        except (OSError, HTTPException) as error:
-            raise OSError(f"{url}: {error}") from None
-        return import_file(source, file, spec, data_dir, "downloaded")
+    if max(total, len(content)) > LARGEST_FILE:
+        raise ValueError(f"{url} is refused: larger than {LARGEST_FILE >> 20} MiB, as no file of the release is")
+    if total and len(content) != total:
+        raise ValueError(f"{url}: the connection ended after {len(content)} of {total} bytes; try again")
+    return bytes(content)
 
 
 def download(name: str, base_url: str, data_dir: Path):
@@ -224,29 +139,41 @@ def download(name: str, base_url: str, data_dir: Path):
         how = "is generated when it is used" if spec.synthetic else "comes with the project"
         raise ValueError(f"{name} {how}: there is nothing to download")
     for file in known_files(spec):
-        print(download_file(base_url, file, spec, data_dir))
+        if is_there(data_dir / file, spec.sha256.get(file)):
+            print(f"{file}: already there")
+            continue
+        url = f"{base_url.rstrip('/')}/{spec.archive.get(file, file)}"
+        try:
+            content = fetch(url)
+        except (OSError, HTTPException) as error:
+            raise OSError(f"{url}: {error}") from None
+        print(import_file(content, url, file, spec, data_dir))
 
 
 def import_all(folder: Path, data_dir: Path) -> None:
-    """Import every known file below `folder`, with a message for each.
+    """Import every known file below `folder`, found by its relative path, else by its bare name; a message for each.
 
     Raises: ValueError with all refusals, after the other files are imported.
     """
     if not folder.is_dir():
         raise ValueError(f"--from {folder}: no such folder")
-    cards = {file: spec for spec in DATASETS.values() for file in known_files(spec)}
-    archives = {file: name for spec in DATASETS.values() for file, name in spec.archive.items()}
-    found = find_below(folder, [*cards, *archives.values()])
-    sources = {file: found.get(file) or found.get(archives.get(file)) for file in cards}
-    if not found:
-        raise ValueError(f"--from {folder}: none of the known files is below it. They are "
-                         f"{', '.join((*cards, *archives.values()))}")
-    refusals = []
-    for file in filter(sources.get, cards):
+    paths = [path for path in sorted(folder.rglob("*"), key=lambda path: (len(path.parts), path)) if path.is_file()]
+    files = [(file, spec) for spec in DATASETS.values() for file in known_files(spec)]
+    found, refusals = 0, []
+    for file, spec in files:
+        names = [name for name in (file, spec.archive.get(file)) if name]
+        source = next((path for name in names for ending in (f"/{name}", f"/{Path(name).name}") for path in paths
+                       if path.as_posix().endswith(ending)), None)
+        if source is None:
+            continue
+        found += 1
         try:
-            print(import_file(sources[file], file, cards[file], data_dir))
+            print(import_file(source.read_bytes(), source, file, spec, data_dir))
         except (OSError, ValueError) as error:
             refusals.append(str(error))
+    if not found:
+        raise ValueError(f"--from {folder}: none of the known files is below it. They are "
+                         f"{', '.join(file for file, _ in files)}")
     if refusals:
         raise ValueError("; ".join(refusals))
 
@@ -263,8 +190,8 @@ def state_of(name: str, data_dir: Path) -> tuple[str, str]:
         paths = locate(name, data_dir)
     except FileNotFoundError:
         return "private" if spec.private else "missing", ""
-    digests = [(spec.sha256.get(file), sha256_of(path)) for file, path in zip(spec.files, paths, strict=True)]
-    changed = any(expected and expected != found for expected, found in digests)
+    changed = any(file in spec.sha256 and sha256_of(path) != spec.sha256[file]
+                  for file, path in zip(spec.files, paths, strict=True))
     state = "differs" if changed else "embedded" if spec.embedded else "present"
     return state, f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB"
 
