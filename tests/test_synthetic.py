@@ -178,21 +178,3 @@ def test_forecast_depends_on_the_history_and_the_calendar_only():
     torch.testing.assert_close(beside.mean[:1], law.mean)
     other = short.predictive(history + 9, first, 6)
     assert not torch.allclose(other.mean, law.mean) and torch.equal(other.std, law.std)
-
-
-@pytest.mark.parametrize(
-    "wrong", [dict(nodes=0), dict(steps=0), dict(length_scale=0), dict(nugget=0), dict(slow_decay=1)]
-)
-def test_impossible_fields_are_refused_by_name(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        OracleSettings(**wrong)
-
-
-def test_windows_that_do_not_fit_the_field_are_refused():
-    field = make_oracle(OracleSettings(3, 30))
-    with pytest.raises(ValueError, match="3 nodes"):
-        field.predictive(torch.zeros(1, 5, 4), torch.tensor([0]), 2)
-    with pytest.raises(ValueError, match="first_step"):
-        field.predictive(torch.zeros(2, 5, 3), torch.tensor([0]), 2)
-    with pytest.raises(ValueError, match="horizon"):
-        field.predictive(torch.zeros(1, 5, 3), torch.tensor([0]), 0)
