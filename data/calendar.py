@@ -1,7 +1,6 @@
 """Calendar: which slot of the day, week or year each step of a series falls into."""
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,9 +20,7 @@ UNITS = {"min": (1, "minute"), "t": (1, "minute"), "h": (1, "hour"), "d": (1, "d
 Interval = tuple[int, str]
 SHOWN_GAPS = 20  # places of missing rows that a message lists; of more it gives the number
 MOST_MISSING = 10  # missing rows for each row of a file; more mean a wrong stamp
-IN_UTC = "local time with daylight saving must be written in UTC, or with its offset"
-CONVERT = ("convert the file: xarray.open_dataset(FILE).convert_calendar('standard', align_on='date', "
-           "missing=float('nan'))")
+WITH_OFFSET = "; write times of a zone with daylight saving with their offset from UTC, as 2013-01-31T00:00+01:00"
 
 
 @dataclass(frozen=True)
@@ -160,53 +157,43 @@ def in_words(interval: Interval) -> str:
 
 
 def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Interval | None = None, zone: str = "",
-                     gaps: bool = False, calendar: str = "") -> Interval:
+                     gaps: bool = False) -> Interval:
     """The interval between the stamps `times` (datetime64): `wanted`, else the most frequent.
 
     A monthly stamp may be any day of its month, as climate files write the middle. where(step): file and place of a
-    step, for messages. gaps: rows may be missing. calendar: of a climate model, else "".
+    step, for messages. gaps: rows may be missing.
     Raises: ValueError for the first stamp at another distance from the one before; it lists all missing rows.
     """
     if len(times) < 2 and wanted is None:
         raise ValueError(f"{where(0)}: one time stamp does not determine the interval; give --freq")
-    interval = wanted or _most_frequent(times, where, zone)
-    months = interval[1] == "month"
-    if calendar and calendar != "noleap" and not months:
-        raise ValueError(f"{where(0)}: calendar {calendar} has days that no real year has, or lacks some; {CONVERT}")
-    clock, size = clock_of(times, interval, zone), step_size(interval)
-    distance = np.diff(clock)
-    missing = (distance > 0 * size) & (distance % size == 0 * size)
-    other = bool(wanted) and len(times) > 2 and (found := _most_frequent(times, where, zone)) != wanted
-    wrong = np.flatnonzero((distance != size) & ~(missing & (gaps and not other)))
-    lacking = int((distance[missing] // size - 1).sum())
-    if lacking > MOST_MISSING * len(times):
-        wrong = np.flatnonzero(distance > size)[[int(distance[distance > size].argmax())]]
-    if not len(wrong):
+    found = _most_frequent(times, where, zone) if len(times) > 2 or wanted is None else wanted
+    interval = wanted or found
+    clock = clock_of(times, interval, zone)
+    steps = np.diff(clock) / step_size(interval)
+    missing = np.where((steps > 1) & (steps % 1 == 0), steps - 1, 0)
+    too_many = missing.sum() > MOST_MISSING * len(times)
+    wrong = (steps != 1) & ~((missing > 0) & (gaps and found == interval))
+    if too_many:
+        wrong = steps == steps.max()
+    if not wrong.any():
         return interval
-    step = int(wrong[0]) + 1
-    before, here, expected = clock[step - 1], clock[step], clock[step - 1] + size
-    if other:
+    step = int(wrong.argmax()) + 1
+    distance, lacking = steps[step - 1], f"{int(missing[step - 1])} missing"
+    if found != interval:
         kind = f"steps of the file are {in_words(found)}"
-    elif here == before:
-        kind = "it occurs twice"
-    elif here < before:
-        kind = "stamps must ascend"
-    elif lacking > MOST_MISSING * len(times):
-        kind = f"{(here - before) // size - 1} missing, many more than there are: is this stamp right?"
-    elif missing[step - 1]:
-        kind = (f"{(here - before) // size - 1} missing: add a row for each, its values left empty, or give --missing "
-                "mask")
-        if calendar:
-            kind += f"; calendar {calendar} has no 29 February; or {CONVERT}"
-        if missing.sum() - (distance == size).sum() > 1:
-            kind += f"; in all {missing_rows(times, interval, zone)}"
-    else:
+    elif distance <= 0:
+        kind = "stamps must ascend" if distance else "it occurs twice"
+    elif too_many:
+        kind = f"{lacking}, many more than there are: is this stamp right?"
+    elif distance % 1:
         kind = "steps must be equally long"
-    if not months and abs(here - expected) == np.timedelta64(1, "h"):
-        if _is_local(interval):
-            kind += "; write the days of local time with their offset from UTC, as 2013-01-31T00:00+01:00"
-        elif not zone and int(str(expected)[11:13]) <= 4:
-            kind += f"; {IN_UTC}"
+    else:
+        kind = f"{lacking}: add a row for each, its values left empty, or give --missing mask"
+        kind += f"; in all {missing_rows(times, interval, zone)}" if (missing > 0).sum() > 1 else ""
+    expected = clock[step - 1] + step_size(interval)
+    if interval[1] != "month" and abs(clock[step] - expected) == np.timedelta64(1, "h") and not (
+            zone and not _is_local(interval)):
+        kind += WITH_OFFSET
     asked = ", as --freq or the run says" if wanted else ""
     due = clock_text(expected, interval, zone)
     raise ValueError(f"{where(step)}: time {stamp(times[step], zone)}, expected {due} ({in_words(interval)} after "
@@ -241,26 +228,32 @@ def missing_rows(times: np.ndarray, interval: Interval, zone: str = "") -> str:
 
 def _most_frequent(times: np.ndarray, where: Callable[[int], str], zone: str = "") -> Interval:
     """The most frequent distance of two stamps in time order; 28 days or more are months, if a rule fits them."""
-    for clock in (local_times(times, zone).astype("datetime64[s]"), times.astype("datetime64[s]")):
+    local = local_times(times, zone).astype("datetime64[s]")
+    for clock in (local, times.astype("datetime64[s]")):
         forward = np.diff(clock).astype(int)
-        distances = Counter(forward[forward > 0].tolist())
-        if not distances:
+        forward = forward[forward > 0]
+        if not len(forward):
             raise ValueError(f"{where(1)}: time {stamp(times[1], zone)}, not after {stamp(times[0], zone)}: stamps "
                              "must ascend")
-        seconds = max(sorted(distances), key=distances.get)
+        seconds = _mode(forward)
         if seconds % (DAY * 60) == 0:
             break  # days of the local clock; shorter steps are measured in UTC
     if seconds % 60:
         raise ValueError(f"{where(1)}: steps of {seconds} seconds; the interval must be whole minutes")
     if seconds >= 28 * DAY * 60:
-        local = local_times(times, zone).astype("datetime64[s]")
         clock = local.astype("datetime64[M]")
         months = np.diff(clock).astype(int)
-        count = Counter(months[months > 0].tolist()).most_common(1)[0][0]
-        equal = len(times) > 2 and all(distance % seconds == 0 for distance in distances)
+        count = _mode(months[months > 0])
+        equal = len(times) > 2 and (forward % seconds == 0).all()
         if not equal or (months > 0).all() and stamp_rule(clock, local, count):
             return count, "month"
     return _in_largest_unit(seconds // 60)
+
+
+def _mode(values: np.ndarray) -> int:
+    """The most frequent value, the smallest of several."""
+    found, counts = np.unique(values, return_counts=True)
+    return int(found[counts.argmax()])
 
 
 def _in_largest_unit(minutes: int) -> Interval:

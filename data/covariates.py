@@ -57,7 +57,10 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
                          f"{names[covariate]}; fill them: a forecast needs all of them")
     if table.times is not None:
         check_zone(table.zone, calendar.zone, flag)
-        first, found, due = _steps(table.times, calendar)
+        clock, found = (clock_of(times, calendar.interval, calendar.zone) for times in (calendar.times, table.times))
+        size = step_size(calendar.interval)
+        first = max(int((clock[0] - found[0]) // size), 0)
+        due = clock[0] + size * (np.arange(len(found)) - first)
     elif first < 0:
         raise ValueError(f"{flag}: the file has no times; it begins with the data of the run, {-first} steps after "
                          "this field: give covariates with times, or those that begin with the field")
@@ -67,10 +70,8 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
     if table.times is not None and (found != due).any():
         step, zone = int((found != due).argmax()), calendar.zone
         beyond = ", beyond its end" * (step >= first + len(calendar.times))
-        expected = stamp(calendar.times[step - first], zone) if first <= step and not beyond else (
-            clock_text(due[step], calendar.interval, zone))
         raise ValueError(f"{flag}: {table.where(step)}: time {stamp(table.times[step], zone)}, the field has "
-                         f"{expected} there{beyond}; give the same time axis")
+                         f"{clock_text(due[step], calendar.interval, zone)} there{beyond}; give the same time axis")
     return Covariates(str(path), names, as_real(values[first:]), table.notes)
 
 
@@ -91,25 +92,10 @@ def _arranged(table: Table, node_names: tuple[str, ...], path: Path | str) -> tu
         values = table.values.unsqueeze(2)
     else:
         values, names = table.values.unsqueeze(1), table.node_names
-    names = names or _stored_names(path) or tuple(f"covariate {place}" for place in range(values.shape[2]))
+    if str(path).lower().endswith(".npz"):
+        with np.load(Path(path).expanduser(), allow_pickle=False) as archive:
+            names = tuple(archive["covariate_names"].tolist()) if "covariate_names" in archive else names
+    names = names or tuple(f"covariate {place}" for place in range(values.shape[2]))
     if len(names) != values.shape[2]:
         raise ValueError(f"{flag}: {len(names)} covariate_names for {values.shape[2]} covariates")
     return values, names
-
-
-def _stored_names(path: Path | str) -> tuple[str, ...] | None:
-    """The names of the covariates in an .npz."""
-    if not str(path).lower().endswith(".npz"):
-        return None
-    with np.load(Path(path).expanduser(), allow_pickle=False) as archive:
-        return tuple(archive["covariate_names"].tolist()) if "covariate_names" in archive else None
-
-
-def _steps(times: np.ndarray, calendar: Calendar) -> tuple[int, np.ndarray, np.ndarray]:
-    """Number of stamps (time,) before the field; these stamps and the expected ones, (time,), on `clock_of`'s clock."""
-    clock, found = (clock_of(each, calendar.interval, calendar.zone) for each in (calendar.times, times))
-    size = step_size(calendar.interval)
-    before = max(int((clock[0] - found[0]) // size), 0)
-    beyond = max(len(times) - before - len(clock), 0)
-    expected = [clock[0] - size * np.arange(before, 0, -1), clock, clock[-1] + size * np.arange(1, beyond + 1)]
-    return before, found, np.concatenate(expected)[:len(times)]

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from .calendar import MOST_MISSING, Calendar, Interval, clock_of, first_step, make_calendar, parse_interval
+from .calendar import Calendar, clock_of, first_step, make_calendar, parse_interval
 from .matching import match, on_regular_axis
 from .nodes import numbered, read_graph, read_node_table
 from .readers import read_file
@@ -20,10 +19,9 @@ from .stamps import PLAIN, parse_time, stamp, zone_in
 from .synthetic import OracleSettings, make_oracle
 from .table import Table, listed
 
-SENTINELS = {float(np.float32(value)) for value in (
-    -999, -9999, -99999, -999.9, -999.25, -9999.9, -32767, -32768, -2147483647, -2147483648, 9999, 99999, 999999,
-    1e20, 1e30, 1e34, 1e35, 1e36, 9.969209968386869e36)}  # which programs write for a missing value
-FAR = 1.0, 10.0  # times the range of all other values: for the lowest, for the highest, which may be a rare peak
+CODES = [-999, -9999, -99999, -999.9, -999.25, -9999.9, -32767, -32768, -2147483647, -2147483648, 9999, 99999, 999999,
+         1e20, 1e30, 1e34, 1e35, 1e36, 9.969209968386869e36]
+"""Numbers that programs write for a missing value."""
 
 
 @dataclass(frozen=True)
@@ -143,17 +141,14 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
                          "file")
     table = read_file(path, own.variable)
     wanted = like.interval if like else parse_interval(own.freq) if own.freq else None
-    if table.counts is not None and wanted and own.start:
-        table = with_counted_times(table, path, wanted, own.start)
     if like:
         table = match(replace(table, unit="" if own.unit else table.unit), like, str(path))
         interval, start, rule = wanted, like.start, like.rule
         if table.times is not None:
             start, _ = first_step(table.times, interval, table.zone)
     elif table.times is None and (wanted is None or not own.start):
-        found = f"its times ({listed(table.counts.tolist())}) are neither dates nor consecutive years" if (
-            table.counts is not None) else "the file has no time stamps"
-        raise ValueError(f"{path}: {found}; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as 2013-01-01T00:00)")
+        raise ValueError(f"{path}: the file has no time stamps; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as "
+                         "2013-01-01T00:00)")
     elif table.times is not None:
         table, interval = on_regular_axis(table, path, wanted, gaps)
         start, rule = first_step(table.times, interval, table.zone)
@@ -168,7 +163,8 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
             table = table.with_notes(f"its monthly times ({stamp(table.times[0], table.zone)}, ...) follow no known "
                                      "rule: outputs have the first of each month")
     else:
-        interval, zone = wanted, start_zone(own.start)
+        parse_time(own.start, "--start", "UTC")
+        interval, zone = wanted, zone_in(own.start)
         first = parse_time(own.start, "--start", zone)
         start, rule = first_step(np.array([first]), interval, zone)[0], PLAIN
         table = replace(table, zone=zone)
@@ -184,32 +180,6 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
     ), table
 
 
-def start_zone(text: str) -> str:
-    """The time zone of a `--start` (its offset from UTC), "" without one. Raises: ValueError for no time."""
-    parse_time(text, "--start", "UTC")
-    return zone_in(text)
-
-
-def with_counted_times(table: Table, source: Path, interval: Interval, start: str) -> Table:
-    """A table whose stamps are counts with times instead: steps of `interval` from `start`.
-
-    Raises: ValueError for counts that do not ascend by whole steps.
-    """
-    distance, zone = np.diff(table.counts), start_zone(start)
-    size = int(pd.Series(distance[distance > 0]).mode().min()) if (distance > 0).any() else 1
-    too_far = np.cumsum(distance) > MOST_MISSING * size * len(table.counts)
-    wrong = np.flatnonzero((distance <= 0) | (distance % size != 0) | too_far)
-    if len(wrong):
-        step = int(wrong[0]) + 1
-        raise ValueError(f"{source}: {table.where(step)}: time {table.counts[step]}, expected "
-                         f"{table.counts[step - 1] + size}, {size} after {table.counts[step - 1]}")
-    steps = (table.counts - table.counts[0]) // size
-    first = first_step(np.array([parse_time(start, "--start", zone)]), interval, zone)[0]
-    times = make_calendar(first, interval, int(steps[-1]) + 1, zone).times[steps]
-    note = f"its times are numbers: {table.counts[0]} is taken as {stamp(times[0], zone)}, steps as --freq says"
-    return table.with_notes(note, times=times.astype("datetime64[s]"), zone=zone, counts=None)
-
-
 def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:
     """Notes on a file of the user's that may contain mistakes; values: those of the table, missing ones masked."""
     steps, nodes = table.values.shape
@@ -220,8 +190,8 @@ def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:
                      "are left out")
     if nodes > steps:
         notes.append(f"{nodes} nodes but only {steps} time steps: the first axis must be the time")
-    for value, count in far_from_all_others(values).items():
-        notes.append(f"{value} occurs {count} time{'s' * (count > 1)}, far from all other values: if it stands for a "
+    for value, count in codes_for_missing(values).items():
+        notes.append(f"{value} occurs {count} time{'s' * (count > 1)}, beyond all other values: if it stands for a "
                      f"missing value, give --missing mask --null_value={value}")
     low, high = (by_node(values, end).numpy() for end in (torch.amin, torch.amax))
     if (constant := [names[node] for node in np.flatnonzero(low == high)]) and steps > 1:
@@ -236,40 +206,19 @@ def by_node(values: Tensor, end: Callable) -> Tensor:
     return end(torch.stack([end(as_real(block).nan_to_num(none), 0) for block in values.split(BLOCK)]), 0)
 
 
-def far_from_all_others(values: Tensor) -> dict[str, int]:
-    """Values that may stand for a missing value, as text, each with its number of occurrences.
-
-    The lowest or highest value, where it is one of SENTINELS, or where it occurs more than once and lies further from
-    the others than FAR times their range.
-    """
-    found: dict[float, int] = {}
-    while True:
-        lowest, highest = (_end(values, sign, list(found)) for sign in (1, -1))
-        for (odd, count, following), far, (other, _, _) in ((lowest, FAR[0], highest), (highest, FAR[1], lowest)):
-            spread = max(abs(other - following), 1e-9)
-            if count and (odd in SENTINELS or count > 1 and math.isfinite(following)
-                          and abs(following - odd) > far * spread):
-                found[odd] = count
-                break
-        else:
-            return {str(np.float32(odd)).removesuffix(".0"): count for odd, count in found.items()}
-
-
-def _end(values: Tensor, sign: int, without: list[float]) -> tuple[float, int, float]:
-    """The lowest value (sign 1) or the highest (-1) not in a list, its number of occurrences, and the next value."""
-    ends = []
+def codes_for_missing(values: Tensor) -> dict[str, int]:
+    """Those of CODES that lie below or above all other values, as text, each with its number of occurrences."""
+    codes = torch.tensor(CODES, dtype=torch.float32)
+    counts, low, high = torch.zeros(len(codes), dtype=torch.long), math.inf, -math.inf
     for block in values.split(BLOCK):
-        part = sign * block.float().flatten()
-        part = part[~(part.isnan() | torch.isin(part, sign * torch.tensor(without)))]
-        if len(part):
-            low = part.min()
-            following = torch.where(part > low, part, math.inf).min()
-            ends.append((float(low), int((part == low).sum()), float(following)))
-    lowest = min((low for low, _, _ in ends), default=math.inf)
-    count = sum(count for low, count, _ in ends if low == lowest)
-    following = min((value for low, _, next_one in ends for value in (low, next_one) if value > lowest),
-                    default=math.inf)
-    return sign * lowest, count, sign * following
+        block = block.float()
+        code = torch.isin(block, codes)
+        counts += (block[code].unsqueeze(-1) == codes).sum(0)
+        others = block[~(code | block.isnan())]
+        if len(others):
+            low, high = min(low, float(others.min())), max(high, float(others.max()))
+    return {str(np.float32(code)).removesuffix(".0"): count for code, count in zip(CODES, counts.tolist(), strict=True)
+            if count and not low <= code <= high}
 
 
 def check_missing(table: Table, source: str) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +12,7 @@ from .stamps import PLAUSIBLE_YEARS, Stamps, holds_times, read_stamps, stamp
 from .table import INDEX, NODE_NAMES, TIME_NAMES, Table, as_tensor, check_finite, find, listed, repeated
 
 VALUE_NAMES = ("value", "y", "target")
-PARTS = {"year": None, "month": 12, "day": 31, "hour": 24, "minute": 59, "second": 59}
-"""Columns that hold parts of a time, each with its largest value."""
-MONTHS = {"jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"}
-YEAR, DATE = re.compile(r"(1[89]|20|21)\d\d"), re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ].*)?|\d{4}-\d{2}")
+PARTS = ("year", "month", "day", "hour", "minute", "second")
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ def from_frame(frame: pd.DataFrame, rows: Rows, notes: tuple[str, ...] = ()) -> 
     columns = list(frame.columns)
     node, value = (find(columns, names) for names in (NODE_NAMES, VALUE_NAMES))
     stamps = None if time is None else read_stamps(frame[time], rows)
-    repeated_times = None not in (time, node) and bool(pd.Series(stamps.axis).duplicated().any())
+    repeated_times = None not in (time, node) and bool(pd.Series(stamps.times).duplicated().any())
     if value is None and repeated_times and len(columns) == 3 and find([time], TIME_NAMES):
         value, = {*columns} - {time, node}  # a row per time and node: the third column holds the values
     if None not in (time, node, value):
@@ -90,31 +86,19 @@ def from_data_frame(frame: pd.DataFrame, source: str) -> Table:
     ).with_stamps(stamps)
 
 
-def check_columns(names: list[str], source: str, below: Sequence[str] = ()) -> None:
-    """Raises: ValueError for no names, repeated names, and what is no name: values, dates, control characters.
-
-    below: the cells of the row below the names.
-    """
+def check_columns(names: list[str], source: str) -> None:
+    """Raises: ValueError for no names, repeated names, and what is no name: values, control characters."""
     if not names:
         raise ValueError(f"{source}: blank; expected the names of the columns")
     if any(unicodedata.category(character) == "Cc" for name in names for character in name):
         raise ValueError(f"{source}: not a readable table: control characters in the names of its columns")
     twice = repeated(filter(None, names))
-    if holds_values(names) and (twice or not all(name.isdigit() for name in names)):
+    dated = re.fullmatch(r"\d{4}-\d\d.*", names[0]) is not None  # the first column of a header may have no name
+    values = pd.to_numeric(pd.Series([name for name in names[dated:] if name], dtype=str), errors="coerce")
+    if names[0] and len(values) and values.notna().all() and (twice or not all(name.isdigit() for name in names)):
         raise ValueError(f"{source}: values ({listed(names)}) where the names of the columns are expected")
     if twice:
         raise ValueError(f"{source}: columns named twice: {listed(twice)}")
-    dates = [name for name in names[1:] if YEAR.fullmatch(name) or DATE.fullmatch(name)]
-    if 2 * len(dates) > max(2, len(names)) and not names[0].isdigit() and find(names[:1], TIME_NAMES[:-1]) is None and (
-            not below or not DATE.fullmatch(below[0])):
-        raise ValueError(f"{source}: dates ({listed(dates)}) where the names of the nodes are expected, so places are "
-                         "in rows; write a row per time and a column per node (frame.T in pandas)")
-
-
-def holds_values(cells: list[str]) -> bool:
-    """Whether a line holds numbers, perhaps after a date; the first column of a header may have no name."""
-    numeric = [cell for cell in cells[bool(cells and DATE.fullmatch(cells[0])):] if cell]
-    return bool(numeric and cells[0] and pd.to_numeric(pd.Series(numeric, dtype=str), errors="coerce").notna().all())
 
 
 def numbers(column: pd.Series, rows: Rows) -> np.ndarray:
@@ -157,75 +141,49 @@ def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, rows: Rows) -
     """Pairs (time, node) as a table: steps in the order of time, nodes in the order of their first row."""
     if node.isna().any():
         raise ValueError(f"{rows(int(node.isna().to_numpy().argmax()))}: no node is named")
-    times = stamps.axis
-    steps, first, step = np.unique(times, return_index=True, return_inverse=True)
+    steps, first, step = np.unique(stamps.times, return_index=True, return_inverse=True)
     place, names = pd.factorize(node.astype(str))
     pair = step * len(names) + place
     twice = pd.Series(pair).duplicated().to_numpy()
     if twice.any():
         row, before = int(twice.argmax()), int((pair == pair[twice.argmax()]).argmax())
-        time = times[row] if stamps.times is None else stamp(times[row], stamps.zone)
+        time = stamp(stamps.times[row], stamps.zone)
         raise ValueError(f"{rows(row)}: time {time} of node {names[place[row]]} occurs twice, first in "
                          f"{rows.word} {rows.numbers[before]}")
     values = np.full((len(steps), len(names)), np.nan)
     values[step, place] = value
-    stamps = replace(stamps, **{"counts" if stamps.times is None else "times": steps})
     return Table(as_tensor(values, rows.source), rows=rows.numbers[first], row_word=rows.word,
-                 node_names=tuple(names)).with_stamps(stamps)
+                 node_names=tuple(names)).with_stamps(replace(stamps, times=steps))
 
 
 def _with_time_column(frame: pd.DataFrame, time: str | None, rows: Rows) -> tuple[pd.DataFrame, str | None]:
-    """A table with its times in one column, and the name of that: of year, month, day, hour; or date and time.
+    """A table with its times in one column, and the name of that: of date and time, date and hour, or year, month, ...
 
     time: the column of times that was found.
     Raises: ValueError where these columns hold no times.
     """
-    lower = {str(name).lower(): name for name in reversed(frame.columns)}
-    if time is not None:
-        date = lower.get("date", time)
-        clock = next((lower[name] for name in ("time", "hour") if name in lower and lower[name] != date), None)
-        hours = None if clock is None else _time_of_day(frame[clock])
-        days = None if hours is None else read_stamps(frame[date], rows)
-        if days is None or days.zone or days.times is None or (days.times != days.times.astype("datetime64[D]")).any():
+    lower = {name.lower(): name for name in reversed(frame.columns)}
+    parts = {part: lower[part] for part in PARTS if part in lower}
+    clock = lower.get("time", lower.get("hour"))
+    if "date" in lower and clock is not None:
+        text = frame[clock].astype(str).str.strip().str.replace(r"^(\d)(:|$)", r"0\1\2", regex=True)
+        text = text.where(text.str.contains(":"), text + ":00")
+        if not text.str.fullmatch(r"\d\d:\d\d(:\d\d(\.\d+)?)?").all():
             return frame, time
-        times, used = pd.Series(days.times) + hours, [date, clock]
-    else:
-        used = [lower[part] for part in PARTS if part in lower]
-        if "year" not in lower:
-            return frame, None
-        if MONTHS <= {name[:3] for name in lower}:
-            raise ValueError(f"{rows.source}: a row for each year and a column for each month; write a row for each "
-                             "month, its time in one column, as 2013-01")
-        if len(used) == 1:
-            return frame.rename(columns={used[0]: "time"}), "time"
-        if "month" not in lower or ("day" not in lower and len(used) > 2):
-            raise ValueError(f"{rows.source}: columns {', '.join(map(str, used))}; expected year, month and, for "
-                             "shorter steps, day, hour, minute and second, or one column of times")
-        parts = {part: pd.to_numeric(frame[lower[part]], errors="coerce") for part in PARTS if part in lower}
-        days = pd.DataFrame({"year": parts["year"], "month": parts["month"], "day": parts.get("day", 1)})
-        times = pd.to_datetime(days, errors="coerce").astype("datetime64[s]")
-        for part in ("hour", "minute", "second"):
-            if part in parts:
-                times += pd.to_timedelta(parts[part].where(parts[part].between(0, PARTS[part])), unit=part)
+        times, used = frame[lower["date"]].astype(str) + " " + text, [lower["date"], clock]
+    elif time is None and "year" in parts:
+        used = list(parts.values())
+        if tuple(parts) != PARTS[:len(parts)]:
+            raise ValueError(f"{rows.source}: columns {', '.join(used)}; expected year, month and, for shorter steps, "
+                             "day, hour, minute and second, or one column of times")
+        numbers = {part: pd.to_numeric(frame[name], errors="coerce") for part, name in parts.items()}
+        times = pd.to_datetime(pd.DataFrame({"month": 1, "day": 1} | numbers), errors="coerce")
         if times.isna().any():
             row = int(times.isna().to_numpy().argmax())
             cells = ", ".join(f"{name} {frame[name].iloc[row]}" for name in used)
             raise ValueError(f"{rows(row)}: {cells} is no time")
+    else:
+        return frame, time
     others = frame.drop(columns=used)
-    others.insert(0, "time", times.to_numpy())
+    others.insert(0, "time", times)
     return others, "time"
-
-
-def _time_of_day(column: pd.Series) -> pd.Series | None:
-    """Cells 18:00 or 18:00:00, hours 0 to 24, or 1800, as time deltas; None where they are something else."""
-    text = column.astype(str).str.strip()
-    if text.str.fullmatch(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?").all():
-        return pd.to_timedelta(text.where(text.str.count(":") > 1, text + ":00")).reset_index(drop=True)
-    hours = pd.to_numeric(text, errors="coerce")
-    if hours.max() > 24 and (hours % 100 < 60).all():
-        hours = hours // 100 + hours % 100 / 60
-    elif (hours % 1 != 0).any():
-        return None
-    if hours.between(0, 24).all() and hours.nunique() > 1:
-        return pd.to_timedelta(hours.reset_index(drop=True) * 3600, unit="s").dt.round("s")
-    return None

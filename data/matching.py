@@ -6,11 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
-from .calendar import IN_UTC, Interval, first_step, make_calendar, missing_rows, regular_interval, step_numbers
-from .nodes import match_nodes
+from .calendar import Interval, first_step, make_calendar, missing_rows, regular_interval, step_numbers
 from .scaling import as_real
 from .stamps import PLAIN, check_zone
 from .table import Table, listed, repeated
@@ -23,15 +21,14 @@ def match(table: Table, field, source: str) -> Table:
     rows that the table lacks are inserted as gaps.
     Raises: ValueError where the table is of another field: what differs, or the first time that is no step of it.
     """
-    coordinates = None if field.coordinates is None else np.asarray(field.coordinates)
-    differing = [node_differences(table, field.node_names, coordinates)]
+    differing = [node_differences(table, field.node_names)]
+    if not any(differing) and table.node_names is None and table.coordinates is not None and (
+            field.coordinates is not None and not np.allclose(table.coordinates, field.coordinates, atol=1e-3)):
+        differing.append("nodes at other latitudes and longitudes, or in another order, without names")
     if table.unit and table.unit not in (field.unit, field.cf_unit):
         differing.append(f"unit {table.unit} (wanted {field.unit})")
     if any(differing):
         raise ValueError(f"{source}: another field than the run was trained on: {'; '.join(filter(None, differing))}")
-    if table.counts is not None:
-        raise ValueError(f"{source}: its times ({listed(table.counts.tolist())}) are neither dates nor consecutive "
-                         "years; write ISO 8601, or no times")
     if table.times is not None:
         check_zone(table.zone, field.time_zone, source)
         first = table.where(0)
@@ -40,33 +37,33 @@ def match(table: Table, field, source: str) -> Table:
             field.step_at(table.times[0])
         except ValueError as error:
             raise ValueError(f"{source}: {first}: {error}") from error
-    return in_order(replace(table, zone=field.time_zone), field.node_names, coordinates)
+    return in_order(replace(table, zone=field.time_zone), field.node_names)
 
 
-def node_differences(table: Table, names: Sequence[str], coordinates: np.ndarray | None = None) -> str:
+def node_differences(table: Table, names: Sequence[str]) -> str:
     """How the nodes of a table differ from those of these names, whatever their order; "" where they are the same.
 
-    They are the same by name, or by `coordinates` (node, 2), see `nodes.match_nodes`.
+    A table without names has the nodes in the order of `names`.
     """
     found, count = table.node_names, table.values.shape[1]
-    if twice := repeated(found or ()):
-        return f"nodes named twice: {listed(twice)}"
-    if count == len(names) and match_nodes(table, tuple(names), coordinates) is not None:
-        return ""
     if found is None:
-        return f"{count} nodes (wanted {len(names)})" if count != len(names) else (
-            "nodes at other latitudes and longitudes")
+        return "" if count == len(names) else f"{count} nodes (wanted {len(names)})"
+    if twice := repeated(found):
+        return f"nodes named twice: {listed(twice)}"
     unknown, missing = ([name for name in one if name not in set(other)]
                         for one, other in ((found, names), (names, found)))
     if unknown and missing:
         return f"nodes {listed(unknown)} (wanted {listed(missing)})"
-    return f"nodes unknown to it: {listed(unknown)}" if unknown else f"nodes missing: {listed(missing)}"
+    if unknown or missing:
+        return f"nodes unknown to it: {listed(unknown)}" if unknown else f"nodes missing: {listed(missing)}"
+    return ""
 
 
-def in_order(table: Table, names: Sequence[str], coordinates: np.ndarray | None = None) -> Table:
+def in_order(table: Table, names: Sequence[str]) -> Table:
     """A table of the nodes of these names in their order, where `node_differences` finds none."""
-    places = match_nodes(table, tuple(names), coordinates)
-    if (places != np.arange(len(places))).any():
+    if table.node_names is not None and table.node_names != tuple(names):
+        place = {name: place for place, name in enumerate(table.node_names)}
+        places = np.array([place[name] for name in names])
         on_grid = places if table.kept is None else table.kept[places]
         table = table.at(places, kept=on_grid if table.grid is not None else None)
     return replace(table, node_names=tuple(names))
@@ -78,22 +75,14 @@ def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, g
     gaps: missing rows are inserted without values, and noted; else they are refused.
     Raises: ValueError for the first wrong stamp.
     """
-    interval = regular_interval(table.times, lambda step: f"{source}: {table.where(step)}", wanted, table.zone, gaps,
-                                table.calendar)
+    interval = regular_interval(table.times, lambda step: f"{source}: {table.where(step)}", wanted, table.zone, gaps)
     steps = step_numbers(table.times, interval, table.zone)
     count = int(steps[-1]) + 1
     if count == len(steps):
         return table, interval
     start, rule = first_step(table.times, interval, table.zone)
     times = make_calendar(start, interval, count, table.zone, rule or PLAIN).times.astype("datetime64[s]")
-    inserted = np.delete(times, steps)
     note = f"{missing_rows(table.times, interval, table.zone)}: inserted as gaps"
-    if table.calendar and (pd.DatetimeIndex(inserted).strftime("%m-%d") == "02-29").all():
-        note = (f"the calendar {table.calendar} has no 29 February: gaps are inserted for it, at {len(inserted)} "
-                "steps in all")
-    elif not table.zone and ((np.diff(steps) == 2) & (pd.DatetimeIndex(times[steps[:-1] + 1]).hour < 4)).any() and (
-            interval == (1, "hour")):
-        note += f" ({IN_UTC})"
     given = as_real(table.values)
     values = given.new_full((count, given.shape[1]), math.nan)
     values[torch.from_numpy(steps)] = given

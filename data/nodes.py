@@ -7,14 +7,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .memory import check_memory
 from .scaling import BLOCK
 from .table import (
     INDEX,
     LATITUDE_NAMES,
     LONGITUDE_NAMES,
     NODE_NAMES,
-    Table,
+    check_memory,
     find,
     listed,
     outside_the_earth,
@@ -23,24 +22,6 @@ from .table import (
 )
 
 ENDS = (("from", "to"), ("source", "target"))  # names of the two columns of an edge
-CLOSE = 1e-5  # of the earth's radius (64 m): largest distance at which two files mean the same place
-
-
-def match_nodes(table: Table, names: tuple[str, ...], coordinates: np.ndarray | None) -> np.ndarray | None:
-    """The column of each node of a field in the table of a newer file: by its name, else by its coordinates.
-
-    Without either in the table, its nodes are those of the field. None where a node is missing.
-    """
-    if table.node_names is None and (table.coordinates is None or coordinates is None):
-        return np.arange(len(names)) if table.values.shape[1] == len(names) else None
-    if set(names) <= set(table.node_names or ()):
-        place = {name: place for place, name in enumerate(table.node_names)}
-        return np.array([place[name] for name in names])
-    if table.coordinates is None or coordinates is None:
-        return None
-    from scipy.spatial import KDTree  # only here: slow to import
-    apart, found = KDTree(_on_sphere(table.coordinates)).query(_on_sphere(coordinates))
-    return found if (apart < CLOSE).all() and len(np.unique(found)) == len(found) else None
 
 
 def _on_sphere(coordinates: np.ndarray) -> np.ndarray:
@@ -88,11 +69,11 @@ def read_graph(path: Path | str, names: tuple[str, ...]) -> Tensor:
     ending = path.suffix.lower()
     if ending not in (".csv", ".npy", ".npz"):
         raise ValueError(f"{path}: a graph is read from .csv, .npy or .npz (pickles are never loaded)")
-    check_memory(path)
     matrix = _from_text(path, names) if ending == ".csv" else _from_arrays(path)
     if matrix.dtype.kind not in "biuf" or matrix.shape != (len(names), len(names)):
         raise ValueError(f"{path}: a graph of shape {matrix.shape}, type {matrix.dtype}; expected real numbers, "
                          f"({len(names)}, {len(names)}): a row and a column per node")
+    matrix = matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
     if (wrong := ~np.isfinite(matrix) | (matrix < 0)).any():
         row, column = np.argwhere(wrong)[0]
         raise ValueError(f"{path}: weight {matrix[row, column]:g} from {names[row]} to {names[column]}; expected 0, no "
@@ -100,15 +81,17 @@ def read_graph(path: Path | str, names: tuple[str, ...]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
 
 
-def _from_arrays(path: Path) -> np.ndarray:
+def _from_arrays(path: Path):
+    """An array, or a sparse one of SciPy."""
     try:
         content = np.load(path, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             return content
         with content as archive:
+            check_memory(path, sum(entry.file_size for entry in archive.zip.infolist()))
             if "indptr" in archive:
                 from scipy.sparse import load_npz  # only here: slow to import
-                return load_npz(path).toarray()
+                return load_npz(path)
             if len(archive.files) != 1:
                 raise ValueError(f"keys {listed(archive.files)}; expected one array")
             return archive[archive.files[0]]
@@ -215,11 +198,9 @@ def _filled(rows: list[list[int]], count: int) -> Tensor:
 
 def _read_csv(path: Path | str, header: int | None = None, **options) -> pd.DataFrame:
     """A small CSV as text."""
-    check_memory(Path(path))
-    packed = "gzip" if str(path).lower().endswith(".gz") else None  # no other kind: their size is not checked
     try:
         return pd.read_csv(path, header=header, dtype=str, keep_default_na=False, na_values=[""],  # a node may be NA
-                           skipinitialspace=True, compression=packed, **options)
+                           skipinitialspace=True, compression=None, **options)
     except (UnicodeDecodeError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise unreadable(path, "CSV file", error) from error
 

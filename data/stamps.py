@@ -3,15 +3,18 @@
 Everywhere, times are datetime64: in UTC where the file states a time zone, else as the file has them.
 """
 
+import contextlib
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone, tzinfo
+from datetime import timezone, tzinfo
 from itertools import product
 from zoneinfo import ZoneInfo, available_timezones
 
 import numpy as np
 import pandas as pd
+from pandas.tseries.api import guess_datetime_format
 
 PLAIN = ()
 """The rule of stamps that are the beginning of their step, see `stamped`."""
@@ -20,13 +23,6 @@ FIRST_ZONES = ("Europe/Berlin", "Europe/London", "Europe/Helsinki", "America/New
                "America/Denver", "America/Los_Angeles", "Australia/Sydney")
 """Preferred names where several time zones have the offsets of a file."""
 OFFSET = r"(?<=\d) ?(Z|UTC|[+-](?:0\d|1[0-5])(?::?[0-5]\d)?)$"  # at the end of a time of day
-DATES = [*(form.replace("/", mark) for mark in "/-." for form in
-           ("%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%y/%m/%d")),
-         *(form.replace(" ", mark) for mark in " -" for form in ("%d %b %Y", "%d %B %Y", "%d %b %y", "%Y %b %d")),
-         "%b %Y", "%B %Y", "%b-%Y", "%m/%Y", "%YM%m", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%d%b%Y", "%Y%m%d",
-         "%Y-%m-%d", "%Y/%m/%d"]
-CLOCKS = ["", *(mark + form for mark in " T" for form in (
-    "%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p", "%I:%M:%S%p", "%H.%M", "%H%M"))]
 ISO = "expected ISO 8601, as 2013-01-31T18:00"
 EXAMPLE = "as in pandas: frame['time'] = pandas.to_datetime(frame['time'], format='%d/%m/%Y')"
 
@@ -35,25 +31,18 @@ EXAMPLE = "as in pandas: frame['time'] = pandas.to_datetime(frame['time'], forma
 class Stamps:
     """The time stamps of a file.
 
-    times   (time,) datetime64[s], or None where they are counts
-    zone    time zone: a name, as Europe/Berlin, or an offset, as +01:00; "" where the file states none
-    counts  (time,) integers that are neither years nor dates, or None
-    notes   for the user
+    times  (time,) datetime64[s]
+    zone   time zone: a name, as Europe/Berlin, or an offset, as +01:00; "" where the file states none
+    notes  for the user
     """
 
-    times: np.ndarray | None
+    times: np.ndarray
     zone: str = ""
-    counts: np.ndarray | None = None
     notes: tuple[str, ...] = ()
-
-    @property
-    def axis(self) -> np.ndarray:
-        """Times, or counts."""
-        return self.counts if self.times is None else self.times
 
 
 def read_stamps(column: pd.Series, where: Callable[[int], str]) -> Stamps:
-    """Stamps of a column, rounded to the second: times, ISO 8601, dates of one unambiguous format, years, or counts.
+    """Stamps of a column, rounded to the second: times, ISO 8601, dates of one unambiguous format, or years.
 
     where(row): file and place of a row, for messages.
     Raises: ValueError naming the first one that is no time, and what would work.
@@ -68,12 +57,10 @@ def read_stamps(column: pd.Series, where: Callable[[int], str]) -> Stamps:
         zone = column.dt.tz
         times = rounded(column.dt.tz_convert(None) if zone else column)
         return Stamps(times, name_of(zone) if zone else "")
-    if column.dtype.kind in "fb" and not (column.dtype.kind == "f" and (column % 1 == 0).all()):
-        raise ValueError(f"{where(0)}: time {column.iloc[0]} is a number; {ISO}, or leave the column out and "
-                         "give --freq and --start")
-    text = (column.astype("int64") if column.dtype.kind in "iuf" else column).astype(str).str.strip()
-    if text.str.fullmatch(r"-?\d{1,18}").all():
-        return _of_integers(text.astype("int64"))
+    whole = column.dtype.kind == "f" and (column % 1 == 0).all()
+    text = (column.astype("int64") if whole else column).astype(str).str.strip()
+    if column.dtype.kind in "iufb" or text.str.fullmatch(r"-?\d{1,18}").all():
+        return Stamps(_of_digits(text, where))
     found = text.str.extract(OFFSET)[0].where(text.str.contains(r"[T ]\d", regex=True))
     offset = found.str.replace(r"^(?:Z|UTC)$", "+00:00", regex=True)
     if offset.isna().any() and offset.notna().any():
@@ -96,53 +83,38 @@ def rounded(times) -> np.ndarray:
     return pd.Series(times).dt.round("s").to_numpy().astype("datetime64[s]")
 
 
-def _of_integers(numbers: pd.Series) -> Stamps:
-    """Consecutive plausible years, dates as 20240131 (also 202401, 2024013118 and 202401311830), else counts."""
-    values = np.unique(numbers)
-    if values[0] in PLAUSIBLE_YEARS and values[-1] in PLAUSIBLE_YEARS and (np.diff(values) == 1).all():
-        return Stamps((numbers.to_numpy() - 1970).astype("datetime64[Y]").astype("datetime64[s]"))
-    for digits, form in ((6, "%Y%m"), (8, "%Y%m%d"), (10, "%Y%m%d%H"), (12, "%Y%m%d%H%M")):
-        if {int(value) // 10 ** (digits - 4) for value in values[[0, -1]]} <= {*PLAUSIBLE_YEARS}:
-            times = pd.to_datetime(numbers.astype(str), format=form, errors="coerce")
-            if times.notna().all() and (digits > 6 or len(values) > 12):  # no count passes by the end of a year
-                return Stamps(rounded(times))
-    return Stamps(None, counts=numbers.to_numpy())
+def _of_digits(text: pd.Series, where) -> np.ndarray:
+    """Times of consecutive plausible years, or of dates as 20240131 (also 202401, 2024013118 and 202401311830)."""
+    if text.str.fullmatch(r"\d+").all():
+        values = np.unique(text.astype("int64"))
+        if values[0] in PLAUSIBLE_YEARS and values[-1] in PLAUSIBLE_YEARS and (np.diff(values) == 1).all():
+            return text.to_numpy(str).astype("datetime64[Y]").astype("datetime64[s]")
+        for digits, form in ((6, "%Y%m"), (8, "%Y%m%d"), (10, "%Y%m%d%H"), (12, "%Y%m%d%H%M")):
+            if {int(value) // 10 ** (digits - 4) for value in values[[0, -1]]} <= {*PLAUSIBLE_YEARS}:
+                times = pd.to_datetime(text, format=form, errors="coerce")
+                if times.notna().all() and (digits > 6 or len(values) > 12):  # no count passes by the end of a year
+                    return rounded(times)
+    raise ValueError(f"{where(0)}: time {text[0]} is a number; {ISO}, or leave the column out and give --freq and "
+                     "--start")
 
 
 def _of_text(text: pd.Series, whole: pd.Series, where) -> tuple[np.ndarray, tuple[str, ...]]:
     """Wall times of texts without offset, and a note where they are not ISO 8601."""
-    tried = [pd.to_datetime(text.where(text.str[:1].str.isdigit()), format="ISO8601", errors="coerce")]
-    if tried[0].notna().all():
-        return rounded(tried[0]), ()
-    quarter = text.str.extract(r"^(\d{4})[- ]?Q([1-4])$")
-    if quarter.notna().all(axis=None):
-        times = pd.to_datetime({"year": quarter[0].astype(int), "month": 3 * quarter[1].astype(int) - 2, "day": 1})
-        return rounded(times), (f"its times are quarters: {text[0]} is taken as {stamp(times[0].to_datetime64())}",)
-    forms = _formats(text.iloc[0]) if pd.isna(tried[0].iloc[0]) else []
-    tried += [pd.to_datetime(text, format=form, errors="coerce") for form in forms]
-    found = {rounded(times).tobytes(): (form, rounded(times))
-             for form, times in zip(forms, tried[1:], strict=True) if times.notna().all()}
-    if len(found) > 1:
-        ways = " or ".join(f"{form} ({times[0].astype('datetime64[D]')})" for form, times in found.values())
-        raise ValueError(f"{where(0)}: time {whole[0]!r} may be {ways}: write ISO 8601, {EXAMPLE}")
+    iso = pd.to_datetime(text.where(text.str[:1].str.isdigit()), format="ISO8601", errors="coerce")
+    if iso.notna().all():
+        return rounded(iso), ()
+    with warnings.catch_warnings(action="ignore"):  # that the first row tells day and month apart
+        forms = {guess_datetime_format(text[0], dayfirst=first) for first in (False, True)} if pd.isna(iso[0]) else {}
+    tried = {form: pd.to_datetime(text, format=form, errors="coerce") for form in forms if form}
+    found = {form: rounded(times) for form, times in sorted(tried.items()) if times.notna().all()}
     if not found:
-        row = max(int(times.isna().to_numpy().argmax()) for times in tried)
+        row = max(int(times.isna().to_numpy().argmax()) for times in (iso, *tried.values()))
         raise ValueError(f"{where(row)}: time {whole[row]!r}; {ISO}: write it, {EXAMPLE}")
-    (form, times), = found.values()
+    (form, times), *other = found.items()
+    if other and (times != other[0][1]).any():
+        ways = " or ".join(f"{form} ({times[0].astype('datetime64[D]')})" for form, times in found.items())
+        raise ValueError(f"{where(0)}: time {whole[0]!r} may be {ways}: write ISO 8601, {EXAMPLE}")
     return times, (f"its times are read as {form}: the first one is {stamp(times[0])}",)
-
-
-def _formats(text: str) -> list[str]:
-    """The formats, other than ISO 8601, that fit a text."""
-    def fits(form: str) -> bool:
-        if re.sub(r"%?[A-Za-z\d]", "", form) != re.sub(r"[A-Za-z\d]", "", text):
-            return False  # faster than strptime
-        try:
-            return bool(datetime.strptime(text, form))
-        except ValueError:
-            return False
-
-    return [date + clock for date, clock in product(DATES, CLOCKS) if fits(date + clock)]
 
 
 def holds_times(column: pd.Series) -> bool:
@@ -153,7 +125,7 @@ def holds_times(column: pd.Series) -> bool:
     if text.isdigit():
         return False
     try:
-        return read_stamps(pd.Series([column.iloc[0]]), str).times is not None
+        return bool(len(read_stamps(pd.Series([column.iloc[0]]), str).times))
     except ValueError as error:
         return "may be" in str(error)
 
@@ -236,11 +208,10 @@ def parse_time(text: str, flag: str, zone: str = "") -> np.datetime64:
     A text without an offset is local time of that zone.
     Raises: ValueError that begins with the flag.
     """
-    try:
+    found = None
+    with contextlib.suppress(ValueError):
         found = read_stamps(pd.Series([text]), str)
-    except ValueError:
-        found = Stamps(None)
-    if found.times is None or found.notes:
+    if found is None or found.notes:
         raise ValueError(f"{flag} {text}: expected a time in ISO 8601, as 2013-01-31 or 2013-01-31T18:00")
     time, = found.times
     if not zone and found.zone not in ("", "UTC"):
@@ -268,8 +239,6 @@ def stamped(clock: np.ndarray, rule: tuple, months: int = 1) -> np.ndarray:
            ("start", s)         s seconds after the beginning, also of steps that are no months
            ("end", s)           s seconds before the end of the month
            ("middle", k, unit)  middle of the `months` of which the month is the one after k; unit D: its day
-           ("weekday", side)    first or last day of the month that is no Saturday or Sunday
-           ("month", *s)        s seconds after the beginning, for each month of the year
     """
     kind, *values = rule or ("start", 0)
     begin = clock.astype("datetime64[s]")
@@ -277,36 +246,23 @@ def stamped(clock: np.ndarray, rule: tuple, months: int = 1) -> np.ndarray:
         return begin + np.timedelta64(values[0], "s")
     if kind == "end":
         return (clock + 1).astype("datetime64[s]") - np.timedelta64(values[0], "s")
-    if kind == "middle":
-        before, unit = values
-        first, last = ((clock - before + count).astype("datetime64[s]") for count in (0, months))
-        return (first + (last - first) // 2).astype(f"datetime64[{unit}]").astype("datetime64[s]")
-    if kind == "weekday":
-        back = values[0] == "last"
-        return np.busday_offset((clock + back).astype("datetime64[D]"), -back, "forward").astype("datetime64[s]")
-    return begin + np.array(values, "timedelta64[s]")[clock.astype(int) % 12]
+    before, unit = values
+    first, last = ((clock - before + count).astype("datetime64[s]") for count in (0, months))
+    return (first + (last - first) // 2).astype(f"datetime64[{unit}]").astype("datetime64[s]")
 
 
 def stamp_type(rule: tuple, zone: str) -> str:
     """The type of stamps: minutes where all are whole minutes, else seconds."""
-    seconds = zone or rule and rule[0] in ("start", "end", "month") and any(second % 60 for second in rule[1:])
+    seconds = zone or rule and rule[0] in ("start", "end") and rule[1] % 60
     return "datetime64[s]" if seconds else "datetime64[m]"
 
 
 def stamp_rule(clock: np.ndarray, local: np.ndarray, months: int) -> tuple | None:
     """The rule of `stamped` that gives the stamps `local` (time,) of months, or None."""
-    after = (local - clock.astype("datetime64[s]")).astype(int)
+    after = int((local[0] - clock[0].astype("datetime64[s]")).astype(int))
     before = int(((clock[0] + 1).astype("datetime64[s]") - local[0]).astype(int))
-    by_month = np.full(12, -1)
-    by_month[clock.astype(int) % 12] = after
-    reached = np.arange(clock[0].astype(int), clock[0].astype(int) + 12 * months, months) % 12
-    rules = [
-        *([("start", int(after[0])) if after[0] else PLAIN] if after[0] < 28 * 86400 else []), ("end", before),
-        *(("middle", number, unit) for number, unit in product(range(months), "sD")),
-        ("weekday", "first"), ("weekday", "last"),
-        *([("month", *by_month.tolist())] if len(clock) > 12 // np.gcd(12, months) and (by_month[reached] >= 0).all()
-          else []),
-    ]
+    rules = [*([("start", after) if after else PLAIN] if after < 28 * 86400 else []), ("end", before),
+             *(("middle", number, unit) for number, unit in product(range(months), "sD"))]
     return next((rule for rule in rules if (stamped(clock, rule, months) == local).all()), None)
 
 

@@ -1,6 +1,7 @@
 """What every reader makes of a file: one table (time, node), its values checked for what cannot be a field."""
 
 import importlib
+import os
 import re
 import sys
 from collections import Counter
@@ -42,8 +43,7 @@ class Table:
     grid         (rows, columns) of which the nodes are the places in row-major order, or None
     axes         latitudes of the rows and longitudes of the columns, where they are that regular, or None
     kept         places of the grid that the nodes are, where places without any value (land) were left out, or None
-    zone, counts  of the stamps, see `stamps.Stamps`
-    calendar     of a climate model, whose days are not those of real years, else ""
+    zone         of the stamps, see `stamps.Stamps`
     notes        what was changed or left out, for the user
     """
 
@@ -58,8 +58,6 @@ class Table:
     axes: tuple[np.ndarray, np.ndarray] | None = None
     kept: np.ndarray | None = None
     zone: str = ""
-    counts: np.ndarray | None = None
-    calendar: str = ""
     notes: tuple[str, ...] = ()
 
     def where(self, step: int) -> str:
@@ -74,7 +72,7 @@ class Table:
         """The table with the stamps of its file, if any, and their notes."""
         if stamps is None:
             return self
-        return self.with_notes(*stamps.notes, times=stamps.times, zone=stamps.zone, counts=stamps.counts)
+        return self.with_notes(*stamps.notes, times=stamps.times, zone=stamps.zone)
 
     def at(self, places: np.ndarray, **changes) -> "Table":
         """The table of some of its nodes, in this order, with other changes."""
@@ -140,11 +138,29 @@ def outside_the_earth(coordinates: np.ndarray) -> np.ndarray:
     return ~((np.abs(coordinates[:, 0]) <= 90) & (-180 <= coordinates[:, 1]) & (coordinates[:, 1] <= 360))
 
 
-def note_large(path: Path, needed: int) -> None:
-    """Print a note, before a file is read, that it will take much memory."""
+def check_memory(path: Path, needed: int) -> None:
+    """Print a note where reading a file takes more than MEMORY_LIMIT bytes.
+
+    Raises: ValueError where it takes more than are free.
+    """
+    if needed > (free := free_memory()):
+        raise ValueError(f"{path}: reading it takes {needed / 2**30:.1f} GiB of memory or more, {free / 2**30:.1f} GiB "
+                         "are free; give a part of it, or the field as .npy in float32, which stays on disk")
     if needed > MEMORY_LIMIT:
         print(f"note: {path}: reading it may take {needed / 2**30:.1f} GiB of memory; a field in .npy stays on disk",
               file=sys.stderr)
+
+
+def free_memory() -> int:
+    """Bytes that a program can still allocate: of the system, and below the limit of a container."""
+    try:
+        free = int(re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
+    except OSError:  # not Linux
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
 
 
 def optional(package: str, path: Path):
@@ -159,8 +175,10 @@ def optional(package: str, path: Path):
                          ) from error
 
 
-def unreadable(path: Path | str, kind: str, error: Exception) -> ValueError:
-    """The error for a damaged file, in one line."""
+def unreadable(path: Path | str, kind: str, error: Exception) -> Exception:
+    """The error for a damaged file, in one line; `error` itself where it names the file."""
+    if str(error).startswith(f"{path}:"):
+        return error
     detail = "it holds Python objects, which are never loaded" if "allow_pickle" in str(error) else (
         " ".join(str(error).split()))
     return ValueError(f"{path}: not a readable {kind}: {detail}")

@@ -47,12 +47,10 @@ class Batch:
     """Some windows.
 
     context  what a forecast may see of them
-    future   (batch, F, node), standardized, which a loss compares it with; the climatology where a value is missing
+    future   (batch, F, node), standardized; the climatology where a value is missing
     start    (batch,), the first step of each window in the series, which identifies it in every split and batch
-    truth    (batch, F, node), the future in physical units as in the data, NaN where a value is missing, which scores
-             use; None in a forecast
-    rows     of a batch that several processes share (`WindowBatches.share_batches`): first, last and total, which of
-             its rows these are; None: all
+    truth    (batch, F, node), the future in physical units, NaN where a value is missing; None in a forecast
+    rows     of a batch that several processes share: first, last and total, which of its rows these are; None: all
     weight   number of these rows over that of an average process
     """
 
@@ -88,7 +86,7 @@ class Batch:
 
 
 class WindowedField:
-    """All windows of a field, split in time. Only the batches that are asked for are copied.
+    """All windows of a field, split in time, copied batch by batch.
 
     starts    first step of every window, by split
     training  the part of the series that training windows see: every statistic is measured on it
@@ -134,12 +132,19 @@ class WindowedField:
             notes = notes_on_scale(statistics, self.scaler, scaling, field.node_names)
         nonnegative = field.spec.nonnegative
         if nonnegative is None:
-            nonnegative, more = support_of(field, self.training, self.scaler.by_node)
-            notes += more
-            field = with_support(field, bool(torch.as_tensor(nonnegative).all()))
+            in_training, in_all = (by_node(values, torch.amin) for values in (self.training, field.values))
+            if not self.scaler.by_node:
+                in_training, in_all = in_training.min(), in_all.min()
+            nonnegative = (in_training == 0) & (in_all >= 0)
+            if bool(((in_training == 0) & (in_all < 0)).any()):
+                notes.append(f"the smallest training value is 0, but later there are values down to "
+                             f"{float(in_all.min()):g}: forecasts may be negative too")
+            field = with_support(field, bool(nonnegative.all()))
+        nonnegative = torch.as_tensor(nonnegative)
         if self.scaler.by_node:
-            nonnegative = tuple(torch.as_tensor(nonnegative).expand(field.values.shape[1]).tolist())
-        self.scaler = replace(self.scaler, nonnegative=nonnegative)
+            nonnegative = nonnegative.expand(field.values.shape[1])
+        nonnegative = nonnegative.tolist()
+        self.scaler = replace(self.scaler, nonnegative=tuple(nonnegative) if self.scaler.by_node else nonnegative)
         return field.with_notes(*notes)
 
     @property
@@ -180,10 +185,7 @@ class WindowedField:
 
     @functools.cached_property
     def fingerprint(self) -> dict:
-        """Identity of these data: times, split, names of nodes, and digests of values and covariates.
-
-        The digest of a field of more than FINGERPRINT_VALUES values is that of evenly spread steps.
-        """
+        """Identity of these data: times, split, names of nodes, and digests of covariates and evenly spread values."""
         def digest(content: bytes) -> str:
             return sha256(content).hexdigest()[:16]
 
@@ -263,7 +265,6 @@ class WindowedField:
         return values.to(self.device)
 
     def _segment(self, steps: Tensor) -> Tensor:
-        """Which reference of the climatology the steps belong to."""
         return (steps >= self._evaluated_from).long()
 
     def batches(self, split: str, batch_size: int, generator: torch.Generator | None = None,
@@ -280,10 +281,9 @@ class WindowedField:
         return WindowBatches(self, starts, batch_size)
 
     def calibration(self, batch_size: int, limit: int = 0) -> "WindowBatches":
-        """Batches of the validation windows whose futures end before the first future of the test begins.
+        """Batches of the validation windows that share no target with the first test window; all, where none is left.
 
-        The last validation windows share targets with the first test windows, as published. Statistics that are applied
-        to the test (spreads, residuals, recalibration) are measured without them; on all, where none is left.
+        Statistics that are applied to the test (spreads, residuals, recalibration) are measured on them.
         """
         starts = self.starts["validation"]
         clear = starts[starts + self.predict_len <= self.starts["test"][0]]
@@ -417,21 +417,8 @@ def smallest(values: Tensor) -> float:
     return float(by_node(values, torch.amin).min())
 
 
-def support_of(field: Field, training: Tensor, each_node: bool) -> tuple[bool | Tensor, list[str]]:
-    """Whether values of the field, or of each node (node,), cannot be negative: the smallest training value is 0, and
-    no later one is smaller. And a note where one is."""
-    in_training, in_all = by_node(training, torch.amin), by_node(field.values, torch.amin)
-    if not each_node:
-        in_training, in_all = in_training.min(), in_all.min()
-    negative = (in_training == 0) & (in_all < 0)
-    nonnegative = (in_training == 0) & ~negative
-    notes = [f"the smallest training value is 0, but later there are values down to {float(in_all.min()):g}: forecasts "
-             "may be negative too"] if bool(negative.any()) else []
-    return nonnegative if each_node else bool(nonnegative), notes
-
-
 def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, names: tuple[str, ...]) -> list[str]:
-    """Notes on nodes that differ in scale, on outliers, and on spreads near the resolution of the type."""
+    """Notes on nodes that differ in scale, and on outliers."""
     def which(chosen: Tensor) -> str:
         return f"{int(chosen.sum())} of {len(names)} nodes ({listed([names[k] for k in chosen.nonzero().flatten()])})"
 
@@ -447,9 +434,6 @@ def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, nam
             "they do not count in its scale, and are cut for the networks; scores use them unchanged")
         notes.append(f"a few values of {which(statistics.outlying)} are far from all others of the node: "
                      f"{consequence}. Where they are errors, leave them out by --missing mask")
-    if bool(statistics.unresolved.any()):
-        notes.append(f"the spread of {which(statistics.unresolved)} is about the resolution of the file's numbers at "
-                     "that level: store the values in float64, or without the level")
     return notes
 
 

@@ -20,7 +20,7 @@ from data.covariates import read_covariates
 from data.fields import Field, load_field
 from data.scaling import BLOCK, as_real
 from data.stamps import local_times
-from data.table import listed, note_large
+from data.table import check_memory, listed
 from data.windows import SPLITS, WindowedField, smallest, supported
 from models import build_forecaster, build_mean_model
 from utils.config import (
@@ -37,10 +37,10 @@ from utils.config import (
 from utils.output.plots import draw_field
 from utils.pipeline import (
     CHOICES,
-    can_be_kept,
     mean_loss,
     neighbours_of,
     own_file,
+    prepare_windows,
     training_loss,
     window_settings,
 )
@@ -55,12 +55,6 @@ ROUNDING = 1e-9  # share of the largest value below which a series is taken as s
 FEW_WINDOWS = 100
 SUITABLE = range(6, 49)  # periods, in steps, that are suitable lengths of history and forecast
 MEASURED = 8  # training steps of a stage for the estimate of time
-
-
-def complete(values: torch.Tensor) -> torch.Tensor:
-    """Values (time, node), missing ones filled with the mean of their node, 0 for a node without any."""
-    values = as_real(values)
-    return torch.where(values.isnan(), values.nanmean(0).nan_to_num(), values)
 
 
 def periodogram(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,8 +109,6 @@ def description(field: Field, periods: list[tuple[int, float]]) -> dict[str, str
     values, spec = field.values, field.spec
     missing = torch.stack([block.isnan().sum(0) for block in values.split(BLOCK)]).sum(0)
     present = as_real(values[~values.isnan()])
-    constant = [name for name, series in zip(field.node_names, values.T, strict=True)
-                if len(seen := series[~series.isnan()]) and seen.min() == seen.max()]
     count, nodes = int(missing.sum()), [field.node_names[node] for node in missing.nonzero().flatten().tolist()]
     whole = "whole numbers, " if bool((present == present.round()).all()) else ""
     zeros = float((present == 0).double().mean())
@@ -130,7 +122,6 @@ def description(field: Field, periods: list[tuple[int, float]]) -> dict[str, str
                   f"{float(present.double().mean()):.6g}; {whole}{zeros:.1%} zeros",
         "missing": f"{count} values ({count / values.numel():.2%}) of {len(nodes)} nodes: {listed(nodes)}" if count
                    else "none",
-        "constant": f"{len(constant)} nodes: {listed(constant)}" if constant else "no node",
         "periods": ", ".join(f"{steps} steps{f' (1 {named[steps]})' if steps in named else ''} {share:.0%}"
                              for steps, share in periods) or "none of note",
         "nodes": f"{listed(list(field.node_names))}; {'with' if field.coordinates is not None else 'no'} coordinates, "
@@ -138,23 +129,10 @@ def description(field: Field, periods: list[tuple[int, float]]) -> dict[str, str
     }
 
 
-def saved_bytes(loss) -> int:
-    """Bytes that the forward pass `loss()` keeps for the backward pass."""
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss()
-    return sum(kept.values())
-
-
-def seconds_per_step(model, loss, data: WindowedField, batch_size: int) -> float:
-    """Median seconds of a few training steps; the first one warms up."""
+def seconds_per_step(model, loss, batches) -> float:
+    """Median seconds of some training steps; the first one warms up."""
     optimizer, times = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad]), []
-    for batch in data.batches("train", batch_size, limit=MEASURED * batch_size):
+    for batch in batches:
         start = time.perf_counter()
         optimizer.zero_grad()
         value = loss(batch)
@@ -177,25 +155,21 @@ def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: 
 def cost(data: WindowedField, config: PretrainConfig, device: torch.device) -> dict[str, str]:
     """Time and memory for training both stages on this data, measured on a few steps, in words."""
     train = TrainConfig(history_len=config.history_len, predict_len=config.predict_len, batch_size=config.batch_size)
+    batches = data.batches("train", config.batch_size, limit=MEASURED * config.batch_size)
     model = build_mean_model(checkpoint.settings(config), data.metadata()).to(device)
-    batch = next(iter(data.batches("train", config.batch_size)))
-    memory = saved_bytes(lambda: model.loss(batch.future, batch.context))
-    weights = sum(weight.numel() for weight in model.parameters())
-    first = seconds_per_step(model, mean_loss(model, config, device), data, config.batch_size)
+    first = seconds_per_step(model, mean_loss(model, config, device), batches)
     forecaster = forecaster_of(train, data, model, device)
-    start = time.perf_counter()
-    prepared = forecaster.prepare(batch.future, batch.context)
-    preparing, kept = time.perf_counter() - start, can_be_kept(prepared, len(data.starts["train"]))
-    loss = training_loss(forecaster, lambda b: prepared[:len(b.start)] if kept else None, train, device)
-    second = seconds_per_step(forecaster, loss, data, train.batch_size)
+    loss = training_loss(forecaster, prepare_windows(forecaster, batches), train, device)
+    second = seconds_per_step(forecaster, loss, batches)
     steps = len(data.batches("train", config.batch_size))
-    minutes = steps * (first * config.mean_epochs + second * train.diffusion_epochs + kept * preparing) / 60
+    minutes = steps * (first * config.mean_epochs + second * train.diffusion_epochs) / 60
+    weights = sum(weight.numel() for weight in model.parameters())
     return {
         "cost": f"{steps} steps an epoch; a step of stage 1 takes {first:.3g} s, of stage 2 {second:.3g} s on {device} "
                 f"(threads: {torch.get_num_threads()}): at most {minutes:.2g} minutes for {config.mean_epochs} and "
                 f"{train.diffusion_epochs} epochs, without validation and scores",
-        "memory": f"field {data.field.values.numel() * 4 / 2**20:.3g} MiB, a step of stage 1 {memory / 2**20:.3g} MiB, "
-                  f"its weights and optimiser {weights * 24 / 2**20:.3g} MiB",
+        "memory": f"field {data.field.values.numel() * 4 / 2**20:.3g} MiB, weights and optimiser of stage 1 "
+                  f"{weights * 24 / 2**20:.3g} MiB",
     }
 
 
@@ -218,8 +192,10 @@ def main(arguments: list[str] | None = None) -> int:
     field = supported(field, config.support)
     if field.masked and "missing" not in given:
         print("note: values are missing: training refuses them without --missing mask")
-    note_large(Path(config.data_path), 8 * field.values.numel())  # with a copy in float32 without gaps
-    series = complete(field.values).double().mean(1).numpy()
+    check_memory(Path(config.data_path), 8 * field.values.numel())  # with a copy in float32 without gaps
+    values = as_real(field.values)
+    values = torch.where(values.isnan(), values.nanmean(0).nan_to_num(), values)
+    series = values.double().mean(1).numpy()
     periods = strongest_periods(series, field.spec.interval)
 
     def say(lines: dict[str, str]) -> None:

@@ -103,10 +103,9 @@ def test_a_parquet_table_is_what_pandas_reads(tmp_path, frame, layout, dtype):
        attributes=st.fixed_dictionaries({}, optional={
            "valid_min": st.integers(0, 4), "valid_max": st.integers(5, 9), "missing_value": st.integers(0, 9),
            "scale_factor": st.sampled_from([0.5, 2.0]), "add_offset": st.sampled_from([0.0, 10.0])}),
-       unwritten=st.booleans(), name=st.sampled_from(["station_name", "node", "id"]), turned=st.booleans())
+       name=st.sampled_from(["station_name", "node", "id"]), turned=st.booleans())
 @pytest.mark.filterwarnings("ignore")
-def test_a_netcdf_file_is_what_netcdf4_and_xarray_read(tmp_path, frame, dtype, fill, attributes, unwritten, name,
-                                                       turned):
+def test_a_netcdf_file_is_what_netcdf4_and_xarray_read(tmp_path, frame, dtype, fill, attributes, name, turned):
     path, steps, nodes = tmp_path / "a.nc", *frame.shape
     if fill == -7 and dtype == "u1":
         fill = 7
@@ -125,8 +124,7 @@ def test_a_netcdf_file_is_what_netcdf4_and_xarray_read(tmp_path, frame, dtype, f
         array.setncatts({key: np.array(value, "f8" if key in ("scale_factor", "add_offset") else dtype)
                          for key, value in attributes.items()})
         for step in range(steps):
-            if not (unwritten and step == 1):
-                array[(slice(None), step) if turned else (step, slice(None))] = values[step].astype(dtype)
+            array[(slice(None), step) if turned else (step, slice(None))] = values[step].astype(dtype)
     with netCDF4.Dataset(path) as file:
         masked = file["v"][:]
         expected = np.ma.filled(masked.astype(np.float64), np.nan)

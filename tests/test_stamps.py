@@ -288,8 +288,6 @@ STAMPS = {
     "middle of months": mid_months(STEPS + 5),
     "day of the middle": mid_months(STEPS + 5).floor("D"),
     "fifteenths": pd.date_range("1999-11-01", periods=STEPS + 5, freq="MS") + pd.Timedelta("14D"),
-    "last business days": pd.date_range("1999-11-01", periods=STEPS + 5, freq="BME"),
-    "first business days": pd.date_range("1999-11-01", periods=STEPS + 5, freq="BMS"),
     "ends of quarters": pd.date_range("1980-03-31", periods=STEPS + 5, freq="QE"),
     "starts of quarters": pd.date_range("1980-01-01", periods=STEPS + 5, freq="QS"),
     "ends of years": pd.date_range("1900-12-31", periods=STEPS + 5, freq="YE"),
@@ -333,7 +331,7 @@ def test_a_newer_monthly_file_may_write_another_day_of_the_month(tmp_path):
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_a_rule_gives_the_stamps_that_it_was_found_from(months, year, month, seconds):
     clock = np.datetime64(f"{year}-{month:02}", "M") + np.arange(40) * months
-    for rule in (("start", seconds), ("end", seconds % 86400 + 1), ("middle", 0, "s"), ("weekday", "last")):
+    for rule in (("start", seconds), ("end", seconds % 86400 + 1), ("middle", 0, "s")):
         local = stamped(clock, rule, months)
         found = stamp_rule(clock, local, months)
         later = np.arange(40, 90) * months + clock[0]
@@ -351,30 +349,13 @@ def test_consecutive_years_are_years(tmp_path, name, ending):
     assert (field.calendar.times.astype("datetime64[Y]").astype(int) + 1970 == years).all()
 
 
-@pytest.mark.parametrize("counts", [
-    np.arange(STEPS), np.arange(1000, 1000 + STEPS), np.arange(1950, 1950 + 2 * STEPS, 2), np.arange(STEPS) * 300,
-    np.arange(STEPS) * 3600 + 1_704_067_200,
-])
+@pytest.mark.parametrize("numbers", [np.arange(STEPS), np.arange(1950, 1950 + 2 * STEPS, 2),
+                                     np.arange(STEPS) * 3600 + 1_704_067_200])
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
-def test_other_integers_are_counts_that_need_interval_and_start(tmp_path, counts, ending):
-    path = saved(tmp_path / f"a{ending}", counts)
-    assert "are neither dates nor consecutive years; give --freq (as 5min" in refusal(path)
-    assert "and --start" in refusal(path, freq="1h")
-    field = opened(path, freq="1h", start="2024-01-01T05:00")
-    assert (field.calendar.times == instants(pd.date_range("2024-01-01T05:00", periods=STEPS, freq="h"))).all()
-    assert field.notes == (f"its times are numbers: {counts[0]} is taken as 2024-01-01T05:00, steps as --freq says",)
-    gaps = opened(saved(path, np.delete(counts, [5, 6])), "mask", freq="1h", start="2024-01-01T05:00")
-    assert len(gaps.values) == STEPS and gaps.values[5:7].isnan().all() and not gaps.values[7].isnan().any()
-    with pytest.raises(ValueError, match="b.csv: its times .* are neither dates nor consecutive years"):
-        newer(field, saved(tmp_path / "b.csv", counts))
-
-
-def test_a_long_table_may_count_its_steps(tmp_path):
-    rows = [(step, node, 10 * step + node) for step in range(STEPS) for node in range(2)]
-    pd.DataFrame(rows, columns=["time", "node", "value"]).sample(frac=1, random_state=0).to_csv(
-        tmp_path / "a.csv", index=False)
-    field = opened(tmp_path / "a.csv", freq="1d", start="2024-01-01")
-    assert field.values[:, field.node_names.index("1")].tolist() == [10 * step + 1 for step in range(STEPS)]
+def test_other_numbers_are_no_times(tmp_path, numbers, ending):
+    message = refusal(saved(tmp_path / f"a{ending}", numbers), freq="1h", start="2024-01-01")
+    assert f"time {numbers[0]} is a number; expected ISO 8601" in message
+    assert "or leave the column out and give --freq and --start" in message
 
 
 @pytest.mark.parametrize("text, frequency", [("%Y%m%d", "D"), ("%Y%m%d%H", "h"), ("%Y%m%d%H%M", "15min")])
@@ -384,21 +365,19 @@ def test_dates_without_marks_between_their_digits_are_dates(tmp_path, text, freq
     assert (field.calendar.times == instants(times)).all()
 
 
-@pytest.mark.parametrize("first_hour", [0, 1])
-@pytest.mark.parametrize("parts", [("year", "month", "day", "hour"), ("Year", "Month", "Day", "Hour", "Minute"),
-                                   ("date", "hour"), ("Date", "Time"), ("date", "hhmm"),
-                                   ("day", "month", "year", "hour")])
+@pytest.mark.parametrize("parts, first_hour", [
+    (("year", "month", "day", "hour"), 0), (("year", "month", "day", "hour"), 1),
+    (("Year", "Month", "Day", "Hour", "Minute"), 0), (("date", "hour"), 0), (("Date", "Time"), 0),
+    (("day", "month", "year", "hour"), 0),
+])
 def test_columns_of_the_parts_of_a_time_are_put_together(tmp_path, parts, first_hour):
-    times = pd.date_range("2023-12-20", periods=STEPS, freq="h") + pd.Timedelta(hours=first_hour)
-    days = times - pd.Timedelta(hours=first_hour)
-    columns = {"hour": days.hour + first_hour, "minute": 0, "date": days.strftime("%Y-%m-%d"),
-               "time": times.strftime("%H:%M:%S"), "hhmm": 100 * times.hour, "year": days.year,
-               "month": days.month, "day": days.day}
-    if {"Time", "hhmm"} & {*parts}:
-        columns["date"] = times.strftime("%Y-%m-%d")
+    days = pd.date_range("2023-12-20", periods=STEPS, freq="h")
+    times = days + pd.Timedelta(hours=first_hour)
+    columns = {"hour": days.hour + first_hour, "minute": 0, "date": times.strftime("%Y-%m-%d"),
+               "time": times.strftime("%H:%M:%S"), "year": days.year, "month": days.month, "day": days.day}
     values = random_values(STEPS, 2)
-    frame = pd.DataFrame({part: columns[part.lower()] for part in parts} | {"a": values[:, 0], "b": values[:, 1]})
-    frame.rename(columns={"hhmm": "time"}).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame({part: columns[part.lower()] for part in parts} | {"a": values[:, 0], "b": values[:, 1]}).to_csv(
+        tmp_path / "a.csv", index=False)
     field = opened(tmp_path / "a.csv")
     assert (field.calendar.times == instants(times)).all() and field.node_names == ("a", "b")
     np.testing.assert_allclose(field.values, values, rtol=1e-6)
@@ -412,20 +391,16 @@ def test_months_in_two_columns_are_months(tmp_path):
 
 
 @pytest.mark.parametrize("columns, words", [
-    ({"Year": range(1950, 1980), **dict.fromkeys("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 2.5)},
-     "a row for each year and a column for each month; write a row for each month"),
     ({"year": 2024, "day": range(1, 29)}, "columns year, day; expected year, month and, for shorter steps, day"),
     ({"year": 2023, "month": 2, "day": range(1, 30)}, "line 30: year 2023, month 2, day 29 is no time"),
-    ({"year": 2023, "month": 2, "day": 3, "hour": range(20, 26)}, "line 7: year 2023, month 2, day 3, hour 25"),
 ])
 def test_parts_that_are_no_time_are_refused(tmp_path, columns, words):
     pd.DataFrame(columns | {"a": 1.5}).to_csv(tmp_path / "a.csv", index=False)
     assert words in refusal(tmp_path / "a.csv")
 
 
-FORMATS = ["%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%m/%d/%Y %I:%M %p",
-           "%d %b %Y %H:%M", "%b %d, %Y %H:%M", "%d-%b-%Y %H:%M", "%Y/%m/%d %H:%M", "%Y-%m-%d %I:%M:%S %p",
-           "%d.%m.%Y %H:%M:%S.%f", "%m/%d/%y %H:%M"]
+FORMATS = ["%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d %b %Y %H:%M",
+           "%b %d, %Y %H:%M", "%d-%b-%Y %H:%M", "%Y/%m/%d %H:%M", "%d.%m.%Y %H:%M:%S.%f"]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -436,19 +411,15 @@ def test_dates_of_one_unambiguous_format_are_read_as_pandas_reads_them(tmp_path,
     path = saved(tmp_path / "a.csv", text, name=name)
     field = opened(path)
     assert (field.calendar.times == instants(pd.to_datetime(text, format=form))).all()
-    assert (field.notes != ()) == (not form.startswith(("%Y/%m", "%Y-%m-%d %H")))
+    assert (field.notes != ()) == (form != "%Y/%m/%d %H:%M")
 
 
-def test_quarters_and_months_in_words_are_their_first_days(tmp_path):
-    months = pd.period_range("1999-02", periods=STEPS, freq="M")
-    for text in (months.strftime("%b %Y"), months.strftime("%m/%Y"), months.strftime("%YM%m"), months.strftime("%Y%m")):
-        assert (opened(saved(tmp_path / "a.csv", text)).calendar.times == instants(months.to_timestamp())).all()
-    quarters = pd.period_range("1999Q2", periods=STEPS, freq="Q")
-    field = opened(saved(tmp_path / "a.csv", quarters.astype(str)))
-    assert (field.calendar.times == instants(quarters.to_timestamp())).all()
+@pytest.mark.parametrize("text", ["12/20/23", "12/20/2023 12:00 AM", "Dec 2023", "2023Q4"])
+def test_other_dates_are_refused_with_the_way_out(tmp_path, text):
+    assert f"line 2: time {text!r}; expected ISO 8601" in refusal(saved(tmp_path / "a.csv", [text] * STEPS))
 
 
-@pytest.mark.parametrize("form", ["%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d/%m/%y"])
+@pytest.mark.parametrize("form", ["%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y"])
 def test_dates_that_may_be_two_things_are_refused_with_both(tmp_path, form):
     text = pd.date_range("2024-01-02", periods=9, freq="D").strftime(form)
     message = refusal(saved(tmp_path / "a.csv", text))
@@ -463,11 +434,6 @@ def test_the_first_row_of_another_format_is_named(tmp_path, row, text):
     assert f"line {row + 2}: time {text!r}; expected ISO 8601" in refusal(saved(tmp_path / "a.csv", texts))
 
 
-def test_numbers_with_a_fraction_are_no_times(tmp_path):
-    message = refusal(saved(tmp_path / "a.parquet", np.arange(STEPS) / 24))
-    assert "time 0.0 is a number; expected ISO 8601" in message and "--freq and --start" in message
-
-
 # Order and gaps
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet", ".nc"])
@@ -479,8 +445,8 @@ def test_rows_that_descend_in_time_are_turned_with_a_note(tmp_path, ending):
 
 
 def test_local_days_in_utc_are_refused_with_the_way_out(tmp_path):
-    times = ZONED["days over a spring"][:STEPS].tz_convert("UTC")
-    assert "write the days of local time with their offset from UTC" in refusal(saved(tmp_path / "a.csv", times))
+    path = saved(tmp_path / "a.csv", ZONED["days over a spring"][:STEPS].tz_convert("UTC"))
+    assert "write times of a zone with daylight saving with their offset from UTC" in refusal(path)
 
 
 def test_a_bad_row_of_a_descending_file_is_named_by_its_line(tmp_path):
@@ -533,13 +499,6 @@ def test_other_faults_are_refused_under_a_mask_too(tmp_path):
     assert "steps of the file are 1 hour" in refusal(saved(tmp_path / "a.csv", hours), "mask", freq="30min")
 
 
-def test_an_hour_that_local_time_skips_is_noted_as_what_it_may_be(tmp_path):
-    times = ZONED["spring in Berlin"][:STEPS].tz_localize(None)
-    field = opened(saved(tmp_path / "a.csv", times), "mask")
-    assert field.notes == ("1 step is missing, from 2024-03-31T02:00 (1): inserted as gaps (local time with daylight "
-                           "saving must be written in UTC, or with its offset)",)
-
-
 def test_a_newer_file_with_missing_rows_is_read_by_a_run_that_takes_gaps(tmp_path, capsys):
     times, values = pd.date_range("2024-01-01", periods=STEPS, freq="h"), random_values(STEPS, 2)
     later = saved(tmp_path / "b.csv", times[30:].delete(4), np.delete(values[30:], 4, 0))
@@ -567,17 +526,16 @@ def test_leap_days_that_the_calendar_lacks_are_gaps_under_a_mask(tmp_path, frequ
     field = opened(path, "mask")
     np.testing.assert_array_equal(field.values, wanted.values.astype(np.float32))
     assert (field.calendar.times == instants(wanted.time.to_index())).all()
+    missing = f"{share} steps are" if share > 1 else "1 step is"
     assert field.notes == ("its times are of the calendar noleap; their digits are taken as dates",
-                           f"the calendar noleap has no 29 February: gaps are inserted for it, at {share} steps in all")
-    message = refusal(path)
-    assert "calendar noleap has no 29 February; or convert the file: xarray.open_dataset(FILE)" in message
+                           f"{missing} missing, from 2004-02-29T00:00 ({share}): inserted as gaps")
+    assert "expected 2004-02-29T00:00" in refusal(path)
 
 
 def test_a_calendar_of_days_that_no_year_has_is_named_with_the_way_out(tmp_path):
-    for periods in (60, 800):  # the first ones have no day that is not in any calendar
-        path = of_model(tmp_path / f"{periods}.nc", "360_day", periods=periods, start="2003-04-01")
-        for missing in ("error", "mask"):
-            assert "calendar 360_day has days that no real year has" in refusal(path, missing)
+    path = of_model(tmp_path / "a.nc", "360_day")
+    for missing in ("error", "mask"):
+        assert "calendar 360_day has days that no real year has" in refusal(path, missing)
     recipe, = re.findall(r"convert the file: (xarray.*)$", refusal(path))
     converted = eval(recipe, {"xarray": xarray, "FILE": path})
     converted.to_netcdf(tmp_path / "converted.nc")
@@ -591,20 +549,12 @@ def test_months_of_a_climate_model_are_months_and_its_calendar_is_named(tmp_path
     assert field.notes == (f"its times are of the calendar {calendar}; their digits are taken as dates",)
 
 
-def test_the_middle_of_the_months_of_a_calendar_without_leap_years_comes_back(tmp_path):
-    first = xarray.date_range("2003-01-01", periods=STEPS + 1, freq="MS", calendar="noleap", use_cftime=True)
-    middle = first[:-1] + (first[1:] - first[:-1]) / 2
-    xarray.Dataset({"v": (("time", "node"), random_values(STEPS, 2))}, {"time": middle}).to_netcdf(tmp_path / "a.nc")
-    field = opened(tmp_path / "a.nc")
-    assert [stamp(time) for time in field.calendar.times] == [each.isoformat()[:16] for each in middle]
-
-
 # Anything that pandas writes
 
 @st.composite
 def axes(draw):
     """Regular time axes as pandas makes them."""
-    frequency = draw(st.sampled_from(["5min", "15min", "h", "6h", "D", "W-MON", "MS", "ME", "QE", "YS", "BME", "36h"]))
+    frequency = draw(st.sampled_from(["5min", "15min", "h", "6h", "D", "W-MON", "MS", "ME", "QE", "YS", "36h"]))
     zone = draw(st.sampled_from([None, "UTC", "+05:30", "Europe/Paris", "America/Denver", "Australia/Lord_Howe"]))
     zone = None if frequency in ("6h", "36h") else zone
     start = draw(st.datetimes(pd.Timestamp("1975-01-01"), pd.Timestamp("2030-01-01"))).replace(microsecond=0)

@@ -62,7 +62,7 @@ def test_an_empty_column_that_pandas_named_is_no_node(tmp_path):
 def test_an_index_of_rows_that_a_filter_left_is_no_node_of_a_parquet_table(tmp_path):
     WIDE.reset_index().set_axis([*range(30), *range(35, 53)]).to_parquet(tmp_path / "a.parquet")
     table = read_file(tmp_path / "a.parquet")
-    assert is_wide(table) and table.notes == ("the first column: left out, an index of the table",)
+    assert is_wide(table) and table.notes == ("index: left out, an index of the table",)
 
 
 def test_a_column_that_only_has_the_name_of_an_index_and_one_that_counts_under_another_name_are_nodes(tmp_path):
@@ -112,18 +112,6 @@ def test_a_file_without_names_is_refused_by_that_cause_where_it_is_sure(tmp_path
     assert "line 1: values (" in message and "where the names of the columns are expected" in message
 
 
-@pytest.mark.parametrize("header", [
-    "station,2024-01-01,2024-01-02,2024-01-03", "Country Name,Country Code,2001,2002,2003", ",1/22/20,1/23/20,1/24/20",
-    "Province/State,Lat,Long,1/22/20,1/23/20,1/24/20,1/25/20", "name,2001,2002",
-])
-def test_places_in_rows_and_dates_in_columns_are_refused_by_that_cause(tmp_path, header):
-    row = ["x", *"123456"][:len(header.split(","))]
-    text = f"{header}\n{','.join(row)}\n"
-    assert "so places are in rows; write a row per time" in refusal(written(tmp_path / "a.csv", text))
-    pd.DataFrame([row], columns=header.split(",")).to_parquet(tmp_path / "a.parquet")
-    assert "so places are in rows; write a row per time" in refusal(tmp_path / "a.parquet")
-
-
 @pytest.mark.parametrize("text, names", [
     ("time,2001,2002\n2024-01-01,1,2\n", ("2001", "2002")), (",2001,2002\n2024-01-01,1,2\n", ("2001", "2002")),
     ("Zeit,2001,2002\n2024-01-01,1,2\n", ("2001", "2002")),
@@ -169,10 +157,8 @@ def test_the_third_column_of_a_long_table_is_its_value_under_any_name_and_more_a
 
 
 @pytest.mark.parametrize("index", [["time", "node"], ["node", "time"]])
-@pytest.mark.parametrize("named", [True, False])
-def test_a_parquet_table_may_have_times_and_nodes_in_its_index(tmp_path, index, named):
-    frame = LONG.set_index(index)
-    (frame if named else frame.rename_axis([None, None])).to_parquet(tmp_path / "a.parquet")
+def test_a_parquet_table_may_have_times_and_nodes_in_its_index(tmp_path, index):
+    LONG.set_index(index).to_parquet(tmp_path / "a.parquet")
     assert is_wide(read_file(tmp_path / "a.parquet"))
 
 
@@ -209,30 +195,21 @@ def test_a_column_of_values_without_a_name_is_refused(tmp_path):
     assert "line 1: column 3 has values but no name" in refusal(written(tmp_path / "a.csv", text))
 
 
-def test_lines_that_begin_with_a_hash_are_comments_and_lines_are_counted_with_them(tmp_path):
+def test_lines_at_the_top_that_begin_with_a_hash_are_comments_and_lines_are_counted_with_them(tmp_path):
     top, *lines = WIDE.to_csv().splitlines()
-    text = "\n".join(["# made, by us", "#", top, *lines[:10], "# a gap, was, filled, here, by, hand", *lines[10:]])
+    text = "\n".join(["# made, by us", "#", top, *lines])
     table = read_file(written(tmp_path / "a.csv", text))
-    assert is_wide(table) and table.where(0) == "line 4" and table.where(10) == "line 15"
+    assert is_wide(table) and table.where(0) == "line 4" and table.where(10) == "line 14"
     text = text.replace(lines[11], "2024-03-30 11:00,1,x,3")
-    assert "line 16, column b" in refusal(written(tmp_path / "b.csv", text))
-
-
-def test_names_in_a_comment_above_the_values_are_names(tmp_path):
-    np.savetxt(tmp_path / "a.txt", VALUES, header="a b c")
-    table = read_file(tmp_path / "a.txt")
-    np.testing.assert_array_equal(table.values, VALUES)
-    assert table.node_names == ("a", "b", "c")
+    assert "line 15, column b" in refusal(written(tmp_path / "b.csv", text))
 
 
 def test_latin_1_is_read_with_a_note(tmp_path):
     text = "time,Zürich,Genève\n2024-01-01,1,2\n"
     table = read_file(written(tmp_path / "a.csv", text, "latin-1"))
     assert table.node_names == ("Zürich", "Genève") and "not in UTF-8" in table.notes[0]
-    assert read_file(written(tmp_path / "b.csv", "time,€\n2024-01-01,1\n", "cp1252")).node_names == ("€",)
-    for encoding in ("utf-8", "utf-16"):
-        table = read_file(written(tmp_path / f"{encoding}.csv", text, encoding))
-        assert table.node_names == ("Zürich", "Genève") and table.notes == ()
+    table = read_file(written(tmp_path / "b.csv", text))
+    assert table.node_names == ("Zürich", "Genève") and table.notes == ()
 
 
 @pytest.mark.parametrize("name", ["NA", "NaN", "null", "None", "n/a"])
@@ -260,7 +237,7 @@ def test_a_number_that_programs_write_for_missing_values_is_noted_even_once(tmp_
     pd.DataFrame(values, WIDE.index, list("abc")).to_csv(tmp_path / "a.csv")
     own = OwnFile(str(tmp_path / "a.csv"))
     note, = load_field("a", ROOT, own=own).notes
-    assert note == (f"{text} occurs 1 time, far from all other values: if it stands for a missing value, give "
+    assert note == (f"{text} occurs 1 time, beyond all other values: if it stands for a missing value, give "
                     f"--missing mask --null_value={text}")
     field = load_field("a", ROOT, own=own, missing="mask", null_value=float(text))
     assert field.notes == () and field.values.isnan().nonzero().tolist() == [[7, 1]]

@@ -15,7 +15,7 @@ from conftest import ROOT, random_values, with_gaps
 
 import main_pretrain
 import main_train
-from data import memory
+from data import table
 from scripts import evaluate, forecast
 from utils.program import run_main
 from utils.training.checkpoint import load_checkpoint
@@ -154,7 +154,7 @@ def day_or_month(folder, _):
     own_file(folder / "own.csv")
 
 
-@provokes("neither dates nor consecutive years")
+@provokes("is a number;")
 def counted_times(folder, _):
     (folder / "own.csv").write_text("time,a\n0,1\n1,2\n")
     own_file(folder / "own.csv")
@@ -168,7 +168,7 @@ def two_kinds_of_times(folder, _):
 
 @provokes("calendar 360_day")
 def model_days(folder, _):
-    times = xarray.date_range("2024-03-01", periods=30, calendar="360_day", use_cftime=True)
+    times = xarray.date_range("2024-02-01", periods=30, calendar="360_day", use_cftime=True)
     xarray.Dataset({"v": (("time", "node"), random_values(30, 2))}, {"time": times}).to_netcdf(folder / "own.nc")
     own_file(folder / "own.nc")
 
@@ -257,7 +257,7 @@ def objects(folder, _):
 
 @provokes("GiB of memory or more")
 def bomb(folder, monkeypatch):
-    monkeypatch.setattr(memory, "free_memory", lambda: 1 << 20)
+    monkeypatch.setattr(table, "free_memory", lambda: 1 << 20)
     np.savez_compressed(folder / "own.npz", values=np.zeros((1 << 16, 4)))
     own_file(folder / "own.npz")
 
@@ -300,12 +300,6 @@ def numbers_for_names(folder, _):
     own_file(folder / "own.csv", "--freq", "1h", "--start", "2024-01-01", "--history_len", "2", "--predict_len", "2")
 
 
-@provokes("places are in rows")
-def dates_in_columns(folder, _):
-    (folder / "own.csv").write_text("name,2024-01-01,2024-01-02\na,1,2\n")
-    own_file(folder / "own.csv")
-
-
 @provokes("times occur twice")
 def long_table_of_four_columns(folder, _):
     (folder / "own.csv").write_text("time,id,a,b\n2024-01-01,1,1,2\n2024-01-01,2,3,4\n")
@@ -325,15 +319,6 @@ def constant_node(folder, _):
 @provokes("-999 occurs 1 time")
 def sentinel(folder, _):
     return own_frame(folder, c=[-999, *range(2, 60, 2)])
-
-
-@provokes("the fill value of what was never written")
-def unwritten_records(folder, _):
-    values = random_values(30, 6).round().astype("i2")
-    values[7] = -32767
-    xarray.Dataset({"v": (("time", "s"), values)}, {"time": pd.date_range("2024-01-01", periods=30)}).to_netcdf(
-        folder / "own.nc")
-    return own_file(folder / "own.nc", "--history_len", "2", "--predict_len", "2", "--missing", "mask")
 
 
 @provokes("not in UTF-8")
