@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .stamps import PLAIN, local_times, stamp, stamp_rule, stamp_type, stamped, stamps_as_text, utc_times
+from .table import listed
 
 DAY = 1440  # minutes
 YEAR = 365.25 * DAY
@@ -18,7 +19,6 @@ UNITS = {"min": (1, "minute"), "t": (1, "minute"), "h": (1, "hour"), "d": (1, "d
 """Units that `--freq` accepts as pandas writes them, beside the words themselves."""
 
 Interval = tuple[int, str]
-SHOWN_GAPS = 20  # places of missing rows that a message lists; of more it gives the number
 MOST_MISSING = 10  # missing rows for each row of a file; more mean a wrong stamp
 WITH_OFFSET = "; write times of a zone with daylight saving with their offset from UTC, as 2013-01-31T00:00+01:00"
 
@@ -27,15 +27,12 @@ WITH_OFFSET = "; write times of a zone with daylight saving with their offset fr
 class Calendar:
     """Slots of every step of a regular series.
 
-    slots     (time, cycle) integers, of local time
-    sizes     number of slots of each cycle
-    names     of the cycles
-    times     (time,) datetime64, the stamps, in UTC where there is a time zone `zone`
-    interval  of a step
-
-    Cycles: for steps of less than a day the step of the day and the day of the week (Monday = 0), for steps of one day
-    the day of the week and the month, for longer ones the step of the year (weeks: 0 to 52), for months the month
-    (January = 0).
+    slots  (time, cycle) integers, of local time
+    sizes  number of slots of each cycle
+    names  of the cycles: for steps of less than a day the step of the day and the day of the week (Monday = 0), for
+           steps of one day the day of the week and the month, for longer ones the step of the year (weeks: 0 to 52),
+           for months the month (January = 0)
+    times  (time,) datetime64, the stamps, in UTC where there is a time zone `zone`
     """
 
     slots: Tensor
@@ -54,16 +51,12 @@ class Calendar:
 def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = "", rule: tuple = PLAIN) -> Calendar:
     """Calendar of `num_steps` steps of `interval`, e.g. (5, "minute"), from the ISO time `start`.
 
-    start is local time for steps of whole days or months, else UTC where there is a time zone `zone`. rule: which
-    moment of its step a stamp is, see `stamps.stamped`. Where the step does not divide the cycle, a slot is the part of
-    the cycle, as long as a step, in which a step begins.
-    Raises: ValueError for an unknown unit.
+    start is local time for steps of whole days or months, else UTC where there is a time zone `zone`. rule: see
+    `stamps.stamped`. Where the step does not divide the cycle, a slot is the part of the cycle in which a step begins.
     Source: STID's identities (arXiv:2208.05233); differs from the authors' release: slots come from the true
     interval, so that 5-minute data have 288 of them and not 2, and the weekday from the true start.
     """
     count, unit = interval
-    if unit not in (*MINUTES, "month"):
-        raise ValueError(f"interval {interval}: the unit must be one of {', '.join([*MINUTES, 'month'])}")
     if unit == "month":
         clock = np.datetime64(start, "M") + np.arange(num_steps) * count
         slots, sizes, names = (clock.astype(int) % 12,), (12,), ("month",)
@@ -207,12 +200,6 @@ def clock_text(clock: np.datetime64, interval: Interval, zone: str) -> str:
     return stamp(utc_times(clock[None], zone)[0] if _is_local(interval) else clock, zone)
 
 
-def step_numbers(times: np.ndarray, interval: Interval, zone: str = "") -> np.ndarray:
-    """Numbers of the steps of regular stamps (time,), from 0, without those of missing rows."""
-    clock = clock_of(times, interval, zone)
-    return ((clock - clock[0]) // step_size(interval)).astype(int)
-
-
 def missing_rows(times: np.ndarray, interval: Interval, zone: str = "") -> str:
     """All places where rows are missing between stamps (time,), in words; "" where none is."""
     clock, size = clock_of(times, interval, zone), step_size(interval)
@@ -220,10 +207,9 @@ def missing_rows(times: np.ndarray, interval: Interval, zone: str = "") -> str:
     if not len(after):
         return ""
     counts = (np.diff(clock)[after] // size).astype(int) - 1
-    first = [clock_text(clock[place] + size, interval, zone) for place in after[:SHOWN_GAPS]]
-    listing = ", ".join(f"{time} ({count})" for time, count in zip(first, counts.tolist(), strict=False))
-    more = f" and {len(after) - SHOWN_GAPS} more places" if len(after) > SHOWN_GAPS else ""
-    return f"{counts.sum()} step{'s are' if counts.sum() > 1 else ' is'} missing, from {listing}{more}"
+    places = [f"{clock_text(clock[place] + size, interval, zone)} ({count})"
+              for place, count in zip(after, counts.tolist(), strict=True)]
+    return f"{counts.sum()} step{'s are' if counts.sum() > 1 else ' is'} missing, from {listed(places)}"
 
 
 def _most_frequent(times: np.ndarray, where: Callable[[int], str], zone: str = "") -> Interval:

@@ -14,13 +14,11 @@ class Climatology:
         climatology(t) = mean of value(s) over reference steps s in the slot of t, s not in the window of t
 
     Values are smoothed over a few neighbours where a cycle has many slots; then these are left out with the window.
-
-    The window is left out because with a few days of data the mean of a slot would contain much of the value that is to
-    be forecast. The step alone would not do: two steps of a window a cycle apart would reveal each other.
-    Every continuous segment of the field has a reference of its own: the training part, or, for a field that is only
-    evaluated, its validation steps (a climate model and a reanalysis differ in their means).
-    A slot without any other reference step gets the mean of the training part, 0. Units: standardized.
-    `masked`: missing values (NaN) are left out, each node has its own number of reference values.
+    With a few days of data the mean of a slot would contain much of the value to be forecast, and two steps of a window
+    a cycle apart would reveal each other.
+    Each segment of the field has a reference of its own: the training part, or, for a field that is only evaluated, its
+    validation steps. A slot without any other reference step gets the mean of the training part, 0.
+    Units: standardized. `masked`: missing values (NaN) are left out, each node has its own number of reference values.
     """
 
     def __init__(self, values: Tensor, slots: Tensor, size: int, scaler: Scaler, references: list[tuple[int, int]],

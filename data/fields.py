@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .calendar import Calendar, clock_of, first_step, make_calendar, parse_interval
+from .calendar import Calendar, first_step, make_calendar, parse_interval
 from .matching import match, on_regular_axis
 from .nodes import numbered, read_graph, read_node_table
 from .readers import read_file
@@ -84,7 +84,10 @@ def load_field(name: str, data_dir: Path | str, own: OwnFile | None = None, miss
         sources, tables, graph = (own.data_path,), [table], own.graph
     else:
         spec, sources = get_spec(name), locate(name, data_dir)
-        tables = [oracle_table(oracle or OracleSettings())] if spec.synthetic else [read_file(path) for path in sources]
+        tables = [read_file(path) for path in sources]
+        if spec.synthetic:  # its square is laid out as a degree by a degree at the equator
+            found = make_oracle(oracle or OracleSettings())
+            tables = [Table(found.values, coordinates=found.positions.numpy())]
         if like:
             tables = [match(table, like, str(source)) for source, table in zip(sources or (name,), tables, strict=True)]
         graph = Path(data_dir, spec.graph) if spec.graph and Path(data_dir, spec.graph).is_file() else None
@@ -111,12 +114,6 @@ def load_field(name: str, data_dir: Path | str, own: OwnFile | None = None, miss
         read_graph(graph, names) if graph else None, spec.grid or first.grid, first.axes, first.kept,
         (first.notes if like else notes_on(first, values)) if own else (), missing_share,
     )
-
-
-def oracle_table(settings: OracleSettings) -> Table:
-    """The synthetic field, its square laid out as a degree by a degree at the equator."""
-    oracle = make_oracle(settings)
-    return Table(oracle.values, coordinates=oracle.positions.numpy())
 
 
 def mark_missing(values: Tensor, null_value: float | None = None) -> tuple[Tensor, float]:
@@ -152,12 +149,9 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
     elif table.times is not None:
         table, interval = on_regular_axis(table, path, wanted, gaps)
         start, rule = first_step(table.times, interval, table.zone)
-        if own.start:
-            given = parse_time(own.start, "--start", table.zone)
-            precision = "datetime64[M]" if interval[1] == "month" else "datetime64[m]"
-            if np.diff(clock_of(np.array([table.times[0], given]), interval, table.zone).astype(precision)).any():
-                raise ValueError(f"--start {own.start}: the first time stamp of {path} is "
-                                 f"{stamp(table.times[0], table.zone)}; leave the flag out")
+        if own.start and parse_time(own.start, "--start", table.zone) != table.times[0]:
+            raise ValueError(f"--start {own.start}: the first time stamp of {path} is "
+                             f"{stamp(table.times[0], table.zone)}; leave the flag out")
         if rule is None:
             rule = PLAIN
             table = table.with_notes(f"its monthly times ({stamp(table.times[0], table.zone)}, ...) follow no known "
@@ -222,12 +216,7 @@ def codes_for_missing(values: Tensor) -> dict[str, int]:
 
 
 def check_missing(table: Table, source: str) -> None:
-    """Refuse missing values.
-
-    Raises: ValueError that counts them, says where the first one is, and names the nodes without any value.
-    """
-    if not table.values.is_floating_point():
-        return
+    """Raises: ValueError that counts missing values, and names the first one and the nodes without any value."""
     missing = torch.cat([block.isnan() for block in table.values.split(BLOCK)])
     if not missing.any():
         return

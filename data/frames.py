@@ -2,7 +2,8 @@
 
 import re
 import unicodedata
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,24 +12,13 @@ import torch
 from .stamps import PLAUSIBLE_YEARS, Stamps, holds_times, read_stamps, stamp
 from .table import INDEX, NODE_NAMES, TIME_NAMES, Table, as_tensor, check_finite, find, listed, repeated
 
+Where = Callable[[int], str]
 VALUE_NAMES = ("value", "y", "target")
 PARTS = ("year", "month", "day", "hour", "minute", "second")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Where the rows of a table stand in its file: `rows(k)` is the place of row k, for messages."""
-
-    source: str
-    numbers: np.ndarray
-    word: str
-
-    def __call__(self, row: int) -> str:
-        return f"{self.source}: {self.word} {self.numbers[row]}"
-
-
-def from_frame(frame: pd.DataFrame, rows: Rows, notes: tuple[str, ...] = ()) -> Table:
-    """A table of columns as (time, node).
+def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str, ...] = ()) -> Table:
+    """A table of columns as (time, node); where(row): the place of a row in the file `source`.
 
     wide: a time column and one column of values per node; the time column has one of TIME_NAMES or is the first one,
           if that holds times; it may be absent
@@ -45,28 +35,31 @@ def from_frame(frame: pd.DataFrame, rows: Rows, notes: tuple[str, ...] = ()) -> 
     time = find(columns, TIME_NAMES[:-1])
     if time is None and columns and ("" in columns or holds_times(frame.iloc[:, 0])):
         time = "" if "" in columns else columns[0]
-    frame, time = _with_time_column(frame, time, rows)
+    parts = [name for name in columns if name.lower() in PARTS]
+    if time is None and "year" in map(str.lower, parts):
+        if len(parts) > 1:
+            raise ValueError(f"{source}: columns {', '.join(parts)}: write one column of times, as in pandas: "
+                             f"frame['time'] = pandas.to_datetime(frame[{parts}])")
+        time = parts[0]
     if frame.empty or len(frame.columns) == (time is not None):
-        raise ValueError(f"{rows.source}: {len(frame)} rows of columns {listed(columns)}; expected a time "
+        raise ValueError(f"{source}: {len(frame)} rows of columns {listed(columns)}; expected a time "
                          "column and one column per node, or the columns time, node, value")
-    columns = list(frame.columns)
     node, value = (find(columns, names) for names in (NODE_NAMES, VALUE_NAMES))
-    stamps = None if time is None else read_stamps(frame[time], rows)
+    stamps = None if time is None else read_stamps(frame[time], lambda row: f"{source}: {where(row)}")
     repeated_times = None not in (time, node) and bool(pd.Series(stamps.times).duplicated().any())
     if value is None and repeated_times and len(columns) == 3 and find([time], TIME_NAMES):
         value, = {*columns} - {time, node}  # a row per time and node: the third column holds the values
     if None not in (time, node, value):
         if len(columns) > 3:
-            raise ValueError(f"{rows.source}: columns {listed(columns)}; a long table has three: time, node, value")
-        table = _from_long(frame[node], numbers(frame[value], rows), stamps, rows)
+            raise ValueError(f"{source}: columns {listed(columns)}; a long table has three: time, node, value")
+        table = _from_long(frame[node], numbers(frame[value], source, where), stamps, source, where)
     else:
         nodes = [column for column in columns if column != time]
-        values = np.stack([numbers(frame[name], rows) for name in nodes], axis=1)
+        values = np.stack([numbers(frame[name], source, where) for name in nodes], axis=1)
         if repeated_times:
-            raise ValueError(f"{rows.source}: columns {listed(columns)}: times occur twice, as in a long table, which "
+            raise ValueError(f"{source}: columns {listed(columns)}: times occur twice, as in a long table, which "
                              "has three: time, node, value")
-        table = Table(as_tensor(values, rows.source), rows=rows.numbers, row_word=rows.word, node_names=tuple(nodes)
-                      ).with_stamps(stamps)
+        table = Table(as_tensor(values, source), where=where, node_names=tuple(nodes)).with_stamps(stamps)
     return replace(table, notes=notes + table.notes)
 
 
@@ -76,12 +69,12 @@ def from_data_frame(frame: pd.DataFrame, source: str) -> Table:
     Column names are ignored where pandas numbered the columns.
     Raises: ValueError for what is no number, or no time.
     """
-    index, rows = pd.Series(frame.index), Rows(source, np.arange(len(frame)), "row")
-    stamps = read_stamps(index, rows) if holds_times(index) else None
-    columns = [numbers(frame.iloc[:, place].rename(str(name)), rows) for place, name in enumerate(frame.columns)]
+    index, where = pd.Series(frame.index), "row {}".format
+    stamps = read_stamps(index, lambda row: f"{source}: {where(row)}") if holds_times(index) else None
+    columns = [numbers(frame.iloc[:, place].rename(str(name)), source, where)
+               for place, name in enumerate(frame.columns)]
     return Table(
-        torch.from_numpy(np.stack(columns, axis=1)) if columns else torch.zeros(len(frame), 0),
-        rows=rows.numbers, row_word=rows.word,
+        torch.from_numpy(np.stack(columns, axis=1)) if columns else torch.zeros(len(frame), 0), where=where,
         node_names=None if isinstance(frame.columns, pd.RangeIndex) else tuple(map(str, frame.columns)),
     ).with_stamps(stamps)
 
@@ -101,14 +94,14 @@ def check_columns(names: list[str], source: str) -> None:
         raise ValueError(f"{source}: columns named twice: {listed(twice)}")
 
 
-def numbers(column: pd.Series, rows: Rows) -> np.ndarray:
+def numbers(column: pd.Series, source: str, where: Where) -> np.ndarray:
     """A column as real numbers, NaN where it is empty.
 
     Raises: ValueError naming the first row that holds something else, or no finite number.
     """
     parsed = column
     if column.dtype.kind in "bMmc":
-        raise ValueError(f"{rows.source}: column {column.name} is of type {column.dtype}; expected numbers")
+        raise ValueError(f"{source}: column {column.name} is of type {column.dtype}; expected numbers")
     if column.dtype.kind not in "iuf":
         parsed = pd.to_numeric(column, errors="coerce")
         wrong = (parsed.isna() & column.notna()).to_numpy()
@@ -117,10 +110,9 @@ def numbers(column: pd.Series, rows: Rows) -> np.ndarray:
             found = str(column.iloc[row])
             hint = ("; write 1234.5, not 1.234,5 or 1,234.5" if "," in found and any(map(str.isdigit, found)) else
                     "; a long table has three columns: time, node, value" if wrong.all() else "")
-            raise ValueError(f"{rows(row)}, column {column.name}: {found!r} is not a number{hint}")
+            raise ValueError(f"{source}: {where(row)}, column {column.name}: {found!r} is not a number{hint}")
     values = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
-    check_finite(values[:, None], rows.source,
-                 lambda row, _: f"{rows.word} {rows.numbers[row]}, column {column.name}")
+    check_finite(values[:, None], source, lambda row, _: f"{where(row)}, column {column.name}")
     return values
 
 
@@ -137,10 +129,10 @@ def _is_index(column: pd.Series, years: bool) -> bool:
                 and not (years and not column.name and values.isin(PLAUSIBLE_YEARS).all()))
 
 
-def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, rows: Rows) -> Table:
+def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, source: str, where: Where) -> Table:
     """Pairs (time, node) as a table: steps in the order of time, nodes in the order of their first row."""
     if node.isna().any():
-        raise ValueError(f"{rows(int(node.isna().to_numpy().argmax()))}: no node is named")
+        raise ValueError(f"{source}: {where(int(node.isna().to_numpy().argmax()))}: no node is named")
     steps, first, step = np.unique(stamps.times, return_index=True, return_inverse=True)
     place, names = pd.factorize(node.astype(str))
     pair = step * len(names) + place
@@ -148,42 +140,9 @@ def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, rows: Rows) -
     if twice.any():
         row, before = int(twice.argmax()), int((pair == pair[twice.argmax()]).argmax())
         time = stamp(stamps.times[row], stamps.zone)
-        raise ValueError(f"{rows(row)}: time {time} of node {names[place[row]]} occurs twice, first in "
-                         f"{rows.word} {rows.numbers[before]}")
+        raise ValueError(f"{source}: {where(row)}: time {time} of node {names[place[row]]} occurs twice, first in "
+                         f"{where(before)}")
     values = np.full((len(steps), len(names)), np.nan)
     values[step, place] = value
-    return Table(as_tensor(values, rows.source), rows=rows.numbers[first], row_word=rows.word,
+    return Table(as_tensor(values, source), where=lambda step: where(first[step]),
                  node_names=tuple(names)).with_stamps(replace(stamps, times=steps))
-
-
-def _with_time_column(frame: pd.DataFrame, time: str | None, rows: Rows) -> tuple[pd.DataFrame, str | None]:
-    """A table with its times in one column, and the name of that: of date and time, date and hour, or year, month, ...
-
-    time: the column of times that was found.
-    Raises: ValueError where these columns hold no times.
-    """
-    lower = {name.lower(): name for name in reversed(frame.columns)}
-    parts = {part: lower[part] for part in PARTS if part in lower}
-    clock = lower.get("time", lower.get("hour"))
-    if "date" in lower and clock is not None:
-        text = frame[clock].astype(str).str.strip().str.replace(r"^(\d)(:|$)", r"0\1\2", regex=True)
-        text = text.where(text.str.contains(":"), text + ":00")
-        if not text.str.fullmatch(r"\d\d:\d\d(:\d\d(\.\d+)?)?").all():
-            return frame, time
-        times, used = frame[lower["date"]].astype(str) + " " + text, [lower["date"], clock]
-    elif time is None and "year" in parts:
-        used = list(parts.values())
-        if tuple(parts) != PARTS[:len(parts)]:
-            raise ValueError(f"{rows.source}: columns {', '.join(used)}; expected year, month and, for shorter steps, "
-                             "day, hour, minute and second, or one column of times")
-        numbers = {part: pd.to_numeric(frame[name], errors="coerce") for part, name in parts.items()}
-        times = pd.to_datetime(pd.DataFrame({"month": 1, "day": 1} | numbers), errors="coerce")
-        if times.isna().any():
-            row = int(times.isna().to_numpy().argmax())
-            cells = ", ".join(f"{name} {frame[name].iloc[row]}" for name in used)
-            raise ValueError(f"{rows(row)}: {cells} is no time")
-    else:
-        return frame, time
-    others = frame.drop(columns=used)
-    others.insert(0, "time", times)
-    return others, "time"

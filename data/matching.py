@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .calendar import Interval, first_step, make_calendar, missing_rows, regular_interval, step_numbers
+from .calendar import Interval, clock_of, first_step, make_calendar, missing_rows, regular_interval, step_size
 from .scaling import as_real
 from .stamps import PLAIN, check_zone
-from .table import Table, listed, repeated
+from .table import Table, name_differences
 
 
 def match(table: Table, field, source: str) -> Table:
@@ -48,15 +48,7 @@ def node_differences(table: Table, names: Sequence[str]) -> str:
     found, count = table.node_names, table.values.shape[1]
     if found is None:
         return "" if count == len(names) else f"{count} nodes (wanted {len(names)})"
-    if twice := repeated(found):
-        return f"nodes named twice: {listed(twice)}"
-    unknown, missing = ([name for name in one if name not in set(other)]
-                        for one, other in ((found, names), (names, found)))
-    if unknown and missing:
-        return f"nodes {listed(unknown)} (wanted {listed(missing)})"
-    if unknown or missing:
-        return f"nodes unknown to it: {listed(unknown)}" if unknown else f"nodes missing: {listed(missing)}"
-    return ""
+    return name_differences(found, names)
 
 
 def in_order(table: Table, names: Sequence[str]) -> Table:
@@ -76,7 +68,8 @@ def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, g
     Raises: ValueError for the first wrong stamp.
     """
     interval = regular_interval(table.times, lambda step: f"{source}: {table.where(step)}", wanted, table.zone, gaps)
-    steps = step_numbers(table.times, interval, table.zone)
+    clock = clock_of(table.times, interval, table.zone)
+    steps = ((clock - clock[0]) // step_size(interval)).astype(int)
     count = int(steps[-1]) + 1
     if count == len(steps):
         return table, interval
@@ -87,4 +80,4 @@ def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, g
     values = given.new_full((count, given.shape[1]), math.nan)
     values[torch.from_numpy(steps)] = given
     times[steps] = table.times
-    return table.with_notes(note, values=values, times=times, rows=None), interval
+    return table.with_notes(note, values=values, times=times, where=Table.where), interval

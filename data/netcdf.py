@@ -1,6 +1,5 @@
 """NetCDF and Zarr as one table (time, node): values after the CF conventions, names and places of the nodes."""
 
-import re
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +9,7 @@ import pandas as pd
 import torch
 
 from .scaling import BLOCK
-from .stamps import Stamps, read_stamps, rounded, zone_in
+from .stamps import Stamps, read_stamps, rounded
 from .table import (
     LATITUDE_NAMES,
     LONGITUDE_NAMES,
@@ -99,7 +98,7 @@ def _from_variable(dataset, array, path: Path) -> Table:
                          "space: select the others beforehand")
     if len(space) == 2 and find([space[0]], (*LONGITUDE_NAMES, "x")) and find([space[1]], (*LATITUDE_NAMES, "y")):
         space = space[::-1]
-    array = _in_valid_range(array.transpose(time, *space))
+    array = array.transpose(time, *space)
     sizes = {name: array.sizes[name] for name in space}
     others = {name: each.squeeze([dimension for dimension in each.dims if dimension in single])
               for name, each in dataset.variables.items() if name != array.name}
@@ -124,34 +123,13 @@ def _from_variable(dataset, array, path: Path) -> Table:
     return table if len(kept) in (0, table.values.shape[1]) else table.at(kept, kept=kept)
 
 
-def _in_valid_range(array):
-    """A variable with NaN also outside of valid_range, valid_min and valid_max.
-
-    They bound stored values, or those after scale_factor and add_offset where they alone are floating-point numbers.
-    Source: NetCDF Users' Guide, appendix A.
-    """
-    attributes, encoding = array.attrs, array.encoding
-    limits = dict(zip(("valid_min", "valid_max"), np.ravel(attributes.get("valid_range", ())), strict=False))
-    limits |= {name: np.ravel(attributes[name])[0] for name in ("valid_min", "valid_max") if name in attributes}
-    if not limits or array.dtype.kind not in "iuf" or "_Unsigned" in encoding:
-        return array
-    stored, whole = array, np.dtype(encoding.get("dtype", array.dtype)).kind in "iu"
-    packed = {"scale_factor", "add_offset"} & {*encoding}
-    if packed and not (whole and any(limit.dtype.kind == "f" for limit in limits.values())):
-        stored = (array - encoding.get("add_offset", 0)) / encoding.get("scale_factor", 1)
-    rounding = 0.5 if whole and stored is not array else 0.0
-    low, high = (float(limits.get(name, end)) for name, end in (("valid_min", -np.inf), ("valid_max", np.inf)))
-    return array.where(~((stored < low - rounding) | (stored > high + rounding)))
-
-
 def _stamps(array, time: str, path: Path) -> Stamps | None:
     """The stamps of a variable, if any. Those of the calendar of a climate model are its digits, taken as dates."""
     if time not in array.coords:
         return None
     stamps = array.coords[time].values
     if stamps.dtype.kind == "M":
-        offset = re.search(r":\d\d(?::[\d.]+)? *([+-]\d\d(?::?\d\d)?)$", str(array.coords[time].encoding.get("units")))
-        return Stamps(rounded(stamps), zone_in(f"2000-01-01T00:00{offset[1]}") if offset else "")
+        return Stamps(rounded(stamps))
     if stamps.dtype.kind == "f":
         raise ValueError(f"{path}: coordinate {time} holds {stamps.flat[0]!r}, not times; expected units as in "
                          "'days since 2000-01-01', or no such coordinate, and --freq and --start")

@@ -13,11 +13,10 @@ from .table import (
     LATITUDE_NAMES,
     LONGITUDE_NAMES,
     NODE_NAMES,
-    check_memory,
     find,
     listed,
+    name_differences,
     outside_the_earth,
-    repeated,
     unreadable,
 )
 
@@ -37,13 +36,14 @@ def read_node_table(path: Path | str, names: tuple[str, ...] | None,
     names: those of the data file, whose order the result has; without any, the rows of the table are the nodes.
     Raises: ValueError that lists missing, unknown and repeated names.
     """
-    table = _read_csv(path, header=0)
+    table = _read_csv(path)
     latitude, longitude = (find(table.columns, accepted) for accepted in (LATITUDE_NAMES, LONGITUDE_NAMES))
     named = [column for column in table.columns if find([column], NODE_NAMES)]
     if not named or None in (latitude, longitude):
         raise ValueError(f"{path}: columns {listed(list(table.columns))}; expected name, lat, lon")
     name = max(named, key=lambda column: len({*table[column]} & {*(names or ())}))  # that of the data
-    check_names(table[name].tolist(), names, path)
+    if differing := name_differences(table[name].tolist(), names or table[name].unique()):
+        raise ValueError(f"{path}: {differing}, unlike the data")
     if len(table) != num_nodes:
         raise ValueError(f"{path}: {len(table)} rows; the data has {num_nodes} nodes")
     places = table[[latitude, longitude]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
@@ -61,19 +61,21 @@ def read_node_table(path: Path | str, names: tuple[str, ...] | None,
 def read_graph(path: Path | str, names: tuple[str, ...]) -> Tensor:
     """The weights (node, node) of a graph, float32, rows and columns in the order of `names`; 0: no edge.
 
-    A square matrix (.npy, .npz with one array or as SciPy stores a sparse one, .csv with or without names), or a
-    .csv of edges with the columns from, to and, optionally, weight (else 1). No weight is negative.
+    A square matrix (.npy, or .csv without names), or a .csv of edges with the columns from, to and, optionally, weight
+    (else 1). No weight is negative.
     Raises: ValueError where the graph does not fit the nodes.
     """
     path = Path(path).expanduser()
     ending = path.suffix.lower()
-    if ending not in (".csv", ".npy", ".npz"):
-        raise ValueError(f"{path}: a graph is read from .csv, .npy or .npz (pickles are never loaded)")
-    matrix = _from_text(path, names) if ending == ".csv" else _from_arrays(path)
+    if ending not in (".csv", ".npy"):
+        raise ValueError(f"{path}: a graph is read from .csv or .npy (pickles are never loaded)")
+    try:
+        matrix = _from_csv(path, names) if ending == ".csv" else np.load(path, allow_pickle=False)
+    except Exception as error:  # a damaged file makes NumPy raise many kinds
+        raise unreadable(path, "graph", error) from error
     if matrix.dtype.kind not in "biuf" or matrix.shape != (len(names), len(names)):
         raise ValueError(f"{path}: a graph of shape {matrix.shape}, type {matrix.dtype}; expected real numbers, "
                          f"({len(names)}, {len(names)}): a row and a column per node")
-    matrix = matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
     if (wrong := ~np.isfinite(matrix) | (matrix < 0)).any():
         row, column = np.argwhere(wrong)[0]
         raise ValueError(f"{path}: weight {matrix[row, column]:g} from {names[row]} to {names[column]}; expected 0, no "
@@ -81,47 +83,19 @@ def read_graph(path: Path | str, names: tuple[str, ...]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
 
 
-def _from_arrays(path: Path):
-    """An array, or a sparse one of SciPy."""
-    try:
-        content = np.load(path, allow_pickle=False)
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            return content
-        with content as archive:
-            check_memory(path, sum(entry.file_size for entry in archive.zip.infolist()))
-            if "indptr" in archive:
-                from scipy.sparse import load_npz  # only here: slow to import
-                return load_npz(path)
-            if len(archive.files) != 1:
-                raise ValueError(f"keys {listed(archive.files)}; expected one array")
-            return archive[archive.files[0]]
-    except Exception as error:  # a damaged file makes the libraries raise many kinds
-        raise unreadable(path, "graph", error) from error
-
-
-def _from_text(path: Path, names: tuple[str, ...]) -> np.ndarray:
-    first = _read_csv(path, nrows=1)
-    header = [str(cell).strip().lower() for cell in first.iloc[0]]
-    if ends := next((ends for ends in ENDS if {*ends} <= {*header}), None):
-        return _from_edges(path, names, *ends)
-    if pd.to_numeric(first.iloc[0], errors="coerce").notna().all():
-        return _as_numbers(_read_csv(path), path, 1)
-    table = _read_csv(path, header=0, index_col=0)
-    table.index, table.columns = table.index.astype(str), table.columns.str.strip()
-    for found in (table.index, table.columns):
-        check_names(found.tolist(), names, path)
-    return _as_numbers(table, path, 2)[np.ix_(table.index.get_indexer(names), table.columns.get_indexer(names))]
-
-
 def numbered(count: int) -> tuple[str, ...]:
     """Names of the nodes of a file that gives none."""
     return tuple(f"node {node}" for node in range(count))
 
 
-def _from_edges(path: Path, names: tuple[str, ...], start: str, end: str) -> np.ndarray:
-    edges = _read_csv(path, header=0)
-    edges.columns = edges.columns.str.strip().str.lower()
-    if other := [name for name in edges.columns if name not in (start, end, "weight") and not INDEX.fullmatch(name)]:
+def _from_csv(path: Path, names: tuple[str, ...]) -> np.ndarray:
+    table = _read_csv(path, header=None)
+    header = table.iloc[0].fillna("").str.strip().str.lower().tolist()
+    start, end = next((ends for ends in ENDS if {*ends} <= {*header}), ("", ""))
+    if not start:
+        return _as_numbers(table, path, 1)
+    edges = table.iloc[1:].set_axis(header, axis=1).reset_index(drop=True)
+    if other := [name for name in header if name not in (start, end, "weight") and not INDEX.fullmatch(name)]:
         raise ValueError(f"{path}: column {listed(other)} of edges; expected {start}, {end} and, optionally, weight: a "
                          "larger one means nearer (a distance does not), 1 where there is none")
     place = {name: node for node, name in enumerate(names)}
@@ -140,19 +114,6 @@ def _from_edges(path: Path, names: tuple[str, ...], start: str, end: str) -> np.
     weight = _as_numbers(edges[["weight"]], path, 2)[:, 0] if "weight" in edges else 1
     matrix[ends[0], ends[1]] = weight
     return matrix
-
-
-def check_names(found: list, wanted: tuple[str, ...] | None, source: Path | str) -> None:
-    """Raises: ValueError that lists repeated names, and those that are missing or unknown to the data."""
-    accepted = set(wanted or found)
-    faults = {
-        "named twice": repeated(found),
-        "missing": [name for name in wanted or () if name not in set(found)],
-        "unknown to the data": [name for name in found if name not in accepted],
-    }
-    if any(faults.values()):
-        listing = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in faults.items() if names)
-        raise ValueError(f"{source}: names of nodes: {listing}")
 
 
 def nearest_nodes(field, count: int) -> Tensor | None:
@@ -196,11 +157,11 @@ def _filled(rows: list[list[int]], count: int) -> Tensor:
     return torch.tensor([(row + [node] * count)[:count] for node, row in enumerate(rows)])
 
 
-def _read_csv(path: Path | str, header: int | None = None, **options) -> pd.DataFrame:
+def _read_csv(path: Path | str, header: int | None = 0) -> pd.DataFrame:
     """A small CSV as text."""
     try:
         return pd.read_csv(path, header=header, dtype=str, keep_default_na=False, na_values=[""],  # a node may be NA
-                           skipinitialspace=True, compression=None, **options)
+                           skipinitialspace=True, compression=None)
     except (UnicodeDecodeError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise unreadable(path, "CSV file", error) from error
 

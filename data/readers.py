@@ -1,7 +1,7 @@
 """Files of many kinds as one table (time, node). No content of a file is ever run as code."""
 
+import csv
 import gzip
-import io
 import itertools
 import zlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .frames import Rows, check_columns, from_frame
+from .frames import check_columns, from_frame
 from .netcdf import read_xarray
 from .stamps import read_stamps
 from .table import (
@@ -27,9 +27,6 @@ from .table import (
     repeated,
     unreadable,
 )
-
-EMPTY = ("", "NA", "<NA>", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null",
-         "None", "1.#QNAN", "1.#IND", "-1.#QNAN", "-1.#IND")  # cells without a value: those of pandas
 
 
 def read_file(path: Path | str, variable: str = "") -> Table:
@@ -62,7 +59,7 @@ def in_time_order(table: Table) -> Table:
         return table
     return table.with_notes("its rows descend in time: they are taken in the opposite order",
                             values=table.values.flip(0), times=times[::-1],
-                            rows=None if table.rows is None else table.rows[::-1])
+                            where=lambda step: table.where(len(times) - 1 - step))
 
 
 def read_numpy(path: Path) -> Table:
@@ -134,25 +131,22 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
         header += row[len(header):]
     names = [name or f"Unnamed: {place}" * (place > 0) for place, name in enumerate(header)]
     time, node = (find(names, accepted) for accepted in (TIME_NAMES, NODE_NAMES))
-    text = dict.fromkeys((name for name in names if name.lower() in TIME_NAMES + NODE_NAMES), str)
-    empty = dict.fromkeys(names, EMPTY)
-    if None not in (time, node):
-        empty[node] = ("",)  # a node may be called NA
-    frame = pd.read_csv(path, names=names, header=None, sep=separator, dtype=text, skiprows=top + 1, encoding=encoding,
-                        keep_default_na=False, na_values=empty, skip_blank_lines=False, skipinitialspace=True,
-                        low_memory=False)
+    nodes = {} if None in (time, node) else {node: " {}".format}  # with a blank: a node may be called NA
+    text = {name: str for name in names if name.lower() in TIME_NAMES + NODE_NAMES and name not in nodes}
+    frame = pd.read_csv(path, names=names, header=None, sep=separator, dtype=text, converters=nodes, skiprows=top + 1,
+                        encoding=encoding, skip_blank_lines=False, skipinitialspace=True, low_memory=False)
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{path}: line {top + 2} holds more cells than the {len(header)} columns that line {top + 1} "
                          "names")
-    if node is not None:
-        frame[node] = frame[node].str.strip()
     unnamed = [name for name, cell in zip(names, header, strict=True) if name and not cell]
     if filled := [name for name in unnamed if frame[name].notna().any()]:
         raise ValueError(f"{path}: line {top + 1}: column {names.index(filled[0]) + 1} has values but no name")
     frame = frame.drop(columns=unnamed)
+    for name in nodes:
+        frame[name] = frame[name].str.strip().replace("", np.nan)
     blank = frame.isna().all(axis=1)
     frame = frame.iloc[:len(frame) - int(blank[::-1].cummin().sum())]  # without blank lines at the end
-    return from_frame(frame, Rows(str(path), np.arange(len(frame)) + top + 2, "line"), notes)
+    return from_frame(frame, str(path), lambda row: f"line {row + top + 2}", notes)
 
 
 def _separator(lines: list[str]) -> str:
@@ -164,11 +158,8 @@ def _separator(lines: list[str]) -> str:
 
 def _cells(line: str, separator: str) -> list[str]:
     """The cells of one line, without blanks around them."""
-    if not line.strip():
-        return []
-    cells = pd.read_csv(io.StringIO(line), sep=separator, header=None, dtype=str, keep_default_na=False,
-                        skipinitialspace=True)
-    return [str(cell).strip() for cell in cells.iloc[0]]
+    cells = line.split() if separator == r"\s+" else next(csv.reader([line.strip("\r\n")], delimiter=separator), [])
+    return [cell.strip() for cell in cells]
 
 
 def read_parquet(path: Path) -> Table:
@@ -184,7 +175,7 @@ def read_parquet(path: Path) -> Table:
     frame = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
     frame.columns = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in frame]
     check_columns(list(frame.columns), str(path))
-    return from_frame(frame, Rows(str(path), np.arange(1, len(frame) + 1), "row"))
+    return from_frame(frame, str(path), lambda row: f"row {row + 1}")
 
 
 READERS = {".npy": read_numpy, ".npz": read_numpy, ".csv": read_csv, ".csv.gz": read_csv, ".parquet": read_parquet,

@@ -1,7 +1,4 @@
-"""Metadata of each dataset, one card for each: shape, interval, unit, source.
-
-Choices, as the batch size, belong to `PRESETS` in `utils/config.py`.
-"""
+"""Metadata of each dataset, one card for each; choices, as the batch size, belong to `PRESETS` in `utils/config.py`."""
 
 import argparse
 import difflib
@@ -184,24 +181,16 @@ def locate(name: str, data_dir: Path | str) -> tuple[Path, ...]:
     A dataset that comes with the project is also found in `DEFAULT_DATA_DIR`.
     Raises: ValueError for an unknown name; FileNotFoundError with the path and the way to get the file.
     """
-    spec, data_dir = get_spec(name), Path(data_dir)
-    folders = (data_dir, DEFAULT_DATA_DIR) if spec.embedded else (data_dir,)
-    return tuple(_find(name, spec, folders, file) for file in spec.files)
-
-
-def _find(name: str, spec: DatasetSpec, folders: tuple[Path, ...], file: str) -> Path:
-    for folder in folders:
-        if (folder / file).is_file():
-            return folder / file
-    missing = f"{folders[0] / file}, the data of {name}, is not there"
-    command = "python -m scripts.get_data" + f' --data_dir "{folders[0]}"' * (folders[0] != DEFAULT_DATA_DIR)
-    if spec.private:
-        raise FileNotFoundError(f"{missing}. {spec.private}")
-    if spec.embedded:
-        raise FileNotFoundError(f"{missing}, though it comes with the project: check it out again, "
-                                f"or import a copy: {command} --from DIR")
-    raise FileNotFoundError(f"{missing}. Import a copy: {command} --from DIR; "
-                            f"or fetch the authors' release: {command} --download {name}")
+    spec, data_dir, found = get_spec(name), Path(data_dir), []
+    for file in spec.files:
+        path = next((folder / file for folder in (data_dir, *[DEFAULT_DATA_DIR] * spec.embedded)
+                     if (folder / file).is_file()), None)
+        if path is None:
+            command = "python -m scripts.get_data" + f' --data_dir "{data_dir}"' * (data_dir != DEFAULT_DATA_DIR)
+            raise FileNotFoundError(f"{data_dir / file}, the data of {name}, is not there. " + (spec.private or (
+                f"Import a copy: {command} --from DIR; or fetch the authors' release: {command} --download {name}")))
+        found.append(path)
+    return tuple(found)
 
 
 def sha256_of(path: Path | str) -> str:
@@ -211,10 +200,7 @@ def sha256_of(path: Path | str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 2, with the way to get them, where files of datasets are missing: `python -m data.registry NAME ...`.
-
-    Flags of the programs may follow. The shell scripts call it before they install anything.
-    """
+    """Exit status 2 where files of datasets are missing; the shell scripts call it before they install anything."""
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("names", nargs="+")
     for flag in ("--data_dir", "--data_path"):

@@ -23,13 +23,11 @@ class Scaler:
         standardized = (physical - mean) / std,    cut at +-limit
 
     Missing values (NaN) are left out.
-    whole        training values that are small enough for a fraction in float32 are whole numbers (counts); then
-                 `physical` rounds a value that is whole up to the rounding of float32, so that equal counts stay
-                 equal
+    whole        training values are whole numbers (counts): `physical` rounds what is whole up to the rounding of
+                 float32, so that equal counts stay equal
     limit        finite where training holds outliers, which then count neither in mean nor in std
     nonnegative  `physical` gives no value below 0
-    precise      the values are stored in float64; then differences from the mean are taken in float64, as they are
-                 where every node has a mean of its own
+    precise      the values are stored in float64: so are differences from the mean
     """
 
     mean: float | tuple[float, ...]
@@ -41,10 +39,7 @@ class Scaler:
 
     @classmethod
     def fit(cls, training: Tensor) -> "Scaler":
-        """One mean and spread for all training values (time, node), as published.
-
-        A constant field has no spread: its std is taken as 1.
-        """
+        """One mean and spread for all training values (time, node), as published; std 1 for a constant field."""
         count = sum(block.numel() - int(block.isnan().sum()) for block in training.split(BLOCK))
         mean = sum(float(block.double().nansum()) for block in training.split(BLOCK)) / count
         square = sum(float((block.double() - mean).square().nansum()) for block in training.split(BLOCK))
@@ -61,7 +56,7 @@ class Scaler:
         return any(self.whole) if self.by_node else self.whole
 
     def of_nodes(self, first: int, last: int) -> "Scaler":
-        """The scaler of some nodes, those from `first` up to `last`."""
+        """The scaler of the nodes from `first` up to `last`."""
         return replace(self, **{name: value[first:last] for name, value in vars(self).items()
                                 if isinstance(value, tuple)})
 

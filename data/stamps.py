@@ -48,8 +48,6 @@ def read_stamps(column: pd.Series, where: Callable[[int], str]) -> Stamps:
     Raises: ValueError naming the first one that is no time, and what would work.
     """
     column = column.reset_index(drop=True)
-    if isinstance(column.dtype, pd.PeriodDtype):
-        column = column.dt.to_timestamp()
     empty = column.isna().to_numpy()
     if empty.any():
         raise ValueError(f"{where(int(empty.argmax()))}: no time; {ISO}")

@@ -16,25 +16,17 @@ from .windows import Batch, WindowedField
 
 @dataclass(frozen=True)
 class FieldSummary:
-    """Names, units and time axis of a field, its scaler and its climatology.
+    """Names, units and time axis of a field, its scaler and its climatology. See also `registry.DatasetSpec`, `Table`.
 
-    interval       (count, unit) of a step, as on the card of the dataset
-    start          time of the first step of the evaluated segment (the only one of most fields), ISO format, on the
-                   clock of `calendar.make_calendar`
+    start          time of the first step of the evaluated segment, on the clock of `calendar.make_calendar`
     first_step     position of that step in the series of all segments: windows are numbered from it
     trained_steps  leading steps of the series that training windows saw
     test_step      first step of the first test window
-    grid           (rows, columns) where the nodes are its places in row-major order, or those of them in `kept`
-    axes           latitudes of the rows and longitudes of the columns, where they are that regular
-    coordinates    (node, 2) latitude and longitude in degrees
-    climatology    (slot, node), standardized, of each slot of the calendar's first cycle, measured on the reference of
-                   the evaluated segment, see `data.climatology`
+    climatology    (slot, node), standardized, see `data.climatology`; slots are those of the calendar's first cycle
     masked         whether values may be missing: NaN in a history
-    value_range    smallest and largest value of the training part; of each node where nodes have scales of their own
     covariates     by name, with their scalers
+    value_range    smallest and largest value of the training part; of each node where nodes have scales of their own
     lags           distances in steps of the earlier values that networks see, shortest first
-    time_zone      of the stamps, as Europe/Berlin or +01:00; "" where the data state none
-    rule           which moment of its step a stamp is, see `stamps.stamped`
     """
 
     name: str
@@ -89,25 +81,19 @@ class FieldSummary:
 
     @property
     def max_lag(self) -> int:
-        """Number of steps before the history that a forecast needs."""
         return max(self.lags, default=0)
 
     def range_warning(self, history: Tensor) -> str:
-        """A warning where values of a history (..., node) are outside of the training range by more than its width.
-
-        Units: physical. "" without such values.
-        """
+        """A warning where values of a history (..., node) are outside of the training range by more than its width."""
         history = history.flatten(0, -2)
-        (lowest, highest), (low, high), where = _range(history), self.value_range, ""
-        if self.scaler.by_node:
-            found = torch.tensor([*_range(history, True), low, high])  # (4, node)
-            beyond = torch.maximum(found[2] - found[0], found[1] - found[3]) / (found[3] - found[2]).clamp_min(1e-30)
-            node = int(beyond.nan_to_num(0.0).argmax())
-            (lowest, highest, low, high), where = found[:, node].tolist(), f" of node {self.node_names[node]}"
-        if low - (high - low) <= lowest and highest <= high + (high - low):
+        low, high = (torch.tensor(end, dtype=history.dtype).expand(self.num_nodes) for end in self.value_range)
+        beyond = ((history < low - (high - low)) | (history > high + (high - low))).any(0)
+        if not beyond.any():
             return ""
-        return (f"the history holds values{where} from {lowest:.6g} to {highest:.6g}, the training part held {low:.6g} "
-                f"to {high:.6g} ({self.unit}): is it in another unit?")
+        node = int(beyond.byte().argmax())
+        lowest, highest = _range(history[:, [node]])
+        return (f"the history holds values of node {self.node_names[node]} from {lowest:.6g} to {highest:.6g}, the "
+                f"training part held {low[node]:.6g} to {high[node]:.6g} ({self.unit}): is it in another unit?")
 
     def step_at(self, time: np.datetime64 | str) -> int:
         """Position in the series of the step at a time, which may be before its beginning or after its end.
@@ -133,7 +119,7 @@ class FieldSummary:
         return self.calendar(step, count).times
 
     def batch(self, history: Tensor, step: Tensor, predict_len: int, covariates: Tensor | None = None) -> Batch:
-        """Windows with an empty future, else as by `WindowedField.batch` outside the reference of the climatology.
+        """Windows with an empty future, else as by `WindowedField.batch`.
 
         history (batch, max_lag + H, node), whose last H steps begin at the positions `step` (batch,); covariates
         (batch, H + F, node or 1, covariate). Units: physical.
@@ -170,10 +156,7 @@ class FieldSummary:
 
 
 def _range(values: Tensor, each_node: bool = False) -> tuple:
-    """Smallest and largest value of values (time, node), or tuples of those of each node.
-
-    Without any value 0 and 0; of a node infinite, the smallest above the largest.
-    """
+    """Smallest and largest value of values (time, node), 0 and 0 without any; or tuples of those of each node."""
     low, high = (by_node(values, end) for end in (torch.amin, torch.amax))
     if each_node:
         return tuple(low.tolist()), tuple(high.tolist())

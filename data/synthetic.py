@@ -51,7 +51,6 @@ class OraclePredictive:
 
     Shapes: mean, spread (batch, horizon, node); temporal_covariance (horizon, horizon);
     spatial_factor (node, node), lower Cholesky factor of the spatial covariance. Units: physical.
-    `mean`, `std` and samples have the dtype and device of the history; the two matrices stay in float64.
     """
 
     mean: Tensor
@@ -61,7 +60,6 @@ class OraclePredictive:
 
     @property
     def std(self) -> Tensor:
-        """Marginal standard deviation of each value, (batch, horizon, node)."""
         return self.spread * self.temporal_covariance.diagonal().sqrt().to(self.spread)[:, None]
 
     def sample(self, members: int, generator: torch.Generator) -> Tensor:
@@ -145,10 +143,8 @@ class OracleField:
             mean = seasonal_mean + spread * (gain @ z_history)
             covariance of z_future = (K_ff - gain K_hf) (x) spatial covariance
 
-        Space drops out of the gain because every node has the same history of times. Steps may lie beyond the
-        simulated series.
-        Shapes: history (batch, H, node); first_step (batch,) integers, the step at which each window begins.
-        Units: physical.
+        Space drops out of the gain because every node has the same history of times.
+        Shapes: history (batch, H, node); first_step (batch,), the step at which each window begins. Units: physical.
         Source: Gaussian conditioning, Rasmussen & Williams 2006, Eq. A.6.
         """
         seen = history.shape[1]
@@ -195,8 +191,8 @@ def seasonal_slot(step: Tensor) -> Tensor:
 def _random_seasons(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Seasonal mean and spread of each slot and node, two tensors (2 * STEPS_PER_DAY, node).
 
-    The mean is a daily wave that travels along the first axis, weaker and lower at weekends. The spread fills
-    SPREAD_RANGE: smallest at 03:00, largest at 15:00, by a factor of each node.
+    The mean is a daily wave that travels along the first axis, weaker and lower at weekends. The spread is smallest at
+    03:00, largest at 15:00, by a factor of each node.
     """
     hour_angle = 2 * torch.pi * torch.arange(STEPS_PER_DAY, dtype=torch.float64)[:, None] / STEPS_PER_DAY
     offset = 4 * torch.randn(len(positions), generator=generator, dtype=torch.float64)

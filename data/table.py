@@ -35,8 +35,7 @@ class Table:
     values       float32 in memory, float64 where float32 would lose information (`needs_float64`), or as stored in a
                  memory map where that is larger than MEMORY_LIMIT
     times        (time,) datetime64[s], in UTC where there is a time zone, or None; not yet checked to be regular
-    rows         (time,) the line or row of each stamp in the file, counted from 1, None where it has none
-    row_word     "line" or "row"
+    where        gives the place of a time step in the file, for messages: its line or row, counted from 1
     node_names   as in the file, or None
     coordinates  (node, 2) latitude and longitude in degrees, or None
     unit         as the file states it, or ""
@@ -49,8 +48,7 @@ class Table:
 
     values: Tensor
     times: np.ndarray | None = None
-    rows: np.ndarray | None = None
-    row_word: str = "line"
+    where: Callable[[int], str] = "time step {}".format
     node_names: tuple[str, ...] | None = None
     coordinates: np.ndarray | None = None
     unit: str = ""
@@ -59,10 +57,6 @@ class Table:
     kept: np.ndarray | None = None
     zone: str = ""
     notes: tuple[str, ...] = ()
-
-    def where(self, step: int) -> str:
-        """The place of a time step in the file: its line, else its number from 0."""
-        return f"time step {step}" if self.rows is None else f"{self.row_word} {self.rows[step]}"
 
     def with_notes(self, *notes: str, **changes) -> "Table":
         """The table with more notes, and other changes."""
@@ -191,6 +185,19 @@ def find(names: Iterable[str], accepted: tuple[str, ...]) -> str | None:
 
 def repeated(names: Iterable[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
+
+
+def name_differences(found: Iterable[str], names: Iterable[str]) -> str:
+    """How the names of nodes that were found differ from these, whatever their order; "" where they are the same."""
+    if twice := repeated(found):
+        return f"nodes named twice: {listed(twice)}"
+    unknown, missing = ([name for name in one if name not in set(other)]
+                        for one, other in ((found, names), (names, found)))
+    if unknown and missing:
+        return f"nodes {listed(unknown)} (wanted {listed(missing)})"
+    if unknown or missing:
+        return f"nodes unknown to it: {listed(unknown)}" if unknown else f"nodes missing: {listed(missing)}"
+    return ""
 
 
 def listed(names: list) -> str:

@@ -28,13 +28,7 @@ FINGERPRINT_VALUES = 1 << 24
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """How a field is split and standardized, and which earlier values networks see: the flags of the same names.
-
-    split          see `split_windows`
-    training_span  steps that scaler and fluctuation scale are estimated from, see `WindowedField`
-    scaling        see `NodeStatistics.scaler`
-    lags           see `lags.choose_lags`
-    """
+    """Flags, see `split_windows`, `WindowedField`, `NodeStatistics.scaler` and `lags.choose_lags`."""
 
     split: str = ""
     training_span: str = "targets"
@@ -69,10 +63,9 @@ class Batch:
     @classmethod
     def of(cls, window: Tensor, history_len: int, calendar: Tensor, climatology: Tensor, start: Tensor, masked: bool,
            covariates: Tensor | None = None, lagged: Tensor | None = None) -> "Batch":
-        """The batch of windows (batch, H + F, node), or (batch, H, node) where the future is unknown and stays empty.
+        """The batch of windows (batch, H + F, node), or (batch, H, node) without a future.
 
-        The climatology replaces NaN among the `lagged` values (batch, H + F, node, lag) and, where `masked`, among the
-        windows. Other shapes: see `Context`.
+        The climatology replaces NaN, also among `lagged` values (batch, H + F, node, lag). Other shapes: see `Context`.
         """
         observed = None
         if masked:
@@ -162,10 +155,7 @@ class WindowedField:
 
     @property
     def support(self) -> tuple[float, float] | tuple[Tensor, Tensor]:
-        """Smallest value that the field can take and the distance between two values (0: none), standardized.
-
-        Each of every node (node,), where nodes have scales of their own.
-        """
+        """Smallest value of the field and distance between two values (0: none), standardized; (node,) if `by_node`."""
         return self.support_where(self.scaler.nonnegative)
 
     def support_where(self, nonnegative: bool | tuple[bool, ...]) -> tuple[float, float] | tuple[Tensor, Tensor]:
@@ -222,7 +212,7 @@ class WindowedField:
         return self._nearest[count]
 
     def times(self, start: int) -> np.ndarray:
-        """Stamps of the steps of the window that begins at `start`: (H + F,), UTC where there is a time zone."""
+        """Stamps of the window that begins at `start`: (H + F,), UTC where there is a time zone."""
         return self.field.calendar.times[start:start + self.history_len + self.predict_len]
 
     def local_times(self, start: int) -> np.ndarray:
@@ -377,7 +367,7 @@ def split_windows(field: Field, history_len: int, predict_len: int,
 
 
 def refuse_unseen_nodes(field: Field, training: Tensor) -> None:
-    """Raises: ValueError naming the nodes without a single value in the training part."""
+    """Raises: ValueError naming the nodes without any value in the training part."""
     seen = sum((~block.isnan()).sum(0) for block in training.split(BLOCK))
     unseen = (seen == 0).nonzero().flatten().tolist()
     if unseen:
@@ -425,15 +415,13 @@ def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, nam
     notes, unlike = [], statistics.unlike()
     if bool(unlike.any()):
         consequence = "each node is scaled by its own mean and spread" if scaler.by_node else (
-            f"one scale for all, as --scaling {scaling} says: nodes of small values have little weight; --scaling node "
-            "gives each its own")
+            f"one scale for all, as --scaling {scaling} says: nodes of small values have little weight")
         notes.append(f"level or spread of {which(unlike)} differ by more than {UNLIKE:g} times from the spread of the "
                      f"field: {consequence}")
     if bool(statistics.outlying.any()):
         consequence = "they widen the scale, as --scaling field says" if scaling == "field" else (
             "they do not count in its scale, and are cut for the networks; scores use them unchanged")
-        notes.append(f"a few values of {which(statistics.outlying)} are far from all others of the node: "
-                     f"{consequence}. Where they are errors, leave them out by --missing mask")
+        notes.append(f"a few values of {which(statistics.outlying)} are far from all others of the node: {consequence}")
     return notes
 
 

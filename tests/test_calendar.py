@@ -81,11 +81,6 @@ def test_slots_agree_with_pandas(interval, frequency):
         assert (calendar.times == times.to_numpy()).all()
 
 
-def test_an_interval_in_an_unknown_unit_is_refused():
-    with pytest.raises(ValueError, match="unit must be one of minute, hour, day, week, month"):
-        make_calendar("2020-01-01", (1, "year"), 10)
-
-
 def test_a_week_falls_into_its_week_of_the_year():
     calendar = make_calendar("2019-12-30", (1, "week"), 105)
     assert (calendar.sizes, calendar.names) == ((53,), ("step of year",))

@@ -148,11 +148,11 @@ def test_what_cannot_be_negative_has_no_negative_member(work, recipe):
 
 def test_a_history_in_another_unit_is_noted(work, tmp_path, capsys):
     trained = load_forecaster(run_of(work))
-    with pytest.warns(UserWarning, match="history holds values from .* the training part held .*: is it in another"):
+    with pytest.warns(UserWarning, match="history holds values of node .* from .* the training part held .*: is it in another"):
         trained.forecast(1000 * COUNTS[-6:], history_start="2020-01-12T00:00")
     np.save(tmp_path / "other.npy", 1000 * COUNTS)
     ask(work, tmp_path / "x.npz", "--data_path", str(tmp_path / "other.npy"))
-    assert "note: the history holds values from" in capsys.readouterr().err
+    assert "note: the history holds values of node" in capsys.readouterr().err
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained.forecast(1.5 * COUNTS[-6:], history_start="2020-01-12T00:00+00:00")

@@ -101,7 +101,7 @@ def test_a_parquet_table_is_what_pandas_reads(tmp_path, frame, layout, dtype):
 @fuzzed
 @given(frame=fields(), dtype=st.sampled_from(["i1", "u1", "i2", "i4", "f4", "f8"]), fill=st.sampled_from([None, -7, 3]),
        attributes=st.fixed_dictionaries({}, optional={
-           "valid_min": st.integers(0, 4), "valid_max": st.integers(5, 9), "missing_value": st.integers(0, 9),
+           "missing_value": st.integers(0, 9),
            "scale_factor": st.sampled_from([0.5, 2.0]), "add_offset": st.sampled_from([0.0, 10.0])}),
        name=st.sampled_from(["station_name", "node", "id"]), turned=st.booleans())
 @pytest.mark.filterwarnings("ignore")

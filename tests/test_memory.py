@@ -12,10 +12,8 @@ import pandas as pd
 import pytest
 import zarr
 from conftest import random_values
-from scipy import sparse
 
 from data import table
-from data.nodes import numbered, read_graph
 from data.readers import read_file
 from data.table import free_memory
 
@@ -84,16 +82,6 @@ def test_a_file_that_unfolds_beyond_memory_is_refused_before_anything_is_allocat
         assert tracemalloc.get_traced_memory()[1] < FREE
     finally:
         tracemalloc.stop()
-
-
-@pytest.mark.parametrize("name, write", [
-    ("dense.npz", lambda path: np.savez_compressed(path, np.zeros((1200, 1200)))),
-    ("sparse.npz", lambda path: sparse.save_npz(path, sparse.csr_matrix((100_000, 100_000)))),
-])
-def test_a_graph_that_unfolds_beyond_memory_is_refused(name, write, tmp_path, little_memory):
-    write(tmp_path / name)
-    with pytest.raises(ValueError, match="GiB of memory or more|graph of shape"):
-        read_graph(tmp_path / name, numbered(3))
 
 
 def test_a_file_that_fits_is_read_and_so_is_a_large_array_that_stays_on_disk(tmp_path, little_memory):

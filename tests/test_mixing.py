@@ -12,7 +12,6 @@ from main_pretrain import main as pretrain
 from main_train import main as train
 from models import DENOISERS, build_forecaster, build_mean_model, ensemble_sampler, load_forecaster
 from models.layers import Mixer, Task
-from scripts.check_data import saved_bytes
 from utils.config import RECIPES, PretrainConfig, TrainConfig, resolve
 from utils.pipeline import neighbours_of
 from utils.training import checkpoint
@@ -106,6 +105,18 @@ def test_members_and_windows_do_not_hear_each_other(name):
 
 @pytest.mark.parametrize("name", MIXING)
 def test_memory_of_a_training_step_grows_with_the_nodes_and_not_their_square(name):
+    def saved_bytes(loss) -> int:
+        """Bytes that the forward pass `loss()` keeps for the backward pass."""
+        kept = {}
+
+        def keep(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss()
+        return sum(kept.values())
+
     def kept(nodes):
         nearest = torch.randint(nodes, (nodes, 8))
         model, given = make_denoiser(name, nodes + 16, nearest).train(), inputs(nodes + 16, 1)

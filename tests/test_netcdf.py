@@ -54,9 +54,8 @@ def test_with_a_fill_value_of_its_own_the_default_one_is_a_value(tmp_path, fill)
 
 
 @pytest.mark.parametrize("attributes", [
-    {"valid_min": 2}, {"valid_max": 4}, {"valid_min": 1, "valid_max": 5}, {"valid_range": [2, 4]},
-    {"valid_range": [2, 4], "missing_value": 3}, {"missing_value": 5}, {"valid_min": 2, "_FillValue": 3},
-    {"valid_range": [2, 4], "scale_factor": 0.5, "add_offset": 10.0}, {"missing_value": [5, 6]},
+    {"missing_value": 5}, {"_FillValue": 3}, {"missing_value": [5, 6]}, {"missing_value": 5, "_FillValue": 3},
+    {"missing_value": 3, "scale_factor": 0.5, "add_offset": 10.0},
 ])
 @pytest.mark.parametrize("dtype", ["i2", "f4", "f8", "i1"])
 @pytest.mark.filterwarnings("ignore::xarray.SerializationWarning")
@@ -68,17 +67,6 @@ def test_what_the_attributes_declare_as_missing_is_so(tmp_path, attributes, dtyp
     table, expected = read_file(path), by_netcdf4(path)
     np.testing.assert_array_equal(table.values, expected)
     assert np.isnan(expected).any()
-
-
-def test_a_valid_range_in_unpacked_units_bounds_unpacked_values(tmp_path):
-    path = netcdf(tmp_path / "a.nc", "i2", COUNTS, scale_factor=0.5, valid_range=np.array([1.0, 2.0]))
-    unpacked = 0.5 * COUNTS
-    np.testing.assert_array_equal(read_file(path).values, np.where((unpacked < 1) | (unpacked > 2), np.nan, unpacked))
-
-
-def test_a_bound_of_more_digits_than_the_values_have_keeps_the_value_on_it(tmp_path):
-    path = netcdf(tmp_path / "a.nc", "f4", np.full((STEPS, NODES), 0.1), valid_max=0.1)
-    np.testing.assert_array_equal(read_file(path).values, np.full((STEPS, NODES), 0.1, "f4"))
 
 
 def test_a_variable_of_text_is_refused_as_such(tmp_path):
@@ -124,12 +112,6 @@ def test_what_cf_attributes_of_a_zarr_store_declare_is_missing(tmp_path, zarr_fo
     table = read_file(store(tmp_path / "a.zarr", counts, 0, attributes, zarr_format))
     expected = np.where(counts == missing, np.nan, counts * attributes.get("scale_factor", 1))
     np.testing.assert_array_equal(table.values, expected)
-
-
-@pytest.mark.parametrize("zarr_format", [2, 3])
-def test_a_valid_range_bounds_a_zarr_store_too(tmp_path, zarr_format):
-    table = read_file(store(tmp_path / "a.zarr", COUNTS, 0, {"valid_range": [1, 5]}, zarr_format))
-    np.testing.assert_array_equal(table.values, np.where((COUNTS < 1) | (COUNTS > 5), np.nan, COUNTS))
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

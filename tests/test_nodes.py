@@ -94,7 +94,6 @@ def test_projected_places_are_no_degrees(tmp_path):
 @pytest.mark.parametrize("text", [
     "from,to,weight\n400001,NA,0.5\nNA,400017,2\n", "source,target,weight\n400001,NA,0.5\nNA,400017,2\n",
     ",from,to,weight\n0,400001,NA,0.5\n1,NA,400017,2\n", "From, To, Weight\n400001, NA, 0.5\nNA, 400017, 2\n",
-    ",400001,400017,NA\n400001,0,0,0.5\n400017,0,0,0\nNA,0,2,0\n",
 ])
 def test_a_graph_joins_nodes_by_their_names(tmp_path, text):
     (tmp_path / "g.csv").write_text(text)

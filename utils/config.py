@@ -47,7 +47,7 @@ class CommonConfig:
     start: str = flag("", DATA, "time of its first step, ISO 8601, where it has no time stamps")
     variable: str = flag("", DATA, "variable of a NetCDF or Zarr file")
     node_table: str = flag("", DATA, "places of its nodes: a .csv with the columns name, lat, lon")
-    graph: str = flag("", DATA, "graph of its nodes: a matrix (.csv, .npy, .npz) or edges from, to, weight (.csv)")
+    graph: str = flag("", DATA, "graph of its nodes: a matrix (.csv, .npy) or edges from, to, weight (.csv)")
     unit: str = flag("", DATA, "unit of its values")
     support: str = flag("auto", DATA, "values that can occur; auto: as the dataset's card says, for --data_path "
                         "nonnegative where the smallest training value is 0", choices=("auto", "any", "nonnegative"))

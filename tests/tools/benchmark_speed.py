@@ -15,16 +15,24 @@ import torch
 
 from data.registry import DATASETS
 from data.windows import WindowedField
-from models import DENOISERS, build_mean_model, ensemble_sampler
-from scripts.check_data import forecaster_of
+from models import DENOISERS, build_forecaster, build_mean_model, ensemble_sampler
 from utils.config import RECIPES, FlagParser, PretrainConfig, TrainConfig, output_path, resolve
-from utils.pipeline import CHOICES, open_windows
+from utils.pipeline import CHOICES, neighbours_of, open_windows
 from utils.program import run_main
 from utils.training import checkpoint
 from utils.training.device import choose_device
 from utils.training.reproducibility import seed_step
 
 ROUNDS = {"denoisers": 10, "recipes": 3}  # in which all that are compared take their turns
+
+
+def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: torch.device):
+    """An untrained forecaster on a stage-1 model, its statistics fitted."""
+    model = build_forecaster(checkpoint.settings(config), mean_model, data.metadata(), neighbours_of(data, config))
+    model.to(device).fit_statistics(
+        data.batches("train", config.val_batch_size, limit=100), data.calibration(config.val_batch_size, 100),
+        lambda: data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
+    return model
 
 
 def seconds_of(call, device: torch.device | str = "cpu") -> float:
