@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .stamps import PLAIN, local_times, stamp, stamp_rule, stamp_type, stamped, stamps_as_text, utc_times
+from .stamps import PLAIN, local_times, stamp, stamp_rule, stamped, stamps_as_text, utc_times
 from .table import listed
 
 DAY = 1440  # minutes
@@ -77,8 +77,9 @@ def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = ""
             slots, sizes, names = (step_of_day, weekday), (-(-DAY // minutes), 7), ("step of day", "day of week")
     times = stamped(clock, rule, count)
     times = utc_times(times, zone) if _is_local(interval) else times
-    return Calendar(torch.from_numpy(np.stack(slots, axis=1)), sizes, names, times.astype(stamp_type(rule, zone)), zone,
-                    interval)
+    seconds = zone or rule and rule[0] in ("start", "end") and rule[1] % 60
+    times = times.astype("datetime64[s]" if seconds else "datetime64[m]")
+    return Calendar(torch.from_numpy(np.stack(slots, axis=1)), sizes, names, times, zone, interval)
 
 
 def cycles(interval: Interval) -> dict[str, float]:

@@ -1,11 +1,11 @@
 """A field as one tensor (time, node) with its calendar, read and checked."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -14,8 +14,8 @@ from .matching import match, on_regular_axis
 from .nodes import numbered, read_graph, read_node_table
 from .readers import read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
-from .scaling import BLOCK, as_real
-from .stamps import PLAIN, parse_time, stamp, zone_in
+from .scaling import BLOCK, as_real, by_node
+from .stamps import PLAIN, parse_time, read_stamps, stamp
 from .synthetic import OracleSettings, make_oracle
 from .table import Table, listed
 
@@ -157,11 +157,9 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
             table = table.with_notes(f"its monthly times ({stamp(table.times[0], table.zone)}, ...) follow no known "
                                      "rule: outputs have the first of each month")
     else:
-        parse_time(own.start, "--start", "UTC")
-        interval, zone = wanted, zone_in(own.start)
-        first = parse_time(own.start, "--start", zone)
-        start, rule = first_step(np.array([first]), interval, zone)[0], PLAIN
-        table = replace(table, zone=zone)
+        first = parse_time(own.start, "--start", "UTC")
+        table = replace(table, zone=read_stamps(pd.Series([own.start]), str).zone)
+        interval, start, rule = wanted, first_step(np.array([first]), wanted, table.zone)[0], PLAIN
     if own.node_table:
         names, coordinates = read_node_table(own.node_table, table.node_names, table.values.shape[1])
         table = replace(table, node_names=names, coordinates=coordinates)
@@ -192,12 +190,6 @@ def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:
         notes.append(f"{len(constant)} of {nodes} nodes have the same value at all times: {listed(constant)}; leave "
                      "out columns that are no nodes")
     return tuple(notes)
-
-
-def by_node(values: Tensor, end: Callable) -> Tensor:
-    """The lowest (torch.amin) or highest (torch.amax) value of each node (node,), the opposite infinity without any."""
-    none = math.inf if end is torch.amin else -math.inf
-    return end(torch.stack([end(as_real(block).nan_to_num(none), 0) for block in values.split(BLOCK)]), 0)
 
 
 def codes_for_missing(values: Tensor) -> dict[str, int]:

@@ -49,17 +49,12 @@ def read_file(path: Path | str, variable: str = "") -> Table:
     table = read(path, variable) if read is read_xarray else read(path)
     if table.node_names and (twice := repeated(table.node_names)):
         raise ValueError(f"{path}: names of nodes occur twice: {listed(twice)}")
-    return in_time_order(table)
-
-
-def in_time_order(table: Table) -> Table:
-    """A table with rows that descend in time turned round, and a note; any other as it is."""
     times = table.times
-    if times is None or len(times) < 2 or not (times[1:] < times[:-1]).all():
-        return table
-    return table.with_notes("its rows descend in time: they are taken in the opposite order",
-                            values=table.values.flip(0), times=times[::-1],
-                            where=lambda step: table.where(len(times) - 1 - step))
+    if times is not None and len(times) > 1 and (times[1:] < times[:-1]).all():
+        return table.with_notes("its rows descend in time: they are taken in the opposite order",
+                                values=table.values.flip(0), times=times[::-1],
+                                where=lambda step: table.where(len(times) - 1 - step))
+    return table
 
 
 def read_numpy(path: Path) -> Table:
@@ -138,10 +133,6 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{path}: line {top + 2} holds more cells than the {len(header)} columns that line {top + 1} "
                          "names")
-    unnamed = [name for name, cell in zip(names, header, strict=True) if name and not cell]
-    if filled := [name for name in unnamed if frame[name].notna().any()]:
-        raise ValueError(f"{path}: line {top + 1}: column {names.index(filled[0]) + 1} has values but no name")
-    frame = frame.drop(columns=unnamed)
     for name in nodes:
         frame[name] = frame[name].str.strip().replace("", np.nan)
     blank = frame.isna().all(axis=1)

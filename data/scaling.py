@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -199,6 +200,12 @@ def as_real(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+def by_node(values: Tensor, end: Callable) -> Tensor:
+    """The lowest (torch.amin) or highest (torch.amax) value of each node (node,), the opposite infinity without any."""
+    none = math.inf if end is torch.amin else -math.inf
+    return end(torch.stack([end(as_real(block).nan_to_num(none), 0) for block in values.split(BLOCK)]), 0)
+
+
 def is_precise(values: Tensor) -> bool:
     """Whether values (time, node) are stored in float64, or as whole numbers that float32 cannot hold."""
     if values.is_floating_point():
@@ -229,7 +236,5 @@ def _moments(values: Tensor) -> tuple[Tensor, ...]:
     count = sum((~block.isnan()).sum(0) for block in blocks).double()
     mean = sum(block.double().nansum(0) for block in blocks) / count.clamp_min(1)
     square = sum((block.double() - mean).square().nansum(0) for block in blocks)
-    low, high = (torch.stack([end(block.double().nan_to_num(nan=none), 0) for block in blocks])
-                 for end, none in ((torch.amin, math.inf), (torch.amax, -math.inf)))
-    low, high = (torch.where(count > 0, end, 0.0) for end in (low.amin(0), high.amax(0)))
+    low, high = (torch.where(count > 0, by_node(values, end).double(), 0.0) for end in (torch.amin, torch.amax))
     return count, mean, (square / count.clamp_min(1)).sqrt(), low, high

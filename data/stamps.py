@@ -223,11 +223,6 @@ def parse_time(text: str, flag: str, zone: str = "") -> np.datetime64:
     return instant.tz_convert(None).to_datetime64().astype("datetime64[s]")
 
 
-def zone_in(text: str) -> str:
-    """The offset from UTC in a text of ISO 8601; "" without one."""
-    return read_stamps(pd.Series([text]), str).zone
-
-
 # Which moment of its step a stamp is
 
 def stamped(clock: np.ndarray, rule: tuple, months: int = 1) -> np.ndarray:
@@ -247,12 +242,6 @@ def stamped(clock: np.ndarray, rule: tuple, months: int = 1) -> np.ndarray:
     before, unit = values
     first, last = ((clock - before + count).astype("datetime64[s]") for count in (0, months))
     return (first + (last - first) // 2).astype(f"datetime64[{unit}]").astype("datetime64[s]")
-
-
-def stamp_type(rule: tuple, zone: str) -> str:
-    """The type of stamps: minutes where all are whole minutes, else seconds."""
-    seconds = zone or rule and rule[0] in ("start", "end") and rule[1] % 60
-    return "datetime64[s]" if seconds else "datetime64[m]"
 
 
 def stamp_rule(clock: np.ndarray, local: np.ndarray, months: int) -> tuple | None:

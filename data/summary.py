@@ -8,8 +8,7 @@ from torch import Tensor
 
 from .calendar import Calendar, clock_of, in_words, make_calendar, step_size
 from .covariates import standardize
-from .fields import by_node
-from .scaling import Scaler
+from .scaling import Scaler, by_node
 from .stamps import PLAIN, offsets, parse_time, stamp, stamps_as_text
 from .windows import Batch, WindowedField
 

@@ -13,12 +13,12 @@ from .climatology import Climatology
 from .constants import ANY_VALUE
 from .context import Context
 from .covariates import Covariates, standardize
-from .fields import Field, by_node
+from .fields import Field
 from .fluctuation import fluctuation_scale
 from .lags import choose_lags
 from .nodes import nearest_nodes
 from .registry import DATASETS
-from .scaling import BLOCK, UNLIKE, NodeStatistics, Scaler, as_real
+from .scaling import BLOCK, UNLIKE, NodeStatistics, Scaler, as_real, by_node
 from .stamps import local_times, parse_time
 from .table import MEMORY_LIMIT, listed
 

@@ -148,7 +148,7 @@ def test_what_cannot_be_negative_has_no_negative_member(work, recipe):
 
 def test_a_history_in_another_unit_is_noted(work, tmp_path, capsys):
     trained = load_forecaster(run_of(work))
-    with pytest.warns(UserWarning, match="history holds values of node .* from .* the training part held .*: is it in another"):
+    with pytest.warns(UserWarning, match="values of node .* the training part held .*: is it in another"):
         trained.forecast(1000 * COUNTS[-6:], history_start="2020-01-12T00:00")
     np.save(tmp_path / "other.npy", 1000 * COUNTS)
     ask(work, tmp_path / "x.npz", "--data_path", str(tmp_path / "other.npy"))

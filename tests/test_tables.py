@@ -186,13 +186,12 @@ def test_a_name_with_a_blank_is_one_name(tmp_path):
 def test_separators_at_the_end_of_lines_make_no_node(tmp_path, header, row, separator):
     top, *lines = WIDE.to_csv().splitlines()
     text = "\n".join([top + header, *(line + row for line in lines)]).replace(",", separator)
-    table = read_file(written(tmp_path / "a.csv", text))
-    assert is_wide(table) and table.notes == ()
+    assert is_wide(read_file(written(tmp_path / "a.csv", text)))
 
 
-def test_a_column_of_values_without_a_name_is_refused(tmp_path):
-    text = "time,a,\n2024-01-01,1,\n2024-01-02,1,5\n"
-    assert "line 1: column 3 has values but no name" in refusal(written(tmp_path / "a.csv", text))
+def test_a_column_of_values_without_a_name_is_a_node(tmp_path):
+    text = "time,a,\n2024-01-01,1,\n2024-01-02,1,0.5\n"
+    assert read_file(written(tmp_path / "a.csv", text)).node_names == ("a", "Unnamed: 2")
 
 
 def test_lines_at_the_top_that_begin_with_a_hash_are_comments_and_lines_are_counted_with_them(tmp_path):
