@@ -20,7 +20,6 @@ without a network, validation windows (`data.calibration`) for those that build 
 Raises: ValueError when a baseline is not given the `mean` or `quantiles` that it builds on.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable
 
@@ -132,7 +131,7 @@ def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable
     Source: Lei et al. 2018 (arXiv:1604.04173), algorithm 2.
     """
     mean = _needed("conformal", mean=mean)
-    ordered = _validation_residuals(data, mean)[0].abs().sort(dim=0).values  # missing ones last
+    ordered = _validation_residuals(data, mean).abs().sort(dim=0).values  # missing ones last
     count = (~ordered.isnan()).sum(0)
     ordered = ordered.nan_to_num()
 
@@ -145,15 +144,11 @@ def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable
     return sample
 
 
-def residual_fields(data, members: int, mean: Callable | None = None, same_slot: bool = False, **_) -> Callable:
-    """mean + whole validation residual fields, all nodes and horizon steps together: a joint ensemble.
-
-    With `same_slot`, fields of about the window's slot only.
-    """
+def residual_fields(data, members: int, mean: Callable | None = None, **_) -> Callable:
+    """mean + whole validation residual fields, all nodes and horizon steps together: a joint ensemble."""
     mean = _needed("residual_fields", mean=mean)
-    fields, slots = _validation_residuals(data, mean)
-    sample_fields = _field_sampler(_without_gaps(fields), slots, data.calendar_sizes[0], members, same_slot)
-    return lambda batch, noise: mean(batch).unsqueeze(1) + sample_fields(batch, noise)
+    fields = _without_gaps(_validation_residuals(data, mean))
+    return lambda batch, noise: mean(batch).unsqueeze(1) + _sample_fields(fields, batch, members, noise)
 
 
 # From conditional quantiles
@@ -164,10 +159,9 @@ def quantile(data, members: int, quantiles: Callable | None = None, **_) -> Call
     return lambda batch, noise: quantiles_at_z(quantiles(batch), noise(VALUES).unflatten(0, (-1, members)))
 
 
-def schaake(data, members: int, quantiles: Callable | None = None, same_slot: bool = False, **_) -> Callable:
+def schaake(data, members: int, quantiles: Callable | None = None, **_) -> Callable:
     """Members of the conditional quantiles in the rank order of whole validation residual fields around the median.
 
-    With `same_slot`, fields of about the window's slot only.
     Source: the Schaake shuffle, Clark et al. 2004 (doi:10.1175/1525-7541(2004)005<0243:TSSAMF>2.0.CO;2); differs
     from the paper: the ranks are those of residuals, not of past observations.
     """
@@ -177,14 +171,13 @@ def schaake(data, members: int, quantiles: Callable | None = None, same_slot: bo
         found = quantiles(batch)
         return found[:, found.shape[1] // 2]
 
-    fields, slots = _validation_residuals(data, median)
-    fields = _without_gaps(fields)
-    sample_fields = _field_sampler(fields, slots, data.calendar_sizes[0], members, same_slot)
+    fields = _without_gaps(_validation_residuals(data, median))
     tie = TIE * fields.square().mean(0).sqrt()
 
     def sample(batch, noise):
         z = noise(VALUES).unflatten(0, (-1, members))
-        return reorder(quantiles_at_z(quantiles(batch), z.sort(1).values), sample_fields(batch, noise) + tie * z)
+        drawn = _sample_fields(fields, batch, members, noise)
+        return reorder(quantiles_at_z(quantiles(batch), z.sort(1).values), drawn + tie * z)
 
     return sample
 
@@ -197,13 +190,11 @@ BASELINES: dict[str, Callable] = {
     "gaussian": gaussian,
     "conformal": conformal,
     "residual_fields": residual_fields,
-    "residual_fields_slot": functools.partial(residual_fields, same_slot=True),
     "quantile": quantile,
     "schaake": schaake,
-    "schaake_slot": functools.partial(schaake, same_slot=True),
 }
 SIMPLE = ("persistence", "climatology", "seasonal_naive", "ridge")  # those that need no network
-POOLED = ("climatology", "residual_fields", "residual_fields_slot")  # those that sample whole fields from a pool
+POOLED = ("climatology", "residual_fields")  # those that sample whole fields from a pool
 
 
 def equidistant(noise: Callable, members: int) -> Callable:
@@ -247,14 +238,13 @@ def _gaussian(point: Callable, std: Tensor, members: int) -> Callable:
     return lambda batch, noise: point(batch).unsqueeze(1) + std * noise(VALUES).unflatten(0, (-1, members))
 
 
-def _validation_residuals(data, point: Callable) -> tuple[Tensor, Tensor]:
-    """future - point of every validation window: (window, F, node), NaN where missing, and their slots (window,)."""
-    fields, slots = [], []
+def _validation_residuals(data, point: Callable) -> Tensor:
+    """future - point of every validation window: (window, F, node), NaN where missing."""
+    fields = []
     for batch in data.calibration(FIT_BATCH):
         residual = batch.future - point(batch)
         fields.append(residual if batch.target_mask is None else residual.masked_fill(~batch.target_mask, math.nan))
-        slots.append(batch.context.calendar[:, 0])
-    return torch.cat(fields), torch.cat(slots)
+    return torch.cat(fields)
 
 
 def _without_gaps(fields: Tensor) -> Tensor:
@@ -266,16 +256,10 @@ def _without_gaps(fields: Tensor) -> Tensor:
     return fields.nan_to_num()
 
 
-def _field_sampler(fields: Tensor, slots: Tensor, size: int, members: int, same_slot: bool) -> Callable:
-    """Sampler of whole fields for each window: (batch, member, F, node); of the nearest slot where none is near."""
-    width = size // SLOTS_PER_WIDTH if same_slot else size
-
-    def sample_fields(batch, noise):
-        distance = _circular_distance(batch.context.calendar[:, 0], slots, size)
-        allowed = distance <= distance.amin(1, keepdim=True).clamp_min(width)
-        return fields[_pick(allowed, members, noise)]
-
-    return sample_fields
+def _sample_fields(fields: Tensor, batch, members: int, noise: Callable) -> Tensor:
+    """Whole fields of the pool (window, F, node) for each window of a batch: (batch, member, F, node)."""
+    allowed = torch.ones(len(batch.start), len(fields), dtype=torch.bool, device=fields.device)
+    return fields[_pick(allowed, members, noise)]
 
 
 def _pick(allowed: Tensor, members: int, noise: Callable) -> Tensor:

@@ -136,8 +136,8 @@ def test_no_baseline_looks_at_what_it_forecasts(name, data):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_what_a_baseline_builds_on_must_be_given(name, data):
-    needs = {"mean": ("gaussian", "conformal", "residual_fields", "residual_fields_slot"),
-             "quantiles": ("quantile", "schaake", "schaake_slot")}
+    needs = {"mean": ("gaussian", "conformal", "residual_fields"),
+             "quantiles": ("quantile", "schaake")}
     for kind, names in needs.items():
         if name in names:
             with pytest.raises(ValueError, match=kind):
@@ -295,16 +295,6 @@ def test_a_small_pool_is_drawn_with_replacement():
     assert distinct == pytest.approx(count * (1 - (1 - 1 / count) ** 60), abs=0.8)
 
 
-@pytest.mark.parametrize(("interval", "size", "width"), [((1, "hour"), 24, 1), ((1, "month"), 12, 0),
-                                                         ((5, "minute"), 288, 12)])
-def test_residual_fields_of_the_slot_come_from_within_a_24th_of_the_cycle(interval, size, width):
-    data = counting(2400, nodes=2, interval=interval, start="2020-01-06" if size > 12 else "1850-01")
-    members, batch = draw_windows("residual_fields_slot", data, 90, mean=zero_mean)
-    gap = (first_steps(data, members) - 6 - batch.start.unsqueeze(1) + size // 2) % size - size // 2
-    for slot in (0, 5, size - 1):  # also round the end of the cycle
-        assert set(gap[batch.context.calendar[:, 0] == slot].flatten().tolist()) == set(range(-width, width + 1))
-
-
 def correlated(rho=0.8, steps=3000):
     """Windows of two nodes with correlation rho at every step, and none between steps."""
     values = torch.from_numpy(random_values(steps, 2)) - 20
@@ -312,7 +302,7 @@ def correlated(rho=0.8, steps=3000):
     return WindowedField(make_field(values), 2, 2)
 
 
-@pytest.mark.parametrize("name", ["residual_fields", "residual_fields_slot", "schaake", "schaake_slot"])
+@pytest.mark.parametrize("name", ["residual_fields", "schaake"])
 def test_whole_fields_reproduce_the_correlation_of_the_nodes(name):
     members, _ = draw_windows(name, correlated(), 50, slice(0, 100), mean=zero_mean, quantiles=flat_quantiles)
     assert correlation(ranks(members)[..., 0].float(), ranks(members)[..., 1].float()) == pytest.approx(0.79, abs=0.05)
@@ -357,7 +347,7 @@ def test_reordered_members_have_the_ranks_of_the_scores_and_keep_their_values():
     assert torch.equal(found.sort(dim=1).values, values)
 
 
-@pytest.mark.parametrize("name", ["quantile", "schaake", "schaake_slot"])
+@pytest.mark.parametrize("name", ["quantile", "schaake"])
 @pytest.mark.parametrize("members", [6, 60])
 def test_every_margin_is_that_of_the_conditional_quantiles(name, members, data):
     found, batch = draw_windows(name, data, members, kind="quantiles")
@@ -378,7 +368,7 @@ def test_a_law_has_random_members_and_its_own_quantiles_in_their_rank_order(name
     torch.testing.assert_close(ordered.sort(1).values, again.sort(1).values)
 
 
-@pytest.mark.parametrize("name", ["quantile", "schaake", "schaake_slot"])
+@pytest.mark.parametrize("name", ["quantile", "schaake"])
 def test_random_members_of_conditional_quantiles_are_below_each_as_often_as_its_level(name, data):
     random, batch = draw_windows(name, data, 2000, slice(0, 3))
     below = (random.unsqueeze(2) <= quantiles(batch).unsqueeze(1)).double().mean((0, 1, 3, 4))
@@ -396,12 +386,11 @@ def test_the_quantiles_of_drawn_fields_are_those_of_four_times_as_many_in_the_or
     torch.testing.assert_close(found, smooth_members(many, 8))
 
 
-@pytest.mark.parametrize("slot", ["", "_slot"])
-def test_schaake_has_the_ranks_of_the_fields_that_residual_fields_draws(slot):
+def test_schaake_has_the_ranks_of_the_fields_that_residual_fields_draws():
     """The same noise picks the same fields, so that the two ensembles differ in their margins alone."""
     data = WindowedField(make_field(random_values(900, 3)), 6, 4)
-    shuffled, _ = draw_windows("schaake" + slot, data, 12)
-    fields, _ = draw_windows("residual_fields" + slot, data, 12, mean=lambda batch: quantiles(batch)[:, 9])
+    shuffled, _ = draw_windows("schaake", data, 12)
+    fields, _ = draw_windows("residual_fields", data, 12, mean=lambda batch: quantiles(batch)[:, 9])
     assert (ranks(shuffled) == ranks(fields)).double().mean() > 0.999
 
 

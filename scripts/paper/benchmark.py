@@ -105,9 +105,8 @@ On BikeDC the last step also changes the batch size, from that of the published 
 """
 METHODS = {
     **{name: Method(baseline=name) for name in SIMPLE},
-    **{name: Method("published", name)
-       for name in ("gaussian", "conformal", "residual_fields", "residual_fields_slot")},
-    **{name: Method("quantile_stid", name) for name in ("quantile", "schaake", "schaake_slot")},
+    **{name: Method("published", name) for name in ("gaussian", "conformal", "residual_fields")},
+    **{name: Method("quantile_stid", name) for name in ("quantile", "schaake")},
     "conformal_smooth": Method("published", "conformal", members="quantiles"),
     **{f"{name}_smooth": Method("quantile_stid", name, members="quantiles") for name in ("quantile", "schaake")},
     "published": Method("published", stage_2=PUBLISHED, change="the published system, 50 ancestral steps"),

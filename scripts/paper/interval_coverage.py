@@ -3,8 +3,8 @@
     python -m scripts.paper.interval_coverage --table docs/results/intervals.md
 
 A window's difference is simulated as a mean over the steps that it shares with its neighbours (`overlap`) of an
-autoregressive process (`phi`): windows one step apart, as in a test split. Compared are the interval of
-`utils.scores.comparison`, a bootstrap of blocks of windows, and two others from econometrics.
+autoregressive process (`phi`): windows one step apart, as in a test split. The interval of `utils.scores.comparison`
+stands beside a bootstrap of blocks of windows.
 """
 
 from pathlib import Path
@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.signal import lfilter
-from scipy.stats import t as student
 
 from utils.config import FlagParser, output_path
 from utils.output.tables import markdown
@@ -31,8 +30,6 @@ autoregressive process with coefficient `phi`; `windows` as MobileNJ, BikeDC, Lo
 and 192. Blocks have {block} windows.
 
 - bootstrap: circular blocks, 2.5 % and 97.5 % quantiles, as in earlier versions of these tables
-- block means: Student's t of the means of blocks that do not overlap
-- Bartlett: a HAC variance with a bandwidth of 2 blocks, critical values from white noise of the same length (fixed-b)
 - **cosines**: `utils/scores/comparison.py`, used in all tables. Fewer than {fewest} blocks: no interval is given
 
 {table}"""
@@ -56,39 +53,18 @@ def bootstrap(values: np.ndarray, generator: np.random.Generator, resamples: int
     return tuple(np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=1))
 
 
-def block_means(values: np.ndarray) -> np.ndarray:
-    """Half the width by the means of blocks that do not overlap."""
-    count = values.shape[1] // BLOCK
-    means = values[:, :count * BLOCK].reshape(len(values), count, BLOCK).mean(axis=2)
-    return means.std(axis=1, ddof=1) / count**0.5 * student.ppf((1 + COVERAGE) / 2, count - 1)
-
-
-def bartlett_error(values: np.ndarray) -> np.ndarray:
-    """The standard error of the mean with triangular weights of the autocovariances."""
-    windows, band = values.shape[1], 2 * BLOCK
-    centred = values - values.mean(axis=1, keepdims=True)
-    variance = (centred**2).sum(axis=1)
-    for lag in range(1, band):
-        variance += 2 * (1 - lag / band) * (centred[:, lag:] * centred[:, :-lag]).sum(axis=1)
-    return np.sqrt(variance.clip(0)) / windows
-
-
-def simulate(windows: int, overlap: int, phi: float, repeats: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Coverage and relative width of each kind of interval; NaN where none is given."""
+def simulate(windows: int, overlap: int, phi: float, repeats: int, seed: int = 0) -> list[str]:
+    """Coverage and relative width of the bootstrap and of the interval by cosines, as text."""
     generator = np.random.default_rng(seed)
     values = differences(repeats, windows, overlap, phi, generator)
-    means = values.mean(axis=1)
-    true = differences(4 * repeats, windows, overlap, phi, generator).mean(axis=1).std() * student.ppf(0.975, np.inf)
-    white = differences(4 * repeats, windows, 1, 0.0, generator)
-    critical = np.quantile(np.abs(white.mean(axis=1)) / bartlett_error(white), COVERAGE)
+    true = 1.96 * differences(4 * repeats, windows, overlap, phi, generator).mean(axis=1).std()
     lower, upper = bootstrap(values, generator)
-    halves = {"block means": block_means(values), "Bartlett": critical * bartlett_error(values),
-              "cosines": half_width(torch.from_numpy(values), BLOCK)}
-    found = {"bootstrap": (np.mean((lower <= 0) & (0 <= upper)), np.median(upper - lower) / 2 / true)}
-    for name, half in halves.items():
-        half = np.full_like(means, np.nan) if half is None else np.asarray(half)
-        found[name] = (np.mean(np.abs(means) <= half) if np.isfinite(half).all() else np.nan, np.median(half) / true)
-    return found
+    cells = [f"{np.mean((lower <= 0) & (0 <= upper)):.3f} ({np.median(upper - lower) / 2 / true:.2f})"]
+    half = half_width(torch.from_numpy(values), BLOCK)
+    if half is None:
+        return [*cells, "none"]
+    half = half.numpy()
+    return [*cells, f"{np.mean(np.abs(values.mean(axis=1)) <= half):.3f} ({np.median(half) / true:.2f})"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,15 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=2000, help="simulated test splits of each kind")
     parser.add_argument("--table", type=output_path, default=Path("docs/results/intervals.md"), help="write it there")
     given = parser.parse_args(arguments)
-    rows = []
-    for overlap in OVERLAPS:
-        for phi in PHIS:
-            for windows in COUNTS:
-                found = simulate(windows, overlap, phi, given.repeats)
-                cells = ["none" if np.isnan(share) else f"{share:.3f} ({width:.2f})" for share, width in found.values()]
-                rows.append([str(overlap), f"{phi:g}", str(windows), *cells])
-                print(*rows[-1], sep="\t", flush=True)
-    table = markdown(["overlap", "phi", "windows", *found], rows)
+    rows = [[str(overlap), f"{phi:g}", str(windows), *simulate(windows, overlap, phi, given.repeats)]
+            for overlap in OVERLAPS for phi in PHIS for windows in COUNTS]
+    table = markdown(["overlap", "phi", "windows", "bootstrap", "cosines"], rows)
     write_text(given.table, PAGE.format(repeats=given.repeats, block=BLOCK, fewest=FEWEST_BLOCKS, table=table))
     return 0
 
