@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -26,10 +25,10 @@ from models import ensemble_sampler, load_forecaster
 from utils.config import PATHS, FlagParser, TrainConfig, output_path
 from utils.output import plots
 from utils.output.forecasts import on_grid
-from utils.output.report import Page, Picture, number, paragraph, table
+from utils.output.report import bullets, number, page, paragraph, picture, table
 from utils.pipeline import open_run_data, score_ensemble, score_simple
 from utils.program import run_main
-from utils.scores.comparison import compare_simple, independent_block
+from utils.scores.comparison import compare_simple, in_words, independent_block
 from utils.scores.diagnostics import Diagnostics
 from utils.scores.joint import SCORES as JOINT_SCORES
 from utils.scores.texture import QUARTERS
@@ -43,12 +42,10 @@ SCORES = ("CRPS", "CRPS_nodes", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MA
 JOINT = (*JOINT_SCORES, "correlation_gap", "autocorrelation_gap", "PIT_error_regions")
 BY_HORIZON = ("CRPS", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "spread_skill")
 IN_UNIT = ("IS", "MAE", "RMSE", "energy_score")
-PICKED_NODES, PICKED_WINDOWS, DRAWN_NODES, TABLE_NODES = 60, 4, 4, 1000
-FAN_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-SPREAD_GROUPS = 12
+DRAWN_NODES, TABLE_NODES, SPREAD_GROUPS = 8, 1000, 12
 CAPTIONS = {
-    "forecast": ("One window at the nodes of the highest mean", "The observation, the dashed line, should leave the "
-                 "light band at one step in ten, and stay on neither side."),
+    "forecast": ("One window, nodes from the lowest to the highest CRPS", "The observation, the dashed line, should "
+                 "leave the light band at one step in ten, and stay on neither side."),
     "maps": ("Uncertainty and error by place", "Means over windows and horizon. Spread and error share their "
              "colours: they should look alike."),
     "reliability": ("Reliability", "Below the diagonal at the left and above it at the right: too wide. The other way "
@@ -96,18 +93,6 @@ def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split:
     return Forecasts(ours, simple, diagnostics, windows["start"])
 
 
-def comparison(name: str, difference: dict | None) -> str:
-    """The relative difference of the run's CRPS to that of another forecast of the same windows, in words."""
-    if difference is None:
-        return f"no difference to {name}, whose CRPS is 0"
-    relative = 100 * difference["relative"]
-    text = f"CRPS {abs(relative):.1f} % {'below' if relative < 0 else 'above'} {name}"
-    if difference["lower"] is None:
-        return f"{text} (too few windows for an interval of the difference)"
-    lower, upper = (100 * difference[key] for key in ("lower", "upper"))
-    return f"{text} (95 % interval of the difference: {lower:+.1f} to {upper:+.1f} %)"
-
-
 def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedField, block: int) -> list[str]:
     """Limits of the scores that a reader should know, in whole sentences."""
     ours, texts = found.ours, []
@@ -148,102 +133,53 @@ def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedFiel
 
 
 def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
-                  data: WindowedField) -> Iterator[tuple[str, plt.Figure, str]]:
-    """Every picture of the report: its name in CAPTIONS, its figure, and what it shows in words.
+                  data: WindowedField) -> Iterator[tuple[str, plt.Figure]]:
+    """Every picture of the report, with its name in CAPTIONS.
 
     window: see `plots.forecast_window`. Maps and distances need a grid or coordinates; without, pairs of nodes are
     compared by their correlation alone.
     """
-    field, diagnostics, ours = data.field, found.diagnostics, found.ours
-    unit, nodes = field.spec.unit, diagnostics.by_node()
-    yield ("forecast", plots.fan_charts(**window, unit=unit), f"Fan charts of {', '.join(window['names'])}: history, "
-           "observations and the bands of the ensemble.")
+    field, ours, joint = data.field, found.ours, found.ours["joint"]
+    unit, nodes, pit = field.spec.unit, found.diagnostics.by_node(), np.array(ours["PIT"])
+    yield "forecast", plots.fan_charts(**window, unit=unit)
     if field.grid or field.coordinates is not None:
         layers = {"mean forecast": nodes["mean"], "spread of the members": nodes["spread"],
                   "RMSE of their mean": nodes["RMSE"]}
         if field.grid:
             layers = {name: on_grid(values, field.grid, field.kept) for name, values in layers.items()}
-        coordinates = None if field.grid else field.coordinates
-        yield ("maps", plots.maps(layers, unit, field.axes, coordinates), "Maps of the mean forecast, from "
-               f"{number(np.nanmin(nodes['mean']))} to {number(np.nanmax(nodes['mean']))} {unit}, of the spread and of "
-               "the error.")
-
-    pit, bins = np.array(ours["PIT"]), diagnostics.bins()
-    levels, shares = np.arange(1, len(pit)) / len(pit), pit.cumsum()[:-1]
-    low, middle, high = (f"{100 * share:.1f} %" for share in np.interp([0.1, 0.5, 0.9], levels, shares))
-    yield ("reliability", plots.reliability_diagram(levels, shares), f"Reliability diagram: {low} of the observations "
-           f"lie below the 10 % quantile of the members, {middle} below the median, {high} below the 90 % quantile.")
+        yield "maps", plots.maps(layers, unit, field.axes, None if field.grid else field.coordinates)
+    yield "reliability", plots.reliability_diagram(np.arange(1, len(pit)) / len(pit), pit.cumsum()[:-1])
     if "reliability" in ours:
-        event = ours["reliability"]
-        yield ("event", plots.event_reliability(event), f"Values above {number(ours['threshold'])} {unit}: "
-               f"{100 * ours['event_rate']:.1f} % of all; of those with the highest probability, "
-               f"{number(event['probability'][-1])} on average, a share of {number(event['event_rate'][-1])}.")
-    yield ("qice", plots.share_bars(bins, "members' deciles (share of members below)"), f"Ten bars from "
-           f"{number(bins.min())} to {number(bins.max())}; calibrated are 0.1 each.")
-    yield ("pit", plots.share_bars(pit, "probability integral transform (share of members below)"), f"{len(pit)} bars "
-           f"from {number(pit.min())} to {number(pit.max())}; calibrated are {number(1 / len(pit))} each.")
-    spread, error = diagnostics.spread_skill(SPREAD_GROUPS)
-    yield ("spread_skill", plots.spread_against_skill(spread, error, unit), f"Error against spread in {len(spread)} "
-           f"groups; the largest spread, {number(spread[-1])}, comes with an error of {number(error[-1])} {unit}.")
-
-    joint = ours["joint"]
-    curve = joint["correlation"]
-    if curve["observed"]:
-        place, which = (0, "nearest nodes") if curve["distance"] else (-1, "pairs with the highest forecast one")
-        yield ("correlation", plots.correlation_curve(curve), f"Correlation of the {which}: "
-               f"{number(curve['observed'][place])} observed, {number(curve['forecast'][place])} forecast.")
-    own, without = (f"from {number(min(bars))} to {number(max(bars))}" for bars in
-                    (side["PIT"]["regions"] for side in (joint, joint["control"])))
-    yield ("regions", plots.region_shares(joint), f"Bars of the means over random regions, {own}; of the same members "
-           f"without dependence, {without}.")
-
-    units = {"CRPS": "share of mean |truth|", "RMSE": unit, "coverage90": "share"}
-    by_horizon = {name: scores["per_horizon"] for name, scores in found.scores.items()}
-    yield ("horizon", plots.scores_by_horizon(by_horizon, units, step_of(data)), f"{', '.join(units)} of "
-           f"{', '.join(by_horizon)} along {data.predict_len} steps.")
+        yield "event", plots.event_reliability(ours["reliability"])
+    yield "qice", plots.share_bars(found.diagnostics.bins(), "members' deciles (share of members below)")
+    yield "pit", plots.share_bars(pit, "probability integral transform (share of members below)")
+    yield "spread_skill", plots.spread_against_skill(*found.diagnostics.spread_skill(SPREAD_GROUPS), unit)
+    if joint["correlation"]["observed"]:
+        yield "correlation", plots.correlation_curve(joint["correlation"])
+    yield "regions", plots.region_shares(joint)
+    yield "horizon", plots.scores_by_horizon(
+        {name: scores["per_horizon"] for name, scores in found.scores.items()},
+        {"CRPS": "share of mean |truth|", "RMSE": unit, "coverage90": "share"}, step_of(data))
     if logs:
-        yield "training", plots.training_curves(logs), f"Loss over the epochs of {' and '.join(logs)}."
+        yield "training", plots.training_curves(logs)
+
+
+def write_pictures(folder: Path, drawn: Iterator[tuple[str, plt.Figure]]) -> str:
+    """Write every picture as PNG and PDF; all of them as HTML."""
+    shown = []
+    for name, figure in drawn:
+        folder.mkdir(exist_ok=True)
+        files = plots.picture_files(figure)
+        shown.append(picture(*CAPTIONS[name], files["png"], name in WIDE))
+        for ending, content in files.items():
+            checkpoint.write_atomically(folder / f"{name}.{ending}", lambda file, content=content: file.write(content))
+    return '<div class="pictures">\n' + "\n".join(shown) + "\n</div>"
 
 
 def spread_out(values: np.ndarray, count: int) -> np.ndarray:
     """Indices of at most `count` values, evenly spread over their order, first and last included; none that is NaN."""
     order = np.argsort(values, kind="stable")[:np.isfinite(values).sum()]
     return np.sort(order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))])
-
-
-def fan_data(sample, data: WindowedField, split: str, nodes: dict[str, np.ndarray], busiest: int) -> dict:
-    """What the node picker draws: some windows at some nodes, see `utils.output.report.page`."""
-    chosen = np.union1d(spread_out(nodes["CRPS"], PICKED_NODES), [busiest])
-    names = [data.field.node_names[node] for node in chosen]
-    best, worst = np.nanargmin(nodes["CRPS"]), np.nanargmax(nodes["CRPS"])
-    remarks = {best: " (lowest CRPS)", worst: " (highest CRPS)"}
-    unit = data.field.spec.unit
-    texts = [f"CRPS {number(nodes['CRPS'][node])}, MAE {number(nodes['MAE'][node])}, mean "
-             f"{number(nodes['truth'][node])} {unit}; 90 % interval holds {100 * nodes['coverage90'][node]:.0f} %"
-             for node in chosen]
-    windows, drawn = [], []
-    for start in data.batches(split, 1, limit=PICKED_WINDOWS).starts:
-        times = times_of(data, int(start))
-        windows.append({"name": f"from {times[data.history_len]}", "times": times})
-        window = plots.forecast_window(sample, data, start, chosen)
-        quantiles = np.quantile(window["members"], FAN_LEVELS, axis=0)
-        drawn.append([{"history": _rounded(window["history"][:, k]), "observed": _rounded(window["truth"][:, k]),
-                       "quantiles": [_rounded(line) for line in quantiles[:, :, k]]} for k in range(len(chosen))])
-    listed = [{"name": name + remarks.get(node, ""), "text": text, "windows": list(fans)}
-              for node, name, text, fans in zip(chosen, names, texts, zip(*drawn, strict=True), strict=True)]
-    return {"unit": unit, "first": int(np.flatnonzero(chosen == busiest)[0]), "windows": windows, "nodes": listed}
-
-
-def write_pictures(folder: Path, drawn: Iterator[tuple[str, plt.Figure, str]]) -> list[Picture]:
-    """Write every picture as PNG and PDF; the same ones as SVG for the page."""
-    pictures = []
-    for name, figure, alt in drawn:
-        folder.mkdir(exist_ok=True)
-        files = plots.picture_files(figure)
-        pictures.append(Picture(name, CAPTIONS[name][0], alt, CAPTIONS[name][1], files.pop("svg"), name in WIDE))
-        for ending, content in files.items():
-            checkpoint.write_atomically(folder / f"{name}.{ending}", lambda file, content=content: file.write(content))
-    return pictures
 
 
 def read_logs(folder: Path, mean_run: str) -> dict[str, list[dict]]:
@@ -265,44 +201,34 @@ def read_logs(folder: Path, mean_run: str) -> dict[str, list[dict]]:
 
 
 def score_section(found: Forecasts, unit: str) -> str:
-    """The table of scores, and the differences to the simple forecasters in words."""
-    rows = [[name, *(scores[score] for score in SCORES)] for name, scores in found.scores.items()]
-    perfect = {name: number(found.ours[f"{name}_floor"]) for name in ("QICE", "coverage90")}
-    caption = f"A calibrated ensemble of as many members: QICE_ties {perfect['QICE']}, coverage90 " \
-              f"{perfect['coverage90']}, spread_skill 1. All others are better when lower. {', '.join(IN_UNIT)} in " \
-              f"{unit}."
-    compared = "; ".join(comparison(name, simple["difference"]) for name, simple in found.simple.items())
-    text = table("Scores", caption, ["forecast", *SCORES], rows) + paragraph(f"{compared}.")
-    if "threshold" in found.ours:
-        names, above = ["Brier", "Brier_skill", "event_rate"], number(found.ours["threshold"])
-        text += table("Scores of the event", f"Values above {above} {unit}. Brier: better when lower; Brier_skill: 1 - "
+    """Tables of scores, of the event, of the joint scores and of texture; differences to the simple forecasters."""
+    ours = found.ours
+    differences = "; ".join(f"{name} {in_words(simple['difference']) if simple['difference'] else 'no difference'}"
+                            for name, simple in found.simple.items())
+    text = table(f"A calibrated ensemble of as many members: QICE_ties {number(ours['QICE_floor'])}, coverage90 "
+                 f"{number(ours['coverage90_floor'])}, spread_skill 1. All others are better when lower. "
+                 f"{', '.join(IN_UNIT)} in {unit}.", ["forecast", *SCORES],
+                 [[name, *map(scores.get, SCORES)] for name, scores in found.scores.items()])
+    text += paragraph(f"CRPS of this run against that of others, with a 95 % interval: {differences}.")
+    if "threshold" in ours:
+        names = ["Brier", "Brier_skill", "event_rate"]
+        text += table(f"Values above {number(ours['threshold'])} {unit}. Brier: better when lower; Brier_skill: 1 - "
                       "Brier / that of the share of events, which is event_rate.", ["forecast", *names],
-                      [[name, *(scores[score] for score in names)] for name, scores in found.scores.items()])
-    return text
-
-
-def joint_section(found: Forecasts, unit: str) -> str:
-    """The table of the joint scores, each forecast above its control; and that of texture.
-
-    metrics.json holds no joint scores of simple forecasters.
-    """
-    joint = {name: scores["joint"] for name, scores in found.scores.items() if "joint" in scores}
-    sides = {side: scores for name, own in joint.items()
-             for side, scores in ((name, own), (f"{name}, without dependence", own["control"]))}
-    textures = {name: scores["texture"] for name, scores in joint.items()}
-    return table(
-        "Joint scores", "Of means over the field, over random regions and over neighbourhoods, of maxima over regions "
+                      [[name, *map(scores.get, names)] for name, scores in found.scores.items()])
+    joint = {name: scores["joint"] for name, scores in found.scores.items() if "joint" in scores}  # simple: maybe not
+    text += table(
+        "Joint scores: of means over the field, over random regions and over neighbourhoods, of maxima over regions "
         f"and of increments in time; energy_score in {unit}. All are better when lower. Without dependence: the same "
         "members in another order at every node (for increments and autocorrelation: at every step).",
-        ["forecast", *JOINT], [[name, *map(scores.get, JOINT)] for name, scores in sides.items()],
-    ) + table(
-        "Texture", "Members over observed errors, 1 is right: squared difference to the four nearest nodes and to the "
+        ["forecast", *JOINT], [[text, *map(scores.get, JOINT)] for name, own in joint.items() for text, scores in
+                               ((name, own), (f"{name}, without dependence", own["control"]))])
+    return text + table(
+        "Texture, members over observed errors, 1 is right: squared difference to the four nearest nodes and to the "
         "next step, share of the spectrum by quarter, smooth first; each over the variance. AUC of a classifier of "
         "members and errors, .5: it finds no difference.",
         ["forecast", "near", "step", *(f"quarter {number}" for number in range(1, QUARTERS + 1)), "AUC"],
         [[name, each["near"], each["step"], *(each["spectrum"] or [None] * QUARTERS), each["AUC"]]
-         for name, each in textures.items()],
-    )
+         for name, each in ((name, scores["texture"]) for name, scores in joint.items())])
 
 
 def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str) -> str:
@@ -313,47 +239,33 @@ def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str
     rows = [[names[node], *(float(nodes[name][node]) for name in columns.values())]
             for node in chosen[np.argsort(-nodes["CRPS"][chosen], kind="stable")]]
     which = "All nodes" if len(rows) == len(names) else f"{len(rows)} of {len(names)} nodes, evenly over their CRPS"
-    return table("Scores by node", f"{which}, the highest CRPS first. Means over windows and horizon, in {unit}; "
-                 "coverage90 and CRPS / mean |truth| are shares.", ["node", *columns], rows)
+    return table(f"{which}, the highest CRPS first. Means over windows and horizon, in {unit}; coverage90 and CRPS / "
+                 "mean |truth| are shares.", ["node", *columns], rows)
 
 
 def facts_section(folder: Path, content: dict, data: WindowedField, device: torch.device) -> str:
     """Data card, settings of both stages, and versions: what is needed to repeat the run."""
-    spec, times = data.field.spec, data.field.calendar.times
-    first, last = data.field.calendar.ends
-    card = {"name": data.field.name, "first step": first, "last step": last, "steps": len(times),
+    spec, (first, last) = data.field.spec, data.field.calendar.ends
+    card = {"name": data.field.name, "first step": first, "last step": last, "steps": len(data.field.calendar.times),
             "missing values": f"{100 * data.field.missing_share:.2f} %",
             **{f"{split} windows": len(starts) for split, starts in data.starts.items()}}
     card |= {name: value for name, value in dataclasses.asdict(spec).items() if value not in (None, "", (), {}, False)}
     config = checkpoint.read_json(folder / checkpoint.CONFIG)
     versions = {f"{name}, in training": version for name, version in config["versions"].items()} | {
         "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-        "matplotlib": matplotlib.__version__, "system": f"{platform.system()} {platform.machine()}",
-        "device of the report": str(device), "SHA-256 of the weights": sha256_of(folder / checkpoint.CHECKPOINT),
+        "system": f"{platform.system()} {platform.machine()}", "device of the report": str(device),
+        "SHA-256 of the weights": sha256_of(folder / checkpoint.CHECKPOINT),
     }
-    parts = (("Data", "The card of the dataset.", card), ("Settings of stage 2", "Flags of main_train.py.",
-             content["config"]), ("Settings of stage 1", "Flags of main_pretrain.py.", content["mean_config"]),
-             ("Versions", "What made the run, and this page.", versions))
-    return "".join(f"<h3>{title}</h3>" + table(title, caption, ["name", "value"],
-                                                [[name, str(value)] for name, value in facts.items()], sortable=False)
-                   for title, caption, facts in parts)
+    parts = {"Data": card, "Settings of stage 2 (main_train.py)": content["config"],
+             "Settings of stage 1 (main_pretrain.py)": content["mean_config"], "Versions": versions}
+    return "".join(table(title, ["name", "value"], [[name, str(value)] for name, value in facts.items()])
+                   for title, facts in parts.items())
 
 
 def step_of(data: WindowedField) -> str:
     """A step of the horizon in words, as "1 hour"."""
     count, unit = data.field.spec.interval
     return f"{count} {unit}{'s' if count > 1 else ''}"
-
-
-def times_of(data: WindowedField, start: int) -> list[str]:
-    """Times of the steps of a window as text, no finer than the interval needs."""
-    finest = {"month": "M", "week": "D", "day": "D"}.get(data.field.spec.interval[1], "m")
-    return [time.replace("T", " ") for time in np.datetime_as_string(data.local_times(start), unit=finest).tolist()]
-
-
-def _rounded(values: np.ndarray) -> list:
-    """Five digits of each value; None for what is missing."""
-    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -392,36 +304,34 @@ def main(arguments: list[str] | None = None) -> int:
     simple = trained.get("simple", {})
     known = split == "test" and settings == content["config"] and all("difference" in each for each in simple.values())
     found = forecast(model, settings, data, split, device, simple if known else {})
-    ours, starts = found.ours, found.starts
-    block = independent_block(starts, data.history_len + data.predict_len)
-    nodes, spec = found.diagnostics.by_node(), data.field.spec
-    busiest = np.argsort(-nodes["truth"], kind="stable")[:DRAWN_NODES]
-    sample = ensemble_sampler(model, settings, device)
-    fans = fan_data(sample, data, split, nodes, int(busiest[0]))
-
-    window = plots.forecast_window(sample, data, data.starts[split][len(data.starts[split]) // 2], busiest)
+    ours, starts, nodes, spec = found.ours, found.starts, found.diagnostics.by_node(), data.field.spec
+    drawn = spread_out(nodes["CRPS"], DRAWN_NODES)
+    window = plots.forecast_window(ensemble_sampler(model, settings, device), data,
+                                   data.starts[split][len(data.starts[split]) // 2], drawn)
+    window["names"] = [f"{name}: CRPS {number(nodes['CRPS'][node])}"
+                       for name, node in zip(window["names"], drawn, strict=True)]
     pictures = write_pictures(beside, draw_pictures(found, read_logs(folder, content["mean_run"]), window, data))
-    horizon = [[step + 1, *(ours["per_horizon"][name][step] for name in BY_HORIZON)]
-               for step in range(data.predict_len)]
-    first, last = times_of(data, int(starts.min()))[data.history_len], times_of(data, int(starts.max()))[-1]
-    page = Page(
-        title=f"Forecast report: {data.field.name}",
-        summary=f"{data.num_nodes} nodes, {spec.unit}; {data.predict_len} steps of {step_of(data)} from "
-                f"{data.history_len} of history; {ours['members']} members; {ours['windows']} windows of the {split} "
-                f"split, {first} to {last}. Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
-        warnings=cautions(found, trained, settings, data, block),
-        pictures=pictures,
-        fans=fans,
-        chosen=f"{len(fans['nodes'])} of {data.num_nodes} nodes, from the lowest to the highest CRPS.",
-        sections={
-            "scores": score_section(found, spec.unit) + joint_section(found, spec.unit),
-            "by_horizon": table("Scores by horizon", f"Horizon in steps of {step_of(data)}; {', '.join(IN_UNIT[:3])} "
-                                f"in {spec.unit}.", ["horizon", *BY_HORIZON], horizon),
-            "by_node": node_section(nodes, data.field.node_names, spec.unit),
-            "run": facts_section(folder, content, data, device),
-        },
-    )
-    checkpoint.write_text(output, page.html())
+    first, last = (str(data.local_times(int(start))[place]).replace("T", " ")
+                   for start, place in ((starts.min(), data.history_len), (starts.max(), -1)))
+    block = independent_block(starts, data.history_len + data.predict_len)
+    text = page(
+        f"Forecast report: {data.field.name}",
+        f"{data.num_nodes} nodes, {spec.unit}; {data.predict_len} steps of {step_of(data)} from {data.history_len} of "
+        f"history; {ours['members']} members; {ours['windows']} windows of the {split} split, {first} to {last}. "
+        f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
+        {
+            "What to take care of": bullets(cautions(found, trained, settings, data, block)),
+            "Scores": score_section(found, spec.unit),
+            "Pictures": pictures,
+            "By horizon": table(
+                f"Horizon in steps of {step_of(data)}; {', '.join(IN_UNIT[:3])} in {spec.unit}.",
+                ["horizon", *BY_HORIZON],
+                [[step + 1, *(ours["per_horizon"][name][step] for name in BY_HORIZON)]
+                 for step in range(data.predict_len)]),
+            "By node": node_section(nodes, data.field.node_names, spec.unit),
+            "Data, settings, versions": facts_section(folder, content, data, device),
+        })
+    checkpoint.write_text(output, text)
     print(f"report: {output}\npictures: {beside}")
     return 0
 

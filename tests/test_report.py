@@ -1,15 +1,11 @@
-"""The report of a run: complete, with warnings, safe against what is inserted, and tried in a real browser."""
+"""The report of a run: complete, with warnings, and safe against what is inserted."""
 
-import base64
 import dataclasses
-import hashlib
-import json
 import re
 import shutil
 from html.parser import HTMLParser
 from string import Template
 
-import browser
 import numpy as np
 import pytest
 import torch
@@ -22,9 +18,9 @@ from data.windows import WindowedField
 from scripts import report
 from scripts.paper import joint_pictures
 from scripts.report import cautions, independent_block, spread_out
-from utils.output.report import Page as WrittenPage
-from utils.output.report import number, script_json, table
+from utils.output.report import number, table
 from utils.pipeline import score_ensemble
+from utils.scores.comparison import in_words
 from utils.training import checkpoint
 
 NASTY = ["</script><script>document.title='owned'</script>", "<img src=http://example.org/x>", "a & b \"c\" 'd'",
@@ -55,13 +51,13 @@ def run(tmp_path_factory):
 
 
 class Page(HTMLParser):
-    """What a page holds: its elements with their attributes, its text, and what stands in its scripts."""
+    """What a page holds: its elements with their attributes, and its text."""
 
     VOID = {"meta", "link", "img", "path", "rect", "br"}
 
     def __init__(self, path):
         super().__init__()
-        self.elements, self.open, self.text, self.scripts = [], [], [], []
+        self.elements, self.open, self.text = [], [], []
         self.feed(path.read_text())
         self.close()
 
@@ -69,16 +65,12 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attributes)))
         if tag not in self.VOID:
             self.open.append(tag)
-        if tag == "script":
-            self.scripts.append("")
 
     def handle_endtag(self, tag):
         if tag not in self.VOID:
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            self.scripts[-1] += data
         self.text.append(data)
 
     def all(self, tag):
@@ -93,9 +85,9 @@ def read(run):
 def test_the_page_is_whole_and_every_element_is_closed(read):
     assert read.open == []
     names = Template((ROOT / "utils/output/report.html").read_text()).get_identifiers()
-    assert len(names) > 5 and not [name for name in names if f"${name}" in "".join(read.text)]
+    assert len(names) == 5 and not [name for name in names if f"${name}" in "".join(read.text)]
     assert [tag for tag, _ in read.elements if re.fullmatch(r"h\d", tag)][:2] == ["h1", "h2"]
-    assert {"header", "main", "nav", "noscript"} <= {tag for tag, _ in read.elements}
+    assert {"header", "main", "nav"} <= {tag for tag, _ in read.elements}
     assert read.all("html") == [{"lang": "en"}]
 
 
@@ -115,34 +107,16 @@ def test_every_link_leads_to_a_place_and_every_place_has_a_name_of_its_own(read)
 
 
 def test_every_picture_is_described_and_every_table_explained(read):
-    assert len(read.all("img")) == 11 and all(len(image["alt"]) > 20 for image in read.all("img"))
+    assert len(read.all("img")) == 11 and all(image["alt"] for image in read.all("img"))
     assert len(read.all("figcaption")) == len(read.all("figure")) == 11
-    tables = len(read.all("table"))
-    assert tables == len(read.all("caption")) == 10
-    assert all(heading["scope"] in ("row", "col") for heading in read.all("th"))
+    assert len(read.all("table")) == len([each for each in read.all("div") if each["class"] == "scroll"]) == 10
 
 
 def test_nothing_inserted_becomes_part_of_the_page(read):
-    assert len(read.all("script")) == 2 and not read.all("i")
-    assert all("src" in image and image["src"].startswith("data:image/svg+xml") for image in read.all("img"))
+    assert not read.all("script") and not read.all("i")
+    assert all("src" in image and image["src"].startswith("data:image/png") for image in read.all("img"))
     for name in NASTY:
         assert name in read.text or not name or any(name in text for text in read.text)
-    assert not any("owned" in script for script in read.scripts[1:])
-
-
-def test_the_data_of_the_picker_are_those_of_the_run(read, run):
-    fans = json.loads(read.scripts[0])
-    assert fans["unit"] == UNIT and len(fans["nodes"]) == 8 and len(fans["windows"]) == 4
-    assert [node["name"].split(" (")[0] for node in fans["nodes"]] == [name.split(" (")[0] for name in NASTY]
-    values = np.load(run.parents[1] / "values.npz")["values"]
-    found = WindowedField(make_field(values), 6, 4)
-    first = int(found.starts["test"][0])
-    for node, fan in enumerate(fans["nodes"]):
-        window = fan["windows"][0]
-        np.testing.assert_allclose(window["history"], values[first:first + 6, node], rtol=1e-4)
-        np.testing.assert_allclose(window["observed"], values[first + 6:first + 10, node], rtol=1e-4)
-        assert np.shape(window["quantiles"]) == (5, 4) and (np.diff(window["quantiles"], axis=0) >= 0).all()
-    assert fans["windows"][0]["times"] == [str(time).replace("T", " ") for time in found.times(first)]
 
 
 def test_simple_forecasters_are_scored_again_for_other_windows_only(run, tmp_path, monkeypatch):
@@ -154,15 +128,15 @@ def test_simple_forecasters_are_scored_again_for_other_windows_only(run, tmp_pat
     assert report.main([*arguments, "--output", str(tmp_path / "few.html"), "--windows", "3"]) == 0 and len(scored) == 1
     found = checkpoint.read_json(run / "metrics.json")["simple"]["persistence"]
     text = (tmp_path / "same.html").read_text()
-    assert f"{found['CRPS']!r}" in text and report.comparison("persistence", found["difference"]) in text
+    assert number(found["CRPS"]) in text and f"persistence {in_words(found['difference'])}" in text
 
 
 def test_the_scores_are_those_of_the_run(read, run):
     metrics = checkpoint.read_json(run / "metrics.json")
-    exact = {float(cell["data-value"]) for cell in read.all("td") if cell.get("data-value")}
+    shown_in_page = {text.strip() for text in read.text}
     shown = [*(metrics[name] for name in report.SCORES), *metrics["per_horizon"]["CRPS"],
              *(side["CRPS_regions"] for side in (metrics["joint"], metrics["joint"]["control"]))]
-    assert all(any(abs(value - other) < 1e-9 * abs(value) for other in exact) for value in shown)
+    assert all(number(value) in shown_in_page for value in shown)
     assert "persistence" in read.text and "climatology" in read.text
 
 
@@ -196,11 +170,9 @@ def test_data_settings_and_versions_are_told(read):
         assert fact in text
 
 
-def test_the_only_script_that_may_run_is_the_one_written_here(run, read):
+def test_no_script_may_run(read):
     policy, = (meta["content"] for meta in read.all("meta") if "http-equiv" in meta)
-    assert policy.startswith("default-src 'none'; img-src data:;")
-    digest = base64.b64encode(hashlib.sha256(read.scripts[1].encode()).digest()).decode()
-    assert policy.endswith(f"script-src 'sha256-{digest}'")
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def test_another_split_fewer_windows_and_another_place(run, tmp_path, capsys, monkeypatch):
@@ -259,23 +231,12 @@ def test_a_checkpoint_never_leads_out_of_the_folder_of_its_runs(run, tmp_path, c
         assert "note: the log of stage 1 is left out" in capsys.readouterr().err
 
 
-def test_numbers_are_short_for_the_eye_and_exact_for_the_order():
+def test_numbers_have_four_digits_and_long_text_is_whole():
     assert [number(value) for value in (0.123456, 12345.6, None, float("nan"))] == ["0.1235", "1.235e+04", "–", "–"]
-    text = table("name", "caption", ["node", "CRPS"], [["a", 0.123456], ["b", None], ["c", float("nan")]])
-    assert 'data-value="0.123456">0.1235' in text and text.count('data-value="">–') == 2
-
-
-def test_no_text_can_end_the_element_that_holds_the_data():
-    content = {"name": "</script><!--&"}
-    text = script_json(content)
-    assert not set("<>&") & set(text) and json.loads(text) == content
-    with pytest.raises(ValueError):
-        script_json({"value": float("nan")})
-
-
-def test_a_page_without_warnings_says_so():
-    sections = dict.fromkeys(("scores", "by_horizon", "by_node", "run"), "")
-    assert "Nothing was found." in WrittenPage("t", "s", [], [], {}, "", sections).html()
+    rows = [[f"{'long' * 50} <i> & {k}", 0.123456, None] for k in range(100)] + [["b", float("nan"), 1.0]]
+    text = table("caption", ["node", "CRPS", "MAE"], rows)
+    assert text.count("<tr") == 102 and text.count("<td>0.1235</td>") == 100 and text.count("<td>–</td>") == 101
+    assert f"{'long' * 50} &lt;i&gt; &amp; 99" in text and "<i>" not in text
 
 
 def test_nodes_stand_in_their_places_of_the_grid():
@@ -298,16 +259,6 @@ def test_windows_far_apart_are_independent():
     assert independent_block(torch.arange(50), 24) == 24
     assert independent_block(torch.arange(50) * 10, 24) == 3
     assert independent_block(torch.arange(50) * 30, 24) == 1
-
-
-def test_the_distance_to_a_simple_forecaster_is_told_with_its_interval_or_why_there_is_none():
-    difference = {"relative": -0.5, "lower": -0.6, "upper": -0.4}
-    assert report.comparison("persistence", difference) == \
-        "CRPS 50.0 % below persistence (95 % interval of the difference: -60.0 to -40.0 %)"
-    assert "above" in report.comparison("persistence", difference | {"relative": 0.1})
-    assert report.comparison("persistence", difference | {"lower": None, "upper": None}) == \
-        "CRPS 50.0 % below persistence (too few windows for an interval of the difference)"
-    assert "no difference to climatology" in report.comparison("climatology", None)
 
 
 GOOD = {"CRPS": 0.1, "QICE_ties": 0.004, "QICE_floor": 0.0032, "coverage90": 0.88, "coverage90_floor": 0.882,
@@ -334,77 +285,3 @@ def test_more_nodes_than_steps_look_like_a_file_the_wrong_way_round():
     data = WindowedField(make_field(random_values(60, 90)), 6, 4)
     found = report.Forecasts(GOOD, {"persistence": {"CRPS": 1}, "climatology": {"CRPS": 1}}, None, None)
     assert "More nodes (90)" in cautions(found, {"best_epoch": 1}, {"diffusion_epochs": 5, "seed": 0}, data, 1)[0]
-
-
-@pytest.fixture(scope="module")
-def chromium(run, tmp_path_factory):
-    """A browser that has opened the page."""
-    if browser.MISSING:
-        pytest.skip(browser.MISSING)
-    with browser.Browser(tmp_path_factory.mktemp("profile")) as opened:
-        opened.open(run / "report.html")
-        yield opened
-
-
-def test_a_browser_has_nothing_to_complain_of_and_asks_the_network_for_nothing(chromium, run):
-    chromium.run("document.getElementById('node').dispatchEvent(new Event('change'))")
-    assert chromium.console() == []
-    requests = chromium.requests()
-    assert requests[0] == (run / "report.html").as_uri()
-    assert all(request.startswith("data:image/svg+xml") for request in requests[1:]) and len(requests) == 11
-    assert chromium.run("return document.title") == "Forecast report: Tiny"
-    assert chromium.run("return [...document.images].every((image) => image.complete && image.naturalWidth > 0)")
-
-
-def test_the_policy_of_the_page_stops_what_would_leave_it(chromium):
-    chromium.run("const image = new Image(); image.src = 'http://127.0.0.1:9/x.png'; document.body.append(image); "
-                 "image.remove()")
-    assert any("Content Security Policy" in message for message in chromium.console())
-    assert "http://127.0.0.1:9/x.png" in chromium.requests()  # what is refused is seen here too
-
-
-def test_choosing_a_node_or_a_window_changes_the_picture(chromium):
-    look = "return [document.getElementById('fan').innerHTML, document.getElementById('fan-text').textContent]"
-    choose = ("const select = document.getElementById('{}'); select.value = {}; "
-              "select.dispatchEvent(new Event('change'));" + look)
-    first, other, later = (chromium.run(choose.format(*each)) for each in (("node", 0), ("node", 3), ("window", 2)))
-    assert first[0] != other[0] != later[0] and first[1] != other[1] == later[1]
-    assert other[1].startswith(NASTY[3])
-    assert all(word in later[0] for word in ("median", "history", "observed", "wide-band", "narrow-band"))
-    assert "NaN" not in later[0] and "undefined" not in later[0]
-
-
-def test_a_picker_is_worked_by_keyboard(chromium):
-    chromium.run("document.getElementById('node').value = 0; document.getElementById('node').focus()")
-    before = chromium.run("return document.getElementById('fan-text').textContent")
-    chromium.press("\ue015")  # arrow down
-    assert chromium.run("return document.getElementById('node').value") == "1"
-    assert chromium.run("return document.getElementById('fan-text').textContent") != before
-
-
-def test_a_heading_sorts_its_table_both_ways_by_keyboard(chromium):
-    column = ("const rows = [...document.querySelectorAll('[aria-labelledby=by-node] tbody tr')];"
-              "return rows.map((row) => Number(row.cells[2].dataset.value))")
-    state = ("return [...document.querySelectorAll('[aria-labelledby=by-node] thead th')]"
-             ".map((heading) => heading.getAttribute('aria-sort'))")
-    chromium.run("document.querySelectorAll('[aria-labelledby=by-node] thead button')[2].focus()")
-    chromium.press("\ue007")  # return
-    ascending = chromium.run(column)
-    assert ascending == sorted(ascending) and len(set(ascending)) == 8
-    assert chromium.run(state) == ["none", "none", "ascending", "none", "none", "none", "none"]
-    chromium.press(" ")
-    assert chromium.run(column) == ascending[::-1]
-    assert chromium.run(state)[2] == "descending"
-
-
-def test_a_gap_in_the_history_is_a_gap_in_the_line(chromium):
-    drawn = chromium.run("""
-        const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg'), line = [1, 2, 3, 4, 5];
-        drawFan(svg, 'unit', ['a', 'b', 'c', 'd', 'e', 'f'],
-                {history: [1, null, 2, 3], observed: [null, 2], quantiles: [[1, 1], [1, 1], [2, 2], [3, 3], [3, 3]]});
-        return ['history', 'observed'].map((name) => svg.querySelector('.' + name).getAttribute('d'))""")
-    assert [line.count("M") for line in drawn] == [2, 2] and "null" not in "".join(drawn)
-
-
-def test_the_page_prints_without_its_controls(chromium):
-    assert chromium.print_pdf().startswith(b"%PDF")

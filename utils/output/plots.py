@@ -19,7 +19,6 @@ INK, BLUE, ORANGE = "#222222", "#2166ac", "#d95f02"  # told apart by the colour-
 LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (INK, ":", "^"))  # colour, line and marker of what is compared
 MAP_COLORS, SIGNED_COLORS = (matplotlib.colormaps[name].with_extremes(bad="0.75")  # grey: no value
                              for name in ("cividis", "PuOr_r"))
-FORMATS = ("png", "pdf", "svg")
 
 
 def fan_chart(axes, times: np.ndarray, history: np.ndarray, truth: np.ndarray, members: np.ndarray) -> None:
@@ -98,15 +97,14 @@ def write_figure(figure: plt.Figure, path: Path) -> None:
 
 
 def picture_files(figure: plt.Figure) -> dict[str, bytes]:
-    """A figure as PNG, PDF and SVG, the same bytes each time, by the ending of the file; the figure is closed."""
+    """A figure as PNG and PDF, the same bytes each time, by the ending of the file; the figure is closed."""
     files = {}
     _take_dollars_as_they_are(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, not for each format
-    with matplotlib.rc_context({"svg.hashsalt": "report", "pdf.fonttype": 42}):
-        for ending in FORMATS:
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        for ending, metadata in {"png": {}, "pdf": {"CreationDate": None}}.items():
             file = io.BytesIO()
-            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
             figure.savefig(file, format=ending, dpi=130, metadata=metadata)
             files[ending] = file.getvalue()
     plt.close(figure)
