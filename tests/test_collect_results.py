@@ -14,7 +14,6 @@ from scripts.paper.collect_results import (
     read_joint,
     read_runs,
     score_table,
-    with_definitions,
     write_joint,
 )
 from utils.scores.evaluation import evaluate_ensemble
@@ -70,40 +69,27 @@ def test_ensembles_of_another_kind_are_not_compared_with_intervals_and_stand_in_
     quantiles = runs[runs.method == "persistence"].assign(ensemble="quantiles", CRPS=0.1)
     both = pd.concat([runs, quantiles])
     assert [row[:2] for row in differences(both, 2)[1]] == [["persistence", "random"], ["gaussian", "random"]]
-    head, rows = score_table(both, pd.DataFrame(columns=["data_name", "method", *SCORES]))
+    head, rows = score_table(both, pd.DataFrame(columns=["data_name", "method", "ensemble", *SCORES]))
     assert [row[:2] for row in rows].count(["persistence", "quantiles"]) == 1 and len(rows) == 4
     assert head.index("CRPS") == 2 and rows[-1][2] == "**0.1000**"
 
 
-def test_the_qice_of_an_earlier_version_is_that_with_shared_ties_and_its_floor_tells_the_kind():
-    earlier = pd.DataFrame({"QICE": [0.01, 0.02, 0.03], "QICE_ties": [None, None, 0.004], "members": 50,
-                            "QICE_floor": [0.32 / 51, 0.16 / 50, 0.32 / 51], "ensemble": [None, None, "random"]})
-    found = with_definitions(earlier)
-    assert found.ensemble.tolist() == ["random", "quantiles", "random"]
-    assert found.QICE_ties.tolist() == [0.01, 0.02, 0.004]
-    assert found.QICE.isna().tolist() == [True, True, False] and found.QICE[2] == 0.03
-    older = with_definitions(earlier.drop(columns=["QICE_ties", "ensemble"]))
-    assert older.ensemble.tolist() == ["random", "quantiles", "random"] and older.QICE.isna().all()
-
-
 def test_every_published_and_simple_row_that_is_ahead_of_the_default_is_named_from_the_files(tmp_path, monkeypatch):
     monkeypatch.setattr(collect_results, "RESULTS", tmp_path)
-    assert "No published and no baseline row" in ahead()
     rows = [  # method, members, CRPS, IS, CRPS_sum; two seeds of the default
         ("cost", "random", 0.05, 2.0, 0.04), ("cost", "random", 0.07, 2.0, 0.04),
         ("cost_smooth", "quantiles", 0.055, 1.8, 0.04), ("climatology", "random", 0.062, 1.9, 0.05),
         ("quantile", "quantiles", 0.056, 1.7, 0.039), ("our_quantile", "quantiles", 0.01, 0.1, 0.01)]
     ours = pd.DataFrame(rows, columns=["method", "ensemble", "CRPS", "IS", "CRPS_sum"]).assign(
         data_name="Tiny", QICE=0.01, QICE_ties=0.01, members=50)
-    ours.to_csv(tmp_path / "12_12.csv", index=False)
+    assert "No published and no baseline row" in ahead(ours[ours.method == "cost"])
     pd.DataFrame({"data_name": ["Tiny", "Other"], "method": "Old", "CRPS": [0.059, 0.001], "IS": [3.0, 0.1],
                   "QICE": [0.02, 0.0]}).to_csv(tmp_path / "published_12_12.csv", index=False)
-    assert ahead().splitlines()[2:] == [
+    assert ahead(ours).splitlines()[2:] == [
         "- Tiny, 12 to 12: in CRPS Old (published) 0.0590 (0.0600); in IS climatology 1.90 (2.00), quantile 1.70 "
         "(1.80); in CRPS_sum quantile 0.0390 (0.0400)."]
     alone = ours[(ours.ensemble == "quantiles") | (ours.method == "climatology")]  # the default has one kind
-    alone.assign(IS=[1.8, 1.5, 1.9, 9.0]).to_csv(tmp_path / "64_64.csv", index=False)
-    last = ahead().splitlines()[-1]
+    last = ahead(alone.assign(IS=[1.8, 1.5, 1.9, 9.0]), (64, 64)).splitlines()[-1]
     assert last == "- Tiny, 64 to 64: in IS climatology 1.50 (1.80); in CRPS_sum quantile 0.0390 (0.0400)."
 
 

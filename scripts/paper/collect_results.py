@@ -5,8 +5,8 @@
 Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.csv (one row per run, every score), .md
 (all rows beside every published one, with paired intervals), and joint_<H>_<F>.csv and .md, the scores of nodes and
 steps together; docs/results/ablation.md, of 12 -> 12; and what stands between the `results` marks of README.md: the
-table of 12 -> 12, and where published and baseline rows are ahead of the default, from the .csv files of 12 -> 12 and
-64 -> 64. No number in them is typed by hand; those of other papers come from docs/results/published_<H>_<F>.csv.
+table of 12 -> 12, and where published and baseline rows are ahead of the default. No number in them is typed by hand;
+those of other papers come from docs/results/published_<H>_<F>.csv.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,6 @@ from utils.program import run_main
 from utils.scores import joint, metrics
 from utils.scores.comparison import SCORES as PAIRED
 from utils.scores.comparison import in_words, paired_difference
-from utils.scores.metrics import perfect_qice
 from utils.scores.texture import QUARTERS
 from utils.training.checkpoint import csv_text, read_json, write_text
 
@@ -39,7 +38,6 @@ SHOWN = {DEFAULT: "", f"{DEFAULT}_lags": ", `--lags auto`"}  # rows of the READM
 GLANCE = ("CRPS", "QICE", "RMSE")  # scores of that table
 PAPER = ("CoST", "CSDI", "TimeGrad")  # its rows of the paper
 LISTED = (*SCORES, "CRPS_sum")  # in which rows are ahead of the default or not
-LENGTHS = (12, 12), (64, 64)
 CHANGES = {name: method.change for name, method in METHODS.items() if method.change}  # of rows of the ablation
 STEPS = {name: CHANGES[name] for name in (
     "published", "published_fast", *(name for name in METHODS if name.startswith("step_")), DEFAULT)}
@@ -70,24 +68,10 @@ def read_runs(folder: Path) -> pd.DataFrame:
     if not rows:
         raise ValueError(f"{folder}: no scored run; run python -m scripts.paper.benchmark first")
     order = {name: place for place, name in enumerate(METHODS)}
-    return with_definitions(pd.DataFrame(rows)).sort_values(
-        ["data_name", "method", "seed"], ignore_index=True,
-        key=lambda column: column.map(order) if column.name == "method" else column)
-
-
-def with_definitions(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs with every score of the tables, NaN where a run is older than it, and `ensemble`.
-
-    Earlier versions called QICE_ties QICE and did not name the kind of members, which QICE_floor tells.
-    """
-    runs = runs.reindex(columns=[*runs, *({*OURS, "ensemble", "members", "QICE_floor"} - {*runs})])
-    earlier = runs.QICE_ties.isna()
-    runs["QICE_ties"] = runs.QICE_ties.where(~earlier, runs.QICE)
-    runs["QICE"] = runs.QICE.where(~earlier)
-    quantiles = runs.QICE_floor < perfect_qice(runs.members) * 0.9
-    runs["ensemble"] = runs.ensemble.astype(object).where(
-        runs.ensemble.notna(), quantiles.map({True: "quantiles", False: "random"}))
-    return runs
+    runs = pd.DataFrame(rows)
+    runs = runs.reindex(columns=[*runs, *({*OURS} - {*runs})])  # NaN where a run is older than a score
+    return runs.sort_values(["data_name", "method", "seed"], ignore_index=True,
+                            key=lambda column: column.map(order) if column.name == "method" else column)
 
 
 def read_joint(runs: pd.DataFrame) -> pd.DataFrame:
@@ -107,9 +91,11 @@ def read_joint(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def read_published(lengths: tuple[int, int]) -> pd.DataFrame:
+def read_published(lengths: tuple[int, int], suffix: str = "") -> pd.DataFrame:
+    """The published rows of a task, with a suffix to their names."""
     path = RESULTS / "published_{}_{}.csv".format(*lengths)
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["data_name", "method", *SCORES])
+    found = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["data_name", "method", *SCORES])
+    return found.assign(method=found.method + suffix, ensemble="random")
 
 
 def minutes(runs: pd.DataFrame) -> str:
@@ -158,15 +144,14 @@ def compared(ours: list[dict], theirs: list[dict], score: str, block: int) -> st
 
 def score_table(runs: pd.DataFrame, published: pd.DataFrame) -> Table:
     """All methods: published rows, then ours, one row per method and kind of members."""
-    head = ["method", "members", *OURS, "seeds", "minutes"]
-    rows = [[f"{row.method} (published)", "random", *(f"{row[score]:g}" for score in SCORES),
-             *[""] * (len(head) - len(SCORES) - 2)] for _, row in published.iterrows()]
-    values = [row for _, row in published.iterrows()]
-    for key, group in runs.groupby(["method", "ensemble"], sort=False):
-        rows.append([*key, *(mean_and_spread(group[score]) for score in OURS), str(len(group)), minutes(group)])
-        values.append(group[list(OURS)].mean())
-    best_in_bold(pd.DataFrame(values).reset_index(drop=True), rows, OURS, 2)
-    return head, rows
+    rows = [[row.method, row.ensemble, *(f"{row[score]:g}" if score in SCORES else "" for score in OURS), "", ""]
+            for _, row in published.iterrows()]
+    groups = dict(list(runs.groupby(["method", "ensemble"], sort=False)))
+    rows += [[*key, *(mean_and_spread(group[score]) for score in OURS), str(len(group)), minutes(group)]
+             for key, group in groups.items()]
+    means = pd.DataFrame([group[list(OURS)].mean() for group in groups.values()])
+    best_in_bold(pd.concat([published.reindex(columns=OURS), means], ignore_index=True), rows, OURS, 2)
+    return ["method", "members", *OURS, "seeds", "minutes"], rows
 
 
 def joint_table(runs: pd.DataFrame) -> Table:
@@ -227,15 +212,15 @@ def sections(runs: pd.DataFrame, tables) -> str:
     return text
 
 
-def write_page(name: str, runs: pd.DataFrame, text: str) -> None:
-    """A page of docs/results, and the runs that stand in it as .csv."""
+def write_page(name: str, runs: pd.DataFrame, text: str, tables) -> None:
+    """A page of docs/results with the `tables` of each dataset, and all runs of it as .csv."""
     write_text(RESULTS / f"{name}.csv", csv_text(runs.drop(columns="path"), float_format="%.6g"))
-    write_text(RESULTS / f"{name}.md", text)
+    write_text(RESULTS / f"{name}.md", text + sections(runs[~runs.method.isin(ABLATION)], tables))
 
 
 def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
     """The .csv and .md of one task."""
-    published = read_published(lengths)
+    published = read_published(lengths, " (published)")
 
     def tables(group: pd.DataFrame) -> Iterable[Table]:
         yield score_table(group, published[published.data_name == group.data_name.iloc[0]])
@@ -249,8 +234,7 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
         f"default, {DEFAULT}, to every method with {INTERVALS}. Only members of one kind are compared: random ones "
         f"with {DEFAULTS['random']}, equidistant quantiles with {DEFAULTS['quantiles']}. QICE counts ties as the "
         "papers do, QICE_ties shares them ([scores.md](../scores.md)). scripts/paper/benchmark.py says what each row "
-        "is.\n"
-    ) + sections(runs[~runs.method.isin(ABLATION)], tables))
+        "is.\n"), tables)
 
 
 def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
@@ -273,7 +257,7 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
         "members in another order at every node (for increments and autocorrelation: at every step), margins without "
         "dependence. Mean ± standard deviation over seeds; [scores.md](../scores.md) defines the scores, lower is "
         f"better in each. Below each table the relative difference of the default, {DEFAULT}, to every method with "
-        f"{INTERVALS}.\n") + sections(runs[~runs.method.isin(ABLATION)], tables))
+        f"{INTERVALS}.\n"), tables)
 
 
 def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
@@ -296,34 +280,25 @@ def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
     ) + sections(runs, tables))
 
 
-def ahead() -> str:
-    """Every published or simple row that has a better score than the default, from the .csv files, in sentences.
+def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
+    """Every published or simple row that has a better score than the default, in sentences.
 
     The default's row is that of the same kind of members (random ones beside published rows), or the only one it has.
     """
-    lines = []
-    for lengths in LENGTHS:
-        path = RESULTS / "{}_{}.csv".format(*lengths)
-        if not path.exists():
-            continue
-        runs, theirs = with_definitions(pd.read_csv(path)), read_published(lengths)
-        theirs = theirs.assign(ensemble="random", method=theirs.method + " (published)")
-        for data_name, group in runs.groupby("data_name", sort=False):
-            rows = pd.concat([theirs[theirs.data_name == data_name], group[group.method.isin(OTHERS)]])
-            rows = rows.reindex(columns=["method", "ensemble", *LISTED])
-            rows = rows.groupby(["method", "ensemble"], sort=False)
-            ours = group[group.method == group.ensemble.map(DEFAULTS)].groupby("ensemble")[list(LISTED)].mean()
-            found = []
-            for score in LISTED:
-                better = []
-                for (name, kind), value in rows[score].mean().items():
-                    own = ours[score].get(kind, ours[score].mean())
-                    if value < own:
-                        better.append(f"{name} {number(value)} ({number(own)})")
-                if better:
-                    found.append(f"in {score} {', '.join(better)}")
-            if found:
-                lines.append(f"- {data_name}, {lengths[0]} to {lengths[1]}: {'; '.join(found)}.\n")
+    lines, published = [], read_published(lengths, " (published)")
+    for data_name, group in runs.groupby("data_name", sort=False):
+        rows = pd.concat([published[published.data_name == data_name], group[group.method.isin(OTHERS)]])
+        rows = rows.reindex(columns=["method", "ensemble", *LISTED]).groupby(["method", "ensemble"], sort=False)
+        ours = group[group.method == group.ensemble.map(DEFAULTS)].groupby("ensemble")[list(LISTED)].mean()
+        found = []
+        for score in LISTED:
+            own = {kind: ours[score].get(kind, ours[score].mean()) for kind in DEFAULTS}
+            better = [f"{name} {number(value)} ({number(own[kind])})"
+                      for (name, kind), value in rows[score].mean().items() if value < own[kind]]
+            if better:
+                found.append(f"in {score} {', '.join(better)}")
+        if found:
+            lines.append(f"- {data_name}, {lengths[0]} to {lengths[1]}: {'; '.join(found)}.\n")
     scores = f"{', '.join(LISTED[:-1])} and {LISTED[-1]}"
     if not lines:
         return f"No published and no baseline row is ahead of the default in {scores}.\n"
@@ -373,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_joint(group, lengths)
     if (group := tasks.get((12, 12))) is not None:
         write_ablation(group, (12, 12))
-        write_text(readme, replace_between_marks(readme.read_text(), f"{summary(group)}\n{ahead()}"))
+        write_text(readme, replace_between_marks(readme.read_text(), f"{summary(group)}\n{ahead(group)}"))
     print(f"{len(runs)} runs in {RESULTS} and README.md")
     return 0
 
