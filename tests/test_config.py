@@ -24,7 +24,6 @@ from utils.config import (
     OF_OWN_FILE,
     PRESETS,
     RECIPES,
-    REPLACED,
     WITHOUT_EFFECT,
     CommonConfig,
     PretrainConfig,
@@ -251,25 +250,6 @@ def test_an_older_name_of_a_flag_is_that_of_its_stage_and_one_note_says_the_new_
 def test_the_denoiser_goes_by_its_name_of_the_release_too_in_any_case(given):
     assert parse(TrainConfig, f"--eps_model {given}") == parse(TrainConfig, f"--denoiser {given.lower()}")
     assert parse(TrainConfig, f"--denoiser {given}").denoiser == given.lower()
-
-
-@both_stages
-@pytest.mark.parametrize("line, instead", [
-    ("--process cost", "give --recipe cost, published or copula"), ("--process=copula", "give --recipe cost"),
-    ("--endpoint_signs random", "give --endpoint none, signed or positive"),
-])
-def test_a_flag_of_an_earlier_version_is_answered_with_what_replaces_it(capsys, stage, line, instead):
-    said = refusal(capsys, stage, line)
-    assert f"{line.replace('=', ' ').split()[0]} is a flag of an earlier version: {instead}" in said
-
-
-def test_the_replacements_of_earlier_flags_are_flags_with_these_values():
-    for name, instead in REPLACED.items():
-        flag, *values = instead.replace(",", "").replace(" or ", " ").split()
-        for stage in STAGES:
-            assert name not in {item.name for item in dataclasses.fields(stage)}
-        for value in values:
-            assert getattr(parse(TrainConfig, f"{flag} {value}"), flag[2:]) == value
 
 
 # Every flag works

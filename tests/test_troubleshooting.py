@@ -371,11 +371,6 @@ def misspelt_flag(folder, _):
     first_stage(folder, "--epoch", "3")
 
 
-@provokes("--process")
-def replaced_flag(folder, _):
-    second_stage(folder, "--process", "cost")
-
-
 @provokes("out of range")
 def no_epochs(folder, _):
     first_stage(folder, "--mean_epochs", "0")
@@ -390,12 +385,6 @@ def null_value_alone(folder, _):
 def no_such_gpu(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     first_stage(folder, "--device", "cuda:4")
-
-
-@provokes("package tensorboard")
-def no_tensorboard(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    first_stage(folder, "--tensorboard", "--run_name", "new")
 
 
 # Outputs

@@ -95,7 +95,6 @@ class CommonConfig:
     keep_states: bool = flag(False, RUN, "keep the states of the training of a finished run, from which a damaged "
                              "model.pt can be made again")
     dry_run: bool = flag(False, RUN, "print the resolved settings and the sizes, then stop")
-    tensorboard: bool = flag(False, RUN, "also write the log for TensorBoard (package tensorboard), in the run folder")
 
 
 DATA_FLAGS = tuple(name for name, item in CommonConfig.__dataclass_fields__.items() if item.metadata["group"] == DATA)
@@ -260,12 +259,6 @@ WITHOUT_EFFECT = {
 }
 """Flags that a choice does not read."""
 
-REPLACED = {
-    "process": "--recipe cost, published or copula",
-    "endpoint_signs": "--endpoint none, signed or positive",
-}
-"""Flags of earlier versions, and what to give instead."""
-
 
 def parse_config(config_class, choices: dict, arguments: list[str] | None = None):
     """The command line as a `config_class`; a mistake ends the program with one line and exit status 2.
@@ -310,11 +303,8 @@ def _note(text: str) -> None:
 
 
 def _unknown_flag(parser: argparse.ArgumentParser, word: str) -> str:
-    """The error for an unknown word of a command line, with what replaces it or the nearest flags."""
-    name = word.split("=")[0]
-    if instead := REPLACED.get(name.lstrip("-").removeprefix("no-")):
-        return f"{name} is a flag of an earlier version: give {instead}"
-    near = difflib.get_close_matches(name, parser._option_string_actions, n=3)
+    """The error for an unknown word of a command line, with the nearest flags."""
+    near = difflib.get_close_matches(word.split("=")[0], parser._option_string_actions, n=3)
     return f"unknown argument {word}" + (f"; did you mean {', '.join(near)}?" if near else "")
 
 

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,6 @@ DIGEST, TEMPORARY = ".sha256", ".tmp"  # suffixes of the SHA-256 of a checkpoint
 RUN_FILES = (CHECKPOINT, CONFIG, LOG, METRICS, PICTURE, WINDOWS, *STATES, CHECKPOINT + DIGEST, *(
     name + DIGEST for name in STATES))
 PARTS = "config", "mean_config", "data", "fingerprint", "field", "built_on", "weights", "state"  # each a dict
-PREFIXES = "module.", "_orig_mod."  # of the names of weights in wrapped models
 
 
 def run_folder(save_dir: str, stage: str, config) -> Path:
@@ -54,8 +52,7 @@ def differences(found: dict, wanted: dict) -> list[str]:
 
 def settings(config) -> dict:
     """The flags that decide what a run computes, without those that say where and whether it does."""
-    aside = ("data_dir", "save_dir", "device", "overwrite", "dry_run", "tensorboard", "resume", "save_minutes",
-             "keep_states")
+    aside = "data_dir", "save_dir", "device", "overwrite", "dry_run", "resume", "save_minutes", "keep_states"
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
 
 
@@ -88,10 +85,7 @@ def _temporary(path: Path) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Check before the work that a file can be written after it.
-
-    Raises: ValueError or OSError for a missing folder, a folder, a device, a read-only file or folder, a run's file.
-    """
+    """Raises: ValueError or OSError, before the work, where a file could not be written after it."""
     folder, temporary = path.parent, _temporary(path)
     devices = folder.resolve() == Path("/dev") or folder.resolve().is_relative_to("/proc")  # files, if redirected
     if not folder.is_dir():
@@ -121,7 +115,6 @@ def read_json(path: Path) -> dict:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
@@ -171,34 +164,15 @@ def save_checkpoint(path: Path, content: dict) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """The damage of a checkpoint by its SHA-256, or without one by the checksums inside; None where it is whole.
-
-    A file that another process replaces meanwhile is checked again.
-    """
+    """The damage of a checkpoint by its SHA-256, or without one by the checksums inside; None where it is whole."""
     digests = path.with_name(path.name + DIGEST)
-    while True:
-        seen = _identity(path), _identity(digests)
-        found = _damage(path, digests)
-        if not found or seen == (_identity(path), _identity(digests)):
-            return found
-
-
-def _identity(path: Path) -> tuple | None:
-    """Values that change when a file is replaced; None without a file."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _damage(path: Path, digests: Path) -> str | None:
     if not path.exists():
         return f"{path}: not there"
     if not digests.exists():
         return f"{path}: damaged, its contents differ from their checksums" if _is_bad_archive(path) else None
-    if sha256_of(path) in digests.read_text(errors="replace").split():
-        return None
+    for _ in range(5):  # another process may replace the file in between
+        if sha256_of(path) in digests.read_text(errors="replace").split():
+            return None
     return f"{path}: damaged, its SHA-256 is not the one in {digests.name}"
 
 
@@ -209,7 +183,7 @@ def _is_bad_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is not None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError):
+    except Exception:  # of many kinds for a damaged archive
         return True
 
 
@@ -239,20 +213,12 @@ def load_checkpoint(path: Path) -> dict:
         raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); train it again") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise ValueError(f"{path}: not a checkpoint of this project")
-    if content["format"] > FORMAT_VERSION:
-        raise ValueError(f"{path}: format version {content['format']}; this program reads {FORMAT_VERSION}")
-    if content["format"] < FORMAT_VERSION:
-        raise ValueError(f"{path}: format version {content['format']}, of an earlier version of this program; this one "
+    if content["format"] != FORMAT_VERSION:
+        raise ValueError(f"{path}: format version {content['format']}, of another version of this program; this one "
                          f"reads {FORMAT_VERSION}: train it again, with --overwrite")
     if wrong := [name for name in PARTS if not isinstance(content.get(name, {}), dict)]:
         raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(wrong)} of another kind")
-    if "weights" in content:
-        content["weights"] = {_plain_name(name): value for name, value in content["weights"].items()}
+    if "weights" in content:  # of a wrapped model: without its prefixes
+        content["weights"] = {name.removeprefix("module.").replace("_orig_mod.", ""): value
+                              for name, value in content["weights"].items()}
     return content
-
-
-def _plain_name(name: str) -> str:
-    """The name of a weight without the prefix of a wrapped model."""
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name.replace("._orig_mod.", ".")

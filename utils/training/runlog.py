@@ -1,8 +1,6 @@
-"""What a run prints: settings and sizes before training, scores after it; its log in TensorBoard."""
+"""What a run prints: settings and sizes before training, scores after it."""
 
 import json
-import sys
-import threading
 from pathlib import Path
 
 import torch
@@ -36,45 +34,6 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
         print(f"memory: field {values.numel() * values.element_size() / 2**20:.1f} MiB; weights, gradients, Adam, "
               f"average and best weights {trained * 24 / 2**20:.1f} MiB; activations of a training step about "
               f"{activations / 2**20:.0f} MiB")
-
-
-def tensorboard_log(folder: Path, wanted: bool):
-    """A function that writes a line of the log for TensorBoard, in `folder`; it does nothing unless `wanted`.
-
-    Epochs that are repeated after an interruption replace the earlier ones.
-    Raises: ValueError where TensorBoard is not installed.
-    """
-    if not wanted:
-        return lambda line: None
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # an extra, and slow to import
-    except ImportError as error:
-        raise ValueError("--tensorboard needs the package tensorboard: pip install -r requirements-extras.txt"
-                         ) from error
-    writer, failed = None, False
-
-    def show(line: dict) -> None:
-        nonlocal writer, failed
-        if failed:
-            return
-        try:
-            writer = writer or SummaryWriter(folder, purge_step=line["epoch"])
-            for name, value in line.items():
-                if name != "epoch" and value is not None:
-                    writer.add_scalar(name, value, line["epoch"])
-            writer.flush()
-        except OSError as error:  # on a full disk; the log of the run holds the same
-            failed = True
-            print(f"warning: --tensorboard: could not write in {folder}: {error}; nothing more is shown",
-                  file=sys.stderr)
-
-    threading.excepthook = _without_errors_of_the_system  # of the thread that writes; `show` raises them once more
-    return show
-
-
-def _without_errors_of_the_system(raised) -> None:
-    if not issubclass(raised.exc_type, OSError):
-        threading.__excepthook__(raised)
 
 
 def print_scores(metrics: dict, unit: str) -> None:

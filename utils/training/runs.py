@@ -41,7 +41,6 @@ from utils.training.checkpoint import (
     write_text,
 )
 from utils.training.distributed import SINGLE_PROCESS, Processes
-from utils.training.runlog import tensorboard_log
 
 FINISHED, LOCK = "finished", ".lock"
 WITHOUT_INFLUENCE = "sample_batch", "val_batch_size", "mean_run"  # settings that bound memory, or say where files are
@@ -71,10 +70,9 @@ class Run:
     weights. Of several processes the first one, which has the lock, writes.
     """
 
-    def __init__(self, folder: Path, made_by: dict, saved: SavedState | None = None, lock=None, show=None,
+    def __init__(self, folder: Path, made_by: dict, saved: SavedState | None = None, lock=None,
                  keep_states: bool = False):
-        self.folder, self._made_by, self._lock, self._show = folder, made_by, lock, show
-        self._keep_states, self.about = keep_states, {}
+        self.folder, self._made_by, self._lock, self._keep_states, self.about = folder, made_by, lock, keep_states, {}
         self.state = saved.content["state"] if saved else None
         self._saves = int(saved is not None and saved.path.name == STATES[0])
 
@@ -88,8 +86,6 @@ class Run:
         """Add lines to the log."""
         if self._lock:
             append_lines(self.folder / LOG, lines)
-            for line in lines:
-                self._show(line)
 
     def save(self, state: dict) -> None:
         """Save all that the rest of a fit depends on; the state before it is kept too."""
@@ -107,15 +103,12 @@ class Run:
 def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE_PROCESS) -> Run | None:
     """The run folder, ready to be written; None when it holds this very run, finished.
 
-    built_on: what the run depends on beside its settings (metadata of the data, digest of the stage-1 model). Paths may
-    change, the content of files may not. An unfinished run of these settings is resumed, unless `--resume` says
-    otherwise; a finished one whose checkpoint is damaged is finished again. `--overwrite` replaces a finished run, and
-    one of other settings.
+    built_on: what the run depends on beside its settings (metadata of the data, digest of the stage-1 model). A
+    finished run whose checkpoint is damaged is finished again.
     Raises: ValueError when the folder holds another run (with the differences), when a program uses it, or when no
     saved state can be read; OSError when it cannot be written.
     """
     made_by, lock, saved = _made_by(settings(config), built_on), None, None
-    show = tensorboard_log(folder, config.tensorboard)
 
     def is_finished() -> bool:
         return (folder / METRICS).exists() and not config.overwrite and _is_complete(folder, made_by)
@@ -141,17 +134,17 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE
         return None
     if source and not saved:
         saved = SavedState(Path(source), load_checkpoint(Path(source)))
-    return Run(folder, made_by, saved, lock, show, config.keep_states)
+    return Run(folder, made_by, saved, lock, config.keep_states)
 
 
 def _made_by(deciding: dict, built_on: dict) -> dict:
-    """What identifies a run: settings, and the content of files. Data and covariates are in `built_on` already."""
+    """What identifies a run: settings, and the content of files, those of data and covariates in `built_on`."""
     files = {name: sha256_of(deciding[name]) for name in ("node_table", "graph") if deciding.get(name)}
     return {"config": _without_paths(deciding), "built_on": {**built_on, **({"files": files} if files else {})}}
 
 
 def _without_paths(settings: dict) -> dict:
-    """Settings that decide what a run computes; of paths, only whether they are given."""
+    """Settings that decide what a run computes; of paths, whether they are given."""
     settings = {name: value for name, value in settings.items() if name not in WITHOUT_INFLUENCE}
     return settings | {name: "given" for name in PATHS if settings.get(name)}
 
@@ -175,10 +168,7 @@ def newest_state(folder: Path) -> SavedState | None:
 
 
 def _is_complete(folder: Path, made_by: dict) -> bool:
-    """Whether a folder with scores has its checkpoint whole.
-
-    Raises: ValueError when it is another run's, or when the checkpoint is damaged and no state is there.
-    """
+    """Whether a folder with scores has its checkpoint whole. Raises: ValueError, also where there is no way back."""
     _refuse_another(folder, "a finished run", read_json(folder / CONFIG), made_by)
     if not (damaged := damage(folder / CHECKPOINT)):
         print(f"{folder} holds a finished run of these settings: nothing to do (--overwrite runs it again)")
@@ -191,10 +181,7 @@ def _is_complete(folder: Path, made_by: dict) -> bool:
 
 
 def _state_of_another_folder(config, made_by: dict) -> SavedState | None:
-    """The newest state in the folder that `--resume` names, None without one.
-
-    Raises: ValueError where there is none, or that of a run of other settings.
-    """
+    """The newest state in the folder that `--resume` names, None where it names none."""
     if config.resume in ("auto", "never"):
         return None
     origin = Path(config.resume).expanduser()
@@ -206,12 +193,9 @@ def _state_of_another_folder(config, made_by: dict) -> SavedState | None:
 
 
 def _state_to_resume(folder: Path, given: SavedState | None, config, made_by: dict) -> SavedState | None:
-    """The furthest state of this run, in its own folder or `given` by --resume; None to start at the beginning.
-
-    A program that torchrun starts again always resumes. Raises: ValueError where the own folder holds another run.
-    """
+    """The furthest state of this run, in its own folder or `given` by --resume; None to start at the beginning."""
     states = [given] if given else []
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by torchrun: it always resumes
     replaced = config.overwrite and (folder / METRICS).exists()
     if restarted or not (replaced or config.resume == "never"):
         try:
@@ -266,7 +250,6 @@ def _tidy(folder: Path, saved: SavedState | None) -> None:
 
 
 def _delete(folder: Path, names: Iterable[str]) -> None:
-    """Delete files of a run and their digests, where they exist."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
         (folder / f"{name}{DIGEST}").unlink(missing_ok=True)
