@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     metrics = {
         **{name: settings[name] for name in (*TASK, "seed", "recipe")},
         "split": "test", "method": config.mean_model, **scores, "best_epoch": result.best_epoch,
-        "epochs": result.epochs, "seconds_train": result.seconds, "seconds_sample": time.perf_counter() - start,
+        "epochs": result.epoch, "seconds_train": result.seconds, "seconds_sample": time.perf_counter() - start,
     }
     run.finish(metrics)
     if processes.first:

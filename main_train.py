@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     checkpoint.write_table(folder / checkpoint.WINDOWS, windows)
     simple = compare_simple(windows, simple, data.history_len + data.predict_len)
     metrics = {**scores, "simple": simple,
-               "mean_run": str(mean_path.parent), "best_epoch": result.best_epoch, "epochs": result.epochs,
+               "mean_run": str(mean_path.parent), "best_epoch": result.best_epoch, "epochs": result.epoch,
                "seconds_train": result.seconds}
     sample = ensemble_sampler(model, settings, device)
     try:

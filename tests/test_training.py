@@ -112,12 +112,12 @@ def test_a_linear_regression_is_solved():
     linear = run.model[1]
     assert torch.allclose(linear.weight[0], TRUTH, atol=1e-3) and linear.bias.item() == pytest.approx(4, abs=1e-3)
     assert run.result.best_loss < 1e-5 and run.lines[0]["training_loss"] > 1
-    assert run.result.epochs == 30 and run.result.seconds > 0
+    assert run.result.epoch == 30 and run.result.seconds > 0
 
 
 def test_the_weights_of_the_best_epoch_stand_in_the_model_at_the_end():
     run = Run(scores=[3.0, 1.0, 2.0, 1.5, 1.2])
-    assert (run.result.best_epoch, run.result.best_loss, run.result.epochs) == (2, 1.0, 5)
+    assert (run.result.best_epoch, run.result.best_loss, run.result.epoch) == (2, 1.0, 5)
     assert [(epoch, score) for epoch, score, _ in run.kept] == [(1, 3.0), (2, 1.0)]
     assert same(weights(run.model), run.kept[-1][2]) and same(weights(run.model), run.scored[1])
     assert not same(weights(run.model), run.scored[-1])
@@ -139,7 +139,7 @@ def test_an_equal_score_is_no_better_one():
 
 def test_the_untrained_weights_are_a_candidate_when_they_are_scored_first(capsys):
     run = Run(scores=[1.0, 2.0, 3.0, 2.5, 2.0, 1.5], score_first=True)
-    assert (run.result.best_epoch, run.result.best_loss, run.result.epochs) == (0, 1.0, 5)
+    assert (run.result.best_epoch, run.result.best_loss, run.result.epoch) == (0, 1.0, 5)
     assert [(epoch, score) for epoch, score, _ in run.kept] == [(0, 1.0)]
     torch.manual_seed(0)
     assert same(weights(run.model), weights(torch.nn.Sequential(torch.nn.Dropout(0.0), torch.nn.Linear(3, 1))))
@@ -160,7 +160,7 @@ def test_scoring_first_changes_nothing_in_training(ema):
 
 def test_patience_counts_from_the_untrained_weights_when_they_are_the_best():
     run = Run(scores=[1.0, 2.0, 2.0, 0.5], score_first=True, patience=2)
-    assert (run.result.epochs, run.result.best_epoch) == (2, 0)
+    assert (run.result.epoch, run.result.best_epoch) == (2, 0)
 
 
 # Stopping
@@ -171,7 +171,7 @@ def test_patience_counts_from_the_untrained_weights_when_they_are_the_best():
 ])
 def test_training_stops_after_as_many_epochs_without_a_better_score_as_patience_says(scores, patience, epochs, best):
     run = Run(scores=[float(score) for score in scores], patience=patience)
-    assert (run.result.epochs, run.result.best_epoch, len(run.lines)) == (epochs, best, epochs)
+    assert (run.result.epoch, run.result.best_epoch, len(run.lines)) == (epochs, best, epochs)
 
 
 def test_scores_that_are_never_finite_end_the_run_with_an_error_and_keep_nothing():

@@ -26,17 +26,11 @@ def paired_difference(ours, theirs, score, block):
         lower, upper = relative -+ half width of the mean of what each window adds to it, see `half_width`
 
     `block`: so many windows in a row share steps of the series, history_len + predict_len for windows one step apart.
-    Several seeds of a method are averaged window by window: the interval is about the windows, not about the seeds.
-    `ours`, `theirs`: the windows that `evaluate_ensemble` returns (torch or numpy), or a list of them, one per seed;
-    they are matched by `start`. Negative means that ours is better.
+    `ours`, `theirs`: the windows that `evaluate_ensemble` returns (torch or numpy), or a list of them, one per seed,
+    which are averaged; they are matched by `start`. Negative means that ours is better.
     -> dict of difference (in units of the score), relative, lower, upper; the last two are None for too few windows.
-    Raises: ValueError for a score that is unknown or missing in a forecast, windows that differ, a block below 1, or a
-    score of 0 of theirs.
+    Raises: ValueError for a score that is missing in a forecast, windows that differ, or a score of 0 of theirs.
     """
-    if score not in SCORES:
-        raise ValueError(f"no paired comparison by {score!r}: choose from {', '.join(SCORES)}")
-    if block < 1:
-        raise ValueError(f"blocks of {block} windows: a block has 1 at least")
     ours, theirs = ([each] if isinstance(each, dict) else list(each) for each in (ours, theirs))
     if not all(SCORES[score][0] in run for run in ours + theirs):
         raise ValueError(f"no {score} in the windows of every forecast: evaluate them again")
@@ -44,10 +38,8 @@ def paired_difference(ours, theirs, score, block):
     start = runs[0]["start"]
     for run in runs[1:]:
         if not torch.equal(run["start"], start):
-            raise ValueError(
-                f"cannot pair forecasts of different windows: one has {len(start)} (first step {start[:1].tolist()}), "
-                f"another {len(run['start'])} (first step {run['start'][:1].tolist()}); evaluate both on the same ones"
-            )
+            raise ValueError(f"cannot pair forecasts of different windows: one has {len(start)}, another "
+                             f"{len(run['start'])}; evaluate both on the same ones")
     (ours, ours_size), (theirs, theirs_size) = (_sums(each, score) for each in (runs[:len(ours)], runs[len(ours):]))
     ours_score, theirs_score = ours.sum() / ours_size.sum(), theirs.sum() / theirs_size.sum()
     if theirs_score == 0:
@@ -70,8 +62,7 @@ def half_width(values, block):
         half width = t(.975, B) * sqrt(mean_j weight_j^2 / n),    B = n / (BLOCKS_PER_COSINE * block), rounded
 
     The slowest cosines measure the variance of the mean, and their number is the degrees of freedom of Student's t.
-    Unlike a bootstrap of blocks this includes the correlation between blocks and the error of a variance from few of
-    them: docs/results/intervals.md compares them.
+    docs/results/intervals.md compares it with a bootstrap of blocks.
     Shapes: values (..., n) -> a number, or (...). Source: Mueller 2004; Lazarus, Lewis, Stock and Watson 2018.
     """
     count = values.shape[-1]
@@ -98,11 +89,7 @@ def in_words(found):
 
 
 def compare_simple(windows, simple, length):
-    """Scores of simple forecasters by name, each with `difference`: that of the run's CRPS to theirs; None if it is 0.
-
-    windows: those of the run; simple: (scores, windows) by name, see `pipeline.score_simple`; length of a window in
-    steps.
-    """
+    """Scores of simple forecasters (`pipeline.score_simple`), each with the `difference` of the run's CRPS, or None."""
     block = independent_block(windows["start"], length)
     return {name: scores | {"difference": paired_difference(windows, theirs, "CRPS", block) if scores["CRPS"] else None}
             for name, (scores, theirs) in simple.items()}
@@ -120,7 +107,6 @@ def against_best(simple):
 
 
 def _in_order(run):
-    """The windows of one forecast as tensors in the order of their start."""
     run = {name: torch.as_tensor(value) for name, value in run.items()}
     order = run["start"].argsort()
     return {name: value[order] for name, value in run.items()}

@@ -10,24 +10,14 @@ EARTH_RADIUS_KM = 6371.0
 
 
 class Diagnostics:
-    """Sums over chunks of windows from which every picture of a report is drawn.
-
-        diagnostics = Diagnostics()
-        for members, truth in chunks: diagnostics.update(members, truth)
-        diagnostics.by_node(), .bins(), .spread_skill(groups=10)
-
-    `sums` holds all that was seen, in float64; sums of several processes may be added.
-    """
+    """Sums over chunks of windows, in float64, from which every picture of a report is drawn."""
 
     def __init__(self):
         self.sums = {}
 
     @torch.no_grad()
     def update(self, members, truth, observed=None):
-        """Add a chunk of windows; where `observed` is False nothing counts.
-
-        Shapes: members (batch, member, horizon, node), truth and observed (batch, horizon, node). Units: physical.
-        """
+        """Add a chunk of windows, see `metrics.EnsembleScores.update`."""
         observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
         part = Chunk(members.double(), truth.where(observed, 0).double(), observed, None)
         truth, mean = part.truth, part.mean
@@ -51,12 +41,7 @@ class Diagnostics:
         self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
 
     def by_node(self) -> dict[str, np.ndarray]:
-        """Means over windows and horizon of every node, in physical units; NaN for a node that was never observed.
-
-        mean, truth, MAE, CRPS; CRPS_normalized, over the mean |truth|; spread and RMSE, the roots of the mean variance
-        and squared error; coverage90.
-        Shapes: each (node,).
-        """
+        """Means over windows and horizon, (node,) each, in physical units; NaN for a node that was never observed."""
         sums = self._numpy("targets", "mean", "truth", "size", "variance", "squared_error", "absolute_error", "crps",
                            "covered")
         targets = sums.pop("targets")
@@ -102,7 +87,7 @@ def pair_distances(first: np.ndarray, second: np.ndarray, grid: tuple[int, int] 
         haversine = sin^2(dlat / 2) + cos(lat_1) cos(lat_2) sin^2(dlon / 2),    distance = 2 R asin(sqrt(haversine))
 
     Shapes: first, second (pair,) of nodes; coordinates (node, 2), latitude and longitude in degrees; grid (rows,
-    columns), whose places the nodes are in row-major order, or those `kept` (node,); graph (node, node), its weights.
+    columns), of which the nodes are all places or those `kept` (node,); graph (node, node), its weights.
     None where none of them is known.
     """
     if coordinates is not None:

@@ -37,10 +37,9 @@ def evaluate_ensemble(sample, batches, physical, shape: tuple[int, int, int],
     """Score an ensemble forecast on batches of windows; every window counts once.
 
     sample(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units, float64;
-    shape (member, horizon, node); kind: see `EnsembleScores.compute`, threshold: `EnsembleScores`;
-    watch(members, truth, observed), where given, sees every batch of this process too, in physical units. Returns the
-    dict of the scores, `joint` among them unless that is off (see `joint.JointScores`, `texture.TextureScores`), and
-    those of every window with its `start`, which `utils.scores.comparison` pairs forecasts by.
+    shape (member, horizon, node); kind, threshold: see `EnsembleScores`; watch(members, truth, observed) sees every
+    batch of this process too, in physical units. Returns the dict of the scores, `joint` among them unless that is off,
+    and those of every window with its `start`, which `utils.scores.comparison` pairs forecasts by.
     """
     members, horizon, node = shape
     data, starts = batches.data, []
@@ -77,7 +76,6 @@ def named_nodes(scores: dict[str, list], names: tuple[str, ...]) -> dict[str, di
 
 
 def joint_scores(data, precision: torch.dtype = torch.float64) -> JointScores:
-    """An empty `JointScores` of the data's nodes, with their neighbourhoods and distances where these are known."""
     field = data.field
     distances = partial(pair_distances, grid=field.grid, kept=field.kept, coordinates=field.coordinates,
                         graph=field.graph)
@@ -100,21 +98,15 @@ def own_windows(batches, processes: Processes):
 
 
 def cross_check(sample, batches, physical) -> dict:
-    """CRPS of some windows by our estimator and by properscoring, and the largest difference of any target.
-
-    `batches` hold one window each.
-    """
+    """CRPS of some windows, one in each batch, by our estimator and by properscoring, and their largest difference."""
     checks = []
     for batch in batches:
         target_mask = slice(None) if batch.target_mask is None else batch.target_mask[0].flatten()
         checks.append(crps_cross_check(physical(sample(batch)).flatten(2)[..., target_mask],
                                        batch.truth.flatten(1)[..., target_mask]))
     count = len(checks)
-    return {
-        "windows": count,
-        **{name: sum(check[name] for check in checks) / count for name in ("ours", "properscoring")},
-        "largest_difference": max(check["largest_difference"] for check in checks),
-    }
+    means = {name: sum(check[name] for check in checks) / count for name in ("ours", "properscoring")}
+    return {"windows": count, **means, "largest_difference": max(check["largest_difference"] for check in checks)}
 
 
 @torch.no_grad()

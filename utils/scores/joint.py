@@ -37,7 +37,7 @@ SCORES = ("CRPS_sum", *(f"CRPS_{name}" for name in AGGREGATES), "energy_score", 
 # --- sets of nodes, and the control -------------------------------------------------------------------------
 
 def random_nodes(num_nodes, size, generator=None):
-    """Some nodes in ascending order, the same ones each time: they follow from the numbers. Shapes: -> (size,)."""
+    """Some nodes in ascending order, which follow from the numbers alone. Shapes: -> (size,)."""
     return torch.tensor(sorted((generator or random.Random(num_nodes)).sample(range(num_nodes), size)))
 
 
@@ -51,8 +51,7 @@ def random_regions(num_nodes):
 def shuffled(members, start, axis):
     """The members in an order of its own at every step (axis 2) or every node (axis 3), whole along the other axis.
 
-    An order follows from the window's `start` and the step or node: not from the batch, not from the values.
-    Shapes: members (batch, member, horizon, node), start (batch,).
+    An order follows from the window's `start` and the step or node. Shapes: members (batch, member, horizon, node).
     """
     place = torch.arange(members.shape[axis], device=members.device)
     noise = keyed_normal(key(axis, start.to(members.device).unsqueeze(1), place), members.shape[1:2])
@@ -106,10 +105,9 @@ class JointScores:
         for members, truth, start in chunks: scores.update(members, truth, start)
         report = scores.compute()
 
-    neighbours: (node, count), each row a neighbourhood; None: not known, and their scores are left out.
-    distances(first, second) -> (distances of these pairs of nodes, their unit) or None.
-    With a mask, sums and maxima are those of the observed nodes, of truth and members alike; a set without any does not
-    count. `sums`, `precision`: see `metrics.EnsembleScores`.
+    neighbours: (node, count), each row a neighbourhood; None: their scores are left out. distances(first, second) ->
+    (distances of these pairs of nodes, their unit) or None. With a mask, sums and maxima are those of the observed
+    nodes; a set without any does not count. `sums`, `precision`: see `metrics.EnsembleScores`.
     """
 
     def __init__(self, node, neighbours=None, distances=lambda first, second: None, precision=torch.float64):
@@ -127,11 +125,7 @@ class JointScores:
 
     @torch.no_grad()
     def update(self, members, truth, start, observed=None):
-        """Add a chunk of windows.
-
-        Shapes: members (batch, member, horizon, node), truth (batch, horizon, node), start (batch,), observed as truth:
-        which targets count; None: all. Units: physical.
-        """
+        """Add a chunk of windows, which begin at `start` (batch,); the others as in `metrics.EnsembleScores.update`."""
         physical = (truth if observed is None else truth.where(observed, 0)).double()
         members, truth, unit = in_units(members, truth, observed, self.precision)
         self._to(members.device)
@@ -173,8 +167,7 @@ class JointScores:
     def _over_sets(self, fields, observed=None):
         """Mean of the field, of every region and neighbourhood, and maximum of every region; 0 where none is observed.
 
-        Means and not sums, so that small and large sets weigh alike in their score; with gaps, the sum of the observed
-        nodes over the size of the set.
+        With gaps a mean is the sum of the observed nodes over the size of the set.
         Shapes: fields (batch, row, horizon, node), 0 where not observed -> (batch, row, horizon, set), see `families`.
         """
         by_node = low = fields.permute(3, 0, 1, 2).contiguous()  # a node is then one piece of memory
@@ -227,8 +220,7 @@ class JointScores:
     def correlations(self):
         """Correlations between nodes of the errors of the mean, and of the members around it, pooled over the horizon.
 
-        The two agree for a calibrated ensemble. `weight` is the product of the errors' standard deviations: in means
-        over pairs, nodes that hardly vary hardly count. Pairs with a node that never varies are left out.
+        `weight` is the product of the errors' standard deviations. Pairs with a node that never varies are left out.
         Shapes: first, second (the nodes), observed, forecast, control, weight, each (pair,), in numpy.
         """
         sums = {name: value.cpu() for name, value in self.sums.items()}
@@ -243,10 +235,9 @@ class JointScores:
         return {name: values[valid].numpy() for name, values in found.items()}
 
     def compute(self):
-        """All scores of the windows seen, as plain numbers, and those of the `control`; docs/scores.md defines them.
+        """All scores of the windows seen, and those of the `control`, defined in docs/scores.md; None: does not exist.
 
-        The energy and the variogram score are given for the control alone: those of the ensemble are in
-        `metrics.EnsembleScores`. What does not exist is None.
+        The energy and the variogram score are given for the control alone: `metrics.EnsembleScores` has the others.
         """
         sums = {name: value.cpu() for name, value in self.sums.items()}
         steps = {"observed": autocorrelation(_error_covariance(sums, "step")),

@@ -29,13 +29,10 @@ _CACHE_ELEMENTS = 2**18  # that of the variogram score on a CPU: it then stays i
 # --- one value per target -----------------------------------------------------------------------------------
 
 def sort_members(members):
-    """Members in ascending order. Shapes: (batch, M, ...) alike.
-
-    On a CPU numpy sorts, which carries no indices along: 14 times faster than torch for 50 members.
-    """
+    """Members in ascending order. Shapes: (batch, M, ...) alike."""
     if members.device.type != "cpu":
         return members.sort(dim=1).values
-    return torch.from_numpy(np.sort(members.detach().numpy(), axis=1))
+    return torch.from_numpy(np.sort(members.detach().numpy(), axis=1))  # 14 times faster than torch: no indices
 
 
 def member_quantiles(ordered, levels=QUANTILE_LEVELS):
@@ -43,7 +40,7 @@ def member_quantiles(ordered, levels=QUANTILE_LEVELS):
 
         position = level * (M - 1),    quantile = lerp(ordered[floor(position)], ordered[floor(position) + 1])
 
-    Not torch.quantile, which sorts anew and stops at 16 million elements.
+    torch.quantile stops at 16 million elements.
     Shapes: ordered (batch, M, ...) -> (batch, level, ...). Source: Hyndman and Fan 1996, definition 7.
     """
     last = ordered.shape[1] - 1
@@ -106,9 +103,8 @@ def covered(lower, upper, truth):
 def decile_counts(deciles, truth, observed=None):
     """Observations of each horizon, counted by how many of the members' nine deciles are < truth, and <= truth.
 
-    Where not `observed` (as truth; None: all are), an observation is left out.
-    Shapes: deciles (batch, 9, horizon, node), truth (batch, horizon, node) -> (horizon, below, upto) of 10 each,
-    float64.
+    Shapes: deciles (batch, 9, horizon, node), truth and observed (None: all are) (batch, horizon, node)
+    -> (horizon, below, upto) of 10 each, float64.
     """
     horizon, truth = truth.shape[1], truth.unsqueeze(1)
     below, upto = (x.sum(1, dtype=torch.int32) for x in (deciles < truth, deciles <= truth))
@@ -120,7 +116,6 @@ def decile_counts(deciles, truth, observed=None):
 def lowest_bins(pairs):
     """Observations in each of the ten bins between deciles; one that equals deciles counts in the lowest it touches.
 
-    The rule of the published tables: where most members and observations are zero, nearly all count in the lowest bin.
     Shapes: pairs (..., 10, 10) of `decile_counts` -> (..., 10). Source: CARD (arXiv:2206.07275) and its code.
     """
     return pairs.sum(-1)
@@ -129,7 +124,7 @@ def lowest_bins(pairs):
 def shared_bins(pairs):
     """The same; one that equals deciles is spread evenly over the bins that it touches, below .. upto.
 
-    That is the expectation of a random choice. Source: Dunn and Smyth 1996, Czado et al. 2009.
+    Source: Dunn and Smyth 1996, Czado et al. 2009.
     """
     each = torch.arange(10, device=pairs.device)
     low, high = each.view(10, 1, 1), each.view(10, 1)
@@ -148,9 +143,7 @@ def pit_counts(ordered, truth, observed=None):
         below, tied = number of members < truth, = truth
         the observation is spread evenly over [below, below + tied + 1] / (M + 1)
 
-    This is the rank histogram in PIT_BINS bins for any M, with ties broken evenly. Where not `observed`, an observation
-    is left out.
-    Shapes: ordered (batch, M, ...), truth (batch, ...) -> (PIT_BINS,), float64.
+    Shapes: ordered (batch, M, ...), truth and observed (None: all are) (batch, ...) -> (PIT_BINS,), float64.
     Source: Czado et al. 2009 (randomised PIT, in expectation); ranks: Hamill 2001.
     """
     ranks, truth = ordered.shape[1] + 1, truth.unsqueeze(1)
@@ -175,8 +168,7 @@ def pit_error(counts):
 def event_counts(probability, event, observed=None):
     """Number of targets, sum of their probabilities and number of events, in EVENT_BINS bins of the probability.
 
-    Where not `observed`, a target is left out.
-    Shapes: probability, event (batch, ...) -> (3, EVENT_BINS), float64. Source: Murphy and Winkler 1977.
+    Shapes: probability, event, observed (batch, ...) -> (3, EVENT_BINS), float64. Source: Murphy and Winkler 1977.
     """
     probability, event = _kept(probability, observed).double(), _kept(event, observed).double()
     place = (probability * EVENT_BINS).long().clamp_max(EVENT_BINS - 1)
@@ -211,13 +203,12 @@ def energy_score(members, truth):
 
         mean_m ||x_m - truth|| - sum_{m,k} ||x_m - x_k|| / (2 M^2)
 
-    All distances come from one Gram matrix of x - truth, in float64 where its cancellation does no harm.
     Shapes: members (batch, M, horizon, node), truth (batch, horizon, node) -> (batch, horizon), float64.
     Source: Gneiting and Raftery 2007, Eq. 22.
     """
     if len(truth) > 1:  # one window at a time: the distances between all members are the largest temporary
         return torch.cat([energy_score(*each) for each in zip(members.split(1), truth.split(1), strict=True)])
-    deviation = (members - truth.unsqueeze(1)).transpose(1, 2).double()
+    deviation = (members - truth.unsqueeze(1)).transpose(1, 2).double()  # float64: the Gram matrix cancels
     gram = deviation @ deviation.mT
     squared_norm = gram.diagonal(dim1=-2, dim2=-1)
     squared_distance = squared_norm.unsqueeze(-1) + squared_norm.unsqueeze(-2) - 2 * gram
@@ -226,10 +217,7 @@ def energy_score(members, truth):
 
 
 def variogram_pairs(num_nodes):
-    """Node pairs i < j of the variogram score: all, or MAX_VARIOGRAM_PAIRS of them drawn once and for all.
-
-    The draw depends on the number of nodes alone, not on the global random state. Shapes: -> (2, pair).
-    """
+    """Node pairs i < j of the variogram score: all, or MAX_VARIOGRAM_PAIRS by the number of nodes alone: (2, pair)."""
     total = num_nodes * (num_nodes - 1) // 2
     chosen = range(total)
     if total > MAX_VARIOGRAM_PAIRS:
@@ -244,8 +232,7 @@ def variogram_score(members, truth, pairs=None, observed=None):
 
         mean over pairs (i, j) of (sqrt(|truth_i - truth_j|) - mean_m sqrt(|x_mi - x_mj|))^2
 
-    A single node has no pairs and scores 0. Pairs are taken in chunks, so memory is bounded. A mask `observed` (as
-    truth) leaves the pairs of which it has both.
+    A single node has no pairs and scores 0. A mask `observed` (as truth) leaves the pairs of which it has both.
     Shapes: members (batch, M, horizon, node), truth (batch, horizon, node), pairs (2, pair)
     -> (batch, horizon), float64. Source: Scheuerer and Hamill 2015, equal weights; a mean where they sum.
     """
@@ -278,11 +265,7 @@ def observed_pairs(observed, pairs):
 
 
 def field_counts(truth, observed, pairs):
-    """What sums over fields are divided by, at each step: targets, and fields that have one, or a pair of nodes.
-
-    Shapes: truth and observed (None: all are) (batch, horizon, node), pairs (2, pair)
-    -> each (batch, horizon), float64.
-    """
+    """What sums over fields are divided by: targets, and fields that have one, or a pair: each (batch, horizon)."""
     if observed is None:
         ones = torch.ones_like(truth[..., 0], dtype=torch.float64)
         return {"targets": ones * truth.shape[2], "fields": ones, "paired_fields": ones}
@@ -296,10 +279,7 @@ def field_counts(truth, observed, pairs):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some windows as the scores see them: members and truth by `in_units`, and what several scores need of them.
-
-    Shapes: observed as truth, or None: all targets count; pairs (2, pair), of the variogram score.
-    """
+    """Some windows as the scores see them: members and truth by `in_units`, and what several scores need of them."""
 
     members: Tensor
     truth: Tensor
@@ -335,9 +315,9 @@ class Score:
     """A score that is a sum over all windows divided by another sum.
 
     value(chunk): (batch, horizon, node), of which only observed targets count, or (batch, horizon).
-    column: name of the sum, also in `windows.csv`. per: what it is divided by: targets, fields (steps of windows with
-    a target), paired_fields (with a pair of targets), abs_truth or abs_truth_sum. power: of the unit in the sum.
-    by_window: the sum of every window is kept too, so that forecasts can be compared with an interval.
+    column: name of the sum, also in `windows.csv`. per: the other sum: targets, fields (steps of windows with a
+    target), paired_fields (with a pair of targets), abs_truth or abs_truth_sum. power: of the unit in the sum.
+    by_window: the sum of every window is kept too.
     """
 
     value: Callable[[Chunk], Tensor]
@@ -405,10 +385,8 @@ class EnsembleScores:
 
     With a mask every score is that of the observed targets alone: CRPS_sum sums observed nodes, of truth and members;
     energy and variogram score are those of a step's observed nodes, and leave out steps that have none.
-    `sums` holds all that was seen, in float64 on the members' device; sums of several processes may be added.
-    `by_window()` gives what was seen of each window, for comparisons. precision: of what is computed of every member,
-    see `in_units`; float32 takes half the time. threshold, in physical units: the event that a value lies above it is
-    scored too, by the share of members above it.
+    `sums` holds all that was seen, in float64; sums of several processes may be added. precision: see `in_units`.
+    threshold, in physical units: the event that a value lies above it is scored too, by the share of members above it.
     """
 
     def __init__(self, horizon, node, members, precision=torch.float64, threshold=None):
@@ -420,10 +398,8 @@ class EnsembleScores:
 
     @torch.no_grad()
     def update(self, members, truth, observed=None):
-        """Add a chunk of windows.
+        """Add a chunk of windows; `observed`, as truth: which targets count. Units: physical.
 
-        Shapes: members (batch, member, horizon, node), truth (batch, horizon, node), observed as truth: which targets
-        count; None: all. Units: physical.
         Raises: ValueError for another shape or number of members, and for values that are not finite.
         """
         physical = (truth if observed is None else truth.where(observed, 0)).double()
@@ -457,11 +433,9 @@ class EnsembleScores:
         self._windows.append({name: by_step[name].sum(1) for name in (*BY_WINDOW, *FIELDS)})
 
     def by_window(self):
-        """What each window adds to the scores, in the order seen: input of `utils.scores.comparison.paired_difference`.
+        """What each window adds to the scores, in the order seen: BY_WINDOW, each (windows,), float64, on the CPU.
 
-        BY_WINDOW: sums over horizon and nodes; of a score that is a mean over fields, the mean over the observed steps
-        of the horizon (0 where there is none). Shapes: each (windows,), float64, on the CPU.
-        Raises: ValueError when no window was seen.
+        Of a score that is a mean over fields, the mean over the observed steps of the horizon (0 where there is none).
         """
         if not self._windows:
             raise ValueError("no scores: not one window was forecast")
@@ -472,11 +446,9 @@ class EnsembleScores:
         return {name: windows[name] for name in BY_WINDOW}
 
     def compute(self, kind="random"):
-        """All scores of the windows seen, as plain numbers; `per_horizon` holds lists, `per_node` those of nodes.
+        """All scores of the windows seen, as plain numbers, defined in docs/scores.md; None for what does not exist.
 
-        kind: of the ensemble, "random" members or "quantiles" at equidistant levels: what a calibrated one scores
-        depends on it (QICE_floor, coverage90_floor). docs/scores.md defines the scores. A ratio that does not exist
-        (CRPS of a horizon whose truth is all zero, spread over an error of zero) is None.
+        kind: "random" members or "quantiles" at equidistant levels, which QICE_floor and coverage90_floor depend on.
         Raises: ValueError when no window was seen or the truth is all zero.
         """
         if not self.sums:
@@ -529,23 +501,17 @@ class EnsembleScores:
                                       "event_rate": events / targets})}
 
     def _check(self, members, truth):
-        if members.dim() == 4 and members.shape[1] != self.members:
-            raise ValueError(f"found {members.shape[1]} members, expected --nsample {self.members}")
         target = (self.horizon, self.node)
         if truth.shape != (len(truth), *target) or members.shape != (len(truth), self.members, *target):
-            raise ValueError(
-                f"cannot score members {tuple(members.shape)} against truth {tuple(truth.shape)}: "
-                f"expected (batch, member, horizon, node) of {self.members} members, horizon {self.horizon}, "
-                f"{self.node} nodes, and the same without the member axis"
-            )
+            raise ValueError(f"cannot score members {tuple(members.shape)} against truth {tuple(truth.shape)}: "
+                             f"expected (batch, member, horizon, node) of {self.members} members (--nsample), horizon "
+                             f"{self.horizon}, {self.node} nodes, and the same without the member axis")
         if (members.sum() + truth.sum()).isfinite():  # ten times cheaper than to look at each; waits for the device
             return
         bad_members, bad_truth = ((~x.isfinite()).sum().item() for x in (members, truth))
-        if bad_members or bad_truth:
-            raise ValueError(
-                f"cannot score: {bad_members} of {members.numel()} member values and "
-                f"{bad_truth} of {truth.numel()} true values are NaN or infinite"
-            )
+        if bad_members or bad_truth:  # not where only the sum is too large
+            raise ValueError(f"cannot score: {bad_members} of {members.numel()} member values and {bad_truth} of "
+                             f"{truth.numel()} true values are NaN or infinite")
 
 
 def plain(scores):
@@ -563,10 +529,9 @@ def crps_cross_check(members, truth):
 
         fair = absolute_error - (absolute_error - empirical) * M / (M - 1),    empirical: by properscoring
 
-    In float64 and in chunks: without numba, properscoring takes memory quadratic in the members.
     Shapes: members (batch, member, ...), truth (batch, ...).
     """
-    import properscoring  # only this check needs it
+    import properscoring  # only this check needs it; without numba it takes memory quadratic in the members
 
     ordered = members.detach().movedim(1, -1).flatten(0, -2).double().cpu().sort(dim=1).values
     truth = truth.detach().flatten().double().cpu()
@@ -577,8 +542,5 @@ def crps_cross_check(members, truth):
         out.copy_(torch.from_numpy(properscoring.crps_ensemble(y.numpy(), x.numpy())))
     error = (ordered - truth.unsqueeze(1)).abs().mean(1)
     theirs = error - (error - empirical) * count / (count - 1)
-    return {
-        "ours": ours.mean().item(),
-        "properscoring": theirs.mean().item(),
-        "largest_difference": (ours - theirs).abs().max().item(),
-    }
+    return {"ours": ours.mean().item(), "properscoring": theirs.mean().item(),
+            "largest_difference": (ours - theirs).abs().max().item()}

@@ -66,14 +66,10 @@ def two_sample_auc(observed, members):
 
 
 class TextureScores:
-    """Ratios of members to observations, streamed over chunks of windows.
-
-        scores = TextureScores(spread, nearest)
-        for members, truth, observed, start in chunks: scores.update(members, truth, observed, start)
-        report = scores.compute(scores.by_window())
+    """Ratios of members to observations, streamed over chunks of windows; `sums` of several processes may be added.
 
     spread (node,): unit of each node, a node without any is left out; nearest (node, 25 or fewer), see
-    `WindowedField.nearest_nodes`, or None: then only steps are compared. `sums` of several processes may be added.
+    `WindowedField.nearest_nodes`, or None: then only steps are compared.
     """
 
     def __init__(self, spread, nearest=None):
@@ -85,11 +81,7 @@ class TextureScores:
 
     @torch.no_grad()
     def update(self, members, truth, observed, start):
-        """Add a chunk of windows.
-
-        Shapes: members (batch, member, horizon, node), truth and observed (or None: all) (batch, horizon, node), start
-        (batch,). Units: physical.
-        """
+        """Add a chunk of windows, see `metrics.EnsembleScores.update`; start (batch,)."""
         count, spread = members.shape[1], self.spread.to(members.device)
         total = members.sum(1, keepdim=True)
         some = members[:, :MEMBERS]
@@ -101,9 +93,9 @@ class TextureScores:
         found = {"size": size, "step": errors.diff(dim=2).square().mean((2, 3)), "sum": errors.mean(3).square().mean(2)}
         if self.nearest is not None:
             nearest = self.nearest.to(members.device)
-            found["near"] = self._roughness(errors, nearest[:, NEAR])
+            found["near"] = _roughness(errors, nearest[:, NEAR])
             if nearest.shape[1] >= FAR.stop:
-                found["far"] = self._roughness(errors, nearest[:, FAR])
+                found["far"] = _roughness(errors, nearest[:, FAR])
         features = torch.stack([((values + 1e-6 * size) / size.clamp_min(1e-12)).log()
                                 for name, values in found.items() if name != "size"], dim=-1)
         sums = {name: torch.stack([values[:, 0].sum(), values[:, 1:].mean(1).sum()]) for name, values in found.items()}
@@ -113,11 +105,6 @@ class TextureScores:
             sums["spectrum"] = torch.stack([quarters[:, 0].sum(0), quarters[:, 1:].mean(1).sum(0)])
         self.sums = {name: self.sums.get(name, 0) + value for name, value in sums.items()}
         self._windows.append((start.cpu(), features.cpu()))
-
-    @staticmethod
-    def _roughness(errors, nodes):
-        """Mean squared difference to some other nodes of each: (batch, row)."""
-        return sum((errors - errors[..., one]).square().mean((2, 3)) for one in nodes.T) / nodes.shape[1]
 
     def by_window(self):
         """Features of every window, of the observation and of members: (windows, 1 + members, feature), and `start`."""
@@ -131,17 +118,16 @@ class TextureScores:
         observed; spectrum: share of the variance by quarter of the graph's eigenvectors, smooth ones first, members /
         observed; AUC: see `two_sample_auc`, of the logarithms of four such shares.
         """
-        size = self.sums["size"].cpu()
-
-        def ratio(name):
-            shares = self.sums[name].cpu() / size
-            return shares[1] / shares[0]
-
-        spectrum = None
-        if "spectrum" in self.sums:
-            shares = self.sums["spectrum"].cpu() / self.sums["spectrum"].cpu().sum(1, keepdim=True)
-            spectrum = shares[1] / shares[0]
+        found, sums = {}, {name: value.cpu() for name, value in self.sums.items()}
+        for name in sums.keys() & {"near", "step", "spectrum"}:
+            total = sums["size"] if name != "spectrum" else sums[name].sum(1, keepdim=True)
+            shares = sums[name] / total
+            found[name] = shares[1] / shares[0]
         features = windows["features"][windows["start"].argsort()]
-        found = {"near": ratio("near") if "near" in self.sums else None, "step": ratio("step"), "spectrum": spectrum}
-        return {**dict.fromkeys(found), **plain({name: each for name, each in found.items() if each is not None}),
+        return {**dict.fromkeys(("near", "step", "spectrum")), **plain(found),
                 "AUC": two_sample_auc(features[:, 0], features[:, 1:])}
+
+
+def _roughness(errors, nodes):
+    """Mean squared difference to some other nodes of each: (batch, row)."""
+    return sum((errors - errors[..., one]).square().mean((2, 3)) for one in nodes.T) / nodes.shape[1]

@@ -58,19 +58,9 @@ class Plan:
                    config.seed)
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """How a fit went: the best validation loss, its epoch, epochs run, and seconds spent."""
-
-    best_loss: float
-    best_epoch: int
-    epochs: int
-    seconds: float
-
-
 @dataclass
 class Progress:
-    """Where a fit stands. With weights, their average and the optimiser it decides all that follows.
+    """Where a fit stands: with weights, their average and the optimiser it decides all that follows.
 
     step is the next one of the epoch, loss the sum over those before it; unlogged are lines that could not be written.
     """
@@ -86,13 +76,11 @@ class Progress:
     unlogged: list = field(default_factory=list)
 
 
-def fit(model: nn.Module, goal: Goal, plan: Plan, run: Run, processes: Processes = SINGLE_PROCESS) -> FitResult:
+def fit(model: nn.Module, goal: Goal, plan: Plan, run: Run, processes: Processes = SINGLE_PROCESS) -> Progress:
     """Train `model`, keep its best weights in `run`, stop early; resume bit-exactly from the state of `run`.
 
     The weights of the best epoch are in `model` at the end. With `ema` the averaged weights are scored and kept.
-    Order, dropout and noise follow from (seed, epoch, step). No step waits for the device.
-    processes: those that share the batches; the loss sees the rows of this one, all take the same steps.
-
+    Order, dropout and noise follow from (seed, epoch, step). processes: those that share the batches.
     Raises: FloatingPointError at the step whose loss or gradient is not finite; Stopped after a signal.
     """
     fitting = _Fit(model, goal, plan, run, processes)
@@ -218,7 +206,7 @@ class _Fit:
                  {name: part.state_dict() for name, part in self.parts.items()} | {"progress": progress})
 
     def print_epoch(self, training_loss: float | None, validation_loss: float) -> None:
-        """Print the line of an epoch. What is left is estimated without the first epoch, which starts things up."""
+        """Print the line of an epoch; the first one, which starts things up, counts in no estimate."""
         at, plan = self.at, self.plan
         line = f"epoch {at.epoch}/{plan.epochs}  validation loss {validation_loss:.4f}  best {at.best_loss:.4f}"
         if at.epoch:
@@ -228,7 +216,7 @@ class _Fit:
         print(line, flush=True)
         self.bar.refresh()
 
-    def finish(self) -> FitResult:
+    def finish(self) -> Progress:
         """Put the best weights into the model, and write what could not be written before.
 
         Raises: FloatingPointError where there are none.
@@ -243,7 +231,7 @@ class _Fit:
             self.run.keep(at.best_weights, at.best_epoch, at.best_loss)
         self.model.load_state_dict(at.best_weights)
         self.model.eval()
-        return FitResult(at.best_loss, at.best_epoch, at.epoch, self.seconds())
+        return replace(at, seconds=self.seconds())
 
 
 class _Loss(nn.Module):
@@ -259,10 +247,7 @@ class _Loss(nn.Module):
 
 @dataclass(frozen=True)
 class _Step:
-    """A step that was taken. It is looked at one step later, while the device is busy with the next one.
-
-    finite: whether the loss of this process and all gradients were, as a tensor on the device.
-    """
+    """A step that was taken, and whether all was finite; it is looked at while the device is busy with the next one."""
 
     finite: Tensor | bool = True
     value: Tensor | None = None
@@ -282,12 +267,11 @@ class _Step:
         raise FloatingPointError(
             f"{self.where}: the loss is {value:g}" + (", a gradient is not finite" if math.isfinite(value) else "") +
             f"; its batch holds the windows that begin at time steps {', '.join(map(str, windows))}. Look at the data "
-            "there, or try a smaller learning rate; the best weights so far are kept"
-        )
+            "there, or try a smaller learning rate; the best weights so far are kept")
 
 
 def _attempt(write, *content) -> bool:
-    """Write a file that training can do without for now; whether it went well."""
+    """Write what training can do without for now: whether it went well."""
     try:
         write(*content)
     except OSError as error:
