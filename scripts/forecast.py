@@ -34,8 +34,7 @@ from utils.training.distributed import SINGLE_PROCESS, Processes, join
 @dataclass(frozen=True)
 class Series:
     """What a forecast starts from: values (time, node), the position of their first step in the series of the run, the
-    steps before a history that it looks back to, and covariates (time, node or 1, covariate), which may reach further,
-    or None."""
+    longest lag, and covariates (time, node or 1, covariate), which may reach further, or None."""
 
     values: torch.Tensor
     first: int
@@ -43,10 +42,7 @@ class Series:
     covariates: torch.Tensor | None
 
     def window(self, begin: int, history_len: int, predict_len: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """History and covariates of the window that begins at a step, NaN for steps before the series.
-
-        Raises: ValueError where covariates end.
-        """
+        """History and covariates of the window that begins at a step, NaN for steps before the series."""
         given = as_real(self.values[max(begin - self.max_lag, 0):begin + history_len]).numpy()
         missing, covariates = self.max_lag + history_len - len(given), None
         history = np.pad(given, ((missing, 0), (0, 0)), constant_values=np.nan)
@@ -59,10 +55,7 @@ class Series:
 
 
 def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariates: str) -> Series:
-    """The field to forecast, of the run's own file or of another one, and its covariates.
-
-    Raises: ValueError when the file holds another field than that of the run: what differs.
-    """
+    """The field to forecast, of the run's own file or of another one of the same field, and its covariates."""
     config, field = run.checkpoint["config"], run.field
     if covariates and not field.covariates:
         raise ValueError(f"--covariates {covariates}: the run was trained without any")
@@ -85,8 +78,7 @@ def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "",
                    split: str = "") -> Sequence[int]:
     """Where the histories begin in a series of so many steps, whose first one has the position `first`.
 
-    Without a choice the history is the end of the series, and the future unseen.
-    Raises: ValueError where the series is too short for the choice.
+    Without a choice the history is the end of the series. Raises: ValueError where the series is too short.
     """
     history_len, predict_len = (run.checkpoint["config"][name] for name in ("history_len", "predict_len"))
 
@@ -117,10 +109,9 @@ def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "",
 
 def forecasts(run: TrainedForecaster, series: Series, windows: Sequence[int], flags: dict,
               processes: Processes = SINGLE_PROCESS, online: bool = False) -> Iterator[Forecast]:
-    """Forecasts of windows, as many at a time as are sampled together; numbers do not depend on how many these are.
+    """Forecasts of windows, as many at a time as are sampled together; several processes share them, and get all.
 
-    Several processes draw the windows of a part between them, and all get the whole part. online: each window is
-    corrected by what has been observed of those before, see `models.online`; that takes one process.
+    online: each window is corrected by what has been observed of those before, see `models.online`, in one process.
     """
     correction = run.online() if online else None
     settings = {**run.checkpoint["config"], **flags}

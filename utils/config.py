@@ -375,16 +375,13 @@ class FlagParser(argparse.ArgumentParser):
             if path and path.absolute() in seen:
                 raise ValueError(f"{name} {path}: another flag writes there too; choose another name")
             seen |= {path.absolute()} if path else set()
-        if own and hasattr(given, "overwrite"):
-            del given.overwrite
+        if own:
+            vars(given).pop("overwrite", None)
         return given, unknown
 
     def refuse_existing(self, name: str, paths: Iterable[Path | None], given: argparse.Namespace) -> None:
-        """Raises: ValueError where a file of the flag `name` exists, and `--overwrite` is not given.
-
-        Only the first of several processes checks: it may have written the file before another one starts.
-        """
-        if rank_from_environment():
+        """Raises: ValueError where a file of the flag `name` exists, and `--overwrite` is not given."""
+        if rank_from_environment():  # the first process may have written it already
             return
         there = [path for path in paths if path and os.path.lexists(path)]
         if there and not getattr(given, "overwrite", False):
@@ -397,7 +394,7 @@ class FlagParser(argparse.ArgumentParser):
                               "must be the same")
 
     def add_flags(self, config_class, choices: dict, names: tuple[str, ...] | None = None) -> None:
-        """Add the fields of a configuration (or those of `names`) in their groups; flags not given are not set.
+        """Add the fields of a configuration (or those of `names`); flags not given are not set.
 
         choices: accepted values of the flags whose names are open lists, e.g. {"sampler": SAMPLERS}.
         """

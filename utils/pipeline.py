@@ -78,10 +78,7 @@ def window_settings(settings: dict) -> WindowSettings:
 
 def open_windows(settings: dict, data_dir: str, device: torch.device | str,
                  like: FieldSummary | None = None) -> WindowedField:
-    """The dataset of a configuration (as a dict: also that of a checkpoint), as windows on the device.
-
-    like: see `data.fields.load_field`.
-    """
+    """The dataset of a configuration, as windows on the device; like: see `data.fields.load_field`."""
     field = load_field(settings["data_name"], data_dir_from(data_dir), own_file(settings), settings["missing"],
                        settings["null_value"], oracle_settings(settings), like)
     field = supported(field, settings["support"])
@@ -97,10 +94,7 @@ def open_windows(settings: dict, data_dir: str, device: torch.device | str,
 
 
 def located(settings: dict, **moved: str) -> dict:
-    """Settings of a run with the new paths of files that have `moved`, by flag; "" where one has not.
-
-    Raises: ValueError for a file that the run was trained without; FileNotFoundError, with its flag, for a missing one.
-    """
+    """Settings of a run with the new paths of files that have `moved`, by flag; "" where one has not."""
     for name, path in moved.items():
         if path and not settings[name]:
             raise ValueError(f"--{name} {path}: the run was trained " + (
@@ -115,10 +109,7 @@ def located(settings: dict, **moved: str) -> dict:
 
 
 def open_run_data(content: dict, data_dir: str, device: torch.device | str, **moved: str) -> WindowedField:
-    """The data that a checkpoint of either stage was trained on; moved: see `located`.
-
-    Raises: ValueError for other data, with the differences.
-    """
+    """The data that a checkpoint was trained on; moved: see `located`. Raises: ValueError with the differences."""
     like = FieldSummary.from_state(content["field"]) if "field" in content else None  # stage 1 keeps none
     data = open_windows(located(content["config"], **moved), data_dir, device, like)
     trained = content["data"] | content.get("fingerprint", {})
@@ -129,9 +120,9 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str, **mo
 
 
 def open_run_field(content: dict, data_dir: str, data_path: str = "") -> tuple[Field, int]:
-    """The field that a checkpoint forecasts, from its own file or a newer one, and the first step of its last segment.
+    """The field that a checkpoint forecasts, from its own file or a newer one, and where its last segment begins.
 
-    The step is its position in the series of the run. Raises: ValueError for another field, with the differences.
+    That is a position in the series of the run. Raises: ValueError for another field, with the differences.
     """
     field, config = FieldSummary.from_state(content["field"]), content["config"]
     config = config | {"node_table": "", "graph": "", "covariates": ""}  # the checkpoint holds what a forecast needs
@@ -168,10 +159,7 @@ def check_shares(data: WindowedField, processes: Processes, **limits: int) -> No
 
 
 def neighbours_of(data: WindowedField, config) -> torch.Tensor | None:
-    """The nodes that each is mixed with, (node, `--neighbours`), nearest first; None where the denoiser needs none.
-
-    Raises: ValueError where it does, and nothing determines which nodes are near.
-    """
+    """The nodes that each is mixed with, (node, `--neighbours`), nearest first; None where the denoiser needs none."""
     if "nearest" not in DENOISERS[config.denoiser].mixing:
         return None
     nearest = data.nearest_nodes(1 + config.neighbours)
@@ -195,7 +183,6 @@ def note_few_windows(data: WindowedField) -> None:
 # --- stage 1 -------------------------------------------------------------------------------------------------
 
 def mean_loss(model: MeanModel, config, device: torch.device):
-    """The function training batch -> loss of stage 1."""
     def loss(batch):
         with own_rows(batch.rows), autocast(device, config.amp):
             return model.loss(batch.future, batch.context)
@@ -219,11 +206,9 @@ def mean_validation_loss(data: WindowedField, config, processes: Processes = SIN
 
 
 def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel, dict, Path]:
-    """The stage-1 model that a stage-2 run builds on: model, its settings, its checkpoint.
+    """The stage-1 model that a stage-2 run builds on, its settings and checkpoint; in a dry run perhaps untrained.
 
-    A dry run without one takes an untrained model.
-    Raises: ValueError when there is none, or one for another recipe, other data or lengths, with the differences and
-    the command that trains it.
+    Raises: ValueError with the command that trains it, where there is none or one that does not fit.
     """
     folder = _mean_folder(config)
     path, command = folder / checkpoint.CHECKPOINT, _pretrain_command(config)
@@ -271,7 +256,7 @@ def _mean_folder(config: TrainConfig) -> Path:
 
 
 def _mean_preset(config: TrainConfig) -> PretrainConfig:
-    """The default settings of stage 1 for the task and recipe of a stage-2 run."""
+    """Settings of stage 1 for the task and recipe of a stage-2 run."""
     return resolve(PretrainConfig, {name: getattr(config, name) for name in (*TASK, "recipe")})
 
 
@@ -288,7 +273,7 @@ def _pretrain_command(config: TrainConfig) -> str:
 # --- stage 2 -------------------------------------------------------------------------------------------------
 
 def choose_margin(config: TrainConfig, data: WindowedField) -> TrainConfig:
-    """The configuration with the margin that `--margin auto` stands for: see MANY_ZEROS."""
+    """The configuration with the margin that `--margin auto` stands for."""
     if config.margin != "auto":
         return config
     parts = data.training.split(BLOCK)
@@ -300,15 +285,14 @@ def choose_margin(config: TrainConfig, data: WindowedField) -> TrainConfig:
 
 
 def can_be_kept(prepared: torch.Tensor, windows: int) -> bool:
-    """Whether stage-1 output about so many windows is kept, by what is `prepared` for some."""
+    """Whether stage-1 output about so many windows is kept."""
     return prepared[0].nbytes * windows <= PREPARED_BYTES
 
 
 def prepare_windows(model: Forecaster, batches) -> Callable[[Batch], torch.Tensor | None]:
-    """The function batch of some of these windows, and of no others -> the frozen stage-1 output about them.
+    """The function batch of some of these windows -> the frozen stage-1 output about them, computed once for all.
 
-    It is computed for all of them at the first call. Where that is too much to be kept the function gives None: then
-    the loss computes it at every step.
+    None where that is too much to be kept: then the loss computes it at every step.
     """
     starts = batches.starts.sort().values.to(next(model.parameters()).device)
 
@@ -340,8 +324,7 @@ def validation_loss(model: Forecaster, data: WindowedField, config, processes: P
                     prepared=lambda batch: None) -> torch.Tensor:
     """Loss on validation windows, each with a step and noise of its own that never change.
 
-    The steps follow the multiples of the golden ratio: any stretch of windows visits all of them evenly. It costs
-    one network call per window, where a sampled score costs members x steps of them. prepared: see `prepare_windows`.
+    The steps follow the multiples of the golden ratio: any stretch of windows visits all of them evenly.
     """
     def loss(batch):
         shape = 3, *batch.future.shape[1:]
@@ -353,7 +336,6 @@ def validation_loss(model: Forecaster, data: WindowedField, config, processes: P
 
 
 def training_loss(model: Forecaster, prepared: Callable[[Batch], torch.Tensor | None], config, device: torch.device):
-    """The function training batch -> loss of stage 2, with what `prepare_windows` gave."""
     def loss(batch):
         stage1_output = prepared(batch)
         with own_rows(batch.rows):
@@ -364,7 +346,7 @@ def training_loss(model: Forecaster, prepared: Callable[[Batch], torch.Tensor | 
 
 
 def corrected_sampler(sample, data: WindowedField, online: OnlineCalibration):
-    """The function batch -> members of `sample`, each window corrected by those before it; in physical units."""
+    """The function batch -> members in physical units, each window corrected by those before it."""
     def corrected(batch: Batch) -> torch.Tensor:
         history, seen = data.scaler.physical(batch.context.history), data.history_len
         if batch.context.observed is not None:
@@ -406,8 +388,7 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
 def baseline_sampler(name: str, data, model, settings: dict, kind: str = "random"):
     """The function batch -> members of a baseline, all of them values that the field can take.
 
-    kind: "random" members, or the "quantiles" of their law in their rank order; of whole fields drawn from a pool,
-    those of OVERSAMPLED times as many.
+    kind: "random" members, or the "quantiles" of their law in their rank order; of pooled fields, of more members.
     """
     members, shape = settings["nsample"], (settings["predict_len"], data.num_nodes)
     drawn = OVERSAMPLED * members if kind == "quantiles" and name in POOLED else members
@@ -428,10 +409,7 @@ def baseline_sampler(name: str, data, model, settings: dict, kind: str = "random
 
 def score_simple(settings: dict, data: WindowedField, split: str, processes: Processes = SINGLE_PROCESS,
                  joint: bool = True) -> dict[str, tuple[dict, dict]]:
-    """Scores, and those of each window, of the forecasters without a network on the windows of a run, by name.
-
-    They have as many members as the run, drawn at random. One that the data are too short for is left out.
-    """
+    """Scores, and those of each window, of the forecasters without a network, by name; those that can be fitted."""
     found = {}
     for name in SIMPLE:
         try:

@@ -4,8 +4,7 @@
 
 For each run, named after its folder: joint_<run>_members.png, three members of one field beside the observation, where
 nodes form a grid or have coordinates; joint_<run>_correlation.png, correlation between nodes against their distance;
-and joint_<run>_regions.png, the PIT histogram of means over random regions. The last two are drawn from metrics.json;
-the test windows of a run without joint scores there are forecast again.
+and joint_<run>_regions.png, the PIT histogram of means over random regions. The last two are drawn from metrics.json.
 """
 
 from pathlib import Path
@@ -17,7 +16,7 @@ from models import TrainedForecaster, ensemble_sampler, load_forecaster
 from utils.config import FlagParser, TrainConfig
 from utils.output import plots
 from utils.output.forecasts import on_grid
-from utils.pipeline import open_run_data, score_ensemble
+from utils.pipeline import open_run_data
 from utils.program import run_main
 from utils.training.checkpoint import METRICS, read_json
 from utils.training.device import choose_device
@@ -59,17 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
     for folder in given["run_folders"]:
         run = load_forecaster(folder, device)
         data = open_run_data(run.checkpoint, given.get("data_dir", ""), device)
-        scores = read_json(folder / METRICS) if (folder / METRICS).exists() else {}
-        if "joint" not in scores:
-            scores, _ = score_ensemble(run.model, run.checkpoint["config"], data, "test", device)
-        joint = scores["joint"]
+        joint = read_json(folder / METRICS)["joint"]
         curve = joint["correlation"]
-        pictures = {"members": member_picture(run, data), "regions": plots.region_shares(joint),
-                    "correlation": plots.correlation_curve(curve) if curve["forecast"] else None}
-        for name, figure in pictures.items():
+        for name, figure in zip(PICTURES, (
+                member_picture(run, data), plots.region_shares(joint),
+                plots.correlation_curve(curve) if curve["forecast"] else None), strict=True):
             if figure:
-                plots.write_figure(figure, path_of(given["out"], folder, name))
-                print(path_of(given["out"], folder, name))
+                path = path_of(given["out"], folder, name)
+                plots.write_figure(figure, path)
+                print(path)
     return 0
 
 

@@ -33,10 +33,7 @@ GAPS = ("forecast", "control")  # the lines of a run whose correlations are comp
 
 def exact_members(law: OraclePredictive | SkewedPredictive, members: int, generator: torch.Generator,
                   ensemble: str) -> torch.Tensor:
-    """An ensemble of the exact law: "random" draws, or its "quantiles" at the levels (i + 1/2) / M in their rank order.
-
-    Shapes: (batch, member, F, node). Units: physical.
-    """
+    """An ensemble (batch, member, F, node) of the exact law: "random" draws, or its "quantiles" in their rank order."""
     drawn = law.sample(members, generator)
     if ensemble == "random":
         return drawn
@@ -93,10 +90,7 @@ def compare_joint(ours: dict, exact: dict, law: dict) -> dict:
 
 
 def compare(folder: Path) -> dict:
-    """A run's scores, those of the exact forecaster, and their ratios.
-
-    Raises: ValueError for a folder that is not of a stage-2 run on the synthetic field.
-    """
+    """A run's scores, those of the exact forecaster, and their ratios."""
     config = read_json(folder / CONFIG)["config"]
     if config["data_name"] != "Oracle":
         raise ValueError(f"{folder}: a run on {config['data_name']}; only Oracle has an exact forecaster")
@@ -129,13 +123,7 @@ def show(found: dict) -> None:
     for name in found["ours"]:
         print(f"{name:20}{found['ours'][name]:10.4g}{found['exact'][name]:10.4g}{found['ratio'][name]:8.3f}")
     if "joint" in found:
-        joint = found["joint"]
-        print(f"{'':40}{'ratio':>8}{'  without dependence':>20}")
-        for name, ratio in joint["ratio"].items():
-            print(f"{name:40}{ratio:8.3f}{joint['control_ratio'][name]:20.3f}")
-        gap = joint["gap"]
-        print(f"{'correlation, largest gap to the law':40}{gap['forecast']:8.3f}{gap['control']:20.3f}   (the exact "
-              f"forecaster's {gap['exact']:.3f})")
+        print(table([found]))
 
 
 def table(runs: list[dict]) -> str:

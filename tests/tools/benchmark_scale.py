@@ -20,7 +20,6 @@ import torch
 from models import ensemble_sampler
 from scripts.check_data import forecaster_of, seconds_per_step
 from tests.tools.benchmark_speed import mean_model_of, seconds_of
-from tests.tools.children import at_least_one
 from utils.config import FlagParser, PretrainConfig, TrainConfig, output_path
 from utils.output.tables import markdown
 from utils.pipeline import mean_loss, open_windows, training_loss
@@ -89,10 +88,10 @@ def table(rows: list[dict], batch_size: int, members: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
-    parser.add_argument("--nodes", type=at_least_one, nargs="+", default=NODES, help="numbers of nodes, ascending")
-    parser.add_argument("--steps", type=at_least_one, default=50000, help="time steps of the field (default: 50000)")
-    parser.add_argument("--batch_size", type=at_least_one, default=8, help="windows per training step (default: 8)")
-    parser.add_argument("--nsample", type=at_least_one, default=50, help="members of a forecast (default: 50)")
+    parser.add_argument("--nodes", type=int, nargs="+", default=NODES, help="numbers of nodes, ascending")
+    parser.add_argument("--steps", type=int, default=50000, help="time steps of the field (default: 50000)")
+    parser.add_argument("--batch_size", type=int, default=8, help="windows per training step (default: 8)")
+    parser.add_argument("--nsample", type=int, default=50, help="members of a forecast (default: 50)")
     parser.add_argument("--json", type=output_path, default=None, help="write the numbers there")
     parser.add_argument("--table", type=output_path, default=None, help="write the table there as Markdown")
     given = parser.parse_args(arguments)

@@ -1,6 +1,5 @@
 """Programs in forked processes, for tests and the soak: start, kill, exit status, output."""
 
-import argparse
 import os
 import signal
 import socket
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from utils.config import LARGEST_NUMBER
 from utils.program import run_main
 
 
@@ -73,10 +71,3 @@ def in_child(work) -> int:
 def in_children(work, count: int) -> list[int]:
     """Exit statuses of `count` processes, see `start_children`."""
     return [end_of(child) for child in start_children(work, count)]
-
-
-def at_least_one(text: str) -> int:
-    """The value of a tool's flag that counts something."""
-    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_NUMBER:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {LARGEST_NUMBER}")
-    return int(text)

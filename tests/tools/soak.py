@@ -25,8 +25,8 @@ import torch
 import main_pretrain
 import main_train
 from models import ensemble_sampler, load_forecaster
-from tests.tools.bad_inputs import RUN, TINY, bad_array, bad_checkpoint, bad_command, fault, files_below
-from tests.tools.children import at_least_one, end_of, start_child, start_children
+from tests.tools.bad_inputs import RUN, TINY, bad_array, bad_checkpoint, fault, files_below
+from tests.tools.children import end_of, start_child, start_children
 from utils.config import FlagParser, output_path
 from utils.pipeline import open_run_data
 from utils.program import run_main
@@ -36,7 +36,7 @@ STAGES = {"mean": (main_pretrain, []),
           "diffusion": (main_train, ["--nsample", "4", "--sample_steps", "3", "--test_windows", "8"])}
 MOST_KILLS = 3  # of a stage, before it may run to its end
 SECONDS, MEMORY = 60, 4 << 30  # that a program may take for a bad input, and bytes beyond what it has
-KINDS = {"array": bad_array, "checkpoint": bad_checkpoint, "command line": bad_command}
+KINDS = {"array": bad_array, "checkpoint": bad_checkpoint}
 
 
 def report(tried: Counter, lost: list[dict]) -> dict:
@@ -191,10 +191,10 @@ def soak_inputs(inputs: int, seed: int, folder: Path, pattern: Path, deadline: f
 
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=at_least_one, default=30, help="kills in all (default: 30)")
-    parser.add_argument("--inputs", type=at_least_one, default=1000, help="fuzzed inputs (default: 1000)")
+    parser.add_argument("--kills", type=int, default=30, help="kills in all (default: 30)")
+    parser.add_argument("--inputs", type=int, default=1000, help="fuzzed inputs (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of times and inputs (default: 0)")
-    parser.add_argument("--minutes", type=at_least_one, default=20, help="most minutes that it takes, half of them "
+    parser.add_argument("--minutes", type=int, default=20, help="most minutes that it takes, half of them "
                         "for the kills (default: 20)")
     parser.add_argument("--json", type=output_path, default=None, help="write the figures there")
     given = parser.parse_args(arguments)

@@ -5,9 +5,6 @@ import errno
 import importlib.util
 import itertools
 import math
-import shutil
-import tempfile
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,11 +41,11 @@ TIME_UNITS = {"m": "minutes since 1970-01-01 00:00:00", "s": "seconds since 1970
 
 @dataclass(frozen=True)
 class Forecast:
-    """Members of a forecast; or of those of several windows: then every array has a window axis before its others.
+    """Members of a forecast; of several windows, every array has a window axis before its others.
 
-    Shapes: members (member, F, node); times (F,), which are forecast; issued (), the time of the last observation: the
-    stamps of the data, in UTC where they have a time zone (`field.time_zone`). Units: physical. `field` says what is
-    forecast (`data.summary.FieldSummary`), `source` how.
+    Shapes: members (member, F, node); times (F,), which are forecast; issued (), the time of the last observation: in
+    UTC where the data have a time zone. Units: physical. `field` says what is forecast
+    (`data.summary.FieldSummary`), `source` how.
     """
 
     members: np.ndarray
@@ -70,10 +67,7 @@ class Forecast:
         return self.members.mean(-3)
 
     def quantile(self, level: float | Iterable[float]) -> np.ndarray:
-        """Quantile of the members, linear between the sorted ones as in the scores: (F, node), or (level, F, node).
-
-        Raises: ValueError for a level that is not between 0 and 1.
-        """
+        """Quantile of the members, linear between the sorted ones as in the scores: (F, node), or (level, F, node)."""
         levels = np.atleast_1d(level)
         if not ((levels >= 0) & (levels <= 1)).all():
             raise ValueError(f"quantile {level}: a level lies between 0 and 1")
@@ -97,10 +91,7 @@ class Forecast:
         return pd.DataFrame(columns)
 
     def to_xarray(self, values: str = "both"):
-        """An `xarray.Dataset` after the CF conventions, laid out as docs/forecasting.md says.
-
-        Raises: ValueError where xarray is not installed.
-        """
+        """An `xarray.Dataset` after the CF conventions, laid out as docs/forecasting.md says."""
         require("xarray")
         import xarray
 
@@ -131,9 +122,7 @@ class Forecast:
         """The arrays of one of VALUES, each (window, member or level, F, node). Raises: ValueError for another."""
         if values not in VALUES:
             raise ValueError(f"values {values!r}: choose one of {', '.join(VALUES)}")
-        chosen = {}
-        if values != "quantiles":
-            chosen["members"] = self._windows
+        chosen = {} if values == "quantiles" else {"members": self._windows}
         if values != "members":
             chosen["quantiles"] = self.quantile(QUANTILE_LEVELS).reshape(
                 -1, len(QUANTILE_LEVELS), *self.members.shape[-2:])
@@ -166,7 +155,6 @@ def space_of(field) -> tuple[tuple[str, ...], dict]:
 
 
 def in_space(field, values: np.ndarray) -> np.ndarray:
-    """Values (..., node) as (..., row, column) of a grid, NaN where no node is; as they are without a grid."""
     return on_grid(values, field.grid, field.kept) if field.grid else values
 
 
@@ -179,19 +167,12 @@ def on_grid(values: np.ndarray, grid: tuple[int, int], kept: np.ndarray | torch.
 
 
 def write_forecasts(path: Path, parts: Iterable[Forecast], values: str = "both") -> None:
-    """Write forecasts of windows, one part after the other, as the ending of `path` says: a whole file or none.
-
-    Each part has a window axis; no more than one of them is in memory. values: one of VALUES.
-    """
+    """Write forecasts of windows, one part in memory after the other, as the ending of `path` says: whole or not."""
     write_atomically(path, lambda file: WRITERS[path.suffix][0](file, parts, values))
 
 
 def check_output(path: Path, overwrite: bool, sources: Iterable[str] = ()) -> None:
-    """Refuse before the work what could not be written after it.
-
-    sources: files that are read; they are never replaced.
-    Raises: ValueError for an unknown ending, a file that exists, a package that is missing.
-    """
+    """Raises: ValueError, before the work, for an unknown ending, a file that exists or is read, a missing package."""
     if any(source and path.resolve() == Path(source).expanduser().resolve() for source in sources):
         raise ValueError(f"--output {path}: that is the file of the data; choose another name")
     if path.suffix not in WRITERS:
@@ -229,32 +210,20 @@ def _write_parquet(file, parts: Iterable[Forecast], values: str) -> None:
 
 
 def _write_npz(file, parts: Iterable[Forecast], values: str) -> None:
-    """Each array is collected in a temporary file, since an archive takes one entry after the other."""
-    with contextlib.ExitStack() as stack, zipfile.ZipFile(file, "w") as archive:
-        grown, texts = {}, {}
-        for part in parts:
-            arrays = {"issued": part.issued, "times": part.times}
-            if zone := part.field.time_zone:
-                arrays |= {f"{name}_{OFFSET}": part.field.offsets(times) for name, times in arrays.items()}
-                texts["time_zone"] = zone
-            for name, array in {**arrays, **part.chosen(values)}.items():
-                if name not in grown:
-                    bytes_of = stack.enter_context(tempfile.TemporaryFile(dir=Path(file.name).parent))
-                    grown[name] = bytes_of, {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape[1:]}
-                grown[name][0].write(array.tobytes())
-        windows = grown["issued"][0].tell() // 8
-        for name, (bytes_of, header) in grown.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array_header_1_0(entry, header | {"shape": (windows, *header["shape"])})
-                bytes_of.seek(0)
-                shutil.copyfileobj(bytes_of, entry)
-        for name, array in {"levels": QUANTILE_LEVELS, "node_names": part.field.node_names, **texts}.items():
-            with archive.open(f"{name}.npy", "w") as entry:
-                np.lib.format.write_array(entry, np.array(array), allow_pickle=False)
+    """Unlike the other formats it holds all windows in memory: an archive takes one array after the other."""
+    grown = {}
+    for part in parts:
+        arrays = {"issued": part.issued, "times": part.times}
+        if part.field.time_zone:
+            arrays |= {f"{name}_{OFFSET}": part.field.offsets(times) for name, times in arrays.items()}
+        for name, array in {**arrays, **part.chosen(values)}.items():
+            grown.setdefault(name, []).append(array)
+    zone = {"time_zone": np.array(part.field.time_zone)} if part.field.time_zone else {}
+    np.savez(file, **{name: np.concatenate(arrays) for name, arrays in grown.items()}, **zone,
+             levels=np.array(QUANTILE_LEVELS), node_names=np.array(part.field.node_names))
 
 
 def _write_netcdf(file, parts: Iterable[Forecast], values: str) -> None:
-    """xarray writes the first part and with it the layout; the windows of the others are added to its variables."""
     import netCDF4
 
     parts, path = iter(parts), file.name
@@ -265,7 +234,7 @@ def _write_netcdf(file, parts: Iterable[Forecast], values: str) -> None:
                 for name in first.variables}
     for name in (ISSUED, "time"):
         encoding[name] |= {"units": TIME_UNITS[unit], "dtype": "int64"}
-    with _errors_of_the_system():
+    with _errors_of_the_system():  # the first part, and with it the layout
         first.to_netcdf(path, engine="netcdf4", encoding=encoding, unlimited_dims=[ISSUED])
     for part in parts:
         added = part.to_xarray(values).variables

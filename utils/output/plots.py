@@ -66,10 +66,7 @@ def forecast_window(sample, data, start: torch.Tensor, nodes: list[int] | np.nda
 
 def fan_charts(times: np.ndarray, history: np.ndarray, truth: np.ndarray, members: np.ndarray, names: list[str],
                unit: str) -> plt.Figure:
-    """One window at some nodes as fan charts.
-
-    Shapes: times (H + F,), history (H, node), truth (F, node), members (member, F, node). Units: physical.
-    """
+    """One window at some nodes as fan charts: the arguments of `fan_chart` with a last axis of nodes."""
     columns = min(2, len(names))
     rows = -(-len(names) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(5 * columns, 2.8 * rows), squeeze=False, layout="constrained")
@@ -121,7 +118,7 @@ def maps(layers: dict[str, np.ndarray], unit: str, axes: tuple[np.ndarray, np.nd
          coordinates: np.ndarray | None = None) -> plt.Figure:
     """Values of every node side by side: points where there are coordinates, else the image of a grid, NaN in grey.
 
-    The first layer has colours of its own, the others share theirs, so that spread and error can be compared.
+    All layers but the first share their colours.
     Shapes: layers (node,) each with coordinates (node, 2), latitude and longitude in degrees; else (row, column), with
     `axes`, the latitudes of the rows and the longitudes of the columns, where there are any.
     """
@@ -131,8 +128,7 @@ def maps(layers: dict[str, np.ndarray], unit: str, axes: tuple[np.ndarray, np.nd
     for place, (panel, (name, values)) in enumerate(zip(panels.flat, layers.items(), strict=True)):
         low, high = (np.nanmin(shared), np.nanmax(shared)) if place else (np.nanmin(values), np.nanmax(values))
         drawn = _map(panel, values, axes, coordinates, cmap=MAP_COLORS, vmin=low, vmax=high)
-        panel.set_xlabel(across)
-        panel.set_ylabel("" if place else along)
+        panel.set(xlabel=across, ylabel="" if place else along)
         panel.set_title(name, fontsize=10)
         figure.colorbar(drawn, ax=panel, location="bottom", label=unit, shrink=0.9)
     return figure
@@ -144,16 +140,15 @@ def member_maps(truth: np.ndarray, members: np.ndarray, mean: np.ndarray, unit: 
 
     A row shares its colours. Shapes: truth, mean and each of the members as a layer of `maps`.
     """
-    columns = {"observed": truth, **{f"member {place}": member for place, member in enumerate(members, 1)}}
-    figure, panels = plt.subplots(2, len(columns), figsize=(3 * len(columns), 5), sharex=True, sharey=True,
+    layers = np.stack([truth, *members])
+    names = ["observed", *(f"member {place}" for place in range(1, len(layers)))]
+    figure, panels = plt.subplots(2, len(layers), figsize=(3 * len(layers), 5), sharex=True, sharey=True,
                                   squeeze=False, layout="constrained")
-    rows = {"": (list(columns.values()), MAP_COLORS), " - mean": ([each - mean for each in columns.values()],
-                                                                  SIGNED_COLORS)}
-    for line, (suffix, (layers, colors)) in zip(panels, rows.items(), strict=True):
-        low, high = np.nanmin(layers), np.nanmax(layers)
-        if suffix:
-            low, high = -max(-low, high), max(-low, high)
-        for panel, name, values in zip(line, columns, layers, strict=True):
+    largest = np.nanmax(np.abs(layers - mean))
+    rows = (("", layers, MAP_COLORS, np.nanmin(layers), np.nanmax(layers)),
+            (" - mean", layers - mean, SIGNED_COLORS, -largest, largest))
+    for line, (suffix, row, colors, low, high) in zip(panels, rows, strict=True):
+        for panel, name, values in zip(line, names, row, strict=True):
             drawn = _map(panel, values, axes, coordinates, cmap=colors, vmin=low, vmax=high)
             panel.set_title(name + suffix, fontsize=10)
         figure.colorbar(drawn, ax=line, label=unit)
@@ -184,20 +179,14 @@ def reliability_diagram(levels: np.ndarray, shares: np.ndarray) -> plt.Figure:
 
 
 def event_reliability(event: dict[str, list[float]]) -> plt.Figure:
-    """Share of events against their forecast probability; the area of a point follows its number of targets.
-
-    event: `reliability` of the scores, see `metrics.EnsembleScores`.
-    """
+    """Share of events against their probability (`reliability` of the scores); larger points hold more targets."""
     targets = np.array(event["targets"])
     return _beside_diagonal(event["probability"], event["event_rate"], "probability of the event (share of members)",
                             "events (share)", 1, 8 + 120 * np.sqrt(targets / targets.max()))
 
 
 def spread_against_skill(spread: np.ndarray, error: np.ndarray, unit: str) -> plt.Figure:
-    """Error of the mean in groups of targets with about the same spread of the members.
-
-    Shapes: spread, error (group,), roots of the mean variance and squared error. Units: physical.
-    """
+    """Error of the mean in groups of targets with about the same spread of the members: (group,) each, physical."""
     return _beside_diagonal(spread, error, f"spread of the members ({unit})", f"RMSE of their mean ({unit})",
                             1.05 * max(spread.max(), error.max(), np.finfo(np.float32).tiny))
 
@@ -214,11 +203,7 @@ def _beside_diagonal(x, y, xlabel: str, ylabel: str, high: float, sizes: np.ndar
 
 
 def share_bars(shares: np.ndarray, xlabel: str) -> plt.Figure:
-    """Shares of observations in bins of equal probability; a calibrated ensemble fills all alike: the line.
-
-    With ten bins between the deciles QICE is the mean distance from the line; with those of the probability integral
-    transform it is the rank histogram. Shapes: shares (bin,).
-    """
+    """Shares (bin,) of observations in bins of equal probability; a calibrated ensemble fills all alike: the line."""
     figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
     width = 1 / len(shares)
     axes.bar((np.arange(len(shares)) + 0.5) * width, shares, width=0.92 * width, color=BLUE, label="forecast")
@@ -230,7 +215,7 @@ def share_bars(shares: np.ndarray, xlabel: str) -> plt.Figure:
 
 
 def region_shares(joint: dict) -> plt.Figure:
-    """PIT histogram of means over random regions, of the ensemble and its control, see `joint.JointScores.compute`."""
+    """PIT histogram of means over random regions, of the ensemble and its control."""
     figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
     for (name, scores), (color, style, _) in zip({"forecast": joint, "control": joint["control"]}.items(), LOOKS,
                                                  strict=False):
@@ -246,8 +231,7 @@ def region_shares(joint: dict) -> plt.Figure:
 def scores_by_horizon(forecasts: dict[str, dict], scores: dict[str, str], step: str) -> plt.Figure:
     """Scores of several forecasts along the horizon, a panel for each score.
 
-    forecasts: by name, the lists of `per_horizon` by score (None where one does not exist); scores: their units, by
-    name; step: of the horizon, as "1 hour".
+    forecasts: `per_horizon` by name; scores: their units, by name; step: of the horizon, as "1 hour".
     """
     figure, panels = plt.subplots(1, len(scores), figsize=(3.7 * len(scores), 3.3), squeeze=False,
                                   layout="constrained")
@@ -277,10 +261,7 @@ def training_curves(stages: dict[str, list[dict]]) -> plt.Figure:
 
 
 def correlation_curve(curve: dict) -> plt.Figure:
-    """Mean correlation between nodes against distance: observed, of the members and of their control.
-
-    curve: see `joint.correlation_curve`. Without distances the observed correlation stands against the forecast one.
-    """
+    """Correlation between nodes against distance, see `joint.correlation_curve`; without, observed against forecast."""
     figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
     axes.axhline(0, color=INK, linewidth=0.6)
     if curve["distance"]:
@@ -298,10 +279,9 @@ def correlation_curve(curve: dict) -> plt.Figure:
 
 def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, shares: np.ndarray, step: str, unit: str,
                path: Path, most: int = 1000) -> None:
-    """Draw a whole field: median and range of its nodes over time, every node as a row, and its periods.
+    """Draw a field: median and range of its nodes over time, every node as a row, and shares of its periods (line,).
 
-    Shapes: values (time, node), NaN where missing; times (time,); periods in steps of length `step` and their shares
-    of the variance (line,). At most about `most` steps and nodes are drawn, evenly spread.
+    Shapes: values (time, node), NaN where missing; times (time,). At most about `most` steps and nodes are drawn.
     """
     steps = slice(None, None, -(-len(values) // most))
     nodes = slice(None, None, -(-values.shape[1] // most))
@@ -312,16 +292,13 @@ def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, share
     figure, (over_time, image, spectrum) = plt.subplots(3, 1, figsize=(9, 9), layout="constrained")
     over_time.fill_between(when, low, high, color=BLUE, alpha=0.25, linewidth=0, label="90 % of nodes")
     over_time.plot(when, middle, color=INK, linewidth=0.8, label="median of nodes")
-    over_time.set_xlabel("time")
-    over_time.set_ylabel(unit)
+    over_time.set(xlabel="time", ylabel=unit)
     over_time.legend(frameon=False, fontsize=9)
     drawn = image.pcolormesh(when, np.arange(values.shape[1])[nodes], seen[:, nodes].T, cmap=MAP_COLORS,
                              shading="nearest", rasterized=True)
-    image.set_xlabel("time")
-    image.set_ylabel("node (number)")
+    image.set(xlabel="time", ylabel="node (number)")
     figure.colorbar(drawn, ax=image, label=unit)
     spectrum.semilogx(periods, 100 * shares, color=INK, linewidth=0.8)
     spectrum.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # 10, 100: powers would need formulas
-    spectrum.set_xlabel(f"period (steps of {step})")
-    spectrum.set_ylabel("share of the variance\nof the node mean (%)")
+    spectrum.set(xlabel=f"period (steps of {step})", ylabel="share of the variance\nof the node mean (%)")
     write_figure(figure, path)

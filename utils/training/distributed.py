@@ -3,7 +3,6 @@
 A program started by plain `python` is the case of one process, on the same lines of code.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -66,30 +65,23 @@ class Processes:
         return self.add(joined).to(values)
 
     def first_decides(self, decide: Callable):
-        """The result of `decide()`, which the first process alone calls, on all of them; it must fit into JSON.
+        """The result of `decide()`, which the first process alone calls, on all of them.
 
         Raises: ValueError or OSError on all processes where `decide` raises one.
         """
         if self.count == 1:
             return decide()
-        answer, error = None, None
+        decided = [None, None]
         if self.first:
             try:
-                answer = decide()
-            except (ValueError, OSError) as raised:
-                error = raised
-        answer, message = self._broadcast([answer, error and str(error)])
-        if error or message:
-            raise error or ValueError(message)
+                decided[0] = decide()
+            except (ValueError, OSError) as error:
+                decided[1] = error
+        dist.broadcast_object_list(decided, src=0, group=self.group)
+        answer, error = decided
+        if error:
+            raise error
         return answer
-
-    def _broadcast(self, content: list) -> list:
-        """The content of the first process, on all of them."""
-        data = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
-        size, = self.largest(len(data) if self.first else 0)
-        received = data if self.first else torch.empty(size, dtype=torch.uint8)
-        dist.broadcast(received, src=0, group=self.group)
-        return json.loads(bytes(received.tolist()))
 
 
 SINGLE_PROCESS = Processes()
