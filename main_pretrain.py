@@ -6,18 +6,8 @@
 import time
 
 from models import build_mean_model
+from utils import pipeline
 from utils.config import PretrainConfig, parse_config
-from utils.pipeline import (
-    CHOICES,
-    TASK,
-    check_shares,
-    mean_loss,
-    mean_validation_loss,
-    note_few_windows,
-    open_windows,
-    statistics_batches,
-    training_batches,
-)
 from utils.program import run_main
 from utils.scores.evaluation import evaluate_mean
 from utils.training import checkpoint
@@ -30,11 +20,11 @@ from utils.training.runs import open_run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = parse_config(PretrainConfig, CHOICES, arguments)
+    config = parse_config(PretrainConfig, pipeline.CHOICES, arguments)
     device = choose_device(config.device)
     processes = join(device)
     settings = checkpoint.settings(config)
-    data = open_windows(settings, config.data_dir, device)
+    data = pipeline.open_windows(settings, config.data_dir, device)
 
     seed_step(config.seed)
     model = build_mean_model(settings, data.metadata()).to(device)
@@ -42,21 +32,21 @@ def main(arguments: list[str] | None = None) -> int:
     describe_run(config, data, model, folder, device)
     if config.dry_run:
         return 0
-    check_shares(data, processes, validation=0, test=0)
+    pipeline.check_shares(data, processes, validation=0, test=0)
     if not (run := open_run(folder, config, {"data": data.metadata() | data.fingerprint}, processes)):
         return 0
     if config.compile:
         model.compile_networks()
 
     run.about = {"stage": "mean", "config": settings, "data": data.metadata(), "fingerprint": data.fingerprint}
-    goal = Goal(mean_loss(model, config, device), training_batches(data, config, processes),
-                mean_validation_loss(data, config, processes))
+    goal = Goal(pipeline.mean_loss(model, config, device), pipeline.training_batches(data, config, processes),
+                pipeline.mean_validation_loss(data, config, processes))
     plan = Plan.of(config, config.mean_epochs, config.mean_lr, config.mean_ema)
     result = fit(model, goal, plan, run, processes)
     seed_step(config.seed, 0)
-    model.calibrate(statistics_batches(data, config), data.calibration(config.val_batch_size), data.support)
+    model.calibrate(pipeline.statistics_batches(data, config), data.calibration(config.val_batch_size), data.support)
     if config.base != "none":
-        note_few_windows(data)
+        pipeline.note_few_windows(data)
     if model.summary and processes.first:
         print(model.summary)
     run.keep(model.state_dict(), result.best_epoch, result.best_loss)
@@ -65,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     scores = evaluate_mean(lambda batch: model(batch.context), data.batches("test", config.val_batch_size),
                            data.scaler.physical, processes)
     metrics = {
-        **{name: settings[name] for name in (*TASK, "seed", "recipe")},
+        **{name: settings[name] for name in (*pipeline.TASK, "seed", "recipe")},
         "split": "test", "method": config.mean_model, **scores, "best_epoch": result.best_epoch,
         "epochs": result.epoch, "seconds_train": result.seconds, "seconds_sample": time.perf_counter() - start,
     }

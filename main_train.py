@@ -10,24 +10,9 @@ import torch
 from data.registry import sha256_of
 from data.summary import FieldSummary
 from models import build_forecaster, ensemble_sampler
+from utils import pipeline
 from utils.config import TrainConfig, parse_config
 from utils.output.plots import draw_forecast
-from utils.pipeline import (
-    CHOICES,
-    check_shares,
-    choose_margin,
-    load_mean_model,
-    neighbours_of,
-    open_windows,
-    prepare_windows,
-    score_ensemble,
-    score_simple,
-    statistics_batches,
-    training_batches,
-    training_loss,
-    validation_batches,
-    validation_loss,
-)
 from utils.program import run_main
 from utils.scores.comparison import against_best, compare_simple
 from utils.scores.evaluation import cross_check, own_windows
@@ -41,42 +26,43 @@ from utils.training.runs import open_run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    config = parse_config(TrainConfig, CHOICES, arguments)
+    config = parse_config(TrainConfig, pipeline.CHOICES, arguments)
     device = choose_device(config.device)
     processes = join(device)
-    data = open_windows(checkpoint.settings(config), config.data_dir, device)
-    config = choose_margin(config, data)
+    data = pipeline.open_windows(checkpoint.settings(config), config.data_dir, device)
+    config = pipeline.choose_margin(config, data)
     settings = checkpoint.settings(config)
-    mean_model, mean_config, mean_path = load_mean_model(config, data)
+    mean_model, mean_config, mean_path = pipeline.load_mean_model(config, data)
 
     seed_step(config.seed)
-    model = build_forecaster(settings, mean_model, data.metadata(), neighbours_of(data, config)).to(device)
+    model = build_forecaster(settings, mean_model, data.metadata(), pipeline.neighbours_of(data, config)).to(device)
     folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
     describe_run(config, data, model, folder, device)
     if config.dry_run:
         return 0
-    check_shares(data, processes, validation=config.val_windows, test=config.test_windows)
+    pipeline.check_shares(data, processes, validation=config.val_windows, test=config.test_windows)
     built_on = {"data": data.metadata() | data.fingerprint, "mean_model": sha256_of(mean_path)}
     if not (run := open_run(folder, config, built_on, processes)):
         return 0
 
     seed_step(config.seed, 0)
-    model.fit_statistics(statistics_batches(data, config), statistics_batches(data, config, "calibration"),
+    model.fit_statistics(*(pipeline.statistics_batches(data, config, split) for split in ("train", "calibration")),
                          lambda: data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
     if config.compile:
         model.denoiser.compile()
     run.about = {"stage": "diffusion", "config": settings, "mean_config": mean_config,
                  "mean_run": str(mean_path.parent), "data": data.metadata(), "fingerprint": data.fingerprint,
                  "field": FieldSummary.of(data).state()}
-    training = prepare_windows(model, data.batches("train", config.val_batch_size))
-    validation = prepare_windows(model, own_windows(validation_batches(data, config), processes))
-    goal = Goal(training_loss(model, training, config, device), training_batches(data, config, processes),
-                lambda scored: validation_loss(scored, data, config, processes, validation), score_first=True)
+    training = pipeline.prepare_windows(model, data.batches("train", config.val_batch_size))
+    validation = pipeline.prepare_windows(model, own_windows(pipeline.validation_batches(data, config), processes))
+    goal = Goal(pipeline.training_loss(model, training, config, device),
+                pipeline.training_batches(data, config, processes),
+                lambda scored: pipeline.validation_loss(scored, data, config, processes, validation), score_first=True)
     plan = Plan.of(config, config.diffusion_epochs, config.diffusion_lr, config.diffusion_ema)
     result = fit(model, goal, plan, run, processes)
 
-    scores, windows = score_ensemble(model, settings, data, "test", device, processes)
-    simple = score_simple(settings, data, "test", processes, joint=False)
+    scores, windows = pipeline.score_ensemble(model, settings, data, "test", device, processes)
+    simple = pipeline.score_simple(settings, data, "test", processes, joint=False)
     if not processes.first:
         return 0
     checkpoint.write_table(folder / checkpoint.WINDOWS, windows)

@@ -21,9 +21,8 @@ from utils.training.checkpoint import settings as settings_of
 from utils.training.distributed import rank_from_environment
 from utils.training.terminal import printable
 
-RECIPE, DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN = (
-    "recipe", "data", "network", "training", "diffusion", "sampling and scores", "run"
-)
+GROUPS = "recipe", "data", "network", "training", "diffusion", "sampling and scores", "run"
+RECIPE, DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN = GROUPS
 LARGEST_NUMBER = 2**31 - 1  # maximum of an integer flag without one of its own
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+import models
 from data.covariates import read_covariates
 from data.fields import Field, OwnFile, load_field
 from data.fluctuation import STATISTICS
@@ -17,22 +18,7 @@ from data.scaling import BLOCK
 from data.summary import FieldSummary
 from data.synthetic import OracleSettings
 from data.windows import Batch, WindowedField, WindowSettings, supported
-from models import (
-    DENOISERS,
-    ENDPOINTS,
-    MARGINS,
-    MEAN_MODELS,
-    MEMBERS,
-    NOISES,
-    OBJECTIVES,
-    PREDICTIONS,
-    SCALES,
-    Forecaster,
-    MeanModel,
-    OnlineCalibration,
-    build_mean_model,
-    ensemble_sampler,
-)
+from models import Forecaster, MeanModel, OnlineCalibration
 from models.base import FEW_WINDOWS, independent
 from models.baselines import BASELINES, POOLED, SIMPLE, equidistant
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
@@ -46,9 +32,12 @@ from utils.training.device import autocast
 from utils.training.distributed import SINGLE_PROCESS, Processes
 from utils.training.reproducibility import MemberNoise, key, keyed_normal
 
-CHOICES = {"mean_model": MEAN_MODELS, "objective": OBJECTIVES, "margin": MARGINS, "noise": NOISES,
-           "prediction": PREDICTIONS, "scale": SCALES, "endpoint": ENDPOINTS, "denoiser": DENOISERS,
-           "members": MEMBERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES, "scale_statistic": STATISTICS}
+CHOICES = {
+    "mean_model": models.MEAN_MODELS, "objective": models.OBJECTIVES, "margin": models.MARGINS, "noise": models.NOISES,
+    "prediction": models.PREDICTIONS, "scale": models.SCALES, "endpoint": models.ENDPOINTS,
+    "denoiser": models.DENOISERS, "members": models.MEMBERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
+    "scale_statistic": STATISTICS,
+}
 STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 40_000_000  # at most, that linear models are estimated from
 PREPARED_BYTES = 1 << 29  # of stage-1 output about the windows of a split, at most, that is kept for all epochs
 MANY_ZEROS = 0.9  # share of the training values from which on `--margin auto` is empirical
@@ -160,7 +149,7 @@ def check_shares(data: WindowedField, processes: Processes, **limits: int) -> No
 
 def neighbours_of(data: WindowedField, config) -> torch.Tensor | None:
     """The nodes that each is mixed with, (node, `--neighbours`), nearest first; None where the denoiser needs none."""
-    if "nearest" not in DENOISERS[config.denoiser].mixing:
+    if "nearest" not in models.DENOISERS[config.denoiser].mixing:
         return None
     nearest = data.nearest_nodes(1 + config.neighbours)
     if nearest is None:
@@ -215,7 +204,7 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
     if config.dry_run and not path.exists():
         print(f"note: {path}: there is no stage-1 model yet")
         settings = checkpoint.settings(_mean_preset(config))
-        return build_mean_model(settings, data.metadata()), settings, path
+        return models.build_mean_model(settings, data.metadata()), settings, path
     if not path.exists():
         raise ValueError(f"{path}: there is no stage-1 model; run first: {command} (or give --mean_run FOLDER)")
     content = checkpoint.load_checkpoint(path)
@@ -238,7 +227,7 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
                          + (f"it was trained with {others}: give this stage the same, or " if others else "")
                          + f"run: {command}")
     with checkpoint.built_from(path):
-        model = build_mean_model(settings, data.metadata())
+        model = models.build_mean_model(settings, data.metadata())
         model.load_state_dict(content["weights"])
     return model, settings, path
 
@@ -366,7 +355,7 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
     """
     start = time.perf_counter()
     windows_at_once = max(1, rows_at_once(data.num_nodes, device, settings["sample_batch"]) // settings["nsample"])
-    sample, physical = ensemble_sampler(model, settings, device), data.scaler.physical
+    sample, physical = models.ensemble_sampler(model, settings, device), data.scaler.physical
     if online:
         sample, physical = corrected_sampler(sample, data, online), torch.Tensor.double
     scores, windows = evaluate_ensemble(

@@ -17,16 +17,7 @@ import main_pretrain
 import main_train
 from data.readers import read_file
 from scripts import evaluate
-from utils.training.checkpoint import (
-    CHECKPOINT,
-    CONFIG,
-    DIGEST,
-    METRICS,
-    STATES,
-    TEMPORARY,
-    load_checkpoint,
-    save_checkpoint,
-)
+from utils.training import checkpoint
 from utils.training.runs import LOCK
 
 NODES = 11
@@ -51,7 +42,7 @@ def fault(bad: BadInput, status: int, said: str, before: dict, after: dict) -> s
     Accepted: exit status 0, or 2 with one error line that names the input and with unchanged files (`files_below`).
     """
     lines = said.splitlines()
-    if half := [name for name in after if name.endswith((TEMPORARY, ".part"))]:
+    if half := [name for name in after if name.endswith((checkpoint.TEMPORARY, ".part"))]:
         return f"left half written: {', '.join(half)}"
     if status == 0:
         return None
@@ -67,7 +58,7 @@ def fault(bad: BadInput, status: int, said: str, before: dict, after: dict) -> s
 def files_below(folder: Path) -> dict[str, bytes]:
     """The content of every file below a folder, but those that a run writes before it reads its state."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and path.name not in (LOCK, CONFIG)}
+            if path.is_file() and path.name not in (LOCK, checkpoint.CONFIG)}
 
 
 def pick(random: np.random.Generator, options):
@@ -143,29 +134,30 @@ def bad_checkpoint(random: np.random.Generator, folder: Path, pattern: Path) -> 
     """A copy of the finished runs `pattern` in which a checkpoint is damaged, read by a program that builds on it."""
     shutil.copytree(pattern, folder, dirs_exist_ok=True)
     stage, name, work = pick(random, (
-        ("diffusion", CHECKPOINT,
+        ("diffusion", checkpoint.CHECKPOINT,
          lambda run: evaluate.main([run, "--device", "cpu", "--split", "test", "--test_windows", "1"])),
-        ("mean", CHECKPOINT, lambda run: main_train.main([*TINY, "--mean_run", run, "--dry_run"])),
-        ("mean", pick(random, STATES), lambda run: main_pretrain.main([*TINY, "--save_dir", str(folder)])),
+        ("mean", checkpoint.CHECKPOINT, lambda run: main_train.main([*TINY, "--mean_run", run, "--dry_run"])),
+        ("mean", pick(random, checkpoint.STATES), lambda run: main_pretrain.main([*TINY, "--save_dir", str(folder)])),
     ))
     run = folder / stage / RUN
-    if name in STATES:
-        (run / METRICS).unlink()  # not finished: it resumes
+    if name in checkpoint.STATES:
+        (run / checkpoint.METRICS).unlink()  # not finished: it resumes
     path, way = run / name, pick(random, ("bytes", "bytes without SHA-256", "entry"))
     if way == "entry":
-        content = load_checkpoint(path)
+        content = checkpoint.load_checkpoint(path)
         how = strange_entry(random, content)
-        save_checkpoint(path, content)
+        checkpoint.save_checkpoint(path, content)
     else:
         how, content = spoil(random, path.read_bytes())
         path.write_bytes(content)
         if way != "bytes":
-            path.with_name(path.name + DIGEST).unlink()
+            path.with_name(path.name + checkpoint.DIGEST).unlink()
 
     def checked() -> None:
         work(str(run))
         if way != "entry":  # where it was read all the same, the weights are those that were written
-            found, expected = (load_checkpoint(top / stage / RUN / CHECKPOINT)["weights"] for top in (folder, pattern))
+            found, expected = (checkpoint.load_checkpoint(top / stage / RUN / checkpoint.CHECKPOINT)["weights"]
+                               for top in (folder, pattern))
             assert all(torch.equal(found[name], value) for name, value in expected.items()), "other weights"
 
     return BadInput(f"{stage}/{name}, {way}: {how}", checked, (str(run), "--", "Oracle: other data"))

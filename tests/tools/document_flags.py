@@ -7,23 +7,8 @@ import dataclasses
 from pathlib import Path
 
 from data.registry import DATASETS
-from utils.config import (
-    DATA,
-    DIFFUSION,
-    NETWORK,
-    PRESETS,
-    RECIPE,
-    RECIPES,
-    RUN,
-    SAMPLING,
-    TRAINING,
-    WITHOUT_EFFECT,
-    CommonConfig,
-    FlagParser,
-    PretrainConfig,
-    TrainConfig,
-    resolve,
-)
+from utils import config
+from utils.config import CommonConfig, FlagParser, PretrainConfig, TrainConfig
 from utils.output.tables import markdown
 from utils.pipeline import CHOICES
 from utils.program import run_main
@@ -35,8 +20,7 @@ STAGES = {PretrainConfig: "stage 1", TrainConfig: "stage 2"}
 SETTINGS = {PretrainConfig: ("mean_epochs", "mean_lr", "networks"),
             TrainConfig: ("diffusion_epochs", "diffusion_lr", "nsample", "sampler", "sample_steps")}
 SCRIPT = """#!/usr/bin/env bash
-# Both stages on {name}; extra flags go to both, and another --recipe has settings of its own. These are those of the
-# default recipe (utils/config.py), with which the tables are made.
+# Both stages on {name} by the default recipe, with the settings of the tables; extra flags go to both.
 {settings}
 exec bash "$(dirname "${{BASH_SOURCE[0]}}")/run_dataset.sh" {name} "$@"
 """
@@ -91,7 +75,7 @@ def assigned(chosen: dict) -> str:
 def recipes() -> list[tuple[str, ...]]:
     """Rows (recipe, stage, flags) of what differs from the defaults."""
     return [(f"`{recipe}`", STAGES.get(stage, "both"), assigned(chosen) or "the defaults")
-            for recipe, stages in RECIPES.items() for stage, chosen in (stages or {CommonConfig: {}}).items()]
+            for recipe, stages in config.RECIPES.items() for stage, chosen in (stages or {CommonConfig: {}}).items()]
 
 
 def older_names() -> list[tuple[str, ...]]:
@@ -107,7 +91,7 @@ def older_names() -> list[tuple[str, ...]]:
 def presets() -> list[tuple[str, ...]]:
     """Rows (recipes, dataset, stage, flags); recipes that share their presets share a row."""
     rows = {}
-    for recipe, datasets in PRESETS.items():
+    for recipe, datasets in config.PRESETS.items():
         for name, stages in datasets.items():
             for stage, chosen in stages.items():
                 rows.setdefault((name, STAGES.get(stage, "both"), assigned(chosen)), []).append(recipe)
@@ -117,7 +101,7 @@ def presets() -> list[tuple[str, ...]]:
 def page() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
-    for group in (RECIPE, DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN):
+    for group in config.GROUPS:
         columns = "flag", *(f"default of {stage}" for stage in STAGES.values()), "accepted", "what it is"
         parts += [f"## {group.capitalize()}\n", markdown(columns, flags_of(group))]
     parts += ["## Recipes\n", markdown(("recipe", "stage", "flags"), recipes()),
@@ -126,7 +110,7 @@ def page() -> str:
               markdown(("older name", *STAGES.values()), older_names()),
               "## Flags without effect\n\nA note says so when one of them is given.\n",
               markdown(("with", "flags"), [(f"`--{kind} {name}`", listed(flags))
-                                           for kind, unread in WITHOUT_EFFECT.items()
+                                           for kind, unread in config.WITHOUT_EFFECT.items()
                                            for name, flags in unread.items()])]
     return "\n".join(parts)
 
@@ -135,11 +119,11 @@ def dataset_script(name: str) -> str:
     """The script of a dataset, with the settings of both stages as comments."""
     lines = []
     for stage, shown in SETTINGS.items():
-        config = resolve(stage, {"data_name": name})
-        preset = PRESETS[config.recipe].get(name, {})
+        resolved = config.resolve(stage, {"data_name": name})
+        preset = config.PRESETS[resolved.recipe].get(name, {})
         flags = dict.fromkeys(("recipe", "history_len", "predict_len", "batch_size", *shown,
                                *preset.get(CommonConfig, ()), *preset.get(stage, ())))
-        typed_as = assigned({flag: getattr(config, flag) for flag in flags}).replace("`, `", " ").strip("`")
+        typed_as = assigned({flag: getattr(resolved, flag) for flag in flags}).replace("`, `", " ").strip("`")
         lines.append(f"# {STAGES[stage]}: {typed_as}")
     return SCRIPT.format(name=name, settings="\n".join(lines))
 

@@ -9,20 +9,8 @@ import random
 import numpy as np
 import torch
 
+from utils.scores import metrics
 from utils.scores.diagnostics import binned_means
-from utils.scores.metrics import (
-    crps_quantile,
-    energy_score,
-    field_counts,
-    in_units,
-    member_quantiles,
-    pit_counts,
-    pit_error,
-    plain,
-    sort_members,
-    variogram_pairs,
-    variogram_score,
-)
 from utils.training.reproducibility import key, keyed_normal
 
 REGIONS, CENTRES, NEIGHBOURS = 32, 64, 9  # random regions; at most so many neighbourhoods, of so many nodes each
@@ -112,7 +100,7 @@ class JointScores:
 
     def __init__(self, node, neighbours=None, distances=lambda first, second: None, precision=torch.float64):
         self.precision, self.distances = precision, distances
-        self.pairs, self.regions = variogram_pairs(node), random_regions(node)
+        self.pairs, self.regions = metrics.variogram_pairs(node), random_regions(node)
         self.some = torch.linspace(0, node - 1, min(CENTRES, node)).round().long()  # evenly over their order
         self.correlated = random_nodes(node, min(MAX_CORRELATED_NODES, node))
         self.neighbourhoods = None if neighbours is None else neighbours[self.some]
@@ -127,13 +115,13 @@ class JointScores:
     def update(self, members, truth, start, observed=None):
         """Add a chunk of windows, which begin at `start` (batch,); the others as in `metrics.EnsembleScores.update`."""
         physical = (truth if observed is None else truth.where(observed, 0)).double()
-        members, truth, unit = in_units(members, truth, observed, self.precision)
+        members, truth, unit = metrics.in_units(members, truth, observed, self.precision)
         self._to(members.device)
         near, control = members[..., self.some], shuffled(members, start, axis=3)
         without = {
             **self._space(control, truth, observed), **self._time(shuffled(near, start, axis=2), truth, observed),
-            "energy_score": energy_score(control, truth),
-            "variogram_score": variogram_score(control, truth, pairs=self.pairs, observed=observed),
+            "energy_score": metrics.energy_score(control, truth),
+            "variogram_score": metrics.variogram_score(control, truth, pairs=self.pairs, observed=observed),
         }
         chunk = {
             **self._space(members, truth, observed), **self._time(near, truth, observed),
@@ -141,7 +129,7 @@ class JointScores:
             **self._errors(truth - members.mean(1), observed),
         }
         chunk = {name: value * unit ** _power(name) for name, value in chunk.items()}
-        chunk |= {**self._sizes(physical, observed), **field_counts(truth, observed, self.pairs)}
+        chunk |= {**self._sizes(physical, observed), **metrics.field_counts(truth, observed, self.pairs)}
         self.sums = {name: self.sums.get(name, 0) + value.sum(0) for name, value in chunk.items()}
         self._windows.append({name: value for name, value in chunk.items() if name in BY_WINDOW})
 
@@ -155,12 +143,12 @@ class JointScores:
         """What the order of members by node changes: scores of means and maxima over sets, and products of nodes."""
         found = self._over_sets(torch.cat([truth.unsqueeze(1), members], 1), observed)
         seen = None if observed is None else self._over_sets(observed.to(truth).unsqueeze(1))[:, 0] > 0
-        truth, ordered = found[:, 0], sort_members(found[:, 1:])
-        crps = crps_quantile(member_quantiles(ordered), truth)
+        truth, ordered = found[:, 0], metrics.sort_members(found[:, 1:])
+        crps = metrics.crps_quantile(metrics.member_quantiles(ordered), truth)
         chunk = {"node products": _products(_around_mean(members[..., self.correlated]).flatten(0, 2))}
         for name, sets in self.families.items():
             chunk[f"crps_{name}"] = crps[..., sets].sum((1, 2), dtype=torch.float64)
-            chunk[f"PIT_{name}"] = pit_counts(ordered[..., sets], truth[..., sets],
+            chunk[f"PIT_{name}"] = metrics.pit_counts(ordered[..., sets], truth[..., sets],
                                               None if seen is None else seen[..., sets]).unsqueeze(0)
         return chunk
 
@@ -187,7 +175,7 @@ class JointScores:
         increments, true = members.diff(dim=2), self._increments(truth, observed)
         if observed is not None:
             increments = increments.where(self._both(observed).unsqueeze(1), 0)
-        crps = crps_quantile(member_quantiles(sort_members(increments)), true)
+        crps = metrics.crps_quantile(metrics.member_quantiles(metrics.sort_members(increments)), true)
         return {"crps_increments": crps.sum((1, 2), dtype=torch.float64),
                 "step products": _products(_around_mean(members).transpose(2, 3).flatten(0, 2))}
 
@@ -253,15 +241,15 @@ class JointScores:
                 found["energy_score"] = sums[f"{side}energy_score"].sum() / sums["fields"].sum()
                 found["variogram_score"] = sums[f"{side}variogram_score"].sum() / sums["paired_fields"].sum()
             pit = {name: sums[f"{side}PIT_{name}"] for name in self.families}
-            return plain({
+            return metrics.plain({
                 **found,
                 "autocorrelation_gap": (steps[line] - steps["observed"]).abs().mean(),
                 "correlation_gap": (torch.tensor(curve[line]) - torch.tensor(curve["observed"])).abs().mean(),
-                **{f"PIT_error_{name}": pit_error(counts) for name, counts in pit.items()},
-            }) | {"PIT": plain({name: counts / counts.sum() for name, counts in pit.items()})}
+                **{f"PIT_error_{name}": metrics.pit_error(counts) for name, counts in pit.items()},
+            }) | {"PIT": metrics.plain({name: counts / counts.sum() for name, counts in pit.items()})}
 
-        return {**scores("", "forecast"), "control": scores(CONTROL, "control"), "autocorrelation": plain(steps),
-                "correlation": curve}
+        return {**scores("", "forecast"), "control": scores(CONTROL, "control"),
+                "autocorrelation": metrics.plain(steps), "correlation": curve}
 
 
 def _power(name):

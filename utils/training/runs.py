@@ -16,30 +16,8 @@ import torch
 
 from data.registry import sha256_of
 from utils.config import PATHS
-from utils.training.checkpoint import (
-    CHECKPOINT,
-    CONFIG,
-    DIGEST,
-    LOG,
-    METRICS,
-    PICTURE,
-    PICTURES,
-    REPORT,
-    STATES,
-    TEMPORARY,
-    WINDOWS,
-    append_lines,
-    built_from,
-    damage,
-    differences,
-    load_checkpoint,
-    naming,
-    read_json,
-    save_checkpoint,
-    settings,
-    write_json,
-    write_text,
-)
+from utils.training import checkpoint
+from utils.training.checkpoint import settings
 from utils.training.distributed import SINGLE_PROCESS, Processes
 
 FINISHED, LOCK = "finished", ".lock"
@@ -74,30 +52,31 @@ class Run:
                  keep_states: bool = False):
         self.folder, self._made_by, self._lock, self._keep_states, self.about = folder, made_by, lock, keep_states, {}
         self.state = saved.content["state"] if saved else None
-        self._saves = int(saved is not None and saved.path.name == STATES[0])
+        self._saves = int(saved is not None and saved.path.name == checkpoint.STATES[0])
 
     def keep(self, weights: dict, epoch: int, validation_loss: float) -> None:
         """Replace the checkpoint by one with the best weights so far."""
         if self._lock:
             content = {**self.about, "weights": weights, "epoch": epoch, "validation_loss": validation_loss}
-            save_checkpoint(self.folder / CHECKPOINT, content)
+            checkpoint.save_checkpoint(self.folder / checkpoint.CHECKPOINT, content)
 
     def log(self, lines: list[dict]) -> None:
         """Add lines to the log."""
         if self._lock:
-            append_lines(self.folder / LOG, lines)
+            checkpoint.append_lines(self.folder / checkpoint.LOG, lines)
 
     def save(self, state: dict) -> None:
         """Save all that the rest of a fit depends on; the state before it is kept too."""
         if self._lock:
-            save_checkpoint(self.folder / STATES[self._saves % 2], {**self._made_by, "state": state})
+            path = self.folder / checkpoint.STATES[self._saves % 2]
+            checkpoint.save_checkpoint(path, {**self._made_by, "state": state})
             self._saves += 1
 
     def finish(self, metrics: dict) -> None:
         """Write the scores, last: a folder that has them is finished. Delete the states unless `--keep_states`."""
         if self._lock:
-            write_json(self.folder / METRICS, metrics)
-            _delete(self.folder, () if self._keep_states else STATES)
+            checkpoint.write_json(self.folder / checkpoint.METRICS, metrics)
+            _delete(self.folder, () if self._keep_states else checkpoint.STATES)
 
 
 def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE_PROCESS) -> Run | None:
@@ -111,7 +90,7 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE
     made_by, lock, saved = _made_by(settings(config), built_on), None, None
 
     def is_finished() -> bool:
-        return (folder / METRICS).exists() and not config.overwrite and _is_complete(folder, made_by)
+        return (folder / checkpoint.METRICS).exists() and not config.overwrite and _is_complete(folder, made_by)
 
     def prepare() -> str:
         nonlocal lock, saved
@@ -125,15 +104,15 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE
         saved = _state_to_resume(folder, given, config, made_by)
         _tidy(folder, saved)
         versions = {"python": platform.python_version(), "torch": torch.__version__}
-        write_json(folder / CONFIG, {"config": dataclasses.asdict(config), "built_on": made_by["built_on"],
-                                     "versions": versions})
+        checkpoint.write_json(folder / checkpoint.CONFIG, {
+            "config": dataclasses.asdict(config), "built_on": made_by["built_on"], "versions": versions})
         return str(saved.path) if saved else ""
 
     source = processes.first_decides(prepare)
     if source == FINISHED:
         return None
     if source and not saved:
-        saved = SavedState(Path(source), load_checkpoint(Path(source)))
+        saved = SavedState(Path(source), checkpoint.load_checkpoint(Path(source)))
     return Run(folder, made_by, saved, lock, config.keep_states)
 
 
@@ -154,11 +133,11 @@ def newest_state(folder: Path) -> SavedState | None:
 
     Raises: ValueError when there are states and none can be read.
     """
-    found, paths = [], [folder / name for name in STATES if (folder / name).exists()]
+    found, paths = [], [folder / name for name in checkpoint.STATES if (folder / name).exists()]
     for path in paths:
         try:
-            with built_from(path):
-                state = SavedState(path, load_checkpoint(path))
+            with checkpoint.built_from(path):
+                state = SavedState(path, checkpoint.load_checkpoint(path))
                 found.append((state.reached, path.name, state))
         except ValueError as error:
             print(f"warning: {error}; going back to the state before it", file=sys.stderr)
@@ -169,11 +148,11 @@ def newest_state(folder: Path) -> SavedState | None:
 
 def _is_complete(folder: Path, made_by: dict) -> bool:
     """Whether a folder with scores has its checkpoint whole. Raises: ValueError, also where there is no way back."""
-    _refuse_another(folder, "a finished run", read_json(folder / CONFIG), made_by)
-    if not (damaged := damage(folder / CHECKPOINT)):
+    _refuse_another(folder, "a finished run", checkpoint.read_json(folder / checkpoint.CONFIG), made_by)
+    if not (damaged := checkpoint.damage(folder / checkpoint.CHECKPOINT)):
         print(f"{folder} holds a finished run of these settings: nothing to do (--overwrite runs it again)")
         return True
-    if not any((folder / name).exists() for name in STATES):
+    if not any((folder / name).exists() for name in checkpoint.STATES):
         raise ValueError(f"{damaged}; a finished run keeps no state to make it from without --keep_states: --overwrite "
                          "trains it again")
     print(f"warning: {damaged}; it is made again from the run's last state", file=sys.stderr)
@@ -186,8 +165,9 @@ def _state_of_another_folder(config, made_by: dict) -> SavedState | None:
         return None
     origin = Path(config.resume).expanduser()
     if not (state := newest_state(origin)):
-        raise ValueError(f"--resume {config.resume}: no saved state of a run is there ({' or '.join(STATES)}; a "
-                         "finished run keeps none without --keep_states); give the folder of a run, auto or never")
+        names = " or ".join(checkpoint.STATES)
+        raise ValueError(f"--resume {config.resume}: no saved state of a run is there ({names}; a finished run "
+                         "keeps none without --keep_states); give the folder of a run, auto or never")
     _refuse_another(origin, "an unfinished run", state.content, made_by, moved=True)
     return state
 
@@ -196,7 +176,7 @@ def _state_to_resume(folder: Path, given: SavedState | None, config, made_by: di
     """The furthest state of this run, in its own folder or `given` by --resume; None to start at the beginning."""
     states = [given] if given else []
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by torchrun: it always resumes
-    replaced = config.overwrite and (folder / METRICS).exists()
+    replaced = config.overwrite and (folder / checkpoint.METRICS).exists()
     if restarted or not (replaced or config.resume == "never"):
         try:
             if own := newest_state(folder):
@@ -210,10 +190,11 @@ def _state_to_resume(folder: Path, given: SavedState | None, config, made_by: di
 
 def _refuse_another(folder: Path, what: str, found: dict, made_by: dict, moved: bool = False) -> None:
     """Raises: ValueError with the differences of the run that was found; the name of one that `moved` may differ."""
-    with built_from(folder):
+    with checkpoint.built_from(folder):
         found_config = _without_paths(found["config"])
         found_config |= {"run_name": made_by["config"]["run_name"]} if moved else {}
-        differing = differences(found_config, made_by["config"]) + differences(found["built_on"], made_by["built_on"])
+        differing = [*checkpoint.differences(found_config, made_by["config"]),
+                     *checkpoint.differences(found["built_on"], made_by["built_on"])]
     if differing:
         raise ValueError(f"{folder} holds {what} with {', '.join(differing)}; choose --run_name NAME to keep both, or "
                          "--overwrite to replace it")
@@ -223,7 +204,7 @@ def _lock(folder: Path):
     """Lock the folder for this program, as long as the result exists; the system unlocks it when the program ends."""
     lock = (folder / LOCK).open("a")
     try:
-        with naming(folder / LOCK):  # some network drives have no locks
+        with checkpoint.naming(folder / LOCK):  # some network drives have no locks
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"{folder}: another program is running in this folder; wait for it, or choose --run_name "
@@ -233,26 +214,26 @@ def _lock(folder: Path):
 
 def _tidy(folder: Path, saved: SavedState | None) -> None:
     """Delete files of an earlier run; of a run that is resumed, keep the log up to its state."""
-    for left in folder.glob(f".*{TEMPORARY}"):
+    for left in folder.glob(f".*{checkpoint.TEMPORARY}"):
         left.unlink()
     lines = []
     if saved:
-        log, progress = saved.path.with_name(LOG), saved.progress
+        log, progress = saved.path.with_name(checkpoint.LOG), saved.progress
         lines = log.read_text(errors="replace").splitlines(keepends=True) if log.exists() else []
         lines = [line for line in lines if _epoch_of(line, log) < progress["epoch"] + progress["done"]]
         print(f"resuming {saved.path.parent} at epoch {progress['epoch']}, step {progress['step']}")
     here = saved and saved.path.parent.samefile(folder)
-    shutil.rmtree(folder / PICTURES, ignore_errors=True)
-    outcome = METRICS, WINDOWS, PICTURE, REPORT
-    _delete(folder, outcome if here else (*outcome, LOG, CHECKPOINT, *STATES))
+    shutil.rmtree(folder / checkpoint.PICTURES, ignore_errors=True)
+    outcome = checkpoint.METRICS, checkpoint.WINDOWS, checkpoint.PICTURE, checkpoint.REPORT
+    _delete(folder, outcome if here else (*outcome, checkpoint.LOG, checkpoint.CHECKPOINT, *checkpoint.STATES))
     if saved:
-        write_text(folder / LOG, "".join(lines))
+        checkpoint.write_text(folder / checkpoint.LOG, "".join(lines))
 
 
 def _delete(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
-        (folder / f"{name}{DIGEST}").unlink(missing_ok=True)
+        (folder / f"{name}{checkpoint.DIGEST}").unlink(missing_ok=True)
 
 
 def _epoch_of(line: str, log: Path) -> float:
