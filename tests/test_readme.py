@@ -17,7 +17,7 @@ import main_pretrain
 import main_train
 from scripts.paper import architecture
 from scripts.paper.collect_results import BEGIN, END, SHOWN, markdown, replace_between_marks
-from utils.config import REPLACED, PretrainConfig, TrainConfig
+from utils.config import PretrainConfig, TrainConfig
 
 PAGES = [ROOT / "README.md", ROOT / "save/README.md", ROOT / "data/dataset/README.md",
          *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,7 +31,7 @@ OTHER_FLAGS = {  # of torchrun, docker, pip and jupyter, up to their first hyphe
 
 def flags_of_the_programs() -> set[str]:
     items = [item for config in (PretrainConfig, TrainConfig) for item in dataclasses.fields(config)]
-    fields = {name for item in items for name in (item.name, item.metadata["alias"]) if name} | {*REPLACED}
+    fields = {name for item in items for name in (item.name, item.metadata["alias"]) if name}
     for script in [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "tests/tools").glob("*.py")]:
         fields |= set(re.findall(r'"--(\w+)"', script.read_text()))
     return fields | {"help"} | OTHER_FLAGS

@@ -40,8 +40,7 @@ class CommonConfig:
                        "improvements of this project (cost), exactly as published (published), or a copula of "
                        "conditional quantiles (copula)", choices=("cost", "published", "copula"))
     data_name: str = flag("NYCFlights", DATA, "dataset of the registry; `python -m scripts.get_data` lists them")
-    data_path: str = flag("", DATA, "a file of your own instead: .npy, .npz, .csv, .csv.gz, .parquet, .nc or .zarr; it "
-                          "is named by --data_name, else as the file is")
+    data_path: str = flag("", DATA, "a file of your own instead: .npy, .npz, .csv, .csv.gz, .parquet, .nc or .zarr")
     freq: str = flag("", DATA, "interval of --data_path where it has no time stamps: 5min, 1h, 1d, 1w, 1M (months)")
     start: str = flag("", DATA, "time of its first step, ISO 8601, where it has no time stamps")
     variable: str = flag("", DATA, "variable of a NetCDF or Zarr file")
@@ -55,9 +54,8 @@ class CommonConfig:
                         "times (auto); node and auto leave outliers out", choices=("auto", "node", "field"))
     split: str = flag("", DATA, "shares of training, validation and test windows, 0.6,0.2,0.2 if not given, or the two "
                       "times at which validation and test begin, as 2013-09-01,2013-11-01")
-    training_span: str = flag("targets", DATA, "steps that scaler and spectral fluctuation scale are estimated from: "
-                              "up to the last training target, or to the last training history, as published",
-                              choices=("targets", "histories"))
+    training_span: str = flag("targets", DATA, "steps that scaler and spectral scale are estimated from: up to the "
+                              "last training target, or history, as published", choices=("targets", "histories"))
     data_dir: str = flag("", DATA, "folder of the arrays (else COST_DATA_DIR, else data/dataset)")
     history_len: int = flag(12, DATA, "past steps that a forecast sees", minimum=1)
     predict_len: int = flag(12, DATA, "future steps that it covers", minimum=1)
@@ -66,15 +64,12 @@ class CommonConfig:
     null_value: float = flag(None, DATA, "a number that stands for a missing value in the file; needs --missing mask")
     covariates: str = flag("", DATA, "a file of what is known of every step, over the horizon too (holidays, weather "
                            "forecasts): a column for each, or an array (time, node, covariate)")
-    lags: str = flag("auto", DATA, "also show the values so many steps before each step of a window, 24,168; auto: a "
-                     "day, a week, a year or another period before, where the training part repeats itself so; none: "
-                     "nothing but the window")
+    lags: str = flag("auto", DATA, "also show the values so many steps before each step, 24,168; auto: a day, a week, "
+                     "a year or another period, where the training part repeats itself so; none: no lags")
     oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
-    oracle_length_scale: float = flag(0.3, DATA, "distance over which the correlation between nodes of Oracle falls by "
-                                      "a factor e, in sides of the square that they lie in", above=0)
-    oracle_skew: float = flag(0.0, DATA, "skewness of Oracle: 0 is Gaussian; above 0 the spread of values grows with "
-                              "their level", minimum=0, maximum=2)
+    oracle_length_scale: float = flag(0.3, DATA, "range of the correlation of Oracle, in sides of its square", above=0)
+    oracle_skew: float = flag(0.0, DATA, "skewness of Oracle; 0: Gaussian", minimum=0, maximum=2)
     batch_size: int = flag(8, TRAINING, "windows per training step", minimum=1)
     val_batch_size: int = flag(32, TRAINING, "windows per validation step", minimum=1)
     patience: int = flag(5, TRAINING, "stop after so many epochs without a better validation loss", minimum=1)
@@ -89,10 +84,8 @@ class CommonConfig:
     overwrite: bool = flag(False, RUN, "run again although the run folder holds a finished run")
     resume: str = flag("auto", RUN, "auto: resume an unfinished run of these settings; never: start over; or the "
                        "folder of a run to resume from")
-    save_minutes: float = flag(10.0, RUN, "minutes between saved states, beside those after every epoch",
-                               above=0)
-    keep_states: bool = flag(False, RUN, "keep the states of the training of a finished run, from which a damaged "
-                             "model.pt can be made again")
+    save_minutes: float = flag(10.0, RUN, "minutes between saved states, beside those after each epoch", above=0)
+    keep_states: bool = flag(False, RUN, "keep the saved states of a finished run, to replace a damaged model.pt")
     dry_run: bool = flag(False, RUN, "print the resolved settings and the sizes, then stop")
 
 
@@ -112,8 +105,7 @@ class PretrainConfig(CommonConfig):
 
     mean_model: str = flag("stid", NETWORK, "backbone of the mean model", choices="mean_model")
     objective: str = flag("quantiles", TRAINING, "what the mean model minimises: squared error (mse), absolute error "
-                          "(mae), or the pinball loss of 19 quantiles, whose average is the mean (quantiles)",
-                          choices="objective")
+                          "(mae), or the pinball loss of 19 quantiles (quantiles)", choices="objective")
     select: str = flag("loss", TRAINING, "validation loss that chooses the epoch: that of training (loss), or the mean "
                        "absolute error (mae, as published)", choices=("loss", "mae"))
     climatology: bool = flag(True, NETWORK, "give the mean model the climatology at the steps of history and horizon")
@@ -122,16 +114,13 @@ class PretrainConfig(CommonConfig):
     mean_calendar_channels: int = flag(0, NETWORK, "width of its calendar embeddings; 0: as --mean_channels",
                                        minimum=0, alias="calendar_channels")
     mean_layers: int = flag(4, NETWORK, "blocks of the mean model", minimum=0, maximum=1000, alias="layers")
-    mean_dropout: float = flag(0.15, NETWORK, "share of hidden values of the mean model dropped in training",
-                               minimum=0, maximum=0.9, alias="dropout")
+    mean_dropout: float = flag(0.15, NETWORK, "dropout of the mean model", minimum=0, maximum=0.9, alias="dropout")
     networks: int = flag(3, NETWORK, "networks whose outputs are averaged", minimum=1, maximum=100)
     linear_modes: int = flag(16, NETWORK, "modes common to all nodes whose linear forecast corrects that of the "
                              "networks, weighted by its skill on the validation part; 0: off", minimum=0)
-    base: str = flag("auto", TRAINING, "after training, mix the networks with the best simple forecasters of the field "
-                     "(last value, climatology, lags, ridge), by their skill on the validation part (auto); or not "
-                     "(none)", choices=("auto", "none"))
-    recalibrate: bool = flag(True, TRAINING, "after training, correct biases of the forecast, and the width of "
-                             "quantiles, that the validation part shows")
+    base: str = flag("auto", TRAINING, "after training, mix the networks with the best simple forecasters (last "
+                     "value, climatology, lags, ridge), by their skill in validation", choices=("auto", "none"))
+    recalibrate: bool = flag(True, TRAINING, "correct biases and widths of quantiles that the validation part shows")
     mean_epochs: int = flag(16, TRAINING, "most passes of stage 1 over the training windows", minimum=1, alias="epochs")
     mean_lr: float = flag(3e-3, TRAINING, "learning rate of Adam in stage 1", above=0, alias="lr")
     mean_ema: float = flag(0.99, TRAINING, "decay of the averaged weights of stage 1, which are then scored and kept; "
@@ -157,8 +146,7 @@ class TrainConfig(CommonConfig):
                       "field (global)", choices="scale")
     scale_threshold: float = flag(0.1, DIFFUSION, "--scale spectrum: amplitude, as a share of a node's largest, below "
                                   "which a component is fluctuation", above=0)
-    scale_statistic: str = flag("std", DIFFUSION, "--scale spectrum: spread of the fluctuation",
-                                choices="scale_statistic")
+    scale_statistic: str = flag("std", DIFFUSION, "--scale spectrum: its statistic", choices="scale_statistic")
     endpoint: str = flag("none", DIFFUSION, "endpoint of the diffusion: 0 (none), or the fluctuation scale with random "
                          "(signed, as published) or positive signs", choices="endpoint")
     condition_mean: bool = flag(True, DIFFUSION, "give the denoiser the mean")
@@ -169,39 +157,29 @@ class TrainConfig(CommonConfig):
                          choices="denoiser", alias="eps_model")
     mixing_tokens: int = flag(8, NETWORK, "tokens of --denoiser tokens and graph", minimum=1)
     neighbours: int = flag(8, NETWORK, "nearest nodes that --denoiser graph mixes each node with", minimum=1)
-    diffusion_channels: int = flag(32, NETWORK, "width of the input embedding of the denoiser", minimum=1,
-                                   alias="channels")
+    diffusion_channels: int = flag(32, NETWORK, "width of the input embedding", minimum=1, alias="channels")
     diffusion_layers: int = flag(2, NETWORK, "residual blocks of the denoiser", minimum=0, maximum=1000, alias="layers")
-    diffusion_embedding: int = flag(32, NETWORK, "width of the node and calendar embeddings of the denoiser",
-                                    minimum=1, alias="embedding")
-    diffusion_dropout: float = flag(0.15, NETWORK, "share of hidden values of the denoiser dropped in training",
-                                    minimum=0, maximum=0.9, alias="dropout")
-    diffusion_epochs: int = flag(20, TRAINING, "most passes of stage 2 over the training windows", minimum=1,
-                                 alias="epochs")
+    diffusion_embedding: int = flag(32, NETWORK, "width of node and calendar parts", minimum=1, alias="embedding")
+    diffusion_dropout: float = flag(0.15, NETWORK, "dropout of the denoiser", minimum=0, maximum=0.9, alias="dropout")
+    diffusion_epochs: int = flag(20, TRAINING, "most passes of stage 2 over the windows", minimum=1, alias="epochs")
     diffusion_lr: float = flag(3e-3, TRAINING, "learning rate of Adam in stage 2", above=0, alias="lr")
     diffusion_ema: float = flag(0.99, TRAINING, "decay of the averaged weights of stage 2, which are then scored and "
                                 "kept; 0: off", minimum=0, maximum=0.99999, alias="ema")
     val_windows: int = flag(0, TRAINING, "validation windows scored after each epoch, evenly spread; 0: all", minimum=0)
     diffusion_steps: int = flag(50, DIFFUSION, "steps N of the forward process", minimum=1)
     noise_schedule: str = flag("quadratic", DIFFUSION, "growth of beta over the steps", choices="noise_schedule")
-    beta_first: float = flag(0.0, DIFFUSION, "first noise variance; 0: the schedule's own, 0.0001", minimum=0,
-                             maximum=0.999)
-    beta_last: float = flag(0.0, DIFFUSION, "last noise variance; 0: the schedule's own, 0.5 (cosine: "
-                            "at most 0.999)", minimum=0, maximum=0.999)
+    beta_first: float = flag(0.0, DIFFUSION, "first noise variance; 0: 0.0001", minimum=0, maximum=0.999)
+    beta_last: float = flag(0.0, DIFFUSION, "last noise variance; 0: 0.5 (cosine: 0.999)", minimum=0, maximum=0.999)
     nsample: int = flag(50, SAMPLING, "members of the ensemble", minimum=2)
     members: str = flag("random", SAMPLING, "kind of members: random draws, or quantiles at equidistant levels in the "
                         "rank order of draws", choices="members")
     sampler: str = flag("dpm2m", SAMPLING, "sampler", choices="sampler")
     sample_steps: int = flag(10, SAMPLING, "network calls per member, 1 to --diffusion_steps", minimum=1)
-    sample_batch: int = flag(0, SAMPLING, "members sampled at a time, which bounds memory; 0: chosen from the "
-                             "number of nodes. The result does not depend on it", minimum=0)
-    sample_precision: str = flag("float32", SAMPLING, "arithmetic of the network in sampling",
-                                 choices=("float32", "bfloat16"))
+    sample_batch: int = flag(0, SAMPLING, "members sampled at a time; 0: by the number of nodes", minimum=0)
+    sample_precision: str = flag("float32", SAMPLING, "arithmetic of sampling", choices=("float32", "bfloat16"))
     test_windows: int = flag(0, SAMPLING, "test windows to score, evenly spread; 0: all", minimum=0)
-    threshold: float = flag(None, SAMPLING, "also score the event that a value lies above this one, in the unit of the "
-                            "field: Brier score and reliability")
-    cross_check: int = flag(0, SAMPLING, "recompute CRPS of so many test windows with properscoring and report the "
-                            "difference", minimum=0)
+    threshold: float = flag(None, SAMPLING, "also score the event of a value above this one, in the field's unit")
+    cross_check: int = flag(0, SAMPLING, "recompute CRPS of so many test windows with properscoring", minimum=0)
 
 
 RECIPES = {
