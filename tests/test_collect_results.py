@@ -81,7 +81,7 @@ def test_every_published_and_simple_row_that_is_ahead_of_the_default_is_named_fr
         ("cost_smooth", "quantiles", 0.055, 1.8, 0.04), ("climatology", "random", 0.062, 1.9, 0.05),
         ("quantile", "quantiles", 0.056, 1.7, 0.039), ("our_quantile", "quantiles", 0.01, 0.1, 0.01)]
     ours = pd.DataFrame(rows, columns=["method", "ensemble", "CRPS", "IS", "CRPS_sum"]).assign(
-        data_name="Tiny", QICE=0.01, QICE_ties=0.01, members=50)
+        data_name="Tiny", QICE=0.01, MAE=float("nan"), RMSE=float("nan"))
     assert "No published and no baseline row" in ahead(ours[ours.method == "cost"])
     pd.DataFrame({"data_name": ["Tiny", "Other"], "method": "Old", "CRPS": [0.059, 0.001], "IS": [3.0, 0.1],
                   "QICE": [0.02, 0.0]}).to_csv(tmp_path / "published_12_12.csv", index=False)

@@ -53,8 +53,6 @@ INTERVALS = ("a paired 95 % interval (none where the windows are worth fewer tha
 Table = tuple[list[str], list[list[str]]]  # names of the columns, rows
 
 
-# --- what was scored -----------------------------------------------------------------------------------------
-
 def read_runs(folder: Path) -> pd.DataFrame:
     """One row per scored run on a whole split: what its .json says without nested values, and where its windows are."""
     rows = []
@@ -108,8 +106,6 @@ def windows_of(runs: pd.DataFrame) -> list[dict]:
     return [pd.read_csv(path).to_dict("list") for path in runs.path]
 
 
-# --- cells ---------------------------------------------------------------------------------------------------
-
 def number(value: float) -> str:
     """Four decimals below 1, two above; significant digits of what is very small or large."""
     if pd.isna(value):
@@ -139,8 +135,6 @@ def compared(ours: list[dict], theirs: list[dict], score: str, block: int) -> st
         return ""
     return in_words(paired_difference(ours, theirs, score, block))
 
-
-# --- tables of one dataset -----------------------------------------------------------------------------------
 
 def score_table(runs: pd.DataFrame, published: pd.DataFrame) -> Table:
     """All methods: published rows, then ours, one row per method and kind of members."""
@@ -200,8 +194,6 @@ def ablation_table(runs: pd.DataFrame, changes: dict[str, str], block: int) -> T
                          against, str(len(group))])
     return ["row", "change", *ABLATION_SCORES, f"CRPS against {DEFAULT}", "seeds"], rows
 
-
-# --- files ---------------------------------------------------------------------------------------------------
 
 def sections(runs: pd.DataFrame, tables) -> str:
     """A section for each dataset with the `tables(its runs)`, one below the other."""

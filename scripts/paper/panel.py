@@ -50,8 +50,6 @@ class PanelField:
     frame: Callable[[], pd.DataFrame]
 
 
-# --- the fields ----------------------------------------------------------------------------------------------
-
 def packaged(package: str, name: str) -> Path:
     """The path of a file that a package ships. The package is not imported."""
     return Path(importlib.util.find_spec(package).origin).parent / name
@@ -176,8 +174,6 @@ FIELDS = {
 }
 
 
-# --- run and score -------------------------------------------------------------------------------------------
-
 def run_field(name: str, seed: int, save_dir: Path, test_windows: int) -> None:
     """Score every row on a field that is not scored yet; a simple row that the field cannot have leaves the reason."""
     entry, folder = FIELDS[name], save_dir / "panel"
@@ -210,8 +206,6 @@ def write_file(frame: pd.DataFrame, path: Path) -> None:
     frame = frame.rename_axis("time").reset_index() if isinstance(frame.index, pd.DatetimeIndex) else frame
     write_text(path, csv_text(frame))
 
-
-# --- the table -----------------------------------------------------------------------------------------------
 
 def ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """ours / theirs, 1 where both are 0."""

@@ -181,9 +181,8 @@ def perfect_qice(members, kind="random"):
 
         random: 0.32 / (M + 1),    quantiles at the levels (i + 1/2) / M: 0.16 / M
 
-    Of random members each of the M + 1 gaps is as likely to hold the truth, P(truth <= quantile_q) = (1 + q (M - 1)) /
-    (M + 1): an inner bin's share is 0.2 / (M + 1) below 0.1, an end bin's 0.8 / (M + 1) above. Of quantiles it is
-    (1/2 + q (M - 1)) / M. Exact for uniform margins, close for others; not a lower bound.
+    It follows from P(truth <= quantile_q) = (1 + q (M - 1)) / (M + 1), and (1/2 + q (M - 1)) / M for quantiles. Exact
+    for uniform margins, close for others; not a lower bound.
     """
     return 0.32 / (members + 1) if kind == "random" else 0.16 / members
 

@@ -56,13 +56,9 @@ class Processes:
         """The rows of all processes, those of the first one first: (rows, ...) -> (all rows, ...)."""
         if self.count == 1:
             return values
-        counts = torch.zeros(self.count)
-        counts[self.rank] = len(values)
-        counts = self.add(counts).long().tolist()
-        joined = torch.zeros(sum(counts), *values.shape[1:], dtype=torch.float64)
-        first = sum(counts[:self.rank])
-        joined[first:first + len(values)] = values
-        return self.add(joined).to(values)
+        parts = [None] * self.count
+        dist.all_gather_object(parts, values.detach().cpu().clone(), group=self.group)
+        return torch.cat(parts).to(values.device)
 
     def first_decides(self, decide: Callable):
         """The result of `decide()`, which the first process alone calls, on all of them.
