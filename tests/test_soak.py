@@ -13,8 +13,6 @@ from tests.tools.bad_inputs import BadInput, fault, pick
 from utils.training import loop
 from utils.training.checkpoint import TEMPORARY
 
-ENDLESS = float("inf")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def threads():
@@ -28,7 +26,7 @@ def threads():
 def soaked(tmp_path_factory):
     """A tiny soak, both parts by the program itself: exit status and figures."""
     path = tmp_path_factory.mktemp("soak") / "soak.json"
-    status = soak.main(["--kills", "2", "--inputs", "20", "--minutes", "2", "--json", str(path)])
+    status = soak.main(["--kills", "2", "--inputs", "20", "--json", str(path)])
     return status, json.loads(path.read_text())
 
 
@@ -45,16 +43,16 @@ def test_a_tiny_soak_tries_what_it_was_asked_for_and_loses_nothing(soaked):
 def test_a_run_that_does_not_resume_bit_exactly_is_lost(tmp_path, monkeypatch):
     """Steps whose randomness depends on the process: after a kill another run comes out."""
     monkeypatch.setattr(loop, "seed_step", lambda *index: torch.manual_seed(os.getpid()))
-    figures = soak.soak_kills(1, 0, tmp_path, ENDLESS)
+    figures = soak.soak_kills(1, 0, tmp_path)
     assert figures["lost"] == figures["tried"] == 1 and figures["trainings"] >= 1
     assert any("weights" in place for place in figures["what_was_lost"][0]["differs"])
 
 
 def test_a_loader_that_lets_infinite_values_through_or_crashes_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(soak, "KINDS", {"array": bad_inputs.bad_array})
-    assert soak.soak_inputs(6, 0, tmp_path, tmp_path, ENDLESS)["lost"] == 0
+    assert soak.soak_inputs(6, 0, tmp_path, tmp_path)["lost"] == 0
     monkeypatch.setattr(readers, "as_tensor", lambda array, source: {}["slip"])
-    figures = soak.soak_inputs(6, 0, tmp_path, tmp_path, ENDLESS)
+    figures = soak.soak_inputs(6, 0, tmp_path, tmp_path)
     assert figures["lost"] > 0 and "exit status" in figures["what_was_lost"][0]["fault"]
 
 
