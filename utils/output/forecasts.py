@@ -213,7 +213,7 @@ def _write_npz(file, parts: Iterable[Forecast], values: str) -> None:
     """Unlike the other formats it holds all windows in memory: an archive takes one array after the other."""
     grown = {}
     for part in parts:
-        arrays = {"issued": part.issued, "times": part.times}
+        arrays = {"issued": part.issued.reshape(-1), "times": part.times.reshape(-1, part.times.shape[-1])}
         if part.field.time_zone:
             arrays |= {f"{name}_{OFFSET}": part.field.offsets(times) for name, times in arrays.items()}
         for name, array in {**arrays, **part.chosen(values)}.items():
