@@ -131,10 +131,7 @@ def first_step(times: np.ndarray, interval: Interval, zone: str = "") -> tuple[s
 
 
 def parse_interval(text: str) -> Interval:
-    """The interval of `--freq`: 5min, 1h, d, 2w, 1M, or with the unit as a word (15 minutes).
-
-    Raises: ValueError that lists what is accepted.
-    """
+    """The interval of `--freq`: 5min, 1h, d, 2w, 1M, or with the unit as a word (15 minutes). Raises: ValueError."""
     match = re.fullmatch(r"(\d*) ?([A-Za-z]+)", text.strip())
     count, letters = match.groups() if match else ("0", "")
     word = letters.lower().removesuffix("s")
@@ -154,8 +151,7 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
                      gaps: bool = False) -> Interval:
     """The interval between the stamps `times` (datetime64): `wanted`, else the most frequent.
 
-    A monthly stamp may be any day of its month, as climate files write the middle. where(step): file and place of a
-    step, for messages. gaps: rows may be missing.
+    where(step): file and place of a step, for messages. gaps: rows may be missing.
     Raises: ValueError for the first stamp at another distance from the one before; it lists all missing rows.
     """
     if len(times) < 2 and wanted is None:
@@ -202,11 +198,9 @@ def clock_text(clock: np.datetime64, interval: Interval, zone: str) -> str:
 
 
 def missing_rows(times: np.ndarray, interval: Interval, zone: str = "") -> str:
-    """All places where rows are missing between stamps (time,), in words; "" where none is."""
+    """The places where rows are missing between stamps (time,), in words."""
     clock, size = clock_of(times, interval, zone), step_size(interval)
     after = np.flatnonzero(np.diff(clock) > size)
-    if not len(after):
-        return ""
     counts = (np.diff(clock)[after] // size).astype(int) - 1
     places = [f"{clock_text(clock[place] + size, interval, zone)} ({count})"
               for place, count in zip(after, counts.tolist(), strict=True)]

@@ -35,10 +35,7 @@ class Climatology:
                 count.index_add_(0, slots[steps], weight[0])
 
     def smoothed(self, steps: Tensor, first, last) -> tuple[Tensor, Tensor]:
-        """Mean of each step and its neighbours inside the reference, (batch, step, node), and its weight 1.
-
-        With `masked` the sum of the observed ones, and their number, (batch, step, node). steps: (batch, step).
-        """
+        """Mean at `steps` (batch, step) and their neighbours, and its weight 1; if `masked`, the sum and the number."""
         total, seen = 0, 0
         for shift in range(-self.radius, self.radius + 1):
             values = self.scaler.standardize(self.values[(steps + shift).clamp(first, last - 1)])

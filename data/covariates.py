@@ -17,10 +17,7 @@ from .table import Table
 
 @dataclass(frozen=True)
 class Covariates:
-    """Values (time, node or 1, covariate) on the time axis of a field, and beyond its end.
-
-    A node axis of 1: the same for all nodes. `source` is the file, `notes` are for the user.
-    """
+    """Values (time, node or 1, covariate) on the time axis of a field, and beyond its end; `source` is the file."""
 
     source: str
     names: tuple[str, ...]
@@ -43,11 +40,9 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
     """Covariates of a field, from any kind of file that a field may have (`readers.read_file`).
 
     One column per covariate; or an array (time, node, covariate), whose names an .npz may hold as `covariate_names`;
-    or one covariate as a column per node, with the names of the field's nodes in any order, or without names in their
-    order. A file with times may begin before the field. first: in a file without times, the row of the field's first
-    step.
-    Raises: ValueError where a value or a node is missing, or a time is not that of the field's step or, beyond its end,
-    of the next one.
+    or one covariate as a column per node. A file with times may begin before the field. first: in a file without times,
+    the row of the field's first step.
+    Raises: ValueError where a value or a node is missing, or a time is not that of the field's step.
     """
     flag, table = f"--covariates {path}", read_file(path)
     values, names = _arranged(table, node_names, path)

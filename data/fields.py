@@ -39,13 +39,11 @@ class OwnFile:
 
 @dataclass(frozen=True)
 class Field:
-    """Values (time, node) in physical units, stored as `table.Table` says, with their calendar.
+    """Values (time, node) in physical units, NaN where one is missing, with their calendar. See also `table.Table`.
 
-    `segments` are the half-open ranges of time steps that are continuous: one, or two for a dataset that trains
-    on one field and is evaluated on another. No window crosses from one to the next.
-    `coordinates` (node, 2) are latitudes and longitudes, `graph` (node, node) the weights of edges. Where land was
-    left out of a `grid` with these `axes` (see `table.Table`), `kept` are the places that the nodes are.
-    `notes` are for the user. A missing value is NaN; `missing_share` is the share of missing values.
+    segments  half-open ranges of time steps that are continuous, and that no window leaves: one, or two for a dataset
+              that trains on one field and is evaluated on another
+    graph     (node, node), the weights of edges
     """
 
     name: str
@@ -126,10 +124,9 @@ def mark_missing(values: Tensor, null_value: float | None = None) -> tuple[Tenso
 
 
 def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[DatasetSpec, Table]:
-    """The card of a file of the user's, and its table.
+    """The card of a file of the user's, and its table; gaps: rows that it lacks are inserted without values.
 
-    gaps: rows that it lacks are inserted without values, also where `like` has missing values. like: see `load_field`;
-    it replaces flags.
+    like: see `load_field`; it replaces flags.
     Raises: ValueError where file and flags contradict each other, or do not state the times.
     """
     path = Path(own.data_path)

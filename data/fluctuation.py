@@ -19,9 +19,8 @@ def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, 
         scale       = std (or variance) of the fluctuation over time, at least FLOOR
 
     Shapes: training (time, node) in physical units -> (node,). Units: standardized (std) or their square.
-    The largest amplitude is usually that of the zero frequency: the node's mean level, standardized.
-    The spread follows from the spectrum by Parseval's theorem, without an inverse transform.
-    A series with gaps (NaN) is filled with the node's mean, and the variance divided by the share that is observed.
+    The spread follows from the spectrum by Parseval's theorem. Gaps (NaN) are filled with the node's mean, and the
+    variance is divided by the share that is observed.
     Source: CoST Eq. 8-10 (arXiv:2502.11013); differs from the paper: the default is the standard deviation, which
     has the residual's units and is what the authors' release computes; Eq. 10 prints the variance.
     """

@@ -64,9 +64,8 @@ def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str,
 
 
 def from_data_frame(frame: pd.DataFrame, source: str) -> Table:
-    """A table of the columns of a frame; its index gives the times where it holds any, its columns the names.
+    """A table of the columns of a frame; its index gives the times where it holds any, its columns the names, if any.
 
-    Column names are ignored where pandas numbered the columns.
     Raises: ValueError for what is no number, or no time.
     """
     index, where = pd.Series(frame.index), "row {}".format
@@ -95,10 +94,7 @@ def check_columns(names: list[str], source: str) -> None:
 
 
 def numbers(column: pd.Series, source: str, where: Where) -> np.ndarray:
-    """A column as real numbers, NaN where it is empty.
-
-    Raises: ValueError naming the first row that holds something else, or no finite number.
-    """
+    """A column as real numbers, NaN where it is empty. Raises: ValueError naming the first row of something else."""
     parsed = column
     if column.dtype.kind in "bMmc":
         raise ValueError(f"{source}: column {column.name} is of type {column.dtype}; expected numbers")

@@ -79,10 +79,9 @@ def repeats(values: Tensor, period: int, least: float = 0.0) -> bool:
 
 
 def strongest_period(values: Tensor, longest: int) -> int | None:
-    """The period of SHORTEST to `longest` steps with the highest autocorrelation of changes from step to step.
+    """The period of SHORTEST to `longest` steps with the highest autocorrelation of changes of values (node, time).
 
-    Half a period apart the autocorrelation must be less than half. Of peaks of about the same height it is the
-    shortest; None without a peak. Shapes: values (node, time).
+    Half a period apart the autocorrelation must be less than half. Of peaks of about the same height: the shortest.
     """
     change = values.diff(dim=1)
     size = change.shape[1]

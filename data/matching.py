@@ -41,10 +41,7 @@ def match(table: Table, field, source: str) -> Table:
 
 
 def node_differences(table: Table, names: Sequence[str]) -> str:
-    """How the nodes of a table differ from those of these names, whatever their order; "" where they are the same.
-
-    A table without names has the nodes in the order of `names`.
-    """
+    """How the nodes of a table differ from these names, in any order or, without names, in this one; else ""."""
     found, count = table.node_names, table.values.shape[1]
     if found is None:
         return "" if count == len(names) else f"{count} nodes (wanted {len(names)})"

@@ -34,7 +34,6 @@ def read_node_table(path: Path | str, names: tuple[str, ...] | None,
     """Names and coordinates (node, 2) of the nodes, from a CSV with the columns name, lat, lon or the like.
 
     names: those of the data file, whose order the result has; without any, the rows of the table are the nodes.
-    Raises: ValueError that lists missing, unknown and repeated names.
     """
     table = _read_csv(path)
     latitude, longitude = (find(table.columns, accepted) for accepted in (LATITUDE_NAMES, LONGITUDE_NAMES))
@@ -121,8 +120,7 @@ def nearest_nodes(field, count: int) -> Tensor | None:
 
         length of an edge = 1 / its larger weight of both directions,    distance in a graph = the shortest path
 
-    Each row begins with the node itself, then the nearest first; where a graph reaches fewer, the node itself fills
-    the row. None for a field without any of the three.
+    Each row begins with the node itself, which also fills the row where a graph reaches fewer. None without any.
     """
     nodes = len(field.node_names)
     if field.graph is not None:

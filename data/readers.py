@@ -32,8 +32,7 @@ from .table import (
 def read_file(path: Path | str, variable: str = "") -> Table:
     """The table of any supported file, by the ending of its name; `variable`: which one of NetCDF or Zarr.
 
-    Missing values stay NaN; infinite ones are refused. No pickle is ever loaded.
-    Raises: ValueError naming the file, what was found and what would work; FileNotFoundError.
+    Raises: ValueError naming the file, what was found and what would work; FileNotFoundError. No pickle is ever loaded.
     """
     path = Path(path).expanduser()
     name = path.name.lower()
@@ -76,8 +75,7 @@ def read_numpy(path: Path) -> Table:
     for key, found in extras.items():
         expected = values.shape[key != "times"]
         if found.shape != (expected,):
-            raise ValueError(f"{path}: {key} of shape {found.shape}; expected ({expected},), as in values "
-                             f"{array.shape}")
+            raise ValueError(f"{path}: {key} of shape {found.shape}; expected ({expected},)")
     names, places = extras.get("node_names"), [extras[key] for key in ("latitude", "longitude") if key in extras]
     coordinates = np.stack(places, axis=1).astype(float) if len(places) == 2 else None
     if coordinates is not None and (wrong := outside_the_earth(coordinates)).any():

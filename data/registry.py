@@ -158,10 +158,7 @@ DATASETS: dict[str, DatasetSpec] = {
 
 
 def get_spec(name: str) -> DatasetSpec:
-    """The card of one dataset.
-
-    Raises: ValueError for an unknown name, with the near matches in any case of letters and the whole list.
-    """
+    """The card of one dataset. Raises: ValueError for an unknown name, with near matches and the whole list."""
     if name in DATASETS:
         return DATASETS[name]
     by_lower = {each.lower(): each for each in DATASETS}

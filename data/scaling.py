@@ -112,7 +112,6 @@ class NodeStatistics:
     """Statistics of the training values of each node, without missing ones: (node,) each, float64.
 
     mean, std    without outliers; 0 for a node without any value
-    low, high    smallest and largest value
     limit        distance from the mean beyond which there are only outliers; infinite without outliers
     resolution   of the stored type, as a share of a value
     """
@@ -129,8 +128,7 @@ class NodeStatistics:
     def of(cls, training: Tensor) -> "NodeStatistics":
         """Statistics of training values (time, node).
 
-        The most distant values of a node (EXTREMES) are outliers where its spread is more than OUTLYING times that of
-        the others.
+        The most distant values (EXTREMES) are outliers where the spread is more than OUTLYING times that of the others.
         """
         count, mean, std, low, high = _moments(training)
         limit = torch.full_like(std, math.inf)
@@ -215,10 +213,7 @@ def is_precise(values: Tensor) -> bool:
 
 
 def is_whole(values: Tensor, by_node: bool = False) -> bool | Tensor:
-    """Whether values (time, node), or those of each node (node,), are whole numbers (counts).
-
-    Values beyond which all numbers of the type are whole do not matter; one of the others must not be zero or missing.
-    """
+    """Whether values (time, node), or those of each node (node,), are whole numbers, and some small one is not 0."""
     whole, some = (torch.full((values.shape[1],), start) for start in (True, False))
     for block in map(as_real, values.split(BLOCK)):
         largest = 2.0**52 if block.dtype == torch.float64 else LARGEST_WHOLE

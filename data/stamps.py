@@ -44,8 +44,7 @@ class Stamps:
 def read_stamps(column: pd.Series, where: Callable[[int], str]) -> Stamps:
     """Stamps of a column, rounded to the second: times, ISO 8601, dates of one unambiguous format, or years.
 
-    where(row): file and place of a row, for messages.
-    Raises: ValueError naming the first one that is no time, and what would work.
+    Raises: ValueError naming the first one that is no time by where(row), its file and place.
     """
     column = column.reset_index(drop=True)
     empty = column.isna().to_numpy()
@@ -186,17 +185,15 @@ def offsets(times: np.ndarray, zone: str) -> np.ndarray:
 
 def stamps_as_text(times: np.ndarray, zone: str = "") -> np.ndarray:
     """Times (time,) as ISO text without seconds that are zero; with their offset where there is a time zone."""
-    each, place = np.unique(times, return_inverse=True)
-    texts = [text.removesuffix(":00") for text in
-             np.datetime_as_string(local_times(each, zone).astype("datetime64[s]")).tolist()]
+    texts = np.datetime_as_string(local_times(times, zone).astype("datetime64[s]")).tolist()
+    texts = [text.removesuffix(":00") for text in texts]
     if zone:
         texts = [text + _offset_text(minutes).replace("UTC", "+00:00")
-                 for text, minutes in zip(texts, offsets(each, zone).tolist(), strict=True)]
-    return np.array(texts)[place]
+                 for text, minutes in zip(texts, offsets(times, zone).tolist(), strict=True)]
+    return np.array(texts)
 
 
 def stamp(time: np.datetime64, zone: str = "") -> str:
-    """One time as by `stamps_as_text`."""
     return str(stamps_as_text(np.atleast_1d(time), zone)[0])
 
 

@@ -71,7 +71,6 @@ class FieldSummary:
         return cls(**{**state, "scaler": Scaler(**state["scaler"]), "covariates": covariates})
 
     def state(self) -> dict:
-        """Numbers and text only: what a checkpoint can hold."""
         return asdict(self)
 
     @property
@@ -97,8 +96,7 @@ class FieldSummary:
     def step_at(self, time: np.datetime64 | str) -> int:
         """Position in the series of the step at a time, which may be before its beginning or after its end.
 
-        A text, or a pandas time without a time zone, is local time of the data; a datetime64 is UTC where they have a
-        time zone.
+        A text without an offset is local time; a datetime64 is UTC where there is a time zone.
         Raises: ValueError where no step begins at that time.
         """
         if not isinstance(time, np.datetime64):
@@ -136,11 +134,10 @@ class FieldSummary:
                         torch.stack(lagged, dim=-1) if lagged else None)
 
     def as_text(self, times: np.ndarray) -> np.ndarray:
-        """Stamps (time,) as ISO text, with their offset where there is a time zone."""
         return stamps_as_text(times, self.time_zone)
 
     def offsets(self, times: np.ndarray) -> np.ndarray:
-        """Offsets of stamps from UTC, in minutes, 0 without a time zone: of the same shape."""
+        """Offsets of stamps from UTC, in minutes."""
         return offsets(times, self.time_zone)
 
     def calendar(self, step: int, count: int) -> Calendar:

@@ -89,7 +89,6 @@ class SkewedPredictive:
         return self.values(self.normal.sample(members, generator))
 
     def values(self, z: Tensor) -> Tensor:
-        """Values of standard normal members (batch, member, horizon, node)."""
         return self.seasonal_mean[:, None] + self.spread[:, None] * warp(z, self.skew)
 
 
@@ -128,7 +127,7 @@ class OracleField:
 
     @property
     def spatial_covariance(self) -> Tensor:
-        """Covariance of z between nodes at one time, (node, node), ones on the diagonal."""
+        """Covariance of z between nodes at one time, (node, node)."""
         return self.spatial_factor @ self.spatial_factor.T
 
     def temporal_covariance(self, lag: Tensor) -> Tensor:
@@ -165,10 +164,7 @@ class OracleField:
 
 
 def make_oracle(settings: OracleSettings = OracleSettings(), seed: int = 0) -> OracleField:
-    """Simulate a field of hourly values, level about 50 and standard deviation about 10.
-
-    The same arguments give the same values to the bit, and a longer series begins with the shorter one.
-    """
+    """Simulate a field of hourly values; a longer series begins with the bits of the shorter one."""
     generator = torch.Generator().manual_seed(seed)
     positions = torch.rand(settings.nodes, 2, generator=generator, dtype=torch.float64)
     seasonal_mean, spread = _random_seasons(positions, generator)

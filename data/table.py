@@ -77,12 +77,9 @@ class Table:
 
 
 def as_tensor(array: np.ndarray, source: str) -> Tensor:
-    """An array (time, ...) as a tensor (time, node): in float32, in float64 where float32 would lose information, or as
-    stored where it would not fit into memory.
+    """An array of real numbers (T,V), (T,H,W) or (T,V,1) as a tensor (time, node), stored as `Table` says.
 
-    Accepted: real numbers, (T,V), (T,H,W) or (T,V,1), at least one step and one node; space in row-major order.
-    NaN, a missing value, is kept; a value that is infinite in float32 is refused.
-    Raises: ValueError that begins with `source`.
+    Raises: ValueError that begins with `source`, also for a value that is infinite in float32. NaN is kept.
     """
     if array.dtype.kind not in "iuf":
         raise ValueError(f"{source}: values of type {array.dtype}; expected integers or real numbers")
@@ -97,8 +94,8 @@ def as_tensor(array: np.ndarray, source: str) -> Tensor:
 
 
 def needs_float64(values: np.ndarray) -> bool:
-    """Whether float32 would lose information in values (time, node): a whole number would become another one, or at
-    half of the steps at which a node changes the rounding is more than LOST of the change."""
+    """Whether in float32 a whole number would become another one, or at half of the steps at which a node changes the
+    rounding would be more than LOST of the change. values: (time, node)."""
     if values.dtype.itemsize < 4 or values.dtype == np.float32:
         return False
     changes, lost = (np.zeros(values.shape[1], dtype=np.int64) for _ in range(2))
@@ -115,10 +112,7 @@ def needs_float64(values: np.ndarray) -> bool:
 
 
 def check_finite(values: np.ndarray, source: str, place: Callable[[int, int], str]) -> None:
-    """Refuse values (time, node) that are infinite in float32; place(step, node) says where one is.
-
-    Raises: ValueError.
-    """
+    """Raises: ValueError where values (time, node) are infinite in float32; place(step, node) says where one is."""
     for first in range(0, len(values), BLOCK) if values.dtype.kind == "f" else ():
         wrong = np.abs(values[first:first + BLOCK]) > np.finfo(np.float32).max
         if wrong.any():
@@ -133,10 +127,7 @@ def outside_the_earth(coordinates: np.ndarray) -> np.ndarray:
 
 
 def check_memory(path: Path, needed: int) -> None:
-    """Print a note where reading a file takes more than MEMORY_LIMIT bytes.
-
-    Raises: ValueError where it takes more than are free.
-    """
+    """Print a note where a file takes more than MEMORY_LIMIT bytes. Raises: ValueError for more than are free."""
     if needed > (free := free_memory()):
         raise ValueError(f"{path}: reading it takes {needed / 2**30:.1f} GiB of memory or more, {free / 2**30:.1f} GiB "
                          "are free; give a part of it, or the field as .npy in float32, which stays on disk")
@@ -158,10 +149,7 @@ def free_memory() -> int:
 
 
 def optional(package: str, path: Path):
-    """Import a package that only some kinds of files need.
-
-    Raises: ValueError that names it.
-    """
+    """Import a package that only some kinds of files need. Raises: ValueError that names it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -85,8 +85,7 @@ class WindowedField:
     training  the part of the series that training windows see: every statistic is measured on it
     measured  the part that scaler and fluctuation scale are estimated from: `training`, or as published
               (`training_span` "histories") the part that the histories of the training windows see
-    alike     whether nodes have about one scale, see `NodeStatistics.unlike`; true where a dataset of the registry is
-              scaled as a field
+    alike     whether nodes have about one scale, see `NodeStatistics.unlike`
     """
 
     def __init__(self, field: Field, history_len: int, predict_len: int, settings: WindowSettings = WindowSettings(),
@@ -369,11 +368,9 @@ def split_windows(field: Field, history_len: int, predict_len: int,
 def refuse_unseen_nodes(field: Field, training: Tensor) -> None:
     """Raises: ValueError naming the nodes without any value in the training part."""
     seen = sum((~block.isnan()).sum(0) for block in training.split(BLOCK))
-    unseen = (seen == 0).nonzero().flatten().tolist()
-    if unseen:
-        names = listed([field.node_names[node] for node in unseen])
+    if unseen := [field.node_names[node] for node in (seen == 0).nonzero().flatten()]:
         raise ValueError(f"{field.name}: {len(unseen)} of {len(seen)} nodes have no value in the {len(training)} steps "
-                         f"that train ({names}): leave them out of the file")
+                         f"that train ({listed(unseen)}): leave them out of the file")
 
 
 def _ranges(field: Field, split: str, windows: int, history_len: int, length: int) -> list[tuple[int, int]]:

@@ -227,7 +227,7 @@ def test_a_copy_of_the_release_is_verified_by_its_git_blob_id_and_another_one_is
 def test_a_copy_of_mobile_sh_may_have_any_length_and_only_its_nodes_are_counted(hours, source, target, capsys):
     put(source, "MobileSH.npy", array_bytes(np.ones((hours, 32, 28), np.float32)))
     get_data.main(["--from", str(source), "--data_dir", str(target)])
-    assert "CommTraffic/MobileSH.npy: imported, shape as expected" in capsys.readouterr().out
+    assert "CommTraffic/MobileSH.npy: imported; it could not be verified" in capsys.readouterr().out
     put(source, "MobileSH.npy", array_bytes(np.ones((hours, 32, 27), np.float32)))
     said = refusal(capsys, "--from", source, "--data_dir", target / "again")
     assert f"with 896 nodes, found ({hours}, 32, 27)" in said
@@ -335,7 +335,8 @@ def served(source, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    yield f"https://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(get_data, "RELEASE_URL", f"https://127.0.0.1:{server.server_port}")
+    yield get_data.RELEASE_URL
     server.shutdown()
     thread.join()
     server.server_close()
@@ -343,7 +344,7 @@ def served(source, tmp_path, monkeypatch):
 
 def test_a_download_arrives_and_its_unverified_digest_is_told(served, source, target, capsys):
     path = put(source, "Urban/CrowdBM.npy")
-    get_data.main(["--download", "CrowdBM", "--base_url", served, "--data_dir", str(target)])
+    get_data.main(["--download", "CrowdBM", "--data_dir", str(target)])
     said = capsys.readouterr().out
     assert sha256_of(path) in said and "could not be verified" in said
     assert files_of(target) == [target / "Urban/CrowdBM.npy"]
@@ -354,29 +355,30 @@ def test_a_verified_download_says_so_and_is_not_repeated(served, source, target,
     path = put(source, "Urban/CrowdBM.npy")
     spec = replace(DATASETS["CrowdBM"], sha256={"Urban/CrowdBM.npy": sha256_of(path)})
     monkeypatch.setitem(DATASETS, "CrowdBM", spec)
-    get_data.main(["--download", "CrowdBM", "--base_url", served + "/", "--data_dir", str(target)])
+    get_data.main(["--download", "CrowdBM", "--data_dir", str(target)])
     assert "SHA-256 as expected" in capsys.readouterr().out
     path.unlink()
-    get_data.main(["--download", "CrowdBM", "--base_url", served, "--data_dir", str(target)])
+    get_data.main(["--download", "CrowdBM", "--data_dir", str(target)])
     assert "already there" in capsys.readouterr().out
 
 
 def test_a_download_with_another_digest_is_refused(served, source, target, capsys):
     path = put(source, "Urban/BikeDC.npy", array_bytes(np.zeros((1440, 20, 20), np.int32)))
-    said = refusal(capsys, "--download", "BikeDC", "--base_url", served, "--data_dir", target)
+    said = refusal(capsys, "--download", "BikeDC", "--data_dir", target)
     assert sha256_of(path) in said and DATASETS["BikeDC"].sha256["Urban/BikeDC.npy"] in said
     assert not target.exists()
 
 
 @pytest.mark.parametrize("folder, reason", [
-    ("", "404"), ("/cut", "the connection ended after"), ("/to_http", "only https"),
-    ("/elsewhere", "it leads to another host, localhost"), ("/endless", "larger than 1 MiB"),
+    ("", "404"), ("/cut", "the connection ended after"), ("/to_http", "it leads to http://127.0.0.1:9"),
+    ("/elsewhere", "it leads to https://localhost"), ("/endless", "larger than 1 MiB"),
     ("/large", "larger than 1 MiB"), ("/slow", "it took longer than 0.5 seconds"),
 ])
 def test_a_download_that_goes_wrong_leaves_nothing(served, folder, reason, target, capsys, monkeypatch):
     monkeypatch.setattr(get_data, "LARGEST_FILE", 1 << 20)
     monkeypatch.setattr(get_data, "LONGEST_DOWNLOAD", 0.5 if folder == "/slow" else 60)
-    said = refusal(capsys, "--download", "CrowdBM", "--base_url", served + folder, "--data_dir", target)
+    monkeypatch.setattr(get_data, "RELEASE_URL", served + folder)
+    said = refusal(capsys, "--download", "CrowdBM", "--data_dir", target)
     assert reason in said and "Urban/CrowdBM.npy" in said and not target.exists()
 
 
@@ -384,8 +386,9 @@ def test_a_download_that_goes_wrong_leaves_nothing(served, folder, reason, targe
 @pytest.mark.usefixtures("hang_ups")
 def test_a_download_that_is_ended_leaves_nothing(served, target, monkeypatch, number, status):
     monkeypatch.setattr(Handler, "asked", threading.Event())
+    monkeypatch.setattr(get_data, "RELEASE_URL", served + "/slow")
     child = start_child(lambda: get_data.main(
-        ["--download", "CrowdBM", "--base_url", served + "/slow", "--data_dir", str(target)]))
+        ["--download", "CrowdBM", "--data_dir", str(target)]))
     assert Handler.asked.wait(60)
     os.kill(child, number)
     assert end_of(child) == status
@@ -394,27 +397,26 @@ def test_a_download_that_is_ended_leaves_nothing(served, target, monkeypatch, nu
 
 def test_the_archive_of_taxi_bj_is_downloaded_and_unpacked(served, source, target, capsys):
     archive_of(source / "Urban/TaxiBJ.zip", ("TaxiBJ.npy", TAXI))
-    get_data.main(["--download", "TaxiBJ", "--base_url", served, "--data_dir", str(target)])
-    assert "Urban/TaxiBJ.npy: imported, shape as expected" in capsys.readouterr().out
+    get_data.main(["--download", "TaxiBJ", "--data_dir", str(target)])
+    assert "Urban/TaxiBJ.npy: imported; it could not be verified" in capsys.readouterr().out
     assert (target / "Urban/TaxiBJ.npy").read_bytes() == TAXI
 
 
 def test_a_page_in_place_of_an_array_is_refused(served, source, target, capsys):
     put(source, "Urban/CrowdBM.npy", b"version https://git-lfs.github.com/spec/v1\n")
-    said = refusal(capsys, "--download", "CrowdBM", "--base_url", served, "--data_dir", target)
+    said = refusal(capsys, "--download", "CrowdBM", "--data_dir", target)
     assert "not a whole numpy file" in said and not target.exists()
 
 
 def test_a_server_that_is_not_trusted_is_refused(served, source, target, capsys, monkeypatch):
     put(source, "Urban/CrowdBM.npy")
     monkeypatch.delenv("SSL_CERT_FILE")
-    said = refusal(capsys, "--download", "CrowdBM", "--base_url", served, "--data_dir", target)
+    said = refusal(capsys, "--download", "CrowdBM", "--data_dir", target)
     assert "CERTIFICATE_VERIFY_FAILED" in said and not target.exists()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "file:///etc", "ftp://127.0.0.1:9", "nowhere"])
-def test_an_address_that_is_not_https_is_refused(url, target, capsys):
-    assert "only https" in refusal(capsys, "--download", "CrowdBM", "--base_url", url, "--data_dir", target)
+def test_the_release_has_an_https_address():
+    assert get_data.RELEASE_URL.startswith("https://")
 
 
 @pytest.mark.parametrize("name, reason", [
