@@ -7,6 +7,7 @@ The networks are untrained, which costs the same. Everything is measured in one 
 without another one of the same machine.
 """
 
+import json
 import statistics
 import time
 from dataclasses import replace
@@ -14,25 +15,15 @@ from dataclasses import replace
 import torch
 
 from data.registry import DATASETS
-from data.windows import WindowedField
 from models import DENOISERS, build_forecaster, build_mean_model, ensemble_sampler
 from utils.config import RECIPES, FlagParser, PretrainConfig, TrainConfig, output_path, resolve
-from utils.pipeline import CHOICES, neighbours_of, open_windows
+from utils.pipeline import CHOICES, TASK, neighbours_of, open_windows, statistics_batches
 from utils.program import run_main
 from utils.training import checkpoint
 from utils.training.device import choose_device
 from utils.training.reproducibility import seed_step
 
 ROUNDS = {"denoisers": 10, "recipes": 3}  # in which all that are compared take their turns
-
-
-def forecaster_of(config: TrainConfig, data: WindowedField, mean_model, device: torch.device):
-    """An untrained forecaster on a stage-1 model, its statistics fitted."""
-    model = build_forecaster(checkpoint.settings(config), mean_model, data.metadata(), neighbours_of(data, config))
-    model.to(device).fit_statistics(
-        data.batches("train", config.val_batch_size, limit=100), data.calibration(config.val_batch_size, 100),
-        lambda: data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
-    return model
 
 
 def seconds_of(call, device: torch.device | str = "cpu") -> float:
@@ -46,12 +37,6 @@ def seconds_of(call, device: torch.device | str = "cpu") -> float:
     return clock() - start
 
 
-def mean_model_of(config: TrainConfig, data: WindowedField, device: torch.device):
-    """An untrained stage 1 for a stage-2 configuration."""
-    shared = {name: getattr(config, name) for name in ("recipe", "data_name", "history_len", "predict_len")}
-    return build_mean_model(checkpoint.settings(resolve(PretrainConfig, shared)), data.metadata()).to(device)
-
-
 def variants(config: TrainConfig, what: str) -> dict[str, TrainConfig]:
     """The configurations that are compared, by name: all "denoisers" of one recipe, or all "recipes"."""
     if what == "denoisers":
@@ -63,22 +48,26 @@ def variants(config: TrainConfig, what: str) -> dict[str, TrainConfig]:
 def compare(configs: dict[str, TrainConfig], device: torch.device, rounds: int) -> dict:
     """What a training step and a forecast cost with each configuration, in seconds and over the first one's.
 
-    All take their turns in every round, so that what disturbs one disturbs the others too; medians over the rounds. On
-    a CPU seconds are the processor's: other programs do not count.
+    Medians over the rounds, in each of which all take their turns: what disturbs one disturbs the others too.
     """
     config, found = next(iter(configs.values())), {}
 
     def calls(chosen: TrainConfig) -> dict:
         """The pieces of work of a configuration, each on an untrained stage 1 of its recipe."""
         seed_step(chosen.seed)
-        data = open_windows(checkpoint.settings(chosen), chosen.data_dir, device)
+        settings = checkpoint.settings(chosen)
+        data = open_windows(settings, chosen.data_dir, device)
         found["nodes"] = data.num_nodes
         trained, window = (next(iter(data.batches(split, size)))
                            for split, size in (("train", config.batch_size), ("test", 1)))
-        model = forecaster_of(chosen, data, mean_model_of(chosen, data, device), device)
+        shared = {name: settings[name] for name in (*TASK, "recipe")}
+        mean_model = build_mean_model(checkpoint.settings(resolve(PretrainConfig, shared)), data.metadata())
+        model = build_forecaster(settings, mean_model, data.metadata(), neighbours_of(data, chosen)).to(device)
+        model.fit_statistics(*(statistics_batches(data, chosen, split) for split in ("train", "calibration")),
+                             lambda: data.fluctuation_scale(chosen.scale_threshold, chosen.scale_statistic))
         optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=chosen.diffusion_lr)
         prepared = model.prepare(trained.future, trained.context)
-        sample = ensemble_sampler(model, checkpoint.settings(chosen), device)
+        sample = ensemble_sampler(model, settings, device)
 
         def train():
             model.train()
@@ -106,16 +95,6 @@ def compare(configs: dict[str, TrainConfig], device: torch.device, rounds: int) 
     }
 
 
-def table(result: dict) -> str:
-    """The result of `compare` as text."""
-    lines = [f"{result['data_name']}: {result['nodes']} nodes, {result['members']} members, batch "
-             f"{result['batch_size']}; {result['device']}, {result['threads']} threads, torch {result['torch']}; "
-             "processor seconds, and their ratio to those of the first"]
-    lines += [f"{what:20}" + "".join(f"{name:>10} {result['seconds'][what][name]:.4f} ({ratio:.2f})"
-                                     for name, ratio in of.items()) for what, of in result["ratio"].items()]
-    return "\n".join(lines)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", "recipe", "denoiser"))
@@ -127,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = resolve(TrainConfig, given)
     device = choose_device(config.device)
     result = compare(variants(config, what), device, ROUNDS[what])
-    print(table(result))
+    print(json.dumps(result, indent=1))
     if target:
         checkpoint.write_json(target, result)
     return 0
