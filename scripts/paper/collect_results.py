@@ -2,11 +2,9 @@
 
     python -m scripts.paper.collect_results [--save_dir save]
 
-Writes, for 12 -> 12 and whatever other lengths were run, docs/results/<H>_<F>.csv (one row per run, every score), .md
-(all rows beside every published one, with paired intervals), and joint_<H>_<F>.csv and .md, the scores of nodes and
-steps together; docs/results/ablation.md, of 12 -> 12; and what stands between the `results` marks of README.md: the
-table of 12 -> 12, and where published and baseline rows are ahead of the default. No number in them is typed by hand;
-those of other papers come from docs/results/published_<H>_<F>.csv.
+Writes docs/results/<H>_<F>.csv (one row per run), .md (all rows beside every published one, with paired intervals) and
+joint_<H>_<F>.csv and .md for all lengths that were run; of 12 -> 12 docs/results/ablation.md, and what stands between
+the `results` marks of README.md. Numbers of other papers come from docs/results/published_<H>_<F>.csv.
 """
 
 from collections.abc import Iterable, Sequence

