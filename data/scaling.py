@@ -154,6 +154,11 @@ class NodeStatistics:
         return (self.high > self.low) & (self.std > self.resolution * self.mean.abs())
 
     @property
+    def unresolved(self) -> Tensor:
+        """Which nodes vary by a few roundings of their type only."""
+        return (self.high > self.low) & (self.std < 4 * self.resolution * self.mean.abs())
+
+    @property
     def outlying(self) -> Tensor:
         return self.limit < math.inf
 

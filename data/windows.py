@@ -405,20 +405,24 @@ def smallest(values: Tensor) -> float:
 
 
 def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, names: tuple[str, ...]) -> list[str]:
-    """Notes on nodes that differ in scale, and on outliers."""
+    """Notes on nodes that differ in scale, on outliers, and on spreads near the resolution of the type."""
     def which(chosen: Tensor) -> str:
         return f"{int(chosen.sum())} of {len(names)} nodes ({listed([names[k] for k in chosen.nonzero().flatten()])})"
 
     notes, unlike = [], statistics.unlike()
     if bool(unlike.any()):
         consequence = "each node is scaled by its own mean and spread" if scaler.by_node else (
-            f"one scale for all, as --scaling {scaling} says: nodes of small values have little weight")
+            f"one scale for all, as --scaling {scaling} says: nodes of small values have little weight; --scaling node "
+            "gives each its own")
         notes.append(f"level or spread of {which(unlike)} differ by more than {UNLIKE:g} times from the spread of the "
                      f"field: {consequence}")
     if bool(statistics.outlying.any()):
         consequence = "they widen the scale, as --scaling field says" if scaling == "field" else (
             "they do not count in its scale, and are cut for the networks; scores use them unchanged")
         notes.append(f"a few values of {which(statistics.outlying)} are far from all others of the node: {consequence}")
+    if bool(statistics.unresolved.any()):
+        notes.append(f"the spread of {which(statistics.unresolved)} is about the resolution of the file's numbers at "
+                     "that level: store the values in float64, or without the level")
     return notes
 
 

@@ -190,6 +190,11 @@ def test_values_in_float64_keep_what_float32_would_lose():
     assert torch.equal(scaler.physical(standardized).round(), values)
 
 
+def test_a_spread_that_the_type_does_not_resolve_is_seen():
+    values = 1e9 + torch.from_numpy(random_values(400, 2)).double()
+    assert not NodeStatistics.of(values).unresolved.any() and NodeStatistics.of(values.float()).unresolved.all()
+
+
 @pytest.mark.parametrize("level, whole", [(65_000.0, True), (65_000.3, False), (3e6, True)])
 def test_no_value_below_zero_comes_back_where_none_can_be(level, whole):
     """Also of those next to the standardized zero, which rounding puts below."""
