@@ -9,6 +9,7 @@ from scripts.paper.collect_results import (
     JOINT,
     SCORES,
     ahead,
+    counts,
     differences,
     joint_table,
     read_joint,
@@ -136,6 +137,18 @@ def test_rows_of_the_ablation_stand_in_no_other_table(tmp_path, monkeypatch):
     collect_results.write_tables(runs, (12, 12))
     assert "| cost_untrained |" in (text := (tmp_path / "12_12.md").read_text()) and "without_v" not in text
     assert "without_v" in set(pd.read_csv(tmp_path / "12_12.csv").method)
+
+
+def test_a_row_of_a_part_of_the_windows_is_compared_on_these_and_says_so(tmp_path):
+    runs = ablation_runs(tmp_path, windows=400, methods={"cost": (0,), "published": (0,)})
+    windows = pd.read_csv(runs.path[1])
+    windows.assign(crps=0.2)[::4].to_csv(runs.path[1], index=False)
+    changed = pd.read_csv(runs.path[0]).assign(crps=lambda own: 0.1 + 0.5 * (own.start % 4 > 0))
+    changed.to_csv(runs.path[0], index=False)
+    runs.loc[1, "windows"] = 100
+    assert counts(runs) == "400 test windows; published: 100 of them, evenly spread"
+    head, rows = differences(runs, 24, ("CRPS",))
+    assert rows[0][2].startswith("-50.0% [-50.0%"), "one independent window in six, of those of both"
 
 
 def ablation_runs(folder, windows, methods):

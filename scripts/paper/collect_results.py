@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from scripts.paper.benchmark import METHODS
 from utils.config import FlagParser, TrainConfig
@@ -19,7 +20,7 @@ from utils.output.tables import markdown
 from utils.program import run_main
 from utils.scores import joint, metrics
 from utils.scores.comparison import SCORES as PAIRED
-from utils.scores.comparison import in_words, paired_difference
+from utils.scores.comparison import in_words, independent_block, paired_difference
 from utils.scores.texture import QUARTERS
 from utils.training.checkpoint import csv_text, read_json, write_text
 
@@ -52,11 +53,14 @@ Table = tuple[list[str], list[list[str]]]  # names of the columns, rows
 
 
 def read_runs(folder: Path) -> pd.DataFrame:
-    """One row per scored run on a whole split: what its .json says without nested values, and where its windows are."""
+    """One row per scored run: what its .json says without nested values, and where its windows are.
+
+    Of the rows that are ours, only those of a whole split.
+    """
     rows = []
     for path in sorted(folder.glob("*/*.json")):
         scores = read_json(path)
-        if scores.get("test_windows"):  # a part of the split
+        if scores.get("test_windows") and scores["method"] not in OTHERS:
             continue
         row = {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
         row["minutes_forecasting"] = row.pop("seconds_sample") / 60
@@ -99,9 +103,9 @@ def minutes(runs: pd.DataFrame) -> str:
     return f"{runs[[column for column in runs if column.startswith('minutes')]].sum(axis=1).mean():.1f}"
 
 
-def windows_of(runs: pd.DataFrame) -> list[dict]:
-    """The scores of every window of some runs, as `paired_difference` takes them."""
-    return [pd.read_csv(path).to_dict("list") for path in runs.path]
+def windows_of(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """The scores of every window of some runs."""
+    return [pd.read_csv(path) for path in runs.path]
 
 
 def number(value: float) -> str:
@@ -127,11 +131,25 @@ def best_in_bold(frame: pd.DataFrame, rows: list[list[str]], names: Iterable[str
                 rows[place][column] = f"**{rows[place][column]}**"
 
 
-def compared(ours: list[dict], theirs: list[dict], score: str, block: int) -> str:
-    """The relative difference of a score with its interval; empty without runs, or if one is older than the score."""
-    if not ours or not theirs or not all(PAIRED[score][0] in run for run in ours + theirs):
+def compared(ours: list[pd.DataFrame], theirs: list[pd.DataFrame], score: str, length: int) -> str:
+    """The relative difference of a score on common windows of `length` steps, with its interval.
+
+    Empty without runs, or if one is older than the score.
+    """
+    runs = ours + theirs
+    if not ours or not theirs or not all(PAIRED[score][0] in run for run in runs):
         return ""
-    return in_words(paired_difference(ours, theirs, score, block))
+    common = set.intersection(*(set(run.start) for run in runs))
+    runs = [run[run.start.isin(common)].to_dict("list") for run in runs]
+    block = independent_block(torch.tensor(sorted(common)), length)
+    return in_words(paired_difference(runs[:len(ours)], runs[len(ours):], score, block))
+
+
+def counts(runs: pd.DataFrame) -> str:
+    """How many windows the runs were scored on: most of them on all, others on some."""
+    parts = runs[runs.windows < runs.windows.max()].groupby("windows", sort=False).method.unique()
+    return f"{runs.windows.max()} test windows" + "".join(
+        f"; {', '.join(methods)}: {windows} of them, evenly spread" for windows, methods in parts.items())
 
 
 def score_table(runs: pd.DataFrame, published: pd.DataFrame) -> Table:
@@ -166,18 +184,18 @@ def texture_table(runs: pd.DataFrame) -> Table:
             [[*key, *(mean_and_spread(group[name]) for name in names), str(len(group))] for key, group in groups])
 
 
-def differences(runs: pd.DataFrame, block: int, scores: Sequence[str] = COMPARED) -> Table:
+def differences(runs: pd.DataFrame, length: int, scores: Sequence[str] = COMPARED) -> Table:
     """The default against every other method, ensembles of one kind: relative differences with intervals."""
     windows = {key: windows_of(group) for key, group in runs.groupby(["method", "ensemble"], sort=False)}
     rows = []
     for (name, kind), theirs in windows.items():
         ours = windows.get((DEFAULTS[kind], kind))
         if name not in DEFAULTS.values() and ours:
-            rows.append([name, kind, *(compared(ours, theirs, score, block) for score in scores)])
+            rows.append([name, kind, *(compared(ours, theirs, score, length) for score in scores)])
     return [f"{DEFAULT} against", "members", *scores], rows
 
 
-def ablation_table(runs: pd.DataFrame, changes: dict[str, str], block: int) -> Table:
+def ablation_table(runs: pd.DataFrame, changes: dict[str, str], length: int) -> Table:
     """Some rows of the ablation; the difference is that of a row to the default, above 0 if the row is worse.
 
     It is taken over the seeds that both have.
@@ -187,7 +205,7 @@ def ablation_table(runs: pd.DataFrame, changes: dict[str, str], block: int) -> T
         group = runs[runs.method == name]
         if len(group):
             both = set(group.seed) & set(ours.seed) if name != DEFAULT else ()
-            against = compared(*(windows_of(each[each.seed.isin(both)]) for each in (group, ours)), "CRPS", block)
+            against = compared(*(windows_of(each[each.seed.isin(both)]) for each in (group, ours)), "CRPS", length)
             rows.append([name, change, *(mean_and_spread(group[score]) for score in ABLATION_SCORES),
                          against, str(len(group))])
     return ["row", "change", *ABLATION_SCORES, f"CRPS against {DEFAULT}", "seeds"], rows
@@ -198,7 +216,7 @@ def sections(runs: pd.DataFrame, tables) -> str:
     text = ""
     for data_name, group in runs.groupby("data_name", sort=False):
         shown = "\n".join(part if isinstance(part, str) else markdown(*part) for part in tables(group))
-        text += f"\n## {data_name}\n\n{group.windows.iloc[0]} test windows\n\n{shown}"
+        text += f"\n## {data_name}\n\n{counts(group)}\n\n{shown}"
     return text
 
 
@@ -316,7 +334,9 @@ def summary(runs: pd.DataFrame) -> str:
                 shown = "" if value is None else text(value)
                 rows[-1].append(f"**{shown}**" if value == lowest else shown)
     head = ["dataset", "score", "default", "`--recipe published`", *(f"{name}, paper" for name in PAPER)]
-    return markdown(head, rows)
+    windows = ". ".join(f"{data_name}: {counts(group[group.method.isin(['published', *SHOWN])])}"
+                        for data_name, group in runs.groupby("data_name", sort=False))
+    return f"{markdown(head, rows)}\n{windows}.\n"
 
 
 def replace_between_marks(text: str, table: str) -> str:
