@@ -55,3 +55,18 @@ def test_without_names_the_rows_of_the_tables_are_scored(run, monkeypatch):
         dict.fromkeys(benchmark.SHOWN, 0.0), {"window": [0]}))
     run()
     assert scored == [name for name, method in benchmark.METHODS.items() if not method.only]
+
+
+def test_a_file_of_ones_own_is_scored_as_a_dataset_of_the_registry(tmp_path):
+    file = tmp_path / "mine.csv"
+    rows = "\n".join(f"2024-{month:02}-01,{month},{month * 2 % 7}" for month in range(1, 13))
+    rows += "\n" + "\n".join(f"{year}-{month:02}-01,{month + year % 5},{month * 3 % 7}" for year in range(2025, 2029)
+                             for month in range(1, 13))
+    file.write_text(f"time,a,b\n{rows}\n")
+    benchmark.main(["--data_path", str(file), "--methods", "persistence,ridge", "--seeds", "0", "--history_len", "6",
+                    "--predict_len", "3", "--save_dir", str(tmp_path / "save")])
+    folder = tmp_path / "save/benchmark/test/mine_6_3"
+    found = {path.stem: read_json(path) for path in folder.glob("*.json")}
+    assert sorted(found) == ["persistence_0", "ridge_0"]
+    assert all(each["data_name"] == "mine" and each["windows"] == 11 for each in found.values())
+    assert found["ridge_0"]["CRPS"] != found["persistence_0"]["CRPS"]

@@ -2,6 +2,7 @@
 
     python -m scripts.paper.benchmark --data_names MobileNJ,Los_Speed,BikeDC,SST --seeds 0,1,2
     python -m scripts.paper.benchmark --data_names SST --methods gaussian,cost --split validation --save_dir /tmp/try
+    python -m scripts.paper.benchmark --data_path FILE --seeds 0
 
 An interrupted run resumes; finished stages and scored methods are skipped. Each method leaves
 save/benchmark/<split>/<data>_<H>_<F>/<method>_<seed>.json and .csv (scores of every window);
@@ -21,7 +22,7 @@ from data.registry import DATASETS
 from data.windows import SPLITS
 from models import load_forecaster
 from models.baselines import SIMPLE
-from utils.config import FlagParser, PretrainConfig, TrainConfig, parse_config
+from utils.config import OF_OWN_FILE, FlagParser, PretrainConfig, TrainConfig, parse_config, with_own_data
 from utils.pipeline import (
     CHOICES,
     WINDOWS_AT_ONCE,
@@ -35,6 +36,8 @@ from utils.scores.evaluation import evaluate_ensemble
 from utils.training import checkpoint
 from utils.training.device import choose_device
 
+OWN_FILE = ("data_path", *OF_OWN_FILE, "missing", "null_value", "covariates", "support")
+OWN_ROWS = (*SIMPLE, "copula", "cost")  # rows of a file of one's own, where none is named
 SHOWN = ("CRPS", "CRPS_sum", "QICE", "IS", "MAE_median", "energy_score", "variogram_score")
 
 PUBLISHED = "--recipe", "published"
@@ -217,18 +220,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--save_dir", type=Path, default=Path("save"))
     parser.add_argument("--test_windows", type=int, default=0, help="windows to score, evenly spread; 0: all")
-    parser.add_flags(TrainConfig, {}, ("history_len", "predict_len"))
-    given = vars(parser.parse_args(arguments))
+    parser.add_flags(TrainConfig, {}, ("history_len", "predict_len", *OWN_FILE))
+    given = with_own_data(vars(parser.parse_args(arguments)))
     named = chosen(given["methods"], METHODS, "methods")
     lengths = {name: given.get(name, getattr(TrainConfig, name)) for name in ("history_len", "predict_len")}
-    data_names = chosen(given["data_names"], DATASETS, "data_names")
-    flags = [text for name, value in lengths.items() for text in (f"--{name}", str(value))]
+    own = {name: given[name] for name in OWN_FILE if name in given}
+    if own and "data_path" not in own:
+        parser.error(f"--{next(iter(own))}: describes a file of your own; give it by --data_path FILE")
+    data_names = [given["data_name"]] if own else chosen(given["data_names"], DATASETS, "data_names")
+    flags = [text for name, value in {**lengths, **own}.items() for text in (f"--{name}", str(value))]
     for seed in map(int, given["seeds"].split(",")):
         for data_name in data_names:
             task = Task(data_name, seed, given["split"], flags, given["save_dir"], given["test_windows"])
             folder = given["save_dir"] / "benchmark" / given["split"] / "{}_{}_{}".format(data_name, *lengths.values())
             folder.mkdir(parents=True, exist_ok=True)
-            of_tables = [name for name, method in METHODS.items() if data_name in (method.only or [data_name])]
+            of_tables = [name for name, method in METHODS.items()
+                         if data_name in (method.only or [data_name]) and (name in OWN_ROWS or not own)]
             for name in named or of_tables:
                 path = folder / f"{name}_{seed}.json"
                 if path.exists():

