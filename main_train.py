@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     mean_model, mean_config, mean_path = pipeline.load_mean_model(config, data)
 
     seed_step(config.seed)
-    model = build_forecaster(settings, mean_model, data.metadata(), pipeline.neighbours_of(data, config)).to(device)
+    model = build_forecaster(settings, mean_model, data.metadata()).to(device)
     folder = checkpoint.run_folder(config.save_dir, "diffusion", config)
     describe_run(config, data, model, folder, device)
     if config.dry_run:

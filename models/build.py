@@ -3,11 +3,10 @@
 import inspect
 
 import torch
-from torch import Tensor
 
 from data.constants import ANY_VALUE
 
-from .denoiser import GraphDenoiser, MLPDenoiser, PublishedDenoiser, TokenDenoiser
+from .denoiser import MLPDenoiser, PublishedDenoiser
 from .diffusion import NOISE_SCHEDULES
 from .forecaster import Forecaster
 from .itransformer import ITransformer
@@ -20,7 +19,7 @@ from .scale import FluctuationScale
 from .stid import STID
 
 MEAN_MODELS = {"stid": STID, "itransformer": ITransformer, "dlinear": DLinear}
-DENOISERS = {"mlp": MLPDenoiser, "tokens": TokenDenoiser, "graph": GraphDenoiser, "stid": PublishedDenoiser}
+DENOISERS = {"mlp": MLPDenoiser, "stid": PublishedDenoiser}
 MARGINS = ("auto", "scaled", "residual", "quantile", "empirical")
 NOISES = ("covariance", "independent")
 
@@ -48,11 +47,9 @@ def build_mean_model(settings: dict, metadata: dict) -> MeanModel:
     return model
 
 
-def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict,
-                     nearest: Tensor | None = None) -> Forecaster:
+def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict) -> Forecaster:
     """The untrained forecaster of a stage-2 configuration.
 
-    nearest (node, `--neighbours`): the nodes that a denoiser mixes with each; not needed where weights are loaded.
     Raises: ValueError for parts that do not fit each other.
     """
     task, support = task_of(settings, metadata), tuple(
@@ -88,15 +85,10 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict,
     noise = IndependentNoise() if settings["noise"] == "independent" else \
         CovarianceNoise(task.num_nodes, task.predict_len, settings["modes"])
 
-    network = DENOISERS[settings["denoiser"]]
-    if nearest is None:
-        nearest = torch.zeros(task.num_nodes, settings["neighbours"], dtype=torch.long)
-    mixing = {"tokens": settings["mixing_tokens"], "nearest": nearest}
-    denoiser = network(
+    denoiser = DENOISERS[settings["denoiser"]](
         task, task.history_len + task.predict_len * len(margin.inputs),
         channels=settings["diffusion_channels"], layers=settings["diffusion_layers"],
         embedding=settings["diffusion_embedding"], dropout=settings["diffusion_dropout"],
         endpoint=settings["endpoint"] != "none",
-        **{name: mixing[name] for name in network.mixing},
     )
     return Forecaster(mean_model, margin, noise, denoiser, beta, settings["prediction"], settings["endpoint"])

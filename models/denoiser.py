@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import ExtraInputs, IdentityEmbedding, Mixer, ResidualBlock, StepEmbedding, Task
+from .layers import ExtraInputs, IdentityEmbedding, ResidualBlock, StepEmbedding, Task
 
 
 class MLPDenoiser(nn.Module):
@@ -19,8 +19,6 @@ class MLPDenoiser(nn.Module):
     step (batch,) integers, or (1,) for all; result (batch, F, node). Units: standardized.
     Source: CoST section 4.4.
     """
-
-    mixing = ()  # which of the parameters `tokens` and `nearest` it has
 
     def __init__(self, task: Task, steps: int, channels: int = 32, layers: int = 2, embedding: int = 32,
                  dropout: float = 0.15, endpoint: bool = False):
@@ -99,32 +97,3 @@ class PublishedDenoiser(MLPDenoiser):
     @staticmethod
     def step_embedding(width: int) -> nn.Module:
         return nn.Sequential(StepEmbedding(128, size=128, highest=1e4), nn.SiLU(), nn.Linear(128, width))
-
-
-class TokenDenoiser(MLPDenoiser):
-    """The `MLPDenoiser` with a `Mixer` before each block.
-
-    Mixers start at zero, so that a new one computes what the `MLPDenoiser` of the same seed does.
-    """
-
-    mixing = "tokens",
-
-    def __init__(self, *task, tokens: int = 8, nearest: Tensor | None = None, **choices):
-        super().__init__(*task, **choices)
-        self.register_buffer("nearest", nearest)
-        self.mixers = nn.ModuleList(Mixer(self.project.in_features, tokens, nearest) for _ in self.blocks)
-
-    def work(self, hidden: Tensor) -> Tensor:
-        for mixer, block in zip(self.mixers, self.blocks, strict=True):
-            hidden = block(mixer(hidden, self.nearest))
-        return hidden
-
-    def round_to(self, dtype: torch.dtype) -> None:
-        super().round_to(dtype)
-        self.mixers.to(dtype)
-
-
-class GraphDenoiser(TokenDenoiser):
-    """The `TokenDenoiser` that also mixes each node with its `nearest` (node, neighbour), stored with the weights."""
-
-    mixing = "tokens", "nearest"

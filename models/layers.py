@@ -99,47 +99,6 @@ class TokenMixer(nn.Module):
         return hidden + self.write(hidden).softmax(-1) @ self.out(tokens)
 
 
-class Mixer(nn.Module):
-    """Mix nodes through tokens and with their nearest nodes: for the denoiser, which is called at every step.
-
-        values, read, write = ask(hidden)
-        tokens = softmax over nodes(read) @ values,    tokens += mlp(tokens)
-        mixed = softmax over tokens(write) @ tokens  +  sum over j of weight[i, j] * values[nearest[i, j]]
-        hidden += out(mixed)
-
-    It differs from `TokenMixer` by narrow values (`channels`), one product for all three projections, and neighbours,
-    whose weights are learned for each node.
-    Shapes: hidden (batch, node, width) -> the same; nearest (node, neighbour) or None.
-    Source: tokens as in `TokenMixer`; neighbours: a graph convolution with a weight for each edge.
-    """
-
-    def __init__(self, width: int, tokens: int, nearest: Tensor | None, channels: int = 32):
-        super().__init__()
-        self.sizes = channels, 2 * tokens
-        self.ask = nn.Linear(width, sum(self.sizes), bias=False)
-        self.out = nn.Linear(channels, width, bias=False)
-        self.mlp = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, channels))
-        self.weight = None if nearest is None else nn.Parameter(torch.full(nearest.shape, 1 / max(1, nearest.shape[1])))
-        nn.init.zeros_(self.out.weight)
-
-    def forward(self, hidden: Tensor, nearest: Tensor | None) -> Tensor:
-        values, weights = self.ask(hidden).split(self.sizes, dim=-1)
-        read, write = weights.mT.contiguous().chunk(2, dim=1)  # (batch, token, node), where softmax is fast
-        tokens = read.softmax(2) @ values
-        mixed = write.softmax(1).mT @ (tokens + self.mlp(tokens))
-        if nearest is not None:
-            mixed[:, :len(nearest)] += self._from_nearest(values, nearest)
-        if self.training:  # under autocast the sum keeps the precision of `hidden`
-            return hidden + self.out(mixed)
-        return torch.addmm(hidden.flatten(0, 1), mixed.flatten(0, 1), self.out.weight.T).view_as(hidden)
-
-    def _from_nearest(self, values: Tensor, nearest: Tensor) -> Tensor:
-        """Weighted sums of the neighbours' values: (batch, node, channel)."""
-        table = values.transpose(0, 1).flatten(1)  # a row is a node of all samples: few and long pieces to gather
-        sums = F.embedding_bag(nearest, table, mode="sum", per_sample_weights=self.weight.to(table.dtype))
-        return sums.unflatten(1, (len(values), -1)).transpose(0, 1)
-
-
 class IdentityEmbedding(nn.Module):
     """A learned vector for every node, and one for every slot of each calendar cycle (hour of day, day of week).
 

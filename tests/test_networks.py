@@ -107,10 +107,8 @@ def test_forecasts_have_batch_horizon_and_node_axes_for_one_to_three_cycles(size
 
 
 def test_the_registered_denoisers_share_one_constructor():
-    nearest = torch.zeros(NODES, 2, dtype=torch.long)
     for network in DENOISERS.values():
-        mixing = {name: value for name, value in {"tokens": 2, "nearest": nearest}.items() if name in network.mixing}
-        network(make_task(), HISTORY, channels=8, layers=1, embedding=4, dropout=0.1, endpoint=False, **mixing)
+        network(make_task(), HISTORY, channels=8, layers=1, embedding=4, dropout=0.1, endpoint=False)
 
 
 # What reaches what

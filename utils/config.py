@@ -152,11 +152,8 @@ class TrainConfig(CommonConfig):
     condition_mean: bool = flag(True, DIFFUSION, "give the denoiser the mean")
     condition_scale: bool = flag(True, DIFFUSION, "give the denoiser the logarithm of the fluctuation scale")
     center: bool = flag(True, DIFFUSION, "centre the members of each ensemble on the stage-1 mean")
-    denoiser: str = flag("mlp", NETWORK, "network: each node on its own (mlp), with node mixing by tokens (tokens) and "
-                         "by neighbours in graph, map or grid (graph), or that of the authors' release (stid)",
+    denoiser: str = flag("mlp", NETWORK, "network: of the project (mlp), or that of the authors' release (stid)",
                          choices="denoiser", alias="eps_model")
-    mixing_tokens: int = flag(8, NETWORK, "tokens of --denoiser tokens and graph", minimum=1)
-    neighbours: int = flag(8, NETWORK, "nearest nodes that --denoiser graph mixes each node with", minimum=1)
     diffusion_channels: int = flag(32, NETWORK, "width of the input embedding", minimum=1, alias="channels")
     diffusion_layers: int = flag(2, NETWORK, "residual blocks of the denoiser", minimum=0, maximum=1000, alias="layers")
     diffusion_embedding: int = flag(32, NETWORK, "width of node and calendar parts", minimum=1, alias="embedding")
@@ -232,7 +229,6 @@ WITHOUT_EFFECT = {
                for name in ("quantile", "empirical")},
     "scale": {name: ("scale_threshold", "scale_statistic") for name in ("quantiles", "cycle", "global")},
     "noise": {"independent": ("modes",)},
-    "denoiser": {**{name: ("mixing_tokens", "neighbours") for name in ("mlp", "stid")}, "tokens": ("neighbours",)},
 }
 """Flags that a choice does not read."""
 

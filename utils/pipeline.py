@@ -147,18 +147,6 @@ def check_shares(data: WindowedField, processes: Processes, **limits: int) -> No
         own_windows(data.batches(split, 1, limit=limit), processes)
 
 
-def neighbours_of(data: WindowedField, config) -> torch.Tensor | None:
-    """The nodes that each is mixed with, (node, `--neighbours`), nearest first; None where the denoiser needs none."""
-    if "nearest" not in models.DENOISERS[config.denoiser].mixing:
-        return None
-    nearest = data.nearest_nodes(1 + config.neighbours)
-    if nearest is None:
-        give = "give --graph or --node_table to both stages, or " if config.data_path else ""
-        raise ValueError(f"--denoiser {config.denoiser}: {data.field.name} has no graph, no grid and no places of "
-                         f"its nodes: {give}choose --denoiser tokens")
-    return nearest[:, 1:].contiguous()
-
-
 def note_few_windows(data: WindowedField) -> None:
     """Print a note where the validation part holds few independent windows."""
     starts = data.calibration(1).starts

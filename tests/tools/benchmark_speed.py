@@ -1,7 +1,6 @@
-"""Measure what a training step and a forecast cost with each denoiser, or with each recipe, beside the first one.
+"""Measure what a training step and a forecast cost with each recipe, beside the first one.
 
-    python -m tests.tools.benchmark_speed --data_name MobileNJ --compare denoisers
-    python -m tests.tools.benchmark_speed --data_name MobileNJ --compare recipes --json speed.json
+    python -m tests.tools.benchmark_speed --data_name MobileNJ --json speed.json
 
 The networks are untrained, which costs the same. Everything is measured in one run, because a time means little
 without another one of the same machine.
@@ -10,20 +9,19 @@ without another one of the same machine.
 import json
 import statistics
 import time
-from dataclasses import replace
 
 import torch
 
 from data.registry import DATASETS
-from models import DENOISERS, build_forecaster, build_mean_model, ensemble_sampler
+from models import build_forecaster, build_mean_model, ensemble_sampler
 from utils.config import RECIPES, FlagParser, PretrainConfig, TrainConfig, output_path, resolve
-from utils.pipeline import CHOICES, TASK, neighbours_of, open_windows, statistics_batches
+from utils.pipeline import CHOICES, TASK, open_windows, statistics_batches
 from utils.program import run_main
 from utils.training import checkpoint
 from utils.training.device import choose_device
 from utils.training.reproducibility import seed_step
 
-ROUNDS = {"denoisers": 10, "recipes": 3}  # in which all that are compared take their turns
+ROUNDS = 3  # in which all recipes take their turns
 
 
 def seconds_of(call, device: torch.device | str = "cpu") -> float:
@@ -37,10 +35,8 @@ def seconds_of(call, device: torch.device | str = "cpu") -> float:
     return clock() - start
 
 
-def variants(config: TrainConfig, what: str) -> dict[str, TrainConfig]:
-    """The configurations that are compared, by name: all "denoisers" of one recipe, or all "recipes"."""
-    if what == "denoisers":
-        return {name: replace(config, denoiser=name) for name in DENOISERS}
+def variants(config: TrainConfig) -> dict[str, TrainConfig]:
+    """The configurations that are compared, by recipe."""
     return {name: resolve(TrainConfig, {"data_name": config.data_name, "data_dir": config.data_dir, "recipe": name})
             for name in RECIPES}
 
@@ -62,7 +58,7 @@ def compare(configs: dict[str, TrainConfig], device: torch.device, rounds: int) 
                            for split, size in (("train", config.batch_size), ("test", 1)))
         shared = {name: settings[name] for name in (*TASK, "recipe")}
         mean_model = build_mean_model(checkpoint.settings(resolve(PretrainConfig, shared)), data.metadata())
-        model = build_forecaster(settings, mean_model, data.metadata(), neighbours_of(data, chosen)).to(device)
+        model = build_forecaster(settings, mean_model, data.metadata()).to(device)
         model.fit_statistics(*(statistics_batches(data, chosen, split) for split in ("train", "calibration")),
                              lambda: data.fluctuation_scale(chosen.scale_threshold, chosen.scale_statistic))
         optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=chosen.diffusion_lr)
@@ -97,15 +93,14 @@ def compare(configs: dict[str, TrainConfig], device: torch.device, rounds: int) 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
-    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", "recipe", "denoiser"))
+    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device"))
     parser.add_argument("--data_name", default="MobileNJ", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--compare", choices=list(ROUNDS), default="recipes", help="all denoisers, or all recipes")
     parser.add_argument("--json", type=output_path, default=None, help="write the numbers there")
     given = vars(parser.parse_args(arguments))
-    what, target = given.pop("compare"), given.pop("json")
+    target = given.pop("json")
     config = resolve(TrainConfig, given)
     device = choose_device(config.device)
-    result = compare(variants(config, what), device, ROUNDS[what])
+    result = compare(variants(config), device, ROUNDS)
     print(json.dumps(result, indent=1))
     if target:
         checkpoint.write_json(target, result)
