@@ -87,6 +87,7 @@ class CovarianceNoise(nn.Module):
         self.register_buffer("inverse_root", self.root.clone())
         self.register_buffer("training_spread", self.spread.clone())
         self.register_buffer("training_inverse", self.root.clone())
+        self.register_buffer("validation_size", torch.ones(()))
         self.register_buffer("mode_variance", torch.ones(min(LEADING, self.modes, num_nodes // LEADING_SHARE)))
         self.register_buffer("history_spread", torch.ones(num_nodes))
 
@@ -101,8 +102,8 @@ class CovarianceNoise(nn.Module):
         spread = _spread(training.z, training.mask, 0)
         self.spread.copy_(spread)
         self.training_spread.copy_(spread)
-        fields = torch.cat([training.z / spread] +
-                           times * [validation.z / _spread(validation.z, validation.mask, (0, 1))])
+        validation_spread = _spread(validation.z, validation.mask, (0, 1))
+        fields = torch.cat([training.z / spread] + times * [validation.z / validation_spread])
         size = torch.cat([training.size] + times * [validation.size])
         observed = None
         if training.mask is not None:
@@ -117,16 +118,22 @@ class CovarianceNoise(nn.Module):
         rescaled = self._by_state(fields, size, self.inverse_state_root)
         self._set(self._covariance(rescaled[:windows]), self.training_spread, None, self.training_inverse)
         self._set(self._covariance(rescaled), self.spread, self.root, self.inverse_root)
+        later = fields[windows:windows + len(validation.z)] * validation_spread / self.spread
+        white = self._by_mode(self._by_state(later, validation.size, self.inverse_state_root), self.inverse_root)
+        self.validation_size.copy_(white.square().mean().sqrt().clamp_min(1e-3))
         self.history_spread.copy_(_mean_square(context.anomaly, observed, (0, 1)).sqrt().clamp_min(1e-3))
 
     def whiten(self, z: Tensor, size: Tensor) -> Tensor:
-        """White coordinates; in training mode by the modes' covariances of training fields alone."""
+        """White coordinates; in training mode by the modes' covariances of training fields alone.
+
+        In eval mode those of the validation windows have mean square 1: a loss compares shapes, `Margin` has the size.
+        """
         spread, root = (self.training_spread, self.training_inverse) if self.training else (
-            self.spread, self.inverse_root)
+            self.spread * self.validation_size, self.inverse_root)
         return self._by_mode(self._by_state(z / spread, size, self.inverse_state_root), root)
 
     def unwhiten(self, white: Tensor, size: Tensor) -> Tensor:
-        """z of white coordinates (batch, ..., F, node): the inverse of `whiten` in eval mode."""
+        """z of white coordinates (batch, ..., F, node): the inverse of `whiten` in eval mode, but for the size."""
         rescaled = self._by_mode(white.flatten(0, -3), self.root).view(white.shape)
         return self.spread * self._by_state(rescaled, size, self.state_root)
 
