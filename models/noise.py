@@ -87,7 +87,7 @@ class CovarianceNoise(nn.Module):
         self.register_buffer("inverse_root", self.root.clone())
         self.register_buffer("training_spread", self.spread.clone())
         self.register_buffer("training_inverse", self.root.clone())
-        self.register_buffer("validation_size", torch.ones(()))
+        self.register_buffer("sizes", torch.ones(2))  # of white fields: of training, of validation
         self.register_buffer("mode_variance", torch.ones(min(LEADING, self.modes, num_nodes // LEADING_SHARE)))
         self.register_buffer("history_spread", torch.ones(num_nodes))
 
@@ -118,19 +118,21 @@ class CovarianceNoise(nn.Module):
         rescaled = self._by_state(fields, size, self.inverse_state_root)
         self._set(self._covariance(rescaled[:windows]), self.training_spread, None, self.training_inverse)
         self._set(self._covariance(rescaled), self.spread, self.root, self.inverse_root)
-        later = fields[windows:windows + len(validation.z)] * validation_spread / self.spread
-        white = self._by_mode(self._by_state(later, validation.size, self.inverse_state_root), self.inverse_root)
-        self.validation_size.copy_(white.square().mean().sqrt().clamp_min(1e-3))
+        later = fields[windows:windows + len(validation.z)] * validation_spread
+        white = (self._white(fields[:windows] * spread, training.size, self.training_spread, self.training_inverse),
+                 self._white(later, validation.size, self.spread, self.inverse_root))
+        self.sizes.copy_(torch.stack([part.square().mean().sqrt() for part in white]).clamp_min(1e-3))
         self.history_spread.copy_(_mean_square(context.anomaly, observed, (0, 1)).sqrt().clamp_min(1e-3))
 
     def whiten(self, z: Tensor, size: Tensor) -> Tensor:
-        """White coordinates; in training mode by the modes' covariances of training fields alone.
+        """White coordinates for a loss, in training mode by the modes' covariances of training fields alone.
 
-        In eval mode those of the validation windows have mean square 1: a loss compares shapes, `Margin` has the size.
+        Training windows, and in eval mode validation windows, have mean square 1: a loss compares shapes, `Margin` has
+        the size.
         """
-        spread, root = (self.training_spread, self.training_inverse) if self.training else (
-            self.spread * self.validation_size, self.inverse_root)
-        return self._by_mode(self._by_state(z / spread, size, self.inverse_state_root), root)
+        if self.training:
+            return self._white(z, size, self.training_spread, self.training_inverse) / self.sizes[0]
+        return self._white(z, size, self.spread, self.inverse_root) / self.sizes[1]
 
     def unwhiten(self, white: Tensor, size: Tensor) -> Tensor:
         """z of white coordinates (batch, ..., F, node): the inverse of `whiten` in eval mode, but for the size."""
@@ -183,6 +185,9 @@ class CovarianceNoise(nn.Module):
         for window, state in enumerate(self._state(size)):
             found[window] = torch.einsum("vpq,...qv->...pv", root[state], values[window])
         return found
+
+    def _white(self, z: Tensor, size: Tensor, spread: Tensor, inverse_root: Tensor) -> Tensor:
+        return self._by_mode(self._by_state(z / spread, size, self.inverse_state_root), inverse_root)
 
     def _by_mode(self, values: Tensor, root: Tensor) -> Tensor:
         """`root` applied to the steps of each mode and of the idiosyncratic residual."""
