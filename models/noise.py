@@ -17,6 +17,7 @@ from .modes import leading_axes
 RIDGE = 1e-4  # share of a mode's variance, and variance, that is added to the covariance of each mode
 SMALLEST_SPREAD = 0.25  # of z at a node and step, as a share of the root mean square of all: rarely varying nodes
 STATES = 8
+ABOVE = 1e-4  # a bound lies so far above a size that many nodes may share, such as the floor of the scale
 STATE_PRIOR = 2  # F times as many residuals of all states count in the covariance of each
 NEIGHBOURING = 0.3  # modes whose numbers differ by at most this share have a covariance in common
 LEADING, LEADING_SHARE = 16, 4  # number of leading modes, at most one for LEADING_SHARE nodes
@@ -204,7 +205,7 @@ class CovarianceNoise(nn.Module):
         order = level.argsort()
         share = variance[order].double().cumsum(0)
         inner = torch.arange(1, STATES).to(share) / STATES * share[-1]
-        self.bounds.copy_(level[order][torch.searchsorted(share, inner).clamp_max(len(level) - 1)])
+        self.bounds.copy_(level[order][torch.searchsorted(share, inner).clamp_max(len(level) - 1)] + ABOVE)
         steps, state = fields.transpose(1, 2).flatten(0, 1), self._state(size).flatten()
         prior = STATE_PRIOR * fields.shape[1]
         of_all = steps.T @ steps / len(steps)

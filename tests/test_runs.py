@@ -22,7 +22,7 @@ from tests.tools import soak
 from tests.tools.children import in_child
 from utils import pipeline
 from utils.config import PretrainConfig, TrainConfig
-from utils.training import checkpoint, loop, runs
+from utils.training import checkpoint, loop
 from utils.training.checkpoint import STATES, damage, load_checkpoint, run_folder, save_checkpoint
 from utils.training.runs import LOCK, newest_state, open_run
 
@@ -96,7 +96,7 @@ POINTS = {
     "in validation": lambda: call_at(torch.Tensor, "double", 9, kill),
     "between the rename and the digest of a save": lambda: call_at(Path, "replace", 10, kill),
     "before the rename of a save": lambda: call_at(os, "fsync", 9, kill),
-    "before the scores are written": lambda: call_at(runs, "write_json", 2, kill),
+    "before the scores are written": lambda: call_at(checkpoint, "write_json", 2, kill),
 }
 
 
@@ -560,14 +560,14 @@ def test_chunks_may_change_between_two_parts_of_a_run(undisturbed, tmp_path):
 def test_a_log_that_could_not_be_written_is_whole_at_the_end(undisturbed, tmp_path, capfd):
     """faults 46, 49"""
     def no_log():
-        append, calls = runs.append_lines, itertools.count(1)
+        append, calls = checkpoint.append_lines, itertools.count(1)
 
         def failing(path, lines):
             if next(calls) in (1, 3):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             append(path, lines)
 
-        runs.append_lines = failing
+        checkpoint.append_lines = failing
 
     assert run("mean", tmp_path, before=no_log) == 0
     assert capfd.readouterr().err.count("warning: could not save") == 2
