@@ -14,7 +14,6 @@ from .diffusion import SAMPLERS, NoiseSchedule, diffuse, draw_endpoint, velocity
 from .layers import squared_error
 from .margins import Gathered, Margin
 from .mean import MeanModel
-from .noise import Residuals
 from .random_rows import random_rows
 
 FULL_PRECISION = contextlib.nullcontext()
@@ -79,10 +78,9 @@ class Forecaster(nn.Module):
         """
         training, validation = self._gather(training), self._gather(validation)
         self.margin.fit(training, validation, spectrum)
-        residuals = (Residuals(self.margin.encode(futures, prepared, context, torch.rand_like(futures)),
-                               self.margin.size(prepared, context), context.target_mask)
-                     for futures, prepared, context, _ in (training, validation))
-        self.noise.fit(*residuals, training.context)
+        z, validation_z = (self.margin.encode(futures, prepared, context, torch.rand_like(futures))
+                           for futures, prepared, context, _ in (training, validation))
+        self.noise.fit(z, training.context, validation_z, validation.context.target_mask)
 
     def _gather(self, batches) -> Gathered:
         """The windows of batches, without covariates and lags, which may be large."""
@@ -152,8 +150,7 @@ class Forecaster(nn.Module):
                 chunk = (last - first) // 2
                 continue
             first = last
-        white = torch.cat(samples).unflatten(0, (batch, each))
-        z = self.noise.unwhiten(white, self.margin.size(given, context))
+        z = self.noise.unwhiten(torch.cat(samples)).unflatten(0, (batch, each))
         return self.margin.decode(z, given, context, sampling.members, sampling.kind)
 
     def num_samples(self, sampling: Sampling) -> int:
@@ -166,7 +163,7 @@ class Forecaster(nn.Module):
         z = self.margin.encode(future, prepared, context, uniform)
         if mask is not None:
             z = self.noise.impute(z, mask, noise)
-        return self.noise.whiten(z, self.margin.size(prepared, context)), mask
+        return self.noise.whiten(z), mask
 
     def _endpoint(self, signs: Callable[[], Tensor], calendar: Tensor) -> Tensor:
         """The endpoint of each value: 0, or the fluctuation scale with its sign."""

@@ -75,10 +75,6 @@ class Margin(nn.Module):
         """z of a future; uniform: random numbers in [0, 1], shaped as the future, where `randomised`."""
         raise NotImplementedError
 
-    def size(self, given: Tensor, context: Context) -> Tensor:
-        """Expected size of the residual, above 0, in any unit: (batch, F, node)."""
-        return torch.ones_like(context.future_climatology)
-
     def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
         """Inputs of the denoiser beside the context, (batch, F, node) each: anomalies, and other values."""
         return [], []
@@ -165,9 +161,6 @@ class ResidualMargin(Margin):
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
         mean, state = prepared.unbind(1)
         return (future - mean) / self.scale(context.calendar, state) if self.scaled else future - mean
-
-    def size(self, given: Tensor, context: Context) -> Tensor:
-        return self.scale(context.calendar, given[:, 1])
 
     def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
         mean, state = given.unbind(1)

@@ -20,7 +20,7 @@ from models.forecaster import Forecaster, Sampling
 from models.layers import Task
 from models.margins import QuantileMargin, ResidualMargin
 from models.mean import MeanModel
-from models.noise import CovarianceNoise, IndependentNoise, Residuals
+from models.noise import CovarianceNoise, IndependentNoise
 from models.quantiles import equidistant_quantiles, pit_bounds, z_from_pit
 from models.random_rows import own_rows
 from models.scale import FluctuationScale
@@ -543,8 +543,7 @@ def test_an_untrained_forecaster_draws_the_covariance_that_it_was_fitted_to_with
     model, batch = untrained(future, modes, margin), zeros_before(torch.zeros(1, HORIZON, NODES))
     members = sample(model, batch, members=3000, sampler=name, steps=10, chunk=1000)[0]
     found = torch.corrcoef(members.flatten(1).T)
-    fields = model.noise.unwhiten(torch.randn(1, 50_000, HORIZON, NODES), torch.ones(1, HORIZON, NODES))[0]
-    exact = torch.corrcoef(fields.flatten(1).T)
+    exact = torch.corrcoef(model.noise.unwhiten(torch.randn(50_000, HORIZON, NODES)).flatten(1).T)
     assert (found - exact).abs().max() < 5 / math.sqrt(3000)
     assert (exact - torch.eye(HORIZON * NODES)).abs().max() > 0.6
     if modes == NODES:
@@ -594,7 +593,7 @@ def test_a_perfect_velocity_has_no_loss_at_any_step():
     future = torch.randn(STEPS, HORIZON, NODES)
     model, batch = untrained(torch.randn(500, HORIZON, NODES), 0), zeros_before(future)
     bounds = pit_bounds(model.mean_model.predict(batch.context), future, *ANY_VALUE)
-    white = model.noise.whiten(z_from_pit(bounds, torch.rand_like(future)), torch.ones_like(future))
+    white = model.noise.whiten(z_from_pit(bounds, torch.rand_like(future)))
     model.denoiser = Stub(lambda noisy, alpha_bar, hidden: (alpha_bar.sqrt() * noisy - white) / (1 - alpha_bar).sqrt())
     assert float(model.loss(future, batch.context, step=torch.arange(STEPS))) < 1e-5
 
@@ -651,8 +650,7 @@ def test_the_noise_is_fitted_to_z_of_the_training_windows():
     bounds = pit_bounds(model.mean_model.predict(batch.context), future, *ANY_VALUE)
     reference = CovarianceNoise(NODES, HORIZON, 2)
     z = z_from_pit(bounds, torch.rand_like(future))
-    residuals = Residuals(z, torch.ones_like(z), None)
-    reference.fit(residuals, residuals, batch.context)
+    reference.fit(z, batch.context, z, None)
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(model.noise.state_dict()[name], value, rtol=0, atol=1e-6)
 
@@ -661,7 +659,7 @@ def test_the_noise_is_fitted_to_z_of_the_training_windows():
 def test_statistics_hold_the_windows_without_their_covariates_and_lags(recipe, monkeypatch):
     """Of a large field with lags those would take as much memory as all else together."""
     model, kept = MAKE[recipe](), []
-    monkeypatch.setattr(type(model.noise), "fit", lambda self, training, validation, context: kept.append(context))
+    monkeypatch.setattr(type(model.noise), "fit", lambda self, z, context, *later: kept.append(context))
     covariates = torch.randn(40, HISTORY + HORIZON, 1, 2)
     batch = alter(make_batch(40), covariates=covariates, lags=torch.randn(40, HISTORY + HORIZON, NODES, 1))
     monkeypatch.setattr(model, "prepare", lambda future, context: torch.ones(len(future), 2, HORIZON, NODES) / 2)

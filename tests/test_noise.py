@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.context import Context
-from models.noise import STATES, CovarianceNoise, IndependentNoise, Residuals
+from models.noise import CovarianceNoise, IndependentNoise
 
 HORIZON, HISTORY = 3, 5
 
@@ -33,31 +33,17 @@ def context_of(histories, observed=None):
                    observed)
 
 
-def residuals(z, mask=None):
-    """All in one state."""
-    return Residuals(z, torch.ones_like(z), mask)
-
-
-def whiten(model, z):
-    return model.whiten(z, torch.ones_like(z))
-
-
-def unwhiten(model, white):
-    return model.unwhiten(white, torch.ones_like(white))
-
-
 def fitted(z, modes, histories=None, later=None):
-    """In eval mode, of size 1; the later windows are those of training unless given."""
+    """In eval mode; the later windows are those of training unless given."""
     windows, horizon, nodes = z.shape
     model = CovarianceNoise(nodes, horizon, modes)
     context = context_of(torch.randn(windows, HISTORY, nodes) if histories is None else histories)
-    model.fit(residuals(z), residuals(z if later is None else later), context)
-    model.sizes.fill_(1)
+    model.fit(z, context, z if later is None else later, None)
     return model.eval()
 
 
 def drawn_from(model, count=4000):
-    return unwhiten(model, torch.randn(count, *model.spread.shape))
+    return model.unwhiten(torch.randn(count, *model.spread.shape))
 
 
 def between_nodes(fields):
@@ -73,17 +59,17 @@ def between_nodes(fields):
 def test_unwhitening_undoes_whitening(windows, nodes, modes):
     z = common_signal(windows, nodes, 0.5)
     model = fitted(z, modes)
-    white = whiten(model, z)
+    white = model.whiten(z)
     assert white.shape == z.shape
-    torch.testing.assert_close(unwhiten(model, white), z, rtol=0, atol=1e-3)
+    torch.testing.assert_close(model.unwhiten(white), z, rtol=0, atol=1e-3)
     fresh = 3 * torch.randn(11, HORIZON, nodes)
-    torch.testing.assert_close(unwhiten(model, whiten(model, fresh)), fresh, rtol=0, atol=5e-3)
+    torch.testing.assert_close(model.unwhiten(model.whiten(fresh)), fresh, rtol=0, atol=5e-3)
 
 
 def test_before_it_is_fitted_it_changes_nothing():
     model, z = CovarianceNoise(6, HORIZON, 2), torch.randn(4, HORIZON, 6)
-    torch.testing.assert_close(whiten(model, z), z)
-    torch.testing.assert_close(unwhiten(model, z), z)
+    torch.testing.assert_close(model.whiten(z), z)
+    torch.testing.assert_close(model.unwhiten(z), z)
 
 
 # Covariance
@@ -91,7 +77,7 @@ def test_before_it_is_fitted_it_changes_nothing():
 @pytest.mark.parametrize("modes", [4, 100])
 def test_white_coordinates_have_mean_square_one_and_no_correlation(modes):
     z = common_signal(4000, 100, 0.5)
-    white = whiten(fitted(z, modes), z)
+    white = fitted(z, modes).whiten(z)
     covariance = white.flatten(1).T @ white.flatten(1) / len(white)
     assert (covariance - torch.eye(len(covariance))).abs().max() < 0.12
     assert float(covariance.diagonal().mean()) == pytest.approx(1, abs=0.02)
@@ -100,7 +86,7 @@ def test_white_coordinates_have_mean_square_one_and_no_correlation(modes):
 def test_each_node_stays_the_one_that_its_white_coordinate_is_most_like():
     """The symmetric map: of all that whiten it changes each node least."""
     z = common_signal(4000, 20, 0.6)
-    white = whiten(fitted(z, 20), z)
+    white = fitted(z, 20).whiten(z)
     likeness = torch.corrcoef(torch.cat([z[:, 1], white[:, 1]], dim=1).T)[:20, 20:]
     assert torch.equal(likeness.argmax(1), torch.arange(20)) and likeness.diagonal().min() > 0.6
 
@@ -154,7 +140,7 @@ def test_one_node_has_its_covariance_over_the_horizon():
 def test_constant_z_do_not_break_it():
     model = fitted(torch.zeros(30, HORIZON, 8), 2, torch.zeros(30, HISTORY, 8))
     assert drawn_from(model).isfinite().all()
-    assert whiten(model, torch.randn(2, HORIZON, 8)).isfinite().all()
+    assert model.whiten(torch.randn(2, HORIZON, 8)).isfinite().all()
     assert model.history(context_of(torch.randn(2, HISTORY, 8))).isfinite().all()
 
 
@@ -162,27 +148,8 @@ def test_a_few_windows_are_enough():
     """Fewer windows than modes."""
     z = common_signal(3, 60, 0.5)
     model = fitted(z, 16)
-    torch.testing.assert_close(unwhiten(model, whiten(model, z)), z, rtol=0, atol=1e-3)
+    torch.testing.assert_close(model.unwhiten(model.whiten(z)), z, rtol=0, atol=1e-3)
     assert drawn_from(model).isfinite().all()
-
-
-# States
-
-def test_errors_last_as_long_as_they_do_in_their_state():
-    """Small residuals are independent from step to step, those of ten times the size are not."""
-    large = torch.rand(4000, 1, 20) < 0.02
-    z = torch.where(large, common_signal(4000, 20, 0.5, lag=0.9), common_signal(4000, 20, 0.5, lag=0.0))
-    size = torch.where(large, 10.0, 1.0).expand_as(z)
-    model = CovarianceNoise(20, HORIZON, 20)
-    context = context_of(torch.randn(4000, HISTORY, 20))
-    model.fit(Residuals(z, size, None), Residuals(z, size, None), context)
-    model.eval().sizes.fill_(1)
-    torch.testing.assert_close(model.unwhiten(model.whiten(z, size), size), z, rtol=0, atol=1e-3)
-    for value, wanted in ((1.0, 0.0), (10.0, 0.9)):
-        drawn = model.unwhiten(torch.randn(1, 20_000, HORIZON, 20), torch.full((1, HORIZON, 20), value))[0]
-        assert float((drawn[:, 0] * drawn[:, 1]).mean()) == pytest.approx(wanted, abs=0.06)
-        assert float(drawn.std()) == pytest.approx(1, abs=0.06)
-        assert float(between_nodes(drawn).mean()) == pytest.approx(0.5, abs=0.06)
 
 
 # Training and later windows
@@ -199,18 +166,10 @@ def test_a_forecast_has_the_mean_of_the_covariances_of_training_and_later_window
 def test_in_training_mode_training_fields_are_whitened_by_their_own_covariance():
     training, later = common_signal(4000, 30, 0.8), common_signal(4000, 30, 0.2)
     model = fitted(training, 30, later=later)
-    assert float(whiten(model.train(), training).square().mean()) == pytest.approx(1, abs=0.02)
+    assert float(model.train().whiten(training).square().mean()) == pytest.approx(1, abs=0.02)
     forecast = drawn_from(model, 20_000)
-    assert float(whiten(model.eval(), forecast).square().mean()) == pytest.approx(1, abs=0.02)
-    assert (unwhiten(model, whiten(model, training)) - training).abs().max() < 1e-3
-
-
-def test_white_fields_have_size_one_in_a_loss():
-    training, later = common_signal(4000, 30, 0.8, lag=0.9), 5 * common_signal(1000, 30, 0.4, lag=0.1)
-    model = CovarianceNoise(30, HORIZON, 30)
-    model.fit(residuals(training), residuals(later), context_of(torch.randn(4000, HISTORY, 30)))
-    assert float(whiten(model.eval(), later).square().mean()) == pytest.approx(1, abs=1e-3)
-    assert float(whiten(model.train(), training).square().mean()) == pytest.approx(1, abs=1e-3)
+    assert float(model.eval().whiten(forecast).square().mean()) == pytest.approx(1, abs=0.02)
+    assert (model.unwhiten(model.whiten(training)) - training).abs().max() < 1e-3
 
 
 def test_a_prediction_has_no_part_along_the_leading_modes():
@@ -240,7 +199,7 @@ def test_histories_have_spread_one_at_every_node():
 def test_what_is_stored_is_linear_in_the_nodes(nodes):
     model = CovarianceNoise(nodes, 12, 16)
     stored = sum(value.numel() for value in model.buffers())
-    assert stored == (2 * 12 + 16 + 1) * nodes + 16 + 3 * 17 * 12 * 12 + STATES + 1 + 2 * STATES * 12 * 12
+    assert stored == (2 * 12 + 16 + 1) * nodes + 16 + 3 * 17 * 12 * 12
 
 
 def test_with_fewer_z_than_nodes_no_array_of_nodes_by_nodes_is_made():
@@ -261,8 +220,8 @@ def test_with_fewer_z_than_nodes_no_array_of_nodes_by_nodes_is_made():
     start = time.perf_counter()
     with Largest() as seen:
         model = CovarianceNoise(nodes, HORIZON, 16)
-        model.fit(residuals(z), residuals(z), context_of(histories))
-        unwhiten(model, whiten(model, z))
+        model.fit(z, context_of(histories), z, None)
+        model.unwhiten(model.whiten(z))
         model.history(context_of(histories))
     assert 50 * HORIZON * nodes <= seen.size < nodes * nodes / 4
     assert time.perf_counter() - start < 20
@@ -280,15 +239,15 @@ def test_all_that_was_fitted_is_saved_and_restored():
     z = common_signal(100, 10, 0.5)
     model, other = fitted(z, 3), CovarianceNoise(10, HORIZON, 3).eval()
     other.load_state_dict(model.state_dict())
-    assert torch.equal(whiten(other, z), whiten(model, z))
+    assert torch.equal(other.whiten(z), model.whiten(z))
     assert torch.equal(other.project(z), model.project(z))
 
 
 def test_independent_noise_leaves_every_value_as_it_is_and_puts_the_mean_in_gaps():
     noise, z = IndependentNoise(), torch.randn(3, HORIZON, 4)
     context = context_of(torch.randn(3, HISTORY, 4))
-    noise.fit(residuals(z), residuals(z), context)
-    for found in (whiten(noise, z), unwhiten(noise, z), noise.project(z), noise.learned(z)):
+    noise.fit(z, context, z, None)
+    for found in (noise.whiten(z), noise.unwhiten(z), noise.project(z), noise.learned(z)):
         assert found is z
     assert noise.history(context) is context.history and not noise.state_dict()
     observed = torch.rand(3, HORIZON, 4) < 0.5
@@ -310,8 +269,8 @@ def test_values_in_gaps_change_no_part_of_the_fit():
         torch.manual_seed(1)
         models.append(CovarianceNoise(8, HORIZON, 2))
         with_gaps = torch.where(observed[:, HISTORY:], z, value)
-        of_windows = residuals(with_gaps, observed[:, HISTORY:])
-        models[-1].fit(of_windows, of_windows, context_of(torch.where(observed[:, :HISTORY], histories, 0.0), observed))
+        models[-1].fit(with_gaps, context_of(torch.where(observed[:, :HISTORY], histories, 0.0), observed), with_gaps,
+                       observed[:, HISTORY:])
     for name, buffer in models[0].state_dict().items():
         assert torch.equal(buffer, models[1].state_dict()[name]) and buffer.isfinite().all(), name
 
@@ -321,8 +280,7 @@ def test_the_correlations_of_z_with_gaps_come_out_again(share, atol):
     z, observed = z_with_gaps(share)
     model = CovarianceNoise(8, HORIZON, 8)
     with_gaps = torch.where(observed[:, HISTORY:], z, 0.0)
-    of_windows = residuals(with_gaps, observed[:, HISTORY:])
-    model.fit(of_windows, of_windows, context_of(torch.zeros(4000, HISTORY, 8), observed))
+    model.fit(with_gaps, context_of(torch.zeros(4000, HISTORY, 8), observed), with_gaps, observed[:, HISTORY:])
     found, wanted = (torch.corrcoef(each.flatten(1).T) for each in (drawn_from(model, 20_000), z))
     assert (found - wanted).abs().max() < atol
 
