@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .scaling import BLOCK, Scaler
+from .scaling import BLOCK, Scaler, add_at
 
 SLOTS_PER_NEIGHBOUR = 96  # finer cycles are smoothed over slots // 96 neighbours on each side
 
@@ -31,8 +31,8 @@ class Climatology:
         for table, count, (first, last) in zip(self.sums, self.counts, references, strict=True):
             for steps in torch.arange(first, last, device=values.device).split(BLOCK):
                 mean, weight = self.smoothed(steps.unsqueeze(0), first, last)
-                table.index_add_(0, slots[steps], mean[0])
-                count.index_add_(0, slots[steps], weight[0])
+                add_at(table, slots[steps], mean[0])
+                add_at(count, slots[steps], weight[0])
 
     def smoothed(self, steps: Tensor, first, last) -> tuple[Tensor, Tensor]:
         """Mean at `steps` (batch, step) and their neighbours, and its weight 1; if `masked`, the sum and the number."""

@@ -17,6 +17,13 @@ OUTLYING = 3.0  # smallest ratio of the spread of all values of a node with outl
 BEYOND = 2.0  # outliers are cut at this multiple of the largest distance of another value from the mean
 
 
+def add_at(table: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """table[index] += values, in place. Rows of an index add up in their order, so that results are reproducible."""
+    if table.is_cuda:  # where index_add_ has no fixed order; on a CPU index_put_ has none
+        return table.index_put_((index,), values, accumulate=True)
+    return table.index_add_(0, index, values)
+
+
 @dataclass(frozen=True)
 class Scaler:
     """Mean and standard deviation of the field, or of each node (then all parts are tuples, one entry for a node).

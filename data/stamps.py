@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from pandas.tseries.api import guess_datetime_format
 
+MONTH = np.timedelta64(1, "M")
 PLAIN = ()
 """The rule of stamps that are the beginning of their step, see `stamped`."""
 PLAUSIBLE_YEARS = range(1500, 2201)
@@ -235,16 +236,16 @@ def stamped(clock: np.ndarray, rule: tuple, months: int = 1) -> np.ndarray:
     if kind == "start":
         return begin + np.timedelta64(values[0], "s")
     if kind == "end":
-        return (clock + 1).astype("datetime64[s]") - np.timedelta64(values[0], "s")
+        return (clock + MONTH).astype("datetime64[s]") - np.timedelta64(values[0], "s")
     before, unit = values
-    first, last = ((clock - before + count).astype("datetime64[s]") for count in (0, months))
+    first, last = ((clock + (count - before) * MONTH).astype("datetime64[s]") for count in (0, months))
     return (first + (last - first) // 2).astype(f"datetime64[{unit}]").astype("datetime64[s]")
 
 
 def stamp_rule(clock: np.ndarray, local: np.ndarray, months: int) -> tuple | None:
     """The rule of `stamped` that gives the stamps `local` (time,) of months, or None."""
     after = int((local[0] - clock[0].astype("datetime64[s]")).astype(int))
-    before = int(((clock[0] + 1).astype("datetime64[s]") - local[0]).astype(int))
+    before = int(((clock[0] + MONTH).astype("datetime64[s]") - local[0]).astype(int))
     rules = [*([("start", after) if after else PLAIN] if after < 28 * 86400 else []), ("end", before),
              *(("middle", number, unit) for number, unit in product(range(months), "sD"))]
     return next((rule for rule in rules if (stamped(clock, rule, months) == local).all()), None)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from data.constants import QUANTILE_LEVELS
 from data.context import Context
+from data.scaling import add_at
 from data.windows import evenly
 
 from .layers import Task
@@ -314,7 +315,7 @@ class Base(nn.Module):
         few = ((number + 1) / max(number - 1, 0.5)) ** 0.5
         self.spread.copy_(square.sqrt().clamp_min(1e-6))
         standardized = residual / self.spread
-        squares, weight = (torch.zeros_like(self.cycle).index_add_(0, bins.flatten(), part.flatten(0, 1))
+        squares, weight = (add_at(torch.zeros_like(self.cycle), bins.flatten(), part.flatten(0, 1))
                            for part in (standardized.square() * counts, counts))
         cycles = weight / len(self.spread) * len(self.cycle) * min(1, len(self.spread) / self.size)
         self.cycle.copy_(((cycles * squares / weight.clamp_min(1e-6) + CYCLES) / (cycles + CYCLES)).sqrt())

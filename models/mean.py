@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from data.constants import QUANTILE_LEVELS
 from data.context import Context
+from data.scaling import add_at
 
 from .base import BLOCKS, SHARES, Base, independent, share_of
 from .layers import Task, mean_over
@@ -240,5 +241,5 @@ class BesideBase(Wrapper):
             seen += len(base)
             for share, total in zip(torch.linspace(0, 1, SHARES).tolist(), losses, strict=True):
                 error = self._error(torch.lerp(base, network, share), batch.future).mean(1)
-                total.index_add_(0, block, error if batch.target_mask is None else error * batch.target_mask)
+                add_at(total, block, error if batch.target_mask is None else error * batch.target_mask)
         self.share.copy_(share_of(losses, evidence))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data.constants import QUANTILE_LEVELS
+from data.scaling import add_at
 
 from .quantiles import remap_quantile_levels
 
@@ -71,8 +72,8 @@ class Recalibration(nn.Module):
                     around = (z - earlier[bins]).clamp(-OUTERMOST, OUTERMOST)
                     squares += (for_width * around.square()).sum(dtype=torch.float64)
                     widths += for_width.sum(dtype=torch.float64)
-                total.index_add_(0, bins, mask * z.clamp(-LARGEST_SCORE, LARGEST_SCORE))
-                count.index_add_(0, bins, mask)
+                add_at(total, bins, mask * z.clamp(-LARGEST_SCORE, LARGEST_SCORE))
+                add_at(count, bins, mask)
         self.shift.copy_(self._shift(total, count))
         cycles = self._cycles(count)
         cycles = cycles.sum() / (cycles > 0).sum().clamp_min(1) / 2  # of the later half, at times that the calendar has

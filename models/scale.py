@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from data.scaling import add_at
+
 from .recalibration import OUTERMOST
 
 BINS = 48  # of the calendar's first cycle, at most
@@ -77,7 +79,7 @@ class FluctuationScale(nn.Module):
         squares = (residual / state).square() * counts
         node = squares.sum((0, 1)) / counts.sum((0, 1)).clamp_min(1)
         bins = self.bins(calendar).flatten()
-        total, count = (torch.zeros_like(self.table).index_add_(0, bins, part.flatten(0, 1))
+        total, count = (add_at(torch.zeros_like(self.table), bins, part.flatten(0, 1))
                         for part in (squares, counts))
         cycles = count * len(self.table) / (self.size * len(self.ahead))
         variance = (cycles * total / count.clamp_min(1) + PRIOR * node) / (cycles + PRIOR)

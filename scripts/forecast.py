@@ -167,8 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given["online"] and processes.count > 1:
         raise ValueError("--online corrects one window after the other: start it in one process, without torchrun")
     run = load_forecaster(given["run_folder"], device)
-    check_output(given["output"], given["overwrite"], (given["data_path"], given["covariates"], *(
-        run.checkpoint["config"][name] for name in PATHS)))
+    used = given["data_path"], given["covariates"], *(run.checkpoint["config"][name] for name in PATHS)
+    processes.first_decides(lambda: check_output(given["output"], given["overwrite"], used))
     series = open_series(run, given["data_path"], given.get("data_dir", ""), given["covariates"])
     windows = choose_windows(run, len(series.values), series.first, given["at"], given["rolling"], given["split"])
     horizon = run.checkpoint["config"]["history_len"] + series.first

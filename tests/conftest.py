@@ -27,6 +27,11 @@ needs_real_data = pytest.mark.skipif(
     not SHARED.is_dir(), reason=f"the published arrays are not at hand: {SHARED} (set COST_SHARED)"
 )
 
+GPU = os.environ.setdefault("COST_TEST_GPU", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+                            if torch.cuda.device_count() else "")
+"""The GPU of tests/test_cuda.py, "" where there is none. It is hidden from all others, which fork processes."""
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
 
 

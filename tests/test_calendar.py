@@ -68,7 +68,7 @@ def test_slots_agree_with_the_standard_library_from_any_start(start, minutes, st
 ])
 def test_slots_agree_with_pandas(interval, frequency):
     for day in np.random.default_rng(0).integers(0, 60_000, 20):
-        start = np.datetime64("1860-01-01") + int(day)
+        start = np.datetime64("1860-01-01") + np.timedelta64(int(day), "D")
         start = start.astype("datetime64[M]").astype("datetime64[D]") if interval[1] == "month" else start
         calendar = make_calendar(str(start), interval, 500)
         times = pd.date_range(str(start), periods=500, freq=frequency)

@@ -161,5 +161,6 @@ def ablation_runs(folder, windows, methods):
             write_table(path, {"start": list(range(windows)), "crps": [crps] * windows, "abs_truth": [1.0] * windows})
             scores = dict.fromkeys((*collect_results.OURS, "QICE_floor"), 0.01)
             rows.append({"data_name": "Tiny", "method": method, "seed": seed, "windows": windows, "members": 50,
-                         "ensemble": "random", "minutes_forecasting": 1.0, **scores, "CRPS": crps, "path": path})
+                         "ensemble": "random", "device": "cpu", "minutes_forecasting": 1.0, **scores, "CRPS": crps,
+                         "path": path})
     return pd.DataFrame(rows)

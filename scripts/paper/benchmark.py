@@ -164,7 +164,8 @@ class Task:
 
 def score(name: str, task: Task) -> tuple[dict, dict]:
     """Train what a method needs and score it: what its .json and its .csv hold."""
-    method, device, facts = METHODS[name], choose_device("auto"), {"method": name}
+    method, device = METHODS[name], choose_device("auto")
+    facts = {"method": name, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
     flags = STAGE_1[method.stage_1] if method.stage_1 else ()
     if not method.stage_1 and task.data_name in DATASETS:
         flags = "--lags", "none"  # the protocol of the published tables

@@ -63,7 +63,7 @@ def read_runs(folder: Path) -> pd.DataFrame:
         if scores.get("test_windows") and scores["method"] not in OTHERS:
             continue
         row = {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
-        row["minutes_forecasting"] = row.pop("seconds_sample") / 60
+        row = {"device": "cpu", **row, "minutes_forecasting": row.pop("seconds_sample") / 60}
         rows.append({**row, "path": path.with_suffix(".csv")})
     if not rows:
         raise ValueError(f"{folder}: no scored run; run python -m scripts.paper.benchmark first")
@@ -99,8 +99,9 @@ def read_published(lengths: tuple[int, int], suffix: str = "") -> pd.DataFrame:
 
 
 def minutes(runs: pd.DataFrame) -> str:
-    """Minutes of both stages and the forecast, mean over runs."""
-    return f"{runs[[column for column in runs if column.startswith('minutes')]].sum(axis=1).mean():.1f}"
+    """Minutes of both stages and the forecast, mean over the runs on a CPU, "" where there is none."""
+    parts = runs.loc[runs.device == "cpu", [column for column in runs if column.startswith("minutes")]]
+    return f"{parts.sum(axis=1).mean():.1f}" if len(parts) else ""
 
 
 def windows_of(runs: pd.DataFrame) -> list[pd.DataFrame]:

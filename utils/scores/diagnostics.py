@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from data.scaling import add_at
 from utils.scores.metrics import COVERAGE, DECILES, Chunk, covered, crps_quantile, decile_counts, shared_bins
 
 BINS_PER_OCTAVE, OCTAVES = 4, 256  # of the spread, from 2**-128 to 2**128 of the unit: those of float32
@@ -36,8 +37,8 @@ class Diagnostics:
         place = spread.clamp_min(torch.finfo(spread.dtype).tiny).log2() / 2 * BINS_PER_OCTAVE
         place = (place.floor().long() + size // 2).clamp(0, size - 1)
         chunk["spread_targets"] = torch.bincount(place, minlength=size).double()
-        chunk["spread_variance"] = torch.bincount(place, spread * (1 + 1 / members.shape[1]), size)
-        chunk["spread_squared_error"] = torch.bincount(place, error[observed].square(), size)
+        chunk["spread_variance"] = add_at(spread.new_zeros(size), place, spread * (1 + 1 / members.shape[1]))
+        chunk["spread_squared_error"] = add_at(spread.new_zeros(size), place, error[observed].square())
         self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
 
     def by_node(self) -> dict[str, np.ndarray]:

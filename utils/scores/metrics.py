@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data.constants import QUANTILE_LEVELS
+from data.scaling import add_at
 
 MEDIAN, DECILES = 9, slice(1, None, 2)  # where they stand in QUANTILE_LEVELS, whose ends bound the 90 % interval
 COVERAGE = 0.9
@@ -172,7 +173,7 @@ def event_counts(probability, event, observed=None):
     """
     probability, event = _kept(probability, observed).double(), _kept(event, observed).double()
     place = (probability * EVENT_BINS).long().clamp_max(EVENT_BINS - 1)
-    return torch.stack([torch.bincount(place, weight, EVENT_BINS)
+    return torch.stack([add_at(weight.new_zeros(EVENT_BINS), place, weight)
                         for weight in (torch.ones_like(event), probability, event)])
 
 

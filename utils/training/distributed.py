@@ -3,6 +3,7 @@
 A program started by plain `python` is the case of one process, on the same lines of code.
 """
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+WITHOUT_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers")  # the latter in torch 2.11
+                       if name in inspect.signature(DistributedDataParallel).parameters)
 STARTED_BY_TORCHRUN = {"RANK", "WORLD_SIZE", "MASTER_ADDR"}  # what it leaves in the environment
 
 
@@ -34,7 +37,11 @@ class Processes:
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module with gradients averaged over the processes; weights and buffers become those of the first one."""
-        return module if self.count == 1 else DistributedDataParallel(module, forward_sync_buffers=False)
+        if self.count == 1:
+            return module
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+        return DistributedDataParallel(module, **{WITHOUT_BUFFERS: False})
 
     def add(self, values: Tensor) -> Tensor:
         """Sum over the processes, in float64 where there are several."""
