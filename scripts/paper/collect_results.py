@@ -63,7 +63,8 @@ def read_runs(folder: Path) -> pd.DataFrame:
         if scores.get("test_windows") and scores["method"] not in OTHERS:
             continue
         row = {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
-        row = {"device": "cpu", **row, "minutes_forecasting": row.pop("seconds_sample") / 60}
+        row["minutes_forecasting"] = row.pop("seconds_sample") / 60
+        row.setdefault("device", "cpu")
         rows.append({**row, "path": path.with_suffix(".csv")})
     if not rows:
         raise ValueError(f"{folder}: no scored run; run python -m scripts.paper.benchmark first")
