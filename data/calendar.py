@@ -27,18 +27,14 @@ WITH_OFFSET = "; write times of a zone with daylight saving with their offset fr
 class Calendar:
     """Slots of every step of a regular series.
 
-    slots  (time, cycle) integers, of local time
-    sizes  number of slots of each cycle
-    names  of the cycles: for steps of less than a day the step of the day and the day of the week (Monday = 0), for
-           steps of one day the day of the week and the month, for longer ones the step of the year (weeks: 0 to 52),
-           for months the month (January = 0)
-    times  (time,) datetime64, the stamps, in UTC where there is a time zone `zone`
+    Cycles: for steps of less than a day the step of the day and the day of the week (Monday = 0), for steps of one day
+    the day of the week and the month, for longer ones the step of the year, for months the month (January = 0).
     """
 
-    slots: Tensor
-    sizes: tuple[int, ...]
-    names: tuple[str, ...]
-    times: np.ndarray
+    slots: Tensor  # (time, cycle) integers, of local time
+    sizes: tuple[int, ...]  # number of slots of each cycle
+    names: tuple[str, ...]  # of the cycles
+    times: np.ndarray  # (time,) datetime64, the stamps, in UTC where there is a time zone
     zone: str = ""
     interval: Interval | None = None
 

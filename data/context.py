@@ -8,23 +8,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """Inputs of a forecast. Units: standardized.
+    """Inputs of a forecast. Units: standardized. None for what the field does not have.
 
-    history      (batch, H, node), the climatology where a value is missing
-    calendar     (batch, cycle), slots of the last history step; those of the horizon follow from them
-    climatology  (batch, H + F, node), see `data.climatology`
-    observed     (batch, H + F, node), which values are not missing; None for a field without gaps. A network may read
-                 the history's part only, a loss reads the future's
-    covariates   (batch, H + F, node or 1, covariate), those of a file; None without any
-    lags         (batch, H + F, node, lag), earlier values of the field; None without any
+    A network may read only the history's part of `observed`; a loss reads the future's.
     """
 
-    history: Tensor
-    calendar: Tensor
-    climatology: Tensor
-    observed: Tensor | None = None
-    covariates: Tensor | None = None
-    lags: Tensor | None = None
+    history: Tensor  # (batch, H, node), the climatology where a value is missing
+    calendar: Tensor  # (batch, cycle), slots of the last history step; those of the horizon follow from them
+    climatology: Tensor  # (batch, H + F, node), see `data.climatology`
+    observed: Tensor | None = None  # (batch, H + F, node), which values are not missing
+    covariates: Tensor | None = None  # (batch, H + F, node or 1, covariate), those of a file
+    lags: Tensor | None = None  # (batch, H + F, node, lag), earlier values of the field
 
     @property
     def history_len(self) -> int:

@@ -10,29 +10,28 @@ import pandas as pd
 import torch
 
 from .stamps import PLAUSIBLE_YEARS, Stamps, holds_times, read_stamps, stamp
-from .table import INDEX, NODE_NAMES, TIME_NAMES, Table, as_tensor, check_finite, find, listed, repeated
+from .table import INDEX, Table, as_tensor, check_finite, find, listed, repeated
 
 Where = Callable[[int], str]
-VALUE_NAMES = ("value", "y", "target")
 PARTS = ("year", "month", "day", "hour", "minute", "second")
 
 
 def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str, ...] = ()) -> Table:
     """A table of columns as (time, node); where(row): the place of a row in the file `source`.
 
-    wide: a time column and one column of values per node; the time column has one of TIME_NAMES or is the first one,
+    wide: a time column and one column of values per node; the time column has a name of times or is the first one,
           if that holds times; it may be absent
     long: three columns: time, node, value; the rows in any order, absent pairs are missing values
     An index that pandas wrote is left out, with a note.
     Raises: ValueError naming the first bad row.
     """
-    timeless = find(frame.columns, TIME_NAMES[:-1]) is None
+    timeless = find(frame.columns, "time") is None
     index = [name for name, column in frame.items() if _is_index(column, timeless)]
     if 0 < len(index) < len(frame.columns):
         frame = frame.drop(columns=index)
         notes += (f"{listed([name or 'the first column' for name in index])}: left out, an index of the table",)
     columns = list(frame.columns)
-    time = find(columns, TIME_NAMES[:-1])
+    time = find(columns, "time")
     if time is None and columns and ("" in columns or holds_times(frame.iloc[:, 0])):
         time = "" if "" in columns else columns[0]
     parts = [name for name in columns if name.lower() in PARTS]
@@ -44,10 +43,10 @@ def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str,
     if frame.empty or len(frame.columns) == (time is not None):
         raise ValueError(f"{source}: {len(frame)} rows of columns {listed(columns)}; expected a time "
                          "column and one column per node, or the columns time, node, value")
-    node, value = (find(columns, names) for names in (NODE_NAMES, VALUE_NAMES))
+    node, value = find(columns, "node"), find(columns, "value")
     stamps = None if time is None else read_stamps(frame[time], lambda row: f"{source}: {where(row)}")
     repeated_times = None not in (time, node) and bool(pd.Series(stamps.times).duplicated().any())
-    if value is None and repeated_times and len(columns) == 3 and find([time], TIME_NAMES):
+    if value is None and repeated_times and len(columns) == 3 and find([time], "time", ""):
         value, = {*columns} - {time, node}  # a row per time and node: the third column holds the values
     if None not in (time, node, value):
         if len(columns) > 3:
@@ -117,7 +116,7 @@ def _is_index(column: pd.Series, years: bool) -> bool:
     a Parquet folder. years: one without a name may hold years, which are times.
     """
     if isinstance(column.dtype, pd.CategoricalDtype):
-        return find([column.name], NODE_NAMES) is None
+        return find([column.name], "node") is None
     if not INDEX.fullmatch(column.name) or column.dtype.kind in "mMb":
         return False
     values = pd.to_numeric(column.dropna(), errors="coerce")

@@ -10,21 +10,7 @@ import torch
 
 from .scaling import BLOCK
 from .stamps import Stamps, read_stamps, rounded
-from .table import (
-    LATITUDE_NAMES,
-    LONGITUDE_NAMES,
-    NODE_NAMES,
-    TIME_NAMES,
-    Table,
-    as_tensor,
-    check_memory,
-    find,
-    listed,
-    optional,
-    outside_the_earth,
-    repeated,
-    unreadable,
-)
+from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, repeated, unreadable
 
 NORTH, EAST = ({f"degree{s}{mark}" for s in ("", "s") for mark in (f"_{word}", f"_{word[0].upper()}", word[0].upper())}
                for word in ("north", "east"))
@@ -82,7 +68,7 @@ def _time_dimension(array) -> str | None:
     """The dimension whose coordinate holds times, else the one that is named so."""
     times = [name for name in array.dims if name in array.coords
              and (array.coords[name].dtype.kind == "M" or hasattr(array.coords[name].values.flat[0], "calendar"))]
-    return times[0] if times else find(list(array.dims), (*TIME_NAMES, "year"))
+    return times[0] if times else find(array.dims, "time", "", "year")
 
 
 def _from_variable(dataset, array, path: Path) -> Table:
@@ -96,7 +82,7 @@ def _from_variable(dataset, array, path: Path) -> Table:
         sizes = ", ".join(f"{name}: {size}" for name, size in array.sizes.items())
         raise ValueError(f"{path}: variable {array.name} has dimensions ({sizes}); expected time and one or two of "
                          "space: select the others beforehand")
-    if len(space) == 2 and find([space[0]], (*LONGITUDE_NAMES, "x")) and find([space[1]], (*LATITUDE_NAMES, "y")):
+    if len(space) == 2 and find([space[0]], "longitude", "x") and find([space[1]], "latitude", "y"):
         space = space[::-1]
     array = array.transpose(time, *space)
     sizes = {name: array.sizes[name] for name in space}
@@ -104,8 +90,7 @@ def _from_variable(dataset, array, path: Path) -> Table:
               for name, each in dataset.variables.items() if name != array.name}
     table = Table(as_tensor(array.values.reshape(len(array), -1), str(path)), unit=str(array.attrs.get("units", "")),
                   grid=tuple(sizes.values()) if len(space) == 2 else None).with_stamps(_stamps(array, time, path))
-    latitude, longitude = (_places(others, *sought, sizes) for sought in (
-        ("latitude", NORTH, LATITUDE_NAMES), ("longitude", EAST, LONGITUDE_NAMES)))
+    latitude, longitude = _places(others, "latitude", NORTH, sizes), _places(others, "longitude", EAST, sizes)
     if latitude is not None and longitude is not None:
         coordinates = np.stack([latitude.ravel(), longitude.ravel()], axis=1)
         if outside_the_earth(coordinates).any():
@@ -150,11 +135,11 @@ def _stamps(array, time: str, path: Path) -> Stamps | None:
 
 def _node_names(others: dict, space: list[str]) -> tuple[str, ...] | None:
     """Names of the places along `space`: the first that differ everywhere of the variable that CF's cf_role marks as
-    timeseries_id, the dimension's own, those with one of NODE_NAMES, and any text; text before numbers.
+    timeseries_id, the dimension's own, those with a name of nodes, and any text; text before numbers.
     """
     along = {name: array for name, array in others.items() if array.dims == tuple(space)}
     ranked = [name for name, array in along.items() if array.attrs.get("cf_role") == "timeseries_id"]
-    named = [name for name in along if [name] == space] + [name for name in along if find([name], NODE_NAMES)]
+    named = [name for name in along if [name] == space] + [name for name in along if find([name], "node")]
     text = [name for name, array in along.items() if array.dtype.kind in "SUOT"]
     for name in (*ranked, *(name for name in named if name in text), *text, *named):
         values = np.ravel(along[name].values).tolist()
@@ -165,8 +150,7 @@ def _node_names(others: dict, space: list[str]) -> tuple[str, ...] | None:
     return None
 
 
-def _places(others: dict, standard_name: str, units: set[str], names: tuple[str, ...],
-            sizes: dict[str, int]) -> np.ndarray | None:
+def _places(others: dict, kind: str, units: set[str], sizes: dict[str, int]) -> np.ndarray | None:
     """Latitudes or longitudes in degrees on all places, or None.
 
     CF's standard_name or units decide; else the name, unless the units contradict it. One that depends on more
@@ -176,7 +160,7 @@ def _places(others: dict, standard_name: str, units: set[str], names: tuple[str,
     for name, array in others.items():
         unit, standard = (str(array.attrs.get(key, "")).strip() for key in ("units", "standard_name"))
         degrees = unit in units | {"", "degree", "degrees", "deg"}
-        known = standard == standard_name or not standard and (unit in units or find([name], names))
+        known = standard == kind or not standard and (unit in units or find([name], kind))
         if degrees and known and sizes and set(array.dims) <= set(sizes) and array.dtype.kind in "iuf":
             found.append(array)
     if not found:

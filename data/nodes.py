@@ -8,25 +8,7 @@ import torch
 from torch import Tensor
 
 from .scaling import BLOCK
-from .table import (
-    INDEX,
-    LATITUDE_NAMES,
-    LONGITUDE_NAMES,
-    NODE_NAMES,
-    find,
-    listed,
-    name_differences,
-    outside_the_earth,
-    unreadable,
-)
-
-ENDS = (("from", "to"), ("source", "target"))  # names of the two columns of an edge
-
-
-def _on_sphere(coordinates: np.ndarray) -> np.ndarray:
-    """Places (node, 2) as points (node, 3) of the unit sphere: nearest along the chord is nearest along the ground."""
-    latitude, longitude = np.radians(coordinates.T)
-    return np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], 1)
+from .table import INDEX, find, listed, name_differences, outside_the_earth, unreadable
 
 
 def read_node_table(path: Path | str, names: tuple[str, ...] | None,
@@ -36,8 +18,8 @@ def read_node_table(path: Path | str, names: tuple[str, ...] | None,
     names: those of the data file, whose order the result has; without any, the rows of the table are the nodes.
     """
     table = _read_csv(path)
-    latitude, longitude = (find(table.columns, accepted) for accepted in (LATITUDE_NAMES, LONGITUDE_NAMES))
-    named = [column for column in table.columns if find([column], NODE_NAMES)]
+    latitude, longitude = find(table.columns, "latitude"), find(table.columns, "longitude")
+    named = [column for column in table.columns if find([column], "node")]
     if not named or None in (latitude, longitude):
         raise ValueError(f"{path}: columns {listed(list(table.columns))}; expected name, lat, lon")
     name = max(named, key=lambda column: len({*table[column]} & {*(names or ())}))  # that of the data
@@ -51,10 +33,8 @@ def read_node_table(path: Path | str, names: tuple[str, ...] | None,
         row = int(wrong.argmax())
         raise ValueError(f"{path}: line {row + 2}: {latitude} {table[latitude][row]}, {longitude} "
                          f"{table[longitude][row]}; expected degrees, -90 to 90 and -180 to 360")
-    if names is None:
-        return tuple(table[name]), places
-    row = {name: row for row, name in enumerate(table[name])}
-    return names, places[[row[name] for name in names]]
+    names = names or tuple(table[name])
+    return names, places[pd.Index(table[name]).get_indexer(names)]
 
 
 def read_graph(path: Path | str, names: tuple[str, ...]) -> Tensor:
@@ -90,8 +70,8 @@ def numbered(count: int) -> tuple[str, ...]:
 def _from_csv(path: Path, names: tuple[str, ...]) -> np.ndarray:
     table = _read_csv(path, header=None)
     header = table.iloc[0].fillna("").str.strip().str.lower().tolist()
-    start, end = next((ends for ends in ENDS if {*ends} <= {*header}), ("", ""))
-    if not start:
+    start, end = ("from", "to") if "from" in header else ("source", "target")
+    if not {start, end} <= {*header}:
         return _as_numbers(table, path, 1)
     edges = table.iloc[1:].set_axis(header, axis=1).reset_index(drop=True)
     if other := [name for name in header if name not in (start, end, "weight") and not INDEX.fullmatch(name)]:
@@ -110,8 +90,7 @@ def _from_csv(path: Path, names: tuple[str, ...]) -> np.ndarray:
         row = int(twice.argmax())
         raise ValueError(f"{path}: line {row + 2}: the edge {edges[start][row]} to {edges[end][row]} occurs twice")
     matrix = np.zeros((len(names), len(names)))
-    weight = _as_numbers(edges[["weight"]], path, 2)[:, 0] if "weight" in edges else 1
-    matrix[ends[0], ends[1]] = weight
+    matrix[ends[0], ends[1]] = _as_numbers(edges[["weight"]], path, 2)[:, 0] if "weight" in edges else 1
     return matrix
 
 
@@ -124,20 +103,22 @@ def nearest_nodes(field, count: int) -> Tensor | None:
     """
     nodes = len(field.node_names)
     if field.graph is not None:
-        return _nearest_in_graph(field.graph, count)
-    if field.coordinates is not None:
-        places = _on_sphere(field.coordinates)
-    elif field.grid is not None:
-        places = np.stack(np.divmod(np.arange(nodes) if field.kept is None else field.kept, field.grid[1]), 1)
-    else:
+        rows = _nearest_in_graph(field.graph, count)
+    elif field.coordinates is None and field.grid is None:
         return None
-    from scipy.spatial import KDTree  # only here: slow to import
-    found = KDTree(places).query(places, [*range(1, min(count, nodes) + 1)])[1]
-    return _filled([[node, *(other for other in row if other != node)] for node, row in enumerate(found.tolist())],
-                   count)
+    else:
+        if field.coordinates is not None:  # on the unit sphere nearest along the chord is nearest along the ground
+            north, east = np.radians(field.coordinates.T)
+            places = np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], 1)
+        else:
+            places = np.stack(np.divmod(np.arange(nodes) if field.kept is None else field.kept, field.grid[1]), 1)
+        from scipy.spatial import KDTree  # only here: slow to import
+        found = KDTree(places).query(places, [*range(1, min(count, nodes) + 1)])[1]
+        rows = [[node, *(other for other in row if other != node)] for node, row in enumerate(found.tolist())]
+    return torch.tensor([(row + [node] * count)[:count] for node, row in enumerate(rows)])
 
 
-def _nearest_in_graph(graph: Tensor, count: int) -> Tensor:
+def _nearest_in_graph(graph: Tensor, count: int) -> list[list[int]]:
     from scipy.sparse import csr_array  # only here: slow to import
     from scipy.sparse.csgraph import dijkstra
     weight = torch.maximum(graph, graph.T).fill_diagonal_(0)
@@ -147,12 +128,7 @@ def _nearest_in_graph(graph: Tensor, count: int) -> Tensor:
         distances = dijkstra(edges, indices=block.numpy())
         nearest = np.argsort(distances, axis=1, kind="stable")[:, :count]
         found += [row[np.isfinite(distance[row])].tolist() for row, distance in zip(nearest, distances, strict=True)]
-    return _filled(found, count)
-
-
-def _filled(rows: list[list[int]], count: int) -> Tensor:
-    """Rows of one length; the node of a short row fills it."""
-    return torch.tensor([(row + [node] * count)[:count] for node, row in enumerate(rows)])
+    return found
 
 
 def _read_csv(path: Path | str, header: int | None = 0) -> pd.DataFrame:

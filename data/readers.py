@@ -13,20 +13,7 @@ import pandas as pd
 from .frames import check_columns, from_frame
 from .netcdf import read_xarray
 from .stamps import read_stamps
-from .table import (
-    NODE_NAMES,
-    SHOWN,
-    TIME_NAMES,
-    Table,
-    as_tensor,
-    check_memory,
-    find,
-    listed,
-    optional,
-    outside_the_earth,
-    repeated,
-    unreadable,
-)
+from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, repeated, unreadable
 
 
 def read_file(path: Path | str, variable: str = "") -> Table:
@@ -113,7 +100,7 @@ def read_csv(path: Path) -> Table:
 def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
     with opened(path, "rt", encoding=encoding, newline="") as file:
         found = ((number, line) for number, line in enumerate(file) if not line.startswith("#"))
-        found = list(itertools.islice(found, SHOWN)) or [(0, "")]
+        found = list(itertools.islice(found, 5)) or [(0, "")]
     top, lines, notes = found[0][0], [line for _, line in found], ()
     separator = _separator(lines)
     header, row = (_cells(line, separator) for line in [*lines, ""][:2])
@@ -123,9 +110,10 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
     if not any(row[len(header):]):  # lines that end with separators
         header += row[len(header):]
     names = [name or f"Unnamed: {place}" * (place > 0) for place, name in enumerate(header)]
-    time, node = (find(names, accepted) for accepted in (TIME_NAMES, NODE_NAMES))
+    time, node = find(names, "time", ""), find(names, "node")
     nodes = {} if None in (time, node) else {node: " {}".format}  # with a blank: a node may be called NA
-    text = {name: str for name in names if name.lower() in TIME_NAMES + NODE_NAMES and name not in nodes}
+    text = {name: str for name in names
+            if name not in nodes and (not name or find([name], "time") or find([name], "node"))}
     frame = pd.read_csv(path, names=names, header=None, sep=separator, dtype=text, converters=nodes, skiprows=top + 1,
                         encoding=encoding, skip_blank_lines=False, skipinitialspace=True, low_memory=False)
     if not isinstance(frame.index, pd.RangeIndex):

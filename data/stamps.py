@@ -30,15 +30,10 @@ EXAMPLE = "as in pandas: frame['time'] = pandas.to_datetime(frame['time'], forma
 
 @dataclass(frozen=True)
 class Stamps:
-    """The time stamps of a file.
+    """The time stamps of a file, and notes for the user."""
 
-    times  (time,) datetime64[s]
-    zone   time zone: a name, as Europe/Berlin, or an offset, as +01:00; "" where the file states none
-    notes  for the user
-    """
-
-    times: np.ndarray
-    zone: str = ""
+    times: np.ndarray  # (time,) datetime64[s]
+    zone: str = ""  # a name, as Europe/Berlin, or an offset, as +01:00; "" where the file states none
     notes: tuple[str, ...] = ()
 
 

@@ -15,38 +15,27 @@ from .windows import Batch, WindowedField
 
 @dataclass(frozen=True)
 class FieldSummary:
-    """Names, units and time axis of a field, its scaler and its climatology. See also `registry.DatasetSpec`, `Table`.
-
-    start          time of the first step of the evaluated segment, on the clock of `calendar.make_calendar`
-    first_step     position of that step in the series of all segments: windows are numbered from it
-    trained_steps  leading steps of the series that training windows saw
-    test_step      first step of the first test window
-    climatology    (slot, node), standardized, see `data.climatology`; slots are those of the calendar's first cycle
-    masked         whether values may be missing: NaN in a history
-    covariates     by name, with their scalers
-    value_range    smallest and largest value of the training part; of each node where nodes have scales of their own
-    lags           distances in steps of the earlier values that networks see, shortest first
-    """
+    """Names, units and time axis of a field, its scaler and its climatology. See also `table.Table`."""
 
     name: str
     unit: str
     cf_unit: str
     interval: tuple[int, str]
-    start: str
-    first_step: int
-    trained_steps: int
-    test_step: int
+    start: str  # time of the first step of the evaluated segment, on the clock of `calendar.make_calendar`
+    first_step: int  # position of that step in the series of all segments: windows are numbered from it
+    trained_steps: int  # leading steps of the series that training windows saw
+    test_step: int  # first step of the first test window
     node_names: tuple[str, ...]
     grid: tuple[int, int] | None
     axes: tuple[Tensor, Tensor] | None
     kept: Tensor | None
     coordinates: Tensor | None
     scaler: Scaler
-    climatology: Tensor
-    masked: bool
+    climatology: Tensor  # (slot of the calendar's first cycle, node), standardized, see `data.climatology`
+    masked: bool  # whether values may be missing: NaN in a history
     covariates: dict[str, Scaler]
-    value_range: tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
-    lags: tuple[int, ...] = ()
+    value_range: tuple  # smallest and largest value of the training part; two tuples (node,) where `scaler.by_node`
+    lags: tuple[int, ...] = ()  # distances in steps of the earlier values that networks see, shortest first
     time_zone: str = ""
     rule: tuple = PLAIN
 

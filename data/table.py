@@ -17,11 +17,15 @@ from .scaling import BLOCK, LARGEST_WHOLE
 from .stamps import Stamps
 
 MEMORY_LIMIT = 1 << 30  # bytes as float32; a larger .npy stays on disk as a memory map
-TIME_NAMES = ("time", "date", "datetime", "timestamp", "valid_time", "ds", "")  # "": an index without a name
-NODE_NAMES = ("node", "name", "station", "sensor", "site", "station_name", "id", "unique_id", "item_id", "node_id",
-              "sensor_id", "station_id", "site_id", "series_id", "timeseries_id")
-LATITUDE_NAMES = ("lat", "latitude", "nav_lat", "xlat", "clat")
-LONGITUDE_NAMES = ("lon", "longitude", "lng", "long", "nav_lon", "xlong", "clon")
+NAMES = {
+    "time": ("time", "date", "datetime", "timestamp", "valid_time", "ds"),
+    "node": ("node", "name", "station", "sensor", "site", "station_name", "id", "unique_id", "item_id", "node_id",
+             "sensor_id", "station_id", "site_id", "series_id", "timeseries_id"),
+    "value": ("value", "y", "target"),
+    "latitude": ("lat", "latitude", "nav_lat", "xlat", "clat"),
+    "longitude": ("lon", "longitude", "lng", "long", "nav_lon", "xlong", "clon"),
+}
+"""Accepted names of columns and dimensions, by what they hold."""
 INDEX = re.compile(r"(unnamed: \d+|index|level_\d+|__index_level_\d+__)?", re.IGNORECASE)
 """Names that pandas gives an index where it writes it."""
 LOST = 0.01  # share of a change that rounding may be
@@ -30,33 +34,23 @@ SHOWN = 5  # names that a message lists; of more it gives the number
 
 @dataclass(frozen=True)
 class Table:
-    """Content of a file: values (time, node) in physical units, NaN where one is missing, and its metadata.
+    """Content of a file: values (time, node) in physical units, NaN where one is missing, and what it states of them.
 
-    values       float32 in memory, float64 where float32 would lose information (`needs_float64`), or as stored in a
-                 memory map where that is larger than MEMORY_LIMIT
-    times        (time,) datetime64[s], in UTC where there is a time zone, or None; not yet checked to be regular
-    where        gives the place of a time step in the file, for messages: its line or row, counted from 1
-    node_names   as in the file, or None
-    coordinates  (node, 2) latitude and longitude in degrees, or None
-    unit         as the file states it, or ""
-    grid         (rows, columns) of which the nodes are the places in row-major order, or None
-    axes         latitudes of the rows and longitudes of the columns, where they are that regular, or None
-    kept         places of the grid that the nodes are, where places without any value (land) were left out, or None
-    zone         of the stamps, see `stamps.Stamps`
-    notes        what was changed or left out, for the user
+    Values are float32 in memory, float64 where float32 would lose information (`needs_float64`), or as stored in a
+    memory map where that is larger than MEMORY_LIMIT.
     """
 
     values: Tensor
-    times: np.ndarray | None = None
-    where: Callable[[int], str] = "time step {}".format
+    times: np.ndarray | None = None  # (time,) datetime64[s], UTC where there is a time zone; perhaps not regular
+    where: Callable[[int], str] = "time step {}".format  # place of a time step in the file: its line or row, from 1
     node_names: tuple[str, ...] | None = None
-    coordinates: np.ndarray | None = None
+    coordinates: np.ndarray | None = None  # (node, 2) latitude and longitude in degrees
     unit: str = ""
-    grid: tuple[int, int] | None = None
-    axes: tuple[np.ndarray, np.ndarray] | None = None
-    kept: np.ndarray | None = None
-    zone: str = ""
-    notes: tuple[str, ...] = ()
+    grid: tuple[int, int] | None = None  # (rows, columns) of which the nodes are the places in row-major order
+    axes: tuple[np.ndarray, np.ndarray] | None = None  # latitudes of the rows, longitudes of the columns, if so regular
+    kept: np.ndarray | None = None  # places of the grid that the nodes are, where those without any value are left out
+    zone: str = ""  # of the stamps, see `stamps.Stamps`
+    notes: tuple[str, ...] = ()  # what was changed or left out, for the user
 
     def with_notes(self, *notes: str, **changes) -> "Table":
         """The table with more notes, and other changes."""
@@ -166,9 +160,9 @@ def unreadable(path: Path | str, kind: str, error: Exception) -> Exception:
     return ValueError(f"{path}: not a readable {kind}: {detail}")
 
 
-def find(names: Iterable[str], accepted: tuple[str, ...]) -> str | None:
-    """The first of `names` that is an accepted one, in any case of letters."""
-    return next((name for name in names if str(name).lower() in accepted), None)
+def find(names: Iterable[str], kind: str, *others: str) -> str | None:
+    """The first of `names` that is one of `NAMES[kind]`, or of the others, in any case of letters."""
+    return next((name for name in names if str(name).lower() in (*NAMES[kind], *others)), None)
 
 
 def repeated(names: Iterable[str]) -> list[str]:

@@ -38,22 +38,14 @@ class WindowSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some windows.
-
-    context  what a forecast may see of them
-    future   (batch, F, node), standardized; the climatology where a value is missing
-    start    (batch,), the first step of each window in the series, which identifies it in every split and batch
-    truth    (batch, F, node), the future in physical units, NaN where a value is missing; None in a forecast
-    rows     of a batch that several processes share: first, last and total, which of its rows these are; None: all
-    weight   number of these rows over that of an average process
-    """
+    """Some windows: what a forecast may see of them, and their futures."""
 
     context: Context
-    future: Tensor
-    start: Tensor
-    truth: Tensor | None = None
-    rows: tuple[int, int, int] | None = None
-    weight: float = 1.0
+    future: Tensor  # (batch, F, node), standardized; the climatology where a value is missing
+    start: Tensor  # (batch,), the first step of each window in the series, which identifies it in every split
+    truth: Tensor | None = None  # (batch, F, node), the future in physical units, NaN where missing; not in a forecast
+    rows: tuple[int, int, int] | None = None  # first, last and total, of a batch that several processes share
+    weight: float = 1.0  # number of these rows over that of an average process
 
     @property
     def target_mask(self) -> Tensor | None:
