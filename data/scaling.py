@@ -30,20 +30,16 @@ class Scaler:
 
         standardized = (physical - mean) / std,    cut at +-limit
 
-    Missing values (NaN) are left out.
-    whole        training values are whole numbers (counts): `physical` rounds what is whole up to the rounding of
-                 float32, so that equal counts stay equal
-    limit        finite where training holds outliers, which then count neither in mean nor in std
-    nonnegative  `physical` gives no value below 0
-    precise      the values are stored in float64: so are differences from the mean
+    Missing values (NaN) are left out. Of whole numbers (counts) `physical` rounds what is whole up to the rounding of
+    float32, so that equal counts stay equal.
     """
 
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
-    whole: bool | tuple[bool, ...] = False
-    limit: float | tuple[float, ...] = math.inf
-    nonnegative: bool | tuple[bool, ...] = False
-    precise: bool = False
+    whole: bool | tuple[bool, ...] = False  # training values are whole numbers
+    limit: float | tuple[float, ...] = math.inf  # finite where there are outliers, which mean and std then leave out
+    nonnegative: bool | tuple[bool, ...] = False  # `physical` gives no value below 0
+    precise: bool = False  # the values are stored in float64: so are differences from the mean
 
     @classmethod
     def fit(cls, training: Tensor) -> "Scaler":
@@ -74,23 +70,20 @@ class Scaler:
 
     def standardize(self, physical: Tensor) -> Tensor:
         """Values (..., node) in float32."""
-        standardized = self._standardize(physical)
-        if self.by_node or self.limit < math.inf:
-            limit = self._part("limit", physical.device, torch.float32)
-            standardized = standardized.clamp(-limit, limit)
-        return standardized
+        limit = self._part("limit", physical.device, torch.float32)
+        return self._standardize(physical).clamp(-limit, limit)
 
     def physical(self, standardized: Tensor) -> Tensor:
         """Physical values in float64; zero becomes exactly zero, so that it equals the zeros of the data."""
-        mean, std, whole, nonnegative = (self._part(name, standardized.device) for name in (
-            "mean", "std", "whole", "nonnegative"))
+        device = standardized.device
+        mean, std, whole, nonnegative = (self._part(name, device) for name in ("mean", "std", "whole", "nonnegative"))
         physical = standardized.double().mul_(std).add_(mean)
         if self.any_whole:
             nearest = physical.round()
             absolute, relative = WHOLE_WITHIN
             close = (physical - nearest).abs_() < relative * (nearest.abs() + abs(mean)) + absolute
             physical = torch.where(close & whole, nearest, physical)
-        physical.masked_fill_(standardized == self.zero(standardized.device), 0.0)
+        physical.masked_fill_(standardized == self.zero(device), 0.0)
         return torch.where((physical < 0) & nonnegative, 0.0, physical) if nonnegative is not False else physical
 
     def _standardize(self, physical: Tensor) -> Tensor:
@@ -116,20 +109,15 @@ class Scaler:
 
 @dataclass(frozen=True)
 class NodeStatistics:
-    """Statistics of the training values of each node, without missing ones: (node,) each, float64.
-
-    mean, std    without outliers; 0 for a node without any value
-    limit        distance from the mean beyond which there are only outliers; infinite without outliers
-    resolution   of the stored type, as a share of a value
-    """
+    """Statistics of the training values of each node, without missing ones: (node,) each, float64."""
 
     count: Tensor
-    mean: Tensor
+    mean: Tensor  # without outliers, as is std; 0 for a node without any value
     std: Tensor
     low: Tensor
     high: Tensor
-    limit: Tensor
-    resolution: float
+    limit: Tensor  # distance from the mean beyond which there are only outliers; infinite without outliers
+    resolution: float  # of the stored type, as a share of a value
 
     @classmethod
     def of(cls, training: Tensor) -> "NodeStatistics":
@@ -150,8 +138,7 @@ class NodeStatistics:
                 continue
             _, middle, spread, lowest, highest = _moments(others)
             if 0 < OUTLYING * spread < std[node]:
-                limit[node] = BEYOND * torch.maximum(highest - middle, middle - lowest)
-                mean[node], std[node] = middle, spread
+                mean[node], std[node], limit[node] = middle, spread, BEYOND * max(highest - middle, middle - lowest)
         resolution = torch.finfo(training.dtype).eps if training.is_floating_point() else 2.0**-52
         return cls(count, mean, std, low, high, limit, resolution)
 
@@ -193,8 +180,8 @@ class NodeStatistics:
             return Scaler.fit(training)
         if scaling == "field*":
             mean, std = self.field()
-            furthest = torch.where(self.outlying, self.limit, torch.maximum(self.high - self.mean,
-                                                                            self.mean - self.low))
+            furthest = torch.maximum(self.high - self.mean, self.mean - self.low)
+            furthest = torch.where(self.outlying, self.limit, furthest)
             limit = float(((self.mean - mean).abs() + furthest).max()) / std
             return Scaler(mean, std, is_whole(training), limit, precise=is_precise(training))
         varying = self.varying

@@ -59,11 +59,10 @@ class Batch:
 
         The climatology replaces NaN, also among `lagged` values (batch, H + F, node, lag). Other shapes: see `Context`.
         """
-        observed = None
+        observed, length = None, window.shape[1]
         if masked:
-            observed = torch.zeros_like(climatology, dtype=torch.bool)
-            observed[:, :window.shape[1]] = ~window.isnan()
-            window = torch.where(window.isnan(), climatology[:, :window.shape[1]], window)
+            observed = torch.nn.functional.pad(~window.isnan(), (0, 0, 0, climatology.shape[1] - length))
+            window = torch.where(window.isnan(), climatology[:, :length], window)
         if lagged is not None:
             lagged = torch.where(lagged.isnan(), climatology.unsqueeze(-1), lagged)
         context = Context(window[:, :history_len], calendar, climatology, observed, covariates, lagged)
@@ -86,11 +85,13 @@ class WindowedField:
         self.starts, training_steps = split_windows(field, history_len, predict_len, settings.split)
         self.training = field.values[:training_steps]
         if field.masked:
-            refuse_unseen_nodes(field, self.training)
+            seen = sum((~block.isnan()).sum(0) for block in self.training.split(BLOCK))
+            if unseen := [field.node_names[node] for node in (seen == 0).nonzero().flatten()]:
+                raise ValueError(f"{field.name}: {len(unseen)} of {len(seen)} nodes have no value in the "
+                                 f"{training_steps} steps that train ({listed(unseen)}): leave them out of the file")
         self.measured = self.training if settings.training_span == "targets" else self.training[:-predict_len]
         self.field = self._fit_scaler(field, settings.scaling)
-        in_memory = field.values.numel() * 4 <= MEMORY_LIMIT
-        self._values = field.values.to(device) if in_memory else field.values
+        self._values = field.values.to(device) if field.values.numel() * 4 <= MEMORY_LIMIT else field.values
         self._slots = field.calendar.slots.to(self.window_device)
         self._offsets = torch.arange(history_len + predict_len, device=self.window_device)
         self._covariates, self.covariate_scalers, self._nearest = None, {}, {}
@@ -124,10 +125,8 @@ class WindowedField:
                 notes.append(f"the smallest training value is 0, but later there are values down to "
                              f"{float(in_all.min()):g}: forecasts may be negative too")
             field = with_support(field, bool(nonnegative.all()))
-        nonnegative = torch.as_tensor(nonnegative)
-        if self.scaler.by_node:
-            nonnegative = nonnegative.expand(field.values.shape[1])
-        nonnegative = nonnegative.tolist()
+        shape = field.values.shape[1:] if self.scaler.by_node else ()
+        nonnegative = torch.as_tensor(nonnegative).expand(shape).tolist()
         self.scaler = replace(self.scaler, nonnegative=tuple(nonnegative) if self.scaler.by_node else nonnegative)
         return field.with_notes(*notes)
 
@@ -150,12 +149,12 @@ class WindowedField:
         return self.support_where(self.scaler.nonnegative)
 
     def support_where(self, nonnegative: bool | tuple[bool, ...]) -> tuple[float, float] | tuple[Tensor, Tensor]:
-        if not (any(nonnegative) if isinstance(nonnegative, tuple) else nonnegative):
+        bounded, scaler, zero = torch.tensor(nonnegative), self.scaler, self.scaler.zero()
+        if not bounded.any():
             return ANY_VALUE
-        scaler, zero = self.scaler, self.scaler.zero()
         if not scaler.by_node:
             return float(zero), 1 / scaler.std if scaler.whole else 0.0
-        bounded = torch.as_tensor(nonnegative).expand(len(zero))
+        bounded = bounded.expand(len(zero))
         step = torch.where(bounded & torch.tensor(scaler.whole), 1 / torch.tensor(scaler.std), 0.0)
         return torch.where(bounded, zero, ANY_VALUE[0]).to(self.device), step.to(self.device)
 
@@ -170,12 +169,12 @@ class WindowedField:
         def digest(content: bytes) -> str:
             return sha256(content).hexdigest()[:16]
 
-        values, times = self.field.values, self.field.calendar.times
+        values, calendar = self.field.values, self.field.calendar
         count = min(len(values), max(1, FINGERPRINT_VALUES // self.num_nodes))
         steps = torch.linspace(0, len(values) - 1, count, dtype=torch.float64).round().long()
         precision = "datetime64[M]" if self.field.spec.interval[1] == "month" else "datetime64[m]"
-        first, last = (str(time.astype(precision).astype("datetime64[m]")) + self.field.calendar.zone
-                       for time in times[[0, -1]])
+        first, last = (str(time.astype(precision).astype("datetime64[m]")) + calendar.zone
+                       for time in calendar.times[[0, -1]])
         found = {"first_time": first, "last_time": last,
                  "windows": {split: [int(starts[0]), int(starts[-1])] for split, starts in self.starts.items()},
                  "node_names_sha256": digest("\n".join(self.field.node_names).encode()),
@@ -187,9 +186,10 @@ class WindowedField:
     def metadata(self) -> dict:
         """What a model depends on: stage 2 refuses a stage-1 model of other metadata."""
         support = self.support
+        mean, std = (sum(part) / len(part) if isinstance(part, tuple) else part
+                     for part in (self.scaler.mean, self.scaler.std))
         return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
-                **{f"scaler_{name}": sum(part) / len(part) if isinstance(part, tuple) else part
-                   for name, part in (("mean", self.scaler.mean), ("std", self.scaler.std))},
+                "scaler_mean": mean, "scaler_std": std,
                 "support": None if support is ANY_VALUE else [
                     part.tolist() if isinstance(part, Tensor) else part for part in support],
                 "masked": self.field.masked,
@@ -255,11 +255,9 @@ class WindowedField:
         With `limit`, only so many windows: evenly spread in time, or the first of the shuffled ones.
         """
         starts = self.starts[split]
-        if generator is not None:
-            starts = starts[torch.randperm(len(starts), generator=generator)][:limit or None]
-        else:
-            starts = evenly(starts, limit)
-        return WindowBatches(self, starts, batch_size)
+        if generator is None:
+            return WindowBatches(self, evenly(starts, limit), batch_size)
+        return WindowBatches(self, starts[torch.randperm(len(starts), generator=generator)][:limit or None], batch_size)
 
     def calibration(self, batch_size: int, limit: int = 0) -> "WindowBatches":
         """Batches of the validation windows that share no target with the first test window; all, where none is left.
@@ -304,10 +302,9 @@ class WindowBatches:
         """Rows of this process. A process without any computes the first row at weight 0."""
         (rank, count), total = self.sharer, len(chosen)
         first, last = rank * total // count, (rank + 1) * total // count
+        weight = (last - first) * count / total
         if first == last:
-            first, last, weight = 0, 1, 0.0
-        else:
-            weight = (last - first) * count / total
+            first, last = 0, 1
         return replace(self.data.batch(chosen[first:last]), rows=(first, last, total), weight=weight)
 
 
@@ -355,14 +352,6 @@ def split_windows(field: Field, history_len: int, predict_len: int,
             f"windows lie between them, --predict_len {predict_len} needs {predict_len - 1}; choose shorter lengths"
         )
     return starts, trained_steps
-
-
-def refuse_unseen_nodes(field: Field, training: Tensor) -> None:
-    """Raises: ValueError naming the nodes without any value in the training part."""
-    seen = sum((~block.isnan()).sum(0) for block in training.split(BLOCK))
-    if unseen := [field.node_names[node] for node in (seen == 0).nonzero().flatten()]:
-        raise ValueError(f"{field.name}: {len(unseen)} of {len(seen)} nodes have no value in the {len(training)} steps "
-                         f"that train ({listed(unseen)}): leave them out of the file")
 
 
 def _ranges(field: Field, split: str, windows: int, history_len: int, length: int) -> list[tuple[int, int]]:
