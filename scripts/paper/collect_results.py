@@ -7,7 +7,8 @@ joint_<H>_<F>.csv and .md for all lengths that were run; of 12 -> 12 docs/result
 the `results` marks of README.md. Numbers of other papers come from docs/results/published_<H>_<F>.csv.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -68,9 +69,8 @@ def read_runs(folder: Path) -> pd.DataFrame:
         rows.append({**row, "path": path.with_suffix(".csv")})
     if not rows:
         raise ValueError(f"{folder}: no scored run; run python -m scripts.paper.benchmark first")
-    order = {name: place for place, name in enumerate(METHODS)}
-    runs = pd.DataFrame(rows)
-    runs = runs.reindex(columns=[*runs, *({*OURS} - {*runs})])  # NaN where a run is older than a score
+    runs, order = pd.DataFrame(rows), dict(zip(METHODS, range(len(METHODS)), strict=True))
+    runs = runs.reindex(columns=runs.columns.union(OURS, sort=False))  # NaN where a run is older than a score
     return runs.sort_values(["data_name", "method", "seed"], ignore_index=True,
                             key=lambda column: column.map(order) if column.name == "method" else column)
 
@@ -105,11 +105,6 @@ def minutes(runs: pd.DataFrame) -> str:
     return f"{parts.sum(axis=1).mean():.1f}" if len(parts) else ""
 
 
-def windows_of(runs: pd.DataFrame) -> list[pd.DataFrame]:
-    """The scores of every window of some runs."""
-    return [pd.read_csv(path) for path in runs.path]
-
-
 def number(value: float) -> str:
     """Four decimals below 1, two above; significant digits of what is very small or large."""
     if pd.isna(value):
@@ -125,26 +120,37 @@ def mean_and_spread(values: pd.Series) -> str:
     return f"{text} ± {values.std():.1g}" if len(values) > 1 and text else text
 
 
-def best_in_bold(frame: pd.DataFrame, rows: list[list[str]], names: Iterable[str], first: int) -> None:
+def by_method(runs: pd.DataFrame):
+    """The runs of each method and kind of members."""
+    return runs.groupby(["method", "ensemble"], sort=False)
+
+
+def method_rows(runs: pd.DataFrame, names: Iterable[str]) -> list[list[str]]:
+    """One row per method and kind of members: mean and spread of each score, number of seeds."""
+    return [[*key, *(mean_and_spread(group[name]) for name in names), str(len(group))]
+            for key, group in by_method(runs)]
+
+
+def best_in_bold(rows: list[list[str]], means: pd.DataFrame) -> None:
     """Mark the smallest value of each score, and those that equal it but for rounding; coverage has no smallest."""
-    for column, name in enumerate(names, first):
-        if name in frame and name != "coverage90" and frame[name].notna().any():
-            for place in (frame[name] <= frame[name].min() * (1 + 1e-6)).to_numpy().nonzero()[0]:
+    for column, name in enumerate(means, 2):
+        if name != "coverage90":
+            for place in (means[name] <= means[name].min() * (1 + 1e-6)).to_numpy().nonzero()[0]:
                 rows[place][column] = f"**{rows[place][column]}**"
 
 
-def compared(ours: list[pd.DataFrame], theirs: list[pd.DataFrame], score: str, length: int) -> str:
+def compared(ours: pd.DataFrame, theirs: pd.DataFrame, score: str, length: int) -> str:
     """The relative difference of a score on common windows of `length` steps, with its interval.
 
     Empty without runs, or if one is older than the score.
     """
-    runs = ours + theirs
-    if not ours or not theirs or not all(PAIRED[score][0] in run for run in runs):
+    windows = [pd.read_csv(path) for path in (*ours.path, *theirs.path)]
+    if not len(ours) or not len(theirs) or not all(PAIRED[score][0] in run for run in windows):
         return ""
-    common = set.intersection(*(set(run.start) for run in runs))
-    runs = [run[run.start.isin(common)].to_dict("list") for run in runs]
+    common = set.intersection(*(set(run.start) for run in windows))
+    windows = [run[run.start.isin(common)].to_dict("list") for run in windows]
     block = independent_block(torch.tensor(sorted(common)), length)
-    return in_words(paired_difference(runs[:len(ours)], runs[len(ours):], score, block))
+    return in_words(paired_difference(windows[:len(ours)], windows[len(ours):], score, block))
 
 
 def counts(runs: pd.DataFrame) -> str:
@@ -158,21 +164,17 @@ def score_table(runs: pd.DataFrame, published: pd.DataFrame) -> Table:
     """All methods: published rows, then ours, one row per method and kind of members."""
     rows = [[row.method, row.ensemble, *(f"{row[score]:g}" if score in SCORES else "" for score in OURS), "", ""]
             for _, row in published.iterrows()]
-    groups = dict(list(runs.groupby(["method", "ensemble"], sort=False)))
-    rows += [[*key, *(mean_and_spread(group[score]) for score in OURS), str(len(group)), minutes(group)]
-             for key, group in groups.items()]
-    means = pd.DataFrame([group[list(OURS)].mean() for group in groups.values()])
-    best_in_bold(pd.concat([published.reindex(columns=OURS), means], ignore_index=True), rows, OURS, 2)
+    rows += [[*row, minutes(group)] for row, (_, group) in zip(method_rows(runs, OURS), by_method(runs), strict=True)]
+    best_in_bold(rows, pd.concat([published.reindex(columns=OURS), by_method(runs)[list(OURS)].mean()]))
     return ["method", "members", *OURS, "seeds", "minutes"], rows
 
 
 def joint_table(runs: pd.DataFrame) -> Table:
     """All methods: CRPS, and every joint score with that of the control in brackets."""
     names = ["CRPS", *(name for name in JOINT if runs[name].notna().any())]
-    groups = dict(list(runs.groupby(["method", "ensemble"], sort=False)))
-    rows = [[*key, *(mean_and_spread(group[name]) for name in names), str(len(group))] for key, group in groups.items()]
-    best_in_bold(pd.DataFrame([group[names].mean() for group in groups.values()]), rows, names, 2)
-    for row, group in zip(rows, groups.values(), strict=True):
+    rows = method_rows(runs, names)
+    best_in_bold(rows, by_method(runs)[names].mean())
+    for row, (_, group) in zip(rows, by_method(runs), strict=True):
         for column, name in enumerate(names[1:], 3):
             row[column] += f" ({number(group[f'control_{name}'].mean())})"
     return ["method", "members", *names, "seeds"], rows
@@ -181,19 +183,16 @@ def joint_table(runs: pd.DataFrame) -> Table:
 def texture_table(runs: pd.DataFrame) -> Table:
     """All methods whose members' texture was compared with that of the errors, means over seeds."""
     names = [name for name in runs if name.startswith("texture_") and runs[name].notna().any()]
-    groups = runs.dropna(subset=names).groupby(["method", "ensemble"], sort=False) if names else []
-    return (["method", "members", *(name.removeprefix("texture_").replace("_", " ") for name in names), "seeds"],
-            [[*key, *(mean_and_spread(group[name]) for name in names), str(len(group))] for key, group in groups])
+    head = ["method", "members", *(name.removeprefix("texture_").replace("_", " ") for name in names), "seeds"]
+    return head, method_rows(runs.dropna(subset=names), names) if names else []
 
 
 def differences(runs: pd.DataFrame, length: int, scores: Sequence[str] = COMPARED) -> Table:
     """The default against every other method, ensembles of one kind: relative differences with intervals."""
-    windows = {key: windows_of(group) for key, group in runs.groupby(["method", "ensemble"], sort=False)}
-    rows = []
-    for (name, kind), theirs in windows.items():
-        ours = windows.get((DEFAULTS[kind], kind))
-        if name not in DEFAULTS.values() and ours:
-            rows.append([name, kind, *(compared(ours, theirs, score, length) for score in scores)])
+    groups = dict(list(by_method(runs)))
+    rows = [[name, kind, *(compared(groups[ours], theirs, score, length) for score in scores)]
+            for (name, kind), theirs in groups.items()
+            if (ours := (DEFAULTS[kind], kind)) in groups and name not in DEFAULTS.values()]
     return [f"{DEFAULT} against", "members", *scores], rows
 
 
@@ -207,22 +206,19 @@ def ablation_table(runs: pd.DataFrame, changes: dict[str, str], length: int) -> 
         group = runs[runs.method == name]
         if len(group):
             both = set(group.seed) & set(ours.seed) if name != DEFAULT else ()
-            against = compared(*(windows_of(each[each.seed.isin(both)]) for each in (group, ours)), "CRPS", length)
+            against = compared(*(each[each.seed.isin(both)] for each in (group, ours)), "CRPS", length)
             rows.append([name, change, *(mean_and_spread(group[score]) for score in ABLATION_SCORES),
                          against, str(len(group))])
     return ["row", "change", *ABLATION_SCORES, f"CRPS against {DEFAULT}", "seeds"], rows
 
 
-def sections(runs: pd.DataFrame, tables) -> str:
+def sections(runs: pd.DataFrame, tables: Callable[[pd.DataFrame], Iterable[str]]) -> str:
     """A section for each dataset with the `tables(its runs)`, one below the other."""
-    text = ""
-    for data_name, group in runs.groupby("data_name", sort=False):
-        shown = "\n".join(part if isinstance(part, str) else markdown(*part) for part in tables(group))
-        text += f"\n## {data_name}\n\n{counts(group)}\n\n{shown}"
-    return text
+    return "".join(f"\n## {data_name}\n\n{counts(group)}\n\n" + "\n".join(tables(group))
+                   for data_name, group in runs.groupby("data_name", sort=False))
 
 
-def write_page(name: str, runs: pd.DataFrame, text: str, tables) -> None:
+def write_page(name: str, runs: pd.DataFrame, text: str, tables: Callable[[pd.DataFrame], Iterable[str]]) -> None:
     """A page of docs/results with the `tables` of each dataset, and all runs of it as .csv."""
     write_text(RESULTS / f"{name}.csv", csv_text(runs.drop(columns="path"), float_format="%.6g"))
     write_text(RESULTS / f"{name}.md", text + sections(runs[~runs.method.isin(ABLATION)], tables))
@@ -232,9 +228,9 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
     """The .csv and .md of one task."""
     published = read_published(lengths, " (published)")
 
-    def tables(group: pd.DataFrame) -> Iterable[Table]:
-        yield score_table(group, published[published.data_name == group.data_name.iloc[0]])
-        yield differences(group, sum(lengths))
+    def tables(group: pd.DataFrame) -> Iterable[str]:
+        yield markdown(*score_table(group, published[published.data_name == group.data_name.iloc[0]]))
+        yield markdown(*differences(group, sum(lengths)))
 
     members = ", ".join(map(str, sorted(set(runs.members))))
     write_page("{}_{}".format(*lengths), runs, (
@@ -253,14 +249,15 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
     if not len(runs):
         return
 
-    def tables(group: pd.DataFrame) -> Iterable[Table | str]:
-        yield joint_table(group)
-        yield differences(group, sum(lengths), [score for score in joint.SCORES if group[score].notna().any()])
+    def tables(group: pd.DataFrame) -> Iterable[str]:
+        scored = [score for score in joint.SCORES if group[score].notna().any()]
+        yield markdown(*joint_table(group))
+        yield markdown(*differences(group, sum(lengths), scored))
         if (texture := texture_table(group))[1]:
             yield ("Texture, members / observed: squared difference to four nearest nodes and to the next step, and "
                    "share of the spectrum by quarter, smooth first, each over the variance (1 is right); AUC of a "
                    "classifier that tells members from errors (.5: it cannot).\n")
-            yield texture
+            yield markdown(*texture)
 
     write_page("joint_{}_{}".format(*lengths), runs, (
         f"# {lengths[0]} -> {lengths[1]}: joint scores\n\n{WRITTEN} In brackets the score of the control: the same "
@@ -276,10 +273,6 @@ def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
     runs = runs[runs.data_name.isin(runs.data_name[runs.method.isin(ABLATION)])]
     if not len(runs):
         return
-
-    def tables(group: pd.DataFrame) -> Iterable[Table]:
-        return (ablation_table(group, changes, sum(lengths)) for changes in (STEPS, SWITCHES))
-
     write_text(RESULTS / "ablation.md", (
         f"# Ablation, {lengths[0]} -> {lengths[1]}\n\n{WRITTEN} Two tables for each dataset: from the published system "
         f"to the default, {DEFAULT}, one change at a time; then {DEFAULT} with one change alone, by its flags. Random "
@@ -287,7 +280,8 @@ def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
         f"CRPS to that of {DEFAULT} with a paired 95 % interval, over the seeds that both have: above 0 the row is "
         "worse. No interval is given where the test windows are worth fewer than 8 independent ones. Rows that were "
         "not run are left out; [scores.md](../scores.md) defines the scores, scripts/paper/benchmark.py the rows.\n"
-    ) + sections(runs, tables))
+    ) + sections(runs, lambda group: (markdown(*ablation_table(group, changes, sum(lengths)))
+                                      for changes in (STEPS, SWITCHES))))
 
 
 def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
@@ -298,7 +292,7 @@ def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
     lines, published = [], read_published(lengths, " (published)")
     for data_name, group in runs.groupby("data_name", sort=False):
         rows = pd.concat([published[published.data_name == data_name], group[group.method.isin(OTHERS)]])
-        rows = rows.reindex(columns=["method", "ensemble", *LISTED]).groupby(["method", "ensemble"], sort=False)
+        rows = by_method(rows.reindex(columns=["method", "ensemble", *LISTED]))
         ours = group[group.method == group.ensemble.map(DEFAULTS)].groupby("ensemble")[list(LISTED)].mean()
         found = []
         for score in LISTED:
@@ -323,18 +317,15 @@ def summary(runs: pd.DataFrame) -> str:
     rows, published = [], read_published((12, 12))
     runs, published = runs[runs.ensemble == "random"], published[published.method.isin(PAPER)]
     for (data_name, group), (method, label) in product(runs.groupby("data_name", sort=False), SHOWN.items()):
-        if not (group.method == method).any():
-            continue
-        ours = group[group.method.isin([method, "published"])].groupby("method")[list(GLANCE)].mean()
-        theirs = published[published.data_name == data_name].set_index("method")[list(GLANCE)]
-        for score in GLANCE:
+        ours = group.groupby("method")[list(GLANCE)].mean()
+        theirs = published[published.data_name == data_name].set_index("method")
+        for score in GLANCE if method in ours.index else ():
             found = [(ours[score].get(name), number) for name in (method, "published")]
             found += [(theirs[score].get(name), "{:g}".format) for name in PAPER]  # as printed there
             lowest = min(value for value, _ in found if value is not None)
-            rows.append([data_name + label, score])
-            for value, text in found:
-                shown = "" if value is None else text(value)
-                rows[-1].append(f"**{shown}**" if value == lowest else shown)
+            shown = [(value, "" if value is None else text(value)) for value, text in found]
+            rows.append([data_name + label, score, *(f"**{text}**" if value == lowest else text
+                                                     for value, text in shown)])
     head = ["dataset", "score", "default", "`--recipe published`", *(f"{name}, paper" for name in PAPER)]
     windows = ". ".join(f"{data_name}: {counts(group[group.method.isin(['published', *SHOWN])])}"
                         for data_name, group in runs.groupby("data_name", sort=False))
@@ -342,11 +333,10 @@ def summary(runs: pd.DataFrame) -> str:
 
 
 def replace_between_marks(text: str, table: str) -> str:
-    before, found, rest = text.partition(BEGIN)
-    after = rest.partition(END)
-    if not found or not after[1]:
+    found = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if not found.search(text):
         raise ValueError("README.md: the marks of the results table are missing")
-    return f"{before}{BEGIN}\n{table}\n{END}{after[2]}"
+    return found.sub(lambda _: f"{BEGIN}\n{table}\n{END}", text)
 
 
 def main(arguments: list[str] | None = None) -> int:
