@@ -7,11 +7,10 @@ The windows are forecast once more and scored as after training, beside the fore
 models/baselines.py); the scores of these come from metrics.json if it has them for these windows. See docs/report.md.
 """
 
-import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from data import calendar
 from data.registry import sha256_of
 from data.windows import WindowedField
 from models import ensemble_sampler, load_forecaster
@@ -43,6 +43,7 @@ JOINT = (*JOINT_SCORES, "correlation_gap", "autocorrelation_gap", "PIT_error_reg
 BY_HORIZON = ("CRPS", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "spread_skill")
 IN_UNIT = ("IS", "MAE", "RMSE", "energy_score")
 DRAWN_NODES, TABLE_NODES, SPREAD_GROUPS = 8, 1000, 12
+OURS = "this run"  # its name in tables and pictures
 CAPTIONS = {
     "forecast": ("One window, nodes from the lowest to the highest CRPS", "The observation, the dashed line, should "
                  "leave the light band at one step in ten, and stay on neither side."),
@@ -70,33 +71,10 @@ WIDE = ("forecast", "maps", "horizon", "training")
 FEW_BLOCKS, FAR_QICE, FAR_SPREAD = 10, 3, 0.2  # from where on a reader is warned
 
 
-@dataclasses.dataclass(frozen=True)
-class Forecasts:
-    """Scores of the run and of the simple forecasters; diagnostics of the run and starts of its windows."""
-
-    ours: dict
-    simple: dict[str, dict]  # by name, each with its `difference`, see `compare_simple`
-    diagnostics: Diagnostics
-    starts: torch.Tensor
-
-    @property
-    def scores(self) -> dict[str, dict]:
-        return {"this run": self.ours, **self.simple}
-
-
-def forecast(model: torch.nn.Module, settings: dict, data: WindowedField, split: str, device: torch.device,
-             simple: dict[str, dict]) -> Forecasts:
-    """Draw and score the run's ensembles, and those of the simple forecasters unless their scores are given."""
-    diagnostics = Diagnostics()
-    ours, windows = score_ensemble(model, settings, data, split, device, watch=diagnostics.update)
-    simple = simple or compare_simple(windows, score_simple(settings, data, split), data.history_len + data.predict_len)
-    return Forecasts(ours, simple, diagnostics, windows["start"])
-
-
-def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedField, block: int) -> list[str]:
+def cautions(ours: dict, simple: dict[str, dict], trained: dict, settings: dict, data: WindowedField,
+             block: int) -> list[str]:
     """Limits of the scores that a reader should know, in whole sentences."""
-    ours, texts = found.ours, []
-    blocks = ours["windows"] // block
+    texts, blocks = [], ours["windows"] // block
     if blocks < FEW_BLOCKS:
         texts.append(f"Few windows: {ours['windows']} were scored, but windows near each other share their steps. They "
                      f"are worth about {max(blocks, 1)} independent ones, so every score here is uncertain.")
@@ -104,16 +82,14 @@ def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedFiel
     if not data.field.notes and data.num_nodes > len(data.training):
         texts.append(f"More nodes ({data.num_nodes}) than time steps of training ({len(data.training)}): is the file "
                      "the right way round, time first?")
-    for name, simple in found.simple.items():
-        if simple["CRPS"] <= ours["CRPS"]:
-            texts.append(f"{name.capitalize().replace('_', ' ')}, which needs no network, is as good or better: CRPS "
-                         f"{number(simple['CRPS'])} against {number(ours['CRPS'])}.")
+    texts += [f"{name.capitalize().replace('_', ' ')}, which needs no network, is as good or better: CRPS "
+              f"{number(theirs['CRPS'])} against {number(ours['CRPS'])}."
+              for name, theirs in simple.items() if theirs["CRPS"] <= ours["CRPS"]]
     if ours["QICE_ties"] > FAR_QICE * ours["QICE_floor"]:
         texts.append(f"Calibration: QICE_ties {number(ours['QICE_ties'])} is more than {FAR_QICE} times that of a "
                      f"calibrated ensemble ({number(ours['QICE_floor'])}); see the bars below.")
     off = ours["coverage90"] - ours["coverage90_floor"]
-    counts = data.scaler.any_whole  # of many equal ones any closed interval holds too much
-    if off < -FAR_COVERAGE or (off > FAR_COVERAGE and not counts):
+    if off < -FAR_COVERAGE or (off > FAR_COVERAGE and not data.scaler.any_whole):  # of counts it always holds too much
         texts.append(f"The central 90 % interval holds {100 * ours['coverage90']:.1f} % of the observations; a "
                      f"calibrated ensemble of {ours['members']} members: {100 * ours['coverage90_floor']:.1f} %.")
     spread = ours["spread_skill"]
@@ -132,15 +108,15 @@ def cautions(found: Forecasts, trained: dict, settings: dict, data: WindowedFiel
     return texts
 
 
-def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
+def draw_pictures(scores: dict[str, dict], diagnostics: Diagnostics, logs: dict[str, list[dict]], window: dict,
                   data: WindowedField) -> Iterator[tuple[str, plt.Figure]]:
     """Every picture of the report, with its name in CAPTIONS.
 
     window: see `plots.forecast_window`. Maps and distances need a grid or coordinates; without, pairs of nodes are
     compared by their correlation alone.
     """
-    field, ours, joint = data.field, found.ours, found.ours["joint"]
-    unit, nodes, pit = field.spec.unit, found.diagnostics.by_node(), np.array(ours["PIT"])
+    field, ours, nodes = data.field, scores[OURS], diagnostics.by_node()
+    unit, joint, pit = field.spec.unit, ours["joint"], np.array(ours["PIT"])
     yield "forecast", plots.fan_charts(**window, unit=unit)
     if field.grid or field.coordinates is not None:
         layers = {"mean forecast": nodes["mean"], "spread of the members": nodes["spread"],
@@ -151,15 +127,15 @@ def draw_pictures(found: Forecasts, logs: dict[str, list[dict]], window: dict,
     yield "reliability", plots.reliability_diagram(np.arange(1, len(pit)) / len(pit), pit.cumsum()[:-1])
     if "reliability" in ours:
         yield "event", plots.event_reliability(ours["reliability"])
-    yield "qice", plots.share_bars(found.diagnostics.bins(), "members' deciles (share of members below)")
+    yield "qice", plots.share_bars(diagnostics.bins(), "members' deciles (share of members below)")
     yield "pit", plots.share_bars(pit, "probability integral transform (share of members below)")
-    yield "spread_skill", plots.spread_against_skill(*found.diagnostics.spread_skill(SPREAD_GROUPS), unit)
+    yield "spread_skill", plots.spread_against_skill(*diagnostics.spread_skill(SPREAD_GROUPS), unit)
     if joint["correlation"]["observed"]:
         yield "correlation", plots.correlation_curve(joint["correlation"])
     yield "regions", plots.region_shares(joint)
     yield "horizon", plots.scores_by_horizon(
-        {name: scores["per_horizon"] for name, scores in found.scores.items()},
-        {"CRPS": "share of mean |truth|", "RMSE": unit, "coverage90": "share"}, step_of(data))
+        {name: each["per_horizon"] for name, each in scores.items()},
+        {"CRPS": "share of mean |truth|", "RMSE": unit, "coverage90": "share"}, calendar.in_words(field.spec.interval))
     if logs:
         yield "training", plots.training_curves(logs)
 
@@ -189,46 +165,47 @@ def read_logs(folder: Path, mean_run: str) -> dict[str, list[dict]]:
     save/mean/NAME beside save/diffusion/NAME.
     """
     own, logs = folder.resolve(), {}
-    paths = {"stage 1": (Path(mean_run) / checkpoint.LOG).resolve(), "stage 2": (own / checkpoint.LOG).resolve()}
-    beside = {"stage 1": paths["stage 1"].parent.parent == own.parent.with_name("mean"),
-              "stage 2": paths["stage 2"].parent == own}
-    for stage, path in paths.items():
-        if not beside[stage]:
+    for stage, log in (("stage 1", Path(mean_run) / checkpoint.LOG), ("stage 2", own / checkpoint.LOG)):
+        path = log.resolve()
+        beside = path.parent == own if stage == "stage 2" else path.parent.parent == own.parent.with_name("mean")
+        if not beside:
             print(f"note: the log of {stage} is left out: {path} lies elsewhere than the run", file=sys.stderr)
         elif path.is_file():
             logs[stage] = [json.loads(line) for line in path.read_text().splitlines()]
     return {stage: lines for stage, lines in logs.items() if lines}
 
 
-def score_section(found: Forecasts, unit: str) -> str:
+def score_table(caption: str, names: Iterable[str], scores: dict[str, dict]) -> str:
+    return table(caption, ["forecast", *names], [[name, *map(each.get, names)] for name, each in scores.items()])
+
+
+def score_section(scores: dict[str, dict], unit: str) -> str:
     """Tables of scores, of the event, of the joint scores and of texture; differences to the simple forecasters."""
-    ours = found.ours
-    differences = "; ".join(f"{name} {in_words(simple['difference']) if simple['difference'] else 'no difference'}"
-                            for name, simple in found.simple.items())
-    text = table(f"A calibrated ensemble of as many members: QICE_ties {number(ours['QICE_floor'])}, coverage90 "
-                 f"{number(ours['coverage90_floor'])}, spread_skill 1. All others are better when lower. "
-                 f"{', '.join(IN_UNIT)} in {unit}.", ["forecast", *SCORES],
-                 [[name, *map(scores.get, SCORES)] for name, scores in found.scores.items()])
+    ours = scores[OURS]
+    differences = "; ".join(f"{name} {in_words(each['difference']) if each['difference'] else 'no difference'}"
+                            for name, each in scores.items() if name != OURS)
+    text = score_table(f"A calibrated ensemble of as many members: QICE_ties {number(ours['QICE_floor'])}, coverage90 "
+                       f"{number(ours['coverage90_floor'])}, spread_skill 1. All others are better when lower. "
+                       f"{', '.join(IN_UNIT)} in {unit}.", SCORES, scores)
     text += paragraph(f"CRPS of this run against that of others, with a 95 % interval: {differences}.")
     if "threshold" in ours:
-        names = ["Brier", "Brier_skill", "event_rate"]
-        text += table(f"Values above {number(ours['threshold'])} {unit}. Brier: better when lower; Brier_skill: 1 - "
-                      "Brier / that of the share of events, which is event_rate.", ["forecast", *names],
-                      [[name, *map(scores.get, names)] for name, scores in found.scores.items()])
-    joint = {name: scores["joint"] for name, scores in found.scores.items() if "joint" in scores}  # simple: maybe not
-    text += table(
+        text += score_table(f"Values above {number(ours['threshold'])} {unit}. Brier: better when lower; Brier_skill: "
+                            "1 - Brier / that of the share of events, which is event_rate.",
+                            ("Brier", "Brier_skill", "event_rate"), scores)
+    joint = {name: each["joint"] for name, each in scores.items() if "joint" in each}  # simple: maybe not
+    text += score_table(
         "Joint scores: of means over the field, over random regions and over neighbourhoods, of maxima over regions "
         f"and of increments in time; energy_score in {unit}. All are better when lower. Without dependence: the same "
-        "members in another order at every node (for increments and autocorrelation: at every step).",
-        ["forecast", *JOINT], [[text, *map(scores.get, JOINT)] for name, own in joint.items() for text, scores in
-                               ((name, own), (f"{name}, without dependence", own["control"]))])
+        "members in another order at every node (for increments and autocorrelation: at every step).", JOINT,
+        {text: each for name, own in joint.items()
+         for text, each in ((name, own), (f"{name}, without dependence", own["control"]))})
     return text + table(
         "Texture, members over observed errors, 1 is right: squared difference to the four nearest nodes and to the "
         "next step, share of the spectrum by quarter, smooth first; each over the variance. AUC of a classifier of "
         "members and errors, .5: it finds no difference.",
         ["forecast", "near", "step", *(f"quarter {number}" for number in range(1, QUARTERS + 1)), "AUC"],
         [[name, each["near"], each["step"], *(each["spectrum"] or [None] * QUARTERS), each["AUC"]]
-         for name, each in ((name, scores["texture"]) for name, scores in joint.items())])
+         for name, each in ((name, own["texture"]) for name, own in joint.items())])
 
 
 def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str) -> str:
@@ -249,7 +226,7 @@ def facts_section(folder: Path, content: dict, data: WindowedField, device: torc
     card = {"name": data.field.name, "first step": first, "last step": last, "steps": len(data.field.calendar.times),
             "missing values": f"{100 * data.field.missing_share:.2f} %",
             **{f"{split} windows": len(starts) for split, starts in data.starts.items()}}
-    card |= {name: value for name, value in dataclasses.asdict(spec).items() if value not in (None, "", (), {}, False)}
+    card |= {name: value for name, value in vars(spec).items() if value not in (None, "", (), {}, False)}
     config = checkpoint.read_json(folder / checkpoint.CONFIG)
     versions = {f"{name}, in training": version for name, version in config["versions"].items()} | {
         "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
@@ -260,12 +237,6 @@ def facts_section(folder: Path, content: dict, data: WindowedField, device: torc
              "Settings of stage 1 (main_pretrain.py)": content["mean_config"], "Versions": versions}
     return "".join(table(title, ["name", "value"], [[name, str(value)] for name, value in facts.items()])
                    for title, facts in parts.items())
-
-
-def step_of(data: WindowedField) -> str:
-    """A step of the horizon in words, as "1 hour"."""
-    count, unit = data.field.spec.interval
-    return f"{count} {unit}{'s' if count > 1 else ''}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -302,33 +273,36 @@ def main(arguments: list[str] | None = None) -> int:
 
     trained = checkpoint.read_json(folder / checkpoint.METRICS) if (folder / checkpoint.METRICS).exists() else {}
     simple = trained.get("simple", {})
-    known = split == "test" and settings == content["config"] and all("difference" in each for each in simple.values())
-    found = forecast(model, settings, data, split, device, simple if known else {})
-    ours, starts, nodes, spec = found.ours, found.starts, found.diagnostics.by_node(), data.field.spec
+    diagnostics, length = Diagnostics(), data.history_len + data.predict_len
+    ours, windows = score_ensemble(model, settings, data, split, device, watch=diagnostics.update)
+    if not simple or split != "test" or settings != content["config"] or not all(
+            "difference" in each for each in simple.values()):
+        simple = compare_simple(windows, score_simple(settings, data, split), length)
+    scores, starts, nodes = {OURS: ours, **simple}, windows["start"], diagnostics.by_node()
     drawn = spread_out(nodes["CRPS"], DRAWN_NODES)
     window = plots.forecast_window(ensemble_sampler(model, settings, device), data,
                                    data.starts[split][len(data.starts[split]) // 2], drawn)
     window["names"] = [f"{name}: CRPS {number(nodes['CRPS'][node])}"
                        for name, node in zip(window["names"], drawn, strict=True)]
-    pictures = write_pictures(beside, draw_pictures(found, read_logs(folder, content["mean_run"]), window, data))
+    pictures = draw_pictures(scores, diagnostics, read_logs(folder, content["mean_run"]), window, data)
     first, last = (str(data.local_times(int(start))[place]).replace("T", " ")
                    for start, place in ((starts.min(), data.history_len), (starts.max(), -1)))
-    block = independent_block(starts, data.history_len + data.predict_len)
+    unit, step = data.field.spec.unit, calendar.in_words(data.field.spec.interval)
     text = page(
         f"Forecast report: {data.field.name}",
-        f"{data.num_nodes} nodes, {spec.unit}; {data.predict_len} steps of {step_of(data)} from {data.history_len} of "
-        f"history; {ours['members']} members; {ours['windows']} windows of the {split} split, {first} to {last}. "
+        f"{data.num_nodes} nodes, {unit}; {data.predict_len} steps of {step} from {data.history_len} of history; "
+        f"{ours['members']} members; {ours['windows']} windows of the {split} split, {first} to {last}. "
         f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
         {
-            "What to take care of": bullets(cautions(found, trained, settings, data, block)),
-            "Scores": score_section(found, spec.unit),
-            "Pictures": pictures,
+            "What to take care of": bullets(cautions(ours, simple, trained, settings, data,
+                                                     independent_block(starts, length))),
+            "Scores": score_section(scores, unit),
+            "Pictures": write_pictures(beside, pictures),
             "By horizon": table(
-                f"Horizon in steps of {step_of(data)}; {', '.join(IN_UNIT[:3])} in {spec.unit}.",
-                ["horizon", *BY_HORIZON],
-                [[step + 1, *(ours["per_horizon"][name][step] for name in BY_HORIZON)]
-                 for step in range(data.predict_len)]),
-            "By node": node_section(nodes, data.field.node_names, spec.unit),
+                f"Horizon in steps of {step}; {', '.join(IN_UNIT[:3])} in {unit}.", ["horizon", *BY_HORIZON],
+                [[place, *values] for place, values in enumerate(
+                    zip(*(ours["per_horizon"][name] for name in BY_HORIZON), strict=True), 1)]),
+            "By node": node_section(nodes, data.field.node_names, unit),
             "Data, settings, versions": facts_section(folder, content, data, device),
         })
     checkpoint.write_text(output, text)

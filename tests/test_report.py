@@ -262,13 +262,13 @@ GOOD = {"CRPS": 0.1, "QICE_ties": 0.004, "QICE_floor": 0.0032, "coverage90": 0.8
 ])
 def test_a_reader_is_warned_of_what_is_off_and_of_nothing_else(data, change, baseline, trained, word):
     simple = {"persistence": {"CRPS": baseline}, "climatology": {"CRPS": 0.3}}
-    found = report.Forecasts(GOOD | change, simple, None, None)
-    *special, seed = cautions(found, trained, {"diffusion_epochs": 5, "seed": 3}, data, 10)
+    *special, seed = cautions(GOOD | change, simple, trained, {"diffusion_epochs": 5, "seed": 3}, data, 10)
     assert "One seed (3)" in seed
     assert (word is None and special == []) or (len(special) == 1 and word in special[0])
 
 
 def test_more_nodes_than_steps_look_like_a_file_the_wrong_way_round():
     data = WindowedField(make_field(random_values(60, 90)), 6, 4)
-    found = report.Forecasts(GOOD, {"persistence": {"CRPS": 1}, "climatology": {"CRPS": 1}}, None, None)
-    assert "More nodes (90)" in cautions(found, {"best_epoch": 1}, {"diffusion_epochs": 5, "seed": 0}, data, 1)[0]
+    simple = {"persistence": {"CRPS": 1}, "climatology": {"CRPS": 1}}
+    found = cautions(GOOD, simple, {"best_epoch": 1}, {"diffusion_epochs": 5, "seed": 0}, data, 1)
+    assert "More nodes (90)" in found[0]
