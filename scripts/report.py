@@ -24,7 +24,7 @@ from data.windows import WindowedField
 from models import ensemble_sampler, load_forecaster
 from utils.config import PATHS, FlagParser, TrainConfig, output_path
 from utils.output import plots
-from utils.output.forecasts import on_grid
+from utils.output.forecasts import in_space
 from utils.output.report import bullets, number, page, paragraph, picture, table
 from utils.pipeline import open_run_data, score_ensemble, score_simple
 from utils.program import run_main
@@ -119,10 +119,8 @@ def draw_pictures(scores: dict[str, dict], diagnostics: Diagnostics, logs: dict[
     unit, joint, pit = field.spec.unit, ours["joint"], np.array(ours["PIT"])
     yield "forecast", plots.fan_charts(**window, unit=unit)
     if field.grid or field.coordinates is not None:
-        layers = {"mean forecast": nodes["mean"], "spread of the members": nodes["spread"],
-                  "RMSE of their mean": nodes["RMSE"]}
-        if field.grid:
-            layers = {name: on_grid(values, field.grid, field.kept) for name, values in layers.items()}
+        layers = {title: in_space(field, nodes[name]) for title, name in (
+            ("mean forecast", "mean"), ("spread of the members", "spread"), ("RMSE of their mean", "RMSE"))}
         yield "maps", plots.maps(layers, unit, field.axes, None if field.grid else field.coordinates)
     yield "reliability", plots.reliability_diagram(np.arange(1, len(pit)) / len(pit), pit.cumsum()[:-1])
     if "reliability" in ours:
@@ -243,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("run_folder", type=Path, help="folder of a stage-2 run")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
-    parser.add_argument("--windows", type=int, default=None, help="windows to forecast, evenly spread; 0: all "
+    parser.add_argument("--windows", type=int, dest="test_windows", help="windows to forecast, evenly spread; 0: all "
                         "(default: as many as the run scored)")
     parser.add_argument("--output", type=output_path, default=None, help=f"the page (default: RUN_FOLDER/{REPORT}); "
                         f"its pictures go beside it, for other.html into other_{PICTURES}")
@@ -256,14 +254,13 @@ def main(arguments: list[str] | None = None) -> int:
         beside = output.with_name(f"{output.stem}_{PICTURES}")
         parser.refuse_existing("--output", [beside], given)
     given = vars(given)
-    if (given["windows"] or 0) < 0:
-        parser.error(f"--windows {given['windows']}: choose a number of windows, or 0 for all")
+    if given.get("test_windows", 0) < 0:
+        parser.error(f"--windows {given['test_windows']}: choose a number of windows, or 0 for all")
     folder, split, device = given["run_folder"], given["split"], choose_device(given.get("device", TrainConfig.device))
     run = load_forecaster(folder, device)
     model, content = run.model, run.checkpoint
     data = open_run_data(content, given.get("data_dir", ""), device, **{name: given[name] for name in PATHS})
-    chosen = {"sample_batch": given.get("sample_batch"), "test_windows": given["windows"]}
-    settings = content["config"] | {name: value for name, value in chosen.items() if value is not None}
+    settings = content["config"] | {name: given[name] for name in ("sample_batch", "test_windows") if name in given}
     if not output:
         output = folder / REPORT
         try:

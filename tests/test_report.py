@@ -18,6 +18,7 @@ from data.windows import WindowedField
 from scripts import report
 from scripts.paper import joint_pictures
 from scripts.report import cautions, independent_block, spread_out
+from utils.output.forecasts import on_grid
 from utils.output.report import number, table
 from utils.scores.comparison import in_words
 from utils.training import checkpoint
@@ -227,9 +228,8 @@ def test_numbers_have_four_digits_and_long_text_is_whole():
 
 
 def test_nodes_stand_in_their_places_of_the_grid():
-    assert report.on_grid(np.arange(4.0), (2, 2), None).tolist() == [[0, 1], [2, 3]]
-    np.testing.assert_array_equal(report.on_grid(np.array([5.0, 6.0]), (2, 2), np.array([1, 2])),
-                                  [[np.nan, 5], [6, np.nan]])
+    assert on_grid(np.arange(4.0), (2, 2), None).tolist() == [[0, 1], [2, 3]]
+    np.testing.assert_array_equal(on_grid(np.array([5.0, 6.0]), (2, 2), np.array([1, 2])), [[np.nan, 5], [6, np.nan]])
 
 
 def test_the_nodes_shown_are_spread_from_best_to_worst():

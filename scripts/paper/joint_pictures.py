@@ -15,7 +15,7 @@ import numpy as np
 from models import TrainedForecaster, ensemble_sampler, load_forecaster
 from utils.config import FlagParser, TrainConfig
 from utils.output import plots
-from utils.output.forecasts import on_grid
+from utils.output.forecasts import in_space
 from utils.pipeline import open_run_data
 from utils.program import run_main
 from utils.training.checkpoint import METRICS, read_json
@@ -37,9 +37,7 @@ def member_picture(run: TrainedForecaster, data) -> plt.Figure | None:
     window = plots.forecast_window(ensemble_sampler(run.model, run.checkpoint["config"], run.device), data, middle,
                                    np.arange(data.num_nodes))
     truth, members = window["truth"][-1], window["members"][:, -1]
-    layers = truth, members[:MEMBERS], members.mean(0)
-    if field.grid:
-        layers = (on_grid(each, field.grid, field.kept) for each in layers)
+    layers = (in_space(field, each) for each in (truth, members[:MEMBERS], members.mean(0)))
     return plots.member_maps(*layers, field.spec.unit, field.axes, None if field.grid else field.coordinates)
 
 
@@ -52,19 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     parser.refuse_existing("--out", (path_of(given.out, folder, name) for folder in given.run_folders
                                      for name in PICTURES), given)
-    given = vars(given)
-    device = choose_device(given.get("device", TrainConfig.device))
-    given["out"].mkdir(parents=True, exist_ok=True)
-    for folder in given["run_folders"]:
+    device = choose_device(getattr(given, "device", TrainConfig.device))
+    given.out.mkdir(parents=True, exist_ok=True)
+    for folder in given.run_folders:
         run = load_forecaster(folder, device)
-        data = open_run_data(run.checkpoint, given.get("data_dir", ""), device)
+        data = open_run_data(run.checkpoint, getattr(given, "data_dir", ""), device)
         joint = read_json(folder / METRICS)["joint"]
-        curve = joint["correlation"]
-        for name, figure in zip(PICTURES, (
-                member_picture(run, data), plots.region_shares(joint),
-                plots.correlation_curve(curve) if curve["forecast"] else None), strict=True):
+        curve = plots.correlation_curve(joint["correlation"]) if joint["correlation"]["forecast"] else None
+        for name, figure in zip(PICTURES, (member_picture(run, data), plots.region_shares(joint), curve), strict=True):
             if figure:
-                path = path_of(given["out"], folder, name)
+                path = path_of(given.out, folder, name)
                 plots.write_figure(figure, path)
                 print(path)
     return 0
