@@ -133,7 +133,7 @@ def joined(part: Forecast, processes: Processes) -> Forecast:
         numbers = torch.from_numpy(array.view("int64") if array.dtype.kind == "M" else array)
         return processes.join_rows(numbers).numpy().view(array.dtype)
 
-    return replace(part, members=rows(part.members), times=rows(part.times), issued=rows(part.issued))
+    return replace(part, **{name: rows(getattr(part, name)) for name in ("members", "times", "issued")})
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,14 +23,7 @@ from data.windows import SPLITS
 from models import load_forecaster
 from models.baselines import SIMPLE
 from utils.config import OF_OWN_FILE, FlagParser, PretrainConfig, TrainConfig, parse_config, with_own_data
-from utils.pipeline import (
-    CHOICES,
-    WINDOWS_AT_ONCE,
-    baseline_sampler,
-    load_mean_model,
-    open_windows,
-    score_ensemble,
-)
+from utils.pipeline import CHOICES, WINDOWS_AT_ONCE, baseline_sampler, load_mean_model, open_windows, score_ensemble
 from utils.program import run_main
 from utils.scores.evaluation import evaluate_ensemble
 from utils.training import checkpoint
@@ -153,10 +146,11 @@ class Task:
 
     def stage(self, kind: str, program, extra: tuple[str, ...]) -> Path:
         """Run a stage of the pipeline unless it is done; its folder. `kind` distinguishes runs of a stage."""
-        config_class, stage = (TrainConfig, "diffusion") if program is main_train else (PretrainConfig, "mean")
         arguments = ["--data_name", self.data_name, "--seed", str(self.seed), "--save_dir", str(self.save_dir),
                      "--run_name", f"{kind}_{self.seed}", *self.flags, *extra]
+        config_class, stage = PretrainConfig, "mean"
         if program is main_train:
+            config_class, stage = TrainConfig, "diffusion"
             arguments += ["--test_windows", "2"]  # its own forecast of the test split is not what is reported
         program.main(arguments)
         return checkpoint.run_folder(str(self.save_dir), stage, parse_config(config_class, CHOICES, arguments))
@@ -166,12 +160,12 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
     """Train what a method needs and score it: what its .json and its .csv hold."""
     method, device = METHODS[name], choose_device("auto")
     facts = {"method": name, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
-    flags = STAGE_1[method.stage_1] if method.stage_1 else ()
-    if not method.stage_1 and task.data_name in DATASETS:
-        flags = "--lags", "none"  # the protocol of the published tables
-    mean_run = task.stage(method.stage_1, main_pretrain, flags) if method.stage_1 else None
-    if mean_run:
+    if method.stage_1:
+        flags = STAGE_1[method.stage_1]
+        mean_run = task.stage(method.stage_1, main_pretrain, flags)
         facts["minutes_stage_1"] = checkpoint.read_json(mean_run / checkpoint.METRICS)["seconds_train"] / 60
+    else:  # without lags, the protocol of the published tables
+        flags, mean_run = ("--lags", "none") if task.data_name in DATASETS else (), ""
     if method.stage_2 is not None:
         folder = task.stage(method.trained_as or name, main_train, (*method.stage_2, "--mean_run", str(mean_run)))
         run = load_forecaster(folder, device)
@@ -186,9 +180,8 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
         data = open_windows(settings, "", device)
         scores, windows = score_ensemble(run.model, settings, data, task.split, device)
         return {**scores, **facts}, windows
-    mean_flags = ["--mean_run", str(mean_run)] if mean_run else []
     config = parse_config(TrainConfig, CHOICES, ["--data_name", task.data_name, "--seed", str(task.seed), *task.flags,
-                                                 *flags, *mean_flags])
+                                                 *flags, "--mean_run", str(mean_run)])
     settings = checkpoint.settings(config)
     data = open_windows(settings, "", device)
     model = load_mean_model(config, data)[0].to(device).eval() if mean_run else None

@@ -58,13 +58,12 @@ def simulate(windows: int, overlap: int, phi: float, repeats: int, seed: int = 0
     generator = np.random.default_rng(seed)
     values = differences(repeats, windows, overlap, phi, generator)
     true = 1.96 * differences(4 * repeats, windows, overlap, phi, generator).mean(axis=1).std()
-    lower, upper = bootstrap(values, generator)
-    cells = [f"{np.mean((lower <= 0) & (0 <= upper)):.3f} ({np.median(upper - lower) / 2 / true:.2f})"]
-    half = half_width(torch.from_numpy(values), BLOCK)
-    if half is None:
-        return [*cells, "none"]
-    half = half.numpy()
-    return [*cells, f"{np.mean(np.abs(values.mean(axis=1)) <= half):.3f} ({np.median(half) / true:.2f})"]
+    intervals, mean = [bootstrap(values, generator)], values.mean(axis=1)
+    if (half := half_width(torch.from_numpy(values), BLOCK)) is not None:
+        intervals.append((mean - half.numpy(), mean + half.numpy()))
+    cells = [f"{np.mean((lower <= 0) & (0 <= upper)):.3f} ({np.median(upper - lower) / 2 / true:.2f})"
+             for lower, upper in intervals]
+    return cells if half is not None else [*cells, "none"]
 
 
 def main(arguments: list[str] | None = None) -> int:

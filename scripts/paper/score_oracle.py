@@ -65,7 +65,7 @@ def law_curve(data: WindowedField, oracle: OracleField) -> dict:
     pairs = {"weight": spread[first] * spread[second], **dict.fromkeys(("observed", "forecast", "control"), law)}
     curve = correlation_curve({name: values.numpy() for name, values in pairs.items()},
                               scores.distances(first.numpy(), second.numpy()))
-    return {name: curve[name] for name in ("distance", "unit")} | {"law": curve["observed"]}
+    return {"distance": curve["distance"], "unit": curve["unit"], "law": curve["observed"]}
 
 
 def compare_joint(ours: dict, exact: dict, law: dict) -> dict:
@@ -92,29 +92,29 @@ def compare(folder: Path) -> dict:
     ours = read_json(folder / METRICS)
     if "members" not in ours:
         raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
+    shown = [name for name in SHOWN if name in ours]
     data = open_windows(config, "", "cpu")
     oracle = make_oracle(oracle_settings(config))
     steps, nodes = oracle.values.shape
     exact = score_exact(data, oracle, ours["members"], limit=config["test_windows"], ensemble=ours["ensemble"])
-    run = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
-                                         "recipe", "sampler", "sample_steps", "best_epoch", "epochs")}
-    return {
-        **run, "ensemble": ours["ensemble"], "nodes": nodes, "time_steps": steps, "denoiser": config["denoiser"],
+    found = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
+                                           "recipe", "sampler", "sample_steps", "best_epoch", "epochs", "ensemble")}
+    found |= {
+        "nodes": nodes, "time_steps": steps, "denoiser": config["denoiser"],
         "length_scale": config["oracle_length_scale"], "skew": config["oracle_skew"],
-        "ours": {name: ours[name] for name in SHOWN if name in ours},
-        "exact": {name: exact[name] for name in SHOWN if name in ours},
-        "ratio": {name: ours[name] / exact[name] for name in SHOWN if name in ours},
-        **({"joint": compare_joint(ours["joint"], exact["joint"], law_curve(data, oracle))}
-           if "joint" in ours and not config["oracle_skew"] else {}),  # with a skew, correlation depends on the history
+        "ours": {name: ours[name] for name in shown}, "exact": {name: exact[name] for name in shown},
+        "ratio": {name: ours[name] / exact[name] for name in shown},
     }
+    if "joint" in ours and not config["oracle_skew"]:  # with a skew, correlation depends on the history
+        found["joint"] = compare_joint(ours["joint"], exact["joint"], law_curve(data, oracle))
+    return found
 
 
 def show(found: dict) -> None:
     """Print a comparison."""
-    print(f"{found['nodes']} nodes, length scale {found['length_scale']:g}, skew {found['skew']:g}, --denoiser "
-          f"{found['denoiser']}, seed {found['seed']}: {found['windows']} test windows, {found['members']} members "
-          f"({found['ensemble']})\n"
-          f"{'':20}{'ours':>10}{'exact':>10}{'ratio':>8}")
+    print("{nodes} nodes, length scale {length_scale:g}, skew {skew:g}, --denoiser {denoiser}, seed {seed}: {windows} "
+          "test windows, {members} members ({ensemble})".format(**found))
+    print(f"{'':20}{'ours':>10}{'exact':>10}{'ratio':>8}")
     for name in found["ours"]:
         print(f"{name:20}{found['ours'][name]:10.4g}{found['exact'][name]:10.4g}{found['ratio'][name]:8.3f}")
     if "joint" in found:
@@ -124,9 +124,10 @@ def show(found: dict) -> None:
 def table(runs: list[dict]) -> str:
     """Joint scores over the exact forecaster's as a Markdown table: mean over seeds, largest gap of any."""
     rows, groups = [], {}
-    for run in (run for run in runs if "joint" in run):
-        task = tuple(run[name] for name in ("nodes", "time_steps", "length_scale", "windows", "ensemble", "denoiser"))
-        groups.setdefault(task, []).append(run)
+    for run in runs:
+        if "joint" in run:
+            task = "nodes", "time_steps", "length_scale", "windows", "ensemble", "denoiser"
+            groups.setdefault(tuple(run[name] for name in task), []).append(run)
     for (*sizes, ensemble, denoiser), same in groups.items():
         for side, gap, text in (("ratio", "forecast", denoiser),
                                 ("control_ratio", "control", f"{denoiser}, without dependence")):
@@ -145,10 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=output_path, default=None, help="write the scores and ratios there")
     parser.add_argument("--table", type=output_path, default=None, help="write a table of the joint scores there")
     given = parser.parse_args(arguments)
-    runs = []
-    for folder in given.run_folders:
-        runs.append(compare(folder))
-        show(runs[-1])
+    runs = [compare(folder) for folder in given.run_folders]
+    for run in runs:
+        show(run)
     if given.json:
         write_json(given.json, runs[0] if len(runs) == 1 else {"runs": runs})
     if given.table:
