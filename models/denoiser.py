@@ -14,34 +14,26 @@ class MLPDenoiser(nn.Module):
     member, if any. `forward` costs little more than the residual blocks. The first linear layer is the sum of its
     parts, so the network is the one that is given all inputs at every step.
 
-    steps: length S of the inputs, history and others.
+    steps: length S of the inputs, history and others; joined: number of leading hidden values to which sample, endpoint
+    and step are added (0: all).
     Shapes: inputs (batch, S, node); noisy, endpoint (batch, F, node); calendar (batch, cycle);
     step (batch,) integers, or (1,) for all; result (batch, F, node). Units: standardized.
     Source: CoST section 4.4.
     """
 
     def __init__(self, task: Task, steps: int, channels: int = 32, layers: int = 2, embedding: int = 32,
-                 dropout: float = 0.15, endpoint: bool = False):
+                 dropout: float = 0.15, endpoint: bool = False, joined: int = 0, step_embedding=StepEmbedding):
         super().__init__()
         self.identity = IdentityEmbedding(task, embedding)
         width = channels + self.identity.width
-        joined = self.joined_width(channels, width)
+        joined = joined or width
         self.embed_inputs = nn.Linear(steps, channels)
         self.embed_endpoint = nn.Linear(task.predict_len, joined, bias=False) if endpoint else None
         self.embed_noisy = nn.Linear(task.predict_len, joined, bias=False)
-        self.embed_step = self.step_embedding(joined)
+        self.embed_step = step_embedding(joined)
         self.blocks = nn.Sequential(*(ResidualBlock(width, dropout) for _ in range(layers)))
         self.project = nn.Linear(width, task.predict_len)
         self.extra = ExtraInputs(task, channels)
-
-    @staticmethod
-    def joined_width(channels: int, width: int) -> int:
-        """Number of leading hidden values to which sample, endpoint and step are added."""
-        return width
-
-    @staticmethod
-    def step_embedding(width: int) -> nn.Module:
-        return StepEmbedding(width)
 
     def encode(self, inputs: Tensor, calendar: Tensor, missing: Tensor | None, features: Tensor | None) -> Tensor:
         """Hidden values of a window: (batch, node, width); missing and features: see `ExtraInputs`."""
@@ -49,7 +41,9 @@ class MLPDenoiser(nn.Module):
         return torch.cat([hidden, self.identity(calendar)], dim=-1)
 
     def condition(self, hidden: Tensor, endpoint: Tensor) -> Tensor:
-        """Hidden values of a member: those of its window plus its endpoint. The batch of `hidden` may be 1."""
+        """Hidden values of a member: those of its window plus its endpoint, if any. The batch of `hidden` may be 1."""
+        if self.embed_endpoint is None:
+            return hidden
         return hidden + self._widen(self.embed_endpoint(endpoint.transpose(1, 2)))
 
     def forward(self, noisy: Tensor, step: Tensor, hidden: Tensor) -> Tensor:
@@ -83,17 +77,10 @@ class PublishedDenoiser(MLPDenoiser):
     Source: the authors' release of arXiv:2502.11013; step code: CSDI (arXiv:2107.03502).
     """
 
-    def __init__(self, task: Task, steps: int, endpoint: bool = True, **choices):
-        super().__init__(task, steps, endpoint=endpoint, **choices)
+    def __init__(self, task: Task, steps: int, channels: int = 32, **choices):
+        super().__init__(task, steps, channels, joined=channels, step_embedding=lambda width: nn.Sequential(
+            StepEmbedding(128, size=128, highest=1e4), nn.SiLU(), nn.Linear(128, width)), **choices)
         bound = (2 * (task.history_len + task.predict_len)) ** -0.5
-        for part in (self.embed_inputs, self.embed_endpoint, self.embed_noisy):
-            for weight in () if part is None else part.parameters():
+        for part in filter(None, (self.embed_inputs, self.embed_endpoint, self.embed_noisy)):
+            for weight in part.parameters():
                 nn.init.uniform_(weight, -bound, bound)
-
-    @staticmethod
-    def joined_width(channels: int, width: int) -> int:
-        return channels
-
-    @staticmethod
-    def step_embedding(width: int) -> nn.Module:
-        return nn.Sequential(StepEmbedding(128, size=128, highest=1e4), nn.SiLU(), nn.Linear(128, width))

@@ -6,24 +6,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.context import Context
 
 from .diffusion import SAMPLERS, NoiseSchedule, diffuse, draw_endpoint, velocity, velocity_to_noise
-from .layers import squared_error
+from .layers import mean_over, random_rows
 from .margins import Gathered, Margin
 from .mean import MeanModel
-from .random_rows import random_rows
 
 FULL_PRECISION = contextlib.nullcontext()
 PREDICTIONS = ("v", "noise")
 ENDPOINTS = ("none", "signed", "positive")
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch found no memory, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True)
@@ -84,13 +79,11 @@ class Forecaster(nn.Module):
 
     def _gather(self, batches) -> Gathered:
         """The windows of batches, without covariates and lags, which may be large."""
-        futures, prepared, contexts, starts = [], [], [], []
-        for batch in batches:
-            futures.append(batch.future)
-            prepared.append(self.prepare(batch.future, batch.context))
-            contexts.append(replace(batch.context, covariates=None, lags=None))
-            starts.append(batch.start)
-        return Gathered(torch.cat(futures), torch.cat(prepared), Context.join(contexts), torch.cat(starts))
+        parts = [(batch.future, self.prepare(batch.future, batch.context), batch.start,
+                  replace(batch.context, covariates=None, lags=None)) for batch in batches]
+        *tensors, contexts = zip(*parts, strict=True)
+        futures, prepared, starts = map(torch.cat, tensors)
+        return Gathered(futures, prepared, Context.join(contexts), starts)
 
     def prepare(self, future: Tensor, context: Context) -> Tensor:
         """What `loss` needs of the mean model. It is the same at every epoch, so that it is computed once."""
@@ -112,14 +105,16 @@ class Forecaster(nn.Module):
             step = random_rows(partial(torch.randint, len(self.schedule), device=future.device), future.shape[:1])
         if noise is None:
             noise = random_rows(partial(torch.randn, device=future.device), (3, *future.shape), axis=1)
-        white, mask = self._white(noise[2], prepared, future, context)
+        uniform, mask = torch.special.ndtr(noise[2]) if self.margin.randomised else None, context.target_mask
+        z = self.margin.encode(future, prepared, context, uniform)
+        white = self.noise.whiten(z if mask is None else self.noise.impute(z, mask, noise[2]))
         endpoint, alpha_bar = self._endpoint(lambda: noise[1], context.calendar), self.alpha_bar[step]
         noisy = diffuse(white, endpoint, noise[0], alpha_bar)
         with precision:
-            hidden = self._encode(context, prepared)
-            predicted = self.noise.learned(self.denoiser(noisy, step, self._condition(hidden, endpoint)))
+            hidden = self.denoiser.condition(self._encode(context, prepared), endpoint)
+            predicted = self.noise.learned(self.denoiser(noisy, step, hidden))
         target = noise[0] if self.prediction == "noise" else velocity(white - endpoint, noise[0], alpha_bar)
-        return squared_error(predicted.float(), target, mask)
+        return mean_over(F.mse_loss(predicted.float(), target, reduction="none"), mask)
 
     @torch.no_grad()
     def sample(self, context: Context, noise, sampling: Sampling) -> Tensor:
@@ -145,7 +140,8 @@ class Forecaster(nn.Module):
                 samples.append(self._sample_rows(hidden[window], context.calendar[window],
                                                  partial(noise, first=first, last=last), sampling))
             except RuntimeError as error:
-                if not is_out_of_memory(error) or last - first == 1:
+                no_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+                if not no_memory or last - first == 1:
                     raise
                 chunk = (last - first) // 2
                 continue
@@ -156,14 +152,6 @@ class Forecaster(nn.Module):
     def num_samples(self, sampling: Sampling) -> int:
         """Samples of each window that an ensemble takes."""
         return self.margin.num_samples(sampling.members, sampling.kind)
-
-    def _white(self, noise: Tensor, prepared: Tensor, future: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
-        """White coordinates of the future, and its target mask."""
-        uniform, mask = torch.special.ndtr(noise) if self.margin.randomised else None, context.target_mask
-        z = self.margin.encode(future, prepared, context, uniform)
-        if mask is not None:
-            z = self.noise.impute(z, mask, noise)
-        return self.noise.whiten(z), mask
 
     def _endpoint(self, signs: Callable[[], Tensor], calendar: Tensor) -> Tensor:
         """The endpoint of each value: 0, or the fluctuation scale with its sign."""
@@ -178,13 +166,10 @@ class Forecaster(nn.Module):
         inputs = torch.cat([self.noise.history(context), *map(self.noise.project, anomalies), *values], dim=1)
         return self.denoiser.encode(inputs, context.calendar, context.missing, context.features)
 
-    def _condition(self, hidden: Tensor, endpoint: Tensor) -> Tensor:
-        return hidden if self.endpoint == "none" else self.denoiser.condition(hidden, endpoint)
-
     def _sample_rows(self, hidden: Tensor, calendar: Tensor, noise, sampling: Sampling) -> Tensor:
         """White samples: the sampler's shifted variable plus the endpoint."""
         endpoint = self._endpoint(lambda: noise(0), calendar)
-        hidden = self._condition(hidden, endpoint)
+        hidden = self.denoiser.condition(hidden, endpoint)
 
         def predict_noise(shifted: Tensor, step: int) -> Tensor:
             steps = torch.full((1,), step, device=shifted.device)

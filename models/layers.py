@@ -1,16 +1,39 @@
 """Layers of the networks of both stages. Inside a network the layout is (batch, node, feature), contiguous."""
 
+import contextlib
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.context import Context
 
-from .random_rows import random_rows
+_own: tuple[int, int, int] | None = None
+
+
+@contextlib.contextmanager
+def own_rows(rows: tuple[int, int, int] | None):
+    """Within it `random_rows` gives the rows first..last-1 of `total`: rows = (first, last, total); None: all.
+
+    So the random numbers of a window do not depend on the number of processes that share a batch.
+    """
+    global _own
+    before, _own = _own, rows
+    try:
+        yield
+    finally:
+        _own = before
+
+
+def random_rows(function: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...], axis: int = 0) -> Tensor:
+    """`function(shape)`; of a shared batch `function` of the whole shape, narrowed to this process's rows of `axis`."""
+    if _own is None:
+        return function(shape)
+    first, last, total = _own
+    return function((*shape[:axis], total, *shape[axis + 1:])).narrow(axis, first, last - first)
 
 
 @dataclass(frozen=True)
@@ -116,11 +139,9 @@ class IdentityEmbedding(nn.Module):
         self.width = size + calendar_size * len(task.calendar_sizes)
 
     def forward(self, calendar: Tensor) -> Tensor:
-        batch, nodes = len(calendar), len(self.node)
-        parts = [self.node.expand(batch, -1, -1)]
-        for cycle, table in enumerate(self.slots):
-            parts.append(table(calendar[:, cycle]).unsqueeze(1).expand(-1, nodes, -1))
-        return torch.cat(parts, dim=-1)
+        cycles = [table(slot).unsqueeze(1).expand(-1, len(self.node), -1)
+                  for slot, table in zip(calendar.unbind(1), self.slots, strict=True)]
+        return torch.cat([self.node.expand(len(calendar), -1, -1), *cycles], dim=-1)
 
 
 class ExtraInputs(nn.Module):
@@ -184,13 +205,7 @@ def mean_over(values: Tensor, observed: Tensor | None) -> Tensor:
     """
     if observed is None:
         return values.mean()
-    observed = (observed if values.dim() == 3 else observed.unsqueeze(1)).expand_as(values)
-    return (values * observed).mean()
-
-
-def squared_error(predicted: Tensor, truth: Tensor, observed: Tensor | None) -> Tensor:
-    """Mean squared error where `observed`, see `mean_over`."""
-    return mean_over(F.mse_loss(predicted, truth, reduction="none"), observed)
+    return (values * (observed if values.dim() == 3 else observed.unsqueeze(1))).mean()
 
 
 class StepEmbedding(nn.Module):

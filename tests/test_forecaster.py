@@ -17,12 +17,11 @@ from models import ensemble_sampler
 from models.denoiser import MLPDenoiser
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
 from models.forecaster import Forecaster, Sampling
-from models.layers import Task
+from models.layers import Task, own_rows
 from models.margins import QuantileMargin, ResidualMargin
 from models.mean import MeanModel
 from models.noise import CovarianceNoise, IndependentNoise
 from models.quantiles import equidistant_quantiles, pit_bounds, z_from_pit
-from models.random_rows import own_rows
 from models.scale import FluctuationScale
 from utils.config import RECIPES
 from utils.pipeline import validation_loss

@@ -22,9 +22,9 @@ from models import Forecaster, MeanModel, OnlineCalibration
 from models.base import FEW_WINDOWS, independent
 from models.baselines import BASELINES, POOLED, SIMPLE, equidistant
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
+from models.layers import own_rows
 from models.margins import OVERSAMPLED
 from models.quantiles import smooth_members, to_support
-from models.random_rows import own_rows
 from utils.config import DATA_FLAGS, PATHS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
 from utils.scores.evaluation import evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
 from utils.training import checkpoint
