@@ -10,16 +10,7 @@ from data.context import Context
 
 from .base import BLOCKS
 from .mean import MeanModel
-from .quantiles import (
-    equidistant_quantiles,
-    keep_mean_above,
-    pit_bounds,
-    quantiles_at_z,
-    reorder,
-    smooth_members,
-    to_support,
-    z_from_pit,
-)
+from .quantiles import couple, keep_mean_above, pit_bounds, quantiles_at_z, smooth_members, to_support, z_from_pit
 from .recalibration import OUTERMOST
 from .scale import FluctuationScale
 
@@ -207,9 +198,8 @@ class QuantileMargin(Margin):
         return z_from_pit(prepared, uniform)
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
-        if kind == "random":
-            return to_support(quantiles_at_z(given, z), *self.support)
-        return to_support(reorder(equidistant_quantiles(given, members), z), *self.support)
+        values = quantiles_at_z(given, z) if kind == "random" else couple(given, z)
+        return to_support(values, *self.support)
 
 
 class EmpiricalMargin(Margin):

@@ -34,14 +34,9 @@ def equidistant_quantiles(quantiles: Tensor, members: int) -> Tensor:
 @functools.cache
 def _interpolation_weights(levels: int, members: int) -> Tensor:
     """The linear map from quantiles at L levels to M members: (M, L), two neighbouring weights in each row."""
-    level_z = z_of_levels(levels, torch.device("cpu"), torch.float64)
-    wanted = torch.special.ndtri((torch.arange(members, dtype=torch.float64) + 0.5) / members)
-    left = (torch.searchsorted(level_z, wanted, right=True) - 1).clamp(0, levels - 2)
-    share = (wanted - level_z[left]) / (level_z[left + 1] - level_z[left])
-    weights = torch.zeros(members, levels, dtype=torch.float64)
-    row = torch.arange(members)
-    weights[row, left], weights[row, left + 1] = 1 - share, share
-    return weights
+    z = torch.special.ndtri((torch.arange(members, dtype=torch.float64) + 0.5) / members)
+    units = torch.eye(levels, dtype=torch.float64).view(1, levels, levels, 1)
+    return quantiles_at_z(units, z.view(1, -1, 1, 1).expand(1, -1, levels, 1)).view(members, levels)
 
 
 def quantiles_at_z(quantiles: Tensor, z: Tensor) -> Tensor:
@@ -79,6 +74,11 @@ def reorder(sorted_members: Tensor, ranked: Tensor) -> Tensor:
     return torch.empty_like(sorted_members).scatter_(1, ranked.argsort(dim=1), sorted_members)
 
 
+def couple(quantiles: Tensor, ranked: Tensor) -> Tensor:
+    """Ensemble copula coupling: equidistant quantiles in the rank order of `ranked` (batch, M, F, node)."""
+    return reorder(equidistant_quantiles(quantiles, ranked.shape[1]), ranked)
+
+
 def smooth_members(samples: Tensor, members: int = 0) -> Tensor:
     """Quantiles of samples at the levels (i + 0.5) / M, in the rank order of the first M samples (0: all).
 
@@ -87,9 +87,7 @@ def smooth_members(samples: Tensor, members: int = 0) -> Tensor:
     Shapes: (batch, L, F, node) -> (batch, M, F, node).
     """
     first = samples[:, :members or None]
-    if samples.shape[1] == 1:
-        return first
-    return reorder(equidistant_quantiles(samples.sort(dim=1).values, first.shape[1]), first)
+    return first if samples.shape[1] == 1 else couple(samples.sort(dim=1).values, first)
 
 
 def pit_bounds(quantiles: Tensor, truth: Tensor, minimum: float | Tensor, step: float | Tensor) -> Tensor:
