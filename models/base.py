@@ -1,6 +1,7 @@
 """The base of stage 1: the best convex mixture of simple forecasters, without a network and without gradients."""
 
 import functools
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -130,10 +131,7 @@ class SimpleForecasters(nn.Module):
 
     @torch.no_grad()
     def fit(self, windows: Windows) -> Tensor:
-        """Fit all to training windows in the order of time.
-
-        Returns forecasts of these windows (batch, candidate, F, node); those of both ridges are out of sample.
-        """
+        """Fit all to training windows in the order of time; forecasts of these, of both ridges out of sample."""
         future, target_mask, last = windows.future, windows.target_mask, windows.last.unsqueeze(1)
         count = target_mask.sum(0).clamp_min(1)
         change = (future - last) * target_mask
@@ -158,33 +156,26 @@ class SimpleForecasters(nn.Module):
         features, target_mask, steps = windows.features(step), windows.target_mask[:, step], len(self.ahead)
         target = windows.future[:, step] - windows.last
         values = torch.cat([features, target.unsqueeze(-1)], dim=-1) / self.scale.unsqueeze(-1)
-        folds = torch.arange(len(target), device=target.device).tensor_split(min(FOLDS, len(target)))
-        left_out = []
-        for fold in folds:
-            kept = self._apart(windows.start, fold)
-            weights, intercept = self._solve(values[kept], target_mask[kept], independent(windows.start[kept], steps))
+        left_out, start = [], windows.start
+        for fold in torch.arange(len(target), device=target.device).tensor_split(min(FOLDS, len(target))):
+            kept = (start <= start[fold[0]] - steps) | (start >= start[fold[-1]] + steps)  # no target in the fold
+            if kept.sum() <= len(start) // 4:
+                kept = torch.ones_like(kept).index_fill(0, fold, False)
+            weights, intercept = self._solve(values[kept], target_mask[kept], independent(start[kept], steps))
             left_out.append(torch.einsum("bnp,knp->kbn", values[fold, :, :-1], weights) + intercept.unsqueeze(1))
         left_out = torch.cat(left_out, dim=1)  # (penalty, batch, node)
         errors = ((left_out - values[..., -1]).abs() * target_mask).sum((1, 2))
         half = len(PENALTIES)
         chosen = [int(errors[:half].argmin()), half + int(errors[half:].argmin())]
-        weights, intercept = self._solve(values, target_mask, independent(windows.start, steps))
+        weights, intercept = self._solve(values, target_mask, independent(start, steps))
         self.weights[:, step], self.intercept[:, step] = weights[chosen], intercept[chosen] * self.scale
         return left_out[chosen] * self.scale + windows.last
-
-    def _apart(self, start: Tensor, fold: Tensor) -> Tensor:
-        """Windows without a target in the stretch of a fold, or all outside the fold where these are too few."""
-        steps = len(self.ahead)
-        apart = (start <= start[fold[0]] - steps) | (start >= start[fold[-1]] + steps)
-        others = torch.ones_like(apart)
-        others[fold] = False
-        return (apart if apart.sum() > len(start) // 4 else others).nonzero().flatten()
 
     @staticmethod
     def _solve(values: Tensor, target_mask: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Weights (2 * penalty, node, P), the first half common to all nodes, and intercepts (2 * penalty, node).
 
-        values (window, node, P + 1): features and target; number: independent windows.
+        values (window, node, P + 1): features and target; number: of independent windows.
         """
         count = target_mask.sum(0).clamp_min(1).unsqueeze(-1)
         center = (values * target_mask.unsqueeze(-1)).sum(0) / count
@@ -276,18 +267,18 @@ class Base(nn.Module):
     def fit(self, training, validation, minimum: Tensor | float) -> None:
         """Fit everything to training and validation windows in the order of time; no output is below `minimum`."""
         self.minimum.copy_(torch.as_tensor(minimum))
-        parts = [Windows.join(training), Windows.join(validation)]
-        errors = [self.simple.fit(parts[0]) - parts[0].future.unsqueeze(1),
-                  self.simple(parts[1]) - parts[1].future.unsqueeze(1)]
-        steps = len(self.simple.ahead)
-        evidence = [independent(part.start, steps) for part in parts]
-        counted = [min(evidence[0], TRAINING), evidence[1]]
-        counts = [part.target_mask * (weight / len(part.start)) for part, weight in zip(parts, counted, strict=True)]
+        errors, counts, calendars = [], [], []
+        for batches, forecast, most in ((training, self.simple.fit, TRAINING), (validation, self.simple, math.inf)):
+            windows = Windows.join(batches)
+            errors.append(forecast(windows) - windows.future.unsqueeze(1))
+            evidence = min(independent(windows.start, len(self.simple.ahead)), most)
+            counts.append(windows.target_mask * (evidence / len(windows.start)))
+            calendars.append(windows.context.calendar)
         errors, counts = torch.cat(errors), torch.cat(counts)
         self._weigh(errors, counts)
         residual = -(errors * self.weights).sum(1)
         del errors
-        self._measure(residual, counts, self.bins(torch.cat([part.context.calendar for part in parts])))
+        self._measure(residual, counts, self.bins(torch.cat(calendars)))
 
     def _weigh(self, errors: Tensor, counts: Tensor) -> None:
         """Weights from errors (window, candidate, F, node) and their weights `counts` (window, F, node).
