@@ -60,24 +60,24 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict) -> F
         raise ValueError(f"the noise variances fall from {beta[0]:g} to {beta[-1]:g}: choose --beta_first at most "
                          "--beta_last")
 
-    quantile, empirical = (settings["margin"] == name for name in ("quantile", "empirical"))
-    if empirical and support == ANY_VALUE:
-        raise ValueError("--margin empirical is for a field with a smallest value: add --support nonnegative to both "
-                         "stages, or choose --margin scaled")
-    if quantile and mean_model.objective != "quantiles":
-        raise ValueError(f"--margin quantile builds on conditional quantiles, found a stage-1 model of --objective "
-                         f"{mean_model.objective}: train one with --objective quantiles, or choose --margin scaled")
-    if not quantile and not empirical and settings["scale"] == "quantiles" and mean_model.objective != "quantiles":
-        raise ValueError("--scale quantiles is the spread of conditional quantiles, found a stage-1 model of "
-                         f"--objective {mean_model.objective}: choose --scale cycle")
+    objective = mean_model.objective
     if settings["endpoint"] != "none" and (settings["margin"] != "residual" or settings["noise"] != "independent"):
         raise ValueError(f"--endpoint {settings['endpoint']} is a fluctuation scale in units of the residual: it needs "
                          "--margin residual --noise independent")
-    if quantile:
-        margin = QuantileMargin(support)
-    elif empirical:
+    if settings["margin"] == "empirical":
+        if support == ANY_VALUE:
+            raise ValueError("--margin empirical is for a field with a smallest value: add --support nonnegative to "
+                             "both stages, or choose --margin scaled")
         margin = EmpiricalMargin(support, task.predict_len)
+    elif settings["margin"] == "quantile":
+        if objective != "quantiles":
+            raise ValueError("--margin quantile builds on conditional quantiles, found a stage-1 model of --objective "
+                             f"{objective}: train one with --objective quantiles, or choose --margin scaled")
+        margin = QuantileMargin(support)
     else:
+        if settings["scale"] == "quantiles" and objective != "quantiles":
+            raise ValueError("--scale quantiles is the spread of conditional quantiles, found a stage-1 model of "
+                             f"--objective {objective}: choose --scale cycle")
         scale = FluctuationScale(settings["scale"], task.num_nodes, task.predict_len, task.calendar_sizes[0],
                                  support[1])
         inputs = tuple(name for name in ("mean", "scale") if settings[f"condition_{name}"])
@@ -86,9 +86,6 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict) -> F
         CovarianceNoise(task.num_nodes, task.predict_len, settings["modes"])
 
     denoiser = DENOISERS[settings["denoiser"]](
-        task, task.history_len + task.predict_len * len(margin.inputs),
-        channels=settings["diffusion_channels"], layers=settings["diffusion_layers"],
-        embedding=settings["diffusion_embedding"], dropout=settings["diffusion_dropout"],
-        endpoint=settings["endpoint"] != "none",
-    )
+        task, task.history_len + task.predict_len * len(margin.inputs), endpoint=settings["endpoint"] != "none",
+        **{name: settings[f"diffusion_{name}"] for name in ("channels", "layers", "embedding", "dropout")})
     return Forecaster(mean_model, margin, noise, denoiser, beta, settings["prediction"], settings["endpoint"])

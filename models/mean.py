@@ -139,16 +139,12 @@ class CommonModes(Wrapper):
         return predicted.mean(1) - context.future_climatology, context.anomaly, context.calendar
 
 
-class Recalibrated(Wrapper):
-    """Base class of the two wrappers with a `Recalibration`."""
+class RecalibratedQuantiles(Wrapper):
+    """Quantiles remapped to other levels where validation shows a bias or too small a width."""
 
     def __init__(self, inner: MeanModel, task: Task):
         super().__init__(inner)
         self.recalibration = Recalibration(task.num_nodes, task.predict_len, task.calendar_sizes[0])
-
-
-class RecalibratedQuantiles(Recalibrated):
-    """Quantiles remapped to other levels where validation shows a bias or too small a width."""
 
     @property
     def uncalibrated(self) -> MeanModel:
@@ -171,11 +167,12 @@ class RecalibratedQuantiles(Recalibrated):
         self.recalibration.fit(map(part, validation), len(validation.starts))
 
 
-class RecalibratedMean(Recalibrated):
+class RecalibratedMean(Wrapper):
     """A mean shifted where validation shows a bias: the shift of `Recalibration` times the spread of node residuals."""
 
     def __init__(self, inner: MeanModel, task: Task):
-        super().__init__(inner, task)
+        super().__init__(inner)
+        self.recalibration = Recalibration(task.num_nodes, task.predict_len, task.calendar_sizes[0])
         self.register_buffer("spread", torch.zeros(task.num_nodes))
 
     def predict(self, context: Context) -> Tensor:
@@ -185,18 +182,15 @@ class RecalibratedMean(Recalibrated):
     @torch.no_grad()
     def calibrate(self, training: Iterable, validation, support: tuple) -> None:
         self.inner.calibrate(training, validation, support)
-
-        def residual(batch):
-            found = batch.future - self.inner(batch.context)
-            return found if batch.target_mask is None else found * batch.target_mask
-
         squares, counts = torch.zeros_like(self.spread), torch.zeros_like(self.spread)
         for batch in validation:
-            squares += residual(batch).square().sum((0, 1))
-            counts += (torch.ones_like(batch.future) if batch.target_mask is None else batch.target_mask).sum((0, 1))
+            mask = torch.ones_like(batch.future) if batch.target_mask is None else batch.target_mask
+            squares += ((batch.future - self.inner(batch.context)).square() * mask).sum((0, 1))
+            counts += mask.sum((0, 1))
         self.spread.copy_((squares / counts.clamp_min(1)).sqrt().clamp_min(1e-6))
-        self.recalibration.fit(((residual(batch) / self.spread, batch.context.calendar, batch.target_mask,
-                                 torch.zeros_like(batch.future)) for batch in validation), len(validation.starts))
+        self.recalibration.fit((((batch.future - self.inner(batch.context)) / self.spread, batch.context.calendar,
+                                 batch.target_mask, torch.zeros_like(batch.future)) for batch in validation),
+                               len(validation.starts))
 
 
 class BesideBase(Wrapper):

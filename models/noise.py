@@ -28,17 +28,10 @@ class IndependentNoise(nn.Module):
     def whiten(self, z: Tensor) -> Tensor:
         return z
 
-    def unwhiten(self, white: Tensor) -> Tensor:
-        return white
-
-    def learned(self, predicted: Tensor) -> Tensor:
-        return predicted
+    unwhiten = learned = project = whiten
 
     def history(self, context: Context) -> Tensor:
         return context.history
-
-    def project(self, anomaly: Tensor) -> Tensor:
-        return anomaly
 
     def impute(self, z: Tensor, observed: Tensor, noise: Tensor) -> Tensor:
         """z with its expectation, 0, in place of each missing value."""
