@@ -182,17 +182,8 @@ def schaake(data, members: int, quantiles: Callable | None = None, **_) -> Calla
     return sample
 
 
-BASELINES: dict[str, Callable] = {
-    "persistence": persistence,
-    "climatology": climatology,
-    "seasonal_naive": seasonal_naive,
-    "ridge": ridge,
-    "gaussian": gaussian,
-    "conformal": conformal,
-    "residual_fields": residual_fields,
-    "quantile": quantile,
-    "schaake": schaake,
-}
+BASELINES: dict[str, Callable] = {baseline.__name__: baseline for baseline in (
+    persistence, climatology, seasonal_naive, ridge, gaussian, conformal, residual_fields, quantile, schaake)}
 SIMPLE = ("persistence", "climatology", "seasonal_naive", "ridge")  # those that need no network
 POOLED = ("climatology", "residual_fields")  # those that sample whole fields from a pool
 

@@ -138,10 +138,8 @@ class TrainedForecaster:
         if warning := self.field.range_warning(values):
             warnings.warn(warning, stacklevel=2)
         position = torch.tensor([self.field.step_at(time) + steps - seen for time in start.ravel()])
-        if isinstance(covariates, pd.DataFrame):
-            covariates = self._covariates_of(covariates, int(position[0]), seen + settings["predict_len"])
-        batch = self.field.batch(values.to(self.device), position, settings["predict_len"],
-                                 self._covariates(covariates, start.shape, seen + settings["predict_len"]))
+        covariates = self._covariates(covariates, start.shape, position, seen + settings["predict_len"])
+        batch = self.field.batch(values.to(self.device), position, settings["predict_len"], covariates)
         members = self.field.scaler.physical(ensemble_sampler(self.model, settings, self.device)(batch))
         if online:
             first = (position + seen).tolist()
@@ -162,34 +160,29 @@ class TrainedForecaster:
         nonnegative = self.checkpoint["data"]["support"]
         return OnlineCalibration((0.0, float(self.field.scaler.whole)) if nonnegative else ANY_VALUE)
 
-    def _covariates_of(self, frame: pd.DataFrame, position: int, length: int) -> np.ndarray:
-        """Covariates (H + F, covariate) of a frame, in the order of training.
+    def _covariates(self, covariates, lead: tuple[int, ...], position: Tensor, length: int) -> Tensor | None:
+        """Covariates as (window, H + F, node or 1, covariate), of a frame in the order of training.
 
-        Raises: ValueError where its columns are others, or its index has other times than history and horizon.
+        position (window,), length: first step and number of steps of history and horizon.
+        Raises: ValueError where they are not those that the model was trained with, at every step.
         """
-        table, names = from_data_frame(frame, "covariates"), tuple(self.field.covariates)
-        if differing := node_differences(table, names).replace("nodes", "columns"):
-            raise ValueError(f"covariates: {differing}; the model was trained with {listed(list(names))}")
-        wanted = self.field.times(position, length)
-        if table.times is not None:
-            zone = self.field.time_zone
-            check_zone(table.zone, zone, "covariates")
-            found, due = (clock_of(times, self.field.interval, zone) for times in (table.times, wanted))
-            if not np.array_equal(found, due):
-                first, last, begin, end = self.field.as_text(np.concatenate([table.times[[0, -1]], wanted[[0, -1]]]))
-                raise ValueError(f"covariates: the index holds {len(found)} times from {first} to {last}; expected "
-                                 f"{length}, from {begin} to {end}, those of history and horizon")
-        return in_order(table, names).values.numpy()
-
-    def _covariates(self, covariates: np.ndarray | None, lead: tuple[int, ...], length: int) -> Tensor | None:
-        """Covariates as (window, H + F, node or 1, covariate).
-
-        Raises: ValueError where they are not as many as the model was trained with, at every step.
-        """
-        names, nodes = self.field.covariates, self.field.num_nodes
+        names, nodes, zone = tuple(self.field.covariates), self.field.num_nodes, self.field.time_zone
+        if isinstance(covariates, pd.DataFrame):
+            table = from_data_frame(covariates, "covariates")
+            if differing := node_differences(table, names).replace("nodes", "columns"):
+                raise ValueError(f"covariates: {differing}; the model was trained with {listed(list(names))}")
+            if table.times is not None:
+                check_zone(table.zone, zone, "covariates")
+                wanted = self.field.times(int(position[0]), length)
+                if not np.array_equal(*(clock_of(times, self.field.interval, zone) for times in (table.times, wanted))):
+                    first, last, begin, end = self.field.as_text(
+                        np.concatenate([table.times[[0, -1]], wanted[[0, -1]]]))
+                    raise ValueError(f"covariates: the index holds {len(table.times)} times from {first} to {last}; "
+                                     f"expected {length}, from {begin} to {end}, those of history and horizon")
+            covariates = in_order(table, names).values.numpy()
         if covariates is None and not names:
             return None
-        found = np.asarray(covariates if covariates is not None else ())
+        found = np.asarray(() if covariates is None else covariates)
         if found.ndim == len(lead) + 2:
             found = found[..., None, :]
         if not names or found.shape not in [(*lead, length, each, len(names)) for each in (1, nodes)]:
@@ -211,9 +204,6 @@ class TrainedForecaster:
             raise ValueError(f"{settings['nsample']} members: an ensemble has 2 at least")
         if settings["sampler"] not in SAMPLERS:
             raise ValueError(f"sampler {settings['sampler']!r}: choose one of {', '.join(SAMPLERS)}")
-        if not 1 <= settings["sample_steps"] <= settings["diffusion_steps"]:
-            raise ValueError(f"sample_steps {settings['sample_steps']}: choose 1 to {settings['diffusion_steps']}, the "
-                             "steps that the model was trained with")
         return settings
 
 
