@@ -120,23 +120,20 @@ class CommonModes(Wrapper):
 
     def predict(self, context: Context) -> Tensor:
         predicted = self.inner.predict(context)
-        return predicted + self.modes(*self._anomalies(predicted, context)).unsqueeze(1)
+        forecast = predicted.mean(1) - context.future_climatology
+        return predicted + self.modes(forecast, context.anomaly, context.calendar).unsqueeze(1)
 
     @torch.no_grad()
     def calibrate(self, training: Iterable, validation, support: tuple) -> None:
         self.inner.calibrate(training, validation, support)
 
-        def truth(batch):
-            return batch.future - batch.context.future_climatology, batch.target_mask
+        def part(batch):
+            context = batch.context
+            return context.anomaly, context.calendar, batch.future - context.future_climatology, batch.target_mask
 
-        self.modes.fit((batch.context.anomaly, batch.context.calendar, *truth(batch)) for batch in training)
-        self.modes.weigh((*self._anomalies(self.inner.predict(batch.context), batch.context), *truth(batch))
+        self.modes.fit(map(part, training))
+        self.modes.weigh((self.inner(batch.context) - batch.context.future_climatology, *part(batch))
                          for batch in validation)
-
-    @staticmethod
-    def _anomalies(predicted: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs of `ModeForecast`: forecast and history as departures from the climatology, and the calendar."""
-        return predicted.mean(1) - context.future_climatology, context.anomaly, context.calendar
 
 
 class RecalibratedQuantiles(Wrapper):
