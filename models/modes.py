@@ -142,8 +142,7 @@ def ridge(features: Tensor, target: Tensor) -> Tensor:
     errors = dict.fromkeys(reversed(PENALTIES), 0.0)  # the largest of equals, also where none is tried
     folds = min(FOLDS, len(features))
     for held in torch.arange(len(features), device=features.device).tensor_split(folds) if folds > 1 else ():
-        fitted = torch.ones(len(features), dtype=torch.bool, device=features.device)
-        fitted[held] = False
+        fitted = torch.ones(len(features), dtype=torch.bool, device=features.device).index_fill(0, held, False)
         solve = solver(features[fitted], target[fitted])
         for penalty in PENALTIES:
             errors[penalty] += float((features[held] @ solve(penalty) - target[held]).square().sum())

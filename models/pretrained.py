@@ -234,14 +234,11 @@ def labelled(history, start, field: FieldSummary) -> tuple[np.ndarray, np.ndarra
     if start is None:
         raise ValueError("history_start: give the time of the first step of the history, or a DataFrame whose index "
                          "holds the times")
-    masked = isinstance(history, list | tuple) and any(map(np.ma.isMaskedArray, history))
-    history = np.ma.stack(history) if masked else history
-    if np.ma.isMaskedArray(history):
-        history = np.ma.filled(history.astype(np.float64), np.nan)
+    history = np.ma.filled(np.ma.asarray(history, dtype=np.float64), np.nan)
     times = np.asarray(start)
     objects = np.empty(times.size, dtype=object)
     objects[:] = [*times.ravel()]  # those of a datetime64 array stay such
-    return np.asarray(history), objects.reshape(times.shape)
+    return history, objects.reshape(times.shape)
 
 
 def load_forecaster(folder: Path | str, device: torch.device | str = "cpu") -> TrainedForecaster:
