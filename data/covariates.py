@@ -26,14 +26,12 @@ class Covariates:
 
     def scalers(self, training_steps: int) -> dict[str, Scaler]:
         """The scaler of each covariate, fitted to the training part."""
-        parts = zip(self.names, self.values[:training_steps].unbind(-1), strict=True)
-        return {name: Scaler.fit(values) for name, values in parts}
+        return {name: Scaler.fit(self.values[:training_steps, :, place]) for place, name in enumerate(self.names)}
 
 
 def standardize(values: Tensor, scalers: dict[str, Scaler]) -> Tensor:
     """Covariates (..., covariate), each by its scaler."""
-    parts = zip(scalers.values(), values.unbind(-1), strict=True)
-    return torch.stack([scaler.standardize(value) for scaler, value in parts], dim=-1)
+    return torch.stack([scaler.standardize(values[..., place]) for place, scaler in enumerate(scalers.values())], -1)
 
 
 def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str, ...], first: int = 0) -> Covariates:
@@ -45,7 +43,13 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
     Raises: ValueError where a value or a node is missing, or a time is not that of the field's step.
     """
     flag, table = f"--covariates {path}", read_file(path)
-    values, names = _arranged(table, node_names, path)
+    values, names = _arranged(table, node_names, flag)
+    if str(path).lower().endswith(".npz"):
+        with np.load(Path(path).expanduser(), allow_pickle=False) as archive:
+            names = tuple(archive["covariate_names"].tolist()) if "covariate_names" in archive else names
+    names = names or tuple(f"covariate {place}" for place in range(values.shape[2]))
+    if len(names) != values.shape[2]:
+        raise ValueError(f"{flag}: {len(names)} covariate_names for {values.shape[2]} covariates")
     if values.isnan().any():
         step, _, covariate = values.isnan().nonzero()[0].tolist()
         raise ValueError(f"{flag}: {int(values.isnan().sum())} values are missing, the first in {table.where(step)}, "
@@ -70,27 +74,19 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
     return Covariates(str(path), names, as_real(values[first:]), table.notes)
 
 
-def _arranged(table: Table, node_names: tuple[str, ...], path: Path | str) -> tuple[Tensor, tuple[str, ...]]:
-    """Values (time, node or 1, covariate) of a file in one of the layouts, and the names of the covariates."""
-    flag, nodes, names = f"--covariates {path}", len(node_names), None
+def _arranged(table: Table, node_names: tuple[str, ...], flag: str) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Values (time, node or 1, covariate) of a file in one of the layouts, and the names of its columns, if any."""
+    nodes = len(node_names)
     if table.grid is not None:
         if table.grid[0] != nodes:
             raise ValueError(f"{flag}: {table.grid} values in each step; expected (node, covariate) of {nodes} nodes, "
                              "or covariates alone")
-        values = table.values.unflatten(1, table.grid)
-    elif set(table.node_names or ()) & set(node_names):
+        return table.values.unflatten(1, table.grid), None
+    if set(table.node_names or ()) & set(node_names):
         if differing := node_differences(table, node_names):
             raise ValueError(f"{flag}: {differing}; give one column for each node of the field, or, for covariates of "
                              "the whole field, other names than those of its nodes")
-        values = in_order(table, node_names).values.unsqueeze(2)
-    elif table.node_names is None and table.values.shape[1] == nodes:
-        values = table.values.unsqueeze(2)
-    else:
-        values, names = table.values.unsqueeze(1), table.node_names
-    if str(path).lower().endswith(".npz"):
-        with np.load(Path(path).expanduser(), allow_pickle=False) as archive:
-            names = tuple(archive["covariate_names"].tolist()) if "covariate_names" in archive else names
-    names = names or tuple(f"covariate {place}" for place in range(values.shape[2]))
-    if len(names) != values.shape[2]:
-        raise ValueError(f"{flag}: {len(names)} covariate_names for {values.shape[2]} covariates")
-    return values, names
+        return in_order(table, node_names).values.unsqueeze(2), None
+    if table.node_names is None and table.values.shape[1] == nodes:
+        return table.values.unsqueeze(2), None
+    return table.values.unsqueeze(1), table.node_names

@@ -84,15 +84,14 @@ def load_field(name: str, data_dir: Path | str, own: OwnFile | None = None, miss
         spec, sources = get_spec(name), locate(name, data_dir)
         tables = [read_file(path) for path in sources]
         if spec.synthetic:  # its square is laid out as a degree by a degree at the equator
-            found = make_oracle(oracle or OracleSettings())
-            tables = [Table(found.values, coordinates=found.positions.numpy())]
+            oracle_field = make_oracle(oracle or OracleSettings())
+            tables = [Table(oracle_field.values, coordinates=oracle_field.positions.numpy())]
         if like:
             tables = [match(table, like, str(source)) for source, table in zip(sources or (name,), tables, strict=True)]
         graph = Path(data_dir, spec.graph) if spec.graph and Path(data_dir, spec.graph).is_file() else None
     for source, table, start in zip(sources, tables, spec.start, strict=False):  # a synthetic field has no source
-        if not own and table.times is not None and stamp(table.times[0]) != stamp(np.datetime64(start)):
-            raise ValueError(f"{source}: the first time stamp is {stamp(table.times[0])}; expected {start}, as of "
-                             f"{name}")
+        if not own and table.times is not None and (found := stamp(table.times[0])) != stamp(np.datetime64(start)):
+            raise ValueError(f"{source}: the first time stamp is {found}; expected {start}, as of {name}")
         if table.values.shape[1] != spec.num_nodes:
             raise ValueError(f"{source}: shape {tuple(table.values.shape)} (time, node) has {table.values.shape[1]} "
                              f"nodes; expected {spec.num_nodes}, those of {name}")
@@ -129,7 +128,7 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
     like: see `load_field`; it replaces flags.
     Raises: ValueError where file and flags contradict each other, or do not state the times.
     """
-    path = Path(own.data_path)
+    path, rule = Path(own.data_path), PLAIN
     if name in DATASETS and not like:
         raise ValueError(f"--data_path {path}: {name} is a dataset of the registry; choose another --data_name for the "
                          "file")
@@ -137,15 +136,15 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
     wanted = like.interval if like else parse_interval(own.freq) if own.freq else None
     if like:
         table = match(replace(table, unit="" if own.unit else table.unit), like, str(path))
-        interval, start, rule = wanted, like.start, like.rule
+        start, rule = like.start, like.rule
         if table.times is not None:
-            start, _ = first_step(table.times, interval, table.zone)
+            start, _ = first_step(table.times, wanted, table.zone)
     elif table.times is None and (wanted is None or not own.start):
         raise ValueError(f"{path}: the file has no time stamps; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as "
                          "2013-01-01T00:00)")
     elif table.times is not None:
-        table, interval = on_regular_axis(table, path, wanted, gaps)
-        start, rule = first_step(table.times, interval, table.zone)
+        table, wanted = on_regular_axis(table, path, wanted, gaps)
+        start, rule = first_step(table.times, wanted, table.zone)
         if own.start and parse_time(own.start, "--start", table.zone) != table.times[0]:
             raise ValueError(f"--start {own.start}: the first time stamp of {path} is "
                              f"{stamp(table.times[0], table.zone)}; leave the flag out")
@@ -156,16 +155,16 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
     else:
         first = parse_time(own.start, "--start", "UTC")
         table = replace(table, zone=read_stamps(pd.Series([own.start]), str).zone)
-        interval, start, rule = wanted, first_step(np.array([first]), wanted, table.zone)[0], PLAIN
+        start, _ = first_step(np.array([first]), wanted, table.zone)
     if own.node_table:
         names, coordinates = read_node_table(own.node_table, table.node_names, table.values.shape[1])
         table = replace(table, node_names=names, coordinates=coordinates)
+    unit = own.unit or table.unit
     return DatasetSpec(
-        domain="own data", place="see the file", unit=own.unit or table.unit or "unit not stated",
-        cf_unit=own.unit or table.unit or "1",
-        num_nodes=table.values.shape[1], interval=interval, start=(start,), time_zone=table.zone, rule=rule,
-        source=str(path), licence="not stated", files=(path.name,), shape=(tuple(table.values.shape),),
-        grid=table.grid if table.kept is None else None, graph=own.graph or None, nonnegative=None,
+        domain="own data", place="see the file", unit=unit or "unit not stated", cf_unit=unit or "1",
+        num_nodes=table.values.shape[1], interval=wanted, start=(start,), time_zone=table.zone, rule=rule,
+        source=str(path), files=(path.name,), shape=(tuple(table.values.shape),), graph=own.graph or None,
+        grid=table.grid if table.kept is None else None, nonnegative=None,
     ), table
 
 
@@ -210,8 +209,7 @@ def check_missing(table: Table, source: str) -> None:
     if not missing.any():
         return
     names = table.node_names or range(table.values.shape[1])
-    step = int(missing.any(1).byte().argmax())
-    node = int(missing[step].byte().argmax())
+    step, node = divmod(int(missing.byte().argmax()), missing.shape[1])
     empty = [names[node] for node in missing.all(0).nonzero().flatten().tolist()]
     without = f"; nodes without any value: {listed(empty)}" if empty else ""
     raise ValueError(f"{source}: {int(missing.sum())} of {missing.numel()} values are missing (nan), the first at "

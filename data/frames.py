@@ -46,7 +46,7 @@ def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str,
     node, value = find(columns, "node"), find(columns, "value")
     stamps = None if time is None else read_stamps(frame[time], lambda row: f"{source}: {where(row)}")
     repeated_times = None not in (time, node) and bool(pd.Series(stamps.times).duplicated().any())
-    if value is None and repeated_times and len(columns) == 3 and find([time], "time", ""):
+    if value is None and repeated_times and len(columns) == 3 and find([time], "time"):
         value, = {*columns} - {time, node}  # a row per time and node: the third column holds the values
     if None not in (time, node, value):
         if len(columns) > 3:
@@ -94,27 +94,24 @@ def check_columns(names: list[str], source: str) -> None:
 
 def numbers(column: pd.Series, source: str, where: Where) -> np.ndarray:
     """A column as real numbers, NaN where it is empty. Raises: ValueError naming the first row of something else."""
-    parsed = column
     if column.dtype.kind in "bMmc":
         raise ValueError(f"{source}: column {column.name} is of type {column.dtype}; expected numbers")
-    if column.dtype.kind not in "iuf":
-        parsed = pd.to_numeric(column, errors="coerce")
-        wrong = (parsed.isna() & column.notna()).to_numpy()
-        if wrong.any():
-            row = int(wrong.argmax())
-            found = str(column.iloc[row])
-            hint = ("; write 1234.5, not 1.234,5 or 1,234.5" if "," in found and any(map(str.isdigit, found)) else
-                    "; a long table has three columns: time, node, value" if wrong.all() else "")
-            raise ValueError(f"{source}: {where(row)}, column {column.name}: {found!r} is not a number{hint}")
+    parsed = column if column.dtype.kind in "iuf" else pd.to_numeric(column, errors="coerce")
+    wrong = (parsed.isna() & column.notna()).to_numpy()
+    if wrong.any():
+        row = int(wrong.argmax())
+        found = str(column.iloc[row])
+        hint = ("; write 1234.5, not 1.234,5 or 1,234.5" if "," in found and any(map(str.isdigit, found)) else
+                "; a long table has three columns: time, node, value" if wrong.all() else "")
+        raise ValueError(f"{source}: {where(row)}, column {column.name}: {found!r} is not a number{hint}")
     values = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
     check_finite(values[:, None], source, lambda row, _: f"{where(row)}, column {column.name}")
     return values
 
 
 def _is_index(column: pd.Series, years: bool) -> bool:
-    """Whether a column is an index that pandas wrote, with whole numbers that are all different or empty, or the key of
-    a Parquet folder. years: one without a name may hold years, which are times.
-    """
+    """Whether a column is an index that pandas wrote, or the key of a Parquet folder; years: without a name it may
+    hold years, which are times."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         return find([column.name], "node") is None
     if not INDEX.fullmatch(column.name) or column.dtype.kind in "mMb":
@@ -133,10 +130,9 @@ def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, source: str, 
     pair = step * len(names) + place
     twice = pd.Series(pair).duplicated().to_numpy()
     if twice.any():
-        row, before = int(twice.argmax()), int((pair == pair[twice.argmax()]).argmax())
-        time = stamp(stamps.times[row], stamps.zone)
-        raise ValueError(f"{source}: {where(row)}: time {time} of node {names[place[row]]} occurs twice, first in "
-                         f"{where(before)}")
+        row = int(twice.argmax())
+        raise ValueError(f"{source}: {where(row)}: time {stamp(stamps.times[row], stamps.zone)} of node "
+                         f"{names[place[row]]} occurs twice, first in {where(int((pair == pair[row]).argmax()))}")
     values = np.full((len(steps), len(names)), np.nan)
     values[step, place] = value
     return Table(as_tensor(values, source), where=lambda step: where(first[step]),

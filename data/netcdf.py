@@ -49,10 +49,7 @@ def _refuse_code(path: Path) -> None:
 
 
 def _choose_variable(dataset, variable: str, path: Path):
-    """The variable asked for, else the only one that can be a field.
-
-    Raises: ValueError with the variables of the file.
-    """
+    """The variable asked for, else the only one that can be a field."""
     fields = [name for name, array in dataset.data_vars.items()
               if array.dtype.kind in "iuf" and _time_dimension(array) and not {"bnds", "nv"} & set(array.dims)]
     if variable and variable not in dataset.data_vars:
@@ -96,9 +93,9 @@ def _from_variable(dataset, array, path: Path) -> Table:
         if outside_the_earth(coordinates).any():
             table = table.with_notes("latitude and longitude are left out: not degrees from -90 to 90 and -180 to 360")
         else:
-            rectangular = table.grid and (latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all()
-            table = replace(table, coordinates=coordinates,
-                            axes=(latitude[:, 0], longitude[0]) if rectangular else None)
+            regular = table.grid and (latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all()
+            axes = (latitude[:, 0], longitude[0]) if regular else None
+            table = replace(table, coordinates=coordinates, axes=axes)
     if not table.grid:
         return replace(table, node_names=_node_names(others, space))
     if table.coordinates is not None:
@@ -128,9 +125,8 @@ def _stamps(array, time: str, path: Path) -> Stamps | None:
         raise ValueError(f"{path}: calendar {calendar} has days that no real year has; convert the file: xarray."
                          "open_dataset(FILE).convert_calendar('standard', align_on='date', missing=float('nan'))"
                          ) from error
-    standard = "gregorian" in calendar or calendar == "standard"
-    return Stamps(times, notes=() if standard else (
-        f"its times are of the calendar {calendar}; their digits are taken as dates",))
+    note = f"its times are of the calendar {calendar}; their digits are taken as dates"
+    return Stamps(times, notes=() if "gregorian" in calendar or calendar == "standard" else (note,))
 
 
 def _node_names(others: dict, space: list[str]) -> tuple[str, ...] | None:
@@ -151,11 +147,7 @@ def _node_names(others: dict, space: list[str]) -> tuple[str, ...] | None:
 
 
 def _places(others: dict, kind: str, units: set[str], sizes: dict[str, int]) -> np.ndarray | None:
-    """Latitudes or longitudes in degrees on all places, or None.
-
-    CF's standard_name or units decide; else the name, unless the units contradict it. One that depends on more
-    dimensions of space is preferred: a curvilinear grid's 1-D coordinates are positions, not degrees.
-    """
+    """Latitudes or longitudes in degrees on all places, or None: after CF's standard_name or units, else the name."""
     found = []
     for name, array in others.items():
         unit, standard = (str(array.attrs.get(key, "")).strip() for key in ("units", "standard_name"))
@@ -165,6 +157,6 @@ def _places(others: dict, kind: str, units: set[str], sizes: dict[str, int]) -> 
             found.append(array)
     if not found:
         return None
-    array = max(found, key=lambda array: array.ndim)
+    array = max(found, key=lambda array: array.ndim)  # a curvilinear grid's 1-D coordinates are positions, not degrees
     missing = {dimension: size for dimension, size in sizes.items() if dimension not in array.dims}
     return array.set_dims({**missing, **array.sizes}).transpose(*sizes).values.astype(float)
