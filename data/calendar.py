@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -20,7 +21,6 @@ UNITS = {"min": (1, "minute"), "t": (1, "minute"), "h": (1, "hour"), "d": (1, "d
 
 Interval = tuple[int, str]
 MOST_MISSING = 10  # missing rows for each row of a file; more mean a wrong stamp
-WITH_OFFSET = "; write times of a zone with daylight saving with their offset from UTC, as 2013-01-31T00:00+01:00"
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,11 @@ def clock_of(times: np.ndarray, interval: Interval, zone: str = "") -> np.ndarra
     """Stamps (time,) on the clock where steps of `interval` have equal length: months, local times or UTC."""
     if not _is_local(interval):
         return times.astype("datetime64[s]")
-    count, unit = interval
-    local = local_times(times, zone).astype("datetime64[M]" if unit == "month" else "datetime64[s]")
-    if not zone or unit == "month":
+    local = local_times(times, zone).astype("datetime64[M]" if interval[1] == "month" else "datetime64[s]")
+    if not zone or interval[1] == "month":
         return local
-    size = np.timedelta64(count * MINUTES[unit] * 60, "s")  # midnight may not exist where the clocks are changed
-    due = local[0] + np.round((local - local[0]) / size).astype(int) * size
+    size = step_size(interval)
+    due = local[0] + np.round((local - local[0]) / size).astype(int) * size  # midnight may not exist: clocks change
     return np.where(utc_times(due, zone) == times, due, local)
 
 
@@ -179,7 +178,7 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
     expected = clock[step - 1] + step_size(interval)
     if interval[1] != "month" and abs(clock[step] - expected) == np.timedelta64(1, "h") and not (
             zone and not _is_local(interval)):
-        kind += WITH_OFFSET
+        kind += "; write times of a zone with daylight saving with their offset from UTC, as 2013-01-31T00:00+01:00"
     asked = ", as --freq or the run says" if wanted else ""
     due = clock_text(expected, interval, zone)
     raise ValueError(f"{where(step)}: time {stamp(times[step], zone)}, expected {due} ({in_words(interval)} after "
@@ -212,25 +211,19 @@ def _most_frequent(times: np.ndarray, where: Callable[[int], str], zone: str = "
         if not len(forward):
             raise ValueError(f"{where(1)}: time {stamp(times[1], zone)}, not after {stamp(times[0], zone)}: stamps "
                              "must ascend")
-        seconds = _mode(forward)
+        seconds = int(pd.Series(forward).mode()[0])
         if seconds % (DAY * 60) == 0:
             break  # days of the local clock; shorter steps are measured in UTC
     if seconds % 60:
         raise ValueError(f"{where(1)}: steps of {seconds} seconds; the interval must be whole minutes")
-    if seconds >= 28 * DAY * 60:
-        clock = local.astype("datetime64[M]")
-        months = np.diff(clock).astype(int)
-        count = _mode(months[months > 0])
+    clock = local.astype("datetime64[M]")
+    months = np.diff(clock).astype(int)
+    if seconds >= 28 * DAY * 60 and (months > 0).any():
+        count = int(pd.Series(months[months > 0]).mode()[0])
         equal = len(times) > 2 and (forward % seconds == 0).all()
         if not equal or (months > 0).all() and stamp_rule(clock, local, count):
             return count, "month"
     return _in_largest_unit(seconds // 60)
-
-
-def _mode(values: np.ndarray) -> int:
-    """The most frequent value, the smallest of several."""
-    found, counts = np.unique(values, return_counts=True)
-    return int(found[counts.argmax()])
 
 
 def _in_largest_unit(minutes: int) -> Interval:

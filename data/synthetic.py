@@ -8,10 +8,10 @@ The field is seasonal, correlated in space and time, and its spread depends on t
     spatial[v, u] = (1 - nugget) * exp(-distance[v, u] / length_scale) + nugget * (v == u)
 
 z is a stationary Gaussian process, so its distribution given the history is Gaussian too, with mean and covariance in
-closed form. `warp` is the identity, or with a `skew` a shifted lognormal function of variance 1: then the distribution
-of the values is skewed, and its spread grows with their level.
+closed form. With a `skew`, `warp` makes the distribution of the values skewed, and its spread grows with their level.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -26,19 +26,15 @@ SPREAD_RANGE = (4.0, 12.0)
 
 @dataclass(frozen=True)
 class OracleSettings:
-    """Size and distribution of a synthetic field.
-
-    The unit of length_scale is the side of the square that the nodes lie in; the decays are lag-one correlations of
-    the two parts of z.
-    """
+    """Size and distribution of a synthetic field."""
 
     nodes: int = 32
     steps: int = 4000
-    length_scale: float = 0.3
+    length_scale: float = 0.3  # in sides of the square that the nodes lie in
     skew: float = 0.0
     nugget: float = 0.01
     slow_weight: float = 0.6
-    slow_decay: float = 0.95
+    slow_decay: float = 0.95  # lag-one correlation of a part of z, as is fast_decay
     fast_decay: float = 0.6
 
 
@@ -49,24 +45,20 @@ class OraclePredictive:
         future[b, f, v] = mean[b, f, v] + spread[b, f, v] * error[f, v]
         cov(error[f, v], error[g, u]) = temporal_covariance[f, g] * spatial_covariance[v, u]
 
-    Shapes: mean, spread (batch, horizon, node); temporal_covariance (horizon, horizon);
-    spatial_factor (node, node), lower Cholesky factor of the spatial covariance. Units: physical.
+    Units: physical.
     """
 
-    mean: Tensor
-    spread: Tensor
-    temporal_covariance: Tensor
-    spatial_factor: Tensor
+    mean: Tensor  # (batch, horizon, node)
+    spread: Tensor  # (batch, horizon, node)
+    temporal_covariance: Tensor  # (horizon, horizon)
+    spatial_factor: Tensor  # (node, node), lower Cholesky factor of the spatial covariance
 
     @property
     def std(self) -> Tensor:
         return self.spread * self.temporal_covariance.diagonal().sqrt().to(self.spread)[:, None]
 
     def sample(self, members: int, generator: torch.Generator) -> Tensor:
-        """Joint futures, (batch, member, horizon, node).
-
-            future = mean + spread * (temporal_factor @ white @ spatial_factor.T)
-        """
+        """Joint futures, (batch, member, horizon, node)."""
         batch, horizon, nodes = self.mean.shape
         shape, dtype = (batch, members, horizon, nodes), self.mean.dtype
         white = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(self.mean)
@@ -97,33 +89,26 @@ def warp(z: Tensor, skew: float) -> Tensor:
 
         warped = (exp(skew * z) - exp(skew^2 / 2)) / size,    size = sqrt((exp(skew^2) - 1) * exp(skew^2))
     """
-    return z if skew == 0 else (torch.exp(skew * z) - math.exp(skew**2 / 2)) / _size(skew)
+    size = math.sqrt(math.expm1(skew**2) * math.exp(skew**2))
+    return z if skew == 0 else (torch.exp(skew * z) - math.exp(skew**2 / 2)) / size
 
 
 def unwarp(warped: Tensor, skew: float) -> Tensor:
     """The inverse of `warp`."""
-    return warped if skew == 0 else torch.log((warped * _size(skew) + math.exp(skew**2 / 2)).clamp_min(1e-12)) / skew
-
-
-def _size(skew: float) -> float:
-    return math.sqrt(math.expm1(skew**2) * math.exp(skew**2))
+    size = math.sqrt(math.expm1(skew**2) * math.exp(skew**2))
+    return warped if skew == 0 else torch.log((warped * size + math.exp(skew**2 / 2)).clamp_min(1e-12)) / skew
 
 
 @dataclass(frozen=True, eq=False)
 class OracleField:
-    """A simulated field and the distribution that it was drawn from.
-
-    Shapes: values (step, node) in float32; positions (node, 2) in the unit square, seasonal_mean and spread
-    (slot, node), spatial_factor (node, node), lower Cholesky factor of the spatial covariance, in float64.
-    A slot is an hour of a weekday (0-23) or of a weekend day (24-47). Units: physical.
-    """
+    """A simulated field and the distribution that it was drawn from, in float64 but for the values. Units: physical."""
 
     settings: OracleSettings
-    values: Tensor
-    positions: Tensor
-    seasonal_mean: Tensor
-    spread: Tensor
-    spatial_factor: Tensor
+    values: Tensor  # (step, node), float32
+    positions: Tensor  # (node, 2), in the unit square
+    seasonal_mean: Tensor  # (slot, node): hours of a weekday, then hours of a weekend day
+    spread: Tensor  # (slot, node)
+    spatial_factor: Tensor  # (node, node), lower Cholesky factor of the spatial covariance
 
     @property
     def spatial_covariance(self) -> Tensor:
@@ -157,10 +142,11 @@ class OracleField:
         mean, spread, skew = self.seasonal_mean[slot], self.spread[slot], self.settings.skew
         z = gain @ unwarp((history.to("cpu", torch.float64) - mean[:, :seen]) / spread[:, :seen], skew)
         mean, spread = mean[:, seen:], spread[:, seen:]
-        if skew:
-            normal = OraclePredictive(z.to(history), torch.ones_like(z).to(history), covariance, self.spatial_factor)
-            return SkewedPredictive(normal, mean.to(history), spread.to(history), skew)
-        return OraclePredictive((mean + spread * z).to(history), spread.to(history), covariance, self.spatial_factor)
+        if not skew:
+            mean = mean + spread * z
+            return OraclePredictive(mean.to(history), spread.to(history), covariance, self.spatial_factor)
+        normal = OraclePredictive(z.to(history), torch.ones_like(z).to(history), covariance, self.spatial_factor)
+        return SkewedPredictive(normal, mean.to(history), spread.to(history), skew)
 
 
 def make_oracle(settings: OracleSettings = OracleSettings(), seed: int = 0) -> OracleField:
@@ -185,11 +171,7 @@ def seasonal_slot(step: Tensor) -> Tensor:
 
 
 def _random_seasons(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Seasonal mean and spread of each slot and node, two tensors (2 * STEPS_PER_DAY, node).
-
-    The mean is a daily wave that travels along the first axis, weaker and lower at weekends. The spread is smallest at
-    03:00, largest at 15:00, by a factor of each node.
-    """
+    """Mean (slot, node), a daily wave along the first axis, weaker at weekends; spread, smallest at 03:00, by node."""
     hour_angle = 2 * torch.pi * torch.arange(STEPS_PER_DAY, dtype=torch.float64)[:, None] / STEPS_PER_DAY
     offset = 4 * torch.randn(len(positions), generator=generator, dtype=torch.float64)
     amplitude, node_spread = torch.rand(2, len(positions), generator=generator, dtype=torch.float64)
@@ -208,8 +190,7 @@ def _simulate(settings: OracleSettings, spatial_factor: Tensor, generator: torch
         part[t] = decay * part[t - 1] + sqrt(1 - decay ** 2) * white[t]
         z = sum(sqrt(weight) * part) @ spatial_factor.T
 
-    The recursion is unrolled over one day: part = carry * (last part of the day before) + response @ white.
-    Days are whole and the surplus is cut: all shapes are fixed, so a longer series begins with the same bits.
+    The recursion is unrolled over whole days: all shapes are fixed, so a longer series begins with the same bits.
     """
     weight = torch.tensor([settings.slow_weight, 1 - settings.slow_weight], dtype=torch.float64)
     decay = torch.tensor([settings.slow_decay, settings.fast_decay], dtype=torch.float64)[:, None, None]
@@ -218,12 +199,10 @@ def _simulate(settings: OracleSettings, spatial_factor: Tensor, generator: torch
     carry = decay ** (hour[:, None] + 1)
     response = (1 - decay.square()).sqrt() * (decay**lag).tril()
 
-    def white(steps: int) -> Tensor:
-        return torch.randn(len(decay), steps, nodes, generator=generator, dtype=torch.float64)
-
-    days, last = [], white(1)
+    white = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+    days, last = [], white(len(decay), 1, nodes)
     for _ in range(math.ceil(settings.steps / STEPS_PER_DAY)):
-        part = carry * last + response @ white(STEPS_PER_DAY)
+        part = carry * last + response @ white(len(decay), STEPS_PER_DAY, nodes)
         last = part[:, -1:]
         days.append((weight.sqrt()[:, None, None] * part).sum(0) @ spatial_factor.T)
     return torch.cat(days)[:settings.steps]

@@ -20,40 +20,26 @@ from data.scaling import BLOCK, as_real
 from data.stamps import local_times
 from data.table import check_memory, listed
 from data.windows import SPLITS, WindowedField, smallest, supported
-from utils.config import (
-    DATA_FLAGS,
-    OF_OWN_FILE,
-    FlagParser,
-    PretrainConfig,
-    as_flags,
-    check_config,
-    picture_path,
-    with_own_data,
-)
+from utils import config
 from utils.output.plots import draw_field
 from utils.pipeline import CHOICES, own_file, window_settings
 from utils.program import run_main
-from utils.training import checkpoint
+from utils.training.checkpoint import settings
 from utils.training.device import choose_device
 
-FLAGS = (*OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags", "split", "support", "scaling",
+FLAGS = (*config.OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags", "split", "support", "scaling",
          "history_len", "predict_len", "batch_size", "device")
-ROUNDING = 1e-9  # share of the largest value below which a series is taken as straight
 FEW_WINDOWS = 100
 SUITABLE = range(6, 49)  # periods, in steps, that are suitable lengths of history and forecast
 
 
 def periodogram(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Periods, in steps, and their shares of the variance of a series (time,) without its trend.
-
-    Only periods of at most half the series.
-    """
+    """Periods, at most half the series (time,), in steps, and their shares of its variance without its trend."""
     steps = np.arange(len(series))
     straight = series - np.polyval(np.polyfit(steps, series, 1), steps) if len(series) > 2 else 0 * series
-    straight *= straight.std() > ROUNDING * np.abs(series).max()
+    straight *= straight.std() > 1e-9 * np.abs(series).max()  # else it is rounding
     power = np.abs(np.fft.rfft(straight * np.hanning(len(series)))) ** 2
-    lines = np.arange(2, len(power))
-    return len(series) / lines, power[2:] / max(power.sum(), 1e-300)
+    return len(series) / np.arange(2, len(power)), power[2:] / max(power.sum(), 1e-300)
 
 
 def suggested_length(periods: tuple[int, ...], steps: int) -> int:
@@ -70,9 +56,9 @@ def suggested_batch(windows: int) -> int:
 def description(field: Field, periods: tuple[int, ...]) -> dict[str, str]:
     """Description of a field in words, by subject."""
     values, spec = field.values, field.spec
-    missing = torch.stack([block.isnan().sum(0) for block in values.split(BLOCK)]).sum(0)
+    missing = sum(block.isnan().sum(0) for block in values.split(BLOCK))
     present = as_real(values[~values.isnan()])
-    count, nodes = int(missing.sum()), [field.node_names[node] for node in missing.nonzero().flatten().tolist()]
+    count, nodes = int(missing.sum()), [field.node_names[node] for node in missing.nonzero().flatten()]
     whole = "whole numbers, " if bool((present == present.round()).all()) else ""
     zeros = float((present == 0).double().mean())
     named = {round(steps): f" (1 {name})" for name, steps in cycles(spec.interval).items()}
@@ -92,68 +78,62 @@ def description(field: Field, periods: tuple[int, ...]) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = FlagParser(__doc__.splitlines()[0])
+    parser = config.FlagParser(__doc__.splitlines()[0])
     parser.add_argument("file", help="the data file; its flags are those of main_pretrain.py for --data_path")
-    parser.add_argument("--picture", type=picture_path, default=None, help="draw the field there (.png or .pdf)")
-    parser.add_flags(PretrainConfig, CHOICES, FLAGS)
+    parser.add_argument("--picture", type=config.picture_path, default=None, help="draw the field there (.png or .pdf)")
+    parser.add_flags(config.PretrainConfig, CHOICES, FLAGS)
     typed = vars(parser.parse_args(arguments))
     picture = typed.pop("picture")
     typed = {"data_path": typed.pop("file"), **typed}
-    given = with_own_data(typed)
-    config = replace(PretrainConfig(), **given)
-    check_config(config, parser)
-    field = load_field(config.data_name, Path(), own_file(checkpoint.settings(config)), given.get("missing", "keep"),
-                       config.null_value)
+    given = config.with_own_data(typed)
+    chosen = config.PretrainConfig(**given)
+    config.check_config(chosen, parser)
+    field = load_field(chosen.data_name, Path(), own_file(settings(chosen)), given.get("missing", "keep"),
+                       chosen.null_value)
     for note in field.notes:
         print(f"note: {note}")
-    field = supported(field, config.support)
+    field = supported(field, chosen.support)
     if field.masked and "missing" not in given:
         print("note: values are missing: training refuses them without --missing mask")
-    check_memory(Path(config.data_path), 8 * field.values.numel())  # with a copy in float32 without gaps
-    periods = choose_lags("auto", field.spec.interval, 1, as_real(field.values))
-
-    def say(lines: dict[str, str]) -> None:
-        for subject, words in lines.items():
-            print(f"{subject:9} {words}", flush=True)
-
+    check_memory(Path(chosen.data_path), 8 * field.values.numel())  # with a copy in float32 without gaps
+    values = as_real(field.values)
+    periods = choose_lags("auto", field.spec.interval, 1, values)
     print(f"{typed['data_path']} can be read")
-    say(description(field, periods))
+    for subject, words in description(field, periods).items():
+        print(f"{subject:9} {words}", flush=True)
     if picture:
-        values = as_real(field.values)
-        values = torch.where(values.isnan(), values.nanmean(0).nan_to_num(), values)
-        series = values.double().mean(1).numpy()
+        series = torch.where(values.isnan(), values.nanmean(0).nan_to_num(), values).double().mean(1).numpy()
         draw_field(field.values.numpy(), local_times(field.calendar.times, field.calendar.zone), *periodogram(series),
                    in_words(field.spec.interval), field.spec.unit, picture)
-        print(f"{'picture':9} {picture}")
+        print(f"picture   {picture}")
     length = suggested_length(periods, len(field.values))
-    config = replace(config, **{"history_len": length, "predict_len": length, **given})
+    chosen = replace(chosen, **{"history_len": length, "predict_len": length, **given})
     covariates = None
-    if config.covariates:
-        covariates = read_covariates(config.covariates, field.calendar, field.node_names)
+    if chosen.covariates:
+        covariates = read_covariates(chosen.covariates, field.calendar, field.node_names)
         for note in covariates.notes:
             print(f"note: --covariates {covariates.source}: {note}")
-        ahead = len(covariates.values) - len(field.values)
-        say({"covariates": f"{listed(list(covariates.names))}; they reach {ahead} steps beyond the data, a forecast of "
-                           f"the unseen future needs {config.predict_len}"})
-    data = WindowedField(field, config.history_len, config.predict_len, window_settings(checkpoint.settings(config)),
-                         covariates, choose_device(config.device))
+        print(f"covariates {listed(list(covariates.names))}; they reach {len(covariates.values) - len(field.values)} "
+              f"steps beyond the data, a forecast of the unseen future needs {chosen.predict_len}")
+    data = WindowedField(field, chosen.history_len, chosen.predict_len, window_settings(settings(chosen)), covariates,
+                         choose_device(chosen.device))
     for note in data.field.notes[len(field.notes):]:
         print(f"note: {note}")
-    config = replace(config, **{"batch_size": suggested_batch(len(data.starts["train"])), **given})
-    say({"scaling": "by mean and spread of each node" if data.scaler.by_node else "by mean and spread of the field"})
-    say({"windows": ", ".join(f"{len(data.starts[split])} {split}" for split in SPLITS)
-         + f" of {config.history_len} + {config.predict_len} steps"})
-    if config.support == "auto" and smallest(field.values) > 0:
+    windows = len(data.starts["train"])
+    chosen = replace(chosen, **{"batch_size": suggested_batch(windows), **given})
+    print(f"scaling   by mean and spread of {'each node' if data.scaler.by_node else 'the field'}")
+    print(f"windows   {', '.join(f'{len(data.starts[split])} {split}' for split in SPLITS)} of {chosen.history_len} + "
+          f"{chosen.predict_len} steps")
+    if chosen.support == "auto" and smallest(field.values) > 0:
         print("note: no value is negative: --support nonnegative keeps forecasts so, if negative values cannot occur")
-    if len(data.starts["train"]) < FEW_WINDOWS:
-        print(f"note: {len(data.starts['train'])} training windows are few: the forecast may be no better than "
-              "climatology")
+    if windows < FEW_WINDOWS:
+        print(f"note: {windows} training windows are few: the forecast may be no better than climatology")
     if data.lags and "lags" not in typed:
         print(f"note: the networks see the values {' and '.join(map(str, data.lags))} steps earlier too (--lags auto); "
               "--lags none leaves them out")
-    flags = {name: typed[name] for name in DATA_FLAGS if name in typed}
-    flags |= {name: getattr(config, name) for name in ("history_len", "predict_len", "batch_size")}
-    line = as_flags(flags | ({"missing": "mask"} if field.masked else {}))
+    flags = {name: typed[name] for name in config.DATA_FLAGS if name in typed}
+    flags |= {name: getattr(chosen, name) for name in ("history_len", "predict_len", "batch_size")}
+    line = config.as_flags(flags | ({"missing": "mask"} if field.masked else {}))
     print(f"train it with\n  python main_pretrain.py {line}\n  python main_train.py {line}")
     return 0
 

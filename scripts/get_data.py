@@ -37,9 +37,8 @@ def known_files(spec: DatasetSpec) -> tuple[str, ...]:
 
 
 def import_file(content: bytes, source: Path | str, file: str, spec: DatasetSpec, data_dir: Path) -> str:
-    """Write one checked file into the data folder, unpacked where `content` is the .zip that holds it: what was done.
+    """Write one checked file into the data folder, unpacked where its `source` is a .zip: what was done, in words.
 
-    source: where the content comes from, for messages.
     Raises: ValueError for another SHA-256 or shape, a wrong archive, or where another file is there already.
     """
     name = spec.archive.get(file, file) if str(source).endswith(".zip") else file
@@ -64,10 +63,7 @@ def import_file(content: bytes, source: Path | str, file: str, spec: DatasetSpec
 
 
 def unpacked(content: bytes, source: Path | str, name: str) -> bytes:
-    """The one file of a name in an archive, whatever paths it has there.
-
-    Raises: ValueError for an archive that is damaged, encrypted, too large, or has not one file of that name.
-    """
+    """The one file of a name in an archive, whatever path it has there. Raises: ValueError where that is none."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = [entry for entry in archive.infolist() if Path(entry.filename).name == name]
@@ -81,7 +77,7 @@ def unpacked(content: bytes, source: Path | str, name: str) -> bytes:
 
 
 def check_shape(content: bytes, file: str, nodes: int) -> None:
-    """Raises: ValueError for what is no .npy file of numbers (time, ...) with so many nodes; no pickle is loaded."""
+    """Raises: ValueError for what is no .npy file of numbers (time, ...) with so many nodes."""
     try:
         array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception:  # a damaged file makes NumPy raise many kinds
@@ -145,29 +141,23 @@ def download(name: str, data_dir: Path):
 
 
 def import_all(folder: Path, data_dir: Path) -> None:
-    """Import every known file below `folder`, found by its relative path, else by its bare name; a message for each.
-
-    Raises: ValueError with all refusals, after the other files are imported.
-    """
+    """Import every known file below `folder`, found by its relative path, else by its bare name; a message for each."""
     if not folder.is_dir():
         raise ValueError(f"--from {folder}: no such folder")
     paths = [path for path in sorted(folder.rglob("*"), key=lambda path: (len(path.parts), path)) if path.is_file()]
-    files = [(file, spec) for spec in DATASETS.values() for file in known_files(spec)]
+    files = {file: spec for spec in DATASETS.values() for file in known_files(spec)}
     found, refusals = 0, []
-    for file, spec in files:
-        names = [name for name in (file, spec.archive.get(file)) if name]
-        source = next((path for name in names for ending in (f"/{name}", f"/{Path(name).name}") for path in paths
-                       if path.as_posix().endswith(ending)), None)
-        if source is None:
-            continue
-        found += 1
+    for file, spec in files.items():
+        endings = [f"/{end}" for name in (file, spec.archive.get(file, file)) for end in (name, Path(name).name)]
+        sources = [path for ending in endings for path in paths if path.as_posix().endswith(ending)][:1]
+        found += len(sources)
         try:
-            print(import_file(source.read_bytes(), source, file, spec, data_dir))
+            for source in sources:
+                print(import_file(source.read_bytes(), source, file, spec, data_dir))
         except (OSError, ValueError) as error:
             refusals.append(str(error))
     if not found:
-        raise ValueError(f"--from {folder}: none of the known files is below it. They are "
-                         f"{', '.join(file for file, _ in files)}")
+        raise ValueError(f"--from {folder}: none of the known files is below it. They are {', '.join(files)}")
     if refusals:
         raise ValueError("; ".join(refusals))
 
@@ -185,16 +175,6 @@ def state_of(name: str, data_dir: Path) -> tuple[str, str]:
                   for file, path in zip(spec.files, paths, strict=True))
     state = "differs" if changed else "embedded" if spec.embedded else "present"
     return state, f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB"
-
-
-def table(data_dir: Path) -> str:
-    """One line for each dataset."""
-    rows = [("name", "shape", "interval", "unit", "state", "size")]
-    for name, spec in DATASETS.items():
-        shape = " + ".join("x".join(map(str, shape)) for shape in spec.shape) or f"time x {spec.num_nodes}"
-        rows.append((name, shape, " ".join(map(str, spec.interval)), spec.unit, *state_of(name, data_dir)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def main(argv=None):
@@ -224,8 +204,14 @@ def main(argv=None):
         states = {name: state_of(name, data_dir)[0] for name in DATASETS}
         print("\n".join(name for name in DATASETS if states[name] in ("present", "embedded", "generated")))
     else:
-        print(f"{table(data_dir)}\n\nData folder: {data_dir}. To get what is missing: --from DIR or "
-              f"--download NAME (see --help).")
+        rows = [("name", "shape", "interval", "unit", "state", "size")]
+        for name, spec in DATASETS.items():
+            shape = " + ".join("x".join(map(str, shape)) for shape in spec.shape) or f"time x {spec.num_nodes}"
+            rows.append((name, shape, " ".join(map(str, spec.interval)), spec.unit, *state_of(name, data_dir)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(map(str.ljust, row, widths)).rstrip())
+        print(f"\nData folder: {data_dir}. To get what is missing: --from DIR or --download NAME (see --help).")
     return 0
 
 
