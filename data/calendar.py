@@ -55,7 +55,7 @@ def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = ""
     count, unit = interval
     if unit == "month":
         clock = np.datetime64(start, "M") + np.arange(num_steps) * count
-        slots, sizes, names = (clock.astype(int) % 12,), (12,), ("month",)
+        found = {"month": (clock.astype(int) % 12, 12)}
     else:
         minutes = count * MINUTES[unit]
         clock = np.datetime64(start, "m") + np.arange(num_steps) * minutes
@@ -64,18 +64,18 @@ def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = ""
         weekday = (days.astype(int) + 3) % 7  # 1970-01-01 was a Thursday
         if minutes > DAY:
             step_of_year = (local - local.astype("datetime64[Y]")).astype(int) // minutes
-            slots, sizes, names = (step_of_year,), (-(-366 * DAY // minutes),), ("step of year",)
+            found = {"step of year": (step_of_year, -(-366 * DAY // minutes))}
         elif minutes == DAY:
-            month = local.astype("datetime64[M]").astype(int) % 12
-            slots, sizes, names = (weekday, month), (7, 12), ("day of week", "month")
+            found = {"day of week": (weekday, 7), "month": (local.astype("datetime64[M]").astype(int) % 12, 12)}
         else:
             step_of_day = (local - days).astype(int) // minutes
-            slots, sizes, names = (step_of_day, weekday), (-(-DAY // minutes), 7), ("step of day", "day of week")
+            found = {"step of day": (step_of_day, -(-DAY // minutes)), "day of week": (weekday, 7)}
+    slots, sizes = zip(*found.values(), strict=True)
     times = stamped(clock, rule, count)
     times = utc_times(times, zone) if _is_local(interval) else times
     seconds = zone or rule and rule[0] in ("start", "end") and rule[1] % 60
     times = times.astype("datetime64[s]" if seconds else "datetime64[m]")
-    return Calendar(torch.from_numpy(np.stack(slots, axis=1)), sizes, names, times, zone, interval)
+    return Calendar(torch.from_numpy(np.stack(slots, axis=1)), sizes, (*found,), times, zone, interval)
 
 
 def cycles(interval: Interval) -> dict[str, float]:

@@ -39,21 +39,16 @@ class OwnFile:
 
 @dataclass(frozen=True)
 class Field:
-    """Values (time, node) in physical units, NaN where one is missing, with their calendar. See also `table.Table`.
-
-    segments  half-open ranges of time steps that are continuous, and that no window leaves: one, or two for a dataset
-              that trains on one field and is evaluated on another
-    graph     (node, node), the weights of edges
-    """
+    """Values (time, node) in physical units, NaN where one is missing, with their calendar. See also `table.Table`."""
 
     name: str
     spec: DatasetSpec
     values: Tensor
     calendar: Calendar
-    segments: tuple[tuple[int, int], ...]
+    segments: tuple[tuple[int, int], ...]  # half-open ranges of continuous steps, two for a pair of files
     node_names: tuple[str, ...]
     coordinates: np.ndarray | None = None
-    graph: Tensor | None = None
+    graph: Tensor | None = None  # (node, node), the weights of edges
     grid: tuple[int, int] | None = None
     axes: tuple[np.ndarray, np.ndarray] | None = None
     kept: np.ndarray | None = None
@@ -123,11 +118,7 @@ def mark_missing(values: Tensor, null_value: float | None = None) -> tuple[Tenso
 
 
 def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[DatasetSpec, Table]:
-    """The card of a file of the user's, and its table; gaps: rows that it lacks are inserted without values.
-
-    like: see `load_field`; it replaces flags.
-    Raises: ValueError where file and flags contradict each other, or do not state the times.
-    """
+    """The card of a file of the user's, and its table; gaps: rows that it lacks are inserted; like: as `load_field`."""
     path, rule = Path(own.data_path), PLAIN
     if name in DATASETS and not like:
         raise ValueError(f"--data_path {path}: {name} is a dataset of the registry; choose another --data_name for the "

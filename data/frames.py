@@ -63,10 +63,7 @@ def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str,
 
 
 def from_data_frame(frame: pd.DataFrame, source: str) -> Table:
-    """A table of the columns of a frame; its index gives the times where it holds any, its columns the names, if any.
-
-    Raises: ValueError for what is no number, or no time.
-    """
+    """A table of the columns of a frame; times from its index, if any. Raises: ValueError for what is no number."""
     index, where = pd.Series(frame.index), "row {}".format
     stamps = read_stamps(index, lambda row: f"{source}: {where(row)}") if holds_times(index) else None
     columns = [numbers(frame.iloc[:, place].rename(str(name)), source, where)

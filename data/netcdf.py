@@ -18,10 +18,7 @@ NORTH, EAST = ({f"degree{s}{mark}" for s in ("", "s") for mark in (f"_{word}", f
 
 
 def read_xarray(path: Path, variable: str) -> Table:
-    """One variable (time, place) or (time, latitude, longitude) of NetCDF or Zarr; land is left out of a grid.
-
-    Dimensions of one entry are dropped.
-    """
+    """One variable (time, place) or (time, latitude, longitude) of NetCDF or Zarr; land is left out of a grid."""
     xarray, kind = optional("xarray", path), "NetCDF"
     options = {"engine": "netcdf4"}
     if path.name.lower().rstrip("/").endswith(".zarr"):

@@ -5,6 +5,7 @@ import gzip
 import itertools
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,14 +64,15 @@ def read_numpy(path: Path) -> Table:
         expected = values.shape[key != "times"]
         if found.shape != (expected,):
             raise ValueError(f"{path}: {key} of shape {found.shape}; expected ({expected},)")
-    names, places = extras.get("node_names"), [extras[key] for key in ("latitude", "longitude") if key in extras]
-    coordinates = np.stack(places, axis=1).astype(float) if len(places) == 2 else None
-    if coordinates is not None and (wrong := outside_the_earth(coordinates)).any():
-        raise ValueError(f"{path}: latitude, longitude {coordinates[wrong.argmax()].tolist()} of node "
-                         f"{wrong.argmax()}; expected degrees, -90 to 90 and -180 to 360")
-    table = Table(values, node_names=None if names is None else tuple(map(str, names.tolist())),
-                  coordinates=coordinates,
-                  grid=array.shape[1:] if array.ndim == 3 and array.shape[2] > 1 else None)
+    table = Table(values, grid=array.shape[1:] if array.ndim == 3 and array.shape[2] > 1 else None)
+    if "node_names" in extras:
+        table = replace(table, node_names=tuple(map(str, extras["node_names"].tolist())))
+    if {"latitude", "longitude"} <= extras.keys():
+        places = np.stack([extras["latitude"], extras["longitude"]], axis=1).astype(float)
+        if (wrong := outside_the_earth(places)).any():
+            raise ValueError(f"{path}: latitude, longitude {places[wrong.argmax()].tolist()} of node {wrong.argmax()}; "
+                             "expected degrees, -90 to 90 and -180 to 360")
+        table = replace(table, coordinates=places)
     if "times" not in extras:
         return table
     return table.with_stamps(read_stamps(pd.Series(extras["times"]), lambda step: f"{path}: {table.where(step)}"))
@@ -102,7 +104,9 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
         found = ((number, line) for number, line in enumerate(file) if not line.startswith("#"))
         found = list(itertools.islice(found, 5)) or [(0, "")]
     top, lines, notes = found[0][0], [line for _, line in found], ()
-    separator = _separator(lines)
+    separator, widths = max(",;\t", key=lines[0].count), {len(line.split()) for line in lines if line.strip()}
+    if separator not in lines[0] and len(widths) == 1 and widths != {1}:
+        separator = r"\s+"  # blanks, where there is no other and all lines have as many cells
     header, row = (_cells(line, separator) for line in [*lines, ""][:2])
     check_columns(header, f"{path}: line {top + 1}")
     if all(name.isdigit() for name in header):
@@ -124,13 +128,6 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
     blank = frame.isna().all(axis=1)
     frame = frame.iloc[:len(frame) - int(blank[::-1].cummin().sum())]  # without blank lines at the end
     return from_frame(frame, str(path), lambda row: f"line {row + top + 2}", notes)
-
-
-def _separator(lines: list[str]) -> str:
-    """The separator of the first lines of a file: blanks, where there is no other and all have as many cells."""
-    separator = max(",;\t", key=lines[0].count)
-    cells = {len(line.split()) for line in lines if line.strip()}
-    return r"\s+" if separator not in lines[0] and len(cells) == 1 and cells != {1} else separator
 
 
 def _cells(line: str, separator: str) -> list[str]:

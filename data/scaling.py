@@ -121,12 +121,10 @@ class NodeStatistics:
 
     @classmethod
     def of(cls, training: Tensor) -> "NodeStatistics":
-        """Statistics of training values (time, node).
-
-        The most distant values (EXTREMES) are outliers where the spread is more than OUTLYING times that of the others.
-        """
+        """Statistics of training values (time, node)."""
         count, mean, std, low, high = _moments(training)
         limit = torch.full_like(std, math.inf)
+        # the most distant values are outliers where the spread is more than OUTLYING times that of the others
         extremes = (count * EXTREMES[1]).floor().clamp_min(EXTREMES[0])
         furthest = torch.maximum(high - mean, mean - low)
         may_have = furthest.square() * extremes >= (1 - OUTLYING**-2) * count * std.square()
@@ -174,22 +172,19 @@ class NodeStatistics:
         auto: of each node where nodes are unlike, else of the field. The std of a constant node is the size of its
         value, for a node of zeros the median spread of the others.
         """
-        if scaling == "auto":
-            scaling = "node" if bool(self.unlike().any()) else "field*"
-        if scaling == "field" or scaling == "field*" and not bool(self.outlying.any()):
+        precise = is_precise(training)
+        if scaling == "node" or scaling == "auto" and self.unlike().any():
+            varying = self.varying
+            typical = float(self.std[varying].median()) if varying.any() else 1.0
+            std = torch.where(varying, self.std, torch.where(self.mean != 0, self.mean.abs(), typical))
+            parts = self.mean, std, is_whole(training, by_node=True), self.limit / std, torch.zeros_like(varying)
+            return Scaler(*(tuple(part.tolist()) for part in parts), precise=precise)
+        if scaling == "field" or not self.outlying.any():
             return Scaler.fit(training)
-        if scaling == "field*":
-            mean, std = self.field()
-            furthest = torch.maximum(self.high - self.mean, self.mean - self.low)
-            furthest = torch.where(self.outlying, self.limit, furthest)
-            limit = float(((self.mean - mean).abs() + furthest).max()) / std
-            return Scaler(mean, std, is_whole(training), limit, precise=is_precise(training))
-        varying = self.varying
-        typical = float(self.std[varying].median()) if bool(varying.any()) else 1.0
-        std = torch.where(varying, self.std, torch.where(self.mean != 0, self.mean.abs(), typical))
-        whole = is_whole(training, by_node=True)
-        return Scaler(*(tuple(each.tolist()) for each in (self.mean, std, whole, self.limit / std)),
-                      nonnegative=(False,) * len(std), precise=is_precise(training))
+        mean, std = self.field()
+        furthest = torch.where(self.outlying, self.limit, torch.maximum(self.high - self.mean, self.mean - self.low))
+        limit = float(((self.mean - mean).abs() + furthest).max()) / std
+        return Scaler(mean, std, is_whole(training), limit, precise=precise)
 
 
 def as_real(values: Tensor) -> Tensor:

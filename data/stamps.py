@@ -194,9 +194,8 @@ def stamp(time: np.datetime64, zone: str = "") -> str:
 
 
 def parse_time(text: str, flag: str, zone: str = "") -> np.datetime64:
-    """The time of a text in ISO 8601: in UTC where the data have a time zone `zone`, else without one.
+    """The time of a text in ISO 8601, local or with an offset: in UTC where the data have a time zone `zone`.
 
-    A text without an offset is local time of that zone.
     Raises: ValueError that begins with the flag.
     """
     found = None

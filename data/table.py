@@ -175,11 +175,9 @@ def name_differences(found: Iterable[str], names: Iterable[str]) -> str:
         return f"nodes named twice: {listed(twice)}"
     unknown, missing = ([name for name in one if name not in set(other)]
                         for one, other in ((found, names), (names, found)))
-    if unknown and missing:
-        return f"nodes {listed(unknown)} (wanted {listed(missing)})"
-    if unknown or missing:
-        return f"nodes unknown to it: {listed(unknown)}" if unknown else f"nodes missing: {listed(missing)}"
-    return ""
+    if not missing:
+        return f"nodes unknown to it: {listed(unknown)}" if unknown else ""
+    return f"nodes {listed(unknown)} (wanted {listed(missing)})" if unknown else f"nodes missing: {listed(missing)}"
 
 
 def listed(names: list) -> str:

@@ -250,10 +250,7 @@ class WindowedField:
 
     def batches(self, split: str, batch_size: int, generator: torch.Generator | None = None,
                 limit: int = 0) -> "WindowBatches":
-        """Batches of a split in time order, or shuffled by `generator`.
-
-        With `limit`, only so many windows: evenly spread in time, or the first of the shuffled ones.
-        """
+        """Batches of a split in time order, or shuffled; of `limit` windows: evenly spread, or the first shuffled."""
         starts = self.starts[split]
         if generator is None:
             return WindowBatches(self, evenly(starts, limit), batch_size)
@@ -290,10 +287,7 @@ class WindowBatches:
         return replace(self, sharer=(rank, count))
 
     def share_windows(self, rank: int, count: int) -> "WindowBatches":
-        """Batches of the windows of process `rank` of `count`: every window belongs to one of them.
-
-        Raises: ValueError when a process would have none.
-        """
+        """Batches of the windows of process `rank` of `count`, every window in one. Raises: ValueError without any."""
         if len(self.starts) < count:
             raise ValueError(f"{count} processes cannot share {len(self.starts)} windows: start fewer processes")
         return replace(self, starts=self.starts.tensor_split(count)[rank])
@@ -341,24 +335,19 @@ def split_windows(field: Field, history_len: int, predict_len: int,
     starts = {split: torch.arange(*limits) for split, limits in zip(SPLITS, ranges, strict=True)}
     for split, found in starts.items():
         if len(found) == 0:
-            raise ValueError(
-                f"{field.name}: no {split} window: {len(field.values)} steps in all, a window takes --history_len "
-                f"{history_len} + --predict_len {predict_len} = {length}; choose shorter lengths or a longer series"
-            )
+            raise ValueError(f"{field.name}: no {split} window: {len(field.values)} steps in all, a window takes "
+                             f"--history_len {history_len} + --predict_len {predict_len} = {length}; choose shorter "
+                             "lengths or a longer series")
     trained_steps = int(starts["train"][-1]) + length
     if int(starts["test"][0]) + history_len < trained_steps:
-        raise ValueError(
-            f"{field.name}: futures of training and test windows would overlap: {len(starts['validation'])} validation "
-            f"windows lie between them, --predict_len {predict_len} needs {predict_len - 1}; choose shorter lengths"
-        )
+        raise ValueError(f"{field.name}: futures of training and test windows would overlap: "
+                         f"{len(starts['validation'])} validation windows lie between them, --predict_len "
+                         f"{predict_len} needs {predict_len - 1}; choose shorter lengths")
     return starts, trained_steps
 
 
 def _ranges(field: Field, split: str, windows: int, history_len: int, length: int) -> list[tuple[int, int]]:
-    """Half-open ranges of the first steps of training, validation and test windows of one field.
-
-    Raises: ValueError for a `split` that is neither shares nor two times in order.
-    """
+    """Half-open ranges of the first steps of training, validation and test windows of one field."""
     parts = (split or "0.6,0.2,0.2").split(",")
     if len(parts) == 2:
         first, second = (int(np.searchsorted(field.calendar.times, parse_time(part, "--split", field.calendar.zone)))
@@ -412,10 +401,7 @@ def with_support(field: Field, nonnegative: bool) -> Field:
 
 
 def supported(field: Field, support: str) -> Field:
-    """The field with the support of the flag: "auto", "any" or "nonnegative".
-
-    Raises: ValueError where a value is outside of it.
-    """
+    """The field with the support "auto", "any" or "nonnegative". Raises: ValueError where a value is outside of it."""
     if support != "auto":
         field = with_support(field, support == "nonnegative")
     if support == "nonnegative" and (lowest := smallest(field.values)) < 0:
