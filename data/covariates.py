@@ -24,10 +24,6 @@ class Covariates:
     values: Tensor
     notes: tuple[str, ...] = ()
 
-    def scalers(self, training_steps: int) -> dict[str, Scaler]:
-        """The scaler of each covariate, fitted to the training part."""
-        return {name: Scaler.fit(self.values[:training_steps, :, place]) for place, name in enumerate(self.names)}
-
 
 def standardize(values: Tensor, scalers: dict[str, Scaler]) -> Tensor:
     """Covariates (..., covariate), each by its scaler."""

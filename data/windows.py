@@ -96,7 +96,8 @@ class WindowedField:
         self._offsets = torch.arange(history_len + predict_len, device=self.window_device)
         self._covariates, self.covariate_scalers, self._nearest = None, {}, {}
         if covariates is not None:
-            self.covariate_scalers = covariates.scalers(training_steps)
+            self.covariate_scalers = {name: Scaler.fit(covariates.values[:training_steps, :, place])
+                                      for place, name in enumerate(covariates.names)}
             self._covariates = standardize(covariates.values, self.covariate_scalers).to(self.window_device)
         self.lags = choose_lags(settings.lags, field.spec.interval, predict_len, self.training)
         self._lag_steps = torch.tensor(self.lags, device=self.window_device)
