@@ -17,8 +17,7 @@ import pandas as pd
 from pandas.tseries.api import guess_datetime_format
 
 MONTH = np.timedelta64(1, "M")
-PLAIN = ()
-"""The rule of stamps that are the beginning of their step, see `stamped`."""
+PLAIN = ()  # the rule of stamps that are the beginning of their step, see `stamped`
 PLAUSIBLE_YEARS = range(1500, 2201)
 FIRST_ZONES = ("Europe/Berlin", "Europe/London", "Europe/Helsinki", "America/New_York", "America/Chicago",
                "America/Denver", "America/Los_Angeles", "Australia/Sydney")

@@ -323,9 +323,7 @@ def split_windows(field: Field, history_len: int, predict_len: int,
     """
     length = history_len + predict_len
     if len(field.segments) == 1:
-        (_, steps), = field.segments
-        windows = max(steps - length + 1, 0)
-        ranges = _ranges(field, split, windows, history_len, length)
+        ranges = _ranges(field, split, history_len, length)
     elif split:
         raise ValueError(f"--split {split}: {field.name} is split by field: trained on one, evaluated on another")
     else:
@@ -347,8 +345,9 @@ def split_windows(field: Field, history_len: int, predict_len: int,
     return starts, trained_steps
 
 
-def _ranges(field: Field, split: str, windows: int, history_len: int, length: int) -> list[tuple[int, int]]:
+def _ranges(field: Field, split: str, history_len: int, length: int) -> list[tuple[int, int]]:
     """Half-open ranges of the first steps of training, validation and test windows of one field."""
+    windows = max(len(field.values) - length + 1, 0)
     parts = (split or "0.6,0.2,0.2").split(",")
     if len(parts) == 2:
         first, second = (int(np.searchsorted(field.calendar.times, parse_time(part, "--split", field.calendar.zone)))

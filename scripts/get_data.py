@@ -31,11 +31,6 @@ LARGEST_FILE = 256 << 20  # bytes; the largest of the release has 50 million
 LONGEST_DOWNLOAD = 1800  # seconds for a file
 
 
-def known_files(spec: DatasetSpec) -> tuple[str, ...]:
-    """All files of a dataset, its graph included, relative to the data folder."""
-    return (*spec.files, spec.graph) if spec.graph else spec.files
-
-
 def import_file(content: bytes, source: Path | str, file: str, spec: DatasetSpec, data_dir: Path) -> str:
     """Write one checked file into the data folder, unpacked where its `source` is a .zip: what was done, in words.
 
@@ -49,7 +44,13 @@ def import_file(content: bytes, source: Path | str, file: str, spec: DatasetSpec
     if expected and digest != expected:
         raise ValueError(f"{file} is refused, its SHA-256 differs: expected {expected}, found {digest}")
     if not expected and file.endswith(".npy"):
-        check_shape(content, file, spec.num_nodes)
+        try:
+            array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        except Exception:  # a damaged file makes NumPy raise many kinds
+            raise ValueError(f"{file} is refused: not a whole numpy file with one array of numbers") from None
+        if array.dtype.kind not in "iuf" or array.ndim not in (2, 3) or np.prod(array.shape[1:]) != spec.num_nodes:
+            raise ValueError(f"{file} is refused: expected numbers (time, ...) with {spec.num_nodes} nodes, found "
+                             f"{array.shape} of {array.dtype}")
     if is_there(data_dir / file, digest):
         return f"{file}: already there"
     (data_dir / file).parent.mkdir(parents=True, exist_ok=True)
@@ -74,17 +75,6 @@ def unpacked(content: bytes, source: Path | str, name: str) -> bytes:
             return archive.read(entries[0])
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{source} is refused: not a whole archive without password ({error})") from None
-
-
-def check_shape(content: bytes, file: str, nodes: int) -> None:
-    """Raises: ValueError for what is no .npy file of numbers (time, ...) with so many nodes."""
-    try:
-        array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except Exception:  # a damaged file makes NumPy raise many kinds
-        raise ValueError(f"{file} is refused: not a whole numpy file with one array of numbers") from None
-    if array.dtype.kind not in "iuf" or array.ndim not in (2, 3) or np.prod(array.shape[1:]) != nodes:
-        raise ValueError(f"{file} is refused: expected numbers (time, ...) with {nodes} nodes, found {array.shape} of "
-                         f"{array.dtype}")
 
 
 def is_there(target: Path, digest: str | None) -> bool:
@@ -128,7 +118,7 @@ def download(name: str, data_dir: Path):
     if spec.synthetic or spec.embedded:
         how = "is generated when it is used" if spec.synthetic else "comes with the project"
         raise ValueError(f"{name} {how}: there is nothing to download")
-    for file in known_files(spec):
+    for file in filter(None, (*spec.files, spec.graph)):
         if is_there(data_dir / file, spec.sha256.get(file)):
             print(f"{file}: already there")
             continue
@@ -145,7 +135,7 @@ def import_all(folder: Path, data_dir: Path) -> None:
     if not folder.is_dir():
         raise ValueError(f"--from {folder}: no such folder")
     paths = [path for path in sorted(folder.rglob("*"), key=lambda path: (len(path.parts), path)) if path.is_file()]
-    files = {file: spec for spec in DATASETS.values() for file in known_files(spec)}
+    files = {file: spec for spec in DATASETS.values() for file in (*spec.files, spec.graph) if file}
     found, refusals = 0, []
     for file, spec in files.items():
         endings = [f"/{end}" for name in (file, spec.archive.get(file, file)) for end in (name, Path(name).name)]
