@@ -3,7 +3,8 @@
     python -m scripts.paper.score_oracle save/diffusion/Oracle_12_12 [FOLDER ...] [--json FILE] [--table FILE]
 
 The exact forecaster draws as many members as the run has, of the same kind, from the field's known predictive law given
-the history. Both are scored on the same test windows.
+the history. "around stage 1" is that law moved to the stage-1 mean of the run, which tells errors of the mean from
+those of stage 2. All are scored on the same test windows.
 """
 
 import math
@@ -14,6 +15,7 @@ import torch
 
 from data.synthetic import OracleField, OraclePredictive, SkewedPredictive, make_oracle
 from data.windows import WindowedField
+from models import MeanModel, load_forecaster
 from models.quantiles import reorder
 from utils.config import FlagParser, output_path
 from utils.output.tables import markdown
@@ -43,13 +45,19 @@ def exact_members(law: OraclePredictive | SkewedPredictive, members: int, genera
 
 
 def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: int = 0, limit: int = 0,
-                ensemble: str = "random") -> dict:
-    """Scores of an ensemble of the exact predictive law on test windows of the synthetic field."""
+                ensemble: str = "random", mean_model: MeanModel | None = None) -> dict:
+    """Scores of an ensemble of the exact predictive law on test windows of the synthetic field.
+
+    mean_model: the mean of the law is replaced by its output.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def sample(batch):
         law = oracle.predictive(data.scaler.physical(batch.context.history), batch.start, data.predict_len)
-        return data.scaler.standardize(exact_members(law, members, generator, ensemble))
+        drawn = exact_members(law, members, generator, ensemble)
+        if mean_model:
+            drawn = drawn + (data.scaler.physical(mean_model(batch.context)) - law.mean).unsqueeze(1)
+        return data.scaler.standardize(drawn)
 
     scores, _ = evaluate_ensemble(sample, data.batches("test", 8, limit=limit), data.scaler.physical,
                                   (members, data.predict_len, data.num_nodes), ensemble)
@@ -96,7 +104,8 @@ def compare(folder: Path) -> dict:
     data = open_windows(config, "", "cpu")
     oracle = make_oracle(oracle_settings(config))
     steps, nodes = oracle.values.shape
-    exact = score_exact(data, oracle, ours["members"], limit=config["test_windows"], ensemble=ours["ensemble"])
+    exact, around = (score_exact(data, oracle, ours["members"], limit=config["test_windows"], ensemble=ours["ensemble"],
+                                 mean_model=model) for model in (None, load_forecaster(folder).model.mean_model))
     found = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
                                            "recipe", "sampler", "sample_steps", "best_epoch", "epochs", "ensemble")}
     found |= {
@@ -104,6 +113,8 @@ def compare(folder: Path) -> dict:
         "length_scale": config["oracle_length_scale"], "skew": config["oracle_skew"],
         "ours": {name: ours[name] for name in shown}, "exact": {name: exact[name] for name in shown},
         "ratio": {name: ours[name] / exact[name] for name in shown},
+        "around_stage_1": {name: around[name] for name in shown},
+        "ratio_around_stage_1": {name: ours[name] / around[name] for name in shown},
     }
     if "joint" in ours and not config["oracle_skew"]:  # with a skew, correlation depends on the history
         found["joint"] = compare_joint(ours["joint"], exact["joint"], law_curve(data, oracle))
@@ -114,9 +125,10 @@ def show(found: dict) -> None:
     """Print a comparison."""
     print("{nodes} nodes, length scale {length_scale:g}, skew {skew:g}, --denoiser {denoiser}, seed {seed}: {windows} "
           "test windows, {members} members ({ensemble})".format(**found))
-    print(f"{'':20}{'ours':>10}{'exact':>10}{'ratio':>8}")
-    for name in found["ours"]:
-        print(f"{name:20}{found['ours'][name]:10.4g}{found['exact'][name]:10.4g}{found['ratio'][name]:8.3f}")
+    print(f"{'':20}{'ours':>10}{'exact':>10}{'ratio':>8}{'around stage 1':>16}{'ratio':>8}")
+    for name, ours in found["ours"].items():
+        print(f"{name:20}{ours:10.4g}{found['exact'][name]:10.4g}{found['ratio'][name]:8.3f}"
+              f"{found['around_stage_1'][name]:16.4g}{found['ratio_around_stage_1'][name]:8.3f}")
     if "joint" in found:
         print(table([found]))
 
