@@ -44,13 +44,12 @@ class Series:
     def window(self, begin: int, history_len: int, predict_len: int) -> tuple[np.ndarray, np.ndarray | None]:
         """History and covariates of the window that begins at a step, NaN for steps before the series."""
         given = as_real(self.values[max(begin - self.max_lag, 0):begin + history_len]).numpy()
-        missing, covariates = self.max_lag + history_len - len(given), None
-        history = np.pad(given, ((missing, 0), (0, 0)), constant_values=np.nan)
-        if self.covariates is not None:
-            covariates = self.covariates[begin:begin + history_len + predict_len].numpy()
-            if len(covariates) < history_len + predict_len:
-                raise ValueError(f"--covariates: they end {history_len + predict_len - len(covariates)} steps before "
-                                 "the horizon does; give a file that covers it")
+        history = np.pad(given, ((self.max_lag + history_len - len(given), 0), (0, 0)), constant_values=np.nan)
+        if self.covariates is None:
+            return history, None
+        covariates = self.covariates[begin:begin + history_len + predict_len].numpy()
+        if missing := history_len + predict_len - len(covariates):
+            raise ValueError(f"--covariates: they end {missing} steps before the horizon does; give a longer file")
         return history, covariates
 
 
@@ -172,14 +171,12 @@ def main(arguments: list[str] | None = None) -> int:
     series = open_series(run, given["data_path"], given.get("data_dir", ""), given["covariates"])
     windows = choose_windows(run, len(series.values), series.first, given["at"], given["rolling"], given["split"])
     horizon = run.checkpoint["config"]["history_len"] + series.first
-    seen = sum(begin + horizon < run.field.trained_steps for begin in windows)
-    if seen:
+    if seen := sum(begin + horizon < run.field.trained_steps for begin in windows):
         print(f"note: {seen} of {len(windows)} windows have futures that the model was trained on: no test of it",
               file=sys.stderr)
-    short = max(run.field.max_lag - min(windows), 0)
-    if short:
+    if (short := run.field.max_lag - min(windows)) > 0:
         print(f"note: the data begin {short} steps too late for all lags ({listed(list(run.field.lags))}) of the first "
-              "window: what is usual stands for what is not there", file=sys.stderr)
+              "window: the climatology replaces the missing steps", file=sys.stderr)
     flags = {name: given[name] for name in SAMPLING_FLAGS if name in given}
     drawn = forecasts(run, series, windows, flags, processes, given["online"])
     if not processes.first:

@@ -69,7 +69,7 @@ def read_runs(folder: Path) -> pd.DataFrame:
         rows.append({**row, "path": path.with_suffix(".csv")})
     if not rows:
         raise ValueError(f"{folder}: no scored run; run python -m scripts.paper.benchmark first")
-    runs, order = pd.DataFrame(rows), dict(zip(METHODS, range(len(METHODS)), strict=True))
+    runs, order = pd.DataFrame(rows), {name: place for place, name in enumerate(METHODS)}
     runs = runs.reindex(columns=runs.columns.union(OURS, sort=False))  # NaN where a run is older than a score
     return runs.sort_values(["data_name", "method", "seed"], ignore_index=True,
                             key=lambda column: column.map(order) if column.name == "method" else column)
@@ -139,18 +139,19 @@ def best_in_bold(rows: list[list[str]], means: pd.DataFrame) -> None:
                 rows[place][column] = f"**{rows[place][column]}**"
 
 
-def compared(ours: pd.DataFrame, theirs: pd.DataFrame, score: str, length: int) -> str:
-    """The relative difference of a score on common windows of `length` steps, with its interval.
+def compared(ours: pd.DataFrame, theirs: pd.DataFrame, scores: Sequence[str], length: int) -> list[str]:
+    """Relative differences of scores on common windows of `length` steps, with their intervals.
 
     Empty without runs, or if one is older than the score.
     """
+    if not len(ours) or not len(theirs):
+        return [""] * len(scores)
     windows = [pd.read_csv(path) for path in (*ours.path, *theirs.path)]
-    if not len(ours) or not len(theirs) or not all(PAIRED[score][0] in run for run in windows):
-        return ""
     common = set.intersection(*(set(run.start) for run in windows))
     windows = [run[run.start.isin(common)].to_dict("list") for run in windows]
     block = independent_block(torch.tensor(sorted(common)), length)
-    return in_words(paired_difference(windows[:len(ours)], windows[len(ours):], score, block))
+    return [in_words(paired_difference(windows[:len(ours)], windows[len(ours):], score, block))
+            if all(PAIRED[score][0] in run for run in windows) else "" for score in scores]
 
 
 def counts(runs: pd.DataFrame) -> str:
@@ -190,7 +191,7 @@ def texture_table(runs: pd.DataFrame) -> Table:
 def differences(runs: pd.DataFrame, length: int, scores: Sequence[str] = COMPARED) -> Table:
     """The default against every other method, ensembles of one kind: relative differences with intervals."""
     groups = dict(list(by_method(runs)))
-    rows = [[name, kind, *(compared(groups[ours], theirs, score, length) for score in scores)]
+    rows = [[name, kind, *compared(groups[ours], theirs, scores, length)]
             for (name, kind), theirs in groups.items()
             if (ours := (DEFAULTS[kind], kind)) in groups and name not in DEFAULTS.values()]
     return [f"{DEFAULT} against", "members", *scores], rows
@@ -206,9 +207,9 @@ def ablation_table(runs: pd.DataFrame, changes: dict[str, str], length: int) -> 
         group = runs[runs.method == name]
         if len(group):
             both = set(group.seed) & set(ours.seed) if name != DEFAULT else ()
-            against = compared(*(each[each.seed.isin(both)] for each in (group, ours)), "CRPS", length)
+            against = compared(*(each[each.seed.isin(both)] for each in (group, ours)), ["CRPS"], length)
             rows.append([name, change, *(mean_and_spread(group[score]) for score in ABLATION_SCORES),
-                         against, str(len(group))])
+                         *against, str(len(group))])
     return ["row", "change", *ABLATION_SCORES, f"CRPS against {DEFAULT}", "seeds"], rows
 
 
