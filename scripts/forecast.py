@@ -75,10 +75,7 @@ def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariate
 
 def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "", rolling: int = 0,
                    split: str = "") -> Sequence[int]:
-    """Where the histories begin in a series of so many steps, whose first one has the position `first`.
-
-    Without a choice the history is the end of the series. Raises: ValueError where the series is too short.
-    """
+    """Where the histories begin in a series whose first step has the position `first`; without a choice, at its end."""
     history_len, predict_len = (run.checkpoint["config"][name] for name in ("history_len", "predict_len"))
 
     def time(step: int) -> str:

@@ -3,8 +3,7 @@
     python -m scripts.report save/diffusion/NYCFlights_12_12
     python -m scripts.report save/diffusion/NYCFlights_12_12 --split validation --windows 100 --output report.html
 
-The windows are forecast once more and scored as after training, beside the forecasters without a network (`SIMPLE` in
-models/baselines.py); the scores of these come from metrics.json if it has them for these windows. See docs/report.md.
+The windows are forecast once more and scored as after training. docs/report.md says what the page shows.
 """
 
 import json
@@ -110,11 +109,7 @@ def cautions(ours: dict, simple: dict[str, dict], trained: dict, settings: dict,
 
 def draw_pictures(scores: dict[str, dict], diagnostics: Diagnostics, logs: dict[str, list[dict]], window: dict,
                   data: WindowedField) -> Iterator[tuple[str, plt.Figure]]:
-    """Every picture of the report, with its name in CAPTIONS.
-
-    window: see `plots.forecast_window`. Maps and distances need a grid or coordinates; without, pairs of nodes are
-    compared by their correlation alone.
-    """
+    """Every picture of the report, with its name in CAPTIONS; window: see `plots.forecast_window`."""
     field, ours, nodes = data.field, scores[OURS], diagnostics.by_node()
     unit, joint, pit = field.spec.unit, ours["joint"], np.array(ours["PIT"])
     yield "forecast", plots.fan_charts(**window, unit=unit)

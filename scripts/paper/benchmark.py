@@ -4,10 +4,9 @@
     python -m scripts.paper.benchmark --data_names SST --methods gaussian,cost --split validation --save_dir /tmp/try
     python -m scripts.paper.benchmark --data_path FILE --seeds 0
 
-An interrupted run resumes; finished stages and scored methods are skipped. Each method leaves
-save/benchmark/<split>/<data>_<H>_<F>/<method>_<seed>.json and .csv (scores of every window);
-`python -m scripts.paper.collect_results` makes the tables. Choices are made on `--split validation`; methods that
-estimate something there (spreads, residuals, recalibration) look better on it than they would elsewhere.
+Each method leaves save/benchmark/<split>/<data>_<H>_<F>/<method>_<seed>.json and .csv (scores of every window);
+scripts.paper.collect_results makes tables of them. Choices are made on `--split validation`; methods that estimate
+something there (spreads, residuals, recalibration) look better on it than they would elsewhere.
 """
 
 import time

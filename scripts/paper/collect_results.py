@@ -3,8 +3,7 @@
     python -m scripts.paper.collect_results [--save_dir save]
 
 Writes docs/results/<H>_<F>.csv (one row per run), .md (all rows beside every published one, with paired intervals) and
-joint_<H>_<F>.csv and .md for all lengths that were run; of 12 -> 12 docs/results/ablation.md, and what stands between
-the `results` marks of README.md. Numbers of other papers come from docs/results/published_<H>_<F>.csv.
+joint_<H>_<F>.csv and .md; for 12 -> 12 also ablation.md and what stands between the `results` marks of README.md.
 """
 
 import re
@@ -54,10 +53,7 @@ Table = tuple[list[str], list[list[str]]]  # names of the columns, rows
 
 
 def read_runs(folder: Path) -> pd.DataFrame:
-    """One row per scored run: what its .json says without nested values, and where its windows are.
-
-    Of the rows that are ours, only those of a whole split.
-    """
+    """One row per scored run, without nested values, with the path of its windows; of ours, those of whole splits."""
     rows = []
     for path in sorted(folder.glob("*/*.json")):
         scores = read_json(path)
@@ -140,10 +136,7 @@ def best_in_bold(rows: list[list[str]], means: pd.DataFrame) -> None:
 
 
 def compared(ours: pd.DataFrame, theirs: pd.DataFrame, scores: Sequence[str], length: int) -> list[str]:
-    """Relative differences of scores on common windows of `length` steps, with their intervals.
-
-    Empty without runs, or if one is older than the score.
-    """
+    """Relative differences on common windows of `length` steps with intervals, "" where a run or score is missing."""
     if not len(ours) or not len(theirs):
         return [""] * len(scores)
     windows = [pd.read_csv(path) for path in (*ours.path, *theirs.path)]
@@ -198,10 +191,7 @@ def differences(runs: pd.DataFrame, length: int, scores: Sequence[str] = COMPARE
 
 
 def ablation_table(runs: pd.DataFrame, changes: dict[str, str], length: int) -> Table:
-    """Some rows of the ablation; the difference is that of a row to the default, above 0 if the row is worse.
-
-    It is taken over the seeds that both have.
-    """
+    """Some rows of the ablation, each with its difference to the default over the seeds that both have."""
     rows, ours = [], runs[runs.method == DEFAULT]
     for name, change in changes.items():
         group = runs[runs.method == name]
@@ -286,10 +276,7 @@ def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
 
 
 def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
-    """Every published or simple row that has a better score than the default, in sentences.
-
-    The default's row is that of the same kind of members (random ones beside published rows), or the only one it has.
-    """
+    """Every published or simple row that has a better score than the default, in sentences."""
     lines, published = [], read_published(lengths, " (published)")
     for data_name, group in runs.groupby("data_name", sort=False):
         rows = pd.concat([published[published.data_name == data_name], group[group.method.isin(OTHERS)]])
@@ -297,7 +284,7 @@ def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
         ours = group[group.method == group.ensemble.map(DEFAULTS)].groupby("ensemble")[list(LISTED)].mean()
         found = []
         for score in LISTED:
-            own = {kind: ours[score].get(kind, ours[score].mean()) for kind in DEFAULTS}
+            own = {kind: ours[score].get(kind, ours[score].mean()) for kind in DEFAULTS}  # or the only kind it has
             better = [f"{name} {number(value)} ({number(own[kind])})"
                       for (name, kind), value in rows[score].mean().items() if value < own[kind]]
             if better:
@@ -311,10 +298,7 @@ def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
 
 
 def summary(runs: pd.DataFrame) -> str:
-    """The README's table: the default, then with lags, beside the published system and rows of the paper.
-
-    All of them by random members, as those of the paper. The lowest score of a row is bold.
-    """
+    """The README's table, by random members: the default and it with lags, beside `published` and the paper's rows."""
     rows, published = [], read_published((12, 12))
     runs, published = runs[runs.ensemble == "random"], published[published.method.isin(PAPER)]
     for (data_name, group), (method, label) in product(runs.groupby("data_name", sort=False), SHOWN.items()):

@@ -2,9 +2,7 @@
 
     python -m scripts.paper.interval_coverage --table docs/results/intervals.md
 
-A window's difference is simulated as a mean over the steps that it shares with its neighbours (`overlap`) of an
-autoregressive process (`phi`): windows one step apart, as in a test split. The interval of `utils.scores.comparison`
-stands beside a bootstrap of blocks of windows.
+PAGE says what is simulated, and which intervals are compared.
 """
 
 from pathlib import Path

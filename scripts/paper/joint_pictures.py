@@ -2,9 +2,8 @@
 
     python -m scripts.paper.joint_pictures save/diffusion/SST_12_12 save/diffusion/Los_Speed_12_12 --out docs/results
 
-For each run, named after its folder: joint_<run>_members.png, three members of one field beside the observation, where
-nodes form a grid or have coordinates; joint_<run>_correlation.png, correlation between nodes against their distance;
-and joint_<run>_regions.png, the PIT histogram of means over random regions. The last two are drawn from metrics.json.
+For each run, named after its folder: joint_<run>_members.png, where nodes form a grid or have coordinates, and from its
+metrics.json joint_<run>_correlation.png and joint_<run>_regions.png.
 """
 
 from pathlib import Path

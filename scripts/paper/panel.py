@@ -4,9 +4,8 @@
     python -m scripts.paper.panel --half choice                # choices are made on this half
     python -m scripts.paper.panel                              # all fields; `report` is run once, for the table
 
-The fields come from packages of PyPI; nothing is downloaded. Each is written to save/panel/data/ as an own file, and
-given by --data_path. Scores of a row go to save/panel/scores/<field>/<row>_<seed>.json; an interrupted run resumes from
-there. Then docs/results/panel.md and .csv are written, from every field that has all rows.
+Each field is written to save/panel/data/ as an own file, and given by --data_path. Scores of a row go to
+save/panel/scores/<field>/<row>_<seed>.json, from where an interrupted run resumes, then to docs/results/panel.*.
 """
 
 import importlib

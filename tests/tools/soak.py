@@ -2,9 +2,8 @@
 
     python -m tests.tools.soak --json docs/results/soak.json
 
-Both stages run as separate processes, are killed with SIGKILL and started again by the same command; their results are
-compared bit by bit with those of an undisturbed run. Fuzzed inputs (`tests.tools.bad_inputs`) have to end in a clean
-error or a correct result. Everything happens in a temporary folder.
+A killed training is started again by the same command; its results must equal those of an undisturbed run bit by bit.
+Fuzzed inputs (`tests.tools.bad_inputs`) have to end in a clean error or a correct result.
 """
 
 import json
