@@ -76,12 +76,6 @@ class SkewedPredictive:
     spread: Tensor
     skew: float
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the values: that of a lognormal variable, see `warp`."""
-        grown = torch.exp(self.skew * self.normal.mean + (self.skew * self.normal.std) ** 2 / 2)
-        return self.seasonal_mean + self.spread * (grown - math.exp(self.skew**2 / 2)) / _size(self.skew)
-
     def sample(self, members: int, generator: torch.Generator) -> Tensor:
         """Joint futures, (batch, member, horizon, node)."""
         return self.values(self.normal.sample(members, generator))

@@ -37,17 +37,7 @@ def test_exact_quantiles_score_about_one_part_in_m_below_random_draws_of_the_sam
         assert each["coverage90"] == pytest.approx(each["coverage90_floor"], abs=0.015)
 
 
-def test_the_mean_of_the_skewed_law_is_that_of_its_draws():
-    settings = OracleSettings(6, 600, skew=0.5)
-    data, field = WindowedField(load_field("Oracle", ROOT, oracle=settings), 12, 12), make_oracle(settings)
-    batch = next(iter(data.batches("test", 2)))
-    law = field.predictive(data.scaler.physical(batch.context.history), batch.start, 12)
-    drawn = law.sample(20_000, torch.Generator().manual_seed(1))
-    error = (drawn.mean(1) - law.mean) / drawn.std(1) * 20_000**0.5
-    assert error.abs().max() < 5
-
-
-def test_the_exact_law_around_another_mean_is_worse_and_around_its_own_the_same(oracle):
+def test_the_exact_law_around_a_wrong_mean_is_worse_and_around_its_own_better_as_its_mean_has_no_sampling_error(oracle):
     data, field = oracle
 
     def own_mean(context):  # of the test windows, one batch of 8 after the other
@@ -57,6 +47,6 @@ def test_the_exact_law_around_another_mean_is_worse_and_around_its_own_the_same(
 
     batches = iter(data.batches("test", 8, limit=40))
     exact = score_exact(data, field, 20, limit=40)["CRPS"]
-    assert score_exact(data, field, 20, limit=40, mean_model=own_mean)["CRPS"] == pytest.approx(exact, rel=1e-5)
+    assert 0.95 < score_exact(data, field, 20, limit=40, mean_model=own_mean)["CRPS"] / exact < 1
     assert score_exact(data, field, 20, limit=40, mean_model=lambda context: context.future_climatology)[
         "CRPS"] > 1.05 * exact

@@ -3,8 +3,8 @@
     python -m scripts.paper.score_oracle save/diffusion/Oracle_12_12 [FOLDER ...] [--json FILE] [--table FILE]
 
 The exact forecaster draws as many members as the run has, of the same kind, from the field's known predictive law given
-the history. "around stage 1" is that law moved to the stage-1 mean of the run, which tells errors of the mean from
-those of stage 2. All are scored on the same test windows.
+the history. "around stage 1" are these members centred on the stage-1 mean of the run, as its own are: errors of stage 2
+without those of the mean. All are scored on the same test windows.
 """
 
 import math
@@ -48,7 +48,7 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
                 ensemble: str = "random", mean_model: MeanModel | None = None) -> dict:
     """Scores of an ensemble of the exact predictive law on test windows of the synthetic field.
 
-    mean_model: the mean of the law is replaced by its output.
+    mean_model: the members are centred on its output, see `ResidualMargin`.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -56,7 +56,8 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
         law = oracle.predictive(data.scaler.physical(batch.context.history), batch.start, data.predict_len)
         drawn = exact_members(law, members, generator, ensemble)
         if mean_model:
-            drawn = drawn + (data.scaler.physical(mean_model(batch.context)) - law.mean).unsqueeze(1)
+            residual = (drawn - drawn.mean(1, keepdim=True)) * (members / (members - 1)) ** 0.5
+            drawn = data.scaler.physical(mean_model(batch.context)).unsqueeze(1) + residual
         return data.scaler.standardize(drawn)
 
     scores, _ = evaluate_ensemble(sample, data.batches("test", 8, limit=limit), data.scaler.physical,
