@@ -3,8 +3,8 @@
     python -m scripts.paper.score_oracle save/diffusion/Oracle_12_12 [FOLDER ...] [--json FILE] [--table FILE]
 
 The exact forecaster draws as many members as the run has, of the same kind, from the field's known predictive law given
-the history. "around stage 1" are these members centred on the stage-1 mean of the run, as its own are: errors of stage 2
-without those of the mean. All are scored on the same test windows.
+the history. "around stage 1" are these members centred on the stage-1 mean of the run, as its own are: stage 2 is then
+seen without the errors of the mean. All are scored on the same test windows.
 """
 
 import math
