@@ -129,7 +129,6 @@ class SimpleForecasters(nn.Module):
             found += [lagged, lagged + drift]
         return torch.stack(found, dim=1)
 
-    @torch.no_grad()
     def fit(self, windows: Windows) -> Tensor:
         """Fit all to training windows in the order of time; forecasts of these, of both ridges out of sample."""
         future, target_mask, last = windows.future, windows.target_mask, windows.last.unsqueeze(1)
@@ -263,7 +262,6 @@ class Base(nn.Module):
         width = self.spread * self.cycle[self.bins(context.calendar)]
         return (point + width.unsqueeze(1) * self.shape.unsqueeze(1)).clamp_min(self.minimum)
 
-    @torch.no_grad()
     def fit(self, training, validation, minimum: Tensor | float) -> None:
         """Fit everything to training and validation windows in the order of time; no output is below `minimum`."""
         self.minimum.copy_(torch.as_tensor(minimum))

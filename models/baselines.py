@@ -111,7 +111,7 @@ def ridge(data, members: int, **_) -> Callable:
     windows = Windows.join(data.batches("train", FIT_BATCH, limit=RIDGE_WINDOWS))
     error = windows.future - forecasters.fit(windows)[:, which]
     std = ((error.square() * windows.target_mask).sum(0) / windows.target_mask.sum(0).clamp_min(1)).sqrt()
-    return _gaussian(torch.no_grad()(lambda batch: forecasters(Windows(batch.context))[:, which]), std, members)
+    return _gaussian(lambda batch: forecasters(Windows(batch.context))[:, which], std, members)
 
 
 # Around a conditional mean

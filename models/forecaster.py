@@ -85,6 +85,7 @@ class Forecaster(nn.Module):
         futures, prepared, starts = map(torch.cat, tensors)
         return Gathered(futures, prepared, Context.join(contexts), starts)
 
+    @torch.no_grad()
     def prepare(self, future: Tensor, context: Context) -> Tensor:
         """What `loss` needs of the mean model. It is the same at every epoch, so that it is computed once."""
         return self.margin.prepare(self.mean_model, future, context)

@@ -109,7 +109,6 @@ class ResidualMargin(Margin):
         self.scale, self.scaled, self.center, self.inputs = scale, scaled, center, inputs
         self.register_buffer("width", torch.ones(()))
 
-    @torch.no_grad()
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
         """The mean and the part of the scale that depends on the history: (batch, 2, F, node)."""
         predicted = mean_model.predict(context)
@@ -184,12 +183,10 @@ class QuantileMargin(Margin):
     Source: ensemble copula coupling, Schefzik et al. 2013 (arXiv:1302.7149).
     """
 
-    @torch.no_grad()
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
         """The conditional quantiles: (batch, level, F, node)."""
         return mean_model.predict(context)
 
-    @torch.no_grad()
     def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
         """The PIT bounds of the future under the uncalibrated quantiles: (batch, 2, F, node)."""
         return pit_bounds(mean_model.uncalibrated.predict(context), future, *self.support)
@@ -223,14 +220,12 @@ class EmpiricalMargin(Margin):
         self.register_buffer("edges", torch.zeros(CLASSES - 1))
         self.register_buffer("table", torch.zeros(CLASSES, TABLE_LEVELS))
 
-    @torch.no_grad()
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
         """The three parts of the index: (batch, 3, F, node)."""
         predicted = mean_model.predict(context)
         parts = torch.stack([predicted.mean(1), predicted[:, -1], context.future_climatology], dim=1)
         return (parts - self.support[0]).clamp_min(0)
 
-    @torch.no_grad()
     def fit(self, training: Gathered, validation: Gathered, spectrum) -> None:
         futures, prepared, context, _ = training
         values, parts = (futures - self.support[0]).double(), prepared.movedim(1, -1).double()  # parts: (..., node, 3)
@@ -251,11 +246,9 @@ class EmpiricalMargin(Margin):
         members = torch.searchsorted(self.edges, index, right=True)
         for number in range(CLASSES):
             own = values[members == number]
-            if len(own):  # an empty class takes the table of the one before
+            if len(own):
                 place = ((torch.arange(TABLE_LEVELS) + 0.5) / TABLE_LEVELS * len(own)).long().to(own.device)
-                self.table[number] = own.sort().values[place]
-            elif number:
-                self.table[number] = self.table[number - 1]
+                self.table[number:] = own.sort().values[place]  # an empty class has the table of the one before
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
         place = self._class(prepared).flatten()

@@ -101,7 +101,7 @@ class Ensemble(MeanModel):
 
 
 class Wrapper(MeanModel):
-    """A model around another one; its training loss is that of the inner model."""
+    """A model around another one; its training loss is that of the inner model. `fit` is its part of `calibrate`."""
 
     def __init__(self, inner: MeanModel):
         super().__init__(inner.objective)
@@ -109,6 +109,11 @@ class Wrapper(MeanModel):
 
     def loss(self, future: Tensor, context: Context) -> Tensor:
         return self.inner.loss(future, context)
+
+    @torch.no_grad()
+    def calibrate(self, training: Iterable, validation, support: tuple) -> None:
+        self.inner.calibrate(training, validation, support)
+        self.fit(training, validation, support)
 
 
 class CommonModes(Wrapper):
@@ -123,10 +128,7 @@ class CommonModes(Wrapper):
         forecast = predicted.mean(1) - context.future_climatology
         return predicted + self.modes(forecast, context.anomaly, context.calendar).unsqueeze(1)
 
-    @torch.no_grad()
-    def calibrate(self, training: Iterable, validation, support: tuple) -> None:
-        self.inner.calibrate(training, validation, support)
-
+    def fit(self, training: Iterable, validation, support: tuple) -> None:
         def part(batch):
             context = batch.context
             return context.anomaly, context.calendar, batch.future - context.future_climatology, batch.target_mask
@@ -150,11 +152,8 @@ class RecalibratedQuantiles(Wrapper):
     def predict(self, context: Context) -> Tensor:
         return self.recalibration(self.inner.predict(context), context.calendar)
 
-    @torch.no_grad()
-    def calibrate(self, training: Iterable, validation, support: tuple) -> None:
+    def fit(self, training: Iterable, validation, support: tuple) -> None:
         """Quantiles that differ by at most a step of the `support`, as those of rare counts, determine no width."""
-        self.inner.calibrate(training, validation, support)
-
         def part(batch):
             quantiles = self.inner.predict(batch.context)
             bounds = pit_bounds(quantiles, batch.future, *support)
@@ -176,9 +175,7 @@ class RecalibratedMean(Wrapper):
         shift = self.spread * self.recalibration.shift[self.recalibration.bins(context.calendar)]
         return self.inner.predict(context) + shift.unsqueeze(1)
 
-    @torch.no_grad()
-    def calibrate(self, training: Iterable, validation, support: tuple) -> None:
-        self.inner.calibrate(training, validation, support)
+    def fit(self, training: Iterable, validation, support: tuple) -> None:
         squares, counts = torch.zeros_like(self.spread), torch.zeros_like(self.spread)
         for batch in validation:
             mask = torch.ones_like(batch.future) if batch.target_mask is None else batch.target_mask
@@ -218,9 +215,7 @@ class BesideBase(Wrapper):
     def predict(self, context: Context) -> Tensor:
         return torch.lerp(self.base(context), self.inner.predict(context).float(), self.share)
 
-    @torch.no_grad()
-    def calibrate(self, training: Iterable, validation, support: tuple[float, float]) -> None:
-        self.inner.calibrate(training, validation, support)
+    def fit(self, training: Iterable, validation, support: tuple) -> None:
         self.base.fit(training, validation, support[0])
         windows, seen = len(validation.starts), 0
         evidence = independent(validation.starts, len(self.share))

@@ -17,8 +17,7 @@ SMALLEST_SHARE = 0.1  # the observed share of a mode, by which it is divided at 
 def leading_axes(fields: Tensor, count: int) -> Tensor:
     """The principal axes over the nodes: (field, node) -> (node, count), orthonormal.
 
-    Where there are fewer fields than axes, the last axes are arbitrary. The smaller of the two covariances, of nodes or
-    of fields, is decomposed.
+    Where there are fewer fields than axes, the last axes are arbitrary.
     """
     if len(fields) < fields.shape[1]:
         axes = fields.T @ torch.linalg.eigh(fields @ fields.T).eigenvectors.flip(1)[:, :count]
@@ -59,7 +58,6 @@ class ModeForecast(nn.Module):
         change = self.linear(self._project(history), calendar) - self._project(forecast)
         return (change * (self.belief * self.spread)) @ self.axes.T
 
-    @torch.no_grad()
     def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor | None]]) -> None:
         """Find the modes and the linear forecast of each, from training windows in the order of time.
 
@@ -75,7 +73,6 @@ class ModeForecast(nn.Module):
         for mode in range(self.modes):
             self.weights[mode] = ridge(features[mode], target[..., mode])
 
-    @torch.no_grad()
     def weigh(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]]) -> None:
         """Estimate the shrinkage weights from validation windows in the order of time.
 

@@ -66,12 +66,8 @@ class CovarianceNoise(nn.Module):
         self.register_buffer("mode_variance", torch.ones(min(LEADING, self.modes, num_nodes // LEADING_SHARE)))
         self.register_buffer("history_spread", torch.ones(num_nodes))
 
-    @torch.no_grad()
     def fit(self, z: Tensor, context: Context, validation_z: Tensor, validation_mask: Tensor | None) -> None:
-        """Estimate everything from z and contexts of training windows, and z of validation windows.
-
-        Shapes: z, validation_z, validation_mask (window, F, node).
-        """
+        """Estimate everything from z (window, F, node) and contexts of training windows, and z of validation ones."""
         mask = context.target_mask
         square = _mean_square(z, mask, 0)
         self.spread.copy_(square.sqrt().clamp_min(SMALLEST_SPREAD * square.mean().sqrt().clamp_min(1e-2)))

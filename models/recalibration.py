@@ -52,7 +52,6 @@ class Recalibration(nn.Module):
         """Time of the cycle: (batch,)."""
         return calendar[:, 0] * len(self.shift) // self.size
 
-    @torch.no_grad()
     def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor | None, Tensor]], windows: int) -> None:
         """Estimate shifts and widening from parts of the validation windows in the order of time, `windows` in all.
 

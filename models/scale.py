@@ -61,7 +61,6 @@ class FluctuationScale(nn.Module):
             return torch.ones_like(predicted[:, 0])
         return ((predicted[:, -1] - predicted[:, 0]) / (2 * OUTERMOST)).clamp_min(self.rounding.clamp_min(1e-3))
 
-    @torch.no_grad()
     def fit(self, residual: Tensor, state: Tensor, calendar: Tensor, observed: Tensor | None, spectrum) -> None:
         """Estimate it from training windows: residual, state, observed (window, F, node), calendar (window, cycle).
 
