@@ -1,10 +1,4 @@
-"""Trained models from Python: from a run folder to forecasts in physical units.
-
-    from models import load_forecaster
-
-    forecaster = load_forecaster("save/diffusion/NYCFlights_12_12")
-    forecast = forecaster.forecast(history, history_start="2014-01-01T00:00", members=50)
-    forecast.mean, forecast.quantile(0.9), forecast.to_frame()
+"""Trained models from Python: from a run folder to forecasts in physical units, see docs/forecasting.md.
 
 This module alone of the package uses `utils`. It needs the checkpoint, which describes the field, and no data.
 """
@@ -196,8 +190,7 @@ class TrainedForecaster:
 
     def _settings(self, members: int, flags: dict) -> dict:
         """The run's settings, with the given ones replaced. Raises: ValueError for unknown or impossible ones."""
-        unknown = [name for name in flags if name not in SAMPLING_FLAGS]
-        if unknown:
+        if unknown := [name for name in flags if name not in SAMPLING_FLAGS]:
             raise ValueError(f"{unknown[0]}: no flag of sampling; the flags are {', '.join(SAMPLING_FLAGS)}")
         settings = {**self.checkpoint["config"], **flags, **({"nsample": members} if members else {})}
         if settings["nsample"] < 2:
