@@ -89,7 +89,8 @@ def climatology(data, members: int, **_) -> Callable:
 
     def sample(batch, noise):
         target = batch.start + data.history_len
-        distance = _circular_distance(slots[target], slots[paths], size)
+        gap = (slots[target].unsqueeze(1) - slots[paths]).abs()
+        distance = torch.minimum(gap, size - gap)  # the shorter way around the cycle
         alike = path_class[target].unsqueeze(1) == path_class[paths]
         enough = (alike & (distance == 0)).sum(1, keepdim=True) >= ENOUGH_DAYS
         distance = distance.masked_fill(enough & ~alike, size)
@@ -269,12 +270,6 @@ def _pick(allowed: Tensor, members: int, noise: Callable) -> Tensor:
     repeated = torch.minimum((uniform * count).long(), count - 1)
     in_turn = torch.arange(members, device=allowed.device)
     return shuffled.gather(1, torch.where(count >= members, in_turn, repeated))
-
-
-def _circular_distance(slot: Tensor, others: Tensor, size: int) -> Tensor:
-    """The shorter distance around a cycle: slots (batch,) and (pool,) -> steps (batch, pool)."""
-    gap = (slot.unsqueeze(1) - others).abs()
-    return torch.minimum(gap, size - gap)
 
 
 def _day_class(data) -> Tensor:
