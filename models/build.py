@@ -48,10 +48,7 @@ def build_mean_model(settings: dict, metadata: dict) -> MeanModel:
 
 
 def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict) -> Forecaster:
-    """The untrained forecaster of a stage-2 configuration.
-
-    Raises: ValueError for parts that do not fit each other.
-    """
+    """The untrained forecaster of a stage-2 configuration. Raises: ValueError for parts that do not fit each other."""
     task, support = task_of(settings, metadata), tuple(
         torch.tensor(part) if isinstance(part, list) else part for part in metadata["support"] or ANY_VALUE)
     bounds = {name: settings[f"beta_{name}"] for name in ("first", "last") if settings[f"beta_{name}"]}

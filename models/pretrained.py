@@ -40,10 +40,7 @@ SAMPLING_FLAGS = ("nsample", "members", "seed", "sampler", "sample_steps", "samp
 
 
 def ensemble_sampler(model: Forecaster, settings: dict, device: torch.device) -> Callable[[Batch], Tensor]:
-    """The function batch -> members (batch, member, F, node), standardized, that every score and picture uses.
-
-    With another `sample_precision` it uses a copy of the model.
-    """
+    """The function batch -> members (batch, member, F, node), standardized, that every score and picture uses."""
     if settings["sample_precision"] != "float32":
         model = copy.deepcopy(model)
         model.denoiser.round_to(getattr(torch, settings["sample_precision"]))

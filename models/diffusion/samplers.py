@@ -20,12 +20,12 @@ from .schedule import NoiseSchedule
 
 
 def evenly_spaced(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """`steps` distinct diffusion steps from the last to the first, evenly spaced in the step number."""
+    """`steps` (1 to N) distinct diffusion steps from the last to the first, evenly spaced in the step number."""
     return _closest_steps(torch.arange(len(schedule), dtype=torch.float64), steps)
 
 
 def evenly_spaced_log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """`steps` distinct diffusion steps from the last to the first, evenly spaced in log signal-to-noise.
+    """`steps` (1 to N) distinct diffusion steps from the last to the first, evenly spaced in log signal-to-noise.
 
     For a second-order rule: its steps should be about equal in the variable that it integrates.
     """
@@ -37,10 +37,7 @@ def _half_log_snr(alpha_bar: Tensor) -> Tensor:
 
 
 def _closest_steps(positions: Tensor, steps: int) -> list[int]:
-    """The steps whose positions are closest to an even grid from last to first, each used once.
-
-    Raises: ValueError when `steps` is not between 1 and N.
-    """
+    """The steps whose positions are closest to an even grid from last to first, each used once."""
     last = len(positions) - 1
     if not 1 <= steps <= last + 1:
         raise ValueError(f"--sample_steps {steps}: choose 1 to {last + 1}, the number of diffusion steps")
