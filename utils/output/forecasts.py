@@ -36,8 +36,6 @@ COORDINATES = {
 }
 """Attributes of the coordinates of a dataset, after the CF conventions."""
 
-TIME_UNITS = {"m": "minutes since 1970-01-01 00:00:00", "s": "seconds since 1970-01-01 00:00:00"}
-
 
 @dataclass(frozen=True)
 class Forecast:
@@ -233,7 +231,8 @@ def _write_netcdf(file, parts: Iterable[Forecast], values: str) -> None:
     encoding = {name: {"_FillValue": first[name].dtype.type("nan") if name in first.data_vars else None}
                 for name in first.variables}
     for name in (ISSUED, "time"):
-        encoding[name] |= {"units": TIME_UNITS[unit], "dtype": "int64"}
+        encoding[name] |= {"units": f"{'minutes' if unit == 'm' else 'seconds'} since 1970-01-01 00:00:00",
+                           "dtype": "int64"}
     with _errors_of_the_system():  # the first part, and with it the layout
         first.to_netcdf(path, engine="netcdf4", encoding=encoding, unlimited_dims=[ISSUED])
     for part in parts:

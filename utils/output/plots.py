@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 matplotlib.use("Agg")
+matplotlib.rcParams.update({"text.parse_math": False, "legend.frameon": False})  # names with dollars are no formula
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: E402
 from matplotlib.ticker import StrMethodFormatter  # noqa: E402
@@ -56,10 +57,11 @@ def forecast_window(sample, data, start: torch.Tensor, nodes: list[int] | np.nda
     The arguments of `fan_charts`, in physical units, NaN where a value is missing; sample: see `draw_forecast`.
     """
     batch = data.batch(start.reshape(1))
-    drawn = {"history": batch.context.history, "truth": batch.future, "members": sample(batch)}
+    history, truth, members = batch.context.history, batch.future, sample(batch)
     if batch.context.observed is not None:
-        drawn |= {"history": batch.context.history.where(batch.context.missing == 0, torch.nan),
-                  "truth": batch.future.where(batch.target_mask, torch.nan)}
+        history = history.where(batch.context.missing == 0, torch.nan)
+        truth = truth.where(batch.target_mask, torch.nan)
+    drawn = {"history": history, "truth": truth, "members": members}
     return {"times": data.local_times(int(start)), "names": [data.field.node_names[node] for node in nodes]} | {
         name: data.scaler.physical(values)[0].cpu().numpy()[..., nodes] for name, values in drawn.items()}
 
@@ -82,13 +84,12 @@ def fan_charts(times: np.ndarray, history: np.ndarray, truth: np.ndarray, member
 
 def _with_legend_above(figure: plt.Figure) -> plt.Figure:
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
     return figure
 
 
 def write_figure(figure: plt.Figure, path: Path) -> None:
     """Write a figure in the format that the ending of `path` says, .png or .pdf; it is closed."""
-    _take_dollars_as_they_are(figure)
     write_atomically(path, lambda file: figure.savefig(file, dpi=130, format=path.suffix[1:].lower()))
     plt.close(figure)
 
@@ -96,7 +97,6 @@ def write_figure(figure: plt.Figure, path: Path) -> None:
 def picture_files(figure: plt.Figure) -> dict[str, bytes]:
     """A figure as PNG and PDF, the same bytes each time, by the ending of the file; the figure is closed."""
     files = {}
-    _take_dollars_as_they_are(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, not for each format
     with matplotlib.rc_context({"pdf.fonttype": 42}):
@@ -108,12 +108,6 @@ def picture_files(figure: plt.Figure) -> dict[str, bytes]:
     return files
 
 
-def _take_dollars_as_they_are(figure: plt.Figure) -> None:
-    """Names and units are the user's: two dollar signs in them are no formula."""
-    for text in figure.findobj(matplotlib.text.Text):
-        text.set_parse_math(False)
-
-
 def maps(layers: dict[str, np.ndarray], unit: str, axes: tuple[np.ndarray, np.ndarray] | None = None,
          coordinates: np.ndarray | None = None) -> plt.Figure:
     """Values of every node side by side: points where there are coordinates, else the image of a grid, NaN in grey.
@@ -122,10 +116,10 @@ def maps(layers: dict[str, np.ndarray], unit: str, axes: tuple[np.ndarray, np.nd
     Shapes: layers (node,) each with coordinates (node, 2), latitude and longitude in degrees; else (row, column), with
     `axes`, the latitudes of the rows and the longitudes of the columns, where there are any.
     """
-    figure, panels = plt.subplots(1, len(layers), figsize=(3.7 * len(layers), 3.3), squeeze=False, layout="constrained")
+    figure, panels = _panels(len(layers), 3.7, 3.3)
     shared = np.concatenate([values.ravel() for values in list(layers.values())[1:]] or [[0.0]])
     across, along = _map_labels(axes, coordinates)
-    for place, (panel, (name, values)) in enumerate(zip(panels.flat, layers.items(), strict=True)):
+    for place, (panel, (name, values)) in enumerate(zip(panels, layers.items(), strict=True)):
         low, high = (np.nanmin(shared), np.nanmax(shared)) if place else (np.nanmin(values), np.nanmax(values))
         drawn = _map(panel, values, axes, coordinates, cmap=MAP_COLORS, vmin=low, vmax=high)
         panel.set(xlabel=across, ylabel="" if place else along)
@@ -198,7 +192,7 @@ def _beside_diagonal(x, y, xlabel: str, ylabel: str, high: float, sizes: np.ndar
     axes.plot(x, y, color=BLUE, label="forecast")
     axes.scatter(x, y, sizes, color=BLUE)
     axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, high), ylim=(0, high), aspect="equal")
-    axes.legend(frameon=False)
+    axes.legend()
     return figure
 
 
@@ -208,23 +202,21 @@ def share_bars(shares: np.ndarray, xlabel: str) -> plt.Figure:
     width = 1 / len(shares)
     axes.bar((np.arange(len(shares)) + 0.5) * width, shares, width=0.92 * width, color=BLUE, label="forecast")
     axes.axhline(width, color=INK, linestyle="--", label="calibrated")
-    axes.set(xlabel=xlabel, ylabel="observations (share)", xlim=(0, 1))
-    axes.set_ylim(0, 1.25 * max(shares.max(), width))
-    axes.legend(frameon=False, ncols=2, loc="upper center")
+    axes.set(xlabel=xlabel, ylabel="observations (share)", xlim=(0, 1), ylim=(0, 1.25 * max(shares.max(), width)))
+    axes.legend(ncols=2, loc="upper center")
     return figure
 
 
 def region_shares(joint: dict) -> plt.Figure:
     """PIT histogram of means over random regions, of the ensemble and its control."""
     figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-    for (name, scores), (color, style, _) in zip({"forecast": joint, "control": joint["control"]}.items(), LOOKS,
-                                                 strict=False):
+    for name, scores, (color, style, _) in zip(("forecast", "control"), (joint, joint["control"]), LOOKS, strict=False):
         shares = scores["PIT"]["regions"]
         axes.stairs(shares, np.linspace(0, 1, len(shares) + 1), color=color, linestyle=style, linewidth=1.5, label=name)
     axes.axhline(1 / len(shares), color=INK, linestyle=":", label="calibrated")
-    axes.set(xlabel="PIT of means over regions (share of members below)", ylabel="observations (share)", xlim=(0, 1))
-    axes.set_ylim(0, None)
-    axes.legend(frameon=False)
+    axes.set(xlabel="PIT of means over regions (share of members below)", ylabel="observations (share)", xlim=(0, 1),
+             ylim=(0, None))
+    axes.legend()
     return figure
 
 
@@ -233,13 +225,11 @@ def scores_by_horizon(forecasts: dict[str, dict], scores: dict[str, str], step: 
 
     forecasts: `per_horizon` by name; scores: their units, by name; step: of the horizon, as "1 hour".
     """
-    figure, panels = plt.subplots(1, len(scores), figsize=(3.7 * len(scores), 3.3), squeeze=False,
-                                  layout="constrained")
-    for axes, (score, unit) in zip(panels.flat, scores.items(), strict=True):
-        for (name, values), (color, style, marker) in zip(forecasts.items(), cycle(LOOKS)):
+    figure, panels = _panels(len(scores), 3.7, 3.3)
+    for axes, (score, unit) in zip(panels, scores.items(), strict=True):
+        for (name, values), look in zip(forecasts.items(), cycle(LOOKS)):
             line = np.array(values[score], dtype=float)
-            axes.plot(np.arange(1, len(line) + 1), line, color=color, linestyle=style, marker=marker, markersize=3.5,
-                      label=name)
+            _curve(axes, np.arange(1, len(line) + 1), line, name, look)
         axes.set(xlabel=f"horizon (steps of {step})", ylabel=f"{score} ({unit})")
         axes.xaxis.get_major_locator().set_params(integer=True)
     return _with_legend_above(figure)
@@ -247,17 +237,25 @@ def scores_by_horizon(forecasts: dict[str, dict], scores: dict[str, str], step: 
 
 def training_curves(stages: dict[str, list[dict]]) -> plt.Figure:
     """Training and validation loss of each epoch, a panel for each stage, from the lines of its `log.jsonl`."""
-    figure, panels = plt.subplots(1, len(stages), figsize=(4.6 * len(stages), 3.2), squeeze=False,
-                                  layout="constrained")
-    for axes, (stage, lines) in zip(panels.flat, stages.items(), strict=True):
-        for name, (color, style, marker) in zip(("validation", "training"), LOOKS, strict=False):
+    figure, panels = _panels(len(stages), 4.6, 3.2)
+    for axes, (stage, lines) in zip(panels, stages.items(), strict=True):
+        for name, look in zip(("validation", "training"), LOOKS, strict=False):
             drawn = [line for line in lines if line[f"{name}_loss"] is not None]
-            axes.plot([line["epoch"] for line in drawn], [line[f"{name}_loss"] for line in drawn], color=color,
-                      linestyle=style, marker=marker, markersize=3.5, label=name)
+            _curve(axes, [line["epoch"] for line in drawn], [line[f"{name}_loss"] for line in drawn], name, look)
         axes.set(xlabel="epoch (passes over the training windows)", ylabel="loss (standardized)", title=stage)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False)
+        axes.legend()
     return figure
+
+
+def _panels(count: int, width: float, height: float) -> tuple[plt.Figure, np.ndarray]:
+    figure, panels = plt.subplots(1, count, figsize=(width * count, height), squeeze=False, layout="constrained")
+    return figure, panels[0]
+
+
+def _curve(axes, x, y, name: str, look: tuple[str, str, str]) -> None:
+    color, style, marker = look
+    axes.plot(x, y, color=color, linestyle=style, marker=marker, markersize=3.5, label=name)
 
 
 def correlation_curve(curve: dict) -> plt.Figure:
@@ -265,15 +263,14 @@ def correlation_curve(curve: dict) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
     axes.axhline(0, color=INK, linewidth=0.6)
     if curve["distance"]:
-        for name, (color, style, marker) in zip(("forecast", "observed", "control"), LOOKS, strict=True):
-            axes.plot(curve["distance"], curve[name], color=color, linestyle=style, marker=marker, markersize=3.5,
-                      label=name)
+        for name, look in zip(("forecast", "observed", "control"), LOOKS, strict=True):
+            _curve(axes, curve["distance"], curve[name], name, look)
         axes.set(xlabel=f"distance between nodes ({curve['unit']})", ylabel="correlation (no unit)")
     else:
         axes.axline((0, 0), slope=1, color=INK, linestyle=":", label="right dependence")
         axes.plot(curve["forecast"], curve["observed"], color=BLUE, marker="o", markersize=4, label="pairs of nodes")
         axes.set(xlabel="correlation of the members (no unit)", ylabel="correlation observed (no unit)")
-    axes.legend(frameon=False)
+    axes.legend()
     return figure
 
 
@@ -287,13 +284,13 @@ def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, share
     nodes = slice(None, None, -(-values.shape[1] // most))
     seen, when = np.ma.masked_invalid(values[steps]), times[steps]
     some = seen.count(axis=1) > 0  # a step may have no value at all
-    low, middle, high = (np.full(len(seen), np.nan) for _ in range(3))
-    low[some], middle[some], high[some] = np.nanquantile(values[steps][some], (0.05, 0.5, 0.95), axis=1)
+    low, middle, high = bands = np.full((3, len(seen)), np.nan)
+    bands[:, some] = np.nanquantile(values[steps][some], (0.05, 0.5, 0.95), axis=1)
     figure, (over_time, image, spectrum) = plt.subplots(3, 1, figsize=(9, 9), layout="constrained")
     over_time.fill_between(when, low, high, color=BLUE, alpha=0.25, linewidth=0, label="90 % of nodes")
     over_time.plot(when, middle, color=INK, linewidth=0.8, label="median of nodes")
     over_time.set(xlabel="time", ylabel=unit)
-    over_time.legend(frameon=False, fontsize=9)
+    over_time.legend(fontsize=9)
     drawn = image.pcolormesh(when, np.arange(values.shape[1])[nodes], seen[:, nodes].T, cmap=MAP_COLORS,
                              shading="nearest", rasterized=True)
     image.set(xlabel="time", ylabel="node (number)")
