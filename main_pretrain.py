@@ -39,8 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         model.compile_networks()
 
     run.about = {"stage": "mean", "config": settings, "data": data.metadata(), "fingerprint": data.fingerprint}
-    goal = Goal(pipeline.mean_loss(model, config, device), pipeline.training_batches(data, config, processes),
-                pipeline.mean_validation_loss(data, config, processes))
+    goal = Goal(lambda batch: pipeline.mean_loss(model, batch, config, device),
+                lambda generator: pipeline.training_batches(data, config, processes, generator),
+                lambda scored: pipeline.mean_validation_loss(scored, data, config, processes))
     plan = Plan.of(config, config.mean_epochs, config.mean_lr, config.mean_ema)
     result = fit(model, goal, plan, run, processes)
     seed_step(config.seed, 0)

@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
                  "field": FieldSummary.of(data).state()}
     training = pipeline.prepare_windows(model, data.batches("train", config.val_batch_size))
     validation = pipeline.prepare_windows(model, own_windows(pipeline.validation_batches(data, config), processes))
-    goal = Goal(pipeline.training_loss(model, training, config, device),
-                pipeline.training_batches(data, config, processes),
+    goal = Goal(lambda batch: pipeline.training_loss(model, batch, training(batch), config, device),
+                lambda generator: pipeline.training_batches(data, config, processes, generator),
                 lambda scored: pipeline.validation_loss(scored, data, config, processes, validation), score_first=True)
     plan = Plan.of(config, config.diffusion_epochs, config.diffusion_lr, config.diffusion_ema)
     result = fit(model, goal, plan, run, processes)
@@ -67,9 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     checkpoint.write_table(folder / checkpoint.WINDOWS, windows)
     simple = compare_simple(windows, simple, data.history_len + data.predict_len)
-    metrics = {**scores, "simple": simple,
-               "mean_run": str(mean_path.parent), "best_epoch": result.best_epoch, "epochs": result.epoch,
-               "seconds_train": result.seconds}
+    metrics = {**scores, "simple": simple, "mean_run": str(mean_path.parent), "best_epoch": result.best_epoch,
+               "epochs": result.epoch, "seconds_train": result.seconds}
     sample = ensemble_sampler(model, settings, device)
     try:
         draw_forecast(sample, data, folder / checkpoint.PICTURE)

@@ -123,13 +123,10 @@ def open_run_field(content: dict, data_dir: str, data_path: str = "") -> tuple[F
     return found, field.step_at(found.calendar.times[found.segments[-1][0]])
 
 
-def training_batches(data: WindowedField, config, processes: Processes):
-    """The function generator -> shuffled training batches of `--batch_size` windows, shared by the processes."""
-    def batches(generator):
-        whole = data.batches("train", config.batch_size, generator)
-        return whole.share_batches(processes.rank, processes.count) if processes.count > 1 else whole
-
-    return batches
+def training_batches(data: WindowedField, config, processes: Processes, generator: torch.Generator):
+    """Shuffled training batches of `--batch_size` windows, shared by the processes."""
+    whole = data.batches("train", config.batch_size, generator)
+    return whole.share_batches(processes.rank, processes.count) if processes.count > 1 else whole
 
 
 def statistics_batches(data: WindowedField, config, split: str = "train"):
@@ -159,27 +156,20 @@ def note_few_windows(data: WindowedField) -> None:
 
 # --- stage 1 -------------------------------------------------------------------------------------------------
 
-def mean_loss(model: MeanModel, config, device: torch.device):
+def mean_loss(model: MeanModel, batch: Batch, config, device: torch.device) -> torch.Tensor:
+    with own_rows(batch.rows), autocast(device, config.amp):
+        return model.loss(batch.future, batch.context)
+
+
+def mean_validation_loss(model: MeanModel, data: WindowedField, config, processes: Processes) -> torch.Tensor:
+    """The validation loss of stage 1: that of training, or the mean absolute error (`--select`)."""
     def loss(batch):
-        with own_rows(batch.rows), autocast(device, config.amp):
-            return model.loss(batch.future, batch.context)
-
-    return loss
-
-
-def mean_validation_loss(data: WindowedField, config, processes: Processes = SINGLE_PROCESS):
-    """The function model -> validation loss of stage 1: the training loss, or the mean absolute error (`--select`)."""
-    def of_batch(model, batch):
         if config.select == "loss":
             return model.loss(batch.future, batch.context)
         error = (model(batch.context) - batch.future).abs()
         return error.mean() if batch.target_mask is None else (error * batch.target_mask).mean()
 
-    def loss(model):
-        batches = data.batches("validation", config.val_batch_size)
-        return mean_over_windows(functools.partial(of_batch, model), batches, processes)
-
-    return loss
+    return mean_over_windows(loss, data.batches("validation", config.val_batch_size), processes)
 
 
 def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel, dict, Path]:
@@ -239,12 +229,10 @@ def _mean_preset(config: TrainConfig) -> PretrainConfig:
 
 def _pretrain_command(config: TrainConfig) -> str:
     """The command that trains stage 1 for a stage-2 run."""
-    preset, explicit_flags = _mean_preset(config), {}
-    for name in (*DATA_FLAGS, "recipe", "save_dir", "run_name"):
-        default = PretrainConfig.recipe if name == "recipe" else getattr(preset, name)
-        if name in TASK or getattr(config, name) != default:
-            explicit_flags[name] = getattr(config, name)
-    return f"python main_pretrain.py {as_flags(explicit_flags)}"
+    chosen = {name: getattr(config, name) for name in (*DATA_FLAGS, "recipe", "save_dir", "run_name")}
+    defaults = dataclasses.asdict(_mean_preset(config)) | {"recipe": PretrainConfig.recipe}
+    chosen = {name: value for name, value in chosen.items() if name in TASK or value != defaults[name]}
+    return f"python main_pretrain.py {as_flags(chosen)}"
 
 
 # --- stage 2 -------------------------------------------------------------------------------------------------
@@ -261,11 +249,6 @@ def choose_margin(config: TrainConfig, data: WindowedField) -> TrainConfig:
     return dataclasses.replace(config, margin="empirical" if many else "scaled")
 
 
-def can_be_kept(prepared: torch.Tensor, windows: int) -> bool:
-    """Whether stage-1 output about so many windows is kept."""
-    return prepared[0].nbytes * windows <= PREPARED_BYTES
-
-
 def prepare_windows(model: Forecaster, batches) -> Callable[[Batch], torch.Tensor | None]:
     """The function batch of some of these windows -> the frozen stage-1 output about them, computed once for all.
 
@@ -280,7 +263,7 @@ def prepare_windows(model: Forecaster, batches) -> Callable[[Batch], torch.Tenso
         for batch in batches:
             prepared = model.prepare(batch.future, batch.context)
             if kept is None:
-                if not can_be_kept(prepared, len(starts)):
+                if prepared[0].nbytes * len(starts) > PREPARED_BYTES:
                     return None
                 kept = prepared.new_empty(len(starts), *prepared.shape[1:])
             kept[torch.searchsorted(starts, batch.start)] = prepared
@@ -312,14 +295,10 @@ def validation_loss(model: Forecaster, data: WindowedField, config, processes: P
     return mean_over_windows(loss, validation_batches(data, config), processes)
 
 
-def training_loss(model: Forecaster, prepared: Callable[[Batch], torch.Tensor | None], config, device: torch.device):
-    def loss(batch):
-        stage1_output = prepared(batch)
-        with own_rows(batch.rows):
-            return model.loss(batch.future, batch.context, prepared=stage1_output,
-                              precision=autocast(device, config.amp))
-
-    return loss
+def training_loss(model: Forecaster, batch: Batch, prepared: torch.Tensor | None, config,
+                  device: torch.device) -> torch.Tensor:
+    with own_rows(batch.rows):
+        return model.loss(batch.future, batch.context, prepared=prepared, precision=autocast(device, config.amp))
 
 
 def corrected_sampler(sample, data: WindowedField, online: OnlineCalibration):
