@@ -4,15 +4,11 @@ import os
 import sys
 
 from utils.config import one_line
-from utils.training.distributed import is_lost_peer, leave, rank_from_environment, silence
+from utils.training.distributed import is_lost_peer, leave, rank_from_environment
 from utils.training.signals import Stopped, handle, stop_at_once
 from utils.training.terminal import Stream
 
-
-def is_lack_of_memory(error: Exception) -> bool:
-    """Whether NumPy, or torch on a GPU or a CPU, ran out of memory."""
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("out of memory", "can't allocate memory", "calculation overflowed"))
+NO_MEMORY = "out of memory", "can't allocate memory", "calculation overflowed"  # as torch says on a GPU or a CPU
 
 
 def run_main(main) -> None:
@@ -27,7 +23,7 @@ def run_main(main) -> None:
     streams, who = (sys.stdout, sys.stderr), f"process {rank}: " if rank else ""
     sys.stdout, sys.stderr = output, errors = [Stream(stream) for stream in streams]
     if rank:
-        silence()
+        sys.stdout = sys.stderr = open(os.devnull, "w")
     try:
         status = main()
         leave()
@@ -47,7 +43,8 @@ def run_main(main) -> None:
         if is_lost_peer(error):
             print(f"{who}error: another process ended ({one_line(error)[:100]})", file=errors)
             sys.exit(1)
-        if os.environ.get("COST_TRACEBACK") or not is_lack_of_memory(error):
+        lacks_memory = isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+        if os.environ.get("COST_TRACEBACK") or not lacks_memory:
             raise
         print(f"{who}error: not enough memory ({one_line(error)}); choose a smaller --batch_size, "
               "--val_batch_size or --sample_batch, a smaller network or a smaller field", file=errors)

@@ -147,10 +147,7 @@ def append_lines(path: Path, contents: list[dict]) -> None:
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
-    """Write a checkpoint and its SHA-256 beside it, as `sha256sum` does.
-
-    While the file is replaced, the digest file holds those of the old one and of the new one.
-    """
+    """Write a checkpoint and its SHA-256 beside it, as `sha256sum` does; of old and new while the file is replaced."""
     data = io.BytesIO()
     torch.save({"format": FORMAT_VERSION, **content}, data)
     digests = path.with_name(path.name + DIGEST)
@@ -178,13 +175,11 @@ def damage(path: Path) -> str | None:
 
 def _is_bad_archive(path: Path) -> bool:
     """Whether a part of a zip archive, as torch writes them, differs from its checksum, which torch ignores."""
-    if not zipfile.is_zipfile(path):
-        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is not None
     except Exception:  # of many kinds for a damaged archive
-        return True
+        return zipfile.is_zipfile(path)
 
 
 @contextlib.contextmanager
@@ -199,10 +194,7 @@ def built_from(source: Path | str):
 
 
 def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint on the CPU; no code in it is ever run.
-
-    Raises: ValueError for a damaged file or another format.
-    """
+    """Read a checkpoint on the CPU, without running code in it. Raises: ValueError if damaged or of another format."""
     if path.exists() and (damaged := damage(path)):
         raise ValueError(f"{damaged}; run its training again, with --overwrite if it had finished")
     try:

@@ -13,10 +13,8 @@ def choose_device(name: str) -> torch.device:
     """
     several = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
     if name == "auto" or (name == "cuda" and several):
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        if not several:
-            return torch.device("cuda:0")
+        if not several or not torch.cuda.is_available():
+            return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     elif several and name.startswith("cuda:"):
         raise ValueError(f"--device {name}: several processes cannot share it; use --device auto or --device cpu")

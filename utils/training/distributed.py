@@ -5,7 +5,6 @@ A program started by plain `python` is the case of one process, on the same line
 
 import inspect
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,10 +67,7 @@ class Processes:
         return torch.cat(parts).to(values.device)
 
     def first_decides(self, decide: Callable):
-        """The result of `decide()`, which the first process alone calls, on all of them.
-
-        Raises: ValueError or OSError on all processes where `decide` raises one.
-        """
+        """The result of `decide()`, called by the first process alone, or its ValueError or OSError, on all of them."""
         if self.count == 1:
             return decide()
         decided = [None, None]
@@ -81,10 +77,9 @@ class Processes:
             except (ValueError, OSError) as error:
                 decided[1] = error
         dist.broadcast_object_list(decided, src=0, group=self.group)
-        answer, error = decided
-        if error:
-            raise error
-        return answer
+        if decided[1]:
+            raise decided[1]
+        return decided[0]
 
 
 SINGLE_PROCESS = Processes()
@@ -119,8 +114,3 @@ def leave() -> None:
     """Leave the process group, at the end of a program without an error."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def silence() -> None:
-    """Discard what this process prints, until the end of the program; `run_main` still prints its errors."""
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115

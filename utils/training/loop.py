@@ -17,7 +17,7 @@ from utils.training.checkpoint import built_from
 from utils.training.distributed import SINGLE_PROCESS, Processes
 from utils.training.reproducibility import seed_of, seed_step
 from utils.training.runs import Run
-from utils.training.signals import Stopped, StopRequest, deferred
+from utils.training.signals import Stopped, deferred
 
 DECAY_AT = 0.4  # share of the epochs after which the learning rate falls once
 
@@ -60,10 +60,7 @@ class Plan:
 
 @dataclass
 class Progress:
-    """Where a fit stands: with weights, their average and the optimiser it decides all that follows.
-
-    step is the next one of the epoch, loss the sum over those before it; unlogged are lines that could not be written.
-    """
+    """Where a fit stands. step: the next one of the epoch; loss: the sum over those before it; unlogged: lines left."""
 
     epoch: int
     step: int = 0
@@ -119,7 +116,7 @@ class _Fit:
     def seconds(self) -> float:
         return self.at.seconds + time.perf_counter() - self.started
 
-    def run_epoch(self, request: StopRequest) -> None:
+    def run_epoch(self, request) -> None:
         """Train for an epoch (none in epoch 0), validate, keep, log, print and save. Raises: Stopped."""
         at, start = self.at, time.perf_counter()
         training_loss = self.train_epoch(request) if at.epoch else None
@@ -142,7 +139,7 @@ class _Fit:
         if number:
             raise Stopped(number)
 
-    def train_epoch(self, request: StopRequest) -> float:
+    def train_epoch(self, request) -> float:
         """Take the steps of an epoch that are left: its training loss. Raises: Stopped, after saving."""
         at, processes = self.at, self.processes
         batches = self.goal.batches(torch.Generator().manual_seed(seed_of(self.plan.seed, at.epoch)))
@@ -217,10 +214,7 @@ class _Fit:
         self.bar.refresh()
 
     def finish(self) -> Progress:
-        """Put the best weights into the model, and write what could not be written before.
-
-        Raises: FloatingPointError where there are none.
-        """
+        """Put the best weights into the model, and write what is unwritten. Raises: FloatingPointError without any."""
         at = self.at
         self.bar.close()
         if at.best_weights is None:
@@ -255,8 +249,7 @@ class _Step:
     where: str = ""
 
     def stop_unless_finite(self, processes: Processes) -> None:
-        wrong, = processes.largest(int(not self.finite))
-        self.stop_if(wrong, processes)
+        self.stop_if(*processes.largest(int(not self.finite)), processes)
 
     def stop_if(self, wrong: int, processes: Processes) -> None:
         """Raises: FloatingPointError that names the batch, where the step was `wrong` in one of the processes."""

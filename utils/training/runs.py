@@ -37,7 +37,6 @@ class SavedState:
 
     @property
     def reached(self) -> tuple[bool, int, int]:
-        """How far the fit had come."""
         return self.progress["done"], self.progress["epoch"], self.progress["step"]
 
 
@@ -89,17 +88,14 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE
     """
     made_by, lock, saved = _made_by(settings(config), built_on), None, None
 
-    def is_finished() -> bool:
-        return (folder / checkpoint.METRICS).exists() and not config.overwrite and _is_complete(folder, made_by)
-
     def prepare() -> str:
         nonlocal lock, saved
-        if is_finished():
+        if _is_finished(folder, config, made_by):
             return FINISHED
         given = _state_of_another_folder(config, made_by)
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
-        if is_finished():  # by the program that held the lock until now
+        if _is_finished(folder, config, made_by):  # by the program that held the lock until now
             return FINISHED
         saved = _state_to_resume(folder, given, config, made_by)
         _tidy(folder, saved)
@@ -119,7 +115,7 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE
 def _made_by(deciding: dict, built_on: dict) -> dict:
     """What identifies a run: settings, and the content of files, those of data and covariates in `built_on`."""
     files = {name: sha256_of(deciding[name]) for name in ("node_table", "graph") if deciding.get(name)}
-    return {"config": _without_paths(deciding), "built_on": {**built_on, **({"files": files} if files else {})}}
+    return {"config": _without_paths(deciding), "built_on": built_on | ({"files": files} if files else {})}
 
 
 def _without_paths(settings: dict) -> dict:
@@ -129,10 +125,7 @@ def _without_paths(settings: dict) -> dict:
 
 
 def newest_state(folder: Path) -> SavedState | None:
-    """The saved state that is furthest; a damaged one gives a warning. None where none was saved.
-
-    Raises: ValueError when there are states and none can be read.
-    """
+    """The saved state that is furthest, None where none was saved. Raises: ValueError when none of them can be read."""
     found, paths = [], [folder / name for name in checkpoint.STATES if (folder / name).exists()]
     for path in paths:
         try:
@@ -146,8 +139,10 @@ def newest_state(folder: Path) -> SavedState | None:
     return max(found)[-1] if found else None
 
 
-def _is_complete(folder: Path, made_by: dict) -> bool:
-    """Whether a folder with scores has its checkpoint whole. Raises: ValueError, also where there is no way back."""
+def _is_finished(folder: Path, config, made_by: dict) -> bool:
+    """Whether the run has scores and a whole checkpoint. Raises: ValueError, also where there is no way back."""
+    if config.overwrite or not (folder / checkpoint.METRICS).exists():
+        return False
     _refuse_another(folder, "a finished run", checkpoint.read_json(folder / checkpoint.CONFIG), made_by)
     if not (damaged := checkpoint.damage(folder / checkpoint.CHECKPOINT)):
         print(f"{folder} holds a finished run of these settings: nothing to do (--overwrite runs it again)")

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -15,13 +15,6 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.exit_status = 128 + number
-
-
-@dataclass
-class StopRequest:
-    """The signal that was received; 0: none."""
-
-    number: int = 0
 
 
 def stop_at_once(number: int, frame) -> None:
@@ -56,12 +49,12 @@ def handle(handler) -> dict:
 
 @contextlib.contextmanager
 def deferred():
-    """Context in which a first signal only sets the request; the caller reads it and stops after saving.
+    """Context in which a first signal only sets `number` (0: none); the caller reads it and stops after saving.
 
     A second signal raises `Stopped` at once, unless it is SIGHUP, which a closed terminal sends twice. A request that
     the caller never read raises `Stopped` at the end.
     """
-    request = StopRequest()
+    request = SimpleNamespace(number=0)
 
     def note(number: int, frame) -> None:
         if request.number and number != signal.SIGHUP:
