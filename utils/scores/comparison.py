@@ -107,9 +107,8 @@ def against_best(simple):
 
 
 def _in_order(run):
-    run = {name: torch.as_tensor(value) for name, value in run.items()}
-    order = run["start"].argsort()
-    return {name: value[order] for name, value in run.items()}
+    order = torch.as_tensor(run["start"]).argsort()
+    return {name: torch.as_tensor(value)[order] for name, value in run.items()}
 
 
 def _sums(runs, score):

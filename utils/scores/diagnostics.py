@@ -8,6 +8,7 @@ from utils.scores.metrics import COVERAGE, DECILES, Chunk, covered, crps_quantil
 
 BINS_PER_OCTAVE, OCTAVES = 4, 256  # of the spread, from 2**-128 to 2**128 of the unit: those of float32
 EARTH_RADIUS_KM = 6371.0
+COVERED = f"coverage{COVERAGE * 100:.0f}"
 
 
 class Diagnostics:
@@ -26,8 +27,8 @@ class Diagnostics:
         variance = variance.where(variance > 1e-24 * mean.square(), 0.0)  # of equal members: the rounding of their mean
         by_target = {
             "targets": observed, "mean": mean, "truth": truth, "size": truth.abs(), "variance": variance,
-            "squared_error": error.square(), "absolute_error": error.abs(),
-            "crps": crps_quantile(part.quantiles, truth), "covered": covered(*part.interval, truth),
+            "squared_error": error.square(), "MAE": error.abs(), "CRPS": crps_quantile(part.quantiles, truth),
+            COVERED: covered(*part.interval, truth),
         }
         chunk = {name: (value * observed).sum((0, 1), dtype=torch.float64) for name, value in by_target.items()}
         chunk["bins"] = shared_bins(decile_counts(part.quantiles[:, DECILES], truth, observed).sum(0))
@@ -43,15 +44,12 @@ class Diagnostics:
 
     def by_node(self) -> dict[str, np.ndarray]:
         """Means over windows and horizon, (node,) each, in physical units; NaN for a node that was never observed."""
-        sums = self._numpy("targets", "mean", "truth", "size", "variance", "squared_error", "absolute_error", "crps",
-                           "covered")
-        targets = sums.pop("targets")
+        sums = self._numpy("mean", "truth", "size", "variance", "squared_error", "MAE", "CRPS", COVERED)
         with np.errstate(invalid="ignore", divide="ignore"):
-            mean = {name: value / targets for name, value in sums.items()}
-            return {"mean": mean["mean"], "truth": mean["truth"], "spread": np.sqrt(mean["variance"]),
-                    "RMSE": np.sqrt(mean["squared_error"]), "MAE": mean["absolute_error"], "CRPS": mean["crps"],
-                    "CRPS_normalized": mean["crps"] / mean["size"],
-                    f"coverage{COVERAGE * 100:.0f}": mean["covered"]}
+            found = {name: value / self._numpy("targets")["targets"] for name, value in sums.items()}
+            found["CRPS_normalized"] = found["CRPS"] / found.pop("size")
+        found |= {"spread": np.sqrt(found.pop("variance")), "RMSE": np.sqrt(found.pop("squared_error"))}
+        return found
 
     def bins(self) -> np.ndarray:
         """Shares of observations in the ten bins between the members' deciles, see `metrics.shared_bins`: (10,)."""

@@ -115,20 +115,19 @@ def evaluate_mean(predict, batches, physical, processes: Processes = SINGLE_PROC
 
     predict(batch) -> (batch, horizon, node), standardized. Missing targets count in nothing.
     """
-    absolute, square, targets, windows = 0, 0, 0, 0
+    totals, windows = 0, 0
     for batch in own_windows(batches, processes):
         error = physical(predict(batch)) - batch.truth
         target_mask = torch.ones_like(error, dtype=torch.bool) if batch.target_mask is None else batch.target_mask
         error = error.where(target_mask, 0.0)
-        absolute = absolute + error.abs().sum((0, 2))
-        square = square + error.square().sum((0, 2))
-        targets = targets + target_mask.sum((0, 2), dtype=torch.float64)
+        totals = totals + torch.stack([each.sum((0, 2), dtype=torch.float64)
+                                       for each in (error.abs(), error.square(), target_mask)])
         windows += len(error)
-    absolute, square, targets, windows = (processes.add(torch.as_tensor(each))
-                                          for each in (absolute, square, targets, windows))
+    absolute, square, targets = processes.add(totals)
     mae, mse, share = absolute / targets, square / targets, targets / targets.mean()
     return {
-        "MAE": (mae * share).mean().item(), "RMSE": (mse * share).mean().sqrt().item(), "windows": int(windows),
+        "MAE": (mae * share).mean().item(), "RMSE": (mse * share).mean().sqrt().item(),
+        "windows": int(processes.add(torch.as_tensor(windows))),
         "per_horizon": {"MAE": mae.tolist(), "RMSE": mse.sqrt().tolist()},
     }
 

@@ -89,10 +89,6 @@ def correlation_curve(pairs, distances):
 class JointScores:
     """Scores of sums, maxima, increments and correlations, of an ensemble and of its control, over chunks of windows.
 
-        scores = JointScores(node=560, neighbours=neighbours, distances=distances)
-        for members, truth, start in chunks: scores.update(members, truth, start)
-        report = scores.compute()
-
     neighbours: (node, count), each row a neighbourhood; None: their scores are left out. distances(first, second) ->
     (distances of these pairs of nodes, their unit) or None. With a mask, sums and maxima are those of the observed
     nodes; a set without any does not count. `sums`, `precision`: see `metrics.EnsembleScores`.
@@ -172,25 +168,24 @@ class JointScores:
 
     def _time(self, members, truth, observed):
         """What the order of members by step changes: scores of increments of some nodes, and products of steps."""
-        increments, true = members.diff(dim=2), self._increments(truth, observed)
-        if observed is not None:
-            increments = increments.where(self._both(observed).unsqueeze(1), 0)
-        crps = metrics.crps_quantile(metrics.member_quantiles(metrics.sort_members(increments)), true)
+        found = self._increments(torch.cat([truth[..., self.some].unsqueeze(1), members], 1), observed)
+        quantiles = metrics.member_quantiles(metrics.sort_members(found[:, 1:]))
+        crps = metrics.crps_quantile(quantiles, found[:, 0])
         return {"crps_increments": crps.sum((1, 2), dtype=torch.float64),
                 "step products": _products(_around_mean(members).transpose(2, 3).flatten(0, 2))}
 
-    def _increments(self, truth, observed):
-        increments = truth[..., self.some].diff(dim=1)
-        return increments if observed is None else increments.where(self._both(observed), 0)
-
-    def _both(self, observed):
-        return observed[:, 1:, self.some] & observed[:, :-1, self.some]
+    def _increments(self, fields, observed):
+        """Steps of fields (batch, row, horizon, some nodes), 0 where one of the two is not observed."""
+        if observed is None:
+            return fields.diff(dim=2)
+        both = observed[:, 1:, self.some] & observed[:, :-1, self.some]
+        return fields.diff(dim=2).where(both.unsqueeze(1), 0)
 
     def _sizes(self, truth, observed):
         """Sums of the absolute truth of all that is scored, by window: what a CRPS is divided by."""
         found = self._over_sets(truth.unsqueeze(1), observed)[:, 0]
         sizes = {name: found[..., sets] for name, sets in self.families.items()}
-        sizes["increments"] = self._increments(truth, observed)
+        sizes["increments"] = self._increments(truth[..., self.some].unsqueeze(1), observed)[:, 0]
         return {f"abs_truth_{name}": values.abs().sum((1, 2)) for name, values in sizes.items()}
 
     def _errors(self, error, observed):

@@ -536,10 +536,9 @@ def crps_cross_check(members, truth):
     ordered = members.detach().movedim(1, -1).flatten(0, -2).double().cpu().sort(dim=1).values
     truth = truth.detach().flatten().double().cpu()
     count = ordered.shape[1]
-    ours, empirical = crps_fair(ordered, truth), torch.empty_like(truth)
-    size = max(1, _CHUNK_ELEMENTS // count**2)
-    for x, y, out in zip(*(each.split(size) for each in (ordered, truth, empirical)), strict=True):
-        out.copy_(torch.from_numpy(properscoring.crps_ensemble(y.numpy(), x.numpy())))
+    ours, size = crps_fair(ordered, truth), max(1, _CHUNK_ELEMENTS // count**2)
+    empirical = torch.cat([torch.from_numpy(properscoring.crps_ensemble(y.numpy(), x.numpy()))
+                           for x, y in zip(ordered.split(size), truth.split(size), strict=True)])
     error = (ordered - truth.unsqueeze(1)).abs().mean(1)
     theirs = error - (error - empirical) * count / (count - 1)
     return {"ours": ours.mean().item(), "properscoring": theirs.mean().item(),
