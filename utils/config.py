@@ -241,13 +241,12 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     """
     parser = FlagParser(config_class.__doc__)
     parser.add_flags(config_class, choices)
-    own = dataclasses.fields(config_class)
-    older = {item.metadata["alias"]: item for item in own if item.metadata["alias"]}
+    own = {item.name: item for item in dataclasses.fields(config_class)}
+    older = {item.metadata["alias"]: item for item in own.values() if item.metadata["alias"]}
     for name, item in older.items():
         parser.add_argument(f"--{name}", dest=item.name, type=_reader(item, choices), help=argparse.SUPPRESS)
-    names_of_own = {item.name for item in own}
     other_stage = TrainConfig if config_class is PretrainConfig else PretrainConfig
-    others = [item for item in dataclasses.fields(other_stage) if item.name not in names_of_own]
+    others = [item for item in dataclasses.fields(other_stage) if item.name not in own]
     for item in others:
         names = [item.name, item.metadata["alias"], f"no-{item.name}" if item.type is bool else None]
         parser.add_argument(*(f"--{name}" for name in names if name and name not in older), dest=item.name, nargs="?",
@@ -255,7 +254,8 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     arguments = sys.argv[1:] if arguments is None else arguments
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
-        parser.error(_unknown_flag(parser, unknown[0]))
+        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=3)
+        parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
     given, typed = vars(given), {word.split("=")[0].removeprefix("--") for word in arguments}
     _note(", ".join(f"--{name} is now --{item.name}" for name, item in older.items() if name in typed))
     unused = [item.name for item in others if given.pop(item.name, None) is not None]
@@ -273,12 +273,6 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
 def _note(text: str) -> None:
     if text:
         print(f"note: {text}", file=sys.stderr)
-
-
-def _unknown_flag(parser: argparse.ArgumentParser, word: str) -> str:
-    """The error for an unknown word of a command line, with the nearest flags."""
-    near = difflib.get_close_matches(word.split("=")[0], parser._option_string_actions, n=3)
-    return f"unknown argument {word}" + (f"; did you mean {', '.join(near)}?" if near else "")
 
 
 def resolve(config_class, given: dict):
@@ -311,10 +305,9 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--lags {config.lags}: expected auto, none, or numbers of steps, as 24,168")
     if config.null_value is not None and config.missing != "mask":
         parser.error(f"--null_value {config.null_value:g} says what is missing: add --missing mask")
-    if isinstance(config, TrainConfig):
-        if config.sample_steps > config.diffusion_steps:
-            parser.error(f"--sample_steps {config.sample_steps}: choose 1 to {config.diffusion_steps}, "
-                         "the number of --diffusion_steps")
+    if isinstance(config, TrainConfig) and config.sample_steps > config.diffusion_steps:
+        parser.error(f"--sample_steps {config.sample_steps}: choose 1 to {config.diffusion_steps}, "
+                     "the number of --diffusion_steps")
 
 
 def one_line(message) -> str:
