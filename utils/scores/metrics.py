@@ -9,7 +9,6 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -277,30 +276,14 @@ def field_counts(truth, observed, pairs):
 
 # --- all of them, streamed ----------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
 class Chunk:
     """Some windows as the scores see them: members and truth by `in_units`, and what several scores need of them."""
 
-    members: Tensor
-    truth: Tensor
-    observed: Tensor | None
-    pairs: Tensor
-
-    @cached_property
-    def ordered(self) -> Tensor:
-        return sort_members(self.members)
-
-    @cached_property
-    def quantiles(self) -> Tensor:
-        return member_quantiles(self.ordered)
-
-    @cached_property
-    def interval(self) -> tuple[Tensor, Tensor]:
-        return self.quantiles[:, 0], self.quantiles[:, -1]
-
-    @cached_property
-    def mean(self) -> Tensor:
-        return self.members.mean(1)
+    def __init__(self, members, truth, observed=None, pairs=None):
+        self.members, self.truth, self.observed, self.pairs = members, truth, observed, pairs
+        self.ordered, self.mean = sort_members(members), members.mean(1)
+        self.quantiles = member_quantiles(self.ordered)
+        self.interval = self.quantiles[:, 0], self.quantiles[:, -1]
 
     def variance(self) -> Tensor:
         return (self.members - self.mean.unsqueeze(1)).square_().sum(1) / (self.members.shape[1] - 1)
