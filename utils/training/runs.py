@@ -9,7 +9,6 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,20 +23,13 @@ FINISHED, LOCK = "finished", ".lock"
 WITHOUT_INFLUENCE = "sample_batch", "val_batch_size", "mean_run"  # settings that bound memory, or say where files are
 
 
-@dataclass(frozen=True)
 class SavedState:
-    """A saved state of a fit: its file and content."""
+    """A saved state of a fit: its file and content, and how far the fit had come."""
 
-    path: Path
-    content: dict
-
-    @property
-    def progress(self) -> dict:
-        return self.content["state"]["progress"]
-
-    @property
-    def reached(self) -> tuple[bool, int, int]:
-        return self.progress["done"], self.progress["epoch"], self.progress["step"]
+    def __init__(self, path: Path):
+        self.path, self.content = path, checkpoint.load_checkpoint(path)
+        self.progress = self.content["state"]["progress"]
+        self.reached = self.progress["done"], self.progress["epoch"], self.progress["step"]
 
 
 class Run:
@@ -108,7 +100,7 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE
     if source == FINISHED:
         return None
     if source and not saved:
-        saved = SavedState(Path(source), checkpoint.load_checkpoint(Path(source)))
+        saved = SavedState(Path(source))
     return Run(folder, made_by, saved, lock, config.keep_states)
 
 
@@ -130,13 +122,12 @@ def newest_state(folder: Path) -> SavedState | None:
     for path in paths:
         try:
             with checkpoint.built_from(path):
-                state = SavedState(path, checkpoint.load_checkpoint(path))
-                found.append((state.reached, path.name, state))
+                found.append(SavedState(path))
         except ValueError as error:
             print(f"warning: {error}; going back to the state before it", file=sys.stderr)
     if paths and not found:
         raise ValueError(f"{folder}: no saved state of this run can be read; --resume never starts it over")
-    return max(found)[-1] if found else None
+    return max(found, key=lambda state: (state.reached, state.path.name), default=None)
 
 
 def _is_finished(folder: Path, config, made_by: dict) -> bool:
