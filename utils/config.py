@@ -257,22 +257,19 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=3)
         parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
     given, typed = vars(given), {word.split("=")[0].removeprefix("--") for word in arguments}
-    _note(", ".join(f"--{name} is now --{item.name}" for name, item in older.items() if name in typed))
+    notes = [", ".join(f"--{name} is now --{item.name}" for name, item in older.items() if name in typed)]
     unused = [item.name for item in others if given.pop(item.name, None) is not None]
-    _note(f"--{', --'.join(unused)}: no effect on this stage, read by the other one" if unused else "")
+    notes.append(f"--{', --'.join(unused)}: no effect on this stage, read by the other one" if unused else "")
     given = with_own_data(given)
     config = resolve(config_class, given)
     for kind, unread in WITHOUT_EFFECT.items():
         chosen = getattr(config, kind, None)
         ignored = [name for name in unread.get(chosen, ()) if name in given]
-        _note(f"--{', --'.join(ignored)}: no effect with --{kind} {chosen}" if ignored else "")
+        notes.append(f"--{', --'.join(ignored)}: no effect with --{kind} {chosen}" if ignored else "")
+    for note in filter(None, notes):
+        print(f"note: {note}", file=sys.stderr)
     check_config(config, parser)
     return config
-
-
-def _note(text: str) -> None:
-    if text:
-        print(f"note: {text}", file=sys.stderr)
 
 
 def resolve(config_class, given: dict):
