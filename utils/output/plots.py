@@ -120,8 +120,8 @@ def maps(layers: dict[str, np.ndarray], unit: str, axes: tuple[np.ndarray, np.nd
     shared = np.concatenate([values.ravel() for values in list(layers.values())[1:]] or [[0.0]])
     across, along = _map_labels(axes, coordinates)
     for place, (panel, (name, values)) in enumerate(zip(panels, layers.items(), strict=True)):
-        low, high = (np.nanmin(shared), np.nanmax(shared)) if place else (np.nanmin(values), np.nanmax(values))
-        drawn = _map(panel, values, axes, coordinates, cmap=MAP_COLORS, vmin=low, vmax=high)
+        scale = shared if place else values
+        drawn = _map(panel, values, axes, coordinates, cmap=MAP_COLORS, vmin=np.nanmin(scale), vmax=np.nanmax(scale))
         panel.set(xlabel=across, ylabel="" if place else along)
         panel.set_title(name, fontsize=10)
         figure.colorbar(drawn, ax=panel, location="bottom", label=unit, shrink=0.9)
@@ -152,7 +152,6 @@ def member_maps(truth: np.ndarray, members: np.ndarray, mean: np.ndarray, unit: 
 
 
 def _map(panel, values: np.ndarray, axes: tuple[np.ndarray, np.ndarray] | None, coordinates: np.ndarray | None, **look):
-    """Draw one layer of `maps`."""
     if coordinates is not None:
         return panel.scatter(coordinates[:, 1], coordinates[:, 0], c=values, s=12, rasterized=True, **look)
     if axes is not None:
