@@ -39,8 +39,7 @@ class Run:
     weights. Of several processes the first one, which has the lock, writes.
     """
 
-    def __init__(self, folder: Path, made_by: dict, saved: SavedState | None = None, lock=None,
-                 keep_states: bool = False):
+    def __init__(self, folder: Path, made_by: dict, saved: SavedState | None, lock, keep_states: bool):
         self.folder, self._made_by, self._lock, self._keep_states, self.about = folder, made_by, lock, keep_states, {}
         self.state = saved.content["state"] if saved else None
         self._saves = int(saved is not None and saved.path.name == checkpoint.STATES[0])
