@@ -99,9 +99,9 @@ class JointScores:
         self.pairs, self.regions = metrics.variogram_pairs(node), random_regions(node)
         self.some = torch.linspace(0, node - 1, min(CENTRES, node)).round().long()  # evenly over their order
         self.correlated = random_nodes(node, min(MAX_CORRELATED_NODES, node))
-        self.neighbourhoods = None if neighbours is None else neighbours[self.some]
+        self.neighbourhoods = self.some.new_empty(0, 1) if neighbours is None else neighbours[self.some]
         counts = {"sum": 1, "regions": len(self.regions), "max": len(self.regions),
-                  "neighbourhoods": 0 if neighbours is None else len(self.some)}
+                  "neighbourhoods": len(self.neighbourhoods)}
         last = np.cumsum(list(counts.values())).tolist()
         self.families = {name: slice(end - count, end) for (name, count), end in zip(counts.items(), last, strict=True)
                          if count}
@@ -130,10 +130,9 @@ class JointScores:
         self._windows.append({name: value for name, value in chunk.items() if name in BY_WINDOW})
 
     def _to(self, device):
-        for name in ("pairs", "some", "correlated"):
+        for name in ("pairs", "some", "correlated", "neighbourhoods"):
             setattr(self, name, getattr(self, name).to(device))
         self.regions = [nodes.to(device) for nodes in self.regions]
-        self.neighbourhoods = None if self.neighbourhoods is None else self.neighbourhoods.to(device)
 
     def _space(self, members, truth, observed):
         """What the order of members by node changes: scores of means and maxima over sets, and products of nodes."""
@@ -162,8 +161,7 @@ class JointScores:
             picked = by_node.index_select(0, nodes)
             means.append(picked.mean(0))
             highest.append((picked if observed is None else low.index_select(0, nodes)).amax(0))
-        around = [] if self.neighbourhoods is None else by_node[self.neighbourhoods].mean(1)
-        found = torch.stack([*means, *highest, *around], -1)
+        found = torch.stack([*means, *highest, *by_node[self.neighbourhoods].mean(1)], -1)
         return found if observed is None else found.where(found.isfinite(), 0)
 
     def _time(self, members, truth, observed):
