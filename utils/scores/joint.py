@@ -238,7 +238,7 @@ class JointScores:
                 **found,
                 "autocorrelation_gap": (steps[line] - steps["observed"]).abs().mean(),
                 "correlation_gap": (torch.tensor(curve[line]) - torch.tensor(curve["observed"])).abs().mean(),
-                **{f"PIT_error_{name}": metrics.pit_error(counts) for name, counts in pit.items()},
+                **{f"PIT_error_{name}": metrics.bin_error(counts) for name, counts in pit.items()},
             }) | {"PIT": metrics.plain({name: counts / counts.sum() for name, counts in pit.items()})}
 
         return {**scores("", "forecast"), "control": scores(CONTROL, "control"),

@@ -132,9 +132,12 @@ def shared_bins(pairs):
     return pairs.flatten(-2) @ share.view(100, 10)
 
 
-def qice(counts):
-    """Quantile interval calibration error: mean over bins of |share - 0.1|. Shapes: (..., 10) -> (...)."""
-    return (counts / counts.sum(-1, keepdim=True) - 0.1).abs().mean(-1)
+def bin_error(counts):
+    """Mean over bins of |share - 1 / bins|: 0 for a flat histogram; QICE for the ten bins between the deciles.
+
+    Shapes: (..., bins) -> (...).
+    """
+    return (counts / counts.sum(-1, keepdim=True) - 1 / counts.shape[-1]).abs().mean(-1)
 
 
 def pit_counts(ordered, truth, observed=None):
@@ -158,11 +161,6 @@ def pit_counts(ordered, truth, observed=None):
 
 def _kept(values, observed):
     return values.flatten() if observed is None else values[observed]
-
-
-def pit_error(counts):
-    """Mean over bins of |share - 1 / bins|: 0 for a flat histogram. Shapes: (..., bins) -> (...)."""
-    return (counts / counts.sum(-1, keepdim=True) - 1 / counts.shape[-1]).abs().mean(-1)
 
 
 def event_counts(probability, event, observed=None):
@@ -446,7 +444,7 @@ class EnsembleScores:
         missing = 1 - (total["targets"] / (total["windows"] * self.node)).item()
         return {
             **plain({**self._scores(total), "CRPS_nodes": per_node["CRPS"].nanmean(),
-                     "PIT": total["PIT"] / total["PIT"].sum(), "PIT_error": pit_error(total["PIT"])}),
+                     "PIT": total["PIT"] / total["PIT"].sum(), "PIT_error": bin_error(total["PIT"])}),
             **self._event(total),
             "QICE_floor": perfect_qice(self.members, kind),
             "coverage90_floor": perfect_coverage(self.members, kind),
@@ -465,8 +463,8 @@ class EnsembleScores:
         return {
             **{name: sums[score.column] / sums[score.per] for name, score in SCORES.items()},
             "CRPS_fair_physical": sums["crps_fair"] / targets,
-            "QICE": qice(lowest_bins(sums["deciles"])),
-            "QICE_ties": qice(shared_bins(sums["deciles"])),
+            "QICE": bin_error(lowest_bins(sums["deciles"])),
+            "QICE_ties": bin_error(shared_bins(sums["deciles"])),
             "RMSE": squared_error.sqrt(),
             "spread_skill": ((self.members + 1) / self.members * variance / squared_error).sqrt(),  # Fortin et al. 2014
             **({} if self.threshold is None else {"Brier": sums["brier"] / targets}),
