@@ -93,9 +93,7 @@ class _Fit:
     def __init__(self, model: nn.Module, goal: Goal, plan: Plan, run: Run, processes: Processes):
         self.model, self.goal, self.plan, self.run, self.processes = model, goal, plan, run, processes
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        loss = nn.Module()  # called as the loss, with the weights that it trains
-        loss.model, loss.forward = model, goal.loss
-        self.loss = processes.parallel(loss)  # from here on all have the weights of the first one
+        self.loss = processes.parallel(_Loss(model, goal.loss))  # from here on all have the weights of the first one
         self.optimizer = torch.optim.Adam(self.trained, lr=plan.lr, weight_decay=plan.weight_decay)
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(
             self.optimizer, [max(1, round(DECAY_AT * plan.epochs))], gamma=plan.lr_decay)
@@ -228,6 +226,14 @@ class _Fit:
         self.model.load_state_dict(at.best_weights)
         self.model.eval()
         return replace(at, seconds=self.seconds())
+
+
+class _Loss(nn.Module):
+    """A loss and the module whose weights it trains, as one module."""
+
+    def __init__(self, model: nn.Module, loss: Callable):
+        super().__init__()
+        self.model, self.forward = model, loss
 
 
 @dataclass(frozen=True)
