@@ -95,11 +95,11 @@ def page_of(work, frame):
     run, own, _ = work
     frame.to_csv(own)
 
-    def opened(model, settings, data, *_):
+    def opened(model, settings, data, *_, **__):
         raise Opened(dict(zip(data.field.node_names, data.field.values[-1].tolist(), strict=True)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "forecast", opened)
+        patch.setattr(report, "score_ensemble", opened)
         with pytest.raises(Opened) as found:
             report.main([str(run)])
     return found.value.args[0]

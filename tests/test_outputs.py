@@ -15,7 +15,7 @@ from utils.training.checkpoint import RUN_FILES
 PROGRAMS = {path.stem: ".".join(path.relative_to(ROOT).with_suffix("").parts)
             for folder in ("scripts", "scripts/paper", "tests/tools") for path in sorted((ROOT / folder).glob("*.py"))}
 FLAGS = [(script, flag, kind) for script, module in PROGRAMS.items() for flag, kind in re.findall(
-    r'"(--\w+)", type=(output|picture)_path', (ROOT / f"{module.replace('.', '/')}.py").read_text())]
+    r'"(--\w+)", type=(?:config\.)?(output|picture)_path', (ROOT / f"{module.replace('.', '/')}.py").read_text())]
 ARGUMENTS = {"report": ["run"], "forecast": ["run"], "evaluate": ["run"],
              "score_oracle": ["run"], "check_data": ["file.csv"], "build_nycflights": ["--source", "."]}
 OUTPUTS = pytest.mark.parametrize("script, flag, kind", FLAGS)
