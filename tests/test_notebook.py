@@ -35,7 +35,7 @@ def test_it_is_stored_with_the_outputs_of_one_run():
     assert "error" not in {output["output_type"] for cell in CODE_CELLS for output in cell["outputs"]}
     assert "stdout" in kinds["stages"] and "text/html" in kinds["forecast"] and "image/png" in kinds["fan"]
     assert CELLS[1]["source"] == ["%pip install -q -r ../requirements.txt"]
-    assert not CELLS[1]["outputs"], "warnings of the installer are those of one machine"
+    assert "WARNING" not in str(CELLS[1]["outputs"]), "the warnings of an installer are those of one machine"
 
 
 def test_every_page_that_it_links_to_exists():
