@@ -70,7 +70,7 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict) -> F
         if objective != "quantiles":
             raise ValueError("--margin quantile builds on conditional quantiles, found a stage-1 model of --objective "
                              f"{objective}: train one with --objective quantiles, or choose --margin scaled")
-        margin = QuantileMargin(support)
+        margin = QuantileMargin(support, settings["center"])
     else:
         if settings["scale"] == "quantiles" and objective != "quantiles":
             raise ValueError("--scale quantiles is the spread of conditional quantiles, found a stage-1 model of "

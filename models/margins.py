@@ -79,6 +79,11 @@ class Margin(nn.Module):
         raise NotImplementedError
 
 
+def centred(members: Tensor) -> Tensor:
+    """Random members (batch, M, ...) less their mean, with the variance of the law that they are drawn from."""
+    return (members - members.mean(1, keepdim=True)) * (members.shape[1] / (members.shape[1] - 1)) ** 0.5
+
+
 class ResidualMargin(Margin):
     """The residual around the mean, divided by the fluctuation scale where `scaled`.
 
@@ -161,10 +166,8 @@ class ResidualMargin(Margin):
         return OVERSAMPLED * members if kind == "quantiles" else members
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
-        if self.center:
-            z = (z - z.mean(1, keepdim=True)) * (z.shape[1] / (z.shape[1] - 1)) ** 0.5
         mean, state = given.unbind(1)
-        residual = self.width * z
+        residual = self.width * (centred(z) if self.center else z)
         if self.scaled:
             residual = residual * self.scale(context.calendar, state).unsqueeze(1)
         samples = mean.unsqueeze(1) + residual
@@ -179,9 +182,13 @@ class QuantileMargin(Margin):
         z = Phi^-1(level of the future),    member = quantile at the level Phi(z)
 
     With kind "quantiles" members are the quantiles at equidistant levels in the rank order of z: the margins of the
-    ensemble are then exact for any diffusion.
+    ensemble are then exact for any diffusion. With `center`, the mean of the members is the stage-1 mean.
     Source: ensemble copula coupling, Schefzik et al. 2013 (arXiv:1302.7149).
     """
+
+    def __init__(self, support: tuple, center: bool = False):
+        super().__init__(support)
+        self.center = center
 
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
         """The conditional quantiles: (batch, level, F, node)."""
@@ -195,7 +202,11 @@ class QuantileMargin(Margin):
         return z_from_pit(prepared, uniform)
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
-        values = quantiles_at_z(given, z) if kind == "random" else couple(given, z)
+        random = kind == "random"
+        values = quantiles_at_z(given, z) if random else couple(given, z)
+        if self.center:
+            residual = centred(values) if random else values - values.mean(1, keepdim=True)
+            values = keep_mean_above(given.mean(1, keepdim=True) + residual, self.support[0])
         return to_support(values, *self.support)
 
 

@@ -169,6 +169,22 @@ def test_centred_members_have_the_mean_of_stage_1_and_keep_the_variance(scaled):
                                else given.unsqueeze(1) + z)
 
 
+@pytest.mark.parametrize("kind", ["random", "quantiles"])
+def test_centred_members_of_the_quantile_margin_have_the_mean_of_stage_1_and_the_shape_of_its_quantiles(kind):
+    quantiles = torch.randn(3, len(QUANTILE_LEVELS), HORIZON, NODES).exp().cumsum(1)
+    z, context = torch.randn(3, 40, HORIZON, NODES), make_batch().context
+    free, members = (QuantileMargin(ANY_VALUE, center).decode(z, quantiles, context, 40, kind)
+                     for center in (False, True))
+    torch.testing.assert_close(members.mean(1), quantiles.mean(1), rtol=1e-5, atol=1e-5)
+    assert torch.equal(members.argsort(1), free.argsort(1))
+    factor = 40 / 39 if kind == "random" else 1.0
+    torch.testing.assert_close(members.var(1), factor * free.var(1), rtol=1e-4, atol=1e-5)
+    least = float(quantiles.mean())
+    bounded = QuantileMargin((least, 0.0), True).decode(z, quantiles, context, 40, kind)
+    assert float(bounded.min()) == least
+    torch.testing.assert_close(bounded.mean(1), quantiles.mean(1).clamp_min(least), rtol=1e-4, atol=1e-4)
+
+
 def test_members_are_moved_to_the_support_and_keep_their_mean_where_that_is_possible():
     margin = make_margin(support=(-0.4, 0.0))
     z, members, given, _ = ensemble(margin)

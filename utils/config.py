@@ -221,12 +221,12 @@ PRESETS = {
 }
 """Choices per recipe and dataset; those of `published` are of the authors' scripts, for the datasets that they have."""
 
+OF_A_SCALE = "scale", "scale_threshold", "scale_statistic", "condition_mean", "condition_scale"
 WITHOUT_EFFECT = {
     "mean_model": {"itransformer": ("climatology", "tokens", "mean_calendar_channels"),
                    "dlinear": ("climatology", "tokens", "mean_calendar_channels", "mean_channels", "mean_layers",
                                "mean_dropout")},
-    "margin": {name: ("scale", "scale_threshold", "scale_statistic", "condition_mean", "condition_scale", "center")
-               for name in ("quantile", "empirical")},
+    "margin": {"quantile": OF_A_SCALE, "empirical": (*OF_A_SCALE, "center")},
     "scale": {name: ("scale_threshold", "scale_statistic") for name in ("quantiles", "cycle", "global")},
     "noise": {"independent": ("modes",)},
 }
