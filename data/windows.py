@@ -288,7 +288,7 @@ class WindowBatches:
         return replace(self, sharer=(rank, count))
 
     def share_windows(self, rank: int, count: int) -> "WindowBatches":
-        """Batches of the windows of process `rank` of `count`, every window in one. Raises: ValueError without any."""
+        """Batches of the windows of process `rank` of `count`, every window in one. Raises: ValueError for none."""
         if len(self.starts) < count:
             raise ValueError(f"{count} processes cannot share {len(self.starts)} windows: start fewer processes")
         return replace(self, starts=self.starts.tensor_split(count)[rank])

@@ -28,7 +28,7 @@ class IndependentNoise(nn.Module):
     def whiten(self, z: Tensor) -> Tensor:
         return z
 
-    unwhiten = learned = project = whiten
+    unwhiten = learned = project = whiten  # nothing to change
 
     def history(self, context: Context) -> Tensor:
         return context.history

@@ -64,7 +64,7 @@ def import_file(content: bytes, source: Path | str, file: str, spec: DatasetSpec
 
 
 def unpacked(content: bytes, source: Path | str, name: str) -> bytes:
-    """The one file of a name in an archive, whatever path it has there. Raises: ValueError where that is none."""
+    """The one file of a name in an archive, whatever path it has there. Raises: ValueError without such a one."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = [entry for entry in archive.infolist() if Path(entry.filename).name == name]

@@ -39,7 +39,12 @@ def join(device):
     torch.distributed.init_process_group("nccl", rank=0, world_size=1, device_id=device)
     return Processes(0, 1, torch.distributed.new_group(backend="gloo"))
 
-Processes.parallel = lambda self, module: DistributedDataParallel(module, **{WITHOUT_BUFFERS: False})
+def parallel(self, module):
+    for buffer in module.buffers():
+        torch.distributed.broadcast(buffer, src=0)
+    return DistributedDataParallel(module, **{WITHOUT_BUFFERS: False})
+
+Processes.parallel = parallel
 main_pretrain.join = join
 """
 

@@ -109,8 +109,8 @@ def test_the_figures_of_reliability_are_those_of_the_soak_and_of_the_benchmark_o
         assert f"| {part['tried']} | {part['survived']} | {part['lost']} |" in block
     row = scale["rows"][-1]
     assert f"{row['nodes']:,} nodes x {row['time_steps']:,} steps" in block
-    assert f"{row['train_1']:.2f} and {row['train_2']:.2f} s a training window" in block
-    assert f"{row['forecast']:.1f} s a forecast" in block
+    assert f"{row['train_1']:.2f} s per training window in stage 1, {row['train_2']:.2f} s in stage 2" in block
+    assert f"{row['forecast']:.1f} s per forecast" in block
     assert f"{row['peak_mb'] / 1000:.1f} GB" in block and scale["linear"] and scale["memory_within_bound"]
 
 

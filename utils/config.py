@@ -260,16 +260,20 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     notes = [", ".join(f"--{name} is now --{item.name}" for name, item in older.items() if name in typed)]
     unused = [item.name for item in others if given.pop(item.name, None) is not None]
     notes.append(f"--{', --'.join(unused)}: no effect on this stage, read by the other one" if unused else "")
+    _print_notes(notes)
     given = with_own_data(given)
     config = resolve(config_class, given)
     for kind, unread in WITHOUT_EFFECT.items():
         chosen = getattr(config, kind, None)
         ignored = [name for name in unread.get(chosen, ()) if name in given]
-        notes.append(f"--{', --'.join(ignored)}: no effect with --{kind} {chosen}" if ignored else "")
-    for note in filter(None, notes):
-        print(f"note: {note}", file=sys.stderr)
+        _print_notes([f"--{', --'.join(ignored)}: no effect with --{kind} {chosen}" if ignored else ""])
     check_config(config, parser)
     return config
+
+
+def _print_notes(notes: list[str]) -> None:
+    for note in filter(None, notes):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def resolve(config_class, given: dict):

@@ -178,7 +178,7 @@ def texture_table(runs: pd.DataFrame) -> Table:
     """All methods whose members' texture was compared with that of the errors, means over seeds."""
     names = [name for name in runs if name.startswith("texture_") and runs[name].notna().any()]
     head = ["method", "members", *(name.removeprefix("texture_").replace("_", " ") for name in names), "seeds"]
-    return head, method_rows(runs.dropna(subset=names), names) if names else []
+    return head, (method_rows(runs.dropna(subset=names), names) if names else [])
 
 
 def differences(runs: pd.DataFrame, length: int, scores: Sequence[str] = COMPARED) -> Table:
@@ -227,7 +227,8 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
     write_page("{}_{}".format(*lengths), runs, (
         f"# {lengths[0]} -> {lengths[1]}: all rows\n\n{WRITTEN} Published: single seed, from the tables of "
         f"arXiv:2502.11013, as printed there. The others: every test window, {members} members, mean ± standard "
-        "deviation over seeds; minutes of one run on one CPU core. Below each table the relative difference of the "
+        "deviation over seeds; minutes of one run on one CPU core (none: run on a GPU). Below each table the relative "
+        "difference of the "
         f"default, {DEFAULT}, to every method with {INTERVALS}. Only members of one kind are compared: random ones "
         f"with {DEFAULTS['random']}, equidistant quantiles with {DEFAULTS['quantiles']}. QICE counts ties as the "
         "papers do, QICE_ties shares them ([scores.md](../scores.md)). scripts/paper/benchmark.py says what each row "

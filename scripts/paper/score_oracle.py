@@ -159,9 +159,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=output_path, default=None, help="write the scores and ratios there")
     parser.add_argument("--table", type=output_path, default=None, help="write a table of the joint scores there")
     given = parser.parse_args(arguments)
-    runs = [compare(folder) for folder in given.run_folders]
-    for run in runs:
-        show(run)
+    runs = []
+    for folder in given.run_folders:
+        runs.append(compare(folder))
+        show(runs[-1])
     if given.json:
         write_json(given.json, runs[0] if len(runs) == 1 else {"runs": runs})
     if given.table:

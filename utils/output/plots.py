@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 matplotlib.use("Agg")
-matplotlib.rcParams.update({"text.parse_math": False, "legend.frameon": False})  # names with dollars are no formula
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: E402
 from matplotlib.ticker import StrMethodFormatter  # noqa: E402
@@ -90,6 +89,7 @@ def _with_legend_above(figure: plt.Figure) -> plt.Figure:
 
 def write_figure(figure: plt.Figure, path: Path) -> None:
     """Write a figure in the format that the ending of `path` says, .png or .pdf; it is closed."""
+    _finish(figure)
     write_atomically(path, lambda file: figure.savefig(file, dpi=130, format=path.suffix[1:].lower()))
     plt.close(figure)
 
@@ -97,6 +97,7 @@ def write_figure(figure: plt.Figure, path: Path) -> None:
 def picture_files(figure: plt.Figure) -> dict[str, bytes]:
     """A figure as PNG and PDF, the same bytes each time, by the ending of the file; the figure is closed."""
     files = {}
+    _finish(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, not for each format
     with matplotlib.rc_context({"pdf.fonttype": 42}):
@@ -106,6 +107,14 @@ def picture_files(figure: plt.Figure) -> dict[str, bytes]:
             files[ending] = file.getvalue()
     plt.close(figure)
     return files
+
+
+def _finish(figure: plt.Figure) -> None:
+    """Take dollar signs in names and units, which are the user's, as they are, and the frames from legends."""
+    for text in figure.findobj(matplotlib.text.Text):
+        text.set_parse_math(False)
+    for legend in figure.findobj(matplotlib.legend.Legend):
+        legend.set_frame_on(False)
 
 
 def maps(layers: dict[str, np.ndarray], unit: str, axes: tuple[np.ndarray, np.ndarray] | None = None,

@@ -147,7 +147,10 @@ def append_lines(path: Path, contents: list[dict]) -> None:
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
-    """Write a checkpoint and its SHA-256 beside it, as `sha256sum` does; of old and new while the file is replaced."""
+    """Write a checkpoint and its SHA-256 beside it, as `sha256sum` does.
+
+    While the file is replaced, the digest file holds those of the old one and of the new one.
+    """
     data = io.BytesIO()
     torch.save({"format": FORMAT_VERSION, **content}, data)
     digests = path.with_name(path.name + DIGEST)

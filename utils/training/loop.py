@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass
 class Progress:
-    """Where a fit stands. step: the next one of the epoch; loss: the sum over those before it; unlogged: lines left."""
+    """Where a fit stands: next `step` of the epoch, sum of the `loss` before it, lines that could not be written."""
 
     epoch: int
     step: int = 0
@@ -214,7 +214,10 @@ class _Fit:
         self.bar.refresh()
 
     def finish(self) -> Progress:
-        """Put the best weights into the model, and write what is unwritten. Raises: FloatingPointError without any."""
+        """Put the best weights into the model, and write what could not be written before.
+
+        Raises: FloatingPointError where no epoch gave any.
+        """
         at = self.at
         self.bar.close()
         if at.best_weights is None:
