@@ -295,7 +295,8 @@ def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
     scores = f"{', '.join(LISTED[:-1])} and {LISTED[-1]}"
     if not lines:
         return f"No published and no baseline row is ahead of the default in {scores}.\n"
-    return f"Where others are ahead of the default in {scores}, its score in brackets:\n\n{''.join(lines)}"
+    return (f"Where others are ahead of the default in {scores}, its score in brackets, by "
+            f"members of the same kind if it has them:\n\n{''.join(lines)}")
 
 
 def summary(runs: pd.DataFrame) -> str:
