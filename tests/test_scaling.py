@@ -1,14 +1,15 @@
 """One mean and one standard deviation, those of the training values, without overflow or cancellation."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import random_values, with_gaps
+from conftest import ROOT, random_values, with_gaps
 
 from data import scaling
-from data.scaling import NodeStatistics, Scaler
+from data.scaling import NodeStatistics, Scaler, add_at
 
 
 @pytest.mark.parametrize("steps", [1, 2, scaling.BLOCK - 1, scaling.BLOCK, scaling.BLOCK + 1, 3000])
@@ -204,3 +205,13 @@ def test_no_value_below_zero_comes_back_where_none_can_be(level, whole):
         found = scaler.physical(near)
         assert found.min() == 0 and (found[near == scaler.zero()] == 0).all()
     assert replace(scaler, nonnegative=False).physical(near).min() < 0 or whole
+
+
+def test_rows_of_an_index_add_up_by_one_function_since_others_have_no_order_on_a_gpu():
+    table = torch.zeros(3, 2)
+    found = add_at(table, torch.tensor([2, 0, 2]), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    assert found is table and table.tolist() == [[3, 4], [0, 0], [6, 8]]
+    without = re.compile(r"\.(index_add|scatter_add|scatter_reduce|index_reduce)_?\(")
+    users = {path.relative_to(ROOT).as_posix() for folder in ("data", "models", "utils")
+             for path in (ROOT / folder).rglob("*.py") if without.search(path.read_text())}
+    assert users == {"data/scaling.py"}
