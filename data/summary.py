@@ -56,6 +56,9 @@ class FieldSummary:
 
     @classmethod
     def from_state(cls, state: dict) -> "FieldSummary":
+        """Raises: TypeError where the coordinates are not (node, 2), other errors where a part is missing."""
+        if state["coordinates"] is not None and state["coordinates"].shape != (len(state["node_names"]), 2):
+            raise TypeError(f"coordinates of shape {tuple(state['coordinates'].shape)}")
         covariates = {name: Scaler(**scaler) for name, scaler in state["covariates"].items()}
         return cls(**{**state, "scaler": Scaler(**state["scaler"]), "covariates": covariates})
 

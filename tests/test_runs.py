@@ -287,6 +287,7 @@ def test_a_state_that_does_not_fit_is_refused_and_stays(undisturbed, tmp_path, c
 @pytest.mark.parametrize("part, name, value", [
     ("config", "sampler", "abc"), ("config", "diffusion_channels", -1), ("data", "num_nodes", 9),
     ("mean_config", "mean_layers", None), ("weights", "alpha_bar", torch.ones(2)),
+    ("field", "coordinates", torch.zeros(0)),
 ])
 def test_a_checkpoint_whose_parts_do_not_fit_is_refused_with_its_path(undisturbed, tmp_path, part, name, value):
     content = load_checkpoint(folder_of(undisturbed, "diffusion") / checkpoint.CHECKPOINT)

@@ -160,7 +160,8 @@ def bad_checkpoint(random: np.random.Generator, folder: Path, pattern: Path) -> 
                                for top in (folder, pattern))
             assert all(torch.equal(found[name], value) for name, value in expected.items()), "other weights"
 
-    return BadInput(f"{stage}/{name}, {way}: {how}", checked, (str(run), "--", "Oracle: other data"))
+    named = str(run), "--", "Oracle: other data", "Oracle: another field"
+    return BadInput(f"{stage}/{name}, {way}: {how}", checked, named)
 
 
 def strange_entry(random: np.random.Generator, content: dict) -> str:
