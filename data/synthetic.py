@@ -89,14 +89,16 @@ def warp(z: Tensor, skew: float) -> Tensor:
 
         warped = (exp(skew * z) - exp(skew^2 / 2)) / size,    size = sqrt((exp(skew^2) - 1) * exp(skew^2))
     """
-    size = math.sqrt(math.expm1(skew**2) * math.exp(skew**2))
-    return z if skew == 0 else (torch.exp(skew * z) - math.exp(skew**2 / 2)) / size
+    return z if skew == 0 else (torch.exp(skew * z) - math.exp(skew**2 / 2)) / _size(skew)
 
 
 def unwarp(warped: Tensor, skew: float) -> Tensor:
     """The inverse of `warp`."""
-    size = math.sqrt(math.expm1(skew**2) * math.exp(skew**2))
-    return warped if skew == 0 else torch.log((warped * size + math.exp(skew**2 / 2)).clamp_min(1e-12)) / skew
+    return warped if skew == 0 else torch.log((warped * _size(skew) + math.exp(skew**2 / 2)).clamp_min(1e-12)) / skew
+
+
+def _size(skew: float) -> float:
+    return math.sqrt(math.expm1(skew**2) * math.exp(skew**2))
 
 
 @dataclass(frozen=True, eq=False)

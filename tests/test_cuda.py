@@ -30,21 +30,17 @@ for program, flags in json.loads(sys.argv[1]):
     assert importlib.import_module(program).main(flags) == 0
 """
 ONE_RANK = """
+from dataclasses import replace
 import torch
-from torch.nn.parallel import DistributedDataParallel
-import main_pretrain, main_train
-from utils.training.distributed import WITHOUT_BUFFERS, Processes
+import main_pretrain
+from utils.training.distributed import Processes
 
 def join(device):
     torch.distributed.init_process_group("nccl", rank=0, world_size=1, device_id=device)
     return Processes(0, 1, torch.distributed.new_group(backend="gloo"))
 
-def parallel(self, module):
-    for buffer in module.buffers():
-        torch.distributed.broadcast(buffer, src=0)
-    return DistributedDataParallel(module, **{WITHOUT_BUFFERS: False})
-
-Processes.parallel = parallel
+parallel = Processes.parallel
+Processes.parallel = lambda self, module: parallel(replace(self, count=2), module)  # else the module alone
 main_pretrain.join = join
 """
 

@@ -6,6 +6,7 @@ Writes docs/results/<H>_<F>.csv (one row per run), .md (all rows beside every pu
 joint_<H>_<F>.csv and .md; for 12 -> 12 also ablation.md and what stands between the `results` marks of README.md.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
@@ -135,11 +136,17 @@ def best_in_bold(rows: list[list[str]], means: pd.DataFrame) -> None:
                 rows[place][column] = f"**{rows[place][column]}**"
 
 
+@functools.cache
+def windows_of(path: Path) -> pd.DataFrame:
+    """The scores of every window of a run; those of the default are compared with many."""
+    return pd.read_csv(path)
+
+
 def compared(ours: pd.DataFrame, theirs: pd.DataFrame, scores: Sequence[str], length: int) -> list[str]:
     """Relative differences on common windows of `length` steps with intervals, "" where a run or score is missing."""
     if not len(ours) or not len(theirs):
         return [""] * len(scores)
-    windows = [pd.read_csv(path) for path in (*ours.path, *theirs.path)]
+    windows = [windows_of(path) for path in (*ours.path, *theirs.path)]
     common = set.intersection(*(set(run.start) for run in windows))
     windows = [run[run.start.isin(common)].to_dict("list") for run in windows]
     block = independent_block(torch.tensor(sorted(common)), length)
@@ -228,11 +235,10 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
         f"# {lengths[0]} -> {lengths[1]}: all rows\n\n{WRITTEN} Published: single seed, from the tables of "
         f"arXiv:2502.11013, as printed there. The others: every test window, {members} members, mean ± standard "
         "deviation over seeds; minutes of one run on one CPU core (none: run on a GPU). Below each table the relative "
-        "difference of the "
-        f"default, {DEFAULT}, to every method with {INTERVALS}. Only members of one kind are compared: random ones "
-        f"with {DEFAULTS['random']}, equidistant quantiles with {DEFAULTS['quantiles']}. QICE counts ties as the "
-        "papers do, QICE_ties shares them ([scores.md](../scores.md)). scripts/paper/benchmark.py says what each row "
-        "is.\n"), tables)
+        f"difference of the default, {DEFAULT}, to every method with {INTERVALS}. Only members of one kind are "
+        f"compared: random ones with {DEFAULTS['random']}, equidistant quantiles with {DEFAULTS['quantiles']}. QICE "
+        "counts ties as the papers do, QICE_ties shares them ([scores.md](../scores.md)). scripts/paper/benchmark.py "
+        "says what each row is.\n"), tables)
 
 
 def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
@@ -295,8 +301,8 @@ def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
     scores = f"{', '.join(LISTED[:-1])} and {LISTED[-1]}"
     if not lines:
         return f"No published and no baseline row is ahead of the default in {scores}.\n"
-    return (f"Where others are ahead of the default in {scores}, its score in brackets, by "
-            f"members of the same kind if it has them:\n\n{''.join(lines)}")
+    return (f"Where others are ahead of the default in {scores}, its score in brackets, by members of the "
+            f"same kind if it has them:\n\n{''.join(lines)}")
 
 
 def summary(runs: pd.DataFrame) -> str:

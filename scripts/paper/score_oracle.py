@@ -16,6 +16,7 @@ import torch
 from data.synthetic import OracleField, OraclePredictive, SkewedPredictive, make_oracle
 from data.windows import WindowedField
 from models import MeanModel, load_forecaster
+from models.margins import centred
 from models.quantiles import reorder
 from utils.config import FlagParser, output_path
 from utils.output.tables import markdown
@@ -48,7 +49,7 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
                 ensemble: str = "random", mean_model: MeanModel | None = None) -> dict:
     """Scores of an ensemble of the exact predictive law on test windows of the synthetic field.
 
-    mean_model: the members are centred on its output, see `ResidualMargin`.
+    mean_model: the members are centred on its output.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -56,8 +57,7 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
         law = oracle.predictive(data.scaler.physical(batch.context.history), batch.start, data.predict_len)
         drawn = exact_members(law, members, generator, ensemble)
         if mean_model:
-            residual = (drawn - drawn.mean(1, keepdim=True)) * (members / (members - 1)) ** 0.5
-            drawn = data.scaler.physical(mean_model(batch.context)).unsqueeze(1) + residual
+            drawn = data.scaler.physical(mean_model(batch.context)).unsqueeze(1) + centred(drawn)
         return data.scaler.standardize(drawn)
 
     scores, _ = evaluate_ensemble(sample, data.batches("test", 8, limit=limit), data.scaler.physical,

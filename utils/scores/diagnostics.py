@@ -44,9 +44,10 @@ class Diagnostics:
 
     def by_node(self) -> dict[str, np.ndarray]:
         """Means over windows and horizon, (node,) each, in physical units; NaN for a node that was never observed."""
-        sums = self._numpy("mean", "truth", "size", "variance", "squared_error", "MAE", "CRPS", COVERED)
+        sums = self._numpy("targets", "mean", "truth", "size", "variance", "squared_error", "MAE", "CRPS", COVERED)
+        targets = sums.pop("targets")
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = {name: value / self._numpy("targets")["targets"] for name, value in sums.items()}
+            found = {name: value / targets for name, value in sums.items()}
             found["CRPS_normalized"] = found["CRPS"] / found.pop("size")
         found |= {"spread": np.sqrt(found.pop("variance")), "RMSE": np.sqrt(found.pop("squared_error"))}
         return found
