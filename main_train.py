@@ -30,9 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     device = choose_device(config.device)
     processes = join(device)
     data = pipeline.open_windows(checkpoint.settings(config), config.data_dir, device)
-    config = pipeline.choose_margin(config, data)
-    settings = checkpoint.settings(config)
     mean_model, mean_config, mean_path = pipeline.load_mean_model(config, data)
+    config = pipeline.choose_margin(config, data, mean_model.objective)
+    settings = checkpoint.settings(config)
 
     seed_step(config.seed)
     model = build_forecaster(settings, mean_model, data.metadata()).to(device)

@@ -12,7 +12,7 @@ from .forecaster import Forecaster
 from .itransformer import ITransformer
 from .layers import Task
 from .linear import DLinear
-from .margins import EmpiricalMargin, QuantileMargin, ResidualMargin
+from .margins import EmpiricalMargin, QuantileMargin, ResidualMargin, ShapedMargin
 from .mean import BesideBase, CommonModes, Ensemble, MeanModel, RecalibratedMean, RecalibratedQuantiles
 from .noise import CovarianceNoise, IndependentNoise
 from .scale import FluctuationScale
@@ -20,7 +20,7 @@ from .stid import STID
 
 MEAN_MODELS = {"stid": STID, "itransformer": ITransformer, "dlinear": DLinear}
 DENOISERS = {"mlp": MLPDenoiser, "stid": PublishedDenoiser}
-MARGINS = ("auto", "scaled", "residual", "quantile", "empirical")
+MARGINS = ("auto", "shaped", "scaled", "residual", "quantile", "empirical")
 NOISES = ("covariance", "independent")
 
 
@@ -61,24 +61,28 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict) -> F
     if settings["endpoint"] != "none" and (settings["margin"] != "residual" or settings["noise"] != "independent"):
         raise ValueError(f"--endpoint {settings['endpoint']} is a fluctuation scale in units of the residual: it needs "
                          "--margin residual --noise independent")
+    if settings["margin"] in ("shaped", "quantile") and objective != "quantiles":
+        raise ValueError(f"--margin {settings['margin']} builds on conditional quantiles, found a stage-1 model of "
+                         f"--objective {objective}: train one with --objective quantiles, or choose --margin scaled")
     if settings["margin"] == "empirical":
         if support == ANY_VALUE:
             raise ValueError("--margin empirical is for a field with a smallest value: add --support nonnegative to "
                              "both stages, or choose --margin scaled")
         margin = EmpiricalMargin(support, task.predict_len)
     elif settings["margin"] == "quantile":
-        if objective != "quantiles":
-            raise ValueError("--margin quantile builds on conditional quantiles, found a stage-1 model of --objective "
-                             f"{objective}: train one with --objective quantiles, or choose --margin scaled")
-        margin = QuantileMargin(support, settings["center"])
+        margin = QuantileMargin(support)
     else:
         if settings["scale"] == "quantiles" and objective != "quantiles":
             raise ValueError("--scale quantiles is the spread of conditional quantiles, found a stage-1 model of "
                              f"--objective {objective}: choose --scale cycle")
+        if settings["margin"] == "shaped" and settings["scale"] != "quantiles":
+            raise ValueError(f"--margin shaped needs --scale quantiles, found --scale {settings['scale']}: choose "
+                             "--margin scaled")
         scale = FluctuationScale(settings["scale"], task.num_nodes, task.predict_len, task.calendar_sizes[0],
                                  support[1])
         inputs = tuple(name for name in ("mean", "scale") if settings[f"condition_{name}"])
-        margin = ResidualMargin(scale, support, settings["margin"] != "residual", settings["center"], inputs)
+        kind = ShapedMargin if settings["margin"] == "shaped" else ResidualMargin
+        margin = kind(scale, support, settings["margin"] != "residual", settings["center"], inputs)
     noise = IndependentNoise() if settings["noise"] == "independent" else \
         CovarianceNoise(task.num_nodes, task.predict_len, settings["modes"])
 

@@ -50,6 +50,7 @@ class Margin(nn.Module):
     def __init__(self, support: tuple):
         super().__init__()
         self.support = support
+        self.register_buffer("validation_size", torch.ones(()), persistent=False)  # of z, over that of training
 
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
         """What a forecast needs of stage 1: (batch, ..., F, node)."""
@@ -116,24 +117,27 @@ class ResidualMargin(Margin):
 
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
         """The mean and the part of the scale that depends on the history: (batch, 2, F, node)."""
-        predicted = mean_model.predict(context)
-        return torch.stack([predicted.mean(1), self.scale.state(predicted)], dim=1)
+        return self._mean_and_state(mean_model.predict(context))
 
     def fit(self, training: Gathered, validation: Gathered, spectrum) -> None:
         futures, prepared, context, _ = training
-        mean, state = prepared.unbind(1)
-        self.scale.fit(futures - mean, state, context.calendar, context.target_mask, spectrum)
+        residual = self._residual(futures, prepared, torch.rand_like(futures))
+        self.scale.fit(residual, prepared[:, 1], context.calendar, context.target_mask, spectrum)
         if self.scaled:
-            self.width.copy_(self._width(training, validation).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
+            ratio = self._ratio(training, validation)
+            if 0 < ratio[len(ratio) // 2:].max() < math.inf:
+                self.validation_size.copy_(_size(ratio))
+                self.width.copy_(self._width(ratio).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
 
-    def _width(self, training: Gathered, validation: Gathered) -> Tensor:
-        """The width, of targets whose scale is not less than a step of the values, as that of rare counts."""
+    def _ratio(self, training: Gathered, validation: Gathered) -> Tensor:
+        """Size of z in blocks of validation over that in training, of targets whose scale is not less than a step of
+        the values, as that of rare counts: (block,)."""
         def sizes(windows: Gathered) -> tuple[Tensor, Tensor]:
             futures, prepared, context, _ = windows
             counts = self.scale(context.calendar, prepared[:, 1]) * (2 * OUTERMOST) > self.scale.step
             if context.target_mask is not None:
                 counts = counts & context.target_mask
-            return self.encode(futures, prepared, context, None).abs(), counts
+            return self.encode(futures, prepared, context, torch.rand_like(futures)).abs(), counts
 
         def size(found: Tensor, counts: Tensor) -> Tensor:
             found = found[counts]
@@ -144,21 +148,22 @@ class ResidualMargin(Margin):
         blocks = max(1, min(BLOCKS, span // horizon, windows))
         by_block = [size(*block) for block in zip(*(part.tensor_split(blocks) for part in sizes(validation)),
                                                   strict=True)]
-        ratio = torch.stack(by_block) / size(*sizes(training))
-        later = ratio[blocks // 2:]
-        if not 0 < later.max() < math.inf:
-            return torch.ones_like(self.width)
-        of_all, of_later = (each[each > 0].square().mean().sqrt() for each in (ratio, later))
+        return torch.stack(by_block) / size(*sizes(training))
+
+    @staticmethod
+    def _width(ratio: Tensor) -> Tensor:
+        blocks = len(ratio)
+        of_later = _size(ratio[blocks // 2:])
         if blocks < BLOCKS:
             return of_later.clamp_min(1) * ((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5
-        return max(of_all, of_later)
+        return max(_size(ratio), of_later)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
-        mean, state = prepared.unbind(1)
-        return (future - mean) / self.scale(context.calendar, state) if self.scaled else future - mean
+        residual = self._residual(future, prepared, uniform)
+        return residual / self.scale(context.calendar, prepared[:, 1]) if self.scaled else residual
 
     def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
-        mean, state = given.unbind(1)
+        mean, state = given[:, 0], given[:, 1]
         anomalies = [mean - context.future_climatology] if "mean" in self.inputs else []
         return anomalies, [self.scale(context.calendar, state).log()] if "scale" in self.inputs else []
 
@@ -166,14 +171,58 @@ class ResidualMargin(Margin):
         return OVERSAMPLED * members if kind == "quantiles" else members
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
-        mean, state = given.unbind(1)
-        residual = self.width * (centred(z) if self.center else z)
-        if self.scaled:
-            residual = residual * self.scale(context.calendar, state).unsqueeze(1)
-        samples = mean.unsqueeze(1) + residual
+        scale = self.width * self.scale(context.calendar, given[:, 1]).unsqueeze(1) if self.scaled else 1.0
+        residual = self._from_residual(scale * z, given)
+        samples = given[:, :1] + (centred(residual) if self.center else residual)
         if kind == "quantiles":
             samples = smooth_members(samples, members)
         return to_support(keep_mean_above(samples, self.support[0]), *self.support)
+
+    def _mean_and_state(self, predicted: Tensor) -> Tensor:
+        return torch.stack([predicted.mean(1), self.scale.state(predicted)], dim=1)
+
+    def _residual(self, future: Tensor, prepared: Tensor, uniform: Tensor | None) -> Tensor:
+        """The residual of a future, of a normal law: (batch, F, node)."""
+        return future - prepared[:, 0]
+
+    def _from_residual(self, residual: Tensor, given: Tensor) -> Tensor:
+        """The inverse: values less the mean, of residuals of a normal law (batch, sample, F, node)."""
+        return residual
+
+
+class ShapedMargin(ResidualMargin):
+    """The residual, mapped to a normal law by the quantiles of stage 1, divided by the fluctuation scale.
+
+        z = spread * Phi^-1(level of the future) / scale,    spread: of the quantiles, see `FluctuationScale.state`
+        member = quantile at the level Phi(width * scale / spread * z)
+
+    The law of members is skewed or has heavy tails where stage 1 shows that; where its quantiles are those of a normal
+    law, z and members are those of `ResidualMargin`, as are width and centring.
+    Source: normal quantile transform, Krzysztofowicz 1997, Journal of Hydrology 197, 286-292.
+    """
+
+    randomised = True
+
+    def given(self, mean_model: MeanModel, context: Context) -> Tensor:
+        """Mean, state and the conditional quantiles: (batch, 2 + level, F, node)."""
+        quantiles = mean_model.predict(context)
+        return torch.cat([self._mean_and_state(quantiles), quantiles], dim=1)
+
+    def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
+        """Mean, state and the PIT bounds of the future: (batch, 4, F, node)."""
+        quantiles = mean_model.predict(context)
+        return torch.cat([self._mean_and_state(quantiles), pit_bounds(quantiles, future, *self.support)], dim=1)
+
+    def _residual(self, future: Tensor, prepared: Tensor, uniform: Tensor | None) -> Tensor:
+        return prepared[:, 1] * z_from_pit(prepared[:, 2:], uniform)
+
+    def _from_residual(self, residual: Tensor, given: Tensor) -> Tensor:
+        return quantiles_at_z(given[:, 2:], residual / given[:, 1:2]) - given[:, :1]
+
+
+def _size(ratio: Tensor) -> Tensor:
+    """Root mean square of the sizes of blocks that hold values."""
+    return ratio[ratio > 0].square().mean().sqrt()
 
 
 class QuantileMargin(Margin):
@@ -182,13 +231,9 @@ class QuantileMargin(Margin):
         z = Phi^-1(level of the future),    member = quantile at the level Phi(z)
 
     With kind "quantiles" members are the quantiles at equidistant levels in the rank order of z: the margins of the
-    ensemble are then exact for any diffusion. With `center`, the mean of the members is the stage-1 mean.
+    ensemble are then exact for any diffusion.
     Source: ensemble copula coupling, Schefzik et al. 2013 (arXiv:1302.7149).
     """
-
-    def __init__(self, support: tuple, center: bool = False):
-        super().__init__(support)
-        self.center = center
 
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
         """The conditional quantiles: (batch, level, F, node)."""
@@ -202,12 +247,7 @@ class QuantileMargin(Margin):
         return z_from_pit(prepared, uniform)
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
-        random = kind == "random"
-        values = quantiles_at_z(given, z) if random else couple(given, z)
-        if self.center:
-            residual = centred(values) if random else values - values.mean(1, keepdim=True)
-            values = keep_mean_above(given.mean(1, keepdim=True) + residual, self.support[0])
-        return to_support(values, *self.support)
+        return to_support(quantiles_at_z(given, z) if kind == "random" else couple(given, z), *self.support)
 
 
 class EmpiricalMargin(Margin):

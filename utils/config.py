@@ -132,10 +132,11 @@ class TrainConfig(CommonConfig):
     """Flags of stage 2, the diffusion model of the residual."""
 
     mean_run: str = flag("", DATA, "folder of the stage-1 run (else the one of the same dataset, lengths and run name)")
-    margin: str = flag("auto", DIFFUSION, "what is diffused: the residual over the fluctuation scale (scaled), the "
-                       "residual (residual), normal scores under the quantiles of stage 1 (quantile), or normal scores "
-                       "among training values of about the same forecast (empirical); auto: empirical where no value "
-                       "can be negative and at least 90 %% of the training values are 0, else scaled", choices="margin")
+    margin: str = flag("auto", DIFFUSION, "what is diffused: the residual over the fluctuation scale (scaled), also "
+                       "mapped to a normal law by the quantiles of stage 1 (shaped), the residual (residual), normal "
+                       "scores under these quantiles (quantile), or among training values of about the same forecast "
+                       "(empirical); auto: empirical where no value can be negative and at least 90 %% of the training "
+                       "values are 0, scaled for counts or without --scale quantiles, else shaped", choices="margin")
     noise: str = flag("covariance", DIFFUSION, "noise of the diffusion: with the covariance of the training residuals "
                       "over nodes and steps, or independent", choices="noise")
     modes: int = flag(1024, DIFFUSION, "modes over the nodes, at most, in --noise covariance", minimum=0)
@@ -226,7 +227,7 @@ WITHOUT_EFFECT = {
     "mean_model": {"itransformer": ("climatology", "tokens", "mean_calendar_channels"),
                    "dlinear": ("climatology", "tokens", "mean_calendar_channels", "mean_channels", "mean_layers",
                                "mean_dropout")},
-    "margin": {"quantile": OF_A_SCALE, "empirical": (*OF_A_SCALE, "center")},
+    "margin": dict.fromkeys(("quantile", "empirical"), (*OF_A_SCALE, "center")),
     "scale": {name: ("scale_threshold", "scale_statistic") for name in ("quantiles", "cycle", "global")},
     "noise": {"independent": ("modes",)},
 }

@@ -237,16 +237,18 @@ def _pretrain_command(config: TrainConfig) -> str:
 
 # --- stage 2 -------------------------------------------------------------------------------------------------
 
-def choose_margin(config: TrainConfig, data: WindowedField) -> TrainConfig:
-    """The configuration with the margin that `--margin auto` stands for."""
+def choose_margin(config: TrainConfig, data: WindowedField, objective: str) -> TrainConfig:
+    """The configuration with the margin that `--margin auto` stands for, on a stage 1 of this objective."""
     if config.margin != "auto":
         return config
     parts = data.training.split(BLOCK)
     zeros = sum(int((part == 0).sum()) for part in parts) / max(sum(int((~part.isnan()).sum()) for part in parts), 1)
-    many = bool(data.field.spec.nonnegative) and zeros >= MANY_ZEROS
-    if many:
+    if data.field.spec.nonnegative and zeros >= MANY_ZEROS:
         print(f"note: {zeros:.0%} of the training values are 0: --margin empirical", file=sys.stderr)
-    return dataclasses.replace(config, margin="empirical" if many else "scaled")
+        return dataclasses.replace(config, margin="empirical")
+    counts = torch.as_tensor(data.support[1]).any()
+    shaped = objective == "quantiles" == config.scale and not counts
+    return dataclasses.replace(config, margin="shaped" if shaped else "scaled")
 
 
 def prepare_windows(model: Forecaster, batches) -> Callable[[Batch], torch.Tensor | None]:

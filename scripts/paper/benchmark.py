@@ -43,6 +43,7 @@ STAGE_1_OFF = {
     "dlinear": ("--mean_model", "dlinear"),
 }
 STAGE_2_OFF = {
+    "without_shape": ("--margin", "scaled"),
     "without_state": ("--scale", "cycle"),
     "without_covariance": ("--noise", "independent"),
     "without_v": ("--prediction", "noise"),
@@ -90,6 +91,8 @@ STEPS = {
     "residual divided by the scale of the quantiles, no endpoint": SCALED,
     "covariance of the noise": (*SCALED, "--noise", "covariance"),
     "centred members": (*SCALED, "--noise", "covariance", "--center"),
+    "residuals mapped to a normal law by the quantiles, but for counts": (
+        *SCALED, "--noise", "covariance", "--center", "--margin", "auto"),
 }
 """From the published stage 2, on the stage 1 of cost, to cost: what each step changes, and its flags.
 
@@ -107,7 +110,6 @@ METHODS = {
     **{f"our_{name}": Method("ours", name) for name in ("quantile", "schaake")},
     "copula": Method("ours", stage_2=("--recipe", "copula")),
     "copula_smooth": Method("ours", stage_2=("--recipe", "copula"), trained_as="copula", members="quantiles"),
-    "copula_centred": Method("ours", stage_2=("--recipe", "copula", "--center")),
     "cost_untrained": Method("ours", stage_2=(), trained_as="cost", untrained=True, change="untrained denoiser"),
     "cost_global": Method("ours", stage_2=("--scale", "global"), change="`--scale global`"),
     "cost_lags": Method("lags", stage_2=("--lags", "auto"), only=("MobileNJ",)),
@@ -126,10 +128,9 @@ METHODS = {
 Members are random; rows `_smooth` are quantiles at equidistant levels in the rank order of the random members.
 `published` is the paper's system, `published_fast` its networks with DPM-Solver++ in 10 steps. cost_untrained is cost
 with the trained network replaced by the Gaussian that it starts from: the difference is what the diffusion learned.
-copula_centred is copula with members centred on the stage-1 mean, as those of cost are.
 cost_global has one fluctuation scale for the field. `our_` baselines stand on the stage 1 of cost, the others on
 published inputs. cost_lags also sees a day and a week (a year) before each step of a window, cost_no_lags nothing but
-its 12 steps; the published protocol has no lags. The ablation: step_1 to step_5 lead to cost (`STEPS`), without_X is
+its 12 steps; the published protocol has no lags. The ablation: step_1 to step_6 lead to cost (`STEPS`), without_X is
 cost with one switch off, itransformer and dlinear have another backbone.
 """
 
