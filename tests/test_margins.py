@@ -9,9 +9,18 @@ from conftest import HISTORY, HORIZON, NODES, make_batch, make_field
 
 from data.constants import ANY_VALUE, QUANTILE_LEVELS
 from data.windows import WindowedField
-from models.margins import BLOCKS, LARGEST_WIDTH, OVERSAMPLED, EmpiricalMargin, Gathered, QuantileMargin, ResidualMargin
+from models.margins import (
+    BLOCKS,
+    LARGEST_WIDTH,
+    OVERSAMPLED,
+    EmpiricalMargin,
+    Gathered,
+    QuantileMargin,
+    ResidualMargin,
+    ShapedMargin,
+)
 from models.mean import MeanModel
-from models.quantiles import equidistant_quantiles, pit_bounds, smooth_members
+from models.quantiles import equidistant_quantiles, pit_bounds, quantiles_at_z, smooth_members
 from models.scale import FLOOR, PRIOR, FluctuationScale
 from utils.config import TrainConfig
 from utils.pipeline import choose_margin
@@ -169,20 +178,80 @@ def test_centred_members_have_the_mean_of_stage_1_and_keep_the_variance(scaled):
                                else given.unsqueeze(1) + z)
 
 
-@pytest.mark.parametrize("kind", ["random", "quantiles"])
-def test_centred_members_of_the_quantile_margin_have_the_mean_of_stage_1_and_the_shape_of_its_quantiles(kind):
-    quantiles = torch.randn(3, len(QUANTILE_LEVELS), HORIZON, NODES).exp().cumsum(1)
-    z, context = torch.randn(3, 40, HORIZON, NODES), make_batch().context
-    free, members = (QuantileMargin(ANY_VALUE, center).decode(z, quantiles, context, 40, kind)
-                     for center in (False, True))
-    torch.testing.assert_close(members.mean(1), quantiles.mean(1), rtol=1e-5, atol=1e-5)
-    assert torch.equal(members.argsort(1), free.argsort(1))
-    factor = 40 / 39 if kind == "random" else 1.0
-    torch.testing.assert_close(members.var(1), factor * free.var(1), rtol=1e-4, atol=1e-5)
-    least = float(quantiles.mean())
-    bounded = QuantileMargin((least, 0.0), True).decode(z, quantiles, context, 40, kind)
-    assert float(bounded.min()) == least
-    torch.testing.assert_close(bounded.mean(1), quantiles.mean(1).clamp_min(least), rtol=1e-4, atol=1e-4)
+class Skewed(MeanModel):
+    """Conditional quantiles of a shifted lognormal law (sigma .6) or of a normal one, moved by `shift`."""
+
+    def __init__(self, normal=False, shift=0.0):
+        super().__init__("quantiles")
+        z = torch.special.ndtri(torch.tensor(QUANTILE_LEVELS))
+        self.levels = (z if normal else (0.6 * z).exp()) + shift
+
+    def predict(self, context):
+        return self.levels.view(1, -1, 1, 1) * torch.ones_like(context.future_climatology).unsqueeze(1)
+
+
+def make_shaped(support=ANY_VALUE, center=False):
+    margin = ShapedMargin(FluctuationScale("quantiles", NODES, HORIZON, 24), support, center=center)
+    margin.scale.table.copy_(torch.rand(24, NODES) + 0.5)
+    margin.width.fill_(1.2)
+    return margin
+
+
+def test_the_shaped_margin_maps_values_to_z_by_the_quantiles_and_back():
+    """future = quantile at the level Phi(factor z), factor: the scale over the spread of the quantiles."""
+    margin, model, batch = make_shaped(), Skewed(), make_batch()
+    given = margin.given(model, batch.context)
+    factor = margin.scale(batch.context.calendar, given[:, 1]) / given[:, 1]
+    z = torch.randn_like(batch.future).clamp(-1.5, 1.5)
+    future = quantiles_at_z(given[:, 2:], (factor * z).unsqueeze(1)).squeeze(1)
+    prepared = margin.prepare(model, future, batch.context)
+    assert torch.equal(prepared[:, :2], given[:, :2]) and prepared.shape[1] == 4
+    found = margin.encode(future, prepared, batch.context, torch.rand_like(future))
+    torch.testing.assert_close(found, z, rtol=1e-3, atol=1e-3)
+    margin.width.fill_(1.0)
+    torch.testing.assert_close(margin.decode(z.unsqueeze(1), given, batch.context, 1, "random").squeeze(1), future)
+
+
+def test_the_shaped_margin_of_normal_quantiles_is_that_of_the_scaled_residual():
+    margin, model, batch = make_shaped(center=True), Skewed(normal=True, shift=0.3), make_batch()
+    plain = ResidualMargin(margin.scale, ANY_VALUE)
+    plain.width.copy_(margin.width)
+    given, z = margin.given(model, batch.context), torch.randn(3, 40, HORIZON, NODES)
+    torch.testing.assert_close(margin.decode(z, given, batch.context, 40, "random"),
+                               plain.decode(z, given[:, :2], batch.context, 40, "random"), rtol=1e-4, atol=1e-4)
+    future = 0.3 + 0.5 * torch.randn_like(batch.future)
+    found, wanted = (each.encode(future, each.prepare(model, future, batch.context), batch.context,
+                                 torch.rand_like(future)) for each in (margin, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_members_of_the_shaped_margin_have_the_mean_of_stage_1_and_the_skewness_of_its_quantiles():
+    margin, batch = make_shaped(center=True), make_batch()
+    given, z = margin.given(Skewed(), batch.context), torch.randn(3, 400, HORIZON, NODES)
+    members = margin.decode(z, given, batch.context, 400, "random")
+    torch.testing.assert_close(members.mean(1), given[:, 0], rtol=0, atol=1e-4)
+    residual = members - members.mean(1, keepdim=True)
+    skewness = residual.pow(3).mean() / residual.square().mean() ** 1.5
+    assert 1 < float(skewness) < 3, "that of this lognormal law is 2.3"
+
+
+def test_the_shaped_margin_of_exact_quantiles_has_the_scale_of_their_spread_and_a_width_of_validation():
+    """z of values that follow the quantiles is standard normal; validation values are 1.3 times as far out in z."""
+    model = Skewed()
+
+    def windows(margin, size):
+        batch = make_batch(2000)
+        future = (0.6 * size * torch.randn_like(batch.future)).exp()
+        return Gathered(future, margin.prepare(model, future, batch.context), batch.context, torch.arange(2000))
+
+    margin = ShapedMargin(FluctuationScale("quantiles", NODES, HORIZON, 24), ANY_VALUE)
+    training = windows(margin, 1.0)
+    margin.fit(training, windows(margin, 1.3), None)
+    torch.testing.assert_close(margin.scale.table, torch.ones_like(margin.scale.table), rtol=0, atol=0.25)
+    assert float(margin.scale.table.mean()) == pytest.approx(1, abs=0.02)
+    assert float(margin.width) == pytest.approx(1.3, rel=0.05) == float(margin.validation_size)
+    z = margin.encode(training.futures, training.prepared, training.context, torch.rand_like(training.futures))
+    assert float(z.std()) == pytest.approx(1, abs=0.02) and abs(float(z.mean())) < 0.02
 
 
 def test_members_are_moved_to_the_support_and_keep_their_mean_where_that_is_possible():
@@ -397,14 +466,25 @@ def test_what_stands_in_a_gap_changes_nothing_of_an_empirical_margin():
 
 
 @pytest.mark.parametrize("zeros, nonnegative, chosen", [
-    (0.95, None, "empirical"), (0.95, True, "empirical"), (0.95, False, "scaled"), (0.8, None, "scaled"),
+    (0.95, None, "empirical"), (0.95, True, "empirical"), (0.95, False, "shaped"), (0.8, None, "shaped"),
 ])
 def test_the_margin_of_many_zeros_is_the_empirical_one_where_no_value_is_negative(zeros, nonnegative, chosen):
     """By the training part: the test, all zeros or none, decides nothing."""
     values = torch.where(torch.rand(400, NODES) < zeros, 0.0, torch.rand(400, NODES))
-    values[330:] = 0 if chosen == "scaled" else 1
+    values[330:] = 0 if chosen == "shaped" else 1
     field = make_field(values)
     field = dataclasses.replace(field, spec=dataclasses.replace(field.spec, nonnegative=nonnegative))
     data = WindowedField(field, 6, 4)
-    assert choose_margin(TrainConfig(), data).margin == chosen
-    assert choose_margin(TrainConfig(margin="quantile"), data).margin == "quantile"
+    assert choose_margin(TrainConfig(), data, "quantiles").margin == chosen
+    assert choose_margin(TrainConfig(margin="quantile"), data, "quantiles").margin == "quantile"
+
+
+@pytest.mark.parametrize("objective, scale, whole, chosen", [
+    ("quantiles", "quantiles", False, "shaped"), ("mse", "quantiles", False, "scaled"),
+    ("quantiles", "cycle", False, "scaled"), ("quantiles", "quantiles", True, "scaled"),
+])
+def test_the_shape_is_that_of_quantiles_and_not_for_counts(objective, scale, whole, chosen):
+    values = 20 * torch.rand(400, NODES)
+    field = make_field(values.round() if whole else values)
+    data = WindowedField(dataclasses.replace(field, spec=dataclasses.replace(field.spec, nonnegative=True)), 6, 4)
+    assert choose_margin(TrainConfig(scale=scale), data, objective).margin == chosen
