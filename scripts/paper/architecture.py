@@ -19,7 +19,7 @@ BOXES = [  # left, bottom, width, height, colour, title, text
     (3.6, 3.35, 2.6, 1.1, STAGE_1, "mean model", "networks and simple forecasters,\nrecalibrated; then frozen"),
     (0.0, 1.55, 2.4, 0.75, INPUT, "future", "observed, in training only"),
     (0.0, 0.35, 2.4, 0.75, OUTPUT, "ensemble", "fields of all nodes and steps"),
-    (3.6, 0.35, 2.6, 1.95, STAGE_2, "margin", "z = (future - mean) / scale\n\nmember = mean + scale * z"),
+    (3.6, 0.35, 2.6, 1.95, STAGE_2, "margin", "future = mean + scale * shape(z)\n\nshape: of the stage-1 quantiles"),
     (7.1, 0.35, 2.3, 1.95, STAGE_2, "noise", "covariance over\nnodes and steps\n\nwhiten, unwhiten"),
     (10.3, 0.35, 2.4, 1.95, STAGE_2, "diffusion", "denoiser: learns to\nremove noise\n\nsampler: draws white"),
 ]
