@@ -10,7 +10,7 @@ from data.context import Context
 
 from .base import BLOCKS
 from .mean import MeanModel
-from .quantiles import couple, keep_mean_above, pit_bounds, quantiles_at_z, smooth_members, to_support, z_from_pit
+from .quantiles import couple, keep_mean_above, pit_bounds, quantiles_at_z, smooth_members, to_support, z_from_pit, z_of_levels
 from .recalibration import OUTERMOST
 from .scale import FluctuationScale
 
@@ -152,6 +152,7 @@ class ResidualMargin(Margin):
 
     @staticmethod
     def _width(ratio: Tensor) -> Tensor:
+        """The width by the ratios of blocks, see the class."""
         blocks = len(ratio)
         of_later = _size(ratio[blocks // 2:])
         if blocks < BLOCKS:
@@ -197,7 +198,8 @@ class ShapedMargin(ResidualMargin):
         member = quantile at the level Phi(width * scale / spread * z)
 
     The law of members is skewed or has heavy tails where stage 1 shows that; where its quantiles are those of a normal
-    law, z and members are those of `ResidualMargin`, as are width and centring.
+    law, z and members are those of `ResidualMargin`, as are width and centring. Nodes that hardly varied in training may
+    vary later: no spread is below the floor of the scale.
     Source: normal quantile transform, Krzysztofowicz 1997, Journal of Hydrology 197, 286-292.
     """
 
@@ -205,13 +207,20 @@ class ShapedMargin(ResidualMargin):
 
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
         """Mean, state and the conditional quantiles: (batch, 2 + level, F, node)."""
-        quantiles = mean_model.predict(context)
+        quantiles = self._quantiles(mean_model, context)
         return torch.cat([self._mean_and_state(quantiles), quantiles], dim=1)
 
     def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
         """Mean, state and the PIT bounds of the future: (batch, 4, F, node)."""
-        quantiles = mean_model.predict(context)
+        quantiles = self._quantiles(mean_model, context)
         return torch.cat([self._mean_and_state(quantiles), pit_bounds(quantiles, future, *self.support)], dim=1)
+
+    def _quantiles(self, mean_model: MeanModel, context: Context) -> Tensor:
+        """The conditional quantiles; those of a spread below the floor of the scale are those of a wider law."""
+        quantiles = mean_model.predict(context)
+        spread = (quantiles[:, -1:] - quantiles[:, :1]) / (2 * OUTERMOST)
+        level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype).view(-1, 1, 1)
+        return quantiles + (self.scale.floor.clamp_min(1e-3) - spread).clamp_min(0) * level_z
 
     def _residual(self, future: Tensor, prepared: Tensor, uniform: Tensor | None) -> Tensor:
         return prepared[:, 1] * z_from_pit(prepared[:, 2:], uniform)

@@ -225,6 +225,22 @@ def test_the_shaped_margin_of_normal_quantiles_is_that_of_the_scaled_residual():
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_nodes_that_hardly_varied_have_members_as_wide_as_the_floor_of_the_scale():
+    """Also a value far from their quantiles has a large z."""
+    margin, batch = make_shaped(), make_batch()
+    margin.scale.floor.fill_(0.03)
+    model = Skewed()
+    model.levels = 0.5 + 1e-5 * model.levels
+    given = margin.given(model, batch.context)
+    torch.testing.assert_close(given[:, 1], torch.full_like(given[:, 1], 0.03), rtol=1e-3, atol=0)
+    members = margin.decode(torch.randn(3, 400, HORIZON, NODES), given, batch.context, 400, "random")
+    factor = margin.width * margin.scale(batch.context.calendar, given[:, 1])
+    torch.testing.assert_close(members.std(1), factor, rtol=0.2, atol=0)
+    future = torch.full_like(batch.future, 1.0)
+    z = margin.encode(future, margin.prepare(model, future, batch.context), batch.context, torch.rand_like(future))
+    assert float(z.min()) > 2, "the limit of z, 4, over factors of at most 1.5"
+
+
 def test_members_of_the_shaped_margin_have_the_mean_of_stage_1_and_the_skewness_of_its_quantiles():
     margin, batch = make_shaped(center=True), make_batch()
     given, z = margin.given(Skewed(), batch.context), torch.randn(3, 400, HORIZON, NODES)
