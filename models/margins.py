@@ -10,7 +10,16 @@ from data.context import Context
 
 from .base import BLOCKS
 from .mean import MeanModel
-from .quantiles import couple, keep_mean_above, pit_bounds, quantiles_at_z, smooth_members, to_support, z_from_pit, z_of_levels
+from .quantiles import (
+    couple,
+    keep_mean_above,
+    pit_bounds,
+    quantiles_at_z,
+    smooth_members,
+    to_support,
+    z_from_pit,
+    z_of_levels,
+)
 from .recalibration import OUTERMOST
 from .scale import FluctuationScale
 
@@ -198,8 +207,8 @@ class ShapedMargin(ResidualMargin):
         member = quantile at the level Phi(width * scale / spread * z)
 
     The law of members is skewed or has heavy tails where stage 1 shows that; where its quantiles are those of a normal
-    law, z and members are those of `ResidualMargin`, as are width and centring. Nodes that hardly varied in training may
-    vary later: no spread is below the floor of the scale.
+    law, z and members are those of `ResidualMargin`, as are width and centring. Nodes that hardly varied in training
+    may vary later: no spread is below the floor of the scale.
     Source: normal quantile transform, Krzysztofowicz 1997, Journal of Hydrology 197, 286-292.
     """
 

@@ -146,8 +146,8 @@ def test_the_claim_of_the_first_lines_is_that_of_the_tables():
     ours = ours[ours.method == TrainConfig.recipe].groupby("data_name").CRPS.mean()
     ratio = (ours / paper[paper.method == "CoST"].set_index("data_name").CRPS).dropna()
     words = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}[len(ratio)]
-    claim = (f"On the {words} datasets of the paper measured so far, the CRPS of the default is {1 - ratio.max():.0%} to "
-             f"{1 - ratio.min():.0%} lower")
+    claim = (f"On the {words} datasets of the paper measured so far, the CRPS of the default is "
+             f"{1 - ratio.max():.0%} to {1 - ratio.min():.0%} lower")
     assert claim.replace("%", " %") in " ".join(README.split())
 
 
