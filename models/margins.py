@@ -21,7 +21,7 @@ from .quantiles import (
     z_of_levels,
 )
 from .recalibration import OUTERMOST
-from .scale import FluctuationScale
+from .scale import LEAST_SPREAD, FluctuationScale, quantile_spread
 
 MEMBERS = ("random", "quantiles")
 """Kinds of an ensemble: random members, or quantiles at equidistant levels in the rank order of random ones."""
@@ -139,8 +139,10 @@ class ResidualMargin(Margin):
                 self.width.copy_(self._width(ratio).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
 
     def _ratio(self, training: Gathered, validation: Gathered) -> Tensor:
-        """Size of z in blocks of validation over that in training, of targets whose scale is not less than a step of
-        the values, as that of rare counts: (block,)."""
+        """Size of z in blocks of validation over that in training: (block,).
+
+        Of targets whose scale is not less than a step of the values, as that of rare counts.
+        """
         def sizes(windows: Gathered) -> tuple[Tensor, Tensor]:
             futures, prepared, context, _ = windows
             counts = self.scale(context.calendar, prepared[:, 1]) * (2 * OUTERMOST) > self.scale.step
@@ -227,9 +229,9 @@ class ShapedMargin(ResidualMargin):
     def _quantiles(self, mean_model: MeanModel, context: Context) -> Tensor:
         """The conditional quantiles; those of a spread below the floor of the scale are those of a wider law."""
         quantiles = mean_model.predict(context)
-        spread = (quantiles[:, -1:] - quantiles[:, :1]) / (2 * OUTERMOST)
+        missing = (self.scale.floor.clamp_min(LEAST_SPREAD) - quantile_spread(quantiles)).clamp_min(0)
         level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype).view(-1, 1, 1)
-        return quantiles + (self.scale.floor.clamp_min(1e-3) - spread).clamp_min(0) * level_z
+        return quantiles + missing.unsqueeze(1) * level_z
 
     def _residual(self, future: Tensor, prepared: Tensor, uniform: Tensor | None) -> Tensor:
         return prepared[:, 1] * z_from_pit(prepared[:, 2:], uniform)

@@ -10,8 +10,14 @@ from .recalibration import OUTERMOST
 BINS = 48  # of the calendar's first cycle, at most
 PRIOR = 3.0  # cycles (days, years) of residuals in a bin that count as much as the mean square of the node
 FLOOR = 0.03  # the smallest scale, as a share of the root mean square of all residuals
+LEAST_SPREAD = 1e-3  # of conditional quantiles
 ROUNDING = 12**-0.5  # standard deviation of the error of rounding, in steps
 SCALES = ("quantiles", "cycle", "spectrum", "global")
+
+
+def quantile_spread(quantiles: Tensor) -> Tensor:
+    """(highest quantile - lowest) / its value for a standard normal law: (batch, level, ...) -> (batch, ...)."""
+    return (quantiles[:, -1] - quantiles[:, 0]) / (2 * OUTERMOST)
 
 
 class FluctuationScale(nn.Module):
@@ -55,11 +61,11 @@ class FluctuationScale(nn.Module):
     def state(self, predicted: Tensor) -> Tensor:
         """The part of the scale that depends on the history, from the outputs of stage 1: (batch, F, node).
 
-        (highest quantile - lowest) / its value for a standard normal law; 1 where the scale has no such part.
+        `quantile_spread`, not below LEAST_SPREAD and rounding; 1 where the scale has no such part.
         """
         if self.kind != "quantiles":
             return torch.ones_like(predicted[:, 0])
-        return ((predicted[:, -1] - predicted[:, 0]) / (2 * OUTERMOST)).clamp_min(self.rounding.clamp_min(1e-3))
+        return quantile_spread(predicted).clamp_min(self.rounding.clamp_min(LEAST_SPREAD))
 
     def fit(self, residual: Tensor, state: Tensor, calendar: Tensor, observed: Tensor | None, spectrum) -> None:
         """Estimate it from training windows: residual, state, observed (window, F, node), calendar (window, cycle).
