@@ -73,16 +73,16 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
 def _arranged(table: Table, node_names: tuple[str, ...], flag: str) -> tuple[Tensor, tuple[str, ...] | None]:
     """Values (time, node or 1, covariate) of a file in one of the layouts, and the names of its columns, if any."""
     nodes = len(node_names)
-    if table.grid is not None:
-        if table.grid[0] != nodes:
-            raise ValueError(f"{flag}: {table.grid} values in each step; expected (node, covariate) of {nodes} nodes, "
-                             "or covariates alone")
-        return table.values.unflatten(1, table.grid), None
     if set(table.node_names or ()) & set(node_names):
         if differing := node_differences(table, node_names):
             raise ValueError(f"{flag}: {differing}; give one column for each node of the field, or, for covariates of "
                              "the whole field, other names than those of its nodes")
         return in_order(table, node_names).values.unsqueeze(2), None
+    if table.grid is not None:
+        if table.grid[0] != nodes or table.kept is not None:
+            raise ValueError(f"{flag}: {table.grid} values in each step; expected (node, covariate) of {nodes} nodes, "
+                             "or covariates alone")
+        return table.values.unflatten(1, table.grid), None
     if table.node_names is None and table.values.shape[1] == nodes:
         return table.values.unsqueeze(2), None
     return table.values.unsqueeze(1), table.node_names

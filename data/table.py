@@ -137,7 +137,9 @@ def free_memory() -> int:
     except OSError:  # not Linux
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        group = Path("/sys/fs/cgroup")
+        used = int(re.search(r"anon (\d+)", (group / "memory.stat").read_text())[1])  # not what caches hold
+        return min(free, int((group / "memory.max").read_text()) - used)
     except (OSError, ValueError):  # no container, or one without a limit
         return free
 

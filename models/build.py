@@ -65,7 +65,7 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict) -> F
         raise ValueError(f"--margin {settings['margin']} builds on conditional quantiles, found a stage-1 model of "
                          f"--objective {objective}: train one with --objective quantiles, or choose --margin scaled")
     if settings["margin"] == "empirical":
-        if support == ANY_VALUE:
+        if not torch.as_tensor(support[0]).isfinite().all():
             raise ValueError("--margin empirical is for a field with a smallest value: add --support nonnegative to "
                              "both stages, or choose --margin scaled")
         margin = EmpiricalMargin(support, task.predict_len)

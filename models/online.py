@@ -35,7 +35,7 @@ class OnlineCalibration:
     the quantile tracker of Angelopoulos et al. 2023 (arXiv:2307.16895).
     """
 
-    def __init__(self, support: tuple[float, float] = ANY_VALUE):
+    def __init__(self, support: tuple = ANY_VALUE):
         self.support = support
         self.shift, self.width = torch.zeros(()), 1.0
         self._step, self._issued = None, []

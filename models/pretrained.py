@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from data.calendar import clock_of, in_words
-from data.constants import ANY_VALUE
 from data.fields import mark_missing
 from data.frames import from_data_frame
 from data.matching import in_order, match, node_differences
@@ -148,8 +147,9 @@ class TrainedForecaster:
 
         It uses the observations in the histories. Each history should overlap the one before.
         """
-        nonnegative = self.checkpoint["data"]["support"]
-        return OnlineCalibration((0.0, float(self.field.scaler.whole)) if nonnegative else ANY_VALUE)
+        bounded, whole = (torch.as_tensor(part, device=self.device)
+                          for part in (self.field.scaler.nonnegative, self.field.scaler.whole))
+        return OnlineCalibration((torch.where(bounded, 0.0, -torch.inf), (bounded & whole).double()))
 
     def _covariates(self, covariates, lead: tuple[int, ...], position: Tensor, length: int) -> Tensor | None:
         """Covariates as (window, H + F, node or 1, covariate), of a frame in the order of training.
@@ -190,11 +190,7 @@ class TrainedForecaster:
         if unknown := [name for name in flags if name not in SAMPLING_FLAGS]:
             raise ValueError(f"{unknown[0]}: no flag of sampling; the flags are {', '.join(SAMPLING_FLAGS)}")
         settings = {**self.checkpoint["config"], **flags, **({"nsample": members} if members else {})}
-        if settings["nsample"] < 2:
-            raise ValueError(f"{settings['nsample']} members: an ensemble has 2 at least")
-        if settings["sampler"] not in SAMPLERS:
-            raise ValueError(f"sampler {settings['sampler']!r}: choose one of {', '.join(SAMPLERS)}")
-        return settings
+        return known_settings(settings, TrainConfig, {"sampler": SAMPLERS}, "forecast")
 
 
 def labelled(history, start, field: FieldSummary) -> tuple[np.ndarray, np.ndarray]:

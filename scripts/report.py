@@ -83,7 +83,7 @@ def cautions(ours: dict, simple: dict[str, dict], trained: dict, settings: dict,
                      "the right way round, time first?")
     texts += [f"{name.capitalize().replace('_', ' ')}, which needs no network, is as good or better: CRPS "
               f"{number(theirs['CRPS'])} against {number(ours['CRPS'])}."
-              for name, theirs in simple.items() if theirs["CRPS"] <= ours["CRPS"]]
+              for name, theirs in simple.items() if ours["CRPS"] is not None and theirs["CRPS"] <= ours["CRPS"]]
     if ours["QICE_ties"] > FAR_QICE * ours["QICE_floor"]:
         texts.append(f"Calibration: QICE_ties {number(ours['QICE_ties'])} is more than {FAR_QICE} times that of a "
                      f"calibrated ensemble ({number(ours['QICE_floor'])}); see the bars below.")
@@ -164,7 +164,8 @@ def read_logs(folder: Path, mean_run: str) -> dict[str, list[dict]]:
         if not beside:
             print(f"note: the log of {stage} is left out: {path} lies elsewhere than the run", file=sys.stderr)
         elif path.is_file():
-            logs[stage] = [json.loads(line) for line in path.read_text().splitlines()]
+            logs[stage] = [json.loads(line) for line in path.read_text().splitlines(keepends=True)
+                           if line.endswith("\n")]  # a program that was killed leaves half a line
     return {stage: lines for stage, lines in logs.items() if lines}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_field, pick, random_values, with_gaps
 
-from data.windows import WindowedField
+from data.windows import WindowedField, WindowSettings
 from models.baselines import BASELINES, POOLED, _without_gaps, equidistant
 from models.quantiles import equidistant_quantiles, reorder, smooth_members
 from utils.pipeline import baseline_sampler
@@ -453,3 +453,14 @@ def test_members_of_a_file_of_ones_own_have_its_support():
     members = data.scaler.physical(draw(batch))
     assert members.shape == (5, 8, 4, 3) and members.min() >= 0 and members.std(1).max() > 0
     torch.testing.assert_close(members, members.round(), rtol=0, atol=1e-4)
+
+
+def test_members_of_a_baseline_have_the_support_of_each_node():
+    values = random_values(240, 2) - 20
+    values[:, 0] = np.maximum(values[:, 0], 0)
+    field = make_field(values)
+    field = dataclasses.replace(field, spec=dataclasses.replace(field.spec, nonnegative=None))
+    data = WindowedField(field, 6, 4, WindowSettings(scaling="node"))
+    draw = baseline_sampler("persistence", data, None, {"data_name": "mine", "nsample": 8, "predict_len": 4, "seed": 0})
+    members = data.scaler.physical(draw(next(iter(data.batches("test", 5)))))
+    assert members[..., 0].min() == 0 > members[..., 1].min()

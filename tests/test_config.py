@@ -448,6 +448,11 @@ def test_the_ends_of_a_range_are_accepted():
     assert (config.diffusion_dropout, config.diffusion_layers, config.seed) == (0, 0, 2**63 - 1)
 
 
+def test_a_negative_number_may_have_an_exponent():
+    config = parse_config(TrainConfig, {}, ["--missing", "mask", "--null_value", "-1e20", "--threshold", "-.5E-3"])
+    assert (config.null_value, config.threshold) == (-1e20, -5e-4)
+
+
 # Device and programs
 
 def test_a_gpu_that_is_not_there_is_refused_with_what_torch_sees(monkeypatch):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray
 from conftest import ON_ANY_STAGE_1, make_field, random_values
 
 import main_pretrain
@@ -85,6 +86,21 @@ def test_an_array_of_other_nodes_and_a_wrong_number_of_names_are_refused(tmp_pat
     np.savez(tmp_path / "beside.npz", values=np.zeros((STEPS, NODES, 2)), covariate_names=np.array(["a", "b", "c"]))
     with pytest.raises(ValueError, match="3 covariate_names for 2 covariates"):
         read_covariates(tmp_path / "beside.npz", CALENDAR, NAMES)
+
+
+@pytest.mark.parametrize("land", [False, True])
+def test_a_gridded_covariate_of_the_fields_own_grid_has_a_value_for_each_node(tmp_path, land):
+    values = np.random.default_rng(0).normal(size=(STEPS, 2, 3))
+    if land:
+        values[:, 0, 1] = np.nan
+    xarray.Dataset({"sun": (("time", "lat", "lon"), values)}, {
+        "time": CALENDAR.times, "lat": [0.0, 1.0], "lon": [5.0, 6.0, 7.0]}).to_netcdf(tmp_path / "sun.nc")
+    names = tuple(f"lat {lat} lon {lon}" for lat in (0, 1) for lon in (5, 6, 7) if not (land and (lat, lon) == (0, 6)))
+    found = read_covariates(tmp_path / "sun.nc", CALENDAR, names)
+    sea = ~np.isnan(values[0].ravel())
+    np.testing.assert_allclose(found.values[:, :, 0], values.reshape(STEPS, 6)[:, sea], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"\(2, 3\) values in each step; expected \(node, covariate\)"):
+        read_covariates(tmp_path / "sun.nc", CALENDAR, ("p", "q") if land else ("p", "q", "r"))
 
 
 def test_rows_beyond_the_end_of_the_field_are_the_horizon_of_later_forecasts(tmp_path):

@@ -1,13 +1,16 @@
 """Streamed scores are those of the whole, count each window once, and agree with plain numpy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scoringrules
 import torch
 from conftest import make_field, random_values, with_gaps
 
-from data.windows import WindowedField
+from data.windows import WindowBatches, WindowedField
 from utils.scores import evaluation
+from utils.scores.comparison import against_best, compare_simple
 from utils.scores.evaluation import cross_check, evaluate_ensemble, evaluate_mean, mean_over_windows, rows_at_once
 from utils.training.reproducibility import MemberNoise
 
@@ -183,8 +186,36 @@ def test_truth_without_any_value_but_zero_has_no_normalised_score_whatever_the_m
     values = random_values(120, 5) + 100  # with this mean 0, standardized in float32 and back, is 7.6e-6
     values[80:] = 0
     data = WindowedField(make_field(values), 6, 4)
-    with pytest.raises(ValueError, match="the truth is zero in all windows"):
-        evaluate_ensemble(draw, data.batches("test", 5, limit=4), data.scaler.physical, (MEMBERS, 4, 5))
+    scores, windows = evaluate_ensemble(draw, data.batches("test", 5, limit=4), data.scaler.physical, (MEMBERS, 4, 5))
+    assert scores["CRPS"] is None is scores["CRPS_sum"] and scores["MAE"] > 1
+    simple = compare_simple(windows, {"other": (scores, windows)}, 10)
+    assert simple["other"]["difference"] is None and "undefined" in against_best(simple)
+
+
+def test_nodes_that_add_up_to_zero_have_every_score_but_that_of_the_sum():
+    one = random_values(120, 1)
+    data = WindowedField(make_field(np.concatenate([one, -one], axis=1)), 6, 4)
+    scores, _ = evaluate_ensemble(draw, data.batches("test", 5, limit=4), data.scaler.physical, (MEMBERS, 4, 2))
+    assert scores["CRPS_sum"] is None and scores["CRPS"] > 0
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_texture_of_one_step_has_no_steps(length):
+    data = WindowedField(make_field(random_values(220, 6)), 6, length)
+    found = evaluate_ensemble(draw, data.batches("test", 5), data.scaler.physical, (MEMBERS, length, 6))[0]
+    texture = found["joint"]["texture"]
+    assert (texture["step"] is None) is (length == 1) and 0.2 < texture["AUC"] <= 1
+
+
+def test_a_step_that_was_never_observed_leaves_the_other_errors_of_the_mean():
+    values = random_values(120, 3)
+    values[-2] = np.nan
+    field = make_field(values)
+    data = WindowedField(dataclasses.replace(field, missing_share=1 / 120), 6, 4)
+    batches = data.batches("test", 5)
+    last = WindowBatches(data, batches.starts[-1:], 5)
+    found = evaluate_mean(predict, last, data.scaler.physical)
+    assert found["per_horizon"]["MAE"][2] is None and found["MAE"] > 0 and found["RMSE"] > 0
 
 
 def test_a_node_a_billion_times_larger_leaves_the_truth_of_the_others_as_it_is():

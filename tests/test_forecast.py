@@ -180,9 +180,10 @@ def test_a_forecast_needs_no_data_and_follows_from_its_seed(work, monkeypatch):
     (np.zeros((2, 6, NODES)), "2020-01-12", {}, "one time, or a window axis before both"),
     (np.full((6, NODES), np.nan), "2020-01-12", {}, "value nan at step 0, node 0; expected finite numbers"),
     (np.zeros((6, NODES)), "2020-01-12T00:30", {}, "no step begins then; a step takes 1 hour"),
-    (np.zeros((6, NODES)), "2020-01-12", {"sampler": "dpm"}, "sampler 'dpm': choose one of ancestral"),
+    (np.zeros((6, NODES)), "2020-01-12", {"sampler": "dpm"}, "--sampler cannot be: 'dpm' is unknown"),
     (np.zeros((6, NODES)), "2020-01-12", {"sample_steps": 51}, "sample_steps 51: choose 1 to 50"),
-    (np.zeros((6, NODES)), "2020-01-12", {"members": 1}, "1 members: an ensemble has 2 at least"),
+    (np.zeros((6, NODES)), "2020-01-12", {"members": 1}, "--nsample cannot be: 1 is out of range"),
+    (np.zeros((6, NODES)), "2020-01-12", {"sample_precision": "half"}, "--sample_precision cannot be: 'half'"),
     (np.zeros((6, NODES)), "2020-01-12", {"temperature": 1}, "temperature: no flag of sampling; the flags are nsample"),
 ])
 def test_a_question_that_has_no_answer_is_refused(work, history, start, flags, message):

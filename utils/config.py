@@ -322,6 +322,7 @@ class FlagParser(argparse.ArgumentParser):
 
     def __init__(self, description: str):
         super().__init__(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # argparse does not know -1e20
 
     def error(self, message: str):
         self.exit(2, f"error: {one_line(message)} ({self.prog} --help lists all flags)\n")

@@ -350,9 +350,8 @@ def baseline_sampler(name: str, data, model, settings: dict, kind: str = "random
     """
     members, shape = settings["nsample"], (settings["predict_len"], data.num_nodes)
     drawn = OVERSAMPLED * members if kind == "quantiles" and name in POOLED else members
-    spec = data.field.spec  # of a dataset the card's: what a recipe restricts does not matter
-    spec = spec if settings.get("data_path") else DATASETS.get(settings["data_name"], spec)
-    support = data.support_where(spec.nonnegative)
+    card = None if settings.get("data_path") else DATASETS.get(settings["data_name"])
+    support = data.support_where(card.nonnegative if card else data.scaler.nonnegative)  # whatever a recipe restricts
     fitted = BASELINES[name](data, drawn, mean=model and (lambda batch: model(batch.context)),
                              quantiles=model and (lambda batch: model.predict(batch.context)))
 

@@ -248,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
                     continue
                 checkpoint.write_table(path.with_suffix(".csv"), windows)
                 checkpoint.write_json(path, {**scores, "test_windows": given["test_windows"]})
-                shown = ", ".join(f"{key} {scores[key]:.4g}" for key in SHOWN)
+                shown = ", ".join(f"{key} {scores[key]:.4g}" for key in SHOWN if scores[key] is not None)
                 print(f"{data_name} {name} {seed}: {shown}", flush=True)
     return 0
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from utils.scores.diagnostics import pair_distances
 from utils.scores.joint import NEIGHBOURS, JointScores
-from utils.scores.metrics import EnsembleScores, crps_cross_check
+from utils.scores.metrics import EnsembleScores, crps_cross_check, plain
 from utils.scores.texture import FAR, TextureScores
 from utils.training.distributed import SINGLE_PROCESS, Processes
 
@@ -124,11 +124,11 @@ def evaluate_mean(predict, batches, physical, processes: Processes = SINGLE_PROC
                                        for each in (error.abs(), error.square(), target_mask)])
         windows += len(error)
     absolute, square, targets = processes.add(totals)
-    mae, mse, share = absolute / targets, square / targets, targets / targets.mean()
+    count = targets.sum()
     return {
-        "MAE": (mae * share).mean().item(), "RMSE": (mse * share).mean().sqrt().item(),
+        **plain({"MAE": absolute.sum() / count, "RMSE": (square.sum() / count).sqrt()}),
         "windows": int(processes.add(torch.as_tensor(windows))),
-        "per_horizon": {"MAE": mae.tolist(), "RMSE": mse.sqrt().tolist()},
+        "per_horizon": plain({"MAE": absolute / targets, "RMSE": (square / targets).sqrt()}),
     }
 
 

@@ -430,15 +430,12 @@ class EnsembleScores:
         """All scores of the windows seen, as plain numbers, defined in docs/scores.md; None for what does not exist.
 
         kind: "random" members or "quantiles" at equidistant levels, which QICE_floor and coverage90_floor depend on.
-        Raises: ValueError when no window was seen or the truth is all zero.
+        Raises: ValueError when no window was seen.
         """
         if not self.sums:
             raise ValueError("no scores: not one window was forecast")
         per_horizon = {name: value.cpu() for name, value in self.sums.items()}
         total = {name: value.sum(0) for name, value in per_horizon.items()}
-        for name, what in (("abs_truth", "the truth"), ("abs_truth_sum", "the truth summed over nodes")):
-            if total[name] == 0:
-                raise ValueError(f"the normalised CRPS is undefined: {what} is zero in all windows")
         per_node = {"CRPS": torch.where(total["node_abs_truth"] > 0, total["node_crps"] / total["node_abs_truth"],
                                         math.nan), "CRPS_physical": total["node_crps"] / total["node_targets"]}
         missing = 1 - (total["targets"] / (total["windows"] * self.node)).item()

@@ -91,6 +91,8 @@ class TextureScores:
             errors = errors * observed.unsqueeze(1)
         size = errors.square().mean((2, 3))
         found = {"size": size, "step": errors.diff(dim=2).square().mean((2, 3)), "sum": errors.mean(3).square().mean(2)}
+        if errors.shape[2] == 1:
+            del found["step"]
         if self.nearest is not None:
             nearest = self.nearest.to(members.device)
             found["near"] = _roughness(errors, nearest[:, NEAR])

@@ -51,8 +51,9 @@ def print_scores(metrics: dict, unit: str) -> None:
             note = f"  {unit}" if name in in_unit else note
             print(f"  {name:18} {metrics[name]:<9.4g}{note}")
     if "threshold" in metrics:
-        print(f"  Brier score of values above {metrics['threshold']:g} {unit}: {metrics['Brier']:.4g}; skill "
-              f"against their share, {metrics['event_rate']:.2%}: {metrics['Brier_skill'] or 0:.3g}")
+        skill = metrics["Brier_skill"]
+        print(f"  Brier score of values above {metrics['threshold']:g} {unit}: {metrics['Brier']:.4g}; skill against "
+              f"their share, {metrics['event_rate']:.2%}: {'undefined' if skill is None else format(skill, '.3g')}")
     if metrics.get("coverage90") is not None and metrics["coverage90"] < metrics["coverage90_floor"] - FAR_COVERAGE:
         print(f"  note: the 90 % intervals hold {metrics['coverage90']:.0%} of the observations, those of a calibrated "
               f"ensemble {metrics['coverage90_floor']:.0%}: this ensemble is too narrow")
