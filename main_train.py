@@ -24,6 +24,8 @@ from utils.training.reproducibility import seed_step
 from utils.training.runlog import describe_run, print_scores
 from utils.training.runs import open_run
 
+LEAST_GAIN = 0.005  # of the validation loss, for which the network replaces the Gaussian that it starts from
+
 
 def main(arguments: list[str] | None = None) -> int:
     config = parse_config(TrainConfig, pipeline.CHOICES, arguments)
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     validation = pipeline.prepare_windows(model, own_windows(pipeline.validation_batches(data, config), processes))
     goal = Goal(lambda batch: pipeline.training_loss(model, batch, training(batch), config, device),
                 lambda generator: pipeline.training_batches(data, config, processes, generator),
-                lambda scored: pipeline.validation_loss(scored, data, config, processes, validation), score_first=True)
+                lambda scored: pipeline.validation_loss(scored, data, config, processes, validation), LEAST_GAIN)
     plan = Plan.of(config, config.diffusion_epochs, config.diffusion_lr, config.diffusion_ema)
     result = fit(model, goal, plan, run, processes)
 

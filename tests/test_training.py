@@ -76,7 +76,7 @@ def squared_error(model):
 class Run(Memory):
     """A fit of a linear model. `scores` replace the validation loss."""
 
-    def __init__(self, scores=None, dropout=0.0, score_first=False, **settings):
+    def __init__(self, scores=None, dropout=0.0, least_gain=None, **settings):
         super().__init__()
         torch.manual_seed(0)
         self.model = torch.nn.Sequential(torch.nn.Dropout(dropout), torch.nn.Linear(3, 1))
@@ -93,7 +93,7 @@ class Run(Memory):
             error = (scored(INPUTS).squeeze(1) - TARGETS).square().mean()
             return next(scores) if scores else error
 
-        goal, plan = Goal(loss, batches, validate, score_first), dataclasses.replace(PLAN, **settings)
+        goal, plan = Goal(loss, batches, validate, least_gain), dataclasses.replace(PLAN, **settings)
         self.result = fit(self.model, goal, plan, self)
 
 
@@ -138,7 +138,7 @@ def test_an_equal_score_is_no_better_one():
 # The weights before the first step
 
 def test_the_untrained_weights_are_a_candidate_when_they_are_scored_first(capsys):
-    run = Run(scores=[1.0, 2.0, 3.0, 2.5, 2.0, 1.5], score_first=True)
+    run = Run(scores=[1.0, 2.0, 3.0, 2.5, 2.0, 1.5], least_gain=0.0)
     assert (run.result.best_epoch, run.result.best_loss, run.result.epoch) == (0, 1.0, 5)
     assert [(epoch, score) for epoch, score, _ in run.kept] == [(0, 1.0)]
     torch.manual_seed(0)
@@ -150,7 +150,7 @@ def test_the_untrained_weights_are_a_candidate_when_they_are_scored_first(capsys
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_scoring_first_changes_nothing_in_training(ema):
-    plain, first = Run(dropout=0.3, ema=ema), Run(dropout=0.3, ema=ema, score_first=True)
+    plain, first = Run(dropout=0.3, ema=ema), Run(dropout=0.3, ema=ema, least_gain=0.0)
     assert same(weights(plain.model), weights(first.model)) and plain.result.best_loss == first.result.best_loss
     assert plain.result.best_epoch == first.result.best_epoch
     for one, other in zip(plain.lines, first.lines[1:], strict=True):
@@ -159,8 +159,18 @@ def test_scoring_first_changes_nothing_in_training(ema):
 
 
 def test_patience_counts_from_the_untrained_weights_when_they_are_the_best():
-    run = Run(scores=[1.0, 2.0, 2.0, 0.5], score_first=True, patience=2)
+    run = Run(scores=[1.0, 2.0, 2.0, 0.5], least_gain=0.0, patience=2)
     assert (run.result.epoch, run.result.best_epoch) == (2, 0)
+
+
+@pytest.mark.parametrize("scores, best, epoch", [
+    ([1.0, 0.97, 0.98, 0.96, 0.97], 0, 5), ([1.0, 0.97, 0.94, 0.93, 0.95], 3, 5), ([1.0, 1.1, 0.94, 0.95, 0.96], 2, 4),
+    ([1.0, 0.97, 0.98, 0.98, 0.9], 0, 3),
+])
+def test_small_gains_do_not_replace_the_untrained_weights_but_count_for_patience(scores, best, epoch):
+    run = Run(scores=[*scores, 2.0], least_gain=0.05, patience=2)
+    assert (run.result.best_epoch, run.result.best_loss, run.result.epoch) == (best, scores[best], epoch)
+    assert run.kept[-1][0] == best and same(weights(run.model), run.kept[-1][2])
 
 
 # Stopping

@@ -29,13 +29,14 @@ class Goal:
     loss(batch) -> scalar tensor; the parameters that require a gradient are trained
     batches(generator) -> iterable of shuffled training batches, with a length; a process loads its rows of each
     validate(model) -> validation loss; called after each epoch in eval mode without gradients
-    score_first: the weights before the first step, epoch 0, are a candidate too
+    least_gain: where given, the weights before the first step, epoch 0, are a candidate too; they are kept unless the
+                validation loss falls by more than this share of it
     """
 
     loss: Callable
     batches: Callable
     validate: Callable
-    score_first: bool = False
+    least_gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ class Plan:
 
 @dataclass
 class Progress:
-    """Where a fit stands: next `step` of the epoch, sum of the `loss` before it, lines that could not be written."""
+    """Where a fit stands: next `step` of the epoch, sum of the `loss` before it, lines that could not be written.
+
+    best: the weights that are kept; lowest: the lowest validation loss, from which patience counts.
+    """
 
     epoch: int
     step: int = 0
@@ -68,6 +72,8 @@ class Progress:
     best_loss: float = float("inf")
     best_epoch: int = 0
     best_weights: dict | None = None
+    lowest_loss: float = float("inf")
+    lowest_epoch: int = 0
     done: bool = False
     seconds: float = 0.0
     unlogged: list = field(default_factory=list)
@@ -102,7 +108,7 @@ class _Fit:
         self.averaged_weights = [weight for weight in self.scored.parameters() if weight.requires_grad]
         self.average = get_ema_multi_avg_fn(plan.ema)
         self.parts = {"model": model, "scored": self.scored, "optimizer": self.optimizer, "schedule": self.schedule}
-        self.at = Progress(epoch=0 if goal.score_first else 1)
+        self.at = Progress(epoch=1 if goal.least_gain is None else 0)
         if run.state:
             with built_from("--resume: the saved state"):
                 for name, part in self.parts.items():
@@ -132,7 +138,7 @@ class _Fit:
             self.schedule.step()
             self.epoch_seconds.append(now - start)
         self.print_epoch(training_loss, validation_loss)
-        at.done = at.epoch - at.best_epoch >= self.plan.patience or at.epoch == self.plan.epochs
+        at.done = at.epoch - at.lowest_epoch >= self.plan.patience or at.epoch == self.plan.epochs
         at.epoch, at.step, at.loss = at.epoch + (not at.done), 0, 0.0
         self.save()
         number, = self.processes.largest(request.number)
@@ -185,11 +191,14 @@ class _Fit:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """The validation loss; weights that are better than all before are kept."""
+        """The validation loss; weights that are better than all before are kept, see `Goal.least_gain`."""
         at = self.at
         self.scored.eval()
         loss = float(self.goal.validate(self.scored))
-        if loss < at.best_loss:
+        if loss < at.lowest_loss:
+            at.lowest_loss, at.lowest_epoch = loss, at.epoch
+        least_gain = self.goal.least_gain if at.best_weights and at.best_epoch == 0 else 0.0
+        if loss < at.best_loss * (1 - least_gain):
             at.best_loss, at.best_epoch = loss, at.epoch
             at.best_weights = {name: value.detach().clone() for name, value in self.scored.state_dict().items()}
             self.unkept = not _attempt(self.run.keep, at.best_weights, at.epoch, loss)
