@@ -108,9 +108,9 @@ class ResidualMargin(Margin):
 
     With n < BLOCKS blocks:
 
-        width = max(1, root mean square of the ratios of the later half) * sqrt((n + 1) / (n - 1))
+        width = max(sqrt((n + 2) / (n + 1)), root mean square of the ratios of the later half)
 
-    The factor is the ratio of the errors of value n + 1 and of the first n around the mean of these.
+    The first is the error of a new value around the mean of n + 1 others (training is one), over their spread.
     The width of plain residuals is 1.
     inputs: which of "mean" and "scale" the denoiser is given.
     Source: CoST section 4.2 (residual).
@@ -167,7 +167,7 @@ class ResidualMargin(Margin):
         blocks = len(ratio)
         of_later = _size(ratio[blocks // 2:])
         if blocks < BLOCKS:
-            return of_later.clamp_min(1) * ((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5
+            return of_later.clamp_min((1 + 1 / (blocks + 1)) ** 0.5)
         return max(_size(ratio), of_later)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
