@@ -15,6 +15,10 @@ UNLIKE = 10.0  # ratio of spreads, or distance in spreads of the field, from whi
 EXTREMES = 3, 1 / 500  # number of values of a node that may be outliers: at least, and as a share
 OUTLYING = 3.0  # smallest ratio of the spread of all values of a node with outliers to that of the others
 BEYOND = 2.0  # outliers are cut at this multiple of the largest distance of another value from the mean
+EVIDENCE = 2.0  # for logarithms: twice this is beyond the 95 % quantile of a chi-squared variable
+SAMPLE = 20_000, 64  # most steps and nodes that are looked at for it
+FINE = 10.0  # smallest value of whole numbers, in steps, whose logarithm varies smoothly enough
+LEAST_SHARE = 0.1  # of the smallest training value of a node, from which on logarithms are cut
 
 
 def add_at(table: Tensor, index: Tensor, values: Tensor) -> Tensor:
@@ -30,8 +34,9 @@ class Scaler:
 
         standardized = (physical - mean) / std,    cut at +-limit
 
-    Missing values (NaN) are left out. Of whole numbers (counts) `physical` rounds what is whole up to the rounding of
-    float32, so that equal counts stay equal.
+    With `least`, values are replaced by their logarithms, those below `least` by that of `least`. Missing values (NaN)
+    are left out. Of whole numbers (counts) `physical` rounds what is whole up to the rounding of float32, so that equal
+    counts stay equal.
     """
 
     mean: float | tuple[float, ...]
@@ -40,6 +45,7 @@ class Scaler:
     limit: float | tuple[float, ...] = math.inf  # finite where there are outliers, which mean and std then leave out
     nonnegative: bool | tuple[bool, ...] = False  # `physical` gives no value below 0
     precise: bool = False  # the values are stored in float64: so are differences from the mean
+    least: tuple[float, ...] | None = None
 
     @classmethod
     def fit(cls, training: Tensor) -> "Scaler":
@@ -54,6 +60,11 @@ class Scaler:
     @property
     def by_node(self) -> bool:
         return isinstance(self.mean, tuple)
+
+    @property
+    def basis(self) -> str:
+        """What mean and spread are those of."""
+        return "the logarithm of each node" if self.least else "each node" if self.by_node else "the field"
 
     @property
     def any_whole(self) -> bool:
@@ -78,6 +89,8 @@ class Scaler:
         device = standardized.device
         mean, std, whole, nonnegative = (self._part(name, device) for name in ("mean", "std", "whole", "nonnegative"))
         physical = standardized.double().mul_(std).add_(mean)
+        if self.least:
+            return physical.exp()
         if self.any_whole:
             nearest = physical.round()
             absolute, relative = WHOLE_WITHIN
@@ -88,6 +101,8 @@ class Scaler:
 
     def _standardize(self, physical: Tensor) -> Tensor:
         kind = torch.float64 if self.precise or self.by_node else torch.float32
+        if self.least:
+            physical = torch.maximum(physical.double(), self._part("least", physical.device)).log()
         mean, std = (self._part(name, physical.device) for name in ("mean", "std"))
         return ((physical.to(kind) - mean) * (1 / std)).float()  # as CUDA divides: the same bits everywhere
 
@@ -160,19 +175,53 @@ class NodeStatistics:
         square = (self.count * (self.std.square() + (self.mean - mean).square())).sum() / self.count.sum()
         return mean, float(square.sqrt())
 
+    def multiplicative(self, training: Tensor, horizon: int) -> bool:
+        """Whether changes of these training values (time, node) are rather proportional to the level than not.
+
+            gain = n / 2 * log(variance of changes / variance of changes of the logarithm) - sum of log(value)
+
+        It is the log likelihood ratio of normal changes, averaged over nodes. It must exceed EVIDENCE for changes over
+        one step or for changes over a horizon, of which n / horizon are independent. Small counts and nodes with
+        outliers have no logarithms.
+        Source: Box and Cox 1964, with the likelihood of changes in place of that of residuals.
+        """
+        small_counts = is_whole(training, by_node=True) & (self.low < FINE)
+        if bool(((self.low <= 0) | small_counts | self.outlying).any()):
+            return False
+        steps, nodes = SAMPLE
+        chosen = torch.linspace(0, training.shape[1] - 1, min(nodes, training.shape[1])).round().long()
+        values, gains = training[-steps:][:, chosen].double(), []
+        for span in (1, horizon):
+            change, relative = (each[span:] - each[:-span] for each in (values, values.log()))
+            seen = ~change.isnan()
+            count = seen.sum(0).clamp_min(1)
+            ratio = change.square().nansum(0) / relative.square().nansum(0)
+            jacobian = (values[span:].log() * seen).nansum(0) / count
+            gains.append(float((count / span * (ratio.log() / 2 - jacobian)).nanmean()))
+        return max(gains) > EVIDENCE
+
     def unlike(self) -> Tensor:
         """Which nodes need a scale of their own, by their spread or level in spreads of the field, see UNLIKE."""
         mean, std = self.field()
         spread, level = self.std / std, (self.mean - mean).abs() / std
         return self.varying & ((spread < 1 / UNLIKE) | (spread > UNLIKE)) | (level > UNLIKE)
 
-    def scaler(self, training: Tensor, scaling: str) -> Scaler:
-        """The scaler of these training values (time, node); scaling: auto, node, or field (as published).
+    def scaler(self, training: Tensor, scaling: str, horizon: int = 1) -> Scaler:
+        """The scaler of these training values (time, node); scaling: auto, log, node, or field (as published).
 
-        auto: of each node where nodes are unlike, else of the field. The std of a constant node is the size of its
-        value, for a node of zeros the median spread of the others.
+        auto: of logarithms where the field is `multiplicative`, else of each node where nodes are unlike, else of the
+        field. The std of a constant node is the size of its value, for a node of zeros the median spread of the others.
+        Raises: ValueError for log where a value is not positive.
         """
         precise = is_precise(training)
+        if scaling == "log" and bool((self.low <= 0).any()):
+            raise ValueError(f"--scaling log: there are training values down to {float(self.low.min()):g}; only "
+                             "positive ones have logarithms: choose node")
+        if scaling == "log" or scaling == "auto" and self.multiplicative(training, horizon):
+            least = self.low * LEAST_SHARE
+            logarithms = torch.maximum(training.double(), least).log()
+            found = NodeStatistics.of(logarithms).scaler(logarithms, "node")
+            return replace(found, whole=tuple([False] * len(least)), least=tuple(least.tolist()), precise=precise)
         if scaling == "node" or scaling == "auto" and self.unlike().any():
             varying = self.varying
             typical = float(self.std[varying].median()) if varying.any() else 1.0

@@ -74,10 +74,15 @@ class FieldSummary:
         return max(self.lags, default=0)
 
     def range_warning(self, history: Tensor) -> str:
-        """A warning where values of a history (..., node) are outside of the training range by more than its width."""
+        """A warning where values of a history (..., node) are outside of the training range by more than its width.
+
+        Of logarithms, where the scaler takes them.
+        """
         history = history.flatten(0, -2)
         low, high = (torch.tensor(end, dtype=history.dtype).expand(self.num_nodes) for end in self.value_range)
-        beyond = ((history < low - (high - low)) | (history > high + (high - low))).any(0)
+        values, lowest, highest = (each.log() if self.scaler.least else each for each in (history, low, high))
+        width = highest - lowest
+        beyond = ((values < lowest - width) | (values > highest + width)).any(0)
         if not beyond.any():
             return ""
         node = int(beyond.byte().argmax())

@@ -114,8 +114,11 @@ class WindowedField:
         else:
             statistics = NodeStatistics.of(self.measured)
             self.alike = not bool(statistics.unlike().any())
-            self.scaler = statistics.scaler(self.measured, scaling)
+            self.scaler = statistics.scaler(self.measured, scaling, self.predict_len)
             notes = notes_on_scale(statistics, self.scaler, scaling, field.node_names)
+            if self.scaler.least and (lowest := smallest(field.values)) <= 0:
+                notes.append(f"the logarithms of values are used, as training values are positive, but later there are "
+                             f"values down to {lowest:g}: no forecast is below 0; see --scaling")
         nonnegative = field.spec.nonnegative
         if nonnegative is None:
             in_training, in_all = (by_node(values, torch.amin) for values in (self.training, field.values))
@@ -151,7 +154,7 @@ class WindowedField:
 
     def support_where(self, nonnegative: bool | tuple[bool, ...]) -> tuple[float, float] | tuple[Tensor, Tensor]:
         bounded, scaler, zero = torch.tensor(nonnegative), self.scaler, self.scaler.zero()
-        if not bounded.any():
+        if scaler.least or not bounded.any():
             return ANY_VALUE
         if not scaler.by_node:
             return float(zero), 1 / scaler.std if scaler.whole else 0.0

@@ -121,10 +121,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"note: {note}")
     windows = len(data.starts["train"])
     chosen = replace(chosen, **{"batch_size": suggested_batch(windows), **given})
-    print(f"scaling   by mean and spread of {'each node' if data.scaler.by_node else 'the field'}")
+    print(f"scaling   by mean and spread of {data.scaler.basis}")
     print(f"windows   {', '.join(f'{len(data.starts[split])} {split}' for split in SPLITS)} of {chosen.history_len} + "
           f"{chosen.predict_len} steps")
-    if chosen.support == "auto" and smallest(field.values) > 0:
+    if chosen.support == "auto" and smallest(field.values) > 0 and not data.scaler.least:
         print("note: no value is negative: --support nonnegative keeps forecasts so, if negative values cannot occur")
     if windows < FEW_WINDOWS:
         print(f"note: {windows} training windows are few: the forecast may be no better than climatology")

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -141,6 +142,39 @@ def test_mixed_units_go_through_both_stages_and_every_node_gets_a_forecast_of_it
     assert (abs(forecast.mean - level) < 2 * spread).all()
     with pytest.warns(UserWarning, match="values of node degrees from .* is it in another unit"):
         run.forecast(values[-6:] + [273.15, 0, 0, 0], "2024-01-07T10:00")
+
+
+def test_a_field_that_grows_in_proportion_is_forecast_by_its_logarithm(tmp_path, capsys):
+    steps = np.arange(160)
+    values = np.exp(0.03 * steps + 0.3 * np.sin(steps * np.pi / 6))[:, None] * np.array([100.0, 3000.0])
+    values *= np.exp(0.02 * np.random.default_rng(0).normal(size=values.shape))
+    times = pd.date_range("2000-01-01", periods=160, freq="MS", name="time")
+    pd.DataFrame(values, times, ["small", "large"]).to_csv(tmp_path / "sales.csv")
+    flags = [*TINY, "--data_path", str(tmp_path / "sales.csv"), "--save_dir", str(tmp_path / "save")]
+    assert main_pretrain.main(flags) == 0 and main_train.main(flags) == 0
+    assert "scaled by mean and spread of the logarithm of each node" in capsys.readouterr().out
+    run = load_forecaster(tmp_path / "save" / "diffusion" / "sales_6_4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # later values are beyond the training range, but not far in their logarithms
+        forecast = run.forecast(values[-run.history_steps:], str(times[-run.history_steps]), members=40)
+    assert forecast.members.min() > 0
+    ratio = forecast.mean / values[-12:-8]
+    assert ((ratio > 1.1) & (ratio < 2)).all()  # a year later it is 1.43 times as much
+
+
+def test_rain_of_unlike_places_goes_through_both_stages_and_is_corrected_online(tmp_path):
+    rng = np.random.default_rng(0)
+    rain = rng.exponential(1, (300, 3)) * (rng.random((300, 3)) < 0.06) * np.array([1, 1, 50])
+    times = pd.date_range("2024-01-01", periods=300, freq="h", name="time")
+    pd.DataFrame(rain, times, ["a", "b", "c"]).to_csv(tmp_path / "rain.csv")
+    flags = [*TINY, "--data_path", str(tmp_path / "rain.csv"), "--save_dir", str(tmp_path / "save"), "--lags", "none"]
+    assert main_pretrain.main(flags) == 0 and main_train.main(flags) == 0
+    run = load_forecaster(tmp_path / "save" / "diffusion" / "rain_6_4")
+    assert run.checkpoint["config"]["margin"] == "empirical" and run.field.scaler.by_node
+    online = run.online()
+    for first in (200, 203):
+        members = run.forecast(rain[first:first + 6], str(times[first]), members=20, online=online).members
+        assert members.min() == 0 and np.isfinite(members).all()
 
 
 def test_the_worked_example_prints_what_its_page_shows(tmp_path):

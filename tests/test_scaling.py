@@ -215,3 +215,47 @@ def test_rows_of_an_index_add_up_by_one_function_since_others_have_no_order_on_a
     users = {path.relative_to(ROOT).as_posix() for folder in ("data", "models", "utils")
              for path in (ROOT / folder).rglob("*.py") if without.search(path.read_text())}
     assert users == {"data/scaling.py"}
+
+
+# Logarithms
+
+def growing(steps=300, nodes=2, seasonal=True, multiplicative=True):
+    """A trend with a season and noise, both in proportion to the level or not."""
+    time = np.arange(steps)
+    level = 100 * np.exp(0.01 * time) if multiplicative else 100 + 5 * time
+    season, noise = np.sin(2 * np.pi * time / 12), np.random.default_rng(0).normal(size=(nodes, steps))
+    around = 0.2 * season * seasonal + 0.03 * noise
+    return torch.from_numpy((level * np.exp(around) if multiplicative else level + 100 * around).T)
+
+
+@pytest.mark.parametrize("seasonal", [True, False])
+def test_logarithms_are_taken_where_changes_are_proportional_to_the_level(seasonal):
+    assert node_scaler(growing(seasonal=seasonal)).least
+    assert not node_scaler(growing(seasonal=seasonal, multiplicative=False)).least
+    assert not node_scaler(growing(seasonal=seasonal) - 95).least  # not all values are positive
+
+
+def test_small_counts_and_outliers_have_no_logarithms():
+    values = growing()
+    assert node_scaler(values.round()).least and not node_scaler((values / 20).round()).least
+    values[50] = 1e9
+    assert not node_scaler(values).least
+
+
+def test_a_scale_of_logarithms_goes_there_and_back_and_gives_positive_values():
+    values = growing()
+    scaler = node_scaler(values, "log")
+    standardized = scaler.standardize(values)
+    np.testing.assert_allclose(standardized.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(standardized.std(0, correction=0), 1, rtol=1e-6)
+    np.testing.assert_allclose(scaler.physical(standardized), values, rtol=1e-6)
+    np.testing.assert_allclose(scaler.mean, values.log().mean(0), rtol=1e-9)
+    assert (scaler.physical(torch.tensor([[-9.0, -30.0]])) > 0).all()
+    least = values.amin(0) / 10  # smaller values are taken for these
+    assert torch.equal(scaler.standardize(torch.tensor([[0.0, -5.0]])), scaler.standardize(least.unsqueeze(0)))
+    assert scaler.of_nodes(1, 2).least == scaler.least[1:]
+
+
+def test_logarithms_of_zero_are_refused():
+    with pytest.raises(ValueError, match="--scaling log: there are training values down to 0; only positive ones"):
+        node_scaler(growing() - growing().amin(0), "log")

@@ -50,8 +50,9 @@ class CommonConfig:
     support: str = flag("auto", DATA, "values that can occur; auto: as the dataset's card says, for --data_path "
                         "nonnegative where the smallest training value is 0", choices=("auto", "any", "nonnegative"))
     scaling: str = flag("auto", DATA, "mean and spread that standardize values: those of the field, as published "
-                        "(field), of each node (node), or of each node where levels or spreads differ by more than 10 "
-                        "times (auto); node and auto leave outliers out", choices=("auto", "node", "field"))
+                        "(field), of each node (node), of its logarithm (log); auto: log where changes grow with the "
+                        "level of positive values, node where levels or spreads differ by more than 10 times, else "
+                        "field; all but field leave outliers out", choices=("auto", "log", "node", "field"))
     split: str = flag("", DATA, "shares of training, validation and test windows, 0.6,0.2,0.2 if not given, or the two "
                       "times at which validation and test begin, as 2013-09-01,2013-11-01")
     training_span: str = flag("targets", DATA, "steps that scaler and spectral scale are estimated from: up to the "

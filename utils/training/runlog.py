@@ -19,11 +19,10 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
     first, last = data.field.calendar.ends
     lags = f"; lags: {', '.join(map(str, data.lags)) or 'none'}" if config.lags != "none" else ""
     missing = f"{data.field.missing_share:.3%} of the values missing, " if data.field.masked else ""
-    scaled = "each node" if data.scaler.by_node else "the field"
     bounded = data.metadata()["support"] is not None
     support = "none negative" if data.field.spec.nonnegative else "of some nodes none negative" if bounded else "any"
     print(f"{config.data_name}: {len(values)} steps from {first} to {last}, {data.num_nodes} nodes, {missing}"
-          f"unit: {data.field.spec.unit}; values: {support}, scaled by mean and spread of {scaled}; "
+          f"unit: {data.field.spec.unit}; values: {support}, scaled by mean and spread of {data.scaler.basis}; "
           f"windows: {windows}{lags}")
     print(f"{trained:,} trained weights on {device}; run folder {folder}", flush=True)
     if config.dry_run:
