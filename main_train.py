@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     seed_step(config.seed, 0)
     model.fit_statistics(*(pipeline.statistics_batches(data, config, split) for split in ("train", "calibration")),
-                         lambda: data.fluctuation_scale(config.scale_threshold, config.scale_statistic))
+                         lambda: data.fluctuation_scale(config.scale_threshold))
     if config.compile:
         model.denoiser.compile()
     run.about = {"stage": "diffusion", "config": settings, "mean_config": mean_config,

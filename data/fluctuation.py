@@ -5,27 +5,23 @@ from torch import Tensor
 
 from .scaling import Scaler
 
-STATISTICS = ("std", "variance")
 SPECTRUM_BYTES = 1 << 28  # memory of one block of nodes, of which there are at least 256
 FLOOR = 1e-4  # scale of a constant node; standardized units
 
 
-def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, statistic: str = "std",
-                      nodes_at_once: int = 0) -> Tensor:
+def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, nodes_at_once: int = 0) -> Tensor:
     """Spread of the weak spectral components of each node's training series.
 
         amplitude   = |FFT(series)|
         fluctuation = inverse FFT of the components with amplitude < threshold * largest amplitude of the node
-        scale       = std (or variance) of the fluctuation over time, at least FLOOR
+        scale       = standard deviation of the fluctuation over time, at least FLOOR
 
-    Shapes: training (time, node) in physical units -> (node,). Units: standardized (std) or their square.
+    Shapes: training (time, node) in physical units -> (node,). Units: standardized.
     The spread follows from the spectrum by Parseval's theorem. Gaps (NaN) are filled with the node's mean, and the
     variance is divided by the share that is observed.
-    Source: CoST Eq. 8-10 (arXiv:2502.11013); differs from the paper: the default is the standard deviation, which
-    has the residual's units and is what the authors' release computes; Eq. 10 prints the variance.
+    Source: CoST Eq. 8-10 (arXiv:2502.11013); differs from the paper: the standard deviation, which has the
+    residual's units and is what the authors' release computes; Eq. 10 prints the variance.
     """
-    if statistic not in STATISTICS:
-        raise ValueError(f"--scale_statistic {statistic}: choose one of {', '.join(STATISTICS)}")
     time = len(training)
     nodes_at_once = nodes_at_once or max(256, SPECTRUM_BYTES // (8 * time))
     parts = []
@@ -43,6 +39,4 @@ def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, 
             twice[-1] = 1
         part = (power * twice).sum(0) / time**2
         parts.append(part * time / (~missing).sum(0) if gaps else part)
-    variance = torch.cat(parts)
-    scale = variance if statistic == "variance" else variance.sqrt()
-    return scale.clamp_min(FLOOR).float()
+    return torch.cat(parts).sqrt().clamp_min(FLOOR).float()

@@ -214,9 +214,9 @@ class WindowedField:
         """The same in local time."""
         return local_times(self.times(start), self.field.calendar.zone)
 
-    def fluctuation_scale(self, threshold: float = 0.1, statistic: str = "std") -> Tensor:
+    def fluctuation_scale(self, threshold: float = 0.1) -> Tensor:
         """Fluctuation scale of the training part, see `data.fluctuation`: (node,), standardized."""
-        return fluctuation_scale(self.measured, self.scaler, threshold, statistic)
+        return fluctuation_scale(self.measured, self.scaler, threshold)
 
     def batch(self, starts: Tensor) -> Batch:
         """The windows that begin at `starts` (batch,), gathered by one indexing operation."""

@@ -18,7 +18,6 @@ from .mean import MeanModel
 
 FULL_PRECISION = contextlib.nullcontext()
 PREDICTIONS = ("v", "noise")
-ENDPOINTS = ("none", "signed", "positive")
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,9 @@ class Forecaster(nn.Module):
         white ~ diffusion(white | context, mean, scale)        models/diffusion, models/denoiser.py
                                                                (Gaussian along the leading modes: `noise.learned`)
 
-    The diffusion ends at N(endpoint, I). The endpoint is 0, or as published the fluctuation scale of each node, with a
-    random sign ("signed") or without ("positive"). The network predicts the noise or v. For v its last layer starts at
-    zero: an untrained model gives the Gaussian distribution that `noise` was fitted to, and a loss of 1.
+    The diffusion ends at N(endpoint, I). The endpoint is 0, or as published the fluctuation scale of each node with a
+    random sign ("signed"). The network predicts the noise or v. For v its last layer starts at zero: an untrained model
+    gives the Gaussian distribution that `noise` was fitted to, and a loss of 1.
     Shapes: future, z, white (batch, F, node). Units: standardized.
     Source: CoST (arXiv:2502.11013), section 4; v: Salimans and Ho 2022 (arXiv:2202.00512).
     """
@@ -161,8 +160,7 @@ class Forecaster(nn.Module):
         """The endpoint of each value: 0, or the fluctuation scale with its sign."""
         if self.endpoint == "none":
             return torch.zeros((), device=calendar.device)
-        noise = signs() if self.endpoint == "signed" else signs().abs()
-        return draw_endpoint(self.margin.scale(calendar), noise)
+        return draw_endpoint(self.margin.scale(calendar), signs())
 
     def _encode(self, context: Context, given: Tensor) -> Tensor:
         """Hidden values of each window, see `MLPDenoiser.encode`."""

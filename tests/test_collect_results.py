@@ -28,7 +28,7 @@ def runs(data, tmp_path):
     folder.mkdir()
     for method, width in (("persistence", 1.0), ("cost", 1.5), ("gaussian", 2.0)):
         scores, windows = evaluate_ensemble(lambda batch, width=width: width * draw(batch), data.batches("test", 5),
-                                            data.scaler.physical, (MEMBERS, 4, 5))
+                                            data.scaler.physical, MEMBERS)
         if method == "gaussian":
             del scores["joint"]
         facts = {"data_name": "Tiny", "method": method, "seed": 0, "seconds_sample": 1.0}

@@ -48,8 +48,7 @@ def arrays(data, split="test"):
 
 @pytest.mark.parametrize("size", [1, 3, 7, 21])
 def test_batches_of_any_size_give_the_scores_of_one_piece(data, size):
-    shape = (MEMBERS, 4, 5)
-    whole, pieces = (flat(evaluate_ensemble(draw, data.batches("test", each), data.scaler.physical, shape)[0])
+    whole, pieces = (flat(evaluate_ensemble(draw, data.batches("test", each), data.scaler.physical, MEMBERS)[0])
                      for each in (22, size))
     assert whole.keys() == pieces.keys() and whole["/windows"] == 22 and len(whole) > 40
     for name, value in whole.items():
@@ -57,7 +56,7 @@ def test_batches_of_any_size_give_the_scores_of_one_piece(data, size):
 
 
 def test_an_ensemble_is_scored_in_physical_units(data):
-    scores, _ = evaluate_ensemble(draw, data.batches("test", 5), data.scaler.physical, (MEMBERS, 4, 5))
+    scores, _ = evaluate_ensemble(draw, data.batches("test", 5), data.scaler.physical, MEMBERS)
     members, truth = arrays(data)
     error = members.mean(1) - truth
     assert scores["MAE"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
@@ -68,7 +67,7 @@ def test_an_ensemble_is_scored_in_physical_units(data):
 
 @pytest.mark.parametrize("size", [1, 7, 22])
 def test_every_window_is_scored_under_its_start(data, size):
-    _, windows = evaluate_ensemble(draw, data.batches("test", size), data.scaler.physical, (MEMBERS, 4, 5))
+    _, windows = evaluate_ensemble(draw, data.batches("test", size), data.scaler.physical, MEMBERS)
     members, truth = arrays(data)
     assert windows["start"].tolist() == list(range(89, 111))
     np.testing.assert_allclose(windows["abs_truth"], np.abs(truth).sum((1, 2)), rtol=1e-5)
@@ -77,7 +76,7 @@ def test_every_window_is_scored_under_its_start(data, size):
 
 def test_a_sample_that_is_not_finite_is_not_scored(data):
     with pytest.raises(ValueError, match="NaN or infinite"):
-        evaluate_ensemble(lambda batch: draw(batch) / 0, data.batches("test", 5), data.scaler.physical, (MEMBERS, 4, 5))
+        evaluate_ensemble(lambda batch: draw(batch) / 0, data.batches("test", 5), data.scaler.physical, MEMBERS)
 
 
 @pytest.mark.parametrize("size", [1, 7, 22])
@@ -130,7 +129,7 @@ def test_the_rows_at_a_time_shrink_with_the_nodes_unless_chosen(nodes, device, c
 
 def test_one_node_and_one_step_ahead_can_be_scored():
     data = WindowedField(make_field(random_values(40, 1)), 3, 1)
-    scores, _ = evaluate_ensemble(draw, data.batches("test", 4), data.scaler.physical, (MEMBERS, 1, 1))
+    scores, _ = evaluate_ensemble(draw, data.batches("test", 4), data.scaler.physical, MEMBERS)
     assert np.isfinite(scores["CRPS"]) and scores["windows"] == len(data.starts["test"])
 
 
@@ -155,7 +154,7 @@ def test_scores_do_not_depend_on_the_unit_of_the_field(kind, factor):
         minimum = data.scaler.standardize(torch.zeros(()))
         ensemble, windows = evaluate_ensemble(
             lambda batch: draw(batch).clamp_min(minimum) if kind == "many zeros" else draw(batch),
-            data.batches("test", 5), data.scaler.physical, (MEMBERS, 4, 5))
+            data.batches("test", 5), data.scaler.physical, MEMBERS)
         mean = evaluate_mean(predict, data.batches("test", 5), data.scaler.physical)
         return {"ensemble": ensemble, "mean": mean, "windows": {name: x.tolist() for name, x in windows.items()}}
 
@@ -173,7 +172,7 @@ def test_scores_do_not_depend_on_the_unit_of_the_field(kind, factor):
 @pytest.mark.parametrize("size", [1e-25, 1e-20, 1e20, 1e22])
 def test_squares_of_very_small_and_very_large_fields_neither_vanish_nor_overflow(size):
     data = WindowedField(make_field((random_values(120, 5) * size).astype(np.float32)), 6, 4)
-    found = evaluate_ensemble(draw, data.batches("test", 5), data.scaler.physical, (MEMBERS, 4, 5))[0]
+    found = evaluate_ensemble(draw, data.batches("test", 5), data.scaler.physical, MEMBERS)[0]
     mean = evaluate_mean(predict, data.batches("test", 5), data.scaler.physical)
     members, truth = arrays(data)
     assert found["RMSE"] == pytest.approx(np.sqrt((((members.mean(1) - truth) / size)**2).mean()) * size, rel=1e-5)
@@ -186,7 +185,7 @@ def test_truth_without_any_value_but_zero_has_no_normalised_score_whatever_the_m
     values = random_values(120, 5) + 100  # with this mean 0, standardized in float32 and back, is 7.6e-6
     values[80:] = 0
     data = WindowedField(make_field(values), 6, 4)
-    scores, windows = evaluate_ensemble(draw, data.batches("test", 5, limit=4), data.scaler.physical, (MEMBERS, 4, 5))
+    scores, windows = evaluate_ensemble(draw, data.batches("test", 5, limit=4), data.scaler.physical, MEMBERS)
     assert scores["CRPS"] is None is scores["CRPS_sum"] and scores["MAE"] > 1
     simple = compare_simple(windows, {"other": (scores, windows)}, 10)
     assert simple["other"]["difference"] is None and "undefined" in against_best(simple)
@@ -195,14 +194,14 @@ def test_truth_without_any_value_but_zero_has_no_normalised_score_whatever_the_m
 def test_nodes_that_add_up_to_zero_have_every_score_but_that_of_the_sum():
     one = random_values(120, 1)
     data = WindowedField(make_field(np.concatenate([one, -one], axis=1)), 6, 4)
-    scores, _ = evaluate_ensemble(draw, data.batches("test", 5, limit=4), data.scaler.physical, (MEMBERS, 4, 2))
+    scores, _ = evaluate_ensemble(draw, data.batches("test", 5, limit=4), data.scaler.physical, MEMBERS)
     assert scores["CRPS_sum"] is None and scores["CRPS"] > 0
 
 
 @pytest.mark.parametrize("length", [1, 4])
 def test_texture_of_one_step_has_no_steps(length):
     data = WindowedField(make_field(random_values(220, 6)), 6, length)
-    found = evaluate_ensemble(draw, data.batches("test", 5), data.scaler.physical, (MEMBERS, length, 6))[0]
+    found = evaluate_ensemble(draw, data.batches("test", 5), data.scaler.physical, MEMBERS)[0]
     texture = found["joint"]["texture"]
     assert (texture["step"] is None) is (length == 1) and 0.2 < texture["AUC"] <= 1
 
@@ -224,7 +223,7 @@ def test_a_node_a_billion_times_larger_leaves_the_truth_of_the_others_as_it_is()
     data = WindowedField(make_field(values), 6, 4)
     truth = np.stack([values[start + 6:start + 10] for start in range(89, 111)]).astype(np.float64)
     seen = []
-    _, windows = evaluate_ensemble(draw, data.batches("test", 5), data.scaler.physical, (MEMBERS, 4, 5),
+    _, windows = evaluate_ensemble(draw, data.batches("test", 5), data.scaler.physical, MEMBERS,
                                    watch=lambda members, truth, observed: seen.append(truth))
     assert np.array_equal(torch.cat(seen).numpy(), truth)
     np.testing.assert_allclose(windows["abs_truth"], np.abs(truth).sum((1, 2)), rtol=1e-12)
@@ -251,7 +250,7 @@ def test_missing_targets_count_in_no_error_and_no_validation_loss(gappy):
 
 
 def test_an_ensemble_of_a_field_with_gaps_says_how_much_was_missing(gappy):
-    scores, windows = evaluate_ensemble(draw, gappy.batches("test", 5), gappy.scaler.physical, (MEMBERS, 4, 5))
+    scores, windows = evaluate_ensemble(draw, gappy.batches("test", 5), gappy.scaler.physical, MEMBERS)
     batch = next(iter(gappy.batches("test", 100)))
     assert scores["missing_share"] == pytest.approx(float((~batch.target_mask).double().mean()))
     assert torch.equal(windows["targets"], batch.target_mask.sum((1, 2)).double())

@@ -44,13 +44,6 @@ def test_with_every_component_kept_it_is_the_standard_deviation_of_the_node():
     assert torch.allclose(fluctuation_scale(values, scaler, threshold=10), expected, rtol=1e-4)
 
 
-def test_the_variance_is_the_square_of_the_std():
-    values = training(200)
-    scaler = Scaler.fit(values)
-    std, variance = (fluctuation_scale(values, scaler, statistic=name) for name in ("std", "variance"))
-    assert torch.allclose(variance, std.square(), rtol=1e-5) and not torch.allclose(variance, std)
-
-
 def test_only_waves_weaker_than_the_threshold_count():
     time = torch.arange(400, dtype=torch.float64)[:, None]
     strong, weak = torch.cos(2 * math.pi * time / 20), 0.3 * torch.cos(2 * math.pi * time / 8)
@@ -71,11 +64,10 @@ def test_each_node_has_the_threshold_of_its_own_largest_component():
     assert alone == pytest.approx(FLOOR) and beside == pytest.approx(0.3 / math.sqrt(2), rel=1e-5)
 
 
-@pytest.mark.parametrize("statistic", ["std", "variance"])
-def test_a_constant_node_gets_the_floor(statistic):
+def test_a_constant_node_gets_the_floor():
     values = training(100)
     values[:, 3] = 12.5
-    scale = fluctuation_scale(values, Scaler.fit(values), statistic=statistic)
+    scale = fluctuation_scale(values, Scaler.fit(values))
     assert float(scale[3]) == pytest.approx(FLOOR) and (scale > 0).all()
     constant = torch.full((50, 2), 4.0)
     assert fluctuation_scale(constant, Scaler.fit(constant)).tolist() == pytest.approx([FLOOR, FLOOR])
@@ -87,12 +79,6 @@ def test_nodes_may_be_taken_in_any_chunks(nodes_at_once):
     scaler = Scaler.fit(values)
     chunked = fluctuation_scale(values, scaler, nodes_at_once=nodes_at_once)
     assert torch.allclose(chunked, fluctuation_scale(values, scaler), rtol=1e-6, atol=0)
-
-
-def test_an_unknown_statistic_is_refused_with_the_choices():
-    values = training(20)
-    with pytest.raises(ValueError, match="--scale_statistic mad: choose one of std, variance"):
-        fluctuation_scale(values, Scaler.fit(values), statistic="mad")
 
 
 def test_gaps_change_the_scale_little_and_what_stands_in_them_nothing():

@@ -148,9 +148,8 @@ class TrainConfig(CommonConfig):
                       "field (global)", choices="scale")
     scale_threshold: float = flag(0.1, DIFFUSION, "--scale spectrum: amplitude, as a share of a node's largest, below "
                                   "which a component is fluctuation", above=0)
-    scale_statistic: str = flag("std", DIFFUSION, "--scale spectrum: its statistic", choices="scale_statistic")
     endpoint: str = flag("none", DIFFUSION, "endpoint of the diffusion: 0 (none), or the fluctuation scale with random "
-                         "(signed, as published) or positive signs", choices="endpoint")
+                         "signs (signed), as published", choices=("none", "signed"))
     condition_mean: bool = flag(True, DIFFUSION, "give the denoiser the mean")
     condition_scale: bool = flag(True, DIFFUSION, "give the denoiser the logarithm of the fluctuation scale")
     center: bool = flag(True, DIFFUSION, "centre the members of each ensemble on the stage-1 mean")
@@ -223,13 +222,13 @@ PRESETS = {
 }
 """Choices per recipe and dataset; those of `published` are of the authors' scripts, for the datasets that they have."""
 
-OF_A_SCALE = "scale", "scale_threshold", "scale_statistic", "condition_mean", "condition_scale"
+OF_A_SCALE = "scale", "scale_threshold", "condition_mean", "condition_scale"
 WITHOUT_EFFECT = {
     "mean_model": {"itransformer": ("climatology", "tokens", "mean_calendar_channels"),
                    "dlinear": ("climatology", "tokens", "mean_calendar_channels", "mean_channels", "mean_layers",
                                "mean_dropout")},
     "margin": dict.fromkeys(("quantile", "empirical"), (*OF_A_SCALE, "center")),
-    "scale": {name: ("scale_threshold", "scale_statistic") for name in ("quantiles", "cycle", "global")},
+    "scale": {name: ("scale_threshold",) for name in ("quantiles", "cycle", "global")},
     "noise": {"independent": ("modes",)},
 }
 """Flags that a choice does not read."""

@@ -12,7 +12,6 @@ import torch
 import models
 from data.covariates import read_covariates
 from data.fields import Field, OwnFile, load_field
-from data.fluctuation import STATISTICS
 from data.registry import DATASETS, data_dir_from
 from data.scaling import BLOCK
 from data.summary import FieldSummary
@@ -34,9 +33,8 @@ from utils.training.reproducibility import MemberNoise, key, keyed_normal
 
 CHOICES = {
     "mean_model": models.MEAN_MODELS, "objective": models.OBJECTIVES, "margin": models.MARGINS, "noise": models.NOISES,
-    "prediction": models.PREDICTIONS, "scale": models.SCALES, "endpoint": models.ENDPOINTS,
-    "denoiser": models.DENOISERS, "members": models.MEMBERS, "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
-    "scale_statistic": STATISTICS,
+    "prediction": models.PREDICTIONS, "scale": models.SCALES, "denoiser": models.DENOISERS, "members": models.MEMBERS,
+    "sampler": SAMPLERS, "noise_schedule": NOISE_SCHEDULES,
 }
 STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 40_000_000  # at most, that linear models are estimated from
 PREPARED_BYTES = 1 << 29  # of stage-1 output about the windows of a split, at most, that is kept for all epochs
@@ -328,8 +326,7 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
     if online:
         sample, physical = corrected_sampler(sample, data, online), torch.Tensor.double
     scores, windows = evaluate_ensemble(
-        sample, data.batches(split, windows_at_once, limit=settings["test_windows"]), physical,
-        (settings["nsample"], data.predict_len, data.num_nodes),
+        sample, data.batches(split, windows_at_once, limit=settings["test_windows"]), physical, settings["nsample"],
         "quantiles" if settings["margin"] == "empirical" else settings["members"], processes, watch,
         settings["threshold"],
     )
@@ -364,6 +361,14 @@ def baseline_sampler(name: str, data, model, settings: dict, kind: str = "random
     return sample
 
 
+def score_baseline(sample, settings: dict, data: WindowedField, split: str, kind: str = "random",
+                   processes: Processes = SINGLE_PROCESS, joint: bool = True) -> tuple[dict, dict]:
+    """The scores of a `baseline_sampler`, and those of each window."""
+    return evaluate_ensemble(
+        sample, data.batches(split, WINDOWS_AT_ONCE, limit=settings["test_windows"]), data.scaler.physical,
+        settings["nsample"], kind, processes, threshold=settings["threshold"], joint=joint)
+
+
 def score_simple(settings: dict, data: WindowedField, split: str, processes: Processes = SINGLE_PROCESS,
                  joint: bool = True) -> dict[str, tuple[dict, dict]]:
     """Scores, and those of each window, of the forecasters without a network, by name; those that can be fitted."""
@@ -373,8 +378,5 @@ def score_simple(settings: dict, data: WindowedField, split: str, processes: Pro
             sample = baseline_sampler(name, data, None, settings)
         except ValueError:  # no season before the first window
             continue
-        found[name] = evaluate_ensemble(
-            sample, data.batches(split, WINDOWS_AT_ONCE, limit=settings["test_windows"]), data.scaler.physical,
-            (settings["nsample"], data.predict_len, data.num_nodes), processes=processes,
-            threshold=settings.get("threshold"), joint=joint)
+        found[name] = score_baseline(sample, settings, data, split, processes=processes, joint=joint)
     return found

@@ -22,9 +22,8 @@ from data.windows import SPLITS
 from models import load_forecaster
 from models.baselines import SIMPLE
 from utils.config import OF_OWN_FILE, FlagParser, PretrainConfig, TrainConfig, parse_config, with_own_data
-from utils.pipeline import CHOICES, WINDOWS_AT_ONCE, baseline_sampler, load_mean_model, open_windows, score_ensemble
+from utils.pipeline import CHOICES, baseline_sampler, load_mean_model, open_windows, score_baseline, score_ensemble
 from utils.program import run_main
-from utils.scores.evaluation import evaluate_ensemble
 from utils.training import checkpoint
 from utils.training.device import choose_device
 
@@ -184,15 +183,12 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
         return {**scores, **facts}, windows
     config = parse_config(TrainConfig, CHOICES, ["--data_name", task.data_name, "--seed", str(task.seed), *task.flags,
                                                  *flags, "--mean_run", str(mean_run)])
-    settings = checkpoint.settings(config)
+    settings = {**checkpoint.settings(config), "test_windows": task.test_windows}
     data = open_windows(settings, "", device)
     model = load_mean_model(config, data)[0].to(device).eval() if mean_run else None
     start = time.perf_counter()
-    scores, windows = evaluate_ensemble(
-        baseline_sampler(method.baseline, data, model, settings, method.members),
-        data.batches(task.split, WINDOWS_AT_ONCE, limit=task.test_windows), data.scaler.physical,
-        (config.nsample, config.predict_len, data.num_nodes), method.members,
-    )
+    sample = baseline_sampler(method.baseline, data, model, settings, method.members)
+    scores, windows = score_baseline(sample, settings, data, task.split, method.members)
     common = {key: settings[key] for key in ("data_name", "history_len", "predict_len", "seed")}
     return {**common, "split": task.split, **scores, **facts, "seconds_sample": time.perf_counter() - start}, windows
 

@@ -61,7 +61,7 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
         return data.scaler.standardize(drawn)
 
     scores, _ = evaluate_ensemble(sample, data.batches("test", 8, limit=limit), data.scaler.physical,
-                                  (members, data.predict_len, data.num_nodes), ensemble)
+                                  members, ensemble)
     return scores
 
 

@@ -31,20 +31,19 @@ def progress(batches, text: str):
     return tqdm(batches, desc=text, unit="batch", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
 
-def evaluate_ensemble(sample, batches, physical, shape: tuple[int, int, int],
-                      kind: str = "random", processes: Processes = SINGLE_PROCESS,
-                      watch=None, threshold: float | None = None, joint: bool = True) -> tuple[dict, dict[str, Tensor]]:
+def evaluate_ensemble(sample, batches, physical, members: int, kind: str = "random",
+                      processes: Processes = SINGLE_PROCESS, watch=None, threshold: float | None = None,
+                      joint: bool = True) -> tuple[dict, dict[str, Tensor]]:
     """Score an ensemble forecast on batches of windows; every window counts once.
 
     sample(batch) -> members (batch, member, horizon, node), standardized; physical(values) -> physical units, float64;
-    shape (member, horizon, node); kind, threshold: see `EnsembleScores`; watch(members, truth, observed) sees every
-    batch of this process too, in physical units. Returns the dict of the scores, `joint` among them unless that is off,
-    and those of every window with its `start`, which `utils.scores.comparison` pairs forecasts by.
+    members: their number; kind, threshold: see `EnsembleScores`; watch(members, truth, observed) sees every batch of
+    this process too, in physical units. Returns the dict of the scores, `joint` among them unless that is off, and
+    those of every window with its `start`, which `utils.scores.comparison` pairs forecasts by.
     """
-    members, horizon, node = shape
     data, starts = batches.data, []
     precision = FAST if data.alike else torch.float64  # of small nodes beside large ones
-    scores = EnsembleScores(horizon, node, members, precision, threshold)
+    scores = EnsembleScores(data.predict_len, data.num_nodes, members, precision, threshold)
     together, texture = (joint_scores(data, precision), texture_scores(data)) if joint else (None, None)
     for batch in progress(own_windows(batches, processes), "forecasting"):
         drawn, truth = physical(sample(batch)), batch.truth.double()
