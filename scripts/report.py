@@ -48,11 +48,8 @@ CAPTIONS = {
                  "leave the light band at one step in ten, and stay on neither side."),
     "maps": ("Uncertainty and error by place", "Means over windows and horizon. Spread and error share their "
              "colours: they should look alike."),
-    "reliability": ("Reliability", "Below the diagonal at the left and above it at the right: too wide. The other way "
-                    "round: too narrow. All above it: forecasts too high; all below: too low."),
     "event": ("Reliability of the event", "Values above --threshold: share of events against forecast probability. On "
               "the diagonal: calibrated."),
-    "qice": ("Observations by decile", "QICE_ties is the mean distance of the bars from the line."),
     "pit": ("PIT histogram", "Flat: calibrated. A hump: too wide. A bowl: too narrow. A slope: too high, where the "
             "left bars are the higher ones, or too low."),
     "spread_skill": ("Spread against error", "On the diagonal the spread of the ensemble predicts the size of "
@@ -86,7 +83,7 @@ def cautions(ours: dict, simple: dict[str, dict], trained: dict, settings: dict,
               for name, theirs in simple.items() if ours["CRPS"] is not None and theirs["CRPS"] <= ours["CRPS"]]
     if ours["QICE_ties"] > FAR_QICE * ours["QICE_floor"]:
         texts.append(f"Calibration: QICE_ties {number(ours['QICE_ties'])} is more than {FAR_QICE} times that of a "
-                     f"calibrated ensemble ({number(ours['QICE_floor'])}); see the bars below.")
+                     f"calibrated ensemble ({number(ours['QICE_floor'])}); see the PIT histogram below.")
     off = ours["coverage90"] - ours["coverage90_floor"]
     if off < -FAR_COVERAGE or (off > FAR_COVERAGE and not data.scaler.any_whole):  # of counts it always holds too much
         texts.append(f"The central 90 % interval holds {100 * ours['coverage90']:.1f} % of the observations; a "
@@ -101,8 +98,8 @@ def cautions(ours: dict, simple: dict[str, dict], trained: dict, settings: dict,
         texts.append(f"The last of {settings['diffusion_epochs']} epochs was the best: longer training may help "
                      "(--diffusion_epochs).")
     elif trained["best_epoch"] == 0:
-        texts.append("No epoch of stage 2 was better than its start: the dependence between nodes is the linear one "
-                     "that was estimated before training.")
+        texts.append("No epoch of stage 2 was better than its start by more than half a percent: members are of the "
+                     "Gaussian distribution that was estimated before training.")
     texts.append(f"One seed ({settings['seed']}): train others (--seed, --run_name) to see the variation.")
     return texts
 
@@ -111,17 +108,15 @@ def draw_pictures(scores: dict[str, dict], diagnostics: Diagnostics, logs: dict[
                   data: WindowedField) -> Iterator[tuple[str, plt.Figure]]:
     """Every picture of the report, with its name in CAPTIONS; window: see `plots.forecast_window`."""
     field, ours, nodes = data.field, scores[OURS], diagnostics.by_node()
-    unit, joint, pit = field.spec.unit, ours["joint"], np.array(ours["PIT"])
+    unit, joint = field.spec.unit, ours["joint"]
     yield "forecast", plots.fan_charts(**window, unit=unit)
     if field.grid or field.coordinates is not None:
         layers = {title: in_space(field, nodes[name]) for title, name in (
             ("mean forecast", "mean"), ("spread of the members", "spread"), ("RMSE of their mean", "RMSE"))}
         yield "maps", plots.maps(layers, unit, field.axes, None if field.grid else field.coordinates)
-    yield "reliability", plots.reliability_diagram(np.arange(1, len(pit)) / len(pit), pit.cumsum()[:-1])
     if "reliability" in ours:
         yield "event", plots.event_reliability(ours["reliability"])
-    yield "qice", plots.share_bars(diagnostics.bins(), "members' deciles (share of members below)")
-    yield "pit", plots.share_bars(pit, "probability integral transform (share of members below)")
+    yield "pit", plots.share_bars(np.array(ours["PIT"]), "probability integral transform (share of members below)")
     yield "spread_skill", plots.spread_against_skill(*diagnostics.spread_skill(SPREAD_GROUPS), unit)
     if joint["correlation"]["observed"]:
         yield "correlation", plots.correlation_curve(joint["correlation"])

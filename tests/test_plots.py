@@ -104,7 +104,6 @@ PICTURES = {
     "members on a grid": lambda: plots.member_maps(IMAGE, np.stack([IMAGE, IMAGE + 1]), IMAGE, "mph"),
     "members at points": lambda: plots.member_maps(VALUES, VALUES[None], VALUES, "mph",
                                                    coordinates=np.ones((NODES, 2))),
-    "reliability_diagram": lambda: plots.reliability_diagram(LINE, LINE),
     "share_bars": lambda: plots.share_bars(np.full(10, 0.1), "deciles (share)"),
     "spread_against_skill": lambda: plots.spread_against_skill(LINE, LINE, "mph"),
     "scores_by_horizon": lambda: plots.scores_by_horizon(BY_HORIZON, {"CRPS": "share"}, "1 hour"),

@@ -175,11 +175,6 @@ def _map_labels(axes: tuple[np.ndarray, np.ndarray] | None, coordinates: np.ndar
     return ("longitude (degrees)", "latitude (degrees)") if named else ("column (grid steps)", "row (grid steps)")
 
 
-def reliability_diagram(levels: np.ndarray, shares: np.ndarray) -> plt.Figure:
-    """Share of observations below each quantile of the members against its level. Shapes: levels, shares (level,)."""
-    return _beside_diagonal(levels, shares, "level of the quantile (share)", "observations below it (share)", 1)
-
-
 def event_reliability(event: dict[str, list[float]]) -> plt.Figure:
     """Share of events against their probability (`reliability` of the scores); larger points hold more targets."""
     targets = np.array(event["targets"])

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from data.scaling import add_at
-from utils.scores.metrics import COVERAGE, DECILES, Chunk, covered, crps_quantile, decile_counts, shared_bins
+from utils.scores.metrics import COVERAGE, Chunk, covered, crps_quantile
 
 BINS_PER_OCTAVE, OCTAVES = 4, 256  # of the spread, from 2**-128 to 2**128 of the unit: those of float32
 EARTH_RADIUS_KM = 6371.0
@@ -31,7 +31,6 @@ class Diagnostics:
             COVERED: covered(*part.interval, truth),
         }
         chunk = {name: (value * observed).sum((0, 1), dtype=torch.float64) for name, value in by_target.items()}
-        chunk["bins"] = shared_bins(decile_counts(part.quantiles[:, DECILES], truth, observed).sum(0))
 
         size = BINS_PER_OCTAVE * OCTAVES
         spread = variance[observed]
@@ -51,11 +50,6 @@ class Diagnostics:
             found["CRPS_normalized"] = found["CRPS"] / found.pop("size")
         found |= {"spread": np.sqrt(found.pop("variance")), "RMSE": np.sqrt(found.pop("squared_error"))}
         return found
-
-    def bins(self) -> np.ndarray:
-        """Shares of observations in the ten bins between the members' deciles, see `metrics.shared_bins`: (10,)."""
-        bins = self._numpy("bins")["bins"]
-        return bins / bins.sum()
 
     def spread_skill(self, groups: int) -> tuple[np.ndarray, np.ndarray]:
         """Spread and RMSE of targets with about the same spread, in at most `groups` groups of about equal size.
