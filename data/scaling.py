@@ -218,8 +218,8 @@ class NodeStatistics:
             raise ValueError(f"--scaling log: there are training values down to {float(self.low.min()):g}; only "
                              "positive ones have logarithms: choose node")
         if scaling == "log" or scaling == "auto" and self.multiplicative(training, horizon):
-            least = self.low * LEAST_SHARE
-            logarithms = torch.maximum(training.double(), least).log()
+            least, values = self.low * LEAST_SHARE, training.double() if precise else training.float()
+            logarithms = torch.maximum(values, least.to(values)).log_()
             found = NodeStatistics.of(logarithms).scaler(logarithms, "node")
             return replace(found, whole=tuple([False] * len(least)), least=tuple(least.tolist()), precise=precise)
         if scaling == "node" or scaling == "auto" and self.unlike().any():

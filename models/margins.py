@@ -90,7 +90,7 @@ class Margin(nn.Module):
 
 
 def centred(members: Tensor) -> Tensor:
-    """Random members (batch, M, ...) less their mean, with the variance of the law that they are drawn from."""
+    """Random members (batch, M, ...) less their mean, with the variance that they are drawn with."""
     return (members - members.mean(1, keepdim=True)) * (members.shape[1] / (members.shape[1] - 1)) ** 0.5
 
 
@@ -194,23 +194,23 @@ class ResidualMargin(Margin):
         return torch.stack([predicted.mean(1), self.scale.state(predicted)], dim=1)
 
     def _residual(self, future: Tensor, prepared: Tensor, uniform: Tensor | None) -> Tensor:
-        """The residual of a future, of a normal law: (batch, F, node)."""
+        """The residual of a future, of a normal distribution: (batch, F, node)."""
         return future - prepared[:, 0]
 
     def _from_residual(self, residual: Tensor, given: Tensor) -> Tensor:
-        """The inverse: values less the mean, of residuals of a normal law (batch, sample, F, node)."""
+        """The inverse: values less the mean, of residuals of a normal distribution (batch, sample, F, node)."""
         return residual
 
 
 class ShapedMargin(ResidualMargin):
-    """The residual, mapped to a normal law by the quantiles of stage 1, divided by the fluctuation scale.
+    """The residual, mapped to a normal distribution by the quantiles of stage 1, divided by the fluctuation scale.
 
         z = spread * Phi^-1(level of the future) / scale,    spread: of the quantiles, see `FluctuationScale.state`
         member = quantile at the level Phi(width * scale / spread * z)
 
-    The law of members is skewed or has heavy tails where stage 1 shows that; where its quantiles are those of a normal
-    law, z and members are those of `ResidualMargin`, as are width and centring. Nodes that hardly varied in training
-    may vary later: no spread is below the floor of the scale.
+    Members are skewed or have heavy tails where stage 1 shows that; where its quantiles are those of a normal
+    distribution, z and members are those of `ResidualMargin`, as are width and centring. Nodes that hardly varied in
+    training may vary later: no spread is below the floor of the scale.
     Source: normal quantile transform, Krzysztofowicz 1997, Journal of Hydrology 197, 286-292.
     """
 
@@ -227,7 +227,7 @@ class ShapedMargin(ResidualMargin):
         return torch.cat([self._mean_and_state(quantiles), pit_bounds(quantiles, future, *self.support)], dim=1)
 
     def _quantiles(self, mean_model: MeanModel, context: Context) -> Tensor:
-        """The conditional quantiles; those of a spread below the floor of the scale are those of a wider law."""
+        """The conditional quantiles; a spread below the floor of the scale is raised to it."""
         quantiles = mean_model.predict(context)
         missing = (self.scale.floor.clamp_min(LEAST_SPREAD) - quantile_spread(quantiles)).clamp_min(0)
         level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype).view(-1, 1, 1)

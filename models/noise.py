@@ -116,7 +116,7 @@ class CovarianceNoise(nn.Module):
         return anomaly / self.history_spread
 
     def impute(self, z: Tensor, observed: Tensor, noise: Tensor) -> Tensor:
-        """z with a random value in place of each missing one, from its law given the observed nodes of the step.
+        """z with a random value in place of each missing one, given the observed nodes of the step.
 
             scaled | observed ~ N(axes @ modes, own + axes covariance axes^T),    own = 1 - share of the modes
             covariance = (mode_variance^-1 + axes^T own^-1 axes)^-1,    sums over observed nodes

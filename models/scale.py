@@ -16,7 +16,7 @@ SCALES = ("quantiles", "cycle", "spectrum", "global")
 
 
 def quantile_spread(quantiles: Tensor) -> Tensor:
-    """(highest quantile - lowest) / its value for a standard normal law: (batch, level, ...) -> (batch, ...)."""
+    """(highest quantile - lowest) / that of a standard normal distribution: (batch, level, ...) -> (batch, ...)."""
     return (quantiles[:, -1] - quantiles[:, 0]) / (2 * OUTERMOST)
 
 

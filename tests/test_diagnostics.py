@@ -13,7 +13,7 @@ WINDOWS, MEMBERS, HORIZON, NODES = 30, 20, 4, 6
 
 
 def forecasts(seed=0, mixing=None, bias=0.0):
-    """Members and truth from the same law around a common mean: (window, member, F, node), (window, F, node)."""
+    """Members and truth of one distribution around a common mean: (window, member, F, node), (window, F, node)."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.eye(NODES, dtype=torch.float64) if mixing is None else mixing
     mean = torch.randn((WINDOWS, 1, HORIZON, len(mixing)), generator=generator, dtype=torch.float64)

@@ -460,7 +460,7 @@ def test_an_ensemble_takes_as_many_samples_as_its_kind_needs(recipe, kind, sampl
     assert sample(model, batch, kind=kind).shape == (3, 5, HORIZON, NODES)
 
 
-# The Gaussian law before the first step
+# The Gaussian distribution before the first step
 
 class NormalMargins(MeanModel):
     """A stage 1 whose forecast is normal with this `mean` and `std` everywhere."""
@@ -629,7 +629,7 @@ def test_members_of_a_field_of_counts_are_values_that_it_can_take(recipe):
 
 
 def test_a_value_at_the_minimum_stands_for_all_the_probability_there():
-    """A normal law cut off at its 30 % quantile: z is standard normal all the same."""
+    """A normal distribution cut off at its 30 % quantile: z is standard normal all the same."""
     future, cut = torch.randn(20_000, HORIZON, NODES), float(torch.special.ndtri(torch.tensor(0.3)))
     future = future.clamp_min(cut)
     model, context = untrained(future, 0, support=(cut, 0.0)), zeros_before(future).context

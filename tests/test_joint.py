@@ -20,7 +20,7 @@ def steps_apart(first, second):
 
 
 def forecasts(between_nodes=0.0, between_steps=0.0, windows=WINDOWS, seed=0):
-    """Members and truth from one Gaussian law of variance 1 with these correlations, around a mean of 3."""
+    """Members and truth from one Gaussian distribution of variance 1 with these correlations, around a mean of 3."""
     generator = torch.Generator().manual_seed(seed)
     shape = windows, MEMBERS + 1, HORIZON
     common = torch.randn((*shape, 1), generator=generator, dtype=torch.float64)

@@ -87,7 +87,7 @@ def test_a_node_that_never_varied_has_a_scale_of_3_per_cent_of_that_of_the_field
 
 
 def test_the_scale_by_quantiles_is_their_spread_times_that_of_the_residuals_in_its_units():
-    """Quantiles of a normal law of spread s, residuals 1.5 s: the scale of another window of spread s is 1.5 s."""
+    """Normal quantiles of spread s, residuals 1.5 s: the scale of another window of spread s is 1.5 s."""
     slots = torch.arange(WINDOWS) % 24
     spread = torch.rand(WINDOWS, HORIZON, NODES) + 0.5
     scale = FluctuationScale("quantiles", NODES, HORIZON, 24)
@@ -179,7 +179,7 @@ def test_centred_members_have_the_mean_of_stage_1_and_keep_the_variance(scaled):
 
 
 class Skewed(MeanModel):
-    """Conditional quantiles of a shifted lognormal law (sigma .6) or of a normal one, moved by `shift`."""
+    """Conditional quantiles of a shifted lognormal distribution (sigma .6) or of a normal one, moved by `shift`."""
 
     def __init__(self, normal=False, shift=0.0):
         super().__init__("quantiles")
@@ -248,7 +248,7 @@ def test_members_of_the_shaped_margin_have_the_mean_of_stage_1_and_the_skewness_
     torch.testing.assert_close(members.mean(1), given[:, 0], rtol=0, atol=1e-4)
     residual = members - members.mean(1, keepdim=True)
     skewness = residual.pow(3).mean() / residual.square().mean() ** 1.5
-    assert 1 < float(skewness) < 3, "that of this lognormal law is 2.3"
+    assert 1 < float(skewness) < 3, "that of this lognormal distribution is 2.3"
 
 
 def test_the_shaped_margin_of_exact_quantiles_has_the_scale_of_their_spread_and_a_width_of_validation():

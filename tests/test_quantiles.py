@@ -34,7 +34,7 @@ def z_from_pit(quantiles, truth, uniform, minimum=NOWHERE, step=0.0):
 
 
 def normal_quantiles(mean=0.0, std=1.0, shape=(1, 3, 4)):
-    """Quantiles (batch, level, F, node) of the same normal law everywhere."""
+    """Quantiles (batch, level, F, node) of the same normal distribution everywhere."""
     z = torch.special.ndtri(torch.tensor(QUANTILE_LEVELS, dtype=torch.float64)).float()
     return (mean + std * z).view(1, -1, 1, 1).expand(shape[0], -1, *shape[1:])
 
@@ -211,7 +211,7 @@ def test_equal_quantiles_give_finite_z():
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.6, 0.9])
 def test_values_at_the_minimum_get_z_below_that_of_their_probability_evenly_in_level(probability):
-    """A normal law of which all below its quantile at `probability` is at the minimum."""
+    """A normal distribution of which all below its quantile at `probability` is at the minimum."""
     minimum = float(torch.special.ndtri(torch.tensor(probability)))
     quantiles, values = normal_quantiles(shape=(5000, 1, 2)), torch.full((5000, 1, 2), minimum)
     z = z_from_pit(quantiles, values, torch.rand(5000, 1, 2), minimum)
@@ -236,7 +236,7 @@ def test_without_a_minimum_the_uniform_numbers_do_not_matter():
 
 
 def test_z_of_rounded_values_are_standard_normal_and_of_no_value_outside_its_step():
-    """Whole steps of 0.8 from the minimum up, of a normal law: only a random level within the step is normal."""
+    """Whole steps of 0.8 from the minimum up, of normal values: only a random level within the step is normal."""
     law, minimum, step = torch.randn(20_000, 1, 2), -0.6, 0.8
     values = to_support(law, minimum, step)
     assert len(values.unique()) < 8

@@ -343,7 +343,8 @@ def score_ensemble(model: Forecaster, settings: dict, data: WindowedField, split
 def baseline_sampler(name: str, data, model, settings: dict, kind: str = "random"):
     """The function batch -> members of a baseline, all of them values that the field can take.
 
-    kind: "random" members, or the "quantiles" of their law in their rank order; of pooled fields, of more members.
+    kind: "random" members, or the "quantiles" of their distribution in their rank order, for pooled fields by more
+    members.
     """
     members, shape = settings["nsample"], (settings["predict_len"], data.num_nodes)
     drawn = OVERSAMPLED * members if kind == "quantiles" and name in POOLED else members

@@ -90,7 +90,7 @@ STEPS = {
     "residual divided by the scale of the quantiles, no endpoint": SCALED,
     "covariance of the noise": (*SCALED, "--noise", "covariance"),
     "centred members": (*SCALED, "--noise", "covariance", "--center"),
-    "residuals mapped to a normal law by the quantiles, but for counts": (
+    "residuals mapped to a normal distribution by the quantiles, but for counts": (
         *SCALED, "--noise", "covariance", "--center", "--margin", "auto"),
 }
 """From the published stage 2, on the stage 1 of cost, to cost: what each step changes, and its flags.

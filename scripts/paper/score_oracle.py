@@ -2,9 +2,9 @@
 
     python -m scripts.paper.score_oracle save/diffusion/Oracle_12_12 [FOLDER ...] [--json FILE] [--table FILE]
 
-The exact forecaster draws as many members as the run has, of the same kind, from the field's known predictive law given
-the history. "around stage 1" are these members centred on the stage-1 mean of the run, as its own are: stage 2 is then
-seen without the errors of the mean. All are scored on the same test windows.
+The exact forecaster draws as many members as the run has, of the same kind, from the field's known predictive
+distribution given the history. "around stage 1" are these members centred on the stage-1 mean of the run, as its own
+are: stage 2 is then seen without the errors of the mean. All are scored on the same test windows.
 """
 
 import math
@@ -29,12 +29,12 @@ from utils.scores.joint import correlation_curve
 from utils.training.checkpoint import CONFIG, METRICS, read_json, write_json, write_text
 
 SHOWN = (*metrics.SCORES, "QICE_ties", "RMSE", "spread_skill")
-GAPS = ("forecast", "control")  # the lines of a run whose correlations are compared with those of the law
+GAPS = ("forecast", "control")  # the lines of a run whose correlations are compared with those of the distribution
 
 
 def exact_members(law: OraclePredictive | SkewedPredictive, members: int, generator: torch.Generator,
                   ensemble: str) -> torch.Tensor:
-    """An ensemble (batch, member, F, node) of the exact law: "random" draws, or its "quantiles" in their rank order."""
+    """Members (batch, member, F, node) of the exact distribution: "random", or its "quantiles" in their rank order."""
     drawn = law.sample(members, generator)
     if ensemble == "random":
         return drawn
@@ -47,7 +47,7 @@ def exact_members(law: OraclePredictive | SkewedPredictive, members: int, genera
 
 def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: int = 0, limit: int = 0,
                 ensemble: str = "random", mean_model: MeanModel | None = None) -> dict:
-    """Scores of an ensemble of the exact predictive law on test windows of the synthetic field.
+    """Scores of an ensemble of the exact predictive distribution on test windows of the synthetic field.
 
     mean_model: the members are centred on its output.
     """
@@ -66,7 +66,7 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
 
 
 def law_curve(data: WindowedField, oracle: OracleField) -> dict:
-    """Correlation between nodes under the predictive law, the same at every step, against distance, as of a run."""
+    """Correlation between nodes under the predictive distribution, the same at every step, against distance."""
     scores = joint_scores(data)
     nodes = scores.correlated.cpu()
     first, second = nodes[torch.triu_indices(len(nodes), len(nodes), 1)]

@@ -2,8 +2,8 @@
 
     error = truth - mean of members,    error of a member = member - mean of the other members
 
-The two have the same law for a calibrated ensemble. All errors are divided by the spread of their node; variances
-cancel, so that only shape counts.
+The two have the same distribution for a calibrated ensemble. All errors are divided by the spread of their node;
+variances cancel, so that only shape counts.
 """
 
 import torch
