@@ -40,7 +40,8 @@ class CommonConfig:
                        "improvements of this project (cost), exactly as published (published), or a copula of "
                        "conditional quantiles (copula)", choices=("cost", "published", "copula"))
     data_name: str = flag("NYCFlights", DATA, "dataset of the registry; `python -m scripts.get_data` lists them")
-    data_path: str = flag("", DATA, "a file of your own instead: .npy, .npz, .csv, .csv.gz, .parquet, .nc or .zarr")
+    data_path: str = flag("", DATA, "a file of your own instead: .npy, .npz, .csv, .tsv, .txt, .data (also .gz), "
+                          ".parquet, .nc or .zarr")
     freq: str = flag("", DATA, "interval of --data_path where it has no time stamps: 5min, 1h, 1d, 1w, 1M (months)")
     start: str = flag("", DATA, "time of its first step, ISO 8601, where it has no time stamps")
     variable: str = flag("", DATA, "variable of a NetCDF or Zarr file")

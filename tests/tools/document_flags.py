@@ -29,7 +29,7 @@ INTRODUCTION = """# Flags
 Written by `python -m tests.tools.document_flags` from `utils/config.py`; a test fails when the two differ.
 
 What is given on the command line beats the [preset](#presets) of the dataset, that beats the [recipe](#recipes), and
-that the default. A flag that is on or off is turned off by `no-` before its name, as in `--no-climatology`.
+that the default. Put `no-` before the name of a switch to turn it off, as in `--no-climatology`.
 Each stage accepts the flags of the other one too, and says that they have no effect on it, so that one line of flags
 serves both programs.
 """
