@@ -55,7 +55,8 @@ def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = ""
     count, unit = interval
     if unit == "month":
         clock = np.datetime64(start, "M") + np.arange(num_steps) * count
-        found = {"month": (clock.astype(int) % 12, 12)}
+        parts = 12 // count if 12 % count == 0 else 12  # of the year
+        found = {"month": (clock.astype(int) % 12 * parts // 12, parts)}
     else:
         minutes = count * MINUTES[unit]
         clock = np.datetime64(start, "m") + np.arange(num_steps) * minutes

@@ -18,7 +18,8 @@ BEYOND = 2.0  # outliers are cut at this multiple of the largest distance of ano
 EVIDENCE = 2.0  # for logarithms: twice this is beyond the 95 % quantile of a chi-squared variable
 SAMPLE = 20_000, 64  # most steps and nodes that are looked at for it
 FINE = 10.0  # smallest value of whole numbers, in steps, whose logarithm varies smoothly enough
-LEAST_SHARE = 0.1  # of the smallest training value of a node, from which on logarithms are cut
+LEAST_SHARE, MOST = 0.1, 1000.0  # of the smallest and largest training value of a node, where logarithms are cut
+LEAST_LOG_SPREAD = 1e-3  # standard deviation of logarithms; a node that varies less may vary more later
 
 
 def add_at(table: Tensor, index: Tensor, values: Tensor) -> Tensor:
@@ -88,9 +89,10 @@ class Scaler:
         """Physical values in float64; zero becomes exactly zero, so that it equals the zeros of the data."""
         device = standardized.device
         mean, std, whole, nonnegative = (self._part(name, device) for name in ("mean", "std", "whole", "nonnegative"))
-        physical = standardized.double().mul_(std).add_(mean)
         if self.least:
-            return physical.exp()
+            limit = self._part("limit", device)
+            return standardized.double().clamp(-limit, limit).mul_(std).add_(mean).exp_()
+        physical = standardized.double().mul_(std).add_(mean)
         if self.any_whole:
             nearest = physical.round()
             absolute, relative = WHOLE_WITHIN
@@ -135,16 +137,16 @@ class NodeStatistics:
     resolution: float  # of the stored type, as a share of a value
 
     @classmethod
-    def of(cls, training: Tensor) -> "NodeStatistics":
-        """Statistics of training values (time, node)."""
-        count, mean, std, low, high = _moments(training)
+    def of(cls, training: Tensor, least: Tensor | None = None) -> "NodeStatistics":
+        """Statistics of training values (time, node); with `least` (node,) of the logarithms of a `Scaler`."""
+        count, mean, std, low, high = _moments(training, least)
         limit = torch.full_like(std, math.inf)
         # the most distant values are outliers where the spread is more than OUTLYING times that of the others
         extremes = (count * EXTREMES[1]).floor().clamp_min(EXTREMES[0])
         furthest = torch.maximum(high - mean, mean - low)
         may_have = furthest.square() * extremes >= (1 - OUTLYING**-2) * count * std.square()
         for node in (may_have & (std > 0)).nonzero().flatten().tolist():
-            values = training[:, node:node + 1].double()
+            values = _logarithms(training[:, node:node + 1], least if least is None else least[node])
             edge = (values - mean[node]).abs().nan_to_num(-1.0).topk(int(extremes[node]), 0).values[-1]
             others = torch.where((values - mean[node]).abs() < edge, values, math.nan)
             if others.isnan().all():
@@ -218,10 +220,12 @@ class NodeStatistics:
             raise ValueError(f"--scaling log: there are training values down to {float(self.low.min()):g}; only "
                              "positive ones have logarithms: choose node")
         if scaling == "log" or scaling == "auto" and self.multiplicative(training, horizon):
-            least, values = self.low * LEAST_SHARE, training.double() if precise else training.float()
-            logarithms = torch.maximum(values, least.to(values)).log_()
-            found = NodeStatistics.of(logarithms).scaler(logarithms, "node")
-            return replace(found, whole=tuple([False] * len(least)), least=tuple(least.tolist()), precise=precise)
+            least, none = self.low * LEAST_SHARE, torch.zeros_like(self.low, dtype=torch.bool)
+            found = NodeStatistics.of(training, least)
+            std = torch.where(found.varying, found.std.clamp_min(LEAST_LOG_SPREAD), 1.0)
+            limit = torch.minimum(found.limit, (self.high * MOST).log() - found.mean) / std
+            parts = found.mean, std, none, limit, none
+            return Scaler(*(tuple(part.tolist()) for part in parts), precise=precise, least=tuple(least.tolist()))
         if scaling == "node" or scaling == "auto" and self.unlike().any():
             varying = self.varying
             typical = float(self.std[varying].median()) if varying.any() else 1.0
@@ -268,11 +272,17 @@ def is_whole(values: Tensor, by_node: bool = False) -> bool | Tensor:
     return whole & some if by_node else bool(whole.all() and some.any())
 
 
-def _moments(values: Tensor) -> tuple[Tensor, ...]:
+def _logarithms(values: Tensor, least: Tensor | None) -> Tensor:
+    """Values in float64, or with `least` their logarithms, see `Scaler`."""
+    return values.double() if least is None else torch.maximum(values.double(), least).log()
+
+
+def _moments(values: Tensor, least: Tensor | None = None) -> tuple[Tensor, ...]:
     """Number, mean, standard deviation, lowest and highest of the values (time, node) that are not missing."""
     blocks = values.split(BLOCK)
     count = sum((~block.isnan()).sum(0) for block in blocks).double()
-    mean = sum(block.double().nansum(0) for block in blocks) / count.clamp_min(1)
-    square = sum((block.double() - mean).square().nansum(0) for block in blocks)
-    low, high = (torch.where(count > 0, by_node(values, end).double(), 0.0) for end in (torch.amin, torch.amax))
+    mean = sum(_logarithms(block, least).nansum(0) for block in blocks) / count.clamp_min(1)
+    square = sum((_logarithms(block, least) - mean).square().nansum(0) for block in blocks)
+    low, high = (torch.where(count > 0, _logarithms(by_node(values, end), least), 0.0)
+                 for end in (torch.amin, torch.amax))
     return count, mean, (square / count.clamp_min(1)).sqrt(), low, high

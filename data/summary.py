@@ -80,7 +80,8 @@ class FieldSummary:
         """
         history = history.flatten(0, -2)
         low, high = (torch.tensor(end, dtype=history.dtype).expand(self.num_nodes) for end in self.value_range)
-        values, lowest, highest = (each.log() if self.scaler.least else each for each in (history, low, high))
+        values, lowest, highest = (each.clamp_min(0).log() if self.scaler.least else each
+                                   for each in (history, low, high))
         width = highest - lowest
         beyond = ((values < lowest - width) | (values > highest + width)).any(0)
         if not beyond.any():

@@ -384,12 +384,13 @@ def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, nam
 
     notes, unlike = [], statistics.unlike()
     if bool(unlike.any()):
-        consequence = "each node is scaled by its own mean and spread" if scaler.by_node else (
+        own = "each node is scaled by its own mean and spread" + ", those of its logarithm" * bool(scaler.least)
+        consequence = own if scaler.by_node else (
             f"one scale for all, as --scaling {scaling} says: nodes of small values have little weight; --scaling node "
             "gives each its own")
         notes.append(f"level or spread of {which(unlike)} differ by more than {UNLIKE:g} times from the spread of the "
                      f"field: {consequence}")
-    if bool(statistics.outlying.any()):
+    if bool(statistics.outlying.any()) and not scaler.least:
         consequence = "they widen the scale, as --scaling field says" if scaling == "field" else (
             "they do not count in its scale, and are cut for the networks; scores use them unchanged")
         notes.append(f"a few values of {which(statistics.outlying)} are far from all others of the node: {consequence}")

@@ -67,7 +67,7 @@ def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict) -> F
     if settings["margin"] == "empirical":
         if not torch.as_tensor(support[0]).isfinite().all():
             raise ValueError("--margin empirical is for a field with a smallest value: add --support nonnegative to "
-                             "both stages, or choose --margin scaled")
+                             "both stages (and --scaling node, not log), or choose --margin scaled")
         margin = EmpiricalMargin(support, task.predict_len)
     elif settings["margin"] == "quantile":
         margin = QuantileMargin(support)

@@ -30,13 +30,13 @@ class OnlineCalibration:
 
     and alike for the share above the median of each node and step. An observation equal to the quantile counts by the
     share of its ties above the level. Ensembles of equal members and missing observations change nothing.
-    Units: any, the same in all calls.
+    With `least` (node,) all of it is of logarithms, as in `data.scaling.Scaler`. Units: any, the same in all calls.
     Source: Gibbs and Candes 2021 (arXiv:2106.00170), Eq. 2, with the delay of the horizon; on z in place of levels, as
     the quantile tracker of Angelopoulos et al. 2023 (arXiv:2307.16895).
     """
 
-    def __init__(self, support: tuple = ANY_VALUE):
-        self.support = support
+    def __init__(self, support: tuple = ANY_VALUE, least: Tensor | None = None):
+        self.support, self.least = support, least
         self.shift, self.width = torch.zeros(()), 1.0
         self._step, self._issued = None, []
 
@@ -52,9 +52,12 @@ class OnlineCalibration:
             raise ValueError(f"a window from step {step} after one from step {self._step}: an online correction takes "
                              "windows in the order of time, each once")
         members = members.double()
+        history = history.to(members)
+        if self.least is not None:
+            history, members = history.maximum(self.least).log(), members.log()
         if self._step is None:
             self.shift = members.new_zeros(members.shape[1:])
-        self._observe(history.to(members), step)
+        self._observe(history, step)
         self._step = step
 
         place = members.argsort(0)
@@ -69,7 +72,8 @@ class OnlineCalibration:
                        for compare in (torch.lt, torch.le))
         tied = ((upto + 1 - (len(members) + 1) * level) / (upto + 1 - below)).clamp(0, 1)
         self._issued.append((step, quantile.masked_fill(flat, math.nan), tied))
-        return torch.empty_like(members).scatter_(0, place, corrected)
+        corrected = torch.empty_like(members).scatter_(0, place, corrected)
+        return corrected if self.least is None else corrected.exp()
 
     def _observe(self, history: Tensor, step: int) -> None:
         """Update shift and width by the targets of issued windows that were observed since the last window."""

@@ -77,7 +77,7 @@ class TrainedForecaster:
                 f"{config['sample_steps']} steps, on {self.device}")
 
     def forecast(self, history: np.ndarray | pd.DataFrame | Sequence,
-                 history_start: str | np.datetime64 | Sequence | None = None, members: int = 0,
+                 history_start: str | np.datetime64 | Sequence | None = None, members: int | str = 0,
                  covariates: np.ndarray | pd.DataFrame | None = None, start=None,
                  online: OnlineCalibration | None = None, **flags) -> Forecast:
         """An ensemble of the steps after a history.
@@ -87,7 +87,7 @@ class TrainedForecaster:
                   missing values. Or a DataFrame, or one for each window, with the nodes as columns in any order, and
                   the times as index
         history_start  time of the first step of the history, one for each window; not needed with an index
-        members   size of the ensemble; 0: that of the run
+        members   size of the ensemble; 0: that of the run; a text: the kind of its members (`MEMBERS`)
         covariates  (H + F, covariate) or (H + F, node, covariate), where the model was trained with such; or a
                   DataFrame with a column for each covariate
         start     the old name of history_start
@@ -124,7 +124,7 @@ class TrainedForecaster:
             window, step, node = wrong.nonzero()[0].tolist()
             raise ValueError(f"history: value {windows[window, step, node]} at step {step}, node {node}"
                              f"{f', window {window}' * (len(windows) > 1)}; expected finite numbers"
-                             + " (a model trained with --missing mask takes nan too)" * (not self.field.masked))
+                             + " (nan only where the file of training had gaps)" * (not self.field.masked))
         if warning := self.field.range_warning(values):
             warnings.warn(warning, stacklevel=2)
         position = torch.tensor([self.field.step_at(time) + steps - seen for time in start.ravel()])
@@ -147,8 +147,10 @@ class TrainedForecaster:
 
         It uses the observations in the histories. Each history should overlap the one before.
         """
-        bounded, whole = (torch.as_tensor(part, device=self.device)
-                          for part in (self.field.scaler.nonnegative, self.field.scaler.whole))
+        scaler = self.field.scaler
+        if scaler.least:
+            return OnlineCalibration(least=torch.tensor(scaler.least, dtype=torch.float64, device=self.device))
+        bounded, whole = (torch.as_tensor(part, device=self.device) for part in (scaler.nonnegative, scaler.whole))
         return OnlineCalibration((torch.where(bounded, 0.0, -torch.inf), (bounded & whole).double()))
 
     def _covariates(self, covariates, lead: tuple[int, ...], position: Tensor, length: int) -> Tensor | None:
@@ -185,11 +187,12 @@ class TrainedForecaster:
             raise ValueError("covariates: a value is missing or infinite; a forecast needs all of them")
         return torch.from_numpy(np.ascontiguousarray(found.reshape(-1, *found.shape[len(lead):]), dtype=np.float64))
 
-    def _settings(self, members: int, flags: dict) -> dict:
+    def _settings(self, members: int | str, flags: dict) -> dict:
         """The run's settings, with the given ones replaced. Raises: ValueError for unknown or impossible ones."""
         if unknown := [name for name in flags if name not in SAMPLING_FLAGS]:
             raise ValueError(f"{unknown[0]}: no flag of sampling; the flags are {', '.join(SAMPLING_FLAGS)}")
-        settings = {**self.checkpoint["config"], **flags, **({"nsample": members} if members else {})}
+        number = {"members": members} if isinstance(members, str) else {"nsample": members} if members else {}
+        settings = {**self.checkpoint["config"], **flags, **number}
         return known_settings(settings, TrainConfig, {"sampler": SAMPLERS}, "forecast")
 
 

@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     run = load_forecaster(given["run_folder"], device)
     data = open_run_data(run.checkpoint, given.get("data_dir", ""), device, **{name: given[name] for name in PATHS})
     settings = {**run.checkpoint["config"], **{name: given[name] for name in CHANGEABLE if name in given}}
+    if given["online"] and "test_windows" not in given:
+        settings["test_windows"] = 0  # all of them: a correction learns from every window
     scores, _ = score_ensemble(run.model, settings, data, given["split"], device, processes,
                                online=run.online() if given["online"] else None)
     print_scores(scores, data.field.spec.unit)

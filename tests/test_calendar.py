@@ -40,7 +40,11 @@ def test_months_before_1970_count_from_january_as_0():
 
 
 def test_every_third_month_is_a_quarter():
-    assert make_calendar("2001-02-01", (3, "month"), 5).slots[:, 0].tolist() == [1, 4, 7, 10, 1]
+    quarters, halves = make_calendar("2001-02-01", (3, "month"), 5), make_calendar("2001-08-01", (6, "month"), 3)
+    assert quarters.slots[:, 0].tolist() == [0, 1, 2, 3, 0] and quarters.sizes == (4,)
+    assert halves.slots[:, 0].tolist() == [1, 0, 1] and halves.sizes == (2,)
+    years, odd = make_calendar("2001-08-01", (12, "month"), 3), make_calendar("2001-01-01", (5, "month"), 4)
+    assert years.sizes == (1,) and odd.sizes == (12,) and odd.slots[:, 0].tolist() == [0, 5, 10, 3]
 
 
 def test_a_leap_day_has_its_own_day_of_the_week():

@@ -191,6 +191,13 @@ def test_a_question_that_has_no_answer_is_refused(work, history, start, flags, m
         load_forecaster(run_of(work)).forecast(history, start, **flags)
 
 
+def test_the_kind_of_the_members_is_a_flag_too(work, tmp_path):
+    ask(work, tmp_path / "random.npz", "--members", "random")
+    ask(work, tmp_path / "smooth.npz", "--members", "quantiles")
+    random, smooth = (loaded(tmp_path / f"{name}.npz")["members"] for name in ("random", "smooth"))
+    assert random.shape == smooth.shape and (random != smooth).any()
+
+
 def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     """On the first weeks of the dataset that it names, for the sake of time."""
     example, online = re.findall(r"```python\n(.*?)```", (ROOT / "docs/forecasting.md").read_text(), flags=re.DOTALL)

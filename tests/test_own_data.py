@@ -158,6 +158,12 @@ def test_a_field_that_grows_in_proportion_is_forecast_by_its_logarithm(tmp_path,
         warnings.simplefilter("error")  # later values are beyond the training range, but not far in their logarithms
         forecast = run.forecast(values[-run.history_steps:], str(times[-run.history_steps]), members=40)
     assert forecast.members.min() > 0
+    with pytest.warns(UserWarning, match="values of node small from -5 to -5"):
+        run.forecast(np.full((run.history_steps, 2), -5.0), str(times[-run.history_steps]), members=5)
+    online = run.online()
+    for first in range(100, 130):
+        corrected = run.forecast(values[first:first + run.history_steps], str(times[first]), members=20, online=online)
+        assert corrected.members.min() > 0
     ratio = forecast.mean / values[-12:-8]
     assert ((ratio > 1.1) & (ratio < 2)).all()  # a year later it is 1.43 times as much
 

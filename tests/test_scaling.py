@@ -256,6 +256,15 @@ def test_a_scale_of_logarithms_goes_there_and_back_and_gives_positive_values():
     assert scaler.of_nodes(1, 2).least == scaler.least[1:]
 
 
+def test_a_node_that_hardly_varies_and_a_constant_one_have_a_spread_of_logarithms():
+    values = growing(nodes=3)
+    values[:, 1], values[:, 2] = 50 * torch.exp(1e-7 * torch.randn(300)), 1e6
+    scaler = node_scaler(values, "log")
+    assert scaler.std[1:] == (1e-3, 1.0)
+    highest = scaler.physical(torch.full((1, 3), 1e9))
+    np.testing.assert_allclose(highest, 1000 * values.amax(0, keepdim=True), rtol=1e-6)
+
+
 def test_logarithms_of_zero_are_refused():
     with pytest.raises(ValueError, match="--scaling log: there are training values down to 0; only positive ones"):
         node_scaler(growing() - growing().amin(0), "log")

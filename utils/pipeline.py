@@ -304,11 +304,9 @@ def training_loss(model: Forecaster, batch: Batch, prepared: torch.Tensor | None
 def corrected_sampler(sample, data: WindowedField, online: OnlineCalibration):
     """The function batch -> members in physical units, each window corrected by those before it."""
     def corrected(batch: Batch) -> torch.Tensor:
-        history, seen = data.scaler.physical(batch.context.history), data.history_len
-        if batch.context.observed is not None:
-            history = history.masked_fill(~batch.context.observed[:, :seen], torch.nan)
-        return torch.stack([online.correct(*window) for window in zip(
-            history, data.scaler.physical(sample(batch)), (batch.start + seen).tolist(), strict=True)])
+        members, seen = data.scaler.physical(sample(batch)), data.history_len
+        return torch.stack([online.correct(data.field.values[first:first + seen], window, first + seen)
+                            for first, window in zip(batch.start.tolist(), members, strict=True)])
 
     return corrected
 

@@ -35,7 +35,7 @@ def fan_chart(axes, times: np.ndarray, history: np.ndarray, truth: np.ndarray, m
     dots = "." if np.isnan(seen).any() else None  # else a value between two missing ones would not be seen
     axes.plot(past, history, color=INK, marker=dots, label="history")
     axes.plot(times[len(past) - 1:], seen[len(past) - 1:], color=ORANGE, linestyle="--", marker=dots, label="observed")
-    locator = AutoDateLocator(maxticks=6)
+    locator = AutoDateLocator(minticks=2, maxticks=6)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
@@ -55,14 +55,11 @@ def forecast_window(sample, data, start: torch.Tensor, nodes: list[int] | np.nda
 
     The arguments of `fan_charts`, in physical units, NaN where a value is missing; sample: see `draw_forecast`.
     """
-    batch = data.batch(start.reshape(1))
-    history, truth, members = batch.context.history, batch.future, sample(batch)
-    if batch.context.observed is not None:
-        history = history.where(batch.context.missing == 0, torch.nan)
-        truth = truth.where(batch.target_mask, torch.nan)
-    drawn = {"history": history, "truth": truth, "members": members}
-    return {"times": data.local_times(int(start)), "names": [data.field.node_names[node] for node in nodes]} | {
-        name: data.scaler.physical(values)[0].cpu().numpy()[..., nodes] for name, values in drawn.items()}
+    batch, first = data.batch(start.reshape(1)), int(start)
+    drawn = {"history": data.field.values[first:first + data.history_len].double(), "truth": batch.truth[0],
+             "members": data.scaler.physical(sample(batch))[0]}
+    return {"times": data.local_times(first), "names": [data.field.node_names[node] for node in nodes]} | {
+        name: values.cpu().numpy()[..., nodes] for name, values in drawn.items()}
 
 
 def fan_charts(times: np.ndarray, history: np.ndarray, truth: np.ndarray, members: np.ndarray, names: list[str],

@@ -20,7 +20,9 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
     lags = f"; lags: {', '.join(map(str, data.lags)) or 'none'}" if config.lags != "none" else ""
     missing = f"{data.field.missing_share:.3%} of the values missing, " if data.field.masked else ""
     bounded = data.metadata()["support"] is not None
-    support = "none negative" if data.field.spec.nonnegative else "of some nodes none negative" if bounded else "any"
+    support = "of some nodes none negative" if bounded else "any"
+    if data.field.spec.nonnegative or data.scaler.least:
+        support = "none negative"
     print(f"{config.data_name}: {len(values)} steps from {first} to {last}, {data.num_nodes} nodes, {missing}"
           f"unit: {data.field.spec.unit}; values: {support}, scaled by mean and spread of {data.scaler.basis}; "
           f"windows: {windows}{lags}")
