@@ -25,7 +25,7 @@ from .scale import LEAST_SPREAD, FluctuationScale, quantile_spread
 
 MEMBERS = ("random", "quantiles")
 """Kinds of an ensemble: random members, or quantiles at equidistant levels in the rank order of random ones."""
-LARGEST_WIDTH = 2.0
+LARGEST_WIDTH, FEW_WIDTH = 2.0, 1.2
 OVERSAMPLED = 4  # samples for each member, where an ensemble of residuals is smoothed
 CLASSES = 32  # of forecasts, in --margin empirical
 TABLE_LEVELS = 400
@@ -108,9 +108,9 @@ class ResidualMargin(Margin):
 
     With n < BLOCKS blocks:
 
-        width = max(sqrt((n + 2) / (n + 1)), root mean square of the ratios of the later half)
+        width = max(root mean square of the ratios of the later half, sqrt((n + 1) / (n - 1)) but at most FEW_WIDTH)
 
-    The first is the error of a new value around the mean of n + 1 others (training is one), over their spread.
+    The root is the error of value n + 1 around the mean of the first n, over the errors of these.
     The width of plain residuals is 1.
     inputs: which of "mean" and "scale" the denoiser is given.
     Source: CoST section 4.2 (residual).
@@ -167,7 +167,7 @@ class ResidualMargin(Margin):
         blocks = len(ratio)
         of_later = _size(ratio[blocks // 2:])
         if blocks < BLOCKS:
-            return of_later.clamp_min((1 + 1 / (blocks + 1)) ** 0.5)
+            return of_later.clamp_min(min(((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5, FEW_WIDTH))
         return max(_size(ratio), of_later)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:

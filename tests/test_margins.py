@@ -329,7 +329,7 @@ def test_the_width_is_that_of_validation_or_of_its_later_half(later, width):
     assert fitted_margin(later, scaled=False).width == 1
 
 
-@pytest.mark.parametrize("blocks, factor", [(1, 1.5**0.5), (2, (4 / 3)**0.5), (4, 1.2**0.5), (BLOCKS - 1, 1.125**0.5)])
+@pytest.mark.parametrize("blocks, factor", [(1, 1.2), (2, 1.2), (6, (7 / 5) ** 0.5), (BLOCKS - 1, (8 / 6) ** 0.5)])
 def test_few_validation_windows_widen_members(blocks, factor):
     assert float(fitted_margin([0.5], each=blocks * HORIZON).width) == pytest.approx(factor)
     assert float(fitted_margin([1.7], each=blocks * HORIZON).width) == pytest.approx(1.7, rel=0.2)
