@@ -1,7 +1,7 @@
 # Sourced by the other scripts: go to the repository root, have the data, an environment, and the packages.
 # An active environment that has the packages is used and left as it is; else .venv is, made when absent, and only there
-# is anything installed. Arguments: the lock files. needs_data=(NAME ... [flags]), where it is set: what is missing of
-# datasets is told before all that.
+# is anything installed. Arguments: the lock files. needs_data=(NAME ... [flags]), where it is set: missing datasets are
+# reported first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -64,7 +64,7 @@ CAPTIONS = {
 }
 """Title of each picture, and how to read it."""
 WIDE = ("forecast", "maps", "horizon", "training")
-FEW_BLOCKS, FAR_QICE, FAR_SPREAD = 10, 3, 0.2  # from where on a reader is warned
+FEW_BLOCKS, FAR_QICE, FAR_SPREAD = 10, 3, 0.2  # thresholds of the warnings
 
 
 def cautions(ours: dict, simple: dict[str, dict], trained: dict, settings: dict, data: WindowedField,

@@ -370,7 +370,7 @@ def score_baseline(sample, settings: dict, data: WindowedField, split: str, kind
 
 def score_simple(settings: dict, data: WindowedField, split: str, processes: Processes = SINGLE_PROCESS,
                  joint: bool = True) -> dict[str, tuple[dict, dict]]:
-    """Scores, and those of each window, of the forecasters without a network, by name; those that can be fitted."""
+    """Scores, and those of each window, of the simple forecasters that can be fitted, by name."""
     found = {}
     for name in SIMPLE:
         try:

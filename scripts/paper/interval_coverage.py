@@ -14,7 +14,7 @@ from scipy.signal import lfilter
 from utils.config import FlagParser, output_path
 from utils.output.tables import markdown
 from utils.program import run_main
-from utils.scores.comparison import COVERAGE, FEWEST_BLOCKS, half_width
+from utils.scores.comparison import CONFIDENCE, FEWEST_BLOCKS, half_width
 from utils.training.checkpoint import write_text
 
 BLOCK = 24  # windows that share steps, 12 of history and 12 of forecast
@@ -48,7 +48,7 @@ def bootstrap(values: np.ndarray, generator: np.random.Generator, resamples: int
     sums = upto[:, BLOCK:BLOCK + windows] - upto[:, :windows]
     count = -(-windows // BLOCK)
     means = [row[generator.integers(windows, size=(resamples, count))].mean(axis=1) / BLOCK for row in sums]
-    return tuple(np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=1))
+    return tuple(np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=1))
 
 
 def simulate(windows: int, overlap: int, phi: float, repeats: int, seed: int = 0) -> list[str]:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Scores against the exact answer, on Oracle with strong correlation between nodes (docs/results/oracle_joint.*): three
 # seeds on 4,000 steps, and one on 16,000; and on a skewed Oracle (docs/results/oracle_skew.json),
-# the diffusion and the Gaussian that it starts from, which a learning rate of almost 0 keeps. Extra flags go to both
-# stages; a run that was cut resumes.
+# the diffusion and its Gaussian start, which a learning rate of almost 0 keeps. Extra flags go to both stages; an
+# interrupted run resumes.
 . "$(dirname "${BASH_SOURCE[0]}")/../environment.sh" requirements-lock.txt
 
 save=save/oracle_joint

@@ -14,7 +14,7 @@ SCORES = {  # numerator and denominator in what `evaluate_ensemble` returns of w
        for name, score in metrics.SCORES.items() if score.by_window},
     **{f"CRPS_{name}": (f"crps_{name}", f"abs_truth_{name}") for name in AGGREGATES},
 }
-COVERAGE = 0.95
+CONFIDENCE = 0.95
 FEWEST_BLOCKS = 8  # independent blocks of windows; of fewer no interval is given
 BLOCKS_PER_COSINE = 4  # slower cosines see little of the correlation within a block
 
@@ -71,7 +71,7 @@ def half_width(values, block):
     cosines = round(count / (BLOCKS_PER_COSINE * block))
     place = (torch.arange(count, dtype=values.dtype) + 0.5) * math.pi / count
     weights = values @ (place.unsqueeze(1) * torch.arange(1, cosines + 1)).cos() * (2 / count) ** 0.5
-    half = (weights.square().mean(-1) / count).sqrt() * stdtrit(cosines, (1 + COVERAGE) / 2)
+    half = (weights.square().mean(-1) / count).sqrt() * stdtrit(cosines, (1 + CONFIDENCE) / 2)
     return half.item() if half.dim() == 0 else half
 
 

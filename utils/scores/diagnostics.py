@@ -76,7 +76,7 @@ def pair_distances(first: np.ndarray, second: np.ndarray, grid: tuple[int, int] 
                    kept: np.ndarray | None = None, coordinates: np.ndarray | None = None,
                    graph: torch.Tensor | None = None) -> tuple[np.ndarray, str] | None:
     """Distances between nodes and their unit: great circles in km where coordinates are known, else grid steps, else
-    edges of a graph, either way along them (infinite where no way leads).
+    edges of a graph, in either direction (infinite without a path).
 
         haversine = sin^2(dlat / 2) + cos(lat_1) cos(lat_2) sin^2(dlon / 2),    distance = 2 R asin(sqrt(haversine))
 
