@@ -20,11 +20,12 @@ import main_pretrain
 import main_train
 from data.registry import DATASETS, get_spec
 from models import OnlineCalibration, ensemble_sampler, load_forecaster
-from scripts import forecast
+from scripts import evaluate, forecast
 from utils import pipeline
 from utils.config import RECIPES
 from utils.pipeline import open_run_data
 from utils.scores.evaluation import rows_at_once
+from utils.training.checkpoint import read_json
 
 LENGTHS = ["--history_len", "6", "--predict_len", "4"]
 TINY = ["--data_name", "Tiny", *LENGTHS, "--epochs", "1", "--channels", "8", "--layers", "1", "--embedding", "8",
@@ -189,6 +190,16 @@ def test_a_forecast_needs_no_data_and_follows_from_its_seed(work, monkeypatch):
 def test_a_question_that_has_no_answer_is_refused(work, history, start, flags, message):
     with pytest.raises(ValueError, match=message):
         load_forecaster(run_of(work)).forecast(history, start, **flags)
+
+
+def test_an_online_evaluation_takes_every_window_unless_asked_otherwise(work, tmp_path):
+    windows = []  # the run itself scored 8
+    for number, flags in enumerate(([], ["--test_windows", "3"])):
+        path = tmp_path / f"{number}.json"
+        assert evaluate.main([str(run_of(work)), "--data_dir", str(work), "--split", "test", "--online", "--json",
+                              str(path), *flags]) == 0
+        windows.append(read_json(path)["windows"])
+    assert windows[0] == (STEPS - 9) - round(0.6 * (STEPS - 9)) - round(0.2 * (STEPS - 9)) and windows[1] == 3
 
 
 def test_the_kind_of_the_members_is_a_flag_too(work, tmp_path):
