@@ -284,7 +284,7 @@ def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
 
 
 def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
-    """Every published or simple row that has a better score than the default, in sentences."""
+    """Every row of others, and of our other recipe, that has a better score than the default, in sentences."""
     lines, published = [], read_published(lengths, " (published)")
     for data_name, group in runs.groupby("data_name", sort=False):
         rows = pd.concat([published[published.data_name == data_name], group[group.method.isin(OTHERS + ALTERNATIVES)]])
@@ -302,8 +302,9 @@ def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
     scores = f"{', '.join(LISTED[:-1])} and {LISTED[-1]}"
     if not lines:
         return f"No published and no baseline row is ahead of the default in {scores}.\n"
-    return (f"Where others are ahead of the default in {scores}, its score in brackets, by members of the "
-            f"same kind if it has them:\n\n{''.join(lines)}")
+    return (f"Where others are ahead of the default in {scores}; in brackets the default's score, with members of the "
+            "same kind where it has them. `copula` is our other recipe, rows `_smooth` have quantile members, and "
+            f"scripts/paper/benchmark.py describes the rest:\n\n{''.join(lines)}")
 
 
 def summary(runs: pd.DataFrame) -> str:
