@@ -212,7 +212,8 @@ class NodeStatistics:
         """The scaler of these training values (time, node); scaling: auto, log, node, or field (as published).
 
         auto: of logarithms where the field is `multiplicative`, else of each node where nodes are unlike, else of the
-        field. The std of a constant node is the size of its value, for a node of zeros the median spread of the others.
+        field. The std of a constant node is the size of its value (of logarithms 1), for a node of zeros the median
+        spread of the others.
         Raises: ValueError for log where a value is not positive.
         """
         precise = is_precise(training)

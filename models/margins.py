@@ -287,6 +287,7 @@ class EmpiricalMargin(Margin):
 
     def __init__(self, support: tuple, predict_len: int):
         super().__init__(support)
+        self.register_buffer("minimum", torch.as_tensor(support[0], dtype=torch.float32), persistent=False)
         self.register_buffer("weight", torch.zeros(predict_len, 3))
         self.register_buffer("edges", torch.zeros(CLASSES - 1))
         self.register_buffer("table", torch.zeros(CLASSES, TABLE_LEVELS))
@@ -295,11 +296,11 @@ class EmpiricalMargin(Margin):
         """The three parts of the index: (batch, 3, F, node)."""
         predicted = mean_model.predict(context)
         parts = torch.stack([predicted.mean(1), predicted[:, -1], context.future_climatology], dim=1)
-        return (parts - self.support[0]).clamp_min(0)
+        return (parts - self.minimum).clamp_min(0)
 
     def fit(self, training: Gathered, validation: Gathered, spectrum) -> None:
         futures, prepared, context, _ = training
-        values, parts = (futures - self.support[0]).double(), prepared.movedim(1, -1).double()  # parts: (..., node, 3)
+        values, parts = (futures - self.minimum).double(), prepared.movedim(1, -1).double()  # parts: (..., node, 3)
         observed = torch.ones_like(futures, dtype=torch.bool) if context.target_mask is None else context.target_mask
         for step, (y, x, seen) in enumerate(zip(values.unbind(1), parts.unbind(1), observed.unbind(1), strict=True)):
             x, y = x[seen], y[seen]
@@ -323,7 +324,7 @@ class EmpiricalMargin(Margin):
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
         place = self._class(prepared).flatten()
-        value, z = (future - self.support[0]).flatten(), torch.empty(future.numel(), device=future.device)
+        value, z = (future - self.minimum).flatten(), torch.empty(future.numel(), device=future.device)
         for number in place.unique().tolist():
             own = place == number
             bounds = torch.stack([torch.searchsorted(self.table[number], value[own], right=right)
@@ -338,7 +339,7 @@ class EmpiricalMargin(Margin):
         level = (z.argsort(1).argsort(1) + within) / members
         place = self._class(given).unsqueeze(1) * TABLE_LEVELS + (level * TABLE_LEVELS).long().clamp_max(
             TABLE_LEVELS - 1)
-        return to_support(self.table.flatten()[place] + self.support[0], *self.support)
+        return to_support(self.table.flatten()[place] + self.minimum, *self.support)
 
     def _index(self, given: Tensor) -> Tensor:
         return torch.einsum("bkfv,fk->bfv", given, self.weight)
