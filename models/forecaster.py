@@ -106,8 +106,7 @@ class Forecaster(nn.Module):
             step = random_rows(partial(torch.randint, len(self.schedule), device=future.device), future.shape[:1])
         if noise is None:
             noise = random_rows(partial(torch.randn, device=future.device), (3, *future.shape), axis=1)
-        uniform, mask = torch.special.ndtr(noise[2]) if self.margin.randomised else None, context.target_mask
-        z = self.margin.encode(future, prepared, context, uniform)
+        mask, z = context.target_mask, self.margin.encode(future, prepared, context, torch.special.ndtr(noise[2]))
         if not self.training:
             z = z / self.margin.validation_size
         white = self.noise.whiten(z if mask is None else self.noise.impute(z, mask, noise[2]))

@@ -53,8 +53,6 @@ class Margin(nn.Module):
 
     inputs: tuple[str, ...] = ()
     """Names of the inputs that `features` gives to the denoiser."""
-    randomised = True
-    """Whether `encode` uses uniform numbers."""
 
     def __init__(self, support: tuple):
         super().__init__()
@@ -72,8 +70,8 @@ class Margin(nn.Module):
     def fit(self, training: Gathered, validation: Gathered, spectrum) -> None:
         """Estimate the parameters of the margin, if any; spectrum(): see `FluctuationScale.fit`."""
 
-    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
-        """z of a future; uniform: random numbers in [0, 1], shaped as the future, where `randomised`."""
+    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
+        """z of a future; uniform: random numbers in [0, 1], shaped as the future, for values that stand for a range."""
         raise NotImplementedError
 
     def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
@@ -115,8 +113,6 @@ class ResidualMargin(Margin):
     inputs: which of "mean" and "scale" the denoiser is given.
     Source: CoST section 4.2 (residual).
     """
-
-    randomised = False
 
     def __init__(self, scale: FluctuationScale, support: tuple, scaled: bool = True, center: bool = True,
                  inputs: tuple[str, ...] = ("mean", "scale")):
@@ -170,7 +166,7 @@ class ResidualMargin(Margin):
             return of_later.clamp_min(min(((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5, FEW_WIDTH))
         return max(_size(ratio), of_later)
 
-    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
+    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         residual = self._residual(future, prepared, uniform)
         return residual / self.scale(context.calendar, prepared[:, 1]) if self.scaled else residual
 
@@ -193,7 +189,7 @@ class ResidualMargin(Margin):
     def _mean_and_state(self, predicted: Tensor) -> Tensor:
         return torch.stack([predicted.mean(1), self.scale.state(predicted)], dim=1)
 
-    def _residual(self, future: Tensor, prepared: Tensor, uniform: Tensor | None) -> Tensor:
+    def _residual(self, future: Tensor, prepared: Tensor, uniform: Tensor) -> Tensor:
         """The residual of a future, of a normal distribution: (batch, F, node)."""
         return future - prepared[:, 0]
 
@@ -214,8 +210,6 @@ class ShapedMargin(ResidualMargin):
     Source: normal quantile transform, Krzysztofowicz 1997, Journal of Hydrology 197, 286-292.
     """
 
-    randomised = True
-
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
         """Mean, state and the conditional quantiles: (batch, 2 + level, F, node)."""
         quantiles = self._quantiles(mean_model, context)
@@ -233,7 +227,7 @@ class ShapedMargin(ResidualMargin):
         level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype).view(-1, 1, 1)
         return quantiles + missing.unsqueeze(1) * level_z
 
-    def _residual(self, future: Tensor, prepared: Tensor, uniform: Tensor | None) -> Tensor:
+    def _residual(self, future: Tensor, prepared: Tensor, uniform: Tensor) -> Tensor:
         return prepared[:, 1] * z_from_pit(prepared[:, 2:], uniform)
 
     def _from_residual(self, residual: Tensor, given: Tensor) -> Tensor:
@@ -263,7 +257,7 @@ class QuantileMargin(Margin):
         """The PIT bounds of the future under the uncalibrated quantiles: (batch, 2, F, node)."""
         return pit_bounds(mean_model.uncalibrated.predict(context), future, *self.support)
 
-    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
+    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         return z_from_pit(prepared, uniform)
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
@@ -322,7 +316,7 @@ class EmpiricalMargin(Margin):
                 place = ((torch.arange(TABLE_LEVELS) + 0.5) / TABLE_LEVELS * len(own)).long().to(own.device)
                 self.table[number:] = own.sort().values[place]  # an empty class has the table of the one before
 
-    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor | None) -> Tensor:
+    def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         place = self._class(prepared).flatten()
         value, z = (future - self.minimum).flatten(), torch.empty(future.numel(), device=future.device)
         for number in place.unique().tolist():
