@@ -1,5 +1,6 @@
 """Calendar: which slot of the day, week or year each step of a series falls into."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,8 +56,8 @@ def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = ""
     count, unit = interval
     if unit == "month":
         clock = np.datetime64(start, "M") + np.arange(num_steps) * count
-        parts = 12 // count if 12 % count == 0 else 12  # of the year
-        found = {"month": (clock.astype(int) % 12 * parts // 12, parts)}
+        cycle = 12 // math.gcd(12, count)  # steps until the same month
+        found = {"month": (clock.astype(int) // count % cycle, cycle)}
     else:
         minutes = count * MINUTES[unit]
         clock = np.datetime64(start, "m") + np.arange(num_steps) * minutes

@@ -44,7 +44,8 @@ def test_every_third_month_is_a_quarter():
     assert quarters.slots[:, 0].tolist() == [0, 1, 2, 3, 0] and quarters.sizes == (4,)
     assert halves.slots[:, 0].tolist() == [1, 0, 1] and halves.sizes == (2,)
     years, odd = make_calendar("2001-08-01", (12, "month"), 3), make_calendar("2001-01-01", (5, "month"), 4)
-    assert years.sizes == (1,) and odd.sizes == (12,) and odd.slots[:, 0].tolist() == [0, 5, 10, 3]
+    assert years.sizes == (1,) == make_calendar("2001-08-01", (24, "month"), 3).sizes
+    assert odd.sizes == (12,) and (np.diff(odd.slots[:, 0]) % 12 == 1).all()  # a slot later at every step
 
 
 def test_a_leap_day_has_its_own_day_of_the_week():
