@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from .calendar import Interval, cycles
+from .scaling import recent
 
 LAGGED_SHARE = 0.25  # share of the training steps that must have a value at a lag, or auto leaves it out
-SAMPLE = 20_000, 64  # most steps and nodes of the training part in which auto searches for periods
 PARTS_OF_PERIOD = 12  # of which changes are compared
 STANDARD_ERRORS = 2.0  # that a correlation must exceed
 SHORTEST = 4  # steps of a period that is not of the calendar
@@ -51,10 +51,8 @@ def calendar_periods(interval: Interval) -> list[int]:
 
 
 def sample_of(training: Tensor) -> Tensor:
-    """The last steps of some nodes, standardized, the mean where a value is missing: (node, time)."""
-    steps, nodes = SAMPLE
-    chosen = torch.linspace(0, training.shape[1] - 1, min(nodes, training.shape[1])).round().long()
-    values = training[-steps:][:, chosen].double().T
+    """The last steps of some nodes (`recent`), standardized, the mean where a value is missing: (node, time)."""
+    values = recent(training).T
     values = (values - values.nanmean(1, keepdim=True)).nan_to_num()
     return values / values.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
 

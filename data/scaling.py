@@ -16,7 +16,7 @@ EXTREMES = 3, 1 / 500  # number of values of a node that may be outliers: at lea
 OUTLYING = 3.0  # smallest ratio of the spread of all values of a node with outliers to that of the others
 BEYOND = 2.0  # outliers are cut at this multiple of the largest distance of another value from the mean
 EVIDENCE = 2.0  # for logarithms: twice this is beyond the 95 % quantile of a chi-squared variable
-SAMPLE = 20_000, 64  # most steps and nodes that are looked at for it
+SAMPLE = 20_000, 64  # most steps and nodes of a `recent` part
 FINE = 10.0  # smallest value of whole numbers, in steps, whose logarithm varies smoothly enough
 LEAST_SHARE, MOST = 0.1, 1000.0  # of the smallest and largest training value of a node, where logarithms are cut
 LEAST_LOG_SPREAD = 1e-3  # standard deviation of logarithms; a node that varies less may vary more later
@@ -104,7 +104,7 @@ class Scaler:
     def _standardize(self, physical: Tensor) -> Tensor:
         kind = torch.float64 if self.precise or self.by_node else torch.float32
         if self.least:
-            physical = torch.maximum(physical.double(), self._part("least", physical.device)).log()
+            physical = logarithms(physical, self._part("least", physical.device))
         mean, std = (self._part(name, physical.device) for name in ("mean", "std"))
         return ((physical.to(kind) - mean) * (1 / std)).float()  # as CUDA divides: the same bits everywhere
 
@@ -146,7 +146,7 @@ class NodeStatistics:
         furthest = torch.maximum(high - mean, mean - low)
         may_have = furthest.square() * extremes >= (1 - OUTLYING**-2) * count * std.square()
         for node in (may_have & (std > 0)).nonzero().flatten().tolist():
-            values = _logarithms(training[:, node:node + 1], least if least is None else least[node])
+            values = logarithms(training[:, node:node + 1], least if least is None else least[node])
             edge = (values - mean[node]).abs().nan_to_num(-1.0).topk(int(extremes[node]), 0).values[-1]
             others = torch.where((values - mean[node]).abs() < edge, values, math.nan)
             if others.isnan().all():
@@ -187,19 +187,18 @@ class NodeStatistics:
         outliers have no logarithms.
         Source: Box and Cox 1964, with the likelihood of changes in place of that of residuals.
         """
-        small_counts = is_whole(training, by_node=True) & (self.low < FINE)
-        if bool(((self.low <= 0) | small_counts | self.outlying).any()):
+        small = self.low < FINE
+        if bool(((self.low <= 0) | self.outlying).any()) or (
+                bool(small.any()) and bool((small & is_whole(training, by_node=True)).any())):
             return False
-        steps, nodes = SAMPLE
-        chosen = torch.linspace(0, training.shape[1] - 1, min(nodes, training.shape[1])).round().long()
-        values, gains = training[-steps:][:, chosen].double(), []
+        values, gains = recent(training), []
+        logarithm = values.log()
         for span in (1, horizon):
-            change, relative = (each[span:] - each[:-span] for each in (values, values.log()))
+            change, relative = (each[span:] - each[:-span] for each in (values, logarithm))
             seen = ~change.isnan()
-            count = seen.sum(0).clamp_min(1)
             ratio = change.square().nansum(0) / relative.square().nansum(0)
-            jacobian = (values[span:].log() * seen).nansum(0) / count
-            gains.append(float((count / span * (ratio.log() / 2 - jacobian)).nanmean()))
+            gain = seen.sum(0) / 2 * ratio.log() - (logarithm[span:] * seen).nansum(0)
+            gains.append(float(gain.nanmean()) / span)
         return max(gains) > EVIDENCE
 
     def unlike(self) -> Tensor:
@@ -273,7 +272,14 @@ def is_whole(values: Tensor, by_node: bool = False) -> bool | Tensor:
     return whole & some if by_node else bool(whole.all() and some.any())
 
 
-def _logarithms(values: Tensor, least: Tensor | None) -> Tensor:
+def recent(training: Tensor) -> Tensor:
+    """The last steps of some evenly spread nodes of values (time, node), in float64; see SAMPLE."""
+    steps, nodes = SAMPLE
+    chosen = torch.linspace(0, training.shape[1] - 1, min(nodes, training.shape[1])).round().long()
+    return training[-steps:][:, chosen].double()
+
+
+def logarithms(values: Tensor, least: Tensor | None) -> Tensor:
     """Values in float64, or with `least` their logarithms, see `Scaler`."""
     return values.double() if least is None else torch.maximum(values.double(), least).log()
 
@@ -282,8 +288,8 @@ def _moments(values: Tensor, least: Tensor | None = None) -> tuple[Tensor, ...]:
     """Number, mean, standard deviation, lowest and highest of the values (time, node) that are not missing."""
     blocks = values.split(BLOCK)
     count = sum((~block.isnan()).sum(0) for block in blocks).double()
-    mean = sum(_logarithms(block, least).nansum(0) for block in blocks) / count.clamp_min(1)
-    square = sum((_logarithms(block, least) - mean).square().nansum(0) for block in blocks)
-    low, high = (torch.where(count > 0, _logarithms(by_node(values, end), least), 0.0)
+    mean = sum(logarithms(block, least).nansum(0) for block in blocks) / count.clamp_min(1)
+    square = sum((logarithms(block, least) - mean).square().nansum(0) for block in blocks)
+    low, high = (torch.where(count > 0, logarithms(by_node(values, end), least), 0.0)
                  for end in (torch.amin, torch.amax))
     return count, mean, (square / count.clamp_min(1)).sqrt(), low, high

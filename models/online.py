@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from data.constants import ANY_VALUE
+from data.scaling import logarithms
 
 from .quantiles import quantiles_at_z, to_support, z_of_levels
 
@@ -52,9 +53,9 @@ class OnlineCalibration:
             raise ValueError(f"a window from step {step} after one from step {self._step}: an online correction takes "
                              "windows in the order of time, each once")
         members = members.double()
-        history = history.to(members)
+        history = logarithms(history.to(members), self.least)
         if self.least is not None:
-            history, members = history.maximum(self.least).log(), members.log()
+            members = members.log()
         if self._step is None:
             self.shift = members.new_zeros(members.shape[1:])
         self._observe(history, step)

@@ -90,9 +90,10 @@ class TextureScores:
         if observed is not None:
             errors = errors * observed.unsqueeze(1)
         size = errors.square().mean((2, 3))
-        found = {"size": size, "step": errors.diff(dim=2).square().mean((2, 3)), "sum": errors.mean(3).square().mean(2)}
-        if errors.shape[2] == 1:
-            del found["step"]
+        found = {"size": size}
+        if errors.shape[2] > 1:
+            found["step"] = errors.diff(dim=2).square().mean((2, 3))
+        found["sum"] = errors.mean(3).square().mean(2)
         if self.nearest is not None:
             nearest = self.nearest.to(members.device)
             found["near"] = _roughness(errors, nearest[:, NEAR])
