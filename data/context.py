@@ -1,5 +1,6 @@
 """What a forecast may see of a window: one object for the data, both stages and every network."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -23,6 +24,15 @@ class Context:
     @property
     def history_len(self) -> int:
         return self.history.shape[1]
+
+    @property
+    def last(self) -> Tensor:
+        """The latest value of the history that is not missing: (batch, node)."""
+        if self.observed is None:
+            return self.history[:, -1]
+        steps = torch.arange(self.history_len, device=self.history.device).view(-1, 1)
+        latest = (steps * self.observed[:, :self.history_len]).amax(1, keepdim=True)
+        return self.history.gather(1, latest).squeeze(1)
 
     @property
     def anomaly(self) -> Tensor:
@@ -52,7 +62,7 @@ class Context:
         return torch.cat([self.covariates.expand(*self.lags.shape[:3], -1), self.lags], dim=-1)
 
     @classmethod
-    def join(cls, contexts: list["Context"]) -> "Context":
+    def join(cls, contexts: Sequence["Context"]) -> "Context":
         """The windows of several contexts as one."""
         parts = ([getattr(context, item.name) for context in contexts] for item in fields(cls))
         return cls(*(None if part[0] is None else torch.cat(part) for part in parts))

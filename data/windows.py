@@ -1,7 +1,7 @@
 """Windows of a field in batches: chronological split, scaler of the training part, windows gathered by index."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
@@ -51,6 +51,18 @@ class Batch:
     def target_mask(self) -> Tensor | None:
         """Which values of the future count in a loss or score: (batch, F, node); None: all."""
         return self.context.target_mask
+
+    @property
+    def counts(self) -> Tensor:
+        """1 where a value of the future counts, else 0: (batch, F, node)."""
+        return torch.ones_like(self.future) if self.target_mask is None else self.target_mask.to(self.future.dtype)
+
+    @classmethod
+    def join(cls, batches: Iterable["Batch"]) -> "Batch":
+        """The windows of several batches as one, without covariates."""
+        contexts, *parts = zip(*((replace(batch.context, covariates=None), batch.future, batch.start)
+                                 for batch in batches), strict=True)
+        return cls(Context.join(contexts), *map(torch.cat, parts))
 
     @classmethod
     def of(cls, window: Tensor, history_len: int, calendar: Tensor, climatology: Tensor, start: Tensor, masked: bool,

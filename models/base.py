@@ -1,8 +1,7 @@
 """The base of stage 1: the best convex mixture of simple forecasters, without a network and without gradients."""
 
-import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from data.constants import QUANTILE_LEVELS
 from data.context import Context
 from data.scaling import add_at
-from data.windows import evenly
+from data.windows import Batch, WindowBatches, evenly
 
 from .layers import Task
 from .quantiles import project_on_simplex
@@ -39,54 +38,28 @@ def independent(starts: Tensor, predict_len: int) -> int:
     return len(torch.unique(starts.div(predict_len, rounding_mode="floor")))
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Some windows as the simple forecasters see them. In training also future, target_mask (batch, F, node), 1 or 0,
-    and start (batch,), the first step of each window."""
+def thinned(batches: WindowBatches) -> Batch:
+    """Windows of training or validation, evenly thinned out where they hold more than VALUES values."""
+    data = batches.data
+    limit = max(16, VALUES // ((data.history_len + data.predict_len) * data.num_nodes))
+    if len(batches.starts) > limit:
+        batches = replace(batches, starts=evenly(batches.starts, limit))
+    return Batch.join(batches)
 
-    context: Context
-    future: Tensor | None = None
-    target_mask: Tensor | None = None
-    start: Tensor | None = None
 
-    @classmethod
-    def join(cls, batches) -> "Windows":
-        """Windows of training or validation, evenly thinned out where they hold more than VALUES values."""
-        data = batches.data
-        limit = max(16, VALUES // ((data.history_len + data.predict_len) * data.num_nodes))
-        if len(batches.starts) > limit:
-            batches = replace(batches, starts=evenly(batches.starts, limit))
-        found = list(batches)
-        context = Context.join([replace(batch.context, covariates=None) for batch in found])
-        future, start = torch.cat([batch.future for batch in found]), torch.cat([batch.start for batch in found])
-        mask = torch.ones_like(future) if context.target_mask is None else context.target_mask.to(future.dtype)
-        return cls(context, future, mask, start)
+def from_last(context: Context) -> tuple[Tensor, Tensor]:
+    """Climatology (batch, 1 + F, node) and lags (batch, 1 + F, node, lag) from the last step of the history on."""
+    first = context.history_len - 1
+    climatology = context.climatology[:, first:]
+    return climatology, climatology[..., None][..., :0] if context.lags is None else context.lags[:, first:]
 
-    @functools.cached_property
-    def last(self) -> Tensor:
-        """The latest value of the history that is not missing: (batch, node)."""
-        history, length = self.context.history, self.context.history_len
-        if self.context.observed is None:
-            return history[:, -1]
-        step = torch.arange(length, device=history.device).view(-1, 1) * self.context.observed[:, :length]
-        return history.gather(1, step.amax(1, keepdim=True)).squeeze(1)
 
-    @property
-    def climatology(self) -> Tensor:
-        """The climatology from the last step of the history on: (batch, 1 + F, node)."""
-        return self.context.climatology[:, self.context.history_len - 1:]
-
-    @property
-    def lags(self) -> Tensor:
-        """Values at lags of the last step of the history and of the horizon: (batch, 1 + F, node, lag)."""
-        lags = self.context.lags
-        return self.climatology[..., None][..., :0] if lags is None else lags[:, self.context.history_len - 1:]
-
-    def features(self, step: int) -> Tensor:
-        """Inputs of ridge regression at a step of the horizon, as departures from the last value: (batch, node, P)."""
-        recent = self.context.history[:, -RECENT:-1].transpose(1, 2)
-        known = self.climatology[:, [0, 1 + step]].transpose(1, 2)
-        return torch.cat([recent, known, self.lags[:, 0], self.lags[:, 1 + step]], dim=-1) - self.last.unsqueeze(-1)
+def ridge_features(context: Context, step: int) -> Tensor:
+    """Inputs of ridge regression at a step of the horizon, as departures from the last value: (batch, node, P)."""
+    climatology, lags = from_last(context)
+    recent = context.history[:, -RECENT:-1].transpose(1, 2)
+    known = climatology[:, [0, 1 + step]].transpose(1, 2)
+    return torch.cat([recent, known, lags[:, 0], lags[:, 1 + step]], dim=-1) - context.last.unsqueeze(-1)
 
 
 class SimpleForecasters(nn.Module):
@@ -118,42 +91,44 @@ class SimpleForecasters(nn.Module):
         self.register_buffer("intercept", torch.zeros(2, steps, nodes))
         self.register_buffer("ahead", torch.arange(1, steps + 1).view(-1, 1), persistent=False)
 
-    def forward(self, windows: Windows) -> Tensor:
-        last, climatology = windows.last.unsqueeze(1), windows.climatology[:, 1:]
-        damped = climatology + self.damping**self.ahead * (last - windows.climatology[:, :1])
+    def forward(self, context: Context) -> Tensor:
+        last, (climatology, lags) = context.last.unsqueeze(1), from_last(context)
+        now, climatology = climatology[:, :1], climatology[:, 1:]
+        damped = climatology + self.damping**self.ahead * (last - now)
         ridges = torch.stack([self.intercept[:, step].unsqueeze(1)
-                              + torch.einsum("bnp,knp->kbn", windows.features(step), self.weights[:, step])
+                              + torch.einsum("bnp,knp->kbn", ridge_features(context, step), self.weights[:, step])
                               for step in range(len(self.ahead))], dim=2) + last
         found = [last.expand_as(climatology), last + self.drift[0], climatology, damped, *ridges]
-        for lagged, drift in zip(windows.lags[:, 1:].unbind(-1), self.drift[1:], strict=True):
+        for lagged, drift in zip(lags[:, 1:].unbind(-1), self.drift[1:], strict=True):
             found += [lagged, lagged + drift]
         return torch.stack(found, dim=1)
 
-    def fit(self, windows: Windows) -> Tensor:
+    def fit(self, windows: Batch) -> Tensor:
         """Fit all to training windows in the order of time; forecasts of these, of both ridges out of sample."""
-        future, target_mask, last = windows.future, windows.target_mask, windows.last.unsqueeze(1)
+        future, target_mask, last = windows.future, windows.counts, windows.context.last.unsqueeze(1)
+        climatology, lags = from_last(windows.context)
         count = target_mask.sum(0).clamp_min(1)
         change = (future - last) * target_mask
         self.scale.copy_((change.square().sum((0, 1)) / target_mask.sum((0, 1)).clamp_min(1)).sqrt().clamp_min(1e-4))
-        lagged = windows.lags[:, 1:].permute(3, 0, 1, 2)
+        lagged = lags[:, 1:].permute(3, 0, 1, 2)
         anchors = torch.cat([last.expand_as(future).unsqueeze(0), lagged])
         error = (future - anchors) * target_mask
         drift = error.sum(1) / count
         variance = (error.square().sum(1) / count - drift.square()).clamp_min(0)
         self.drift.copy_(significant(drift, variance / independent(windows.start, len(self.ahead))))
-        climatology, anomaly = windows.climatology[:, 1:], last - windows.climatology[:, :1]
+        climatology, anomaly = climatology[:, 1:], last - climatology[:, :1]
         errors = torch.stack([((climatology + phi**self.ahead * anomaly - future).abs() * target_mask).sum((0, 1))
                               for phi in DAMPING])
         self.damping.copy_(torch.tensor(DAMPING, device=future.device)[errors.argmin(0)])
         left_out = torch.stack([self._fit_ridge(windows, step) for step in range(len(self.ahead))], dim=2)
-        points = self(windows)
+        points = self(windows.context)
         points[:, CANDIDATES.index("ridge"):len(CANDIDATES)] = left_out.transpose(0, 1)
         return points
 
-    def _fit_ridge(self, windows: Windows, step: int) -> Tensor:
+    def _fit_ridge(self, windows: Batch, step: int) -> Tensor:
         """Weights of both ridges at a step of the horizon; out-of-sample forecasts (2, batch, node)."""
-        features, target_mask, steps = windows.features(step), windows.target_mask[:, step], len(self.ahead)
-        target = windows.future[:, step] - windows.last
+        features, steps = ridge_features(windows.context, step), len(self.ahead)
+        target_mask, target = windows.counts[:, step], windows.future[:, step] - windows.context.last
         values = torch.cat([features, target.unsqueeze(-1)], dim=-1) / self.scale.unsqueeze(-1)
         left_out, start = [], windows.start
         for fold in torch.arange(len(target), device=target.device).tensor_split(min(FOLDS, len(target))):
@@ -168,7 +143,7 @@ class SimpleForecasters(nn.Module):
         chosen = [int(errors[:half].argmin()), half + int(errors[half:].argmin())]
         weights, intercept = self._solve(values, target_mask, independent(start, steps))
         self.weights[:, step], self.intercept[:, step] = weights[chosen], intercept[chosen] * self.scale
-        return left_out[chosen] * self.scale + windows.last
+        return left_out[chosen] * self.scale + windows.context.last
 
     @staticmethod
     def _solve(values: Tensor, target_mask: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -256,7 +231,7 @@ class Base(nn.Module):
         return (calendar[:, :1] + self.simple.ahead.T) % self.size * len(self.cycle) // self.size
 
     def forward(self, context: Context) -> Tensor:
-        point = (self.simple(Windows(context)) * self.weights).sum(1, keepdim=True)
+        point = (self.simple(context) * self.weights).sum(1, keepdim=True)
         if self.outputs == 1:
             return point.clamp_min(self.minimum)
         width = self.spread * self.cycle[self.bins(context.calendar)]
@@ -266,11 +241,12 @@ class Base(nn.Module):
         """Fit everything to training and validation windows in the order of time; no output is below `minimum`."""
         self.minimum.copy_(torch.as_tensor(minimum))
         errors, counts, calendars = [], [], []
-        for batches, forecast, most in ((training, self.simple.fit, TRAINING), (validation, self.simple, math.inf)):
-            windows = Windows.join(batches)
-            errors.append(forecast(windows) - windows.future.unsqueeze(1))
+        for batches, most in ((training, TRAINING), (validation, math.inf)):
+            windows = thinned(batches)
+            forecasts = self.simple(windows.context) if errors else self.simple.fit(windows)
+            errors.append(forecasts - windows.future.unsqueeze(1))
             evidence = min(independent(windows.start, len(self.simple.ahead)), most)
-            counts.append(windows.target_mask * (evidence / len(windows.start)))
+            counts.append(windows.counts * (evidence / len(windows.start)))
             calendars.append(windows.context.calendar)
         errors, counts = torch.cat(errors), torch.cat(counts)
         self._weigh(errors, counts)

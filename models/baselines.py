@@ -28,7 +28,7 @@ from torch import Tensor
 
 from data.calendar import season_of
 
-from .base import SimpleForecasters, Windows
+from .base import SimpleForecasters, thinned
 from .layers import Task
 from .quantiles import quantiles_at_z, reorder
 
@@ -109,10 +109,10 @@ def ridge(data, members: int, **_) -> Callable:
     task = Task(data.num_nodes, data.history_len, data.predict_len, data.calendar_sizes, lags=len(data.lags))
     forecasters = SimpleForecasters(task).to(data.device)
     which = forecasters.names.index("ridge by node")
-    windows = Windows.join(data.batches("train", FIT_BATCH, limit=RIDGE_WINDOWS))
+    windows = thinned(data.batches("train", FIT_BATCH, limit=RIDGE_WINDOWS))
     error = windows.future - forecasters.fit(windows)[:, which]
-    std = ((error.square() * windows.target_mask).sum(0) / windows.target_mask.sum(0).clamp_min(1)).sqrt()
-    return _gaussian(lambda batch: forecasters(Windows(batch.context))[:, which], std, members)
+    std = ((error.square() * windows.counts).sum(0) / windows.counts.sum(0).clamp_min(1)).sqrt()
+    return _gaussian(lambda batch: forecasters(batch.context)[:, which], std, members)
 
 
 # Around a conditional mean
@@ -220,8 +220,7 @@ def _gaussian_around(point: Callable, windows: Iterable, members: int) -> Callab
     squares, count = 0.0, 0
     for batch in windows:
         square = (batch.future - point(batch)).double().square()
-        target_mask = torch.ones_like(square) if batch.target_mask is None else batch.target_mask
-        squares, count = squares + (square * target_mask).sum(0), count + target_mask.sum(0)
+        squares, count = squares + (square * batch.counts).sum(0), count + batch.counts.sum(0)
     std = (squares / count).sqrt().float().nan_to_num()  # 0 where no target was observed
     return _gaussian(point, std, members)
 

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.context import Context
+from data.windows import Batch
 
-from .diffusion import SAMPLERS, NoiseSchedule, diffuse, draw_endpoint, velocity, velocity_to_noise
+from .diffusion import SAMPLERS, alpha_bar_of, diffuse, draw_endpoint, velocity, velocity_to_noise
 from .layers import mean_over, random_rows
-from .margins import Gathered, Margin
+from .margins import Margin
 from .mean import MeanModel
 
 FULL_PRECISION = contextlib.nullcontext()
@@ -52,8 +53,8 @@ class Forecaster(nn.Module):
         self.mean_model = mean_model.requires_grad_(False).eval()
         self.margin, self.noise, self.denoiser = margin, noise, denoiser
         self.prediction, self.endpoint = prediction, endpoint
-        self.schedule = NoiseSchedule.from_beta(beta)
-        self.register_buffer("alpha_bar", self.schedule.alpha_bar.clone())
+        self.alpha_bars = alpha_bar_of(beta)  # on the CPU, for samplers
+        self.register_buffer("alpha_bar", self.alpha_bars.clone())
         if prediction == "v":
             nn.init.zeros_(denoiser.project.weight)
             nn.init.zeros_(denoiser.project.bias)
@@ -70,19 +71,20 @@ class Forecaster(nn.Module):
 
         spectrum(): the published fluctuation scale (node,), see `data.fluctuation`.
         """
-        training, validation = self._gather(training), self._gather(validation)
-        self.margin.fit(training, validation, spectrum)
-        z, validation_z = (self.margin.encode(futures, prepared, context, torch.rand_like(futures))
-                           for futures, prepared, context, _ in (training, validation))
-        self.noise.fit(z, training.context, validation_z, validation.context.target_mask)
+        parts = [self._prepared(batches) for batches in (training, validation)]
+        self.margin.fit(*parts, spectrum)
+        z, validation_z = (self.margin.encode(each.future, prepared, each.context, torch.rand_like(each.future))
+                           for each, prepared in parts)
+        (training, _), (validation, _) = parts
+        self.noise.fit(z, training.context, validation_z, validation.target_mask)
 
-    def _gather(self, batches) -> Gathered:
-        """The windows of batches, without covariates and lags, which may be large."""
-        parts = [(batch.future, self.prepare(batch.future, batch.context), batch.start,
-                  replace(batch.context, covariates=None, lags=None)) for batch in batches]
-        *tensors, contexts = zip(*parts, strict=True)
-        futures, prepared, starts = map(torch.cat, tensors)
-        return Gathered(futures, prepared, Context.join(contexts), starts)
+    def _prepared(self, batches) -> tuple[Batch, Tensor]:
+        """Windows without covariates and lags, which may be large, and what `prepare` gives for them."""
+        prepared, plain = [], []
+        for batch in batches:
+            prepared.append(self.prepare(batch.future, batch.context))
+            plain.append(replace(batch, context=replace(batch.context, lags=None)))
+        return Batch.join(plain), torch.cat(prepared)
 
     @torch.no_grad()
     def prepare(self, future: Tensor, context: Context) -> Tensor:
@@ -103,7 +105,7 @@ class Forecaster(nn.Module):
         if prepared is None:
             prepared = self.prepare(future, context)
         if step is None:
-            step = random_rows(partial(torch.randint, len(self.schedule), device=future.device), future.shape[:1])
+            step = random_rows(partial(torch.randint, len(self.alpha_bar), device=future.device), future.shape[:1])
         if noise is None:
             noise = random_rows(partial(torch.randn, device=future.device), (3, *future.shape), axis=1)
         mask, z = context.target_mask, self.margin.encode(future, prepared, context, torch.special.ndtr(noise[2]))
@@ -176,7 +178,7 @@ class Forecaster(nn.Module):
             steps = torch.full((1,), step, device=shifted.device)
             predicted = self.noise.learned(self.denoiser(shifted + endpoint, steps, hidden).float())
             return predicted if self.prediction == "noise" else \
-                velocity_to_noise(shifted, predicted, self.schedule.alpha_bar[step])
+                velocity_to_noise(shifted, predicted, self.alpha_bars[step])
 
         return endpoint + SAMPLERS[sampling.sampler](
-            predict_noise, noise(1), self.schedule, sampling.steps, lambda noise_index: noise(2 + noise_index))
+            predict_noise, noise(1), self.alpha_bars, sampling.steps, lambda noise_index: noise(2 + noise_index))

@@ -1,12 +1,12 @@
 """Margins: from the future of a window to the variable z that is diffused, and from samples of z to members."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from data.context import Context
+from data.windows import Batch
 
 from .base import BLOCKS
 from .mean import MeanModel
@@ -34,16 +34,6 @@ RIDGE = 1e-3
 DIGIT = 32  # a level's place among 32 strata of its stratum is as good as a random number
 
 
-class Gathered(NamedTuple):
-    """Windows in the order of time: futures (window, F, node), what `Margin.prepare` gives for them, contexts, and the
-    first step of each (window,)."""
-
-    futures: Tensor
-    prepared: Tensor
-    context: Context
-    start: Tensor
-
-
 class Margin(nn.Module):
     """Base class of the margins. A subclass implements `given`, `encode` and `decode`, and replaces others as needed.
 
@@ -67,8 +57,12 @@ class Margin(nn.Module):
         """What a loss needs of stage 1: (batch, ..., F, node)."""
         return self.given(mean_model, context)
 
-    def fit(self, training: Gathered, validation: Gathered, spectrum) -> None:
-        """Estimate the parameters of the margin, if any; spectrum(): see `FluctuationScale.fit`."""
+    def fit(self, training: tuple[Batch, Tensor], validation: tuple[Batch, Tensor], spectrum) -> None:
+        """Estimate the parameters of the margin, if any.
+
+        training, validation: windows in the order of time, and what `prepare` gives for them; spectrum(): see
+        `FluctuationScale.fit`.
+        """
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         """z of a future; uniform: random numbers in [0, 1], shaped as the future, for values that stand for a range."""
@@ -124,38 +118,36 @@ class ResidualMargin(Margin):
         """The mean and the part of the scale that depends on the history: (batch, 2, F, node)."""
         return self._mean_and_state(mean_model.predict(context))
 
-    def fit(self, training: Gathered, validation: Gathered, spectrum) -> None:
-        futures, prepared, context, _ = training
-        residual = self._residual(futures, prepared, torch.rand_like(futures))
-        self.scale.fit(residual, prepared[:, 1], context.calendar, context.target_mask, spectrum)
+    def fit(self, training: tuple[Batch, Tensor], validation: tuple[Batch, Tensor], spectrum) -> None:
+        windows, prepared = training
+        residual = self._residual(windows.future, prepared, torch.rand_like(windows.future))
+        self.scale.fit(residual, prepared[:, 1], windows.context.calendar, windows.target_mask, spectrum)
         if self.scaled:
             ratio = self._ratio(training, validation)
             if 0 < ratio[len(ratio) // 2:].max() < math.inf:
                 self.validation_size.copy_(_size(ratio))
                 self.width.copy_(self._width(ratio).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
 
-    def _ratio(self, training: Gathered, validation: Gathered) -> Tensor:
+    def _ratio(self, training: tuple[Batch, Tensor], validation: tuple[Batch, Tensor]) -> Tensor:
         """Size of z in blocks of validation over that in training: (block,).
 
         Of targets whose scale is not less than a step of the values, as that of rare counts.
         """
-        def sizes(windows: Gathered) -> tuple[Tensor, Tensor]:
-            futures, prepared, context, _ = windows
+        def sizes(windows: Batch, prepared: Tensor) -> tuple[Tensor, Tensor]:
+            future, context = windows.future, windows.context
             counts = self.scale(context.calendar, prepared[:, 1]) * (2 * OUTERMOST) > self.scale.step
-            if context.target_mask is not None:
-                counts = counts & context.target_mask
-            return self.encode(futures, prepared, context, torch.rand_like(futures)).abs(), counts
+            return self.encode(future, prepared, context, torch.rand_like(future)).abs(), counts & windows.counts.bool()
 
         def size(found: Tensor, counts: Tensor) -> Tensor:
             found = found[counts]
             return found.kthvalue(math.ceil(0.9 * len(found))).values if len(found) else found.new_zeros(())
 
-        windows, horizon = validation.futures.shape[:2]
-        span = int(validation.start[-1] - validation.start[0]) + 1  # windows of a large field are thinned out
+        start, (windows, horizon, _) = validation[0].start, validation[0].future.shape
+        span = int(start[-1] - start[0]) + 1  # windows of a large field are thinned out
         blocks = max(1, min(BLOCKS, span // horizon, windows))
-        by_block = [size(*block) for block in zip(*(part.tensor_split(blocks) for part in sizes(validation)),
+        by_block = [size(*block) for block in zip(*(part.tensor_split(blocks) for part in sizes(*validation)),
                                                   strict=True)]
-        return torch.stack(by_block) / size(*sizes(training))
+        return torch.stack(by_block) / size(*sizes(*training))
 
     @staticmethod
     def _width(ratio: Tensor) -> Tensor:
@@ -292,10 +284,10 @@ class EmpiricalMargin(Margin):
         parts = torch.stack([predicted.mean(1), predicted[:, -1], context.future_climatology], dim=1)
         return (parts - self.minimum).clamp_min(0)
 
-    def fit(self, training: Gathered, validation: Gathered, spectrum) -> None:
-        futures, prepared, context, _ = training
-        values, parts = (futures - self.minimum).double(), prepared.movedim(1, -1).double()  # parts: (..., node, 3)
-        observed = torch.ones_like(futures, dtype=torch.bool) if context.target_mask is None else context.target_mask
+    def fit(self, training: tuple[Batch, Tensor], validation: tuple[Batch, Tensor], spectrum) -> None:
+        windows, prepared = training
+        values, observed = (windows.future - self.minimum).double(), windows.counts.bool()
+        parts = prepared.movedim(1, -1).double()  # (..., node, 3)
         for step, (y, x, seen) in enumerate(zip(values.unbind(1), parts.unbind(1), observed.unbind(1), strict=True)):
             x, y = x[seen], y[seen]
             square = x.T @ x

@@ -178,9 +178,8 @@ class RecalibratedMean(Wrapper):
     def fit(self, training: Iterable, validation, support: tuple) -> None:
         squares, counts = torch.zeros_like(self.spread), torch.zeros_like(self.spread)
         for batch in validation:
-            mask = torch.ones_like(batch.future) if batch.target_mask is None else batch.target_mask
-            squares += ((batch.future - self.inner(batch.context)).square() * mask).sum((0, 1))
-            counts += mask.sum((0, 1))
+            squares += ((batch.future - self.inner(batch.context)).square() * batch.counts).sum((0, 1))
+            counts += batch.counts.sum((0, 1))
         self.spread.copy_((squares / counts.clamp_min(1)).sqrt().clamp_min(1e-6))
         self.recalibration.fit((((batch.future - self.inner(batch.context)) / self.spread, batch.context.calendar,
                                  batch.target_mask, torch.zeros_like(batch.future)) for batch in validation),
@@ -226,6 +225,5 @@ class BesideBase(Wrapper):
             block = (seen + torch.arange(len(base), device=base.device)) * blocks // windows
             seen += len(base)
             for share, total in zip(torch.linspace(0, 1, SHARES).tolist(), losses, strict=True):
-                error = self._error(torch.lerp(base, network, share), batch.future).mean(1)
-                add_at(total, block, error if batch.target_mask is None else error * batch.target_mask)
+                add_at(total, block, self._error(torch.lerp(base, network, share), batch.future).mean(1) * batch.counts)
         self.share.copy_(share_of(losses, evidence))

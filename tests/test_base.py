@@ -9,7 +9,7 @@ from conftest import make_field
 from data.constants import QUANTILE_LEVELS
 from data.context import Context
 from data.windows import WindowedField, WindowSettings
-from models.base import Base, SimpleForecasters, Windows, convex_weights, independent, share_of, weighted_quantiles
+from models.base import Base, SimpleForecasters, convex_weights, independent, share_of, thinned, weighted_quantiles
 from models.layers import Task
 from models.mean import BesideBase, MeanModel
 from models.quantiles import pinball
@@ -100,7 +100,7 @@ def test_gaps_in_the_history_leave_the_latest_value_that_is_there():
     history = torch.tensor([[[1.0], [2.0], [0.0]]])  # the last is the climatology in a gap
     observed = torch.tensor([[[True], [True], [False], [False]]])
     context = Context(history, torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 4, 1), observed)
-    assert Windows(context).last.item() == 2
+    assert context.last.item() == 2
 
 
 def test_no_quantile_lies_below_the_support():
@@ -120,10 +120,10 @@ def test_ridge_finds_a_linear_law_and_its_left_out_forecasts_did_not_see_their_t
         steps.append(1.2 * steps[-1] - 0.6 * steps[-2] + 0.1 * noise[step])
     data = windows_of(torch.cat(steps), 6, 1, lags="none")
     forecasters = SimpleForecasters(task_of(data))
-    windows = Windows.join(data.batches("train", 64))
+    windows = thinned(data.batches("train", 64))
     left_out = forecasters.fit(windows)
     which = forecasters.names.index("ridge")
-    in_sample = (forecasters(windows)[:, which] - windows.future).square().mean().sqrt()
+    in_sample = (forecasters(windows.context)[:, which] - windows.future).square().mean().sqrt()
     out_of_sample = (left_out[:, which] - windows.future).square().mean().sqrt()
     right = 0.1 / data.scaler.std
     assert in_sample == pytest.approx(right, rel=0.12) and in_sample < out_of_sample < 1.2 * right

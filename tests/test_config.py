@@ -371,7 +371,7 @@ def test_an_unknown_flag_far_from_all_and_a_stray_word_are_named(capsys, stage):
 @pytest.mark.parametrize("stage, line, words", [
     (TrainConfig, "--sampler zzzz", "'zzzz' is unknown. Choose one of "),
     (TrainConfig, "--sampler dim", "did you mean ddim?"), (TrainConfig, "--eps_model unet", "'unet' is unknown. "),
-    (TrainConfig, "--noise_schedule cosin", "did you mean cosine?"),
+    (TrainConfig, "--noise_schedule liner", "did you mean linear?"),
     (TrainConfig, "--endpoint positive", "Choose one of none, signed"),
     (TrainConfig, "--sample_precision float16", "Choose one of float32, bfloat16"),
     (PretrainConfig, "--mean_model sti", "did you mean stid?"), (TrainConfig, "--recipe cos", "did you mean cost?"),

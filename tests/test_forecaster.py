@@ -15,7 +15,7 @@ from data.context import Context
 from data.windows import Batch
 from models import ensemble_sampler
 from models.denoiser import MLPDenoiser
-from models.diffusion import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
+from models.diffusion import NOISE_SCHEDULES, SAMPLERS, alpha_bar_of
 from models.forecaster import Forecaster, Sampling
 from models.layers import Task, own_rows
 from models.margins import QuantileMargin, ResidualMargin
@@ -30,7 +30,7 @@ from utils.training.reproducibility import MemberNoise
 STEPS = 50
 SCALE = torch.tensor([0.3, 0.0, 1.0, 2.0])
 BETA = NOISE_SCHEDULES["quadratic"](STEPS)
-ALPHA_BAR = NoiseSchedule.from_beta(BETA).alpha_bar
+ALPHA_BAR = alpha_bar_of(BETA)
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,12 @@ import torch
 from conftest import HISTORY, HORIZON, NODES, make_batch, make_field
 
 from data.constants import ANY_VALUE, QUANTILE_LEVELS
-from data.windows import WindowedField
+from data.windows import Batch, WindowedField
 from models.margins import (
     BLOCKS,
     LARGEST_WIDTH,
     OVERSAMPLED,
     EmpiricalMargin,
-    Gathered,
     QuantileMargin,
     ResidualMargin,
     ShapedMargin,
@@ -258,7 +257,7 @@ def test_the_shaped_margin_of_exact_quantiles_has_the_scale_of_their_spread_and_
     def windows(margin, size):
         batch = make_batch(2000)
         future = (0.6 * size * torch.randn_like(batch.future)).exp()
-        return Gathered(future, margin.prepare(model, future, batch.context), batch.context, torch.arange(2000))
+        return Batch(batch.context, future, torch.arange(2000)), margin.prepare(model, future, batch.context)
 
     margin = ShapedMargin(FluctuationScale("quantiles", NODES, HORIZON, 24), ANY_VALUE)
     training = windows(margin, 1.0)
@@ -266,7 +265,8 @@ def test_the_shaped_margin_of_exact_quantiles_has_the_scale_of_their_spread_and_
     torch.testing.assert_close(margin.scale.table, torch.ones_like(margin.scale.table), rtol=0, atol=0.25)
     assert float(margin.scale.table.mean()) == pytest.approx(1, abs=0.02)
     assert float(margin.width) == pytest.approx(1.3, rel=0.05) == float(margin.validation_size)
-    z = margin.encode(training.futures, training.prepared, training.context, torch.rand_like(training.futures))
+    (training, prepared) = training
+    z = margin.encode(training.future, prepared, training.context, torch.rand_like(training.future))
     assert float(z.std()) == pytest.approx(1, abs=0.02) and abs(float(z.mean())) < 0.02
 
 
@@ -310,7 +310,7 @@ def fitted_margin(later=(1.0,) * BLOCKS, kind="quantiles", step=0.0, scaled=True
         mean, state = torch.randn_like(batch.future), torch.rand_like(batch.future) + 0.5
         residual = 0.5 * spread.view(-1, 1, 1) * state * torch.randn_like(mean)
         start = apart * torch.arange(len(spread))
-        return Gathered(mean + residual, torch.stack([mean, state], dim=1), batch.context, start)
+        return Batch(batch.context, mean + residual, start), torch.stack([mean, state], dim=1)
 
     margin = ResidualMargin(FluctuationScale(kind, NODES, HORIZON, 24, step), ANY_VALUE, scaled, center=False)
     margin.fit(windows(torch.ones(2000)), windows(torch.tensor(later).repeat_interleave(each)), None)
@@ -394,7 +394,7 @@ def test_members_of_quantiles_have_the_order_of_z_whichever_kind_they_are():
 
 def test_a_margin_of_quantiles_has_nothing_to_fit_and_gives_the_denoiser_nothing():
     batch, margin = make_batch(), QuantileMargin(ANY_VALUE)
-    margin.fit((batch.future, None, batch.context, None), None, None)
+    margin.fit((batch, None), None, None)
     assert margin.features(None, batch.context) == ([], []) and margin.inputs == () and not margin.state_dict()
 
 
@@ -426,7 +426,7 @@ def showers(windows):
 
 def fitted_to_showers():
     margin, model, batch = EmpiricalMargin((0.0, 0.0), HORIZON), Rain(), showers(4000)
-    margin.fit((batch.future, margin.prepare(model, batch.future, batch.context), batch.context, None), None, None)
+    margin.fit((batch, margin.prepare(model, batch.future, batch.context)), None, None)
     return margin, model
 
 
@@ -474,7 +474,7 @@ def test_what_stands_in_a_gap_changes_nothing_of_an_empirical_margin():
     for filling in (0.0, 1e4):
         margin = EmpiricalMargin((0.0, 0.0), HORIZON)
         future = batch.future.where(context.target_mask, torch.tensor(filling))
-        margin.fit((future, margin.prepare(model, future, context), context, None), None, None)
+        margin.fit((Batch(context, future, batch.start), margin.prepare(model, future, context)), None, None)
         fits.append(margin.state_dict())
     for name, value in fits[0].items():
         assert torch.equal(value, fits[1][name]) and value.any(), name

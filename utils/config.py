@@ -169,7 +169,7 @@ class TrainConfig(CommonConfig):
     diffusion_steps: int = flag(50, DIFFUSION, "steps N of the forward process", minimum=1)
     noise_schedule: str = flag("quadratic", DIFFUSION, "growth of beta over the steps", choices="noise_schedule")
     beta_first: float = flag(0.0, DIFFUSION, "first noise variance; 0: 0.0001", minimum=0, maximum=0.999)
-    beta_last: float = flag(0.0, DIFFUSION, "last noise variance; 0: 0.5 (cosine: 0.999)", minimum=0, maximum=0.999)
+    beta_last: float = flag(0.0, DIFFUSION, "last noise variance; 0: 0.5", minimum=0, maximum=0.999)
     nsample: int = flag(50, SAMPLING, "members of the ensemble", minimum=2)
     members: str = flag("random", SAMPLING, "kind of members: random draws, or quantiles at equidistant levels in the "
                         "rank order of draws", choices="members")

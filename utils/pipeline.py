@@ -289,7 +289,7 @@ def validation_loss(model: Forecaster, data: WindowedField, config, processes: P
     def loss(batch):
         shape = 3, *batch.future.shape[1:]
         noise = keyed_normal(key(config.seed, batch.start), shape).transpose(0, 1)
-        step = (batch.start * GOLDEN_RATIO % 1 * len(model.schedule)).long()
+        step = (batch.start * GOLDEN_RATIO % 1 * len(model.alpha_bar)).long()
         return model.loss(batch.future, batch.context, prepared=prepared(batch), step=step, noise=noise)
 
     return mean_over_windows(loss, validation_batches(data, config), processes)

@@ -2,7 +2,7 @@
 
 from .process import diffuse, draw_endpoint, noise_to_clean, posterior, velocity, velocity_to_noise
 from .samplers import SAMPLERS, ancestral, ddim, dpm2m
-from .schedule import NOISE_SCHEDULES, NoiseSchedule
+from .schedule import NOISE_SCHEDULES, alpha_bar_of
 
-__all__ = ["NOISE_SCHEDULES", "SAMPLERS", "NoiseSchedule", "ancestral", "ddim", "diffuse", "dpm2m", "draw_endpoint",
+__all__ = ["NOISE_SCHEDULES", "SAMPLERS", "alpha_bar_of", "ancestral", "ddim", "diffuse", "dpm2m", "draw_endpoint",
            "noise_to_clean", "posterior", "velocity", "velocity_to_noise"]

@@ -3,8 +3,8 @@
 All but `diffuse` is for the shifted variable, residual - endpoint, which follows plain DDPM: the endpoint is a constant
 shift of the whole path. Samplers work on the shifted variable and do not depend on the endpoint.
 
-`alpha_bar` has one value per batch entry, (batch,), on the device of the tensors; or it is a scalar of a
-`NoiseSchedule` on the CPU, which multiplies a tensor of any device without a transfer.
+`alpha_bar` has one value per batch entry, (batch,), on the device of the tensors; or it is a scalar on
+the CPU, which multiplies a tensor of any device without a transfer.
 Shapes: all other tensors (batch, F, node). Units: standardized.
 """
 

@@ -2,34 +2,33 @@
 
 One calling shape for all:
 
-    clean = sampler(predict_noise, start, schedule, steps, noise)
+    clean = sampler(predict_noise, start, alpha_bars, steps, noise)
 
     predict_noise(noisy, step) -> noise in `noisy` (same shape) at the integer diffusion step
-    start     the shifted residual at the last step, standard normal
-    schedule  NoiseSchedule with N steps
-    steps     number of steps of the sampler, from 1 to N
+    start       the shifted residual at the last step, standard normal
+    alpha_bars  share of the clean variance at each of N steps, see `alpha_bar_of`: (N,), float64, on the CPU
+    steps       number of steps of the sampler, from 1 to N
     noise(noise_index)  standard normal tensor of the shape of start, noise_index = 0, 1, ...; deterministic samplers
-              never call it
+                never call it
 """
 
 import torch
 from torch import Tensor
 
 from .process import noise_to_clean, posterior
-from .schedule import NoiseSchedule
 
 
-def evenly_spaced(schedule: NoiseSchedule, steps: int) -> list[int]:
+def evenly_spaced(alpha_bars: Tensor, steps: int) -> list[int]:
     """`steps` (1 to N) distinct diffusion steps from the last to the first, evenly spaced in the step number."""
-    return _closest_steps(torch.arange(len(schedule), dtype=torch.float64), steps)
+    return _closest_steps(torch.arange(len(alpha_bars), dtype=torch.float64), steps)
 
 
-def evenly_spaced_log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
+def evenly_spaced_log_snr(alpha_bars: Tensor, steps: int) -> list[int]:
     """`steps` (1 to N) distinct diffusion steps from the last to the first, evenly spaced in log signal-to-noise.
 
     For a second-order rule: its steps should be about equal in the variable that it integrates.
     """
-    return _closest_steps(_half_log_snr(schedule.alpha_bar), steps)
+    return _closest_steps(_half_log_snr(alpha_bars), steps)
 
 
 def _half_log_snr(alpha_bar: Tensor) -> Tensor:
@@ -49,39 +48,39 @@ def _closest_steps(positions: Tensor, steps: int) -> list[int]:
     return path
 
 
-def along(schedule: NoiseSchedule, path: list[int]):
+def along(alpha_bars: Tensor, path: list[int]):
     """Triples (step, its alpha_bar, alpha_bar of the next step on the path; 1 after the last)."""
-    alpha_bars = [schedule.alpha_bar[step] for step in path] + [torch.ones_like(schedule.alpha_bar[0])]
-    return zip(path, alpha_bars[:-1], alpha_bars[1:], strict=True)
+    found = [alpha_bars[step] for step in path] + [torch.ones_like(alpha_bars[0])]
+    return zip(path, found[:-1], found[1:], strict=True)
 
 
-def ancestral(predict_noise, start: Tensor, schedule: NoiseSchedule, steps: int, noise) -> Tensor:
+def ancestral(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise) -> Tensor:
     """Draw every next value from its posterior: DDPM sampling, on a subset of the diffusion steps when steps < N.
 
     Source: Ho et al. 2020, Algorithm 2, with the posterior's variance; with all N steps its mean is CoST Eq. 14.
     """
-    noisy = start
-    for noise_index, (step, alpha_bar, alpha_bar_next) in enumerate(along(schedule, evenly_spaced(schedule, steps))):
+    noisy, path = start, along(alpha_bars, evenly_spaced(alpha_bars, steps))
+    for noise_index, (step, alpha_bar, alpha_bar_next) in enumerate(path):
         clean = noise_to_clean(noisy, predict_noise(noisy, step), alpha_bar)
         mean, variance = posterior(noisy, clean, alpha_bar, alpha_bar_next)
         noisy = mean if noise_index == steps - 1 else mean + variance.sqrt() * noise(noise_index)
     return noisy
 
 
-def ddim(predict_noise, start: Tensor, schedule: NoiseSchedule, steps: int, noise=None) -> Tensor:
+def ddim(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise=None) -> Tensor:
     """Move to every next step along the predicted noise and add none.
 
     Source: Song et al. 2021 (arXiv:2010.02502), Eq. 12 with eta = 0.
     """
     noisy = start
-    for step, alpha_bar, alpha_bar_next in along(schedule, evenly_spaced(schedule, steps)):
+    for step, alpha_bar, alpha_bar_next in along(alpha_bars, evenly_spaced(alpha_bars, steps)):
         predicted = predict_noise(noisy, step)
         clean = noise_to_clean(noisy, predicted, alpha_bar)
         noisy = alpha_bar_next.sqrt() * clean + (1 - alpha_bar_next).sqrt() * predicted
     return noisy
 
 
-def dpm2m(predict_noise, start: Tensor, schedule: NoiseSchedule, steps: int, noise=None) -> Tensor:
+def dpm2m(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise=None) -> Tensor:
     """Solve the probability-flow equation with a second-order multistep rule in log signal-to-noise.
 
         lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)),   h = lambda_next - lambda
@@ -92,9 +91,9 @@ def dpm2m(predict_noise, start: Tensor, schedule: NoiseSchedule, steps: int, noi
     and the rule is `next = clean`.
     Source: Lu et al. 2022 (arXiv:2211.01095), Algorithm 2, on discrete steps evenly spaced in lambda.
     """
-    path = evenly_spaced_log_snr(schedule, steps)
+    path = evenly_spaced_log_snr(alpha_bars, steps)
     noisy, previous = start, None
-    for step, alpha_bar, alpha_bar_next in along(schedule, path):
+    for step, alpha_bar, alpha_bar_next in along(alpha_bars, path):
         clean = noise_to_clean(noisy, predict_noise(noisy, step), alpha_bar)
         log_snr = _half_log_snr(alpha_bar)
         if step == path[-1]:

@@ -1,31 +1,7 @@
 """Noise schedules: the variance of the noise that each diffusion step adds."""
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """Variances of the forward diffusion at the steps n = 0..N-1.
-
-        alpha_bar[n] = (1 - beta[0]) * ... * (1 - beta[n])
-
-    Shapes: (N,) each; float64, so that products over many steps keep their digits.
-    Source: Ho et al. 2020 (arXiv:2006.11239), section 2.
-    """
-
-    beta: Tensor
-    alpha_bar: Tensor
-
-    @classmethod
-    def from_beta(cls, beta: Tensor) -> "NoiseSchedule":
-        return cls(beta, (1 - beta).cumprod(0))
-
-    def __len__(self) -> int:
-        return len(self.beta)
 
 
 def linear_beta(steps: int, first: float = 1e-4, last: float = 0.5) -> Tensor:
@@ -38,14 +14,13 @@ def quadratic_beta(steps: int, first: float = 1e-4, last: float = 0.5) -> Tensor
     return torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
 
 
-def cosine_beta(steps: int, first: float = 0.0, last: float = 0.999) -> Tensor:
-    """Variances (N,) whose alpha_bar falls like a squared cosine, clamped to `first` .. `last`.
+def alpha_bar_of(beta: Tensor) -> Tensor:
+    """Share of the clean variance that is left at each step n: (1 - beta[0]) * ... * (1 - beta[n]), (N,).
 
-    Source: Nichol and Dhariwal 2021 (arXiv:2102.09672), Eq. 17, with their offset 0.008.
+    float64, so that products over many steps keep their digits.
+    Source: Ho et al. 2020 (arXiv:2006.11239), section 2.
     """
-    time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    alpha_bar = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(first, last)
+    return (1 - beta.double()).cumprod(0)
 
 
-NOISE_SCHEDULES = {"quadratic": quadratic_beta, "linear": linear_beta, "cosine": cosine_beta}
+NOISE_SCHEDULES = {"quadratic": quadratic_beta, "linear": linear_beta}
