@@ -40,48 +40,47 @@ class OracleSettings:
 
 @dataclass(frozen=True, eq=False)
 class OraclePredictive:
-    """Exact Gaussian distribution of the future given the history.
+    """Exact distribution of the future given the history.
 
-        future[b, f, v] = mean[b, f, v] + spread[b, f, v] * error[f, v]
+        future[b, f, v] = seasonal_mean[b, f, v] + spread[b, f, v] * warp(z[b, f, v] + error[f, v])
         cov(error[f, v], error[g, u]) = temporal_covariance[f, g] * spatial_covariance[v, u]
 
-    Units: physical.
+    Shapes: (batch, horizon, node) where none is given. Units: physical, but for z.
     """
 
-    mean: Tensor  # (batch, horizon, node)
-    spread: Tensor  # (batch, horizon, node)
-    temporal_covariance: Tensor  # (horizon, horizon)
-    spatial_factor: Tensor  # (node, node), lower Cholesky factor of the spatial covariance
-
-    @property
-    def std(self) -> Tensor:
-        return self.spread * self.temporal_covariance.diagonal().sqrt().to(self.spread)[:, None]
-
-    def sample(self, members: int, generator: torch.Generator) -> Tensor:
-        """Joint futures, (batch, member, horizon, node)."""
-        batch, horizon, nodes = self.mean.shape
-        shape, dtype = (batch, members, horizon, nodes), self.mean.dtype
-        white = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(self.mean)
-        temporal_factor = torch.linalg.cholesky(self.temporal_covariance)
-        error = temporal_factor.to(white) @ (white @ self.spatial_factor.T.to(white))
-        return self.mean[:, None] + self.spread[:, None] * error
-
-
-@dataclass(frozen=True, eq=False)
-class SkewedPredictive:
-    """Exact distribution of a skewed field: `normal`, that of z, and the map to values (batch, horizon, node)."""
-
-    normal: OraclePredictive
+    z: Tensor  # conditional mean
     seasonal_mean: Tensor
     spread: Tensor
+    temporal_covariance: Tensor  # (horizon, horizon)
+    spatial_factor: Tensor  # (node, node), lower Cholesky factor of the spatial covariance
     skew: float
+
+    @property
+    def z_std(self) -> Tensor:
+        """Conditional standard deviation of z: (horizon, 1)."""
+        return self.temporal_covariance.diagonal().sqrt().to(self.z).unsqueeze(1)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the future: (batch, horizon, node)."""
+        return self.values(self.z + self.skew * self.z_std.square() / 2)
+
+    def values(self, z: Tensor) -> Tensor:
+        """Futures by z: (..., horizon, node), after a batch axis."""
+        shape = len(z), *[1] * (z.dim() - 3), *self.z.shape[1:]
+        return self.seasonal_mean.view(shape) + self.spread.view(shape) * warp(z, self.skew)
+
+    def sample_z(self, members: int, generator: torch.Generator) -> Tensor:
+        """z of joint futures, (batch, member, horizon, node)."""
+        batch, horizon, nodes = self.z.shape
+        shape, dtype = (batch, members, horizon, nodes), self.z.dtype
+        white = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(self.z)
+        temporal_factor = torch.linalg.cholesky(self.temporal_covariance)
+        return self.z[:, None] + temporal_factor.to(white) @ (white @ self.spatial_factor.T.to(white))
 
     def sample(self, members: int, generator: torch.Generator) -> Tensor:
         """Joint futures, (batch, member, horizon, node)."""
-        return self.values(self.normal.sample(members, generator))
-
-    def values(self, z: Tensor) -> Tensor:
-        return self.seasonal_mean[:, None] + self.spread[:, None] * warp(z, self.skew)
+        return self.values(self.sample_z(members, generator))
 
 
 def warp(z: Tensor, skew: float) -> Tensor:
@@ -122,11 +121,11 @@ class OracleField:
         slow, lag = self.settings.slow_weight, lag.abs().double()
         return slow * self.settings.slow_decay**lag + (1 - slow) * self.settings.fast_decay**lag
 
-    def predictive(self, history: Tensor, first_step: Tensor, horizon: int) -> OraclePredictive | SkewedPredictive:
+    def predictive(self, history: Tensor, first_step: Tensor, horizon: int) -> OraclePredictive:
         """Distribution of the `horizon` steps after `history`, given the history and nothing earlier.
 
             gain = K_fh inverse(K_hh)                     K = temporal covariance of (history, future)
-            mean = seasonal_mean + spread * (gain @ z_history)
+            mean of z_future = gain @ z_history
             covariance of z_future = (K_ff - gain K_hf) (x) spatial covariance
 
         Space drops out of the gain because every node has the same history of times.
@@ -143,12 +142,8 @@ class OracleField:
         slot = seasonal_slot(first_step.cpu()[:, None] + step)
         mean, spread, skew = self.seasonal_mean[slot], self.spread[slot], self.settings.skew
         z = gain @ unwarp((history.to("cpu", torch.float64) - mean[:, :seen]) / spread[:, :seen], skew)
-        mean, spread = mean[:, seen:], spread[:, seen:]
-        if not skew:
-            mean = mean + spread * z
-            return OraclePredictive(mean.to(history), spread.to(history), covariance, self.spatial_factor)
-        normal = OraclePredictive(z.to(history), torch.ones_like(z).to(history), covariance, self.spatial_factor)
-        return SkewedPredictive(normal, mean.to(history), spread.to(history), skew)
+        mean, spread = mean[:, seen:].to(history), spread[:, seen:].to(history)
+        return OraclePredictive(z.to(history), mean, spread, covariance, self.spatial_factor, skew)
 
 
 def make_oracle(settings: OracleSettings = OracleSettings(), seed: int = 0) -> OracleField:

@@ -27,16 +27,9 @@ def equidistant_quantiles(quantiles: Tensor, members: int) -> Tensor:
     Linear in z between levels, with the slope of the end beyond them: exact for a Gaussian at every level.
     Shapes: quantiles (batch, L, F, node), sorted -> (batch, M, F, node), sorted up to rounding.
     """
-    weights = _interpolation_weights(quantiles.shape[1], members).to(quantiles)
-    return torch.einsum("ml,blfv->bmfv", weights, quantiles)
-
-
-@functools.cache
-def _interpolation_weights(levels: int, members: int) -> Tensor:
-    """The linear map from quantiles at L levels to M members: (M, L), two neighbouring weights in each row."""
-    z = torch.special.ndtri((torch.arange(members, dtype=torch.float64) + 0.5) / members)
-    units = torch.eye(levels, dtype=torch.float64).view(1, levels, levels, 1)
-    return quantiles_at_z(units, z.view(1, -1, 1, 1).expand(1, -1, levels, 1)).view(members, levels)
+    levels = (torch.arange(members, dtype=torch.float64) + 0.5) / members
+    z = torch.special.ndtri(levels).to(quantiles).view(-1, 1, 1)
+    return quantiles_at_z(quantiles, z.expand(len(quantiles), -1, *quantiles.shape[2:]))
 
 
 def quantiles_at_z(quantiles: Tensor, z: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def test_predictive_law_equals_brute_force_conditioning():
         expected_std = expected_covariance.diagonal().sqrt()
         torch.testing.assert_close(law.mean[b].flatten(), expected_mean, rtol=0, atol=1e-8)
         torch.testing.assert_close(covariance[b], expected_covariance, rtol=0, atol=1e-8)
-        torch.testing.assert_close(law.std[b].flatten(), expected_std, rtol=0, atol=1e-8)
+        torch.testing.assert_close((law.spread * law.z_std)[b].flatten(), expected_std, rtol=0, atol=1e-8)
 
 
 def test_series_has_the_stated_mean_and_spread_in_every_slot(long_field):
@@ -109,7 +109,7 @@ def test_samples_have_the_stated_mean_and_covariance():
     law = field.predictive(history, first, 3)
     draws = law.sample(40_000, torch.Generator().manual_seed(0))
     assert draws.shape == (len(first), 40_000, 3, 4)
-    scale = law.std.flatten(1)
+    scale = (law.spread * law.z_std).flatten(1)
     for b in range(len(first)):
         flat = draws[b].flatten(1)
         assert ((flat.mean(0) - law.mean[b].flatten()) / scale[b]).abs().max() < 0.03
@@ -120,7 +120,7 @@ def test_samples_have_the_stated_mean_and_covariance():
 def test_truth_is_calibrated_under_the_predictive_law(long_field):
     history, future, first = windows(long_field, 24, 6, stride=5)
     law = long_field.predictive(history, first, 6)
-    score = (future - law.mean) / law.std
+    score = (future - law.mean) / (law.spread * law.z_std)
     pit = torch.special.ndtr(score)
     for f in range(6):
         assert score[:, f].mean().abs() < 0.03 and (score[:, f].std() - 1).abs() < 0.03
@@ -155,7 +155,7 @@ def test_any_number_of_nodes(nodes):
     law = field.predictive(field.values[None, :12], torch.tensor([0]), 4)
     draws = law.sample(3, torch.Generator().manual_seed(0))
     assert field.values.shape == (200, nodes) and field.positions.shape == (nodes, 2)
-    assert draws.shape == (1, 3, 4, nodes) and law.mean.dtype == law.std.dtype == draws.dtype == torch.float32
+    assert draws.shape == (1, 3, 4, nodes) and law.mean.dtype == (law.spread * law.z_std).dtype == draws.dtype == torch.float32
     assert field.values.isfinite().all() and draws.isfinite().all()
 
 
@@ -177,4 +177,4 @@ def test_forecast_depends_on_the_history_and_the_calendar_only():
     beside = short.predictive(torch.cat([history, history + 9]), torch.tensor([10, 90]), 6)
     torch.testing.assert_close(beside.mean[:1], law.mean)
     other = short.predictive(history + 9, first, 6)
-    assert not torch.allclose(other.mean, law.mean) and torch.equal(other.std, law.std)
+    assert not torch.allclose(other.mean, law.mean) and torch.equal((other.spread * other.z_std), (law.spread * law.z_std))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from data.synthetic import OracleField, OraclePredictive, SkewedPredictive, make_oracle
+from data.synthetic import OracleField, OraclePredictive, make_oracle
 from data.windows import WindowedField
 from models import MeanModel, load_forecaster
 from models.margins import centred
@@ -32,17 +32,15 @@ SHOWN = (*metrics.SCORES, "QICE_ties", "RMSE", "spread_skill")
 GAPS = ("forecast", "control")  # the lines of a run whose correlations are compared with those of the distribution
 
 
-def exact_members(law: OraclePredictive | SkewedPredictive, members: int, generator: torch.Generator,
+def exact_members(predictive: OraclePredictive, members: int, generator: torch.Generator,
                   ensemble: str) -> torch.Tensor:
     """Members (batch, member, F, node) of the exact distribution: "random", or its "quantiles" in their rank order."""
-    drawn = law.sample(members, generator)
-    if ensemble == "random":
-        return drawn
-    if isinstance(law, SkewedPredictive):  # the map from z to values is increasing
-        return law.values(exact_members(law.normal, members, generator, ensemble))
-    level = (torch.arange(members, dtype=torch.float64) + 0.5) / members
-    scores = torch.special.ndtri(level).to(drawn).view(-1, 1, 1)
-    return reorder(law.mean.unsqueeze(1) + law.std.unsqueeze(1) * scores, drawn)
+    z = predictive.sample_z(members, generator)
+    if ensemble == "quantiles":
+        level = (torch.arange(members, dtype=torch.float64) + 0.5) / members
+        quantiles = torch.special.ndtri(level).to(z).view(-1, 1, 1) * predictive.z_std
+        z = reorder(predictive.z.unsqueeze(1) + quantiles, z)
+    return predictive.values(z)
 
 
 def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: int = 0, limit: int = 0,
@@ -54,8 +52,8 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
     generator = torch.Generator().manual_seed(seed)
 
     def sample(batch):
-        law = oracle.predictive(data.scaler.physical(batch.context.history), batch.start, data.predict_len)
-        drawn = exact_members(law, members, generator, ensemble)
+        predictive = oracle.predictive(data.scaler.physical(batch.context.history), batch.start, data.predict_len)
+        drawn = exact_members(predictive, members, generator, ensemble)
         if mean_model:
             drawn = data.scaler.physical(mean_model(batch.context)).unsqueeze(1) + centred(drawn)
         return data.scaler.standardize(drawn)

@@ -1,6 +1,6 @@
 """How often 95 % intervals of the difference of two forecasts hold a true difference of 0, by simulation.
 
-    python -m scripts.paper.interval_coverage --table docs/results/intervals.md
+    python -m tests.tools.interval_coverage --table docs/results/intervals.md
 
 PAGE says what is simulated, and which intervals are compared.
 """
@@ -21,7 +21,7 @@ BLOCK = 24  # windows that share steps, 12 of history and 12 of forecast
 OVERLAPS, PHIS, COUNTS = (12, 24), (0.0, 0.5, 0.8, 0.9), (96, 192, 284, 398, 639, 1748)
 PAGE = """# Intervals that hold what they claim
 
-Written by `python -m scripts.paper.interval_coverage`. The share of {repeats} simulated tests in which the 95 %
+Written by `python -m tests.tools.interval_coverage`. The share of {repeats} simulated tests in which the 95 %
 interval of the mean difference of two forecasts holds its true value, 0, and in brackets the median width of the
 interval over that of one from the true standard error. A window's difference is the mean over `overlap` steps of an
 autoregressive process with coefficient `phi`; `windows` as MobileNJ, BikeDC, Los_Speed, SST and NYCFlights have them,
