@@ -15,6 +15,7 @@ from .quantiles import (
     keep_mean_above,
     pit_bounds,
     quantiles_at_z,
+    round_members,
     smooth_members,
     to_support,
     z_from_pit,
@@ -176,7 +177,7 @@ class ResidualMargin(Margin):
         samples = given[:, :1] + (centred(residual) if self.center else residual)
         if kind == "quantiles":
             samples = smooth_members(samples, members)
-        return to_support(keep_mean_above(samples, self.support[0]), *self.support)
+        return round_members(keep_mean_above(samples, self.support[0]), *self.support)
 
     def _mean_and_state(self, predicted: Tensor) -> Tensor:
         return torch.stack([predicted.mean(1), self.scale.state(predicted)], dim=1)

@@ -148,6 +148,26 @@ def keep_mean_above(members: Tensor, minimum: float | Tensor) -> Tensor:
     return torch.where(bounded, lowest + kept, members)
 
 
+def round_members(members: Tensor, minimum: float | Tensor, step: float | Tensor) -> Tensor:
+    """Possible values near the members, by `to_support`, but with the mean of whole numbers kept to step / (2 M).
+
+    As many members are rounded up as that takes, those with the largest remainders, the others down. Each rounded to
+    the nearest value, most members of rare counts would be 0, and too few above.
+    Shapes: members (batch, M, ..., node), minimum and step () or (node,).
+    Source: the method of largest remainders.
+    """
+    step = torch.as_tensor(step, dtype=members.dtype, device=members.device)
+    if not step.any():
+        return to_support(members, minimum, step)
+    minimum = torch.as_tensor(minimum, dtype=members.dtype, device=members.device)
+    members = members.clamp_min(minimum)
+    units = (members - minimum) / step
+    remainder = units.frac()
+    rank = remainder.argsort(1, descending=True).argsort(1)
+    units = units.floor() + (rank < remainder.sum(1, keepdim=True).round())
+    return torch.where(step > 0, minimum + units * step, members)
+
+
 def project_on_simplex(values: Tensor, total: float | Tensor, dim: int) -> Tensor:
     """The nearest values that are at least 0 and have the sum `total` along `dim`.
 

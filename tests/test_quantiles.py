@@ -16,6 +16,7 @@ from models.quantiles import (
     quantiles_at_z,
     remap_quantile_levels,
     reorder,
+    round_members,
     smooth_members,
     to_support,
 )
@@ -294,6 +295,28 @@ def test_members_are_raised_above_the_minimum_as_little_as_keeps_their_mean():
         other = (kept + 0.3 * torch.randn_like(kept)).clamp_min(-0.2) + 0.2
         other = other * ((kept + 0.2).sum(1, keepdim=True) / other.sum(1, keepdim=True)) - 0.2
         assert ((other - members).square().sum(1) >= (kept - members).square().sum(1) - 1e-12).all()
+
+
+def test_members_of_counts_are_the_nearest_whole_numbers_that_keep_their_mean():
+    """0, 0, 0.3, 0.4, 0.45 and 1.9 add up to 3.05: 1.9 and the largest remainder are rounded up."""
+    members = torch.tensor([0.0, 0.4, 0.3, 1.9, 0.45, 0.0]).view(1, -1, 1, 1)
+    assert round_members(members, 0.0, 1.0).flatten().tolist() == [0, 0, 0, 2, 1, 0]
+    rare = 0.2 * torch.rand(4, 50, 3, 5)
+    assert (to_support(rare, 0.0, 1.0) == 0).all(), "to the nearest number, none would be left"
+    for minimum, step in ((0.0, 1.0), (-0.7, 0.25)):
+        for given in (rare, torch.rand(4, 50, 3, 5) ** 4 * 9):
+            found = round_members(given, minimum, step)
+            units = (found - minimum) / step
+            torch.testing.assert_close(units, units.round(), rtol=0, atol=1e-4)
+            assert ((found - given).abs() < step + 1e-5).all() and found.min() >= minimum
+            assert ((found - given).mean(1).abs() <= step / 100 + 1e-6).all()
+
+
+def test_members_of_nodes_that_hold_any_value_are_not_rounded():
+    members, minimum, step = torch.rand(2, 9, 3, 2) - 0.5, torch.tensor([NOWHERE, -0.5]), torch.tensor([0.0, 0.5])
+    found = round_members(members, minimum, step)
+    assert torch.equal(found[..., 0], members[..., 0]) and len(found[..., 1].unique()) == 3
+    assert torch.equal(round_members(members, -0.2, 0.0), members.clamp_min(-0.2))
 
 
 def test_members_that_need_no_raising_stay():
