@@ -29,7 +29,7 @@ STEPS = 100  # of the search for weights
 SHARES = 11  # shares of the network that are tried, from 0 to 1
 FEW_WINDOWS = 10  # independent ones of validation, below which the base is preferred
 BLOCKS = 8  # stretches of validation time from which a sampling error is estimated, at most
-OPTIMISM = 1.2  # share by which the loss is too low, for a model recalibrated on one independent window
+OPTIMISM = 0.5  # share by which the loss is too low, for a model recalibrated on one independent window
 DOUBT = 2.0  # squared standard errors by which the square of an estimate is reduced
 
 

@@ -9,7 +9,16 @@ from conftest import make_field
 from data.constants import QUANTILE_LEVELS
 from data.context import Context
 from data.windows import WindowedField, WindowSettings
-from models.base import Base, SimpleForecasters, convex_weights, independent, share_of, thinned, weighted_quantiles
+from models.base import (
+    OPTIMISM,
+    Base,
+    SimpleForecasters,
+    convex_weights,
+    independent,
+    share_of,
+    thinned,
+    weighted_quantiles,
+)
 from models.layers import Task
 from models.mean import BesideBase, MeanModel
 from models.quantiles import pinball
@@ -202,6 +211,14 @@ def test_of_one_block_of_validation_the_base_alone_is_taken():
     losses = torch.linspace(2, 1, 11).view(-1, 1, 1, 1).expand(-1, 1, 3, 4)
     assert (share_of(losses, 1) == 0).all()
     assert (share_of(losses.expand(-1, 8, -1, -1), 40) == 1).all()
+
+
+@pytest.mark.parametrize("gain, least, most", [(0.02, 0.0, 0.0), (0.3, 0.9, 1.0)])
+def test_of_few_blocks_a_network_is_taken_whose_gain_is_more_than_training_on_them_explains(gain, least, most):
+    """Six independent windows explain a gain of OPTIMISM / 6."""
+    assert gain < OPTIMISM / 6 or gain > 2 * OPTIMISM / 6
+    losses = torch.linspace(1, 1 - gain, 11).view(-1, 1, 1, 1).expand(-1, 6, 3, 4)
+    assert least <= share_of(losses, 6).min() and share_of(losses, 6).max() <= most
 
 
 def test_the_share_is_kept_by_a_checkpoint():
