@@ -163,9 +163,9 @@ def round_members(members: Tensor, minimum: float | Tensor, step: float | Tensor
     members = members.clamp_min(minimum)
     units = (members - minimum) / step
     remainder = units.frac()
-    rank = remainder.argsort(1, descending=True).argsort(1)
-    units = units.floor() + (rank < remainder.sum(1, keepdim=True).round())
-    return torch.where(step > 0, minimum + units * step, members)
+    place = torch.arange(members.shape[1], device=members.device).view(-1, *[1] * (members.dim() - 2))
+    up = reorder(place < remainder.sum(1, keepdim=True).round(), -remainder)
+    return torch.where(step > 0, minimum + (units.floor() + up) * step, members)
 
 
 def project_on_simplex(values: Tensor, total: float | Tensor, dim: int) -> Tensor:
