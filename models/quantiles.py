@@ -156,10 +156,9 @@ def round_members(members: Tensor, minimum: float | Tensor, step: float | Tensor
     Shapes: members (batch, M, ..., node), minimum and step () or (node,).
     Source: the method of largest remainders.
     """
-    step = torch.as_tensor(step, dtype=members.dtype, device=members.device)
-    if not step.any():
+    if not torch.as_tensor(step).any():  # before the move: a device is not waited for
         return to_support(members, minimum, step)
-    minimum = torch.as_tensor(minimum, dtype=members.dtype, device=members.device)
+    minimum, step = (torch.as_tensor(part, dtype=members.dtype, device=members.device) for part in (minimum, step))
     members = members.clamp_min(minimum)
     units = (members - minimum) / step
     remainder = units.frac()
