@@ -83,7 +83,7 @@ class Forecaster(nn.Module):
         prepared, plain = [], []
         for batch in batches:
             prepared.append(self.prepare(batch.future, batch.context))
-            plain.append(replace(batch, context=replace(batch.context, lags=None)))
+            plain.append(Batch(replace(batch.context, covariates=None, lags=None), batch.future, batch.start))
         return Batch.join(plain), torch.cat(prepared)
 
     @torch.no_grad()
