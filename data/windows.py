@@ -52,7 +52,7 @@ class Batch:
         """Which values of the future count in a loss or score: (batch, F, node); None: all."""
         return self.context.target_mask
 
-    @property
+    @functools.cached_property
     def counts(self) -> Tensor:
         """1 where a value of the future counts, else 0: (batch, F, node)."""
         return torch.ones_like(self.future) if self.target_mask is None else self.target_mask.to(self.future.dtype)

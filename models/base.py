@@ -54,12 +54,12 @@ def from_last(context: Context) -> tuple[Tensor, Tensor]:
     return climatology, climatology[..., None][..., :0] if context.lags is None else context.lags[:, first:]
 
 
-def ridge_features(context: Context, step: int) -> Tensor:
+def ridge_features(context: Context, last: Tensor, step: int) -> Tensor:
     """Inputs of ridge regression at a step of the horizon, as departures from the last value: (batch, node, P)."""
     climatology, lags = from_last(context)
     recent = context.history[:, -RECENT:-1].transpose(1, 2)
     known = climatology[:, [0, 1 + step]].transpose(1, 2)
-    return torch.cat([recent, known, lags[:, 0], lags[:, 1 + step]], dim=-1) - context.last.unsqueeze(-1)
+    return torch.cat([recent, known, lags[:, 0], lags[:, 1 + step]], dim=-1) - last.unsqueeze(-1)
 
 
 class SimpleForecasters(nn.Module):
@@ -92,12 +92,13 @@ class SimpleForecasters(nn.Module):
         self.register_buffer("ahead", torch.arange(1, steps + 1).view(-1, 1), persistent=False)
 
     def forward(self, context: Context) -> Tensor:
-        last, (climatology, lags) = context.last.unsqueeze(1), from_last(context)
-        now, climatology = climatology[:, :1], climatology[:, 1:]
+        latest, (climatology, lags) = context.last, from_last(context)
+        last, now, climatology = latest.unsqueeze(1), climatology[:, :1], climatology[:, 1:]
         damped = climatology + self.damping**self.ahead * (last - now)
-        ridges = torch.stack([self.intercept[:, step].unsqueeze(1)
-                              + torch.einsum("bnp,knp->kbn", ridge_features(context, step), self.weights[:, step])
-                              for step in range(len(self.ahead))], dim=2) + last
+        ridges = torch.stack([
+            self.intercept[:, step].unsqueeze(1)
+            + torch.einsum("bnp,knp->kbn", ridge_features(context, latest, step), self.weights[:, step])
+            for step in range(len(self.ahead))], dim=2) + last
         found = [last.expand_as(climatology), last + self.drift[0], climatology, damped, *ridges]
         for lagged, drift in zip(lags[:, 1:].unbind(-1), self.drift[1:], strict=True):
             found += [lagged, lagged + drift]
@@ -105,7 +106,8 @@ class SimpleForecasters(nn.Module):
 
     def fit(self, windows: Batch) -> Tensor:
         """Fit all to training windows in the order of time; forecasts of these, of both ridges out of sample."""
-        future, target_mask, last = windows.future, windows.counts, windows.context.last.unsqueeze(1)
+        future, target_mask, latest = windows.future, windows.counts, windows.context.last
+        last = latest.unsqueeze(1)
         climatology, lags = from_last(windows.context)
         count = target_mask.sum(0).clamp_min(1)
         change = (future - last) * target_mask
@@ -120,15 +122,15 @@ class SimpleForecasters(nn.Module):
         errors = torch.stack([((climatology + phi**self.ahead * anomaly - future).abs() * target_mask).sum((0, 1))
                               for phi in DAMPING])
         self.damping.copy_(torch.tensor(DAMPING, device=future.device)[errors.argmin(0)])
-        left_out = torch.stack([self._fit_ridge(windows, step) for step in range(len(self.ahead))], dim=2)
+        left_out = torch.stack([self._fit_ridge(windows, latest, step) for step in range(len(self.ahead))], dim=2)
         points = self(windows.context)
         points[:, CANDIDATES.index("ridge"):len(CANDIDATES)] = left_out.transpose(0, 1)
         return points
 
-    def _fit_ridge(self, windows: Batch, step: int) -> Tensor:
+    def _fit_ridge(self, windows: Batch, last: Tensor, step: int) -> Tensor:
         """Weights of both ridges at a step of the horizon; out-of-sample forecasts (2, batch, node)."""
-        features, steps = ridge_features(windows.context, step), len(self.ahead)
-        target_mask, target = windows.counts[:, step], windows.future[:, step] - windows.context.last
+        features, steps = ridge_features(windows.context, last, step), len(self.ahead)
+        target_mask, target = windows.counts[:, step], windows.future[:, step] - last
         values = torch.cat([features, target.unsqueeze(-1)], dim=-1) / self.scale.unsqueeze(-1)
         left_out, start = [], windows.start
         for fold in torch.arange(len(target), device=target.device).tensor_split(min(FOLDS, len(target))):
@@ -143,7 +145,7 @@ class SimpleForecasters(nn.Module):
         chosen = [int(errors[:half].argmin()), half + int(errors[half:].argmin())]
         weights, intercept = self._solve(values, target_mask, independent(start, steps))
         self.weights[:, step], self.intercept[:, step] = weights[chosen], intercept[chosen] * self.scale
-        return left_out[chosen] * self.scale + windows.context.last
+        return left_out[chosen] * self.scale + last
 
     @staticmethod
     def _solve(values: Tensor, target_mask: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -241,10 +243,10 @@ class Base(nn.Module):
         """Fit everything to training and validation windows in the order of time; no output is below `minimum`."""
         self.minimum.copy_(torch.as_tensor(minimum))
         errors, counts, calendars = [], [], []
-        for batches, most in ((training, TRAINING), (validation, math.inf)):
+        for batches, forecast, most in ((training, self.simple.fit, TRAINING),
+                                        (validation, lambda windows: self.simple(windows.context), math.inf)):
             windows = thinned(batches)
-            forecasts = self.simple(windows.context) if errors else self.simple.fit(windows)
-            errors.append(forecasts - windows.future.unsqueeze(1))
+            errors.append(forecast(windows) - windows.future.unsqueeze(1))
             evidence = min(independent(windows.start, len(self.simple.ahead)), most)
             counts.append(windows.counts * (evidence / len(windows.start)))
             calendars.append(windows.context.calendar)

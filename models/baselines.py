@@ -30,7 +30,7 @@ from data.calendar import season_of
 
 from .base import SimpleForecasters, thinned
 from .layers import Task
-from .quantiles import quantiles_at_z, reorder
+from .quantiles import quantiles_at_z, reorder, z_of_members
 
 FIT_BATCH = 64
 RIDGE_WINDOWS = 1000  # of training, at most, that ridge regression is fitted to
@@ -198,7 +198,7 @@ def equidistant(noise: Callable, members: int) -> Callable:
         given = noise(noise_index)
         if noise_index != VALUES:
             return given
-        z = torch.special.ndtri((torch.arange(members, dtype=torch.float64) + 0.5) / members).to(given)
+        z = z_of_members(members).to(given)
         given = given.unflatten(0, (-1, members))
         return reorder(z.view(-1, 1, 1).expand_as(given), given).flatten(0, 1)
 

@@ -27,9 +27,13 @@ def equidistant_quantiles(quantiles: Tensor, members: int) -> Tensor:
     Linear in z between levels, with the slope of the end beyond them: exact for a Gaussian at every level.
     Shapes: quantiles (batch, L, F, node), sorted -> (batch, M, F, node), sorted up to rounding.
     """
-    levels = (torch.arange(members, dtype=torch.float64) + 0.5) / members
-    z = torch.special.ndtri(levels).to(quantiles).view(-1, 1, 1)
+    z = z_of_members(members).to(quantiles).view(-1, 1, 1)
     return quantiles_at_z(quantiles, z.expand(len(quantiles), -1, *quantiles.shape[2:]))
+
+
+def z_of_members(members: int) -> Tensor:
+    """z of the M levels (i + 0.5) / M: (M,), float64."""
+    return torch.special.ndtri((torch.arange(members, dtype=torch.float64) + 0.5) / members)
 
 
 def quantiles_at_z(quantiles: Tensor, z: Tensor) -> Tensor:

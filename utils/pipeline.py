@@ -164,8 +164,7 @@ def mean_validation_loss(model: MeanModel, data: WindowedField, config, processe
     def loss(batch):
         if config.select == "loss":
             return model.loss(batch.future, batch.context)
-        error = (model(batch.context) - batch.future).abs()
-        return error.mean() if batch.target_mask is None else (error * batch.target_mask).mean()
+        return ((model(batch.context) - batch.future).abs() * batch.counts).mean()
 
     return mean_over_windows(loss, data.batches("validation", config.val_batch_size), processes)
 

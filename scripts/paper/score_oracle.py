@@ -17,7 +17,7 @@ from data.synthetic import OracleField, OraclePredictive, make_oracle
 from data.windows import WindowedField
 from models import MeanModel, load_forecaster
 from models.margins import centred
-from models.quantiles import reorder
+from models.quantiles import reorder, z_of_members
 from utils.config import FlagParser, output_path
 from utils.output.tables import markdown
 from utils.pipeline import open_windows, oracle_settings
@@ -37,8 +37,7 @@ def exact_members(predictive: OraclePredictive, members: int, generator: torch.G
     """Members (batch, member, F, node) of the exact distribution: "random", or its "quantiles" in their rank order."""
     z = predictive.sample_z(members, generator)
     if ensemble == "quantiles":
-        level = (torch.arange(members, dtype=torch.float64) + 0.5) / members
-        quantiles = torch.special.ndtri(level).to(z).view(-1, 1, 1) * predictive.z_std
+        quantiles = z_of_members(members).to(z).view(-1, 1, 1) * predictive.z_std
         z = reorder(predictive.z.unsqueeze(1) + quantiles, z)
     return predictive.values(z)
 
