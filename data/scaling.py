@@ -19,6 +19,7 @@ EVIDENCE = 2.0  # for logarithms: twice this is beyond the 95 % quantile of a ch
 SAMPLE = 20_000, 64  # most steps and nodes of a `recent` part
 FINE = 10.0  # smallest value of whole numbers, in steps, whose logarithm varies smoothly enough
 LEAST_SHARE, MOST = 0.1, 1000.0  # of the smallest and largest training value of a node, where logarithms are cut
+ATOM = 0.1  # share of the training values of a node that equal its largest one, where that is a bound
 LEAST_LOG_SPREAD = 1e-3  # standard deviation of logarithms; a node that varies less may vary more later
 
 
@@ -37,7 +38,7 @@ class Scaler:
 
     With `least`, values are replaced by their logarithms, those below `least` by that of `least`. Missing values (NaN)
     are left out. Of whole numbers (counts) `physical` rounds what is whole up to the rounding of float32, so that equal
-    counts stay equal.
+    counts stay equal. `least` and `highest` always have an entry for each node.
     """
 
     mean: float | tuple[float, ...]
@@ -47,6 +48,7 @@ class Scaler:
     nonnegative: bool | tuple[bool, ...] = False  # `physical` gives no value below 0
     precise: bool = False  # the values are stored in float64: so are differences from the mean
     least: tuple[float, ...] | None = None
+    highest: tuple[float, ...] | None = None  # `physical` gives no value above it
 
     @classmethod
     def fit(cls, training: Tensor) -> "Scaler":
@@ -87,6 +89,10 @@ class Scaler:
 
     def physical(self, standardized: Tensor) -> Tensor:
         """Physical values in float64; zero becomes exactly zero, so that it equals the zeros of the data."""
+        values = self._unbounded(standardized)
+        return values if self.highest is None else torch.minimum(values, self._part("highest", values.device))
+
+    def _unbounded(self, standardized: Tensor) -> Tensor:
         device = standardized.device
         mean, std, whole, nonnegative = (self._part(name, device) for name in ("mean", "std", "whole", "nonnegative"))
         if self.least:
@@ -249,6 +255,19 @@ def by_node(values: Tensor, end: Callable) -> Tensor:
     """The lowest (torch.amin) or highest (torch.amax) value of each node (node,), the opposite infinity without any."""
     none = math.inf if end is torch.amin else -math.inf
     return end(torch.stack([end(as_real(block).nan_to_num(none), 0) for block in values.split(BLOCK)]), 0)
+
+
+def upper_bounds(training: Tensor, values: Tensor) -> Tensor:
+    """The largest value of each node (node,) where at least ATOM of its training values equal it; else infinity.
+
+    Such a value is often the end of a range, as that of visibility or humidity. Constant nodes have no bound, nor have
+    those with larger `values` (time, node) after the training part.
+    """
+    largest = by_node(training, torch.amax)
+    equal, count = (sum(part(block) for block in map(as_real, training.split(BLOCK))) for part in (
+        lambda block: (block == largest).sum(0), lambda block: (~block.isnan()).sum(0)))
+    bounded = (equal >= ATOM * count) & (equal < count) & (by_node(values, torch.amax) <= largest)
+    return torch.where(bounded, largest, math.inf)
 
 
 def is_precise(values: Tensor) -> bool:

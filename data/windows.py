@@ -18,7 +18,7 @@ from .fluctuation import fluctuation_scale
 from .lags import choose_lags
 from .nodes import nearest_nodes
 from .registry import DATASETS
-from .scaling import BLOCK, UNLIKE, NodeStatistics, Scaler, as_real, by_node
+from .scaling import BLOCK, UNLIKE, NodeStatistics, Scaler, as_real, by_node, upper_bounds
 from .stamps import local_times, parse_time
 from .table import MEMORY_LIMIT, listed
 
@@ -141,6 +141,11 @@ class WindowedField:
                 notes.append(f"the smallest training value is 0, but later there are values down to "
                              f"{float(in_all.min()):g}: forecasts may be negative too")
             field = with_support(field, bool(nonnegative.all()))
+            highest = upper_bounds(self.training, field.values)
+            if bool((bounded := highest < torch.inf).any()):
+                self.scaler = replace(self.scaler, highest=tuple(highest.double().tolist()))
+                notes.append(f"{chosen_nodes(bounded, field.node_names)} often have their largest value: no forecast "
+                             "is above it; see --support")
         shape = field.values.shape[1:] if self.scaler.by_node else ()
         nonnegative = torch.as_tensor(nonnegative).expand(shape).tolist()
         self.scaler = replace(self.scaler, nonnegative=tuple(nonnegative) if self.scaler.by_node else nonnegative)
@@ -389,11 +394,14 @@ def smallest(values: Tensor) -> float:
     return float(by_node(values, torch.amin).min())
 
 
+def chosen_nodes(chosen: Tensor, names: tuple[str, ...]) -> str:
+    """Number and names of the chosen nodes, for a note."""
+    return f"{int(chosen.sum())} of {len(names)} nodes ({listed([names[k] for k in chosen.nonzero().flatten()])})"
+
+
 def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, names: tuple[str, ...]) -> list[str]:
     """Notes on nodes that differ in scale, on outliers, and on spreads near the resolution of the type."""
-    def which(chosen: Tensor) -> str:
-        return f"{int(chosen.sum())} of {len(names)} nodes ({listed([names[k] for k in chosen.nonzero().flatten()])})"
-
+    which = functools.partial(chosen_nodes, names=names)
     notes, unlike = [], statistics.unlike()
     if bool(unlike.any()):
         own = "each node is scaled by its own mean and spread" + ", those of its logarithm" * bool(scaler.least)

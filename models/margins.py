@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from data.context import Context
 from data.windows import Batch
 
-from .base import BLOCKS
+from .base import BLOCKS, significant
 from .mean import MeanModel
 from .quantiles import (
     couple,
@@ -101,9 +101,12 @@ class ResidualMargin(Margin):
 
     With n < BLOCKS blocks:
 
-        width = max(root mean square of the ratios of the later half, sqrt((n + 1) / (n - 1)) but at most FEW_WIDTH)
+        width = max(root mean square of the ratios of the later half, few * smaller)
+        few = sqrt((n + 1) / (n - 1)), at most FEW_WIDTH: the error of value n + 1 around the mean of the first n, over
+              the errors of these
+        smaller = root of the geometric mean of the ratios, where that is `significant`ly below 1; else 1
 
-    The root is the error of value n + 1 around the mean of the first n, over the errors of these.
+    Later windows are expected to be between training and validation, hence the root.
     The width of plain residuals is 1.
     inputs: which of "mean" and "scale" the denoiser is given.
     Source: CoST section 4.2 (residual).
@@ -155,9 +158,12 @@ class ResidualMargin(Margin):
         """The width by the ratios of blocks, see the class."""
         blocks = len(ratio)
         of_later = _size(ratio[blocks // 2:])
-        if blocks < BLOCKS:
-            return of_later.clamp_min(min(((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5, FEW_WIDTH))
-        return max(_size(ratio), of_later)
+        if blocks >= BLOCKS:
+            return max(_size(ratio), of_later)
+        few, change = min(((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5, FEW_WIDTH), ratio[ratio > 0].log()
+        if len(change) > 1:
+            few *= float((significant(change.mean(), 2 * change.var() / len(change)).clamp_max(0) / 2).exp())
+        return of_later.clamp_min(few)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         residual = self._residual(future, prepared, uniform)

@@ -31,13 +31,15 @@ class OnlineCalibration:
 
     and alike for the share above the median of each node and step. An observation equal to the quantile counts by the
     share of its ties above the level. Ensembles of equal members and missing observations change nothing.
-    With `least` (node,) all of it is of logarithms, as in `data.scaling.Scaler`. Units: any, the same in all calls.
+    With `least` (node,) all of it is of logarithms, as in `data.scaling.Scaler`; no member is above `highest` (node,).
+    Units: any, the same in all calls.
     Source: Gibbs and Candes 2021 (arXiv:2106.00170), Eq. 2, with the delay of the horizon; on z in place of levels, as
     the quantile tracker of Angelopoulos et al. 2023 (arXiv:2307.16895).
     """
 
-    def __init__(self, support: tuple = ANY_VALUE, least: Tensor | None = None):
+    def __init__(self, support: tuple = ANY_VALUE, least: Tensor | None = None, highest: Tensor | float = math.inf):
         self.support, self.least = support, least
+        self.highest = logarithms(torch.as_tensor(highest), least)
         self.shift, self.width = torch.zeros(()), 1.0
         self._step, self._issued = None, []
 
@@ -67,7 +69,8 @@ class OnlineCalibration:
         level = members.new_tensor(TRACKED).view(-1, 1, 1)
         z = z_of_levels(len(members), members.device, members.dtype).view(-1, 1, 1)
         corrected, quantile = (
-            torch.where(flat, ordered[:1], to_support(_read(ordered, self.width * each + self.shift), *self.support))
+            torch.where(flat, ordered[:1], to_support(_read(ordered, self.width * each + self.shift),
+                                                      *self.support).minimum(self.highest))
             for each in (z, torch.special.ndtri(level)))
         below, upto = (compare(corrected.unsqueeze(0), quantile.unsqueeze(1)).sum(1)
                        for compare in (torch.lt, torch.le))

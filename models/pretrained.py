@@ -4,6 +4,7 @@ This module alone of the package uses `utils`. It needs the checkpoint, which de
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data.calendar import clock_of, in_words
+from data.constants import ANY_VALUE
 from data.fields import mark_missing
 from data.frames import from_data_frame
 from data.matching import in_order, match, node_differences
@@ -148,10 +150,11 @@ class TrainedForecaster:
         It uses the observations in the histories. Each history should overlap the one before.
         """
         scaler = self.field.scaler
-        if scaler.least:
-            return OnlineCalibration(least=torch.tensor(scaler.least, dtype=torch.float64, device=self.device))
+        least, highest = (None if part is None else torch.tensor(part, dtype=torch.float64, device=self.device)
+                          for part in (scaler.least, scaler.highest or math.inf))
         bounded, whole = (torch.as_tensor(part, device=self.device) for part in (scaler.nonnegative, scaler.whole))
-        return OnlineCalibration((torch.where(bounded, 0.0, -torch.inf), (bounded & whole).double()))
+        support = ANY_VALUE if scaler.least else (torch.where(bounded, 0.0, -torch.inf), (bounded & whole).double())
+        return OnlineCalibration(support, least, highest)
 
     def _covariates(self, covariates, lead: tuple[int, ...], position: Tensor, length: int) -> Tensor | None:
         """Covariates as (window, H + F, node or 1, covariate), of a frame in the order of training.

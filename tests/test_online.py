@@ -94,6 +94,17 @@ def test_members_stay_as_they_are_until_something_is_observed_and_keep_their_ran
     assert online.width == pytest.approx(1 + 0.9 * WIDTH_RATE)
 
 
+@pytest.mark.parametrize("least", [None, torch.full((NODES,), 0.1, dtype=torch.float64)])
+def test_no_corrected_member_is_above_the_highest_value(least):
+    torch.manual_seed(5)
+    highest = torch.linspace(1, 4, NODES, dtype=torch.float64)
+    members = torch.rand(MEMBERS, HORIZON, NODES, dtype=torch.float64) * highest
+    online = OnlineCalibration(least=least, highest=highest)
+    online.correct(torch.ones(HISTORY, NODES), members, 10)
+    moved = online.correct(torch.full((HISTORY, NODES), 9.0), members, 11)
+    assert moved[:, 0].gt(members[:, 0]).any() and (moved <= highest * (1 + 1e-12)).all()
+
+
 def test_a_wider_symmetric_ensemble_keeps_its_mean():
     online, half = OnlineCalibration(), torch.rand(MEMBERS // 2, 1, NODES, dtype=torch.float64)
     members = torch.cat([3 - half, 3 + half])

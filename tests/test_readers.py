@@ -21,7 +21,8 @@ from data.constants import ANY_VALUE
 from data.fields import OwnFile, load_field
 from data.nodes import numbered, read_graph, read_node_table
 from data.readers import read_file
-from data.windows import WindowedField, supported
+from data.summary import FieldSummary
+from data.windows import WindowedField, WindowSettings, supported
 
 VALUES = random_values(48, 4)
 SERIES = VALUES[:, 0].astype(np.float64)
@@ -513,6 +514,24 @@ def test_the_support_is_that_of_the_flag_or_of_the_training_part(tmp_path, value
     data = WindowedField(supported(load_field("a", ROOT, own), support), 6, 4)
     expected = data.training.min() == 0 if support == "auto" else nonnegative
     assert data.field.spec.nonnegative is bool(expected) and (data.support == ANY_VALUE) is not bool(expected)
+
+
+@pytest.mark.parametrize("support, share, later, bounded", [
+    ("auto", 0.2, 0, True), ("auto", 0.05, 0, False), ("auto", 0.2, 1, False), ("auto", 1.0, 0, False),
+    ("any", 0.2, 0, False),
+])
+def test_no_forecast_is_above_a_value_that_a_node_often_has_at_most(tmp_path, support, share, later, bounded):
+    values = np.random.default_rng(0).normal(300, 2, (100, 3)).astype("f4")
+    values[::round(1 / share), 1] = 310.5
+    values[-1, 1] = 310.5 + later
+    np.save(tmp_path / "a.npy", values)
+    field = supported(load_field("a", ROOT, OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")), support)
+    data = WindowedField(field, 6, 4, WindowSettings(scaling="auto"))
+    assert any("1 of 3 nodes (node 1) often have their largest value" in note for note in data.field.notes) is bounded
+    found = data.scaler.physical(torch.full((2, 3), 50.0))
+    assert found[:, 1].eq(310.5).all().item() is bounded and found[:, [0, 2]].gt(311).all()
+    restored = FieldSummary.from_state(FieldSummary.of(data).state()).scaler
+    assert torch.equal(restored.physical(torch.full((2, 3), 50.0)), found)
 
 
 def test_values_below_zero_contradict_a_nonnegative_support(tmp_path):

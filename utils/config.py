@@ -49,7 +49,8 @@ class CommonConfig:
     graph: str = flag("", DATA, "graph of its nodes: a matrix (.csv, .npy) or edges from, to, weight (.csv)")
     unit: str = flag("", DATA, "unit of its values")
     support: str = flag("auto", DATA, "values that can occur; auto: as the dataset's card says, for --data_path "
-                        "nonnegative where the smallest training value is 0", choices=("auto", "any", "nonnegative"))
+                        "nonnegative where the smallest training value is 0, and none above the largest one of a node "
+                        "where many equal it", choices=("auto", "any", "nonnegative"))
     scaling: str = flag("auto", DATA, "mean and spread that standardize values: those of the field, as published "
                         "(field), of each node (node), of its logarithm (log); auto: log where changes grow with the "
                         "level of positive values, node where levels or spreads differ by more than 10 times, else "
