@@ -78,10 +78,6 @@ class OraclePredictive:
         temporal_factor = torch.linalg.cholesky(self.temporal_covariance)
         return self.z[:, None] + temporal_factor.to(white) @ (white @ self.spatial_factor.T.to(white))
 
-    def sample(self, members: int, generator: torch.Generator) -> Tensor:
-        """Joint futures, (batch, member, horizon, node)."""
-        return self.values(self.sample_z(members, generator))
-
 
 def warp(z: Tensor, skew: float) -> Tensor:
     """A standard normal value as a lognormal one of mean 0 and variance 1; z itself where skew is 0.

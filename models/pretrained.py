@@ -80,8 +80,8 @@ class TrainedForecaster:
 
     def forecast(self, history: np.ndarray | pd.DataFrame | Sequence,
                  history_start: str | np.datetime64 | Sequence | None = None, members: int | str = 0,
-                 covariates: np.ndarray | pd.DataFrame | None = None, start=None,
-                 online: OnlineCalibration | None = None, **flags) -> Forecast:
+                 covariates: np.ndarray | pd.DataFrame | None = None, online: OnlineCalibration | None = None,
+                 **flags) -> Forecast:
         """An ensemble of the steps after a history.
 
         history   (history_steps, node), or (window, history_steps, node) for several windows: the H steps before the
@@ -92,7 +92,6 @@ class TrainedForecaster:
         members   size of the ensemble; 0: that of the run; a text: the kind of its members (`MEMBERS`)
         covariates  (H + F, covariate) or (H + F, node, covariate), where the model was trained with such; or a
                   DataFrame with a column for each covariate
-        start     the old name of history_start
         online    result of `online`: members are corrected by the observations since its earlier forecasts
         flags     seed, sampler, sample_steps, sample_precision, sample_batch, as of main_train.py; default: the run's
 
@@ -101,11 +100,6 @@ class TrainedForecaster:
         Raises: ValueError for another shape than that of training, other nodes, missing values, a time between two
         steps, or another one than the index has.
         """
-        if start is not None:
-            warnings.warn("start is the old name of history_start", DeprecationWarning, stacklevel=2)
-            if history_start is not None:
-                raise ValueError("start is the old name of history_start: give one of them")
-            history_start = start
         settings = self._settings(members, flags)
         history, start = labelled(history, history_start, self.field)
         steps, nodes, seen = self.history_steps, self.field.num_nodes, settings["history_len"]

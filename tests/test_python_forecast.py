@@ -1,6 +1,5 @@
 """Forecasts from Python: names, times and masks of a history are checked; the forecaster has a readable repr."""
 
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -149,17 +148,6 @@ def test_a_history_that_is_too_short_for_the_lags_is_told_so(special):
     with pytest.raises(ValueError, match=r"history of shape \(6, 4\).*expected \(30, 4\).*; 24 of these steps lie "
                                          "before the 6 of the history, for the lags 8, 24: nan stands for missing"):
         special.forecast(HISTORY)
-
-
-def test_the_old_name_of_history_start_still_works(forecaster):
-    with pytest.warns(DeprecationWarning, match="start is the old name of history_start"):
-        old = forecaster.forecast(HISTORY.to_numpy(), start=START)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        new = forecaster.forecast(HISTORY.to_numpy(), history_start=START)
-    assert (old.members == new.members).all()
-    with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match="give one of them"):
-        forecaster.forecast(HISTORY.to_numpy(), history_start=START, start=START)
 
 
 def test_forecaster_and_forecast_are_two_lines(forecaster, special):

@@ -107,7 +107,7 @@ def test_samples_have_the_stated_mean_and_covariance():
     field = make_oracle(OracleSettings(4, 100), seed=2)
     history, _, first = windows(field, 12, 3, stride=40)
     law = field.predictive(history, first, 3)
-    draws = law.sample(40_000, torch.Generator().manual_seed(0))
+    draws = law.values(law.sample_z(40_000, torch.Generator().manual_seed(0)))
     assert draws.shape == (len(first), 40_000, 3, 4)
     scale = (law.spread * law.z_std).flatten(1)
     for b in range(len(first)):
@@ -153,7 +153,7 @@ def test_a_longer_series_begins_with_the_shorter_one():
 def test_any_number_of_nodes(nodes):
     field = make_oracle(OracleSettings(nodes, 200))
     law = field.predictive(field.values[None, :12], torch.tensor([0]), 4)
-    draws = law.sample(3, torch.Generator().manual_seed(0))
+    draws = law.values(law.sample_z(3, torch.Generator().manual_seed(0)))
     assert field.values.shape == (200, nodes) and field.positions.shape == (nodes, 2)
     assert draws.shape == (1, 3, 4, nodes)
     assert law.mean.dtype == law.spread.dtype == law.z_std.dtype == draws.dtype == torch.float32
