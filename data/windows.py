@@ -141,6 +141,7 @@ class WindowedField:
                 notes.append(f"the smallest training value is 0, but later there are values down to "
                              f"{float(in_all.min()):g}: forecasts may be negative too")
             field = with_support(field, bool(nonnegative.all()))
+        if nonnegative is not False and field.name not in DATASETS:
             highest = upper_bounds(self.training, field.values)
             if bool((bounded := highest < torch.inf).any()):
                 self.scaler = replace(self.scaler, highest=tuple(highest.double().tolist()))

@@ -518,7 +518,7 @@ def test_the_support_is_that_of_the_flag_or_of_the_training_part(tmp_path, value
 
 @pytest.mark.parametrize("support, share, later, bounded", [
     ("auto", 0.2, 0, True), ("auto", 0.05, 0, False), ("auto", 0.2, 1, False), ("auto", 1.0, 0, False),
-    ("any", 0.2, 0, False),
+    ("any", 0.2, 0, False), ("nonnegative", 0.2, 0, True),
 ])
 def test_no_forecast_is_above_a_value_that_a_node_often_has_at_most(tmp_path, support, share, later, bounded):
     values = np.random.default_rng(0).normal(300, 2, (100, 3)).astype("f4")
