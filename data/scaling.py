@@ -19,7 +19,7 @@ EVIDENCE = 2.0  # for logarithms: twice this is beyond the 95 % quantile of a ch
 SAMPLE = 20_000, 64  # most steps and nodes of a `recent` part
 FINE = 10.0  # smallest value of whole numbers, in steps, whose logarithm varies smoothly enough
 LEAST_SHARE, MOST = 0.1, 1000.0  # of the smallest and largest training value of a node, where logarithms are cut
-ATOM = 0.1  # share of the training values of a node that equal its largest one, where that is a bound
+ATOM = 0.5  # share of the training values of a node that equal its largest one, where that is a bound
 LEAST_LOG_SPREAD = 1e-3  # standard deviation of logarithms; a node that varies less may vary more later
 
 
@@ -260,8 +260,8 @@ def by_node(values: Tensor, end: Callable) -> Tensor:
 def upper_bounds(training: Tensor, values: Tensor) -> Tensor:
     """The largest value of each node (node,) where at least ATOM of its training values equal it; else infinity.
 
-    Such a value is often the end of a range, as that of visibility or humidity. Constant nodes have no bound, nor have
-    those with larger `values` (time, node) after the training part.
+    Such a value is mostly the end of a range, as that of visibility. Constant nodes have no bound, nor have those with
+    larger `values` (time, node) after the training part.
     """
     largest = by_node(training, torch.amax)
     equal, count = (sum(part(block) for block in map(as_real, training.split(BLOCK))) for part in (

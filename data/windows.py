@@ -145,7 +145,7 @@ class WindowedField:
             highest = upper_bounds(self.training, field.values)
             if bool((bounded := highest < torch.inf).any()):
                 self.scaler = replace(self.scaler, highest=tuple(highest.double().tolist()))
-                notes.append(f"{chosen_nodes(bounded, field.node_names)} often have their largest value: no forecast "
+                notes.append(f"{chosen_nodes(bounded, field.node_names)} mostly have their largest value: no forecast "
                              "is above it; see --support")
         shape = field.values.shape[1:] if self.scaler.by_node else ()
         nonnegative = torch.as_tensor(nonnegative).expand(shape).tolist()

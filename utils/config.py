@@ -50,7 +50,7 @@ class CommonConfig:
     unit: str = flag("", DATA, "unit of its values")
     support: str = flag("auto", DATA, "values that can occur; auto: as the dataset's card says, for --data_path "
                         "nonnegative where the smallest training value is 0, and none above the largest one of a node "
-                        "where many equal it", choices=("auto", "any", "nonnegative"))
+                        "where most equal it", choices=("auto", "any", "nonnegative"))
     scaling: str = flag("auto", DATA, "mean and spread that standardize values: those of the field, as published "
                         "(field), of each node (node), of its logarithm (log); auto: log where changes grow with the "
                         "level of positive values, node where levels or spreads differ by more than 10 times, else "
