@@ -264,8 +264,8 @@ def upper_bounds(training: Tensor, values: Tensor) -> Tensor:
     larger `values` (time, node) after the training part.
     """
     largest = by_node(training, torch.amax)
-    equal, count = (sum(part(block) for block in map(as_real, training.split(BLOCK))) for part in (
-        lambda block: (block == largest).sum(0), lambda block: (~block.isnan()).sum(0)))
+    equal = sum((as_real(block) == largest).sum(0) for block in training.split(BLOCK))
+    count = sum((~block.isnan()).sum(0) for block in training.split(BLOCK))
     bounded = (equal >= ATOM * count) & (equal < count) & (by_node(values, torch.amax) <= largest)
     return torch.where(bounded, largest, math.inf)
 
