@@ -38,7 +38,7 @@ class Scaler:
 
     With `least`, values are replaced by their logarithms, those below `least` by that of `least`. Missing values (NaN)
     are left out. Of whole numbers (counts) `physical` rounds what is whole up to the rounding of float32, so that equal
-    counts stay equal. `least` and `highest` always have an entry for each node.
+    counts stay equal. `least` and a finite `highest` always have an entry for each node.
     """
 
     mean: float | tuple[float, ...]
@@ -48,7 +48,7 @@ class Scaler:
     nonnegative: bool | tuple[bool, ...] = False  # `physical` gives no value below 0
     precise: bool = False  # the values are stored in float64: so are differences from the mean
     least: tuple[float, ...] | None = None
-    highest: tuple[float, ...] | None = None  # `physical` gives no value above it
+    highest: float | tuple[float, ...] = math.inf  # `physical` gives no value above it
 
     @classmethod
     def fit(cls, training: Tensor) -> "Scaler":
@@ -84,19 +84,19 @@ class Scaler:
 
     def standardize(self, physical: Tensor) -> Tensor:
         """Values (..., node) in float32."""
-        limit = self._part("limit", physical.device, torch.float32)
+        limit = self.part("limit", physical.device, torch.float32)
         return self._standardize(physical).clamp(-limit, limit)
 
     def physical(self, standardized: Tensor) -> Tensor:
         """Physical values in float64; zero becomes exactly zero, so that it equals the zeros of the data."""
         values = self._unbounded(standardized)
-        return values if self.highest is None else torch.minimum(values, self._part("highest", values.device))
+        return values if self.highest == math.inf else torch.minimum(values, self.part("highest", values.device))
 
     def _unbounded(self, standardized: Tensor) -> Tensor:
         device = standardized.device
-        mean, std, whole, nonnegative = (self._part(name, device) for name in ("mean", "std", "whole", "nonnegative"))
+        mean, std, whole, nonnegative = (self.part(name, device) for name in ("mean", "std", "whole", "nonnegative"))
         if self.least:
-            limit = self._part("limit", device)
+            limit = self.part("limit", device)
             return standardized.double().clamp(-limit, limit).mul_(std).add_(mean).exp_()
         physical = standardized.double().mul_(std).add_(mean)
         if self.any_whole:
@@ -110,11 +110,11 @@ class Scaler:
     def _standardize(self, physical: Tensor) -> Tensor:
         kind = torch.float64 if self.precise or self.by_node else torch.float32
         if self.least:
-            physical = logarithms(physical, self._part("least", physical.device))
-        mean, std = (self._part(name, physical.device) for name in ("mean", "std"))
+            physical = logarithms(physical, self.part("least", physical.device))
+        mean, std = (self.part(name, physical.device) for name in ("mean", "std"))
         return ((physical.to(kind) - mean) * (1 / std)).float()  # as CUDA divides: the same bits everywhere
 
-    def _part(self, name: str, device: torch.device | str, kind: torch.dtype | None = None):
+    def part(self, name: str, device: torch.device | str, kind: torch.dtype | None = None):
         """A part as a number, or as a tensor (node,) on a device, copied there once."""
         value = getattr(self, name)
         if not isinstance(value, tuple):
@@ -213,6 +213,16 @@ class NodeStatistics:
         spread, level = self.std / std, (self.mean - mean).abs() / std
         return self.varying & ((spread < 1 / UNLIKE) | (spread > UNLIKE)) | (level > UNLIKE)
 
+    def upper_bounds(self, training: Tensor, values: Tensor) -> float | tuple[float, ...]:
+        """The largest of these training values of each node where at least ATOM of them equal it; else infinity.
+
+        Such a value is mostly the end of a range, as that of visibility. Constant nodes have no bound, nor have those
+        with larger `values` (time, node) after the training part. One infinity where no node has a bound.
+        """
+        equal = sum((block == self.high).sum(0) for block in training.split(BLOCK))
+        bounded = (equal >= ATOM * self.count) & (equal < self.count) & (by_node(values, torch.amax) <= self.high)
+        return tuple(torch.where(bounded, self.high, math.inf).tolist()) if bool(bounded.any()) else math.inf
+
     def scaler(self, training: Tensor, scaling: str, horizon: int = 1) -> Scaler:
         """The scaler of these training values (time, node); scaling: auto, log, node, or field (as published).
 
@@ -255,19 +265,6 @@ def by_node(values: Tensor, end: Callable) -> Tensor:
     """The lowest (torch.amin) or highest (torch.amax) value of each node (node,), the opposite infinity without any."""
     none = math.inf if end is torch.amin else -math.inf
     return end(torch.stack([end(as_real(block).nan_to_num(none), 0) for block in values.split(BLOCK)]), 0)
-
-
-def upper_bounds(training: Tensor, values: Tensor) -> Tensor:
-    """The largest value of each node (node,) where at least ATOM of its training values equal it; else infinity.
-
-    Such a value is mostly the end of a range, as that of visibility. Constant nodes have no bound, nor have those with
-    larger `values` (time, node) after the training part.
-    """
-    largest = by_node(training, torch.amax)
-    equal = sum((as_real(block) == largest).sum(0) for block in training.split(BLOCK))
-    count = sum((~block.isnan()).sum(0) for block in training.split(BLOCK))
-    bounded = (equal >= ATOM * count) & (equal < count) & (by_node(values, torch.amax) <= largest)
-    return torch.where(bounded, largest, math.inf)
 
 
 def is_precise(values: Tensor) -> bool:

@@ -18,7 +18,7 @@ from .fluctuation import fluctuation_scale
 from .lags import choose_lags
 from .nodes import nearest_nodes
 from .registry import DATASETS
-from .scaling import BLOCK, UNLIKE, NodeStatistics, Scaler, as_real, by_node, upper_bounds
+from .scaling import BLOCK, UNLIKE, NodeStatistics, Scaler, as_real, by_node
 from .stamps import local_times, parse_time
 from .table import MEMORY_LIMIT, listed
 
@@ -127,6 +127,8 @@ class WindowedField:
             statistics = NodeStatistics.of(self.measured)
             self.alike = not bool(statistics.unlike().any())
             self.scaler = statistics.scaler(self.measured, scaling, self.predict_len)
+            if field.spec.nonnegative is not False and field.name not in DATASETS:
+                self.scaler = replace(self.scaler, highest=statistics.upper_bounds(self.measured, field.values))
             notes = notes_on_scale(statistics, self.scaler, scaling, field.node_names)
             if self.scaler.least and (lowest := smallest(field.values)) <= 0:
                 notes.append(f"the logarithms of values are used, as training values are positive, but later there are "
@@ -141,12 +143,6 @@ class WindowedField:
                 notes.append(f"the smallest training value is 0, but later there are values down to "
                              f"{float(in_all.min()):g}: forecasts may be negative too")
             field = with_support(field, bool(nonnegative.all()))
-        if nonnegative is not False and field.name not in DATASETS:
-            highest = upper_bounds(self.training, field.values)
-            if bool((bounded := highest < torch.inf).any()):
-                self.scaler = replace(self.scaler, highest=tuple(highest.double().tolist()))
-                notes.append(f"{chosen_nodes(bounded, field.node_names)} mostly have their largest value: no forecast "
-                             "is above it; see --support")
         shape = field.values.shape[1:] if self.scaler.by_node else ()
         nonnegative = torch.as_tensor(nonnegative).expand(shape).tolist()
         self.scaler = replace(self.scaler, nonnegative=tuple(nonnegative) if self.scaler.by_node else nonnegative)
@@ -395,14 +391,11 @@ def smallest(values: Tensor) -> float:
     return float(by_node(values, torch.amin).min())
 
 
-def chosen_nodes(chosen: Tensor, names: tuple[str, ...]) -> str:
-    """Number and names of the chosen nodes, for a note."""
-    return f"{int(chosen.sum())} of {len(names)} nodes ({listed([names[k] for k in chosen.nonzero().flatten()])})"
-
-
 def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, names: tuple[str, ...]) -> list[str]:
-    """Notes on nodes that differ in scale, on outliers, and on spreads near the resolution of the type."""
-    which = functools.partial(chosen_nodes, names=names)
+    """Notes on nodes that differ in scale, on outliers, on spreads near the resolution of the type, and on bounds."""
+    def which(chosen: Tensor) -> str:
+        return f"{int(chosen.sum())} of {len(names)} nodes ({listed([names[k] for k in chosen.nonzero().flatten()])})"
+
     notes, unlike = [], statistics.unlike()
     if bool(unlike.any()):
         own = "each node is scaled by its own mean and spread" + ", those of its logarithm" * bool(scaler.least)
@@ -418,6 +411,9 @@ def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, nam
     if bool(statistics.unresolved.any()):
         notes.append(f"the spread of {which(statistics.unresolved)} is about the resolution of the file's numbers at "
                      "that level: store the values in float64, or without the level")
+    if scaler.highest != torch.inf:
+        notes.append(f"{which(torch.tensor(scaler.highest) < torch.inf)} mostly have their largest value: no forecast "
+                     "is above it; see --support")
     return notes
 
 

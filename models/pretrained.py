@@ -4,7 +4,6 @@ This module alone of the package uses `utils`. It needs the checkpoint, which de
 """
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -143,10 +142,9 @@ class TrainedForecaster:
 
         It uses the observations in the histories. Each history should overlap the one before.
         """
-        scaler = self.field.scaler
-        least, highest = (None if part is None else torch.tensor(part, dtype=torch.float64, device=self.device)
-                          for part in (scaler.least, scaler.highest or math.inf))
-        bounded, whole = (torch.as_tensor(part, device=self.device) for part in (scaler.nonnegative, scaler.whole))
+        scaler, names = self.field.scaler, ("least", "highest", "nonnegative", "whole")
+        least, highest, *flags = (scaler.part(name, self.device) for name in names)
+        bounded, whole = map(torch.as_tensor, flags)
         support = ANY_VALUE if scaler.least else (torch.where(bounded, 0.0, -torch.inf), (bounded & whole).double())
         return OnlineCalibration(support, least, highest)
 

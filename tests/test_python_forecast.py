@@ -1,6 +1,5 @@
 """Forecasts from Python: names, times and masks of a history are checked; the forecaster has a readable repr."""
 
-
 import numpy as np
 import pandas as pd
 import pytest
