@@ -14,16 +14,18 @@ from data.windows import Batch, WindowBatches, evenly
 from .layers import Task
 from .quantiles import project_on_simplex
 
-CANDIDATES = ("last value", "drift", "climatology", "damped anomaly", "ridge", "ridge by node")
+CANDIDATES = ("last value", "drift", "level", "damped anomaly", "ridge", "ridge by node")
 OF_LAGS = ("lag", "lag with drift")  # one each for every lag
 RECENT = 24  # steps of the history that ridge regression sees, at most
+SMOOTHING = 0.2  # weight of the latest step in the level
 DAMPING = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 PENALTIES = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # in variances of each feature; cross-validation chooses
 FOLDS = 6  # stretches of training time in cross-validation
 VALUES = 10_000_000  # of all windows that a mixture is estimated from, at most
 PRIOR = 8.0  # independent windows of evidence at which a node weighs as much as the field
-TRAINING = 8.0  # independent windows that training errors count as, at most: validation is nearer to later windows
+TRAINING = 4.0  # independent windows that training errors count as, at most: validation is nearer to later windows
 BINS = 24  # of the calendar's first cycle, at most
+FLOOR = 0.1  # of a candidate's mean error, in that of training or validation
 CYCLES = 3.0  # of evidence at which a bin has the shrinkage weight 1/2
 STEPS = 100  # of the search for weights
 SHARES = 11  # shares of the network that are tried, from 0 to 1
@@ -67,8 +69,8 @@ class SimpleForecasters(nn.Module):
 
         last value       history[-1]
         drift            last value + mean training change per node and step of the horizon, shrunk by `significant`
-        climatology      climatology of the horizon
-        damped anomaly   climatology + phi^f * (last value - its climatology),    phi per node
+        level            climatology + exponentially weighted mean of the anomalies of the history
+        damped anomaly   climatology + phi^f * anomaly of the last value,    phi per node; 0 is the climatology
         ridge            last value + linear in departures from it: history, climatology, lags; the same for all nodes
         ridge by node    the same with weights for each node, shrunk towards those of all
         lag              the value so many steps earlier (seasonal naive), one for each lag
@@ -95,14 +97,23 @@ class SimpleForecasters(nn.Module):
         latest, (climatology, lags) = context.last, from_last(context)
         last, now, climatology = latest.unsqueeze(1), climatology[:, :1], climatology[:, 1:]
         damped = climatology + self.damping**self.ahead * (last - now)
+        level = climatology + self.level(context).unsqueeze(1)
         ridges = torch.stack([
             self.intercept[:, step].unsqueeze(1)
             + torch.einsum("bnp,knp->kbn", ridge_features(context, latest, step), self.weights[:, step])
             for step in range(len(self.ahead))], dim=2) + last
-        found = [last.expand_as(climatology), last + self.drift[0], climatology, damped, *ridges]
+        found = [last.expand_as(climatology), last + self.drift[0], level, damped, *ridges]
         for lagged, drift in zip(lags[:, 1:].unbind(-1), self.drift[1:], strict=True):
             found += [lagged, lagged + drift]
         return torch.stack(found, dim=1)
+
+    @staticmethod
+    def level(context: Context) -> Tensor:
+        """Exponentially weighted mean of the anomalies that were observed in the history: (batch, node)."""
+        age = torch.arange(context.history_len - 1, -1, -1, device=context.history.device).view(-1, 1)
+        weight = (1 - SMOOTHING) ** age * torch.ones_like(context.history)
+        weight = weight if context.missing is None else weight * (1 - context.missing)
+        return (weight * context.anomaly).sum(1) / weight.sum(1).clamp_min(1e-6)
 
     def fit(self, windows: Batch) -> Tensor:
         """Fit all to training windows in the order of time; forecasts of these, of both ridges out of sample."""
@@ -250,23 +261,31 @@ class Base(nn.Module):
             evidence = min(independent(windows.start, len(self.simple.ahead)), most)
             counts.append(windows.counts * (evidence / len(windows.start)))
             calendars.append(windows.context.calendar)
-        errors, counts = torch.cat(errors), torch.cat(counts)
         self._weigh(errors, counts)
+        errors, counts = torch.cat(errors), torch.cat(counts)
         residual = -(errors * self.weights).sum(1)
         del errors
         self._measure(residual, counts, self.bins(torch.cat(calendars)))
 
-    def _weigh(self, errors: Tensor, counts: Tensor) -> None:
+    def _weigh(self, errors: list[Tensor], counts: list[Tensor]) -> None:
         """Weights from errors (window, candidate, F, node) and their weights `counts` (window, F, node).
 
-        Squares are divided by the mean absolute error of all candidates, so that outliers count as absolute errors.
+        Errors of training and of validation are in units of the lowest mean absolute error of a candidate there, so
+        that a level that has changed leaves the validation windows their weight. Squares are divided by the mean
+        absolute error of all candidates, so that outliers count as absolute errors.
         """
-        total = counts.sum(0)
-        size = (errors.abs() * counts.unsqueeze(1)).sum(0).amin(0) / total.clamp_min(1e-6)
-        errors = errors / size.clamp_min(1e-6).unsqueeze(0)
-        robust = counts / errors.abs().mean(1).clamp_min(0.1)
-        moments = torch.stack([each.permute(2, 1, 0) @ (each * weight.unsqueeze(1)).permute(2, 0, 1)
-                               for each, weight in zip(errors.unbind(2), robust.unbind(1), strict=True)])
+        totals = torch.stack([each.sum(0) for each in counts])
+        sizes = torch.stack([(error.abs() * count.unsqueeze(1)).sum(0).amin(0) / total.clamp_min(1e-6)
+                             for error, count, total in zip(errors, counts, totals, strict=True)])
+        total = totals.sum(0)
+        overall = (sizes * totals).sum(0) / total.clamp_min(1e-6)
+        moments = 0
+        for error, count, size in zip(errors, counts, torch.maximum(sizes, FLOOR * overall), strict=True):
+            error = error / size.clamp_min(1e-6)
+            robust = count / error.abs().mean(1).clamp_min(0.1)
+            moments = moments + torch.stack([
+                each.permute(2, 1, 0) @ (each * weight.unsqueeze(1)).permute(2, 0, 1)
+                for each, weight in zip(error.unbind(2), robust.unbind(1), strict=True)])
         moments = moments / total.clamp_min(1e-6)[..., None, None]
         field = moments.mean(1, keepdim=True)
         number = float(total.amax())
