@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from data.context import Context
 from data.windows import Batch
 
-from .base import BLOCKS, significant
+from .base import BLOCKS
 from .mean import MeanModel
 from .quantiles import (
     couple,
@@ -26,7 +26,9 @@ from .scale import LEAST_SPREAD, FluctuationScale, quantile_spread
 
 MEMBERS = ("random", "quantiles")
 """Kinds of an ensemble: random members, or quantiles at equidistant levels in the rank order of random ones."""
-LARGEST_WIDTH, FEW_WIDTH = 2.0, 1.2
+LARGEST_WIDTH = 2.0
+WIDTH_PRIOR = 3.0  # independent windows of evidence that later residuals are as large as training ones
+FEW_WIDTH = 1.15
 OVERSAMPLED = 4  # samples for each member, where an ensemble of residuals is smoothed
 CLASSES = 32  # of forecasts, in --margin empirical
 TABLE_LEVELS = 400
@@ -97,16 +99,12 @@ class ResidualMargin(Margin):
     the width is estimated from validation residuals in blocks of time:
 
         ratio = size of z in a block / size of z in training,    size: 90 % quantile of |z|
-        width = root mean square of the ratios of all BLOCKS blocks, or of the later half where that is larger
+        width = few * argmin_w of the mean of sqrt(w^2 + ratio^2) - w / sqrt(2),    at most BLOCKS blocks
+        few = sqrt((n + 1) / (n - 1)), at most FEW_WIDTH: the error of value n + 1 around the mean of the first n
+              independent windows, over the errors of these
 
-    With n < BLOCKS blocks:
-
-        width = max(root mean square of the ratios of the later half, few * smaller)
-        few = sqrt((n + 1) / (n - 1)), at most FEW_WIDTH: the error of value n + 1 around the mean of the first n, over
-              the errors of these
-        smaller = root of the geometric mean of the ratios, where that is `significant`ly below 1; else 1
-
-    Later windows are expected to be between training and validation, hence the root.
+    The minimum is that of the expected CRPS of normal members for normal values of these sizes. WIDTH_PRIOR of the
+    n + WIDTH_PRIOR windows have the ratio 1: later windows may return to the size of training.
     The width of plain residuals is 1.
     inputs: which of "mean" and "scale" the denoiser is given.
     Source: CoST section 4.2 (residual).
@@ -127,13 +125,13 @@ class ResidualMargin(Margin):
         residual = self._residual(windows.future, prepared, torch.rand_like(windows.future))
         self.scale.fit(residual, prepared[:, 1], windows.context.calendar, windows.target_mask, spectrum)
         if self.scaled:
-            ratio = self._ratio(training, validation)
+            ratio, number = self._ratio(training, validation)
             if 0 < ratio[len(ratio) // 2:].max() < math.inf:
                 self.validation_size.copy_(_size(ratio))
-                self.width.copy_(self._width(ratio).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
+                self.width.copy_(self._width(ratio, number).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
 
-    def _ratio(self, training: tuple[Batch, Tensor], validation: tuple[Batch, Tensor]) -> Tensor:
-        """Size of z in blocks of validation over that in training: (block,).
+    def _ratio(self, training: tuple[Batch, Tensor], validation: tuple[Batch, Tensor]) -> tuple[Tensor, int]:
+        """Size of z in blocks of validation over that in training, (block,), and the number of independent windows.
 
         Of targets whose scale is not less than a step of the values, as that of rare counts.
         """
@@ -148,22 +146,20 @@ class ResidualMargin(Margin):
 
         start, (windows, horizon, _) = validation[0].start, validation[0].future.shape
         span = int(start[-1] - start[0]) + 1  # windows of a large field are thinned out
-        blocks = max(1, min(BLOCKS, span // horizon, windows))
+        number = max(1, min(span // horizon, windows))
+        blocks = min(BLOCKS, number)
         by_block = [size(*block) for block in zip(*(part.tensor_split(blocks) for part in sizes(*validation)),
                                                   strict=True)]
-        return torch.stack(by_block) / size(*sizes(*training))
+        return torch.stack(by_block) / size(*sizes(*training)), number
 
     @staticmethod
-    def _width(ratio: Tensor) -> Tensor:
-        """The width by the ratios of blocks, see the class."""
-        blocks = len(ratio)
-        of_later = _size(ratio[blocks // 2:])
-        if blocks >= BLOCKS:
-            return max(_size(ratio), of_later)
-        few, change = min(((blocks + 1) / max(blocks - 1, 0.5)) ** 0.5, FEW_WIDTH), ratio[ratio > 0].log()
-        if len(change) > 1:
-            few *= float((significant(change.mean(), 2 * change.var() / len(change)).clamp_max(0) / 2).exp())
-        return of_later.clamp_min(few)
+    def _width(ratio: Tensor, number: int) -> Tensor:
+        """The width by the ratios of blocks and the number of independent windows, see the class."""
+        width = torch.linspace(1 / LARGEST_WIDTH, LARGEST_WIDTH, 301, device=ratio.device).unsqueeze(1)
+        of_blocks = torch.hypot(width, ratio[ratio > 0]).mean(1, keepdim=True)
+        of_prior = torch.hypot(width, torch.ones_like(width))
+        expected = (number * of_blocks + WIDTH_PRIOR * of_prior) / (number + WIDTH_PRIOR) - width / 2**0.5
+        return width[expected.argmin(), 0] * min(((number + 1) / max(number - 1, 0.5)) ** 0.5, FEW_WIDTH)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         residual = self._residual(future, prepared, uniform)
@@ -234,7 +230,7 @@ class ShapedMargin(ResidualMargin):
 
 
 def _size(ratio: Tensor) -> Tensor:
-    """Root mean square of the sizes of blocks that hold values."""
+    """Root mean square of the ratios of blocks that hold values."""
     return ratio[ratio > 0].square().mean().sqrt()
 
 

@@ -11,6 +11,7 @@ from data.constants import ANY_VALUE, QUANTILE_LEVELS
 from data.windows import Batch, WindowedField
 from models.margins import (
     BLOCKS,
+    FEW_WIDTH,
     LARGEST_WIDTH,
     OVERSAMPLED,
     EmpiricalMargin,
@@ -319,26 +320,39 @@ def fitted_margin(later=(1.0,) * BLOCKS, kind="quantiles", step=0.0, scaled=True
 
 @pytest.mark.parametrize("later, width", [
     ([1.0] * 8, 1.0), ([1.4] * 8, 1.4), ([0.7] * 8, 0.7),  # as validation residuals are, whatever those of training
-    ([1, 1, 1, 1, 1, 1.5, 1, 1], (5.25 / 4) ** 0.5), ([0.7] * 4 + [1.2] * 4, 1.2),  # of the later half
-    ([1.3] * 4 + [0.7] * 4, ((1.69 + 0.49) / 2) ** 0.5),  # of all where that is larger
+    ([0.5] * 4 + [2.0] * 4, 1.15),  # sum of 1 / sqrt(1 + (ratio / width)^2) is 8 / sqrt(2)
+    ([1, 1, 1, 1, 1, 2.0, 1, 1], 1.07),  # the root mean square is 1.17
     ([5.0] * 8, LARGEST_WIDTH), ([0.1] * 8, 1 / LARGEST_WIDTH),
 ])
-def test_the_width_is_that_of_validation_or_of_its_later_half(later, width):
+def test_the_width_is_that_of_the_lowest_expected_crps_in_blocks_of_validation(later, width):
     for kind in ("quantiles", "cycle"):
         assert float(fitted_margin(later, kind).width) == pytest.approx(width, rel=0.05)
     assert fitted_margin(later, scaled=False).width == 1
 
 
-@pytest.mark.parametrize("blocks, factor", [(1, 1.2), (2, 1.2), (6, (7 / 5) ** 0.5), (BLOCKS - 1, (8 / 6) ** 0.5)])
-def test_few_validation_windows_widen_members(blocks, factor):
-    expected = factor if blocks == 1 else factor * 0.5**0.5  # between those of validation and of training
-    assert float(fitted_margin([0.5], each=blocks * HORIZON).width) == pytest.approx(expected, rel=0.1)
-    for narrow in ([1.0, 0.3], [0.3, 1.0, 0.8]):  # where blocks differ, they may be narrow by chance
-        uncertain = fitted_margin(narrow, each=HORIZON)
-        assert float(uncertain.width) == pytest.approx(1.2)
-    assert float(fitted_margin([1.7], each=blocks * HORIZON).width) == pytest.approx(1.7, rel=0.2)
-    assert fitted_margin([0.5], each=BLOCKS * HORIZON).width < 0.75
-    assert fitted_margin([0.5], each=2 * BLOCKS, apart=HORIZON).width < 0.85  # few windows that span as much time
+def test_the_expected_crps_of_normal_members_is_lowest_at_the_width():
+    """CRPS by members, of values with the spreads of blocks and of as many as the prior has."""
+    ratio, number = torch.tensor([0.4, 0.6, 2.0]), 3
+    width = float(ResidualMargin._width(ratio, number)) / FEW_WIDTH
+    torch.manual_seed(0)
+    values, pairs = torch.cat([ratio, torch.ones(3)]) * torch.randn(400_000, 1), torch.randn(2, 400_000, 1)
+
+    def crps(size):
+        return float((values - size * pairs[0]).abs().mean() - size * (pairs[0] - pairs[1]).abs().mean() / 2)
+
+    assert crps(width) < min(crps(0.85 * width), crps(1.15 * width))
+
+
+@pytest.mark.parametrize("windows", [1, 2, 5, BLOCKS - 1])
+def test_few_validation_windows_count_less_and_widen_members(windows):
+    one = 0.5**0.5  # a / sqrt(a^2 + ratio^2) for ratio = a
+    narrow, wide = (float(fitted_margin([size], each=windows * HORIZON).width) for size in (0.5, 1.7))
+    for ratio, width in ((0.5, narrow), (1.7, wide)):
+        width /= min(((windows + 1) / max(windows - 1, 0.5)) ** 0.5, FEW_WIDTH)
+        found = (windows / (1 + (ratio / width) ** 2) ** 0.5 + 3 / (1 + (1 / width) ** 2) ** 0.5) / (windows + 3)
+        assert found == pytest.approx(one, abs=0.06)
+    assert fitted_margin([0.5], each=40 * HORIZON).width < 0.6
+    assert fitted_margin([0.5], each=80, apart=HORIZON).width < 0.65  # few windows that span as much time
 
 
 def test_scales_within_a_step_of_counts_determine_no_width():
