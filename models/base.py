@@ -182,6 +182,14 @@ class SimpleForecasters(nn.Module):
         return weights.float(), significant(intercept, variance / number).float()
 
 
+def mean_and_deviation(windows: Batch) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the targets of each node: (node,)."""
+    number = windows.counts.sum((0, 1)).clamp_min(1)
+    mean = (windows.future * windows.counts).sum((0, 1)) / number
+    square = ((windows.future - mean).square() * windows.counts).sum((0, 1)) / number
+    return mean, square.sqrt().clamp_min(1e-4)
+
+
 def significant(value: Tensor, variance: Tensor) -> Tensor:
     """An estimate shrunk by its sampling variance: value * max(0, 1 - DOUBT * variance / value^2).
 
@@ -250,10 +258,14 @@ class Base(nn.Module):
         width = self.spread * self.cycle[self.bins(context.calendar)]
         return (point + width.unsqueeze(1) * self.shape.unsqueeze(1)).clamp_min(self.minimum)
 
-    def fit(self, training, validation, minimum: Tensor | float) -> None:
-        """Fit everything to training and validation windows in the order of time; no output is below `minimum`."""
+    def fit(self, training, validation, minimum: Tensor | float) -> Tensor:
+        """Fit everything to training and validation windows in the order of time; no output is below `minimum`.
+
+        Returns the shift of each node: difference of mean targets in training and in validation, in standard deviations
+        of training.
+        """
         self.minimum.copy_(torch.as_tensor(minimum))
-        errors, counts, calendars = [], [], []
+        errors, counts, calendars, levels = [], [], [], []
         for batches, forecast, most in ((training, self.simple.fit, TRAINING),
                                         (validation, lambda windows: self.simple(windows.context), math.inf)):
             windows = thinned(batches)
@@ -261,11 +273,14 @@ class Base(nn.Module):
             evidence = min(independent(windows.start, len(self.simple.ahead)), most)
             counts.append(windows.counts * (evidence / len(windows.start)))
             calendars.append(windows.context.calendar)
+            levels.append(mean_and_deviation(windows))
         self._weigh(errors, counts)
         errors, counts = torch.cat(errors), torch.cat(counts)
         residual = -(errors * self.weights).sum(1)
         del errors
         self._measure(residual, counts, self.bins(torch.cat(calendars)))
+        (mean, deviation), (later, _) = levels
+        return (later - mean).abs() / deviation
 
     def _weigh(self, errors: list[Tensor], counts: list[Tensor]) -> None:
         """Weights from errors (window, candidate, F, node) and their weights `counts` (window, F, node).
@@ -313,18 +328,19 @@ class Base(nn.Module):
         self.shape.copy_(few * (number * own + PRIOR * field.unsqueeze(1)) / (number + PRIOR))
 
 
-def share_of(losses: Tensor, evidence: float) -> Tensor:
+def share_of(losses: Tensor, evidence: float, shift: Tensor | float = 0.0) -> Tensor:
     """The share of a network beside the base, by step and node, from validation losses of all shares.
 
     Losses of a node are averaged with 3 * PRIOR independent windows of the field's, those of a step with PRIOR of all
     steps'. With at least FEW_WINDOWS independent windows (`evidence`) it is the largest share whose loss exceeds the
-    lowest by at most one standard error of their difference, by the jackknife over blocks. With fewer it is the share
-    of the lowest loss, shrunk by its sampling error (`significant`), where
+    lowest by at most 1 - `shift` standard errors of their difference, by the jackknife over blocks: a network is
+    trained on values of other sizes than those of a node that has shifted. With fewer windows it is the share of the
+    lowest loss, shrunk by its sampling error (`significant`), where
 
         loss = validation loss * (1 + share * OPTIMISM / evidence)
 
     since the network was stopped and recalibrated on the same windows. With less than two blocks it is 0.
-    Shapes: losses (share, block, F, node) -> (F, node).
+    Shapes: losses (share, block, F, node), shift (node,) -> (F, node).
     Source: the rule of one standard error, Breiman et al. 1984.
     """
     blocks = losses.shape[1]
@@ -352,5 +368,6 @@ def share_of(losses: Tensor, evidence: float) -> Tensor:
     above = mean - mean.gather(0, best)
     each = around - around.gather(1, best.expand(blocks, *best.shape))
     error = ((each - each.mean(0)).square().sum(0) * (blocks - 1) / blocks).sqrt()
+    error = error * (1 - torch.as_tensor(shift)).clamp_min(0)
     allowed = (above <= error) * torch.arange(len(losses), device=losses.device).view(-1, 1, 1)
     return allowed.amax(0) / (len(losses) - 1)

@@ -215,7 +215,7 @@ class BesideBase(Wrapper):
         return torch.lerp(self.base(context), self.inner.predict(context).float(), self.share)
 
     def fit(self, training: Iterable, validation, support: tuple) -> None:
-        self.base.fit(training, validation, support[0])
+        shift = self.base.fit(training, validation, support[0])
         windows, seen = len(validation.starts), 0
         evidence = independent(validation.starts, len(self.share))
         blocks = min(BLOCKS, evidence)
@@ -226,4 +226,4 @@ class BesideBase(Wrapper):
             seen += len(base)
             for share, total in zip(torch.linspace(0, 1, SHARES).tolist(), losses, strict=True):
                 add_at(total, block, self._error(torch.lerp(base, network, share), batch.future).mean(1) * batch.counts)
-        self.share.copy_(share_of(losses, evidence))
+        self.share.copy_(share_of(losses, evidence, shift))

@@ -8,7 +8,7 @@ from conftest import make_field
 
 from data.constants import QUANTILE_LEVELS
 from data.context import Context
-from data.windows import WindowedField, WindowSettings
+from data.windows import Batch, WindowedField, WindowSettings
 from models.base import (
     OPTIMISM,
     Base,
@@ -219,6 +219,25 @@ def test_of_few_blocks_a_network_is_taken_whose_gain_is_more_than_training_on_th
     assert gain < OPTIMISM / 6 or gain > 2 * OPTIMISM / 6
     losses = torch.linspace(1, 1 - gain, 11).view(-1, 1, 1, 1).expand(-1, 6, 3, 4)
     assert least <= share_of(losses, 6).min() and share_of(losses, 6).max() <= most
+
+
+def test_a_tie_goes_to_the_network_but_for_nodes_that_have_shifted():
+    """Losses of the network are between .9 and 1.1 times the base's by block: a standard error of about .03."""
+    of_blocks = torch.linspace(0.9, 1.12, 8)
+    shares = torch.linspace(0, 1, 11).view(-1, 1, 1, 1)
+    losses = (1 + shares * (of_blocks.view(1, -1, 1, 1) - 1)).expand(-1, -1, 3, 2).contiguous()
+    assert (share_of(losses, 40) == 1).all() and (share_of(losses, 40, 0.2) == 1).all()
+    assert (share_of(losses, 40, 1.0) == 0).all() and (share_of(losses, 40, 5.0) == 0).all()
+    mixed = share_of(losses, 40, torch.tensor([0.0, 1.0]))
+    assert (mixed[:, 0] == 1).all() and (mixed[:, 1] == 0).all()
+
+
+def test_the_shift_is_the_difference_of_means_in_deviations_of_training():
+    data = windows_of(torch.linspace(0, 1, 400).unsqueeze(1) * torch.tensor([0.0, 1.0]) + 1, 6, 4)
+    training, validation = (Batch.join(data.batches(split, 64)).future for split in ("train", "validation"))
+    shift = Base(task_of(data), 1).fit(data.batches("train", 32), data.batches("validation", 32), float("-inf"))
+    expected = (validation[..., 1].mean() - training[..., 1].mean()) / training[..., 1].std()
+    assert float(shift[0]) == pytest.approx(0, abs=1e-3) and float(shift[1]) == pytest.approx(float(expected), rel=0.01)
 
 
 def test_the_share_is_kept_by_a_checkpoint():
