@@ -25,7 +25,8 @@ VALUES = 10_000_000  # of all windows that a mixture is estimated from, at most
 PRIOR = 8.0  # independent windows of evidence at which a node weighs as much as the field
 TRAINING = 4.0  # independent windows that training errors count as, at most: validation is nearer to later windows
 BINS = 24  # of the calendar's first cycle, at most
-FLOOR = 0.1  # of a candidate's mean error, in that of training or validation
+FLOOR = 0.1  # smallest unit of the errors of training or validation, as a share of the mean unit of both
+LEAST_DEVIATION = 1e-2  # of training targets, standardized, by which a shift is divided
 CYCLES = 3.0  # of evidence at which a bin has the shrinkage weight 1/2
 STEPS = 100  # of the search for weights
 SHARES = 11  # shares of the network that are tried, from 0 to 1
@@ -113,7 +114,7 @@ class SimpleForecasters(nn.Module):
         age = torch.arange(context.history_len - 1, -1, -1, device=context.history.device).view(-1, 1)
         weight = (1 - SMOOTHING) ** age * torch.ones_like(context.history)
         weight = weight if context.missing is None else weight * (1 - context.missing)
-        return (weight * context.anomaly).sum(1) / weight.sum(1).clamp_min(1e-6)
+        return (weight * context.anomaly).sum(1) / weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny)
 
     def fit(self, windows: Batch) -> Tensor:
         """Fit all to training windows in the order of time; forecasts of these, of both ridges out of sample."""
@@ -182,12 +183,23 @@ class SimpleForecasters(nn.Module):
         return weights.float(), significant(intercept, variance / number).float()
 
 
-def mean_and_deviation(windows: Batch) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the targets of each node: (node,)."""
-    number = windows.counts.sum((0, 1)).clamp_min(1)
-    mean = (windows.future * windows.counts).sum((0, 1)) / number
-    square = ((windows.future - mean).square() * windows.counts).sum((0, 1)) / number
-    return mean, square.sqrt().clamp_min(1e-4)
+def shift_of(training: Batch, validation: Batch) -> Tensor:
+    """Absolute difference of the mean anomalies of the targets of both, in standard deviations of training: (node,).
+
+    0 for a node without validation targets, infinite for one without training targets.
+    """
+    (count, mean, deviation), (later_count, later, _) = map(_moments_of_targets, (training, validation))
+    shift = (later - mean).abs() / deviation.clamp_min(LEAST_DEVIATION)
+    return shift.masked_fill(count == 0, math.inf).masked_fill(later_count == 0, 0)
+
+
+def _moments_of_targets(windows: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Number, mean and standard deviation of the anomalies of the targets of each node: (node,) each."""
+    counts, anomaly = windows.counts, (windows.future - windows.context.future_climatology).double()
+    number = counts.sum((0, 1)).double()
+    mean = (anomaly * counts).sum((0, 1)) / number.clamp_min(1)
+    square = ((anomaly - mean).square() * counts).sum((0, 1)) / number.clamp_min(1)
+    return number, mean, square.sqrt()
 
 
 def significant(value: Tensor, variance: Tensor) -> Tensor:
@@ -229,9 +241,9 @@ class Base(nn.Module):
         point    = sum of weight * candidate,                     weight >= 0, sum of weight = 1
         quantile = point + spread(node, step) * cycle(node, time of the cycle) * shape(level, node)
 
-    Weights minimise the error of cross-validated training windows and of validation windows, whose moments are averaged
-    with PRIOR independent windows of those of the field and of all steps. Spread, cycle and shape are those of the
-    errors of the mixture on the same windows.
+    Weights minimise the error of cross-validated training windows, which count as TRAINING independent ones at most,
+    and of validation windows. Moments are averaged with PRIOR independent windows of those of the field and all steps.
+    Spread, cycle and shape are those of the errors of the mixture on the same windows.
     Shapes: (batch, output, F, node). Units: standardized.
     Source: combined forecasts, Bates and Granger 1969.
     """
@@ -261,33 +273,30 @@ class Base(nn.Module):
     def fit(self, training, validation, minimum: Tensor | float) -> Tensor:
         """Fit everything to training and validation windows in the order of time; no output is below `minimum`.
 
-        Returns the shift of each node: difference of mean targets in training and in validation, in standard deviations
-        of training.
+        Returns the shift of each node between them, see `shift_of`.
         """
         self.minimum.copy_(torch.as_tensor(minimum))
-        errors, counts, calendars, levels = [], [], [], []
+        errors, counts, parts = [], [], []
         for batches, forecast, most in ((training, self.simple.fit, TRAINING),
                                         (validation, lambda windows: self.simple(windows.context), math.inf)):
             windows = thinned(batches)
             errors.append(forecast(windows) - windows.future.unsqueeze(1))
             evidence = min(independent(windows.start, len(self.simple.ahead)), most)
             counts.append(windows.counts * (evidence / len(windows.start)))
-            calendars.append(windows.context.calendar)
-            levels.append(mean_and_deviation(windows))
+            parts.append(windows)
         self._weigh(errors, counts)
         errors, counts = torch.cat(errors), torch.cat(counts)
         residual = -(errors * self.weights).sum(1)
         del errors
-        self._measure(residual, counts, self.bins(torch.cat(calendars)))
-        (mean, deviation), (later, _) = levels
-        return (later - mean).abs() / deviation
+        self._measure(residual, counts, self.bins(torch.cat([windows.context.calendar for windows in parts])))
+        return shift_of(*parts)
 
     def _weigh(self, errors: list[Tensor], counts: list[Tensor]) -> None:
         """Weights from errors (window, candidate, F, node) and their weights `counts` (window, F, node).
 
-        Errors of training and of validation are in units of the lowest mean absolute error of a candidate there, so
-        that a level that has changed leaves the validation windows their weight. Squares are divided by the mean
-        absolute error of all candidates, so that outliers count as absolute errors.
+        Errors of training and of validation are in units of the lowest mean absolute error of a candidate there, but
+        not less than FLOOR times the mean of both units: validation keeps its weight where errors have become small.
+        Squares are divided by the mean absolute error of all candidates, so that outliers count as absolute errors.
         """
         totals = torch.stack([each.sum(0) for each in counts])
         sizes = torch.stack([(error.abs() * count.unsqueeze(1)).sum(0).amin(0) / total.clamp_min(1e-6)
@@ -333,9 +342,9 @@ def share_of(losses: Tensor, evidence: float, shift: Tensor | float = 0.0) -> Te
 
     Losses of a node are averaged with 3 * PRIOR independent windows of the field's, those of a step with PRIOR of all
     steps'. With at least FEW_WINDOWS independent windows (`evidence`) it is the largest share whose loss exceeds the
-    lowest by at most 1 - `shift` standard errors of their difference, by the jackknife over blocks: a network is
-    trained on values of other sizes than those of a node that has shifted. With fewer windows it is the share of the
-    lowest loss, shrunk by its sampling error (`significant`), where
+    lowest by at most max(0, 1 - shift) standard errors of their difference, by the jackknife over blocks. Where a node
+    has shifted (see `shift_of`), the network forecasts values unlike those that it was trained on, and a tie is not
+    enough. With fewer windows it is the share of the lowest loss, shrunk by its sampling error (`significant`), where
 
         loss = validation loss * (1 + share * OPTIMISM / evidence)
 

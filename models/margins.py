@@ -26,9 +26,9 @@ from .scale import LEAST_SPREAD, FluctuationScale, quantile_spread
 
 MEMBERS = ("random", "quantiles")
 """Kinds of an ensemble: random members, or quantiles at equidistant levels in the rank order of random ones."""
-LARGEST_WIDTH = 2.0
+LARGEST_WIDTH = 2.0  # factor of the members' spread, and its inverse the smallest
 WIDTH_PRIOR = 3.0  # independent windows of evidence that later residuals are as large as training ones
-FEW_WIDTH = 1.15
+FEW_WIDTH = 1.15  # largest factor for few validation windows
 OVERSAMPLED = 4  # samples for each member, where an ensemble of residuals is smoothed
 CLASSES = 32  # of forecasts, in --margin empirical
 TABLE_LEVELS = 400
@@ -99,12 +99,13 @@ class ResidualMargin(Margin):
     the width is estimated from validation residuals in blocks of time:
 
         ratio = size of z in a block / size of z in training,    size: 90 % quantile of |z|
-        width = few * argmin_w of the mean of sqrt(w^2 + ratio^2) - w / sqrt(2),    at most BLOCKS blocks
-        few = sqrt((n + 1) / (n - 1)), at most FEW_WIDTH: the error of value n + 1 around the mean of the first n
-              independent windows, over the errors of these
+        width = few * argmin_w of (n * mean of sqrt(w^2 + ratio^2) + WIDTH_PRIOR * sqrt(w^2 + 1)) / (n + WIDTH_PRIOR)
+                                  - w / sqrt(2),    between 1 / LARGEST_WIDTH and LARGEST_WIDTH
+        few = sqrt((n + 1) / (n - 1)), at most FEW_WIDTH: the error of value n + 1 around the mean of the first n, over
+              the errors of these
 
-    The minimum is that of the expected CRPS of normal members for normal values of these sizes. WIDTH_PRIOR of the
-    n + WIDTH_PRIOR windows have the ratio 1: later windows may return to the size of training.
+    with n independent windows, in at most BLOCKS blocks. Up to a factor this is the expected CRPS of normal members, if
+    values are normal with these sizes; later windows may return to the size of training.
     The width of plain residuals is 1.
     inputs: which of "mean" and "scale" the denoiser is given.
     Source: CoST section 4.2 (residual).
@@ -126,7 +127,7 @@ class ResidualMargin(Margin):
         self.scale.fit(residual, prepared[:, 1], windows.context.calendar, windows.target_mask, spectrum)
         if self.scaled:
             ratio, number = self._ratio(training, validation)
-            if 0 < ratio[len(ratio) // 2:].max() < math.inf:
+            if 0 < ratio.max() < math.inf:
                 self.validation_size.copy_(_size(ratio))
                 self.width.copy_(self._width(ratio, number).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
 
@@ -156,7 +157,9 @@ class ResidualMargin(Margin):
     def _width(ratio: Tensor, number: int) -> Tensor:
         """The width by the ratios of blocks and the number of independent windows, see the class."""
         width = torch.linspace(1 / LARGEST_WIDTH, LARGEST_WIDTH, 301, device=ratio.device).unsqueeze(1)
-        of_blocks = torch.hypot(width, ratio[ratio > 0]).mean(1, keepdim=True)
+        found = ratio[ratio > 0]  # of blocks that hold values
+        number = number * len(found) / len(ratio)
+        of_blocks = torch.hypot(width, found).mean(1, keepdim=True)
         of_prior = torch.hypot(width, torch.ones_like(width))
         expected = (number * of_blocks + WIDTH_PRIOR * of_prior) / (number + WIDTH_PRIOR) - width / 2**0.5
         return width[expected.argmin(), 0] * min(((number + 1) / max(number - 1, 0.5)) ** 0.5, FEW_WIDTH)

@@ -14,6 +14,7 @@ from models.margins import (
     FEW_WIDTH,
     LARGEST_WIDTH,
     OVERSAMPLED,
+    WIDTH_PRIOR,
     EmpiricalMargin,
     QuantileMargin,
     ResidualMargin,
@@ -335,7 +336,8 @@ def test_the_expected_crps_of_normal_members_is_lowest_at_the_width():
     ratio, number = torch.tensor([0.4, 0.6, 2.0]), 3
     width = float(ResidualMargin._width(ratio, number)) / FEW_WIDTH
     torch.manual_seed(0)
-    values, pairs = torch.cat([ratio, torch.ones(3)]) * torch.randn(400_000, 1), torch.randn(2, 400_000, 1)
+    values = torch.cat([ratio, torch.ones(int(WIDTH_PRIOR))]) * torch.randn(400_000, 1)
+    pairs = torch.randn(2, 400_000, 1)
 
     def crps(size):
         return float((values - size * pairs[0]).abs().mean() - size * (pairs[0] - pairs[1]).abs().mean() / 2)
@@ -352,7 +354,13 @@ def test_few_validation_windows_count_less_and_widen_members(windows):
         found = (windows / (1 + (ratio / width) ** 2) ** 0.5 + 3 / (1 + (1 / width) ** 2) ** 0.5) / (windows + 3)
         assert found == pytest.approx(one, abs=0.06)
     assert fitted_margin([0.5], each=40 * HORIZON).width < 0.6
-    assert fitted_margin([0.5], each=80, apart=HORIZON).width < 0.65  # few windows that span as much time
+    wide_apart = fitted_margin([0.5], each=8, apart=10 * HORIZON).width  # 8 windows, whatever time they span
+    torch.testing.assert_close(wide_apart, ResidualMargin._width(torch.full((8,), 0.5), 8), rtol=0.15, atol=0)
+
+
+def test_blocks_without_values_are_no_evidence():
+    some = torch.tensor([1.4, 0, 1.4, 0, 1.4, 0, 1.4, 0])
+    assert torch.equal(ResidualMargin._width(some, 40), ResidualMargin._width(some[some > 0], 20))
 
 
 def test_scales_within_a_step_of_counts_determine_no_width():

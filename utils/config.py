@@ -122,7 +122,7 @@ class PretrainConfig(CommonConfig):
     linear_modes: int = flag(16, NETWORK, "modes common to all nodes whose linear forecast corrects that of the "
                              "networks, weighted by its skill on the validation part; 0: off", minimum=0)
     base: str = flag("auto", TRAINING, "after training, mix the networks with the best simple forecasters (last "
-                     "value, climatology, lags, ridge), by their skill in validation", choices=("auto", "none"))
+                     "value, recent level, lags, ridge), by their skill in validation", choices=("auto", "none"))
     recalibrate: bool = flag(True, TRAINING, "correct biases and widths of quantiles that the validation part shows")
     mean_epochs: int = flag(16, TRAINING, "most passes of stage 1 over the training windows", minimum=1, alias="epochs")
     mean_lr: float = flag(3e-3, TRAINING, "learning rate of Adam in stage 1", above=0, alias="lr")
