@@ -32,7 +32,7 @@ STEPS = 100  # of the search for weights
 SHARES = 11  # shares of the network that are tried, from 0 to 1
 FEW_WINDOWS = 10  # independent ones of validation, below which the base is preferred
 BLOCKS = 8  # stretches of validation time from which a sampling error is estimated, at most
-OPTIMISM = 0.5  # share by which the loss is too low, for a model recalibrated on one independent window
+OPTIMISM = 0.7  # share by which the loss is too low, for a model recalibrated on one independent window
 DOUBT = 2.0  # squared standard errors by which the square of an estimate is reduced
 
 
@@ -344,7 +344,7 @@ def share_of(losses: Tensor, evidence: float, shift: Tensor | float = 0.0) -> Te
     steps'. With at least FEW_WINDOWS independent windows (`evidence`) it is the largest share whose loss exceeds the
     lowest by at most max(0, 1 - shift) standard errors of their difference, by the jackknife over blocks. Where a node
     has shifted (see `shift_of`), the network forecasts values unlike those that it was trained on, and a tie is not
-    enough. With fewer windows it is the share of the lowest loss, shrunk by its sampling error (`significant`), where
+    enough. With fewer windows it is the share of the lowest loss, where
 
         loss = validation loss * (1 + share * OPTIMISM / evidence)
 
@@ -367,13 +367,12 @@ def share_of(losses: Tensor, evidence: float, shift: Tensor | float = 0.0) -> Te
         field = (evidence * field + PRIOR * field.mean(1, keepdim=True)) / (evidence + PRIOR)
         return (evidence * kept + 3 * PRIOR * field) / (evidence + 3 * PRIOR)
 
-    total, parts = losses.mean(1), losses.sum(1, keepdim=True) - losses
-    mean, around = shrunk(total), torch.stack([shrunk(part) for part in parts.unbind(1)]) / (blocks - 1)
+    mean = shrunk(losses.mean(1))
     best = mean.argmin(0, keepdim=True)
     if few:
-        found = around.argmin(1) / (len(losses) - 1)
-        error = (found - found.mean(0)).square().sum(0) * (blocks - 1) / blocks
-        return significant(best[0] / (len(losses) - 1), error)
+        return best[0] / (len(losses) - 1)
+    parts = losses.sum(1, keepdim=True) - losses
+    around = torch.stack([shrunk(part) for part in parts.unbind(1)]) / (blocks - 1)
     above = mean - mean.gather(0, best)
     each = around - around.gather(1, best.expand(blocks, *best.shape))
     error = ((each - each.mean(0)).square().sum(0) * (blocks - 1) / blocks).sqrt()
