@@ -41,6 +41,11 @@ def independent(starts: Tensor, predict_len: int) -> int:
     return len(torch.unique(starts.div(predict_len, rounding_mode="floor")))
 
 
+def inflation(number: float) -> float:
+    """Error of value n + 1 around the mean of the first n, over the errors of these: sqrt((n + 1) / (n - 1))."""
+    return ((number + 1) / max(number - 1, 0.5)) ** 0.5
+
+
 def thinned(batches: WindowBatches) -> Batch:
     """Windows of training or validation, evenly thinned out where they hold more than VALUES values."""
     data = batches.data
@@ -112,8 +117,8 @@ class SimpleForecasters(nn.Module):
     def level(context: Context) -> Tensor:
         """Exponentially weighted mean of the anomalies that were observed in the history: (batch, node)."""
         age = torch.arange(context.history_len - 1, -1, -1, device=context.history.device).view(-1, 1)
-        weight = (1 - SMOOTHING) ** age * torch.ones_like(context.history)
-        weight = weight if context.missing is None else weight * (1 - context.missing)
+        seen = torch.ones_like(context.history) if context.missing is None else 1 - context.missing
+        weight = (1 - SMOOTHING) ** age * seen
         return (weight * context.anomaly).sum(1) / weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny)
 
     def fit(self, windows: Batch) -> Tensor:
@@ -322,7 +327,6 @@ class Base(nn.Module):
         total = counts.sum(0)
         number = float(total.amax())
         square = (residual.square() * counts).sum(0) / total.clamp_min(1e-6)
-        few = ((number + 1) / max(number - 1, 0.5)) ** 0.5
         self.spread.copy_(square.sqrt().clamp_min(1e-6))
         standardized = residual / self.spread
         squares, weight = (add_at(torch.zeros_like(self.cycle), bins.flatten(), part.flatten(0, 1))
@@ -334,7 +338,7 @@ class Base(nn.Module):
         field = weighted_quantiles(standardized.flatten(), counts.flatten())
         field = (field - field.flip(0)) / 2
         own = weighted_quantiles(standardized, counts)
-        self.shape.copy_(few * (number * own + PRIOR * field.unsqueeze(1)) / (number + PRIOR))
+        self.shape.copy_(inflation(number) * (number * own + PRIOR * field.unsqueeze(1)) / (number + PRIOR))
 
 
 def share_of(losses: Tensor, evidence: float, shift: Tensor | float = 0.0) -> Tensor:

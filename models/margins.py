@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from data.context import Context
 from data.windows import Batch
 
-from .base import BLOCKS
+from .base import BLOCKS, inflation
 from .mean import MeanModel
 from .quantiles import (
     couple,
@@ -101,8 +101,7 @@ class ResidualMargin(Margin):
         ratio = size of z in a block / size of z in training,    size: 90 % quantile of |z|
         width = few * argmin_w of (n * mean of sqrt(w^2 + ratio^2) + WIDTH_PRIOR * sqrt(w^2 + 1)) / (n + WIDTH_PRIOR)
                                   - w / sqrt(2),    between 1 / LARGEST_WIDTH and LARGEST_WIDTH
-        few = sqrt((n + 1) / (n - 1)), at most FEW_WIDTH: the error of value n + 1 around the mean of the first n, over
-              the errors of these
+        few = inflation(n), at most FEW_WIDTH, see `base.inflation`
 
     with n independent windows, in at most BLOCKS blocks. Up to a factor this is the expected CRPS of normal members, if
     values are normal with these sizes; later windows may return to the size of training.
@@ -128,7 +127,7 @@ class ResidualMargin(Margin):
         if self.scaled:
             ratio, number = self._ratio(training, validation)
             if 0 < ratio.max() < math.inf:
-                self.validation_size.copy_(_size(ratio))
+                self.validation_size.copy_(ratio[ratio > 0].square().mean().sqrt())
                 self.width.copy_(self._width(ratio, number).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
 
     def _ratio(self, training: tuple[Batch, Tensor], validation: tuple[Batch, Tensor]) -> tuple[Tensor, int]:
@@ -162,7 +161,7 @@ class ResidualMargin(Margin):
         of_blocks = torch.hypot(width, found).mean(1, keepdim=True)
         of_prior = torch.hypot(width, torch.ones_like(width))
         expected = (number * of_blocks + WIDTH_PRIOR * of_prior) / (number + WIDTH_PRIOR) - width / 2**0.5
-        return width[expected.argmin(), 0] * min(((number + 1) / max(number - 1, 0.5)) ** 0.5, FEW_WIDTH)
+        return width[expected.argmin(), 0] * min(inflation(number), FEW_WIDTH)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         residual = self._residual(future, prepared, uniform)
@@ -230,11 +229,6 @@ class ShapedMargin(ResidualMargin):
 
     def _from_residual(self, residual: Tensor, given: Tensor) -> Tensor:
         return quantiles_at_z(given[:, 2:], residual / given[:, 1:2]) - given[:, :1]
-
-
-def _size(ratio: Tensor) -> Tensor:
-    """Root mean square of the ratios of blocks that hold values."""
-    return ratio[ratio > 0].square().mean().sqrt()
 
 
 class QuantileMargin(Margin):
