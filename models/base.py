@@ -41,9 +41,12 @@ def independent(starts: Tensor, predict_len: int) -> int:
     return len(torch.unique(starts.div(predict_len, rounding_mode="floor")))
 
 
-def inflation(number: float) -> float:
-    """Error of value n + 1 around the mean of the first n, over the errors of these: sqrt((n + 1) / (n - 1))."""
-    return ((number + 1) / max(number - 1, 0.5)) ** 0.5
+def inflation(number: float, estimated: int = 1) -> float:
+    """Error of value n + 1 around the mean of the first n, over the errors of these, by the number of `estimated` values.
+
+        sqrt((n + 1) / (n - estimated))
+    """
+    return ((number + 1) / max(number - estimated, 0.5)) ** 0.5
 
 
 def thinned(batches: WindowBatches) -> Batch:

@@ -28,7 +28,7 @@ MEMBERS = ("random", "quantiles")
 """Kinds of an ensemble: random members, or quantiles at equidistant levels in the rank order of random ones."""
 LARGEST_WIDTH = 2.0  # factor of the members' spread, and its inverse the smallest
 WIDTH_PRIOR = 3.0  # independent windows of evidence that later residuals are as large as training ones
-FEW_WIDTH = 1.15  # largest factor for few validation windows
+FEW_WIDTH = 1.2  # largest factor for few validation windows
 OVERSAMPLED = 4  # samples for each member, where an ensemble of residuals is smoothed
 CLASSES = 32  # of forecasts, in --margin empirical
 TABLE_LEVELS = 400
@@ -46,6 +46,8 @@ class Margin(nn.Module):
 
     inputs: tuple[str, ...] = ()
     """Names of the inputs that `features` gives to the denoiser."""
+    symmetric = False
+    """Whether z and -z are equally likely, so that training takes either."""
 
     def __init__(self, support: tuple):
         super().__init__()
@@ -99,12 +101,13 @@ class ResidualMargin(Margin):
     the width is estimated from validation residuals in blocks of time:
 
         ratio = size of z in a block / size of z in training,    size: 90 % quantile of |z|
-        width = few * argmin_w of (n * mean of sqrt(w^2 + ratio^2) + WIDTH_PRIOR * sqrt(w^2 + 1)) / (n + WIDTH_PRIOR)
-                                  - w / sqrt(2),    between 1 / LARGEST_WIDTH and LARGEST_WIDTH
-        few = inflation(n), at most FEW_WIDTH, see `base.inflation`
+        width = argmin_w of (n * mean of sqrt(w^2 + ratio^2) + WIDTH_PRIOR * sqrt(w^2 + 1)) / (n + WIDTH_PRIOR)
+                            - w / sqrt(2),    between 1 / LARGEST_WIDTH and LARGEST_WIDTH
 
     with n independent windows, in at most BLOCKS blocks. Up to a factor this is the expected CRPS of normal members, if
-    values are normal with these sizes; later windows may return to the size of training.
+    values are normal with these sizes; later windows may return to the size of training. With BLOCKS blocks it is the
+    width of the later half if that is larger, since errors that have grown stay large. Bias and size of these residuals
+    were estimated from n windows: it is times `inflation(n, 2)`, at most FEW_WIDTH.
     The width of plain residuals is 1.
     inputs: which of "mean" and "scale" the denoiser is given.
     Source: CoST section 4.2 (residual).
@@ -114,6 +117,7 @@ class ResidualMargin(Margin):
                  inputs: tuple[str, ...] = ("mean", "scale")):
         super().__init__(support)
         self.scale, self.scaled, self.center, self.inputs = scale, scaled, center, inputs
+        self.symmetric = center
         self.register_buffer("width", torch.ones(()))
 
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
@@ -126,14 +130,18 @@ class ResidualMargin(Margin):
         self.scale.fit(residual, prepared[:, 1], windows.context.calendar, windows.target_mask, spectrum)
         if self.scaled:
             ratio, number = self._ratio(training, validation)
-            if 0 < ratio.max() < math.inf:
-                self.validation_size.copy_(ratio[ratio > 0].square().mean().sqrt())
-                self.width.copy_(self._width(ratio, number).clamp(1 / LARGEST_WIDTH, LARGEST_WIDTH))
+            if len(ratio) and ratio.max() < math.inf:
+                self.validation_size.copy_(ratio.square().mean().sqrt())
+                width = self._width(ratio, number)
+                if len(ratio) == BLOCKS:
+                    width = max(width, self._width(ratio[BLOCKS // 2:], number / 2))
+                width = width * min(inflation(number, 2), FEW_WIDTH)
+                self.width.fill_(min(max(width, 1 / LARGEST_WIDTH), LARGEST_WIDTH))
 
-    def _ratio(self, training: tuple[Batch, Tensor], validation: tuple[Batch, Tensor]) -> tuple[Tensor, int]:
+    def _ratio(self, training: tuple[Batch, Tensor], validation: tuple[Batch, Tensor]) -> tuple[Tensor, float]:
         """Size of z in blocks of validation over that in training, (block,), and the number of independent windows.
 
-        Of targets whose scale is not less than a step of the values, as that of rare counts.
+        Of targets whose scale is not less than a step of the values, as that of rare counts, and blocks that have some.
         """
         def sizes(windows: Batch, prepared: Tensor) -> tuple[Tensor, Tensor]:
             future, context = windows.future, windows.context
@@ -148,20 +156,19 @@ class ResidualMargin(Margin):
         span = int(start[-1] - start[0]) + 1  # windows of a large field are thinned out
         number = max(1, min(span // horizon, windows))
         blocks = min(BLOCKS, number)
-        by_block = [size(*block) for block in zip(*(part.tensor_split(blocks) for part in sizes(*validation)),
-                                                  strict=True)]
-        return torch.stack(by_block) / size(*sizes(*training)), number
+        by_block = torch.stack([size(*block) for block in zip(*(part.tensor_split(blocks)
+                                                                for part in sizes(*validation)), strict=True)])
+        found = by_block[by_block > 0]
+        return found / size(*sizes(*training)), number * len(found) / blocks
 
     @staticmethod
-    def _width(ratio: Tensor, number: int) -> Tensor:
-        """The width by the ratios of blocks and the number of independent windows, see the class."""
+    def _width(ratio: Tensor, number: float) -> float:
+        """The width of the lowest expected CRPS, by the ratios of blocks of `number` independent windows."""
         width = torch.linspace(1 / LARGEST_WIDTH, LARGEST_WIDTH, 301, device=ratio.device).unsqueeze(1)
-        found = ratio[ratio > 0]  # of blocks that hold values
-        number = number * len(found) / len(ratio)
-        of_blocks = torch.hypot(width, found).mean(1, keepdim=True)
+        of_blocks = torch.hypot(width, ratio).mean(1, keepdim=True)
         of_prior = torch.hypot(width, torch.ones_like(width))
         expected = (number * of_blocks + WIDTH_PRIOR * of_prior) / (number + WIDTH_PRIOR) - width / 2**0.5
-        return width[expected.argmin(), 0] * min(inflation(number), FEW_WIDTH)
+        return float(width[expected.argmin()])
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         residual = self._residual(future, prepared, uniform)

@@ -138,7 +138,7 @@ def test_the_defaults_are_a_mean_of_conditional_quantiles_and_a_small_network_fo
     assert (diffusion.endpoint, diffusion.center, diffusion.members) == ("none", True, "random")
     assert (diffusion.diffusion_epochs, diffusion.diffusion_lr, diffusion.diffusion_ema) == (20, 0.003, 0.99)
     assert (diffusion.denoiser, diffusion.diffusion_channels, diffusion.diffusion_layers) == ("mlp", 32, 2)
-    assert (diffusion.sampler, diffusion.sample_steps) == ("dpm2m", 10)
+    assert (diffusion.sampler, diffusion.sample_steps) == ("adams", 10)
 
 
 def test_the_copula_is_the_default_stage_1_with_normal_scores_of_its_quantiles():
@@ -370,7 +370,7 @@ def test_an_unknown_flag_far_from_all_and_a_stray_word_are_named(capsys, stage):
 
 @pytest.mark.parametrize("stage, line, words", [
     (TrainConfig, "--sampler zzzz", "'zzzz' is unknown. Choose one of "),
-    (TrainConfig, "--sampler dim", "did you mean ddim?"), (TrainConfig, "--eps_model unet", "'unet' is unknown. "),
+    (TrainConfig, "--sampler adam", "did you mean adams?"), (TrainConfig, "--eps_model unet", "'unet' is unknown. "),
     (TrainConfig, "--noise_schedule liner", "did you mean linear?"),
     (TrainConfig, "--endpoint positive", "Choose one of none, signed"),
     (TrainConfig, "--sample_precision float16", "Choose one of float32, bfloat16"),

@@ -151,7 +151,7 @@ def test_a_denoiser_that_leaves_the_device_is_caught(mistake, monkeypatch):
 
     monkeypatch.setitem(DENOISERS, "mlp", Careless)
     model = make_forecaster(denoiser="mlp")
-    for run in (lambda: loss_of(model, make_batch()), lambda: draw_with(model, "ddim")):
+    for run in (lambda: loss_of(model, make_batch()), lambda: draw_with(model, "adams")):
         with pytest.raises((RuntimeError, NotImplementedError), match="mixes tensors of cpu and meta|meta tensor"):
             run()
 

@@ -354,7 +354,7 @@ def test_start_is_the_endpoint_plus_noise_and_the_denoiser_sees_that_endpoint():
     stub = Stub(lambda noisy, alpha_bar, endpoint: noisy - endpoint)
     model, batch = make_published(Zero(), stub), make_batch(2)
     noise = MemberNoise(1, batch.start, 3, (HORIZON, NODES))
-    model.eval().sample(batch.context, noise, Sampling(3, "random", "ddim", 2, chunk=64))
+    model.eval().sample(batch.context, noise, Sampling(3, "random", "adams", 2, chunk=64))
     (noisy, step, endpoint), (_, last, _) = stub.calls
     assert torch.equal(endpoint, torch.where(noise(0, 0, 6) > 0, SCALE, -SCALE))
     torch.testing.assert_close(noisy, endpoint + noise(1, 0, 6))
@@ -404,14 +404,14 @@ def test_a_forecast_does_not_depend_on_the_future(recipe):
     """Through the function that every score and picture uses: the future is gone, the forecast is the same."""
     model, batch = MAKE[recipe]().eval(), make_batch()
     kind = "quantiles" if recipe == "copula" else "random"
-    settings = dict(predict_len=HORIZON, sample_batch=4, sample_precision="float32", seed=1, nsample=3, sampler="ddim",
+    settings = dict(predict_len=HORIZON, sample_batch=4, sample_precision="float32", seed=1, nsample=3, sampler="adams",
                     sample_steps=3, members=kind)
     draw = ensemble_sampler(model, settings, torch.device("cpu"))
     members = draw(batch)
     series = torch.cat([batch.context.history, torch.full_like(batch.future, math.nan)], dim=1)
     blind = dataclasses.replace(alter(batch, history=series[:, :HISTORY]), future=series[:, HISTORY:])
     assert torch.equal(draw(blind), members) and members.isfinite().all()
-    torch.testing.assert_close(members, sample(model, batch, members=3, sampler="ddim", steps=3), rtol=2e-6, atol=2e-5)
+    torch.testing.assert_close(members, sample(model, batch, members=3, sampler="adams", steps=3), rtol=2e-6, atol=2e-5)
     history = batch.context.history.clone()
     history[:, -1] += 1
     assert not torch.allclose(draw(alter(batch, history=history)), members)
@@ -456,7 +456,7 @@ def test_the_callers_scale_is_copied():
                                                  ("copula", "random", 5), ("copula", "quantiles", 5)])
 def test_an_ensemble_takes_as_many_samples_as_its_kind_needs(recipe, kind, samples):
     model, batch = MAKE[recipe]().eval(), make_batch()
-    assert model.num_samples(Sampling(5, kind, "ddim", 2, 64)) == samples
+    assert model.num_samples(Sampling(5, kind, "adams", 2, 64)) == samples
     assert sample(model, batch, kind=kind).shape == (3, 5, HORIZON, NODES)
 
 

@@ -306,13 +306,19 @@ def test_the_denoiser_is_given_the_anomaly_of_the_mean_and_the_logarithm_of_the_
 
 
 def fitted_margin(later=(1.0,) * BLOCKS, kind="quantiles", step=0.0, scaled=True, each=2000 // BLOCKS, apart=1):
-    """A margin fitted to normal residuals; `later`: their spread in blocks of validation, in units of training's."""
+    """A margin fitted to normal residuals; `later`: their spread in blocks of validation, in units of training's.
+
+    0: a block without values.
+    """
     def windows(spread):
         batch = make_batch(len(spread))
         mean, state = torch.randn_like(batch.future), torch.rand_like(batch.future) + 0.5
         residual = 0.5 * spread.view(-1, 1, 1) * state * torch.randn_like(mean)
-        start = apart * torch.arange(len(spread))
-        return Batch(batch.context, mean + residual, start), torch.stack([mean, state], dim=1)
+        start, context = apart * torch.arange(len(spread)), batch.context
+        if not spread.all():
+            observed = (spread > 0).view(-1, 1, 1).expand(-1, HISTORY + HORIZON, NODES)
+            context = dataclasses.replace(context, observed=observed)
+        return Batch(context, mean + residual, start), torch.stack([mean, state], dim=1)
 
     margin = ResidualMargin(FluctuationScale(kind, NODES, HORIZON, 24, step), ANY_VALUE, scaled, center=False)
     margin.fit(windows(torch.ones(2000)), windows(torch.tensor(later).repeat_interleave(each)), None)
@@ -321,8 +327,9 @@ def fitted_margin(later=(1.0,) * BLOCKS, kind="quantiles", step=0.0, scaled=True
 
 @pytest.mark.parametrize("later, width", [
     ([1.0] * 8, 1.0), ([1.4] * 8, 1.4), ([0.7] * 8, 0.7),  # as validation residuals are, whatever those of training
-    ([0.5] * 4 + [2.0] * 4, 1.15),  # sum of 1 / sqrt(1 + (ratio / width)^2) is 8 / sqrt(2)
-    ([1, 1, 1, 1, 1, 2.0, 1, 1], 1.07),  # the root mean square is 1.17
+    ([2.0] * 4 + [0.5] * 4, 1.15),  # sum of 1 / sqrt(1 + (ratio / width)^2) is 8 / sqrt(2)
+    ([1, 1, 2.0, 1, 1, 1, 1, 1], 1.07),  # the root mean square is 1.17
+    ([0.7] * 4 + [1.4] * 4, 1.4),  # errors that have grown stay large
     ([5.0] * 8, LARGEST_WIDTH), ([0.1] * 8, 1 / LARGEST_WIDTH),
 ])
 def test_the_width_is_that_of_the_lowest_expected_crps_in_blocks_of_validation(later, width):
@@ -334,7 +341,7 @@ def test_the_width_is_that_of_the_lowest_expected_crps_in_blocks_of_validation(l
 def test_the_expected_crps_of_normal_members_is_lowest_at_the_width():
     """CRPS by members, of values with the spreads of blocks and of as many as the prior has."""
     ratio, number = torch.tensor([0.4, 0.6, 2.0]), 3
-    width = float(ResidualMargin._width(ratio, number)) / FEW_WIDTH
+    width = ResidualMargin._width(ratio, number)
     torch.manual_seed(0)
     values = torch.cat([ratio, torch.ones(int(WIDTH_PRIOR))]) * torch.randn(400_000, 1)
     pairs = torch.randn(2, 400_000, 1)
@@ -350,17 +357,17 @@ def test_few_validation_windows_count_less_and_widen_members(windows):
     one = 0.5**0.5  # a / sqrt(a^2 + ratio^2) for ratio = a
     narrow, wide = (float(fitted_margin([size], each=windows * HORIZON).width) for size in (0.5, 1.7))
     for ratio, width in ((0.5, narrow), (1.7, wide)):
-        width /= min(((windows + 1) / max(windows - 1, 0.5)) ** 0.5, FEW_WIDTH)
+        width /= min(((windows + 1) / max(windows - 2, 0.5)) ** 0.5, FEW_WIDTH)
         found = (windows / (1 + (ratio / width) ** 2) ** 0.5 + 3 / (1 + (1 / width) ** 2) ** 0.5) / (windows + 3)
         assert found == pytest.approx(one, abs=0.06)
     assert fitted_margin([0.5], each=40 * HORIZON).width < 0.6
     wide_apart = fitted_margin([0.5], each=8, apart=10 * HORIZON).width  # 8 windows, whatever time they span
-    torch.testing.assert_close(wide_apart, ResidualMargin._width(torch.full((8,), 0.5), 8), rtol=0.15, atol=0)
+    assert float(wide_apart) == pytest.approx(FEW_WIDTH * ResidualMargin._width(torch.full((8,), 0.5), 8), rel=0.15)
 
 
 def test_blocks_without_values_are_no_evidence():
-    some = torch.tensor([1.4, 0, 1.4, 0, 1.4, 0, 1.4, 0])
-    assert torch.equal(ResidualMargin._width(some, 40), ResidualMargin._width(some[some > 0], 20))
+    width = fitted_margin([1.4, 0, 1.4, 0, 1.4, 0, 1.4, 0], each=5 * HORIZON).width  # 20 windows with values
+    assert float(width) == pytest.approx((21 / 18) ** 0.5 * ResidualMargin._width(torch.full((4,), 1.4), 20), rel=0.04)
 
 
 def test_scales_within_a_step_of_counts_determine_no_width():

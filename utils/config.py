@@ -174,7 +174,7 @@ class TrainConfig(CommonConfig):
     nsample: int = flag(50, SAMPLING, "members of the ensemble", minimum=2)
     members: str = flag("random", SAMPLING, "kind of members: random draws, or quantiles at equidistant levels in the "
                         "rank order of draws", choices="members")
-    sampler: str = flag("dpm2m", SAMPLING, "sampler", choices="sampler")
+    sampler: str = flag("adams", SAMPLING, "sampler", choices="sampler")
     sample_steps: int = flag(10, SAMPLING, "network calls per member, 1 to --diffusion_steps", minimum=1)
     sample_batch: int = flag(0, SAMPLING, "members sampled at a time; 0: by the number of nodes", minimum=0)
     sample_precision: str = flag("float32", SAMPLING, "arithmetic of sampling", choices=("float32", "bfloat16"))

@@ -78,3 +78,9 @@ def velocity_to_noise(noisy: Tensor, predicted: Tensor, alpha_bar: Tensor) -> Te
     """The noise by a predicted v: noise = sqrt(1 - alpha_bar) * noisy + sqrt(alpha_bar) * v."""
     alpha_bar = broadcast(alpha_bar, noisy)
     return (1 - alpha_bar).sqrt() * noisy + alpha_bar.sqrt() * predicted
+
+
+def noise_to_velocity(noisy: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """v by a predicted noise, the inverse: v = (noise - sqrt(1 - alpha_bar) * noisy) / sqrt(alpha_bar)."""
+    alpha_bar = broadcast(alpha_bar, noisy)
+    return (noise - (1 - alpha_bar).sqrt() * noisy) / alpha_bar.sqrt()

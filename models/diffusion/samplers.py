@@ -15,7 +15,7 @@ One calling shape for all:
 import torch
 from torch import Tensor
 
-from .process import noise_to_clean, posterior
+from .process import noise_to_clean, noise_to_velocity, posterior
 
 
 def evenly_spaced(alpha_bars: Tensor, steps: int) -> list[int]:
@@ -29,6 +29,15 @@ def evenly_spaced_log_snr(alpha_bars: Tensor, steps: int) -> list[int]:
     For a second-order rule: its steps should be about equal in the variable that it integrates.
     """
     return _closest_steps(_half_log_snr(alpha_bars), steps)
+
+
+def evenly_spaced_angle(alpha_bars: Tensor, steps: int) -> list[int]:
+    """`steps` (1 to N) distinct diffusion steps from the last to the first, evenly spaced in angle^(2/3)."""
+    return _closest_steps(-_angle(alpha_bars) ** (2 / 3), steps)
+
+
+def _angle(alpha_bar: Tensor) -> Tensor:
+    return torch.atan2((1 - alpha_bar).sqrt(), alpha_bar.sqrt())
 
 
 def _half_log_snr(alpha_bar: Tensor) -> Tensor:
@@ -67,16 +76,25 @@ def ancestral(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, nois
     return noisy
 
 
-def ddim(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise=None) -> Tensor:
-    """Move to every next step along the predicted noise and add none.
+def adams(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise=None) -> Tensor:
+    """Solve the probability-flow equation with a second-order multistep rule in the angle between clean and noise.
 
-    Source: Song et al. 2021 (arXiv:2010.02502), Eq. 12 with eta = 0.
+        angle = atan(sqrt(1 - alpha_bar) / sqrt(alpha_bar)),    d noisy / d angle = v,    h = angle_next - angle
+        next  = noisy + h * (v + h / (2 h_previous) * (v - v_previous))
+
+    The first step is of first order, since there is no earlier value. Where v is 0, as for white data, the result is
+    exact in any number of steps; other rules make such data too narrow or too wide. Steps are evenly spaced in
+    angle^(2/3): closer where little noise is left.
+    Source: v and the angle: Salimans and Ho 2022 (arXiv:2202.00512), appendix D; the rule of Adams and Bashforth.
     """
-    noisy = start
-    for step, alpha_bar, alpha_bar_next in along(alpha_bars, evenly_spaced(alpha_bars, steps)):
-        predicted = predict_noise(noisy, step)
-        clean = noise_to_clean(noisy, predicted, alpha_bar)
-        noisy = alpha_bar_next.sqrt() * clean + (1 - alpha_bar_next).sqrt() * predicted
+    noisy, previous = start, None
+    for step, alpha_bar, alpha_bar_next in along(alpha_bars, evenly_spaced_angle(alpha_bars, steps)):
+        v = noise_to_velocity(noisy, predict_noise(noisy, step), alpha_bar)
+        angle, slope = _angle(alpha_bar), v
+        step_size = _angle(alpha_bar_next) - angle
+        if previous is not None:
+            slope = v + step_size / (2 * (angle - previous[1])) * (v - previous[0])
+        noisy, previous = noisy + step_size * slope, (v, angle)
     return noisy
 
 
@@ -109,4 +127,4 @@ def dpm2m(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise=No
     return clean
 
 
-SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm2m": dpm2m}
+SAMPLERS = {"ancestral": ancestral, "dpm2m": dpm2m, "adams": adams}
