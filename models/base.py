@@ -42,7 +42,7 @@ def independent(starts: Tensor, predict_len: int) -> int:
 
 
 def inflation(number: float, estimated: int = 1) -> float:
-    """Error of value n + 1 around the mean of the first n, over the errors of these, by the number of `estimated` values.
+    """Error of a new value over those of n values that `estimated` numbers were fitted to, one of them their mean.
 
         sqrt((n + 1) / (n - estimated))
     """

@@ -98,8 +98,8 @@ class Forecaster(nn.Module):
         Step (batch,) and noise (3, batch, F, node) are drawn here unless given: validation gives the same ones at
         every epoch, so that two epochs differ by their weights alone. noise[0] is added, noise[1] sets the signs of the
         endpoint, or of z where the margin is symmetric; noise[2] places values that stand for a range (`z_from_pit`)
-        and imputes missing ones. `precision` is a context for the arithmetic of the denoiser, such as autocast. Validation fields have the size of training
-        ones: their own is in the width of members.
+        and imputes missing ones. `precision` is a context for the arithmetic of the denoiser, such as autocast.
+        Validation fields have the size of training ones: their own is in the width of members.
         Source: Ho et al. 2020, Eq. 14.
         """
         if prepared is None:

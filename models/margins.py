@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from data.context import Context
 from data.windows import Batch
 
-from .base import BLOCKS, inflation
+from .base import BLOCKS, independent, inflation
 from .mean import MeanModel
 from .quantiles import (
     couple,
@@ -152,9 +152,7 @@ class ResidualMargin(Margin):
             found = found[counts]
             return found.kthvalue(math.ceil(0.9 * len(found))).values if len(found) else found.new_zeros(())
 
-        start, (windows, horizon, _) = validation[0].start, validation[0].future.shape
-        span = int(start[-1] - start[0]) + 1  # windows of a large field are thinned out
-        number = max(1, min(span // horizon, windows))
+        number = independent(validation[0].start, validation[0].future.shape[1])
         blocks = min(BLOCKS, number)
         by_block = torch.stack([size(*block) for block in zip(*(part.tensor_split(blocks)
                                                                 for part in sizes(*validation)), strict=True)])

@@ -1,6 +1,6 @@
 """Score a trained run again: another split, sampler, number of steps or members, without training.
 
-    python -m scripts.evaluate save/diffusion/NYCFlights_12_12 --split validation --sampler ddim --sample_steps 20
+    python -m scripts.evaluate save/diffusion/NYCFlights_12_12 --split validation --sampler dpm2m --sample_steps 20
 
 Choices belong on `--split validation` (the default); the run folder is not changed.
 """
