@@ -154,10 +154,10 @@ class ResidualMargin(Margin):
 
         number = independent(validation[0].start, validation[0].future.shape[1])
         blocks = min(BLOCKS, number)
-        by_block = torch.stack([size(*block) for block in zip(*(part.tensor_split(blocks)
-                                                                for part in sizes(*validation)), strict=True)])
-        found = by_block[by_block > 0]
-        return found / size(*sizes(*training)), number * len(found) / blocks
+        split = (part.tensor_split(blocks) for part in sizes(*validation))
+        by_block = torch.stack([size(*block) for block in zip(*split, strict=True)])
+        by_block = by_block[by_block > 0]
+        return by_block / size(*sizes(*training)), number * len(by_block) / blocks
 
     @staticmethod
     def _width(ratio: Tensor, number: float) -> float:

@@ -116,11 +116,9 @@ def evaluate_mean(predict, batches, physical, processes: Processes = SINGLE_PROC
     """
     totals, windows = 0, 0
     for batch in own_windows(batches, processes):
-        error = physical(predict(batch)) - batch.truth
-        target_mask = torch.ones_like(error, dtype=torch.bool) if batch.target_mask is None else batch.target_mask
-        error = error.where(target_mask, 0.0)
+        error = (physical(predict(batch)) - batch.truth).where(batch.counts.bool(), 0.0)
         totals = totals + torch.stack([each.sum((0, 2), dtype=torch.float64)
-                                       for each in (error.abs(), error.square(), target_mask)])
+                                       for each in (error.abs(), error.square(), batch.counts)])
         windows += len(error)
     absolute, square, targets = processes.add(totals)
     count = targets.sum()
