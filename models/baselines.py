@@ -17,7 +17,6 @@ quantiles. The others (POOLED) sample whole fields.
 A gap in a history or path holds the climatology; a missing target counts in no statistic. Covariates are not used.
 Units: standardized. Errors are those of windows that the forecast was not fitted to: training windows for baselines
 without a network, validation windows (`data.calibration`) for those that build on `mean` or `quantiles`.
-Raises: ValueError when a baseline is not given the `mean` or `quantiles` that it builds on.
 """
 
 import math
@@ -117,12 +116,12 @@ def ridge(data, members: int, **_) -> Callable:
 
 # Around a conditional mean
 
-def gaussian(data, members: int, mean: Callable | None = None, **_) -> Callable:
+def gaussian(data, members: int, mean: Callable, **_) -> Callable:
     """mean + Gaussian with the root mean square validation residual per node and horizon, all independent."""
-    return _gaussian_around(_needed("gaussian", mean=mean), data.calibration(FIT_BATCH), members)
+    return _gaussian_around(mean, data.calibration(FIT_BATCH), members)
 
 
-def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable:
+def conformal(data, members: int, mean: Callable, **_) -> Callable:
     """mean + a member of split-conformal intervals per node and horizon, all independent.
 
         level = Phi(noise),    coverage = |2 level - 1|
@@ -131,7 +130,6 @@ def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable
     n validation residuals; beyond the n-th the largest replaces an infinite one.
     Source: Lei et al. 2018 (arXiv:1604.04173), algorithm 2.
     """
-    mean = _needed("conformal", mean=mean)
     ordered = _validation_residuals(data, mean).abs().sort(dim=0).values  # missing ones last
     count = (~ordered.isnan()).sum(0)
     ordered = ordered.nan_to_num()
@@ -145,28 +143,25 @@ def conformal(data, members: int, mean: Callable | None = None, **_) -> Callable
     return sample
 
 
-def residual_fields(data, members: int, mean: Callable | None = None, **_) -> Callable:
+def residual_fields(data, members: int, mean: Callable, **_) -> Callable:
     """mean + whole validation residual fields, all nodes and horizon steps together: a joint ensemble."""
-    mean = _needed("residual_fields", mean=mean)
     fields = _without_gaps(_validation_residuals(data, mean))
     return lambda batch, noise: mean(batch).unsqueeze(1) + _sample_fields(fields, batch, members, noise)
 
 
 # From conditional quantiles
 
-def quantile(data, members: int, quantiles: Callable | None = None, **_) -> Callable:
+def quantile(data, members: int, quantiles: Callable, **_) -> Callable:
     """Conditional quantiles at random levels, independent per node and horizon."""
-    quantiles = _needed("quantile", quantiles=quantiles)
     return lambda batch, noise: quantiles_at_z(quantiles(batch), noise(VALUES).unflatten(0, (-1, members)))
 
 
-def schaake(data, members: int, quantiles: Callable | None = None, **_) -> Callable:
+def schaake(data, members: int, quantiles: Callable, **_) -> Callable:
     """Members of the conditional quantiles in the rank order of whole validation residual fields around the median.
 
     Source: the Schaake shuffle, Clark et al. 2004 (doi:10.1175/1525-7541(2004)005<0243:TSSAMF>2.0.CO;2); differs
     from the paper: the ranks are those of residuals, not of past observations.
     """
-    quantiles = _needed("schaake", quantiles=quantiles)
 
     def median(batch):
         found = quantiles(batch)
@@ -206,14 +201,6 @@ def equidistant(noise: Callable, members: int) -> Callable:
 
 
 # What the baselines share
-
-def _needed(name: str, **given: Callable | None) -> Callable:
-    """The function that a baseline builds on, without gradient."""
-    (kind, function), = given.items()
-    if function is None:
-        raise ValueError(f"baseline {name} builds on the conditional {kind}: pass {kind}=")
-    return torch.no_grad()(function)
-
 
 def _gaussian_around(point: Callable, windows: Iterable, members: int) -> Callable:
     """point + N(0, std^2), std (F, node) the root mean square error of the point forecast over the windows."""

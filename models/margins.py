@@ -127,7 +127,7 @@ class ResidualMargin(Margin):
     def fit(self, training: tuple[Batch, Tensor], validation: tuple[Batch, Tensor], spectrum) -> None:
         windows, prepared = training
         residual = self._residual(windows.future, prepared, torch.rand_like(windows.future))
-        self.scale.fit(residual, prepared[:, 1], windows.context.calendar, windows.target_mask, spectrum)
+        self.scale.fit(residual, prepared[:, 1], windows.context.calendar, windows.counts, spectrum)
         if self.scaled:
             ratio, number = self._ratio(training, validation)
             if len(ratio) and ratio.max() < math.inf:

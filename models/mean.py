@@ -157,7 +157,7 @@ class RecalibratedQuantiles(Wrapper):
         def part(batch):
             quantiles = self.inner.predict(batch.context)
             bounds = pit_bounds(quantiles, batch.future, *support)
-            return (z_from_pit(bounds, torch.rand_like(batch.future)), batch.context.calendar, batch.target_mask,
+            return (z_from_pit(bounds, torch.rand_like(batch.future)), batch.context.calendar, batch.counts,
                     quantiles[:, -1] - quantiles[:, 0] > support[1])
 
         self.recalibration.fit(map(part, validation), len(validation.starts))
@@ -182,7 +182,7 @@ class RecalibratedMean(Wrapper):
             counts += batch.counts.sum((0, 1))
         self.spread.copy_((squares / counts.clamp_min(1)).sqrt().clamp_min(1e-6))
         self.recalibration.fit((((batch.future - self.inner(batch.context)) / self.spread, batch.context.calendar,
-                                 batch.target_mask, torch.zeros_like(batch.future)) for batch in validation),
+                                 batch.counts, torch.zeros_like(batch.future)) for batch in validation),
                                len(validation.starts))
 
 

@@ -76,15 +76,14 @@ def couple(quantiles: Tensor, ranked: Tensor) -> Tensor:
     return reorder(equidistant_quantiles(quantiles, ranked.shape[1]), ranked)
 
 
-def smooth_members(samples: Tensor, members: int = 0) -> Tensor:
-    """Quantiles of samples at the levels (i + 0.5) / M, in the rank order of the first M samples (0: all).
+def smooth_members(samples: Tensor, members: int) -> Tensor:
+    """Quantiles of samples at the levels (i + 0.5) / M, in the rank order of the first M samples.
 
     Sorted samples are estimates of the quantiles at the levels l / (L + 1). With L = M calibration improves and CRPS
     does not: that takes L several times M.
     Shapes: (batch, L, F, node) -> (batch, M, F, node).
     """
-    first = samples[:, :members or None]
-    return first if samples.shape[1] == 1 else couple(samples.sort(dim=1).values, first)
+    return couple(samples.sort(dim=1).values, samples[:, :members])
 
 
 def pit_bounds(quantiles: Tensor, truth: Tensor, minimum: float | Tensor, step: float | Tensor) -> Tensor:

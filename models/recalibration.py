@@ -52,27 +52,26 @@ class Recalibration(nn.Module):
         """Time of the cycle: (batch,)."""
         return calendar[:, 0] * len(self.shift) // self.size
 
-    def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor | None, Tensor]], windows: int) -> None:
+    def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], windows: int) -> None:
         """Estimate shifts and widening from parts of the validation windows in the order of time, `windows` in all.
 
-        parts: (z, calendar, target mask or None, which z count in the widening), z and both masks (window, F, node).
+        parts: (z, calendar, which z count, which of them do in the widening), all but calendar (window, F, node).
         """
         total, count = torch.zeros_like(self.shift), torch.zeros_like(self.shift)
         squares, widths = torch.zeros(2, dtype=torch.float64, device=total.device)
         seen, half, earlier = 0, -(-windows // 2), None
-        for z, calendar, target_mask, for_width in parts:
-            mask = torch.ones_like(z) if target_mask is None else target_mask.to(z.dtype)
-            part = z, self.bins(calendar), mask, mask * for_width
+        for z, calendar, counts, for_width in parts:
+            part = z, self.bins(calendar), counts, counts * for_width
             pieces = zip(*(each.tensor_split([max(half - seen, 0)]) for each in part), strict=True)
             seen += len(z)
-            for late, (z, bins, mask, for_width) in enumerate(pieces):
+            for late, (z, bins, counts, for_width) in enumerate(pieces):
                 if late and len(z):
                     earlier = self._shift(total, count) if earlier is None else earlier
                     around = (z - earlier[bins]).clamp(-OUTERMOST, OUTERMOST)
                     squares += (for_width * around.square()).sum(dtype=torch.float64)
                     widths += for_width.sum(dtype=torch.float64)
-                add_at(total, bins, mask * z.clamp(-LARGEST_SCORE, LARGEST_SCORE))
-                add_at(count, bins, mask)
+                add_at(total, bins, counts * z.clamp(-LARGEST_SCORE, LARGEST_SCORE))
+                add_at(count, bins, counts)
         self.shift.copy_(self._shift(total, count))
         cycles = self._cycles(count)
         cycles = cycles.sum() / (cycles > 0).sum().clamp_min(1) / 2  # of the later half, at times that the calendar has

@@ -67,15 +67,14 @@ class FluctuationScale(nn.Module):
             return torch.ones_like(predicted[:, 0])
         return quantile_spread(predicted).clamp_min(self.rounding.clamp_min(LEAST_SPREAD))
 
-    def fit(self, residual: Tensor, state: Tensor, calendar: Tensor, observed: Tensor | None, spectrum) -> None:
-        """Estimate it from training windows: residual, state, observed (window, F, node), calendar (window, cycle).
+    def fit(self, residual: Tensor, state: Tensor, calendar: Tensor, counts: Tensor, spectrum) -> None:
+        """Estimate it from training windows: residual, state, counts (window, F, node), calendar (window, cycle).
 
         spectrum(): the published scale (node,), for that kind.
         """
         if self.kind == "spectrum":
             self.table.copy_(spectrum())
             return
-        counts = torch.ones_like(residual) if observed is None else observed.to(residual.dtype)
         rms = ((residual.square() * counts).sum() / counts.sum().clamp_min(1)).sqrt()
         self.floor.copy_((FLOOR * rms).clamp_min(self.rounding.clamp_min(1e-6)))
         if self.kind == "global":

@@ -134,26 +134,6 @@ def test_no_baseline_looks_at_what_it_forecasts(name, data):
     assert not torch.equal(draw_windows(name, altered(data, slice(0, future)), rows=[-1])[0], known)
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_what_a_baseline_builds_on_must_be_given(name, data):
-    needs = {"mean": ("gaussian", "conformal", "residual_fields"),
-             "quantiles": ("quantile", "schaake")}
-    for kind, names in needs.items():
-        if name in names:
-            with pytest.raises(ValueError, match=kind):
-                fit(name, data, **{kind: None})
-        else:
-            fit(name, data, **{kind: None})
-
-
-def test_networks_run_without_gradient(data):
-    weight = torch.ones((), requires_grad=True)
-    for name in BASELINES:
-        found, _ = draw_windows(name, data, mean=lambda batch: weight * mean(batch),
-                                quantiles=lambda batch: weight * quantiles(batch))
-        assert not found.requires_grad, name
-
-
 # Gaussian errors
 
 def test_persistence_is_the_last_value_with_the_error_of_training_windows(data):

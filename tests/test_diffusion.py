@@ -26,11 +26,12 @@ from models.diffusion import (
     velocity,
     velocity_to_noise,
 )
-from models.diffusion.samplers import evenly_spaced, evenly_spaced_angle, evenly_spaced_log_snr
+from models.diffusion.samplers import angle_of, evenly_spaced, half_log_snr
 
 N = 50
 SPREADS = 0.7, 0.3, 0.1
-STEPS = {ancestral: evenly_spaced, dpm2m: evenly_spaced_log_snr, adams: evenly_spaced_angle}
+POSITIONS = {ancestral: lambda schedule: torch.arange(len(schedule)), dpm2m: half_log_snr,
+             adams: lambda schedule: -angle_of(schedule) ** (2 / 3)}
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 every_schedule = pytest.mark.parametrize("name", NOISE_SCHEDULES)
 
@@ -221,30 +222,29 @@ def test_ancestral_sampling_takes_the_papers_reverse_step(name):
 
 # Steps
 
-@pytest.mark.parametrize("choose", STEPS.values())
+@pytest.mark.parametrize("positions", POSITIONS.values())
 @every_schedule
-def test_any_number_of_steps_is_distinct_and_descends_from_the_last_to_the_first(name, choose):
+def test_any_number_of_steps_is_distinct_and_descends_from_the_last_to_the_first(name, positions):
     schedule = make_schedule(name)
     for steps in range(1, N + 1):
-        path = choose(schedule, steps)
+        path = evenly_spaced(positions(schedule), steps)
         assert len(path) == steps and path[0] == N - 1
         assert all(here > there for here, there in itertools.pairwise(path))
         assert steps == 1 or path[-1] == 0
-    assert choose(schedule, N) == list(range(N - 1, -1, -1))
+    assert evenly_spaced(positions(schedule), N) == list(range(N - 1, -1, -1))
 
 
 def test_steps_are_evenly_spaced_in_their_number_or_in_log_signal_to_noise():
     for steps in range(2, N + 1):
-        gaps = [here - there for here, there in itertools.pairwise(evenly_spaced(QUADRATIC, steps))]
+        gaps = [here - there for here, there in itertools.pairwise(evenly_spaced(torch.arange(N), steps))]
         assert max(gaps) - min(gaps) <= 1
-    assert evenly_spaced(QUADRATIC, 10) == [49, 44, 38, 33, 27, 22, 16, 11, 5, 0]
+    assert evenly_spaced(torch.arange(N), 10) == [49, 44, 38, 33, 27, 22, 16, 11, 5, 0]
     log_snr = (QUADRATIC / (1 - QUADRATIC)).log() / 2
-    path = log_snr[evenly_spaced_log_snr(QUADRATIC, 10)]
+    path, by_number = log_snr[evenly_spaced(log_snr, 10)], log_snr[evenly_spaced(torch.arange(N), 10)]
     even = (log_snr[0] - log_snr[-1]) / 9
     coarsest = log_snr.diff().abs()[1:].max()
     assert ((path.diff() - even).abs() <= coarsest).all()
-    assert path.diff().max() / path.diff().min() < 2 < \
-        log_snr[evenly_spaced(QUADRATIC, 10)].diff().max() / log_snr[evenly_spaced(QUADRATIC, 10)].diff().min()
+    assert path.diff().max() / path.diff().min() < 2 < by_number.diff().max() / by_number.diff().min()
 
 
 @every_sampler
@@ -265,8 +265,8 @@ def test_a_sampler_calls_the_network_once_per_step_and_draws_between_steps_only(
             return normal(3, seed=noise_index)
 
         sampler(exact_predictor(QUADRATIC, 0.5, 0.7, visited), start, QUADRATIC, steps, noise)
-        if sampler in STEPS:  # others may call it more than once, and draw as often as they like
-            assert visited == STEPS[sampler](QUADRATIC, steps)
+        if sampler in POSITIONS:  # others may call it more than once, and draw as often as they like
+            assert visited == evenly_spaced(POSITIONS[sampler](QUADRATIC), steps)
             assert len(drawn) == (steps - 1 if sampler is ancestral else 0)
         assert set(visited) <= set(range(N)) and drawn == list(range(len(drawn))) and len(drawn) < steps
         assert torch.equal(start, kept)
@@ -326,7 +326,7 @@ def test_adams_integrates_v_along_the_angle(name, std):
 def test_ancestral_variance_of_a_gaussian_follows_from_regression_and_precisions(std):
     """Step by step: slope of the value there on the value here, and the spread left when clean and here are known."""
     for steps in (1, 2, 5, 10, 23, N):
-        alpha_bars = QUADRATIC[evenly_spaced(QUADRATIC, steps)].tolist()
+        alpha_bars = QUADRATIC[evenly_spaced(torch.arange(N), steps)].tolist()
         variance = 1.0
         for here, there in itertools.pairwise(alpha_bars):
             ratio = here / there

@@ -41,7 +41,8 @@ def calendar_of(slots):
 
 def fitted(kind, residual, slots, size=24, observed=None, spectrum=None, state=None, step=0.0):
     scale = FluctuationScale(kind, residual.shape[-1], HORIZON, size, step)
-    scale.fit(residual, torch.ones_like(residual) if state is None else state, calendar_of(slots), observed, spectrum)
+    counts = torch.ones_like(residual) if observed is None else observed.to(residual.dtype)
+    scale.fit(residual, torch.ones_like(residual) if state is None else state, calendar_of(slots), counts, spectrum)
     return scale
 
 
@@ -96,7 +97,7 @@ def test_the_scale_by_quantiles_is_their_spread_times_that_of_the_residuals_in_i
     state = scale.state(7 + spread.unsqueeze(1) * z)
     torch.testing.assert_close(state, spread, rtol=1e-4, atol=0)
     residual = 1.5 * spread * (2 * torch.randint(2, spread.shape) - 1)
-    scale.fit(residual, state, calendar_of(slots), None, None)
+    scale.fit(residual, state, calendar_of(slots), torch.ones_like(residual), None)
     torch.testing.assert_close(scale(calendar_of(slots), state), 1.5 * spread, rtol=1e-4, atol=0)
     equal = scale.state(torch.zeros(2, len(QUANTILE_LEVELS), HORIZON, NODES))
     assert (equal > 0).all(), "quantiles that are all alike"

@@ -31,7 +31,8 @@ def normal_quantiles(count):
 
 def fitted(z, size=24, observed=None, for_width=ALL[0]):
     recalibration = Recalibration(NODES, HORIZON, size)
-    recalibration.fit([(z, calendar_of(len(z), size), observed, for_width)], len(z))
+    counts = torch.ones_like(z) if observed is None else observed.to(z.dtype)
+    recalibration.fit([(z, calendar_of(len(z), size), counts, for_width)], len(z))
     return recalibration
 
 
@@ -46,7 +47,8 @@ def test_quantiles_that_are_too_low_are_lifted_to_where_they_are_right():
     truth = torch.randn(9600, HORIZON, NODES) + offset
     z = z_from_pit(pit_bounds(normal_quantiles(9600), truth, float("-inf"), 0.0), torch.rand_like(truth))
     recalibration = Recalibration(NODES, HORIZON, 24)
-    recalibration.fit(zip(z.split(4000), calendar_of(9600).split(4000), (None,) * 3, ALL * 3, strict=True), 9600)
+    parts = [part.split(4000) for part in (z, calendar_of(9600), torch.ones_like(z))]
+    recalibration.fit(zip(*parts, ALL * 3, strict=True), 9600)
     moved = recalibration(normal_quantiles(24), calendar_of(24))[:, 9]
     assert (moved - offset).abs().mean() < 0.05 and (moved - offset).abs().max() < 0.25
 
@@ -56,7 +58,7 @@ def test_each_time_of_the_cycle_has_a_shift_of_its_own():
     late = calendar[:, 0] >= 12
     z = torch.where(late, 0.5, -0.5).view(-1, 1, 1).expand(-1, HORIZON, NODES)
     recalibration = Recalibration(NODES, HORIZON, 24)
-    recalibration.fit([(z, calendar, None, *ALL)], len(z))
+    recalibration.fit([(z, calendar, torch.ones_like(z), *ALL)], len(z))
     shift = recalibration.shift[recalibration.bins(calendar)]
     assert (shift[late] > 0.3).all() and (shift[~late] < -0.3).all()
 
@@ -67,7 +69,8 @@ def test_the_more_cycles_the_larger_the_shrinkage_weight_and_a_time_never_seen_i
         shifts.append(float(fitted(torch.full((24 * days, HORIZON, NODES), 0.4)).shift.mean()))
     assert 0 < shifts[0] < shifts[1] < shifts[2] < 0.4 and shifts[2] > 0.38
     recalibration = Recalibration(NODES, HORIZON, 24)
-    recalibration.fit([(torch.ones(5, HORIZON, NODES), torch.zeros(5, 2, dtype=torch.long), None, *ALL)], 5)
+    recalibration.fit([(torch.ones(5, HORIZON, NODES), torch.zeros(5, 2, dtype=torch.long),
+                        torch.ones(5, HORIZON, NODES), *ALL)], 5)
     assert (recalibration.shift[0] > 0).all() and (recalibration.shift[1:] == 0).all()
 
 
@@ -82,11 +85,11 @@ def test_a_cycle_is_split_into_even_times(size, bins):
 def test_missing_values_count_in_no_shift_whatever_stands_there():
     z, observed = torch.randn(240, HORIZON, NODES), torch.rand(240, HORIZON, NODES) < 0.7
     one, other, reference = (Recalibration(NODES, HORIZON, 24) for _ in range(3))
-    one.fit([(z, calendar_of(240), observed, *ALL)], 240)
-    other.fit([(torch.where(observed, z, 2.0), calendar_of(240), observed, *ALL)], 240)
+    one.fit([(z, calendar_of(240), observed.float(), *ALL)], 240)
+    other.fit([(torch.where(observed, z, 2.0), calendar_of(240), observed.float(), *ALL)], 240)
     assert torch.equal(one.shift, other.shift) and one.shift.abs().max() > 0.01
     kept = observed[:, 1, 2]
-    reference.fit([(z[kept], calendar_of(240)[kept], None, *ALL)], 240)
+    reference.fit([(z[kept], calendar_of(240)[kept], torch.ones_like(z[kept]), *ALL)], 240)
     torch.testing.assert_close(one.shift[:, 1, 2], reference.shift[:, 1, 2])
 
 
@@ -133,8 +136,8 @@ def test_widening_is_that_of_later_windows_around_the_shifts_of_earlier_ones(siz
 
 def test_a_batch_that_holds_the_middle_is_split_there():
     z, whole = 1.3 * torch.randn(100, HORIZON, NODES), Recalibration(NODES, HORIZON, 24)
-    parts = [(part, calendar, None, *ALL) for part, calendar in zip(z.split(33), calendar_of(100).split(33),
-                                                                    strict=True)]
+    parts = [(part, calendar, torch.ones_like(part), *ALL)
+             for part, calendar in zip(z.split(33), calendar_of(100).split(33), strict=True)]
     whole.fit(parts, 100)
     torch.testing.assert_close(whole.widening, fitted(z).widening)
     torch.testing.assert_close(whole.shift, fitted(z).shift)
@@ -148,7 +151,7 @@ def test_the_more_cycles_the_larger_the_weight_of_a_widening():
 def test_times_that_the_calendar_never_has_take_nothing_from_the_belief():
     z = 1.3 * torch.randn(400, HORIZON, NODES)
     quarterly = Recalibration(NODES, HORIZON, 12)
-    quarterly.fit([(z, calendar_of(400, 4) * 3, None, *ALL)], 400)
+    quarterly.fit([(z, calendar_of(400, 4) * 3, torch.ones_like(z), *ALL)], 400)
     assert quarterly.widening == pytest.approx(float(fitted(z, 4).widening), rel=1e-5)
 
 

@@ -195,11 +195,7 @@ RECIPES = {
                           diffusion_channels=128, diffusion_layers=8, diffusion_epochs=50, diffusion_lr=1e-3,
                           diffusion_ema=0.0, sampler="ancestral", sample_steps=50),
     },
-    "copula": {
-        PretrainConfig: dict(objective="quantiles"),
-        TrainConfig: dict(margin="quantile", condition_mean=False, condition_scale=False, center=False,
-                          members="quantiles"),
-    },
+    "copula": {TrainConfig: dict(margin="quantile", members="quantiles")},
 }
 """Values of both stages that differ from the defaults, which are those of `cost`."""
 

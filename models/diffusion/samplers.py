@@ -18,34 +18,11 @@ from torch import Tensor
 from .process import noise_to_clean, noise_to_velocity, posterior
 
 
-def evenly_spaced(alpha_bars: Tensor, steps: int) -> list[int]:
-    """`steps` (1 to N) distinct diffusion steps from the last to the first, evenly spaced in the step number."""
-    return _closest_steps(torch.arange(len(alpha_bars), dtype=torch.float64), steps)
+def evenly_spaced(positions: Tensor, steps: int) -> list[int]:
+    """`steps` (1 to N) distinct diffusion steps, from last to first, closest to an even grid of their `positions` (N,).
 
-
-def evenly_spaced_log_snr(alpha_bars: Tensor, steps: int) -> list[int]:
-    """`steps` (1 to N) distinct diffusion steps from the last to the first, evenly spaced in log signal-to-noise.
-
-    For a second-order rule: its steps should be about equal in the variable that it integrates.
+    A second-order rule has about equal steps in the variable that it integrates.
     """
-    return _closest_steps(_half_log_snr(alpha_bars), steps)
-
-
-def evenly_spaced_angle(alpha_bars: Tensor, steps: int) -> list[int]:
-    """`steps` (1 to N) distinct diffusion steps from the last to the first, evenly spaced in angle^(2/3)."""
-    return _closest_steps(-_angle(alpha_bars) ** (2 / 3), steps)
-
-
-def _angle(alpha_bar: Tensor) -> Tensor:
-    return torch.atan2((1 - alpha_bar).sqrt(), alpha_bar.sqrt())
-
-
-def _half_log_snr(alpha_bar: Tensor) -> Tensor:
-    return (alpha_bar / (1 - alpha_bar)).log() / 2
-
-
-def _closest_steps(positions: Tensor, steps: int) -> list[int]:
-    """The steps whose positions are closest to an even grid from last to first, each used once."""
     last = len(positions) - 1
     if not 1 <= steps <= last + 1:
         raise ValueError(f"--sample_steps {steps}: choose 1 to {last + 1}, the number of diffusion steps")
@@ -55,6 +32,16 @@ def _closest_steps(positions: Tensor, steps: int) -> list[int]:
         highest = path[-1] - 1 if path else last
         path.append(min(max(int((positions - target).abs().argmin()), remaining), highest))
     return path
+
+
+def angle_of(alpha_bar: Tensor) -> Tensor:
+    """The angle between clean value and noise: alpha_bar = cos(angle)^2."""
+    return torch.atan2((1 - alpha_bar).sqrt(), alpha_bar.sqrt())
+
+
+def half_log_snr(alpha_bar: Tensor) -> Tensor:
+    """lambda, half the logarithm of the signal-to-noise ratio."""
+    return (alpha_bar / (1 - alpha_bar)).log() / 2
 
 
 def along(alpha_bars: Tensor, path: list[int]):
@@ -68,8 +55,8 @@ def ancestral(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, nois
 
     Source: Ho et al. 2020, Algorithm 2, with the posterior's variance; with all N steps its mean is CoST Eq. 14.
     """
-    noisy, path = start, along(alpha_bars, evenly_spaced(alpha_bars, steps))
-    for noise_index, (step, alpha_bar, alpha_bar_next) in enumerate(path):
+    noisy, path = start, evenly_spaced(torch.arange(len(alpha_bars)), steps)
+    for noise_index, (step, alpha_bar, alpha_bar_next) in enumerate(along(alpha_bars, path)):
         clean = noise_to_clean(noisy, predict_noise(noisy, step), alpha_bar)
         mean, variance = posterior(noisy, clean, alpha_bar, alpha_bar_next)
         noisy = mean if noise_index == steps - 1 else mean + variance.sqrt() * noise(noise_index)
@@ -82,16 +69,17 @@ def adams(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise=No
         angle = atan(sqrt(1 - alpha_bar) / sqrt(alpha_bar)),    d noisy / d angle = v,    h = angle_next - angle
         next  = noisy + h * (v + h / (2 h_previous) * (v - v_previous))
 
-    The first step is of first order, since there is no earlier value. Where v is 0, as for white data, the result is
-    exact in any number of steps; other rules make such data too narrow or too wide. Steps are evenly spaced in
+    The first step is of first order, since there is no earlier value. For white data the best v is 0, and the result
+    is exact in any number of steps; other rules make such data too narrow or too wide. Steps are evenly spaced in
     angle^(2/3): closer where little noise is left.
     Source: v and the angle: Salimans and Ho 2022 (arXiv:2202.00512), appendix D; the rule of Adams and Bashforth.
     """
+    path = evenly_spaced(-angle_of(alpha_bars) ** (2 / 3), steps)
     noisy, previous = start, None
-    for step, alpha_bar, alpha_bar_next in along(alpha_bars, evenly_spaced_angle(alpha_bars, steps)):
+    for step, alpha_bar, alpha_bar_next in along(alpha_bars, path):
         v = noise_to_velocity(noisy, predict_noise(noisy, step), alpha_bar)
-        angle, slope = _angle(alpha_bar), v
-        step_size = _angle(alpha_bar_next) - angle
+        angle, slope = angle_of(alpha_bar), v
+        step_size = angle_of(alpha_bar_next) - angle
         if previous is not None:
             slope = v + step_size / (2 * (angle - previous[1])) * (v - previous[0])
         noisy, previous = noisy + step_size * slope, (v, angle)
@@ -109,14 +97,14 @@ def dpm2m(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise=No
     and the rule is `next = clean`.
     Source: Lu et al. 2022 (arXiv:2211.01095), Algorithm 2, on discrete steps evenly spaced in lambda.
     """
-    path = evenly_spaced_log_snr(alpha_bars, steps)
+    path = evenly_spaced(half_log_snr(alpha_bars), steps)
     noisy, previous = start, None
     for step, alpha_bar, alpha_bar_next in along(alpha_bars, path):
         clean = noise_to_clean(noisy, predict_noise(noisy, step), alpha_bar)
-        log_snr = _half_log_snr(alpha_bar)
+        log_snr = half_log_snr(alpha_bar)
         if step == path[-1]:
             break
-        step_size = _half_log_snr(alpha_bar_next) - log_snr
+        step_size = half_log_snr(alpha_bar_next) - log_snr
         extrapolated = clean
         if previous is not None:
             weight = step_size / (2 * (log_snr - previous[1]))
