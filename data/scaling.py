@@ -184,7 +184,7 @@ class NodeStatistics:
         return mean, float(square.sqrt())
 
     def multiplicative(self, training: Tensor, horizon: int) -> bool:
-        """Whether changes of these training values (time, node) are rather proportional to the level than not.
+        """Whether proportional changes describe these training values (time, node) better than additive ones.
 
             gain = n / 2 * log(variance of changes / variance of changes of the logarithm) - sum of log(value)
 

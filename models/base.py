@@ -30,10 +30,10 @@ LEAST_DEVIATION = 1e-2  # of training targets, standardized, by which a shift is
 CYCLES = 3.0  # of evidence at which a bin has the shrinkage weight 1/2
 STEPS = 100  # of the search for weights
 SHARES = 11  # shares of the network that are tried, from 0 to 1
-FEW_WINDOWS = 10  # independent ones of validation, below which the base is preferred
+FEW_WINDOWS = 10  # independent ones of validation, below which a tie is no reason for the network
 BLOCKS = 8  # stretches of validation time from which a sampling error is estimated, at most
 OPTIMISM = 0.7  # share by which the loss is too low, for a model recalibrated on one independent window
-DOUBT = 2.0  # squared standard errors by which the square of an estimate is reduced
+DOUBT = 2.0  # squared standard errors, over the square of an estimate, by which its share is reduced
 
 
 def independent(starts: Tensor, predict_len: int) -> int:

@@ -358,12 +358,13 @@ def test_random_members_of_conditional_quantiles_are_below_each_as_often_as_its_
 @pytest.mark.parametrize("name", POOLED)
 def test_the_quantiles_of_drawn_fields_are_those_of_four_times_as_many_in_the_order_of_the_first(name, data):
     settings = {"data_name": "mine", "data_path": "mine.csv", "nsample": 8, "predict_len": 4, "seed": 0}
-    model = torch.nn.Module()
-    model.forward = lambda context: torch.zeros_like(context.future_climatology)
+    model = torch.nn.Linear(1, 1)
+    model.forward = lambda context: model.weight[0, 0] * torch.ones_like(context.future_climatology)
     batch = data.batch(data.starts["test"][:2])
     many = baseline_sampler(name, data, model, settings | {"nsample": 32})(batch)
     found = baseline_sampler(name, data, model, settings, "quantiles")(batch)
     torch.testing.assert_close(found, smooth_members(many, 8))
+    assert not found.requires_grad
 
 
 def test_schaake_has_the_ranks_of_the_fields_that_residual_fields_draws():

@@ -65,10 +65,10 @@ class CommonConfig:
     missing: str = flag("error", DATA, "missing values (NaN): refuse them (error), or leave them out of every loss, "
                         "statistic and score, and show the networks where they are (mask)", choices=("error", "mask"))
     null_value: float = flag(None, DATA, "a number that stands for a missing value in the file; needs --missing mask")
-    covariates: str = flag("", DATA, "a file of what is known of every step, over the horizon too (holidays, weather "
-                           "forecasts): a column for each, or an array (time, node, covariate)")
-    lags: str = flag("auto", DATA, "also show the values so many steps before each step, 24,168; auto: a day, a week, "
-                     "a year or another period, where the training part repeats itself so; none: no lags")
+    covariates: str = flag("", DATA, "a file of variables that are known at every step, also in the future (holidays, "
+                           "weather forecasts): a column for each, or an array (time, node, covariate)")
+    lags: str = flag("auto", DATA, "lags in steps, as 24,168: values so long before each step are inputs too; auto: "
+                     "a day, a week, a year or another period, where the training part repeats itself so; none: no lags")
     oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
     oracle_length_scale: float = flag(0.3, DATA, "range of the correlation of Oracle, in sides of its square", above=0)
