@@ -80,7 +80,7 @@ def test_every_published_and_simple_row_that_is_ahead_of_the_default_is_named_fr
     rows = [  # method, members, CRPS, IS, CRPS_sum; two seeds of the default
         ("cost", "random", 0.05, 2.0, 0.04), ("cost", "random", 0.07, 2.0, 0.04),
         ("cost_smooth", "quantiles", 0.055, 1.8, 0.04), ("climatology", "random", 0.062, 1.9, 0.05),
-        ("quantile", "quantiles", 0.056, 1.7, 0.039), ("our_quantile", "quantiles", 0.01, 0.1, 0.01)]
+        ("quantile", "quantiles", 0.056, 1.7, 0.039), ("step_1", "quantiles", 0.01, 0.1, 0.01)]
     ours = pd.DataFrame(rows, columns=["method", "ensemble", "CRPS", "IS", "CRPS_sum"]).assign(
         data_name="Tiny", QICE=0.01, MAE=float("nan"), RMSE=float("nan"))
     assert "No published and no baseline row" in ahead(ours[ours.method == "cost"])

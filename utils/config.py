@@ -67,8 +67,8 @@ class CommonConfig:
     null_value: float = flag(None, DATA, "a number that stands for a missing value in the file; needs --missing mask")
     covariates: str = flag("", DATA, "a file of variables that are known at every step, also in the future (holidays, "
                            "weather forecasts): a column for each, or an array (time, node, covariate)")
-    lags: str = flag("auto", DATA, "lags in steps, as 24,168: values so long before each step are inputs too; auto: "
-                     "a day, a week, a year or another period, where the training part repeats itself so; none: no lags")
+    lags: str = flag("auto", DATA, "lags in steps, as 24,168: values so long before each step are inputs too; auto: a "
+                     "day, a week, a year or another period, where the training part repeats itself so; none: no lags")
     oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
     oracle_length_scale: float = flag(0.3, DATA, "range of the correlation of Oracle, in sides of its square", above=0)

@@ -56,8 +56,6 @@ STAGE_1 = {
     "quantile_stid": ("--no-climatology", "--tokens", "0", "--networks", "1", "--linear_modes", "0", "--no-recalibrate",
                       "--mean_epochs", "30", "--mean_lr", "0.001", "--lags", "none"),
     "ours": (),
-    "lags": ("--lags", "auto"),
-    "no_lags": ("--lags", "none"),
     **STAGE_1_OFF,
 }
 """Stage-1 models that rows build on, by the flags that make them: as published, its quantile network, the default."""
@@ -106,13 +104,10 @@ METHODS = {
     "published": Method("published", stage_2=PUBLISHED, change="the published system, 50 ancestral steps"),
     "published_fast": Method("published", stage_2=PUBLISHED, trained_as="published", sampling=FAST,
                              change="DPM-Solver++ in 10 steps"),
-    **{f"our_{name}": Method("ours", name) for name in ("quantile", "schaake")},
     "copula": Method("ours", stage_2=("--recipe", "copula")),
     "copula_smooth": Method("ours", stage_2=("--recipe", "copula"), trained_as="copula", members="quantiles"),
     "cost_untrained": Method("ours", stage_2=(), trained_as="cost", untrained=True, change="untrained denoiser"),
     "cost_global": Method("ours", stage_2=("--scale", "global"), change="`--scale global`"),
-    "cost_lags": Method("lags", stage_2=("--lags", "auto"), only=("MobileNJ",)),
-    "cost_no_lags": Method("no_lags", stage_2=("--lags", "none"), only=("NYCFlights",)),
     **{name: Method(name, stage_2=(), only=ABLATED, change=f"`{' '.join(flags)}`")
        for name, flags in STAGE_1_OFF.items()},
     **{name: Method("ours", stage_2=flags, only=ABLATED, change=f"`{' '.join(flags)}`")
@@ -127,10 +122,8 @@ METHODS = {
 Members are random; rows `_smooth` are quantiles at equidistant levels in the rank order of the random members.
 `published` is the paper's system, `published_fast` its networks with DPM-Solver++ in 10 steps. cost_untrained is cost
 with the trained network replaced by the Gaussian that it starts from: the difference is what the diffusion learned.
-cost_global has one fluctuation scale for the field. `our_` baselines stand on the stage 1 of cost, the others on
-published inputs. cost_lags also sees a day and a week (a year) before each step of a window, cost_no_lags nothing but
-its 12 steps; the published protocol has no lags. The ablation: step_1 to step_6 lead to cost (`STEPS`), without_X is
-cost with one switch off, itransformer and dlinear have another backbone.
+cost_global has one fluctuation scale for the field. Baselines stand on published inputs. The ablation: step_1 to
+step_6 lead to cost (`STEPS`), without_X is cost with one switch off, itransformer and dlinear have another backbone.
 """
 
 

@@ -9,7 +9,6 @@ joint_<H>_<F>.csv and .md; for 12 -> 12 also ablation.md and what stands between
 import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
-from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +33,6 @@ JOINT = (*joint.SCORES, "correlation_gap", "autocorrelation_gap", "PIT_error_sum
          "PIT_error_neighbourhoods", "PIT_error_max")
 DEFAULT = TrainConfig.recipe
 DEFAULTS = {"random": DEFAULT, "quantiles": f"{DEFAULT}_smooth"}  # its rows by the kind of their members
-SHOWN = {DEFAULT: "", f"{DEFAULT}_lags": ", `--lags auto`"}  # rows of the README's table, what follows the dataset
 GLANCE = ("CRPS", "QICE", "RMSE")  # scores of that table
 PAPER = ("CoST", "CSDI", "TimeGrad")  # its rows of the paper
 LISTED = (*SCORES, "CRPS_sum")  # in which rows are ahead of the default or not
@@ -44,7 +42,7 @@ STEPS = {name: CHANGES[name] for name in (
 SWITCHES = {name: change for name, change in CHANGES.items() if name not in STEPS} | {DEFAULT: "none"}
 ABLATION = CHANGES.keys() - {"published", "published_fast", "cost_untrained", DEFAULT}  # rows of no other table
 ABLATION_SCORES = ("CRPS", "CRPS_sum", "energy_score", "QICE_ties", "coverage90")
-BASELINE_ROWS = [name for name, method in METHODS.items() if method.baseline and not name.startswith("our_")]
+BASELINE_ROWS = [name for name, method in METHODS.items() if method.baseline]
 OTHERS = [*BASELINE_ROWS, "published", "published_fast"]  # rows that are not ours
 ALTERNATIVES = ["copula", "copula_smooth"]  # our other recipe
 BEGIN, END = "<!-- results: written by scripts/paper/collect_results.py -->\n", "<!-- end of results -->"
@@ -308,21 +306,20 @@ def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
 
 
 def summary(runs: pd.DataFrame) -> str:
-    """The README's table, by random members: the default and it with lags, beside `published` and the paper's rows."""
+    """The README's table, by random members: the default beside `published` and the paper's rows."""
     rows, published = [], read_published((12, 12))
     runs, published = runs[runs.ensemble == "random"], published[published.method.isin(PAPER)]
-    for (data_name, group), (method, label) in product(runs.groupby("data_name", sort=False), SHOWN.items()):
+    for data_name, group in runs.groupby("data_name", sort=False):
         ours = group.groupby("method")[list(GLANCE)].mean()
         theirs = published[published.data_name == data_name].set_index("method")
-        for score in GLANCE if method in ours.index else ():
-            found = [(ours[score].get(name), number) for name in (method, "published")]
+        for score in GLANCE if DEFAULT in ours.index else ():
+            found = [(ours[score].get(name), number) for name in (DEFAULT, "published")]
             found += [(theirs[score].get(name), "{:g}".format) for name in PAPER]  # as printed there
             lowest = min(value for value, _ in found if value is not None)
             shown = [(value, "" if value is None else text(value)) for value, text in found]
-            rows.append([data_name + label, score, *(f"**{text}**" if value == lowest else text
-                                                     for value, text in shown)])
+            rows.append([data_name, score, *(f"**{text}**" if value == lowest else text for value, text in shown)])
     head = ["dataset", "score", "default", "`--recipe published`", *(f"{name}, paper" for name in PAPER)]
-    windows = ". ".join(f"{data_name}: {counts(group[group.method.isin(['published', *SHOWN])])}"
+    windows = ". ".join(f"{data_name}: {counts(group[group.method.isin(['published', DEFAULT])])}"
                         for data_name, group in runs.groupby("data_name", sort=False))
     return f"{markdown(head, rows)}\n{windows}.\n"
 

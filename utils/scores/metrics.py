@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data.constants import QUANTILE_LEVELS
 from data.scaling import add_at
+from models.quantiles import pinball
 
 MEDIAN, DECILES = 9, slice(1, None, 2)  # where they stand in QUANTILE_LEVELS, whose ends bound the 90 % interval
 COVERAGE = 0.9
@@ -52,7 +53,7 @@ def member_quantiles(ordered, levels=QUANTILE_LEVELS):
     return torch.lerp(below, above, weight.view(-1, *[1] * (ordered.dim() - 2)))
 
 
-def crps_quantile(quantiles, truth, levels=QUANTILE_LEVELS):
+def crps_quantile(quantiles, truth):
     """CRPS approximated by quantiles: twice the pinball loss, averaged over the levels.
 
         mean over q of 2 * |(quantile_q - truth) * (1[truth <= quantile_q] - q)|
@@ -61,9 +62,7 @@ def crps_quantile(quantiles, truth, levels=QUANTILE_LEVELS):
     Shapes: quantiles (batch, level, ...), truth (batch, ...) -> (batch, ...).
     Source: Laio and Tamea 2007 (CRPS by pinball losses); levels and norm: CSDI (arXiv:2107.03502).
     """
-    level = quantiles.new_tensor(levels).view(-1, *[1] * (truth.dim() - 1))
-    excess = truth.unsqueeze(1) - quantiles
-    return 2 * torch.maximum(level * excess, (level - 1) * excess).mean(1)
+    return pinball(quantiles, truth).mean(1)
 
 
 def crps_fair(ordered, truth):
