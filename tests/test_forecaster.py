@@ -327,6 +327,18 @@ def test_two_processes_draw_for_their_rows_what_one_draws_for_all(recipe):
     assert sum(parts) / 8 == pytest.approx(float(whole.detach()), rel=1e-5)
 
 
+@pytest.mark.parametrize("center", [True, False])
+def test_training_takes_z_and_its_negative_alike_where_members_are_centred(center):
+    """The sign of the first value of noise[1] is that of z: a future mirrored at the mean, 0, has the same loss."""
+    margin = ResidualMargin(FluctuationScale("spectrum", NODES, HORIZON, SIZES[0]), ANY_VALUE, center=center)
+    model = Forecaster(Zero(), margin, IndependentNoise(), Stub(lambda noisy, *_: noisy), BETA, "noise").eval()
+    batch, step, noise = make_batch(), torch.tensor([0, 1, STEPS - 1]), torch.randn(3, 3, HORIZON, NODES)
+    loss = model.loss(batch.future, batch.context, step=step, noise=noise)
+    mirrored = noise * torch.tensor([1.0, -1.0, 1.0]).view(3, 1, 1, 1)
+    assert torch.equal(model.loss(batch.future, batch.context, step=step, noise=mirrored), loss) != center
+    assert torch.equal(model.loss(-batch.future, batch.context, step=step, noise=mirrored), loss) == center
+
+
 @every_recipe
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_sampling_leaves_the_global_random_numbers_alone_and_does_not_read_them(recipe, name):
