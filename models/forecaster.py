@@ -97,7 +97,7 @@ class Forecaster(nn.Module):
 
         Step (batch,) and noise (3, batch, F, node) are drawn here unless given: validation gives the same ones at
         every epoch, so that two epochs differ by their weights alone. noise[0] is added, noise[1] sets the signs of the
-        endpoint, or without one the sign of z where the margin is symmetric; noise[2] places values that stand for a
+        endpoint, or without one the sign of z where members are centred; noise[2] places values that stand for a
         range (`z_from_pit`) and imputes missing ones. `precision` is a context for the denoiser's arithmetic.
         Validation fields have the size of training ones: their own is in the width of members.
         Source: Ho et al. 2020, Eq. 14.
@@ -111,7 +111,7 @@ class Forecaster(nn.Module):
         mask, z = context.target_mask, self.margin.encode(future, prepared, context, torch.special.ndtr(noise[2]))
         if not self.training:
             z = z / self.margin.validation_size
-        if self.margin.symmetric and self.endpoint == "none":
+        if self.margin.center and self.endpoint == "none":
             z = z * noise[1, :, :1, :1].sign()
         white = self.noise.whiten(z if mask is None else self.noise.impute(z, mask, noise[2]))
         endpoint, alpha_bar = self._endpoint(lambda: noise[1], context.calendar), self.alpha_bar[step]

@@ -46,8 +46,8 @@ class Margin(nn.Module):
 
     inputs: tuple[str, ...] = ()
     """Names of the inputs that `features` gives to the denoiser."""
-    symmetric = False
-    """Whether z and -z are equally likely, so that training takes either."""
+    center = False
+    """Whether members are centred on the stage-1 mean. The sign of z is then of no use: training takes either."""
 
     def __init__(self, support: tuple):
         super().__init__()
@@ -117,7 +117,6 @@ class ResidualMargin(Margin):
                  inputs: tuple[str, ...] = ("mean", "scale")):
         super().__init__(support)
         self.scale, self.scaled, self.center, self.inputs = scale, scaled, center, inputs
-        self.symmetric = center
         self.register_buffer("width", torch.ones(()))
 
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from conftest import make_field, pick, random_values, with_gaps
 
 from data.windows import WindowedField, WindowSettings
-from models.baselines import BASELINES, POOLED, _without_gaps, equidistant
+from models.baselines import BASELINES, POOLED, SIMPLE, _without_gaps, equidistant
 from models.quantiles import equidistant_quantiles, reorder, smooth_members
 from utils.pipeline import baseline_sampler
 from utils.training.reproducibility import MemberNoise
@@ -132,6 +132,18 @@ def test_no_baseline_looks_at_what_it_forecasts(name, data):
     assert future >= int(data.starts["validation"][-1]) + data.history_len + data.predict_len
     assert torch.equal(draw_windows(name, altered(data, slice(future, None)), rows=[-1])[0], known)
     assert not torch.equal(draw_windows(name, altered(data, slice(0, future)), rows=[-1])[0], known)
+
+
+def test_networks_run_without_gradient_and_must_be_given(data):
+    settings = {"data_name": "mine", "data_path": "mine.csv", "nsample": 4, "predict_len": 4, "seed": 0}
+    batch, model = data.batch(data.starts["test"][:1]), torch.nn.Linear(1, 1)
+    model.forward = lambda context: model.weight[0, 0] * context.future_climatology
+    model.predict = lambda context: model(context).unsqueeze(1) + torch.linspace(-1, 1, 19).view(-1, 1, 1)
+    for name in BASELINES:
+        assert not baseline_sampler(name, data, model, settings)(batch).requires_grad, name
+        if name not in SIMPLE:
+            with pytest.raises(TypeError, match="mean|quantiles"):
+                baseline_sampler(name, data, None, settings)
 
 
 # Gaussian errors
@@ -358,13 +370,12 @@ def test_random_members_of_conditional_quantiles_are_below_each_as_often_as_its_
 @pytest.mark.parametrize("name", POOLED)
 def test_the_quantiles_of_drawn_fields_are_those_of_four_times_as_many_in_the_order_of_the_first(name, data):
     settings = {"data_name": "mine", "data_path": "mine.csv", "nsample": 8, "predict_len": 4, "seed": 0}
-    model = torch.nn.Linear(1, 1)
-    model.forward = lambda context: model.weight[0, 0] * torch.ones_like(context.future_climatology)
+    model = torch.nn.Module()
+    model.forward = lambda context: torch.zeros_like(context.future_climatology)
     batch = data.batch(data.starts["test"][:2])
     many = baseline_sampler(name, data, model, settings | {"nsample": 32})(batch)
     found = baseline_sampler(name, data, model, settings, "quantiles")(batch)
     torch.testing.assert_close(found, smooth_members(many, 8))
-    assert not found.requires_grad
 
 
 def test_schaake_has_the_ranks_of_the_fields_that_residual_fields_draws():

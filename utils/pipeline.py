@@ -347,9 +347,9 @@ def baseline_sampler(name: str, data, model, settings: dict, kind: str = "random
     drawn = OVERSAMPLED * members if kind == "quantiles" and name in POOLED else members
     card = None if settings.get("data_path") else DATASETS.get(settings["data_name"])
     support = data.support_where(card.nonnegative if card else data.scaler.nonnegative)  # whatever a recipe restricts
-    no_grad = torch.no_grad()
-    fitted = BASELINES[name](data, drawn, mean=no_grad(lambda batch: model(batch.context)),
-                             quantiles=no_grad(lambda batch: model.predict(batch.context)))
+    outputs = {"mean": lambda batch: model(batch.context), "quantiles": lambda batch: model.predict(batch.context)}
+    outputs = {kind: torch.no_grad()(output) for kind, output in outputs.items()} if model else {}
+    fitted = BASELINES[name](data, drawn, **outputs)
 
     def sample(batch):
         rows = MemberNoise(settings["seed"], batch.start, drawn, shape)
