@@ -75,8 +75,9 @@ class Forecaster(nn.Module):
         self.margin.fit(*parts, spectrum)
         z, validation_z = (self.margin.encode(each.future, prepared, each.context, torch.rand_like(each.future))
                            for each, prepared in parts)
+        log_scale, validation_log_scale = (self.margin.log_scale(prepared, each.context) for each, prepared in parts)
         (training, _), (validation, _) = parts
-        self.noise.fit(z, training.context, validation_z, validation.target_mask)
+        self.noise.fit(z, log_scale, training.context, validation_z, validation_log_scale, validation.target_mask)
 
     def _prepared(self, batches) -> tuple[Batch, Tensor]:
         """Windows without covariates and lags, which may be large, and what `prepare` gives for them."""
@@ -113,7 +114,8 @@ class Forecaster(nn.Module):
             z = z / self.margin.validation_size
         if self.margin.center and self.endpoint == "none":
             z = z * noise[1, :, :1, :1].sign()
-        white = self.noise.whiten(z if mask is None else self.noise.impute(z, mask, noise[2]))
+        white = self.noise.whiten(z if mask is None else self.noise.impute(z, mask, noise[2]),
+                                  self.margin.log_scale(prepared, context))
         endpoint, alpha_bar = self._endpoint(lambda: noise[1], context.calendar), self.alpha_bar[step]
         noisy = diffuse(white, endpoint, noise[0], alpha_bar)
         with precision:
@@ -152,7 +154,8 @@ class Forecaster(nn.Module):
                 chunk = (last - first) // 2
                 continue
             first = last
-        z = self.noise.unwhiten(torch.cat(samples)).unflatten(0, (batch, each))
+        samples = torch.cat(samples).unflatten(0, (batch, each)).transpose(0, 1)  # (sample, batch, F, node)
+        z = self.noise.unwhiten(samples, self.margin.log_scale(given, context)).transpose(0, 1)
         return self.margin.decode(z, given, context, sampling.members, sampling.kind)
 
     def num_samples(self, sampling: Sampling) -> int:

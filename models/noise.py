@@ -2,7 +2,7 @@
 
 Both classes have one interface: `fit`, `whiten`, `unwhiten`, `impute`; `learned`, the used part of a prediction;
 `history` and `project`, a window's history and anomalies in the units of the denoiser's inputs.
-Shapes: z and white (batch, F, node).
+Shapes: z and white (..., batch, F, node); log_scale (batch, node), see `margins.Margin.log_scale`.
 """
 
 import torch
@@ -17,18 +17,25 @@ SMALLEST_SPREAD = 0.25  # of z at a node and step, as a share of the root mean s
 NEIGHBOURING = 0.3  # modes whose numbers differ by at most this share have a covariance in common
 LEADING, LEADING_SHARE = 16, 4  # number of leading modes, at most one for LEADING_SHARE nodes
 SMALLEST_OWN = 0.05  # of a node's variance, that these modes leave at least where a value is imputed
+CLASSES = 8  # of the fluctuation scale, of equal size
 
 
 class IndependentNoise(nn.Module):
     """Independent values, as published: white = z."""
 
-    def fit(self, z: Tensor, context: Context, validation_z: Tensor, validation_mask: Tensor | None) -> None:
+    def fit(self, z: Tensor, log_scale: Tensor, context: Context, validation_z: Tensor, validation_log_scale: Tensor,
+            validation_mask: Tensor | None) -> None:
         """Nothing to estimate."""
 
-    def whiten(self, z: Tensor) -> Tensor:
+    def whiten(self, z: Tensor, log_scale: Tensor) -> Tensor:
         return z
 
-    unwhiten = learned = project = whiten  # nothing to change
+    unwhiten = whiten  # nothing to change
+
+    def learned(self, predicted: Tensor) -> Tensor:
+        return predicted
+
+    project = learned
 
     def history(self, context: Context) -> Tensor:
         return context.history
@@ -41,15 +48,19 @@ class IndependentNoise(nn.Module):
 class CovarianceNoise(nn.Module):
     """The covariance of z over nodes and steps: for each mode of the nodes a covariance over the steps.
 
-        z / spread = modes @ axes.T + idiosyncratic,    modes = (z / spread) @ axes
+        z / spread = gain[class] filter[class] y,    class: of the fluctuation scale of the node in this window
+        y = modes @ axes.T + idiosyncratic,    modes = y @ axes
         white = (root^-1 modes) @ axes.T + idiosyncratic_root^-1 idiosyncratic
         root @ root = covariance of a mode over the steps, root symmetric
+        filter = root of the correlation over the steps in a class @ (root of the correlation in all classes)^-1
 
     The axes are the `modes` leading principal axes of training fields over the nodes. The idiosyncratic residual has no
     correlation between nodes. White coordinates belong to nodes: of all whitening maps the symmetric one changes each
-    node least. The covariances are the mean of those of training fields and of validation fields, which stage 1 has not
-    fitted. In training mode `whiten` uses those of training fields alone. Neighbouring modes share theirs, see
-    NEIGHBOURING. Missing values are imputed first. Memory and cost are linear in the nodes.
+    node least. The filter is there because large errors last: those of a road in a queue go on, those of a free road do
+    not. The gain gives each node variance 1 in each class. Covariances and correlations are the mean of those of
+    training fields and of validation fields, which stage 1 has not fitted; in training mode `whiten` uses those of
+    training fields alone. Neighbouring modes share theirs, see NEIGHBOURING. Missing values are imputed first. Memory
+    and cost are linear in the nodes.
     Source: principal components after Tipping and Bishop 1999; symmetric whitening: Kessy et al. 2018
     (arXiv:1512.00809).
     """
@@ -58,20 +69,18 @@ class CovarianceNoise(nn.Module):
         super().__init__()
         self.modes = min(modes, num_nodes)
         self.register_buffer("spread", torch.ones(predict_len, num_nodes))
+        self.register_buffer("edges", torch.zeros(CLASSES - 1))  # of the classes
         self.register_buffer("axes", torch.eye(num_nodes, self.modes))
-        self.register_buffer("root", torch.eye(predict_len).repeat(self.modes + 1, 1, 1))  # the last: idiosyncratic
-        self.register_buffer("inverse_root", self.root.clone())
-        self.register_buffer("training_spread", self.spread.clone())
-        self.register_buffer("training_inverse", self.root.clone())
         self.register_buffer("mode_variance", torch.ones(min(LEADING, self.modes, num_nodes // LEADING_SHARE)))
         self.register_buffer("history_spread", torch.ones(num_nodes))
+        self.of_all, self.of_training = (Roots(num_nodes, predict_len, self.modes) for _ in range(2))
 
-    def fit(self, z: Tensor, context: Context, validation_z: Tensor, validation_mask: Tensor | None) -> None:
+    def fit(self, z: Tensor, log_scale: Tensor, context: Context, validation_z: Tensor, validation_log_scale: Tensor,
+            validation_mask: Tensor | None) -> None:
         """Estimate everything from z (window, F, node) and contexts of training windows, and z of validation ones."""
         mask = context.target_mask
         square = _mean_square(z, mask, 0)
         self.spread.copy_(square.sqrt().clamp_min(SMALLEST_SPREAD * square.mean().sqrt().clamp_min(1e-2)))
-        self.training_spread.copy_(self.spread)
         size = _mean_square(validation_z, validation_mask, (0, 1)).sqrt()  # used for their shape, not for their size
         size.clamp_min_(SMALLEST_SPREAD * size.square().mean().sqrt().clamp_min(1e-2))
         scaled, validation = z / self.spread, validation_z / size
@@ -83,21 +92,27 @@ class CovarianceNoise(nn.Module):
                 scaled = self._complete(scaled, mask)
                 self._fit_axes(scaled)
             validation = self._complete(validation, validation_mask)
-        training_covariance = self._covariance(scaled)
-        self._set(training_covariance, self.training_spread, None, self.training_inverse)
-        self._set((training_covariance + self._covariance(validation)) / 2, self.spread, self.root, self.inverse_root)
+        self.edges.copy_(_edges(log_scale))
+        parts = (scaled, self._classes(log_scale)), (validation, self._classes(validation_log_scale))
+        share = self._independent_share(scaled)
+        correlations = [_class_correlations(*part, share) for part in parts]
+        for roots, used in ((self.of_training, 1), (self.of_all, 2)):
+            roots.fit_filter(sum(correlations[:used]) / used)
+            even = [roots.unfilter(*part) for part in parts[:used]]
+            if used == 1:
+                self._fit_axes(even[0])
+            roots.fit_modes(sum(map(self._covariance, even)) / used, self.axes)
         observed = None if mask is None else context.observed[:, :context.history_len]
         self.history_spread.copy_(_mean_square(context.anomaly, observed, (0, 1)).sqrt().clamp_min(1e-3))
 
-    def whiten(self, z: Tensor) -> Tensor:
+    def whiten(self, z: Tensor, log_scale: Tensor) -> Tensor:
         """White coordinates; in training mode by the covariance of training fields alone."""
-        if self.training:
-            return self._transform(z / self.training_spread, self.training_inverse)
-        return self._transform(z / self.spread, self.inverse_root)
+        roots = self.of_training if self.training else self.of_all
+        return self._transform(roots.unfilter(z / self.spread, self._classes(log_scale)), roots.inverse_root)
 
-    def unwhiten(self, white: Tensor) -> Tensor:
+    def unwhiten(self, white: Tensor, log_scale: Tensor) -> Tensor:
         """z of white coordinates: the inverse of `whiten` in eval mode."""
-        return self.spread * self._transform(white, self.root)
+        return self.spread * self.of_all.filter(self._transform(white, self.of_all.root), self._classes(log_scale))
 
     def learned(self, predicted: Tensor) -> Tensor:
         """A prediction in white coordinates without its components along the leading modes.
@@ -135,14 +150,23 @@ class CovarianceNoise(nn.Module):
         imputed = modes.squeeze(-1) @ axes.T + variance.sqrt() * noise
         return torch.where(observed, z, self.spread * imputed)
 
+    def _classes(self, log_scale: Tensor) -> Tensor:
+        return torch.searchsorted(self.edges, log_scale.contiguous())
+
     def _transform(self, values: Tensor, root: Tensor) -> Tensor:
         """`root` applied to the steps of each mode and of the idiosyncratic residual."""
         modes = values @ self.axes
-        changed = torch.einsum("kpq,bqk->bpk", root[:-1], modes)
+        changed = torch.einsum("kpq,...qk->...pk", root[:-1], modes)
         if self.modes == len(self.axes):
             return changed @ self.axes.T
-        idiosyncratic = values - modes @ self.axes.T
-        return torch.einsum("pq,bqv->bpv", root[-1], idiosyncratic) + changed @ self.axes.T
+        return root[-1] @ (values - modes @ self.axes.T) + changed @ self.axes.T
+
+    def _independent_share(self, scaled: Tensor) -> float:
+        """Effective number of independent nodes, by the variances along all axes, over their number."""
+        variance = (scaled @ self.axes).square().mean((0, 1)).double()
+        nodes, total = len(self.axes), float(scaled.square().sum(2).mean())
+        others = (total - float(variance.sum())) ** 2 / max(1, nodes - self.modes)
+        return total**2 / (float(variance.square().sum()) + others) / nodes
 
     def _covariance(self, scaled: Tensor) -> Tensor:
         """Covariance over the steps of each mode, and of each dimension of the residual: (mode + 1, F, F)."""
@@ -162,17 +186,6 @@ class CovarianceNoise(nn.Module):
         variance = found.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1)
         return found + RIDGE * (1 + variance) * torch.eye(found.shape[1], device=modes.device)
 
-    def _set(self, covariance: Tensor, spread: Tensor, root: Tensor | None, inverse_root: Tensor) -> None:
-        """Roots of a covariance; the spread is divided by that of the nodes which follows from it."""
-        variance, weights = covariance.diagonal(dim1=1, dim2=2), self.axes.square()
-        of_node = weights @ variance[:-1] + (1 - weights.sum(1, keepdim=True)) * variance[-1]
-        spread.div_(of_node.T.clamp_min(1e-6).sqrt())
-        values, vectors = torch.linalg.eigh(covariance.double())
-        values = values.clamp_min(1e-6).sqrt().unsqueeze(1)
-        if root is not None:
-            root.copy_((vectors * values) @ vectors.mT)
-        inverse_root.copy_((vectors / values) @ vectors.mT)
-
     def _fit_axes(self, scaled: Tensor) -> None:
         self.axes.copy_(leading_axes(scaled.flatten(0, 1), self.modes))
         leading = scaled @ self.axes[:, :len(self.mode_variance)]
@@ -189,3 +202,84 @@ def _mean_square(values: Tensor, observed: Tensor | None, dims) -> Tensor:
         return values.square().mean(dims)
     count = observed.sum(dims)
     return torch.where(count > 0, (values.square() * observed).sum(dims) / count.clamp_min(1), 1.0)
+
+
+class Roots(nn.Module):
+    """Roots of the covariances of modes, and the filters of the classes, see `CovarianceNoise`."""
+
+    def __init__(self, num_nodes: int, predict_len: int, modes: int):
+        super().__init__()
+        self.register_buffer("filters", torch.eye(predict_len).repeat(CLASSES, 1, 1))
+        self.register_buffer("inverse_filters", self.filters.clone())
+        self.register_buffer("gain", torch.ones(CLASSES, predict_len, num_nodes))
+        self.register_buffer("root", torch.eye(predict_len).repeat(modes + 1, 1, 1))  # the last: idiosyncratic
+        self.register_buffer("inverse_root", self.root.clone())
+
+    def fit_filter(self, correlations: Tensor) -> None:
+        """From correlations over the steps in each class and, the last, in all of them: (class + 1, F, F)."""
+        root, inverse = _roots(correlations)
+        self.filters.copy_(root[:-1] @ inverse[-1])
+        self.inverse_filters.copy_(root[-1] @ inverse[:-1])
+
+    def fit_modes(self, covariance: Tensor, axes: Tensor) -> None:
+        """From the covariances of modes (mode + 1, F, F) and their axes (node, mode)."""
+        for own, found in zip((self.root, self.inverse_root), _roots(covariance), strict=True):
+            own.copy_(found)
+        weights = axes.square()
+        weights = torch.cat([weights, 1 - weights.sum(1, keepdim=True)], dim=1)
+        for matrix, gain in zip(self.filters, self.gain, strict=True):
+            variance = (matrix @ covariance @ matrix.T).diagonal(dim1=1, dim2=2)
+            gain.copy_((weights @ variance).T.clamp_min(1e-6).rsqrt())
+
+    def filter(self, y: Tensor, classes: Tensor) -> Tensor:
+        """Filtered y (..., batch, F, node) by the classes (batch, node)."""
+        return self._of(classes) * _by_class(self.filters, y, classes)
+
+    def unfilter(self, values: Tensor, classes: Tensor) -> Tensor:
+        """The inverse of `filter`."""
+        return _by_class(self.inverse_filters, values / self._of(classes), classes)
+
+    def _of(self, classes: Tensor) -> Tensor:
+        """The gain of each node and step: (batch, F, node)."""
+        return self.gain.gather(0, classes.unsqueeze(1).expand(-1, self.gain.shape[1], -1))
+
+
+def _by_class(matrices: Tensor, values: Tensor, classes: Tensor) -> Tensor:
+    """The matrix (F, F) of its class applied to the steps of each node."""
+    result = values
+    for number, matrix in enumerate(matrices):
+        result = torch.where(classes.unsqueeze(1) == number, matrix @ values, result)
+    return result
+
+
+def _edges(log_scale: Tensor) -> Tensor:
+    """The edges between classes of equal size, each midway between two values."""
+    ordered = log_scale.flatten().sort().values
+    last = ordered[torch.arange(1, CLASSES, device=ordered.device) * len(ordered) // CLASSES]
+    following = torch.searchsorted(ordered, last, right=True).clamp_max(len(ordered) - 1)
+    return (last + ordered[following]) / 2
+
+
+def _class_correlations(scaled: Tensor, classes: Tensor, independent_share: float) -> Tensor:
+    """Correlations over the steps in each class and, the last, in all of them: (class + 1, F, F).
+
+        correlation = (n * that of the class + F * that of all) / (n + F)
+
+    n: independent paths of a node in the class, if `independent_share` of the nodes are, and one of F windows.
+    """
+    length, paths = scaled.shape[1], scaled.movedim(1, -1)
+    own = [paths[classes == number] for number in range(CLASSES)]
+    count = torch.tensor([len(each) for each in own]).to(scaled).view(-1, 1, 1)
+    products = torch.stack([each.T @ each for each in own])
+    every = products.sum(0, keepdim=True) / count.sum()
+    prior = length**2 / independent_share
+    covariance = torch.cat([(products + prior * every) / (count + prior), every])
+    size = covariance.diagonal(dim1=1, dim2=2).clamp_min(1e-6).sqrt()
+    return covariance / (size.unsqueeze(1) * size.unsqueeze(2)) + RIDGE * torch.eye(length).to(scaled)
+
+
+def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """The symmetric roots of covariances (..., F, F), and their inverses."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    values = values.clamp_min(1e-6).sqrt().unsqueeze(-2)
+    return ((vectors * values) @ vectors.mT).to(covariance), ((vectors / values) @ vectors.mT).to(covariance)
