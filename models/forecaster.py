@@ -77,7 +77,7 @@ class Forecaster(nn.Module):
                            for each, prepared in parts)
         log_scale, validation_log_scale = (self.margin.log_scale(prepared, each.context) for each, prepared in parts)
         (training, _), (validation, _) = parts
-        self.noise.fit(z, log_scale, training.context, validation_z, validation_log_scale, validation.target_mask)
+        self.noise.fit(z, training.context, validation_z, validation.target_mask, log_scale, validation_log_scale)
 
     def _prepared(self, batches) -> tuple[Batch, Tensor]:
         """Windows without covariates and lags, which may be large, and what `prepare` gives for them."""

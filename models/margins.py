@@ -77,9 +77,12 @@ class Margin(nn.Module):
         """Inputs of the denoiser beside the context, (batch, F, node) each: anomalies, and other values."""
         return [], []
 
-    def log_scale(self, given: Tensor, context: Context) -> Tensor:
-        """Logarithm of the fluctuation scale, mean over steps, by what `given` or `prepare` gives: (batch, node)."""
-        return torch.zeros(len(given), given.shape[-1], device=given.device)
+    def log_scale(self, given: Tensor, context: Context) -> Tensor | None:
+        """Logarithm of the fluctuation scale, mean over steps, by what `given` or `prepare` gives: (batch, node).
+
+        None where z is not divided by a scale.
+        """
+        return None
 
     def num_samples(self, members: int, kind: str) -> int:
         """Number of samples of z for an ensemble of this size and kind (MEMBERS)."""
@@ -180,9 +183,8 @@ class ResidualMargin(Margin):
         anomalies = [mean - context.future_climatology] if "mean" in self.inputs else []
         return anomalies, [self.scale(context.calendar, state).log()] if "scale" in self.inputs else []
 
-    def log_scale(self, given: Tensor, context: Context) -> Tensor:
-        return self.scale(context.calendar, given[:, 1]).log().mean(1) if self.scaled else super().log_scale(
-            given, context)
+    def log_scale(self, given: Tensor, context: Context) -> Tensor | None:
+        return self.scale(context.calendar, given[:, 1]).log().mean(1) if self.scaled else None
 
     def num_samples(self, members: int, kind: str) -> int:
         return OVERSAMPLED * members if kind == "quantiles" else members

@@ -2,7 +2,7 @@
 
 Both classes have one interface: `fit`, `whiten`, `unwhiten`, `impute`; `learned`, the used part of a prediction;
 `history` and `project`, a window's history and anomalies in the units of the denoiser's inputs.
-Shapes: z and white (..., batch, F, node); log_scale (batch, node), see `margins.Margin.log_scale`.
+Shapes: z and white (..., batch, F, node); log_scale (batch, node) or None, see `margins.Margin.log_scale`.
 """
 
 import torch
@@ -23,11 +23,11 @@ CLASSES = 8  # of the fluctuation scale, of equal size
 class IndependentNoise(nn.Module):
     """Independent values, as published: white = z."""
 
-    def fit(self, z: Tensor, log_scale: Tensor, context: Context, validation_z: Tensor, validation_log_scale: Tensor,
-            validation_mask: Tensor | None) -> None:
+    def fit(self, z: Tensor, context: Context, validation_z: Tensor, validation_mask: Tensor | None,
+            log_scale: Tensor | None = None, validation_log_scale: Tensor | None = None) -> None:
         """Nothing to estimate."""
 
-    def whiten(self, z: Tensor, log_scale: Tensor) -> Tensor:
+    def whiten(self, z: Tensor, log_scale: Tensor | None = None) -> Tensor:
         return z
 
     unwhiten = whiten  # nothing to change
@@ -75,8 +75,8 @@ class CovarianceNoise(nn.Module):
         self.register_buffer("history_spread", torch.ones(num_nodes))
         self.of_all, self.of_training = (Roots(num_nodes, predict_len, self.modes) for _ in range(2))
 
-    def fit(self, z: Tensor, log_scale: Tensor, context: Context, validation_z: Tensor, validation_log_scale: Tensor,
-            validation_mask: Tensor | None) -> None:
+    def fit(self, z: Tensor, context: Context, validation_z: Tensor, validation_mask: Tensor | None,
+            log_scale: Tensor | None = None, validation_log_scale: Tensor | None = None) -> None:
         """Estimate everything from z (window, F, node) and contexts of training windows, and z of validation ones."""
         mask = context.target_mask
         square = _mean_square(z, mask, 0)
@@ -92,12 +92,15 @@ class CovarianceNoise(nn.Module):
                 scaled = self._complete(scaled, mask)
                 self._fit_axes(scaled)
             validation = self._complete(validation, validation_mask)
-        self.edges.copy_(_edges(log_scale))
+        if log_scale is not None:
+            self.edges.copy_(_edges(log_scale))
         parts = (scaled, self._classes(log_scale)), (validation, self._classes(validation_log_scale))
-        share = self._independent_share(scaled)
-        correlations = [_class_correlations(*part, share) for part in parts]
+        if log_scale is not None:
+            share = self._independent_share(scaled)
+            correlations = [_class_correlations(*part, share) for part in parts]
         for roots, used in ((self.of_training, 1), (self.of_all, 2)):
-            roots.fit_filter(sum(correlations[:used]) / used)
+            if log_scale is not None:
+                roots.fit_filters(sum(correlations[:used]) / used)
             even = [roots.unfilter(*part) for part in parts[:used]]
             if used == 1:
                 self._fit_axes(even[0])
@@ -105,12 +108,12 @@ class CovarianceNoise(nn.Module):
         observed = None if mask is None else context.observed[:, :context.history_len]
         self.history_spread.copy_(_mean_square(context.anomaly, observed, (0, 1)).sqrt().clamp_min(1e-3))
 
-    def whiten(self, z: Tensor, log_scale: Tensor) -> Tensor:
+    def whiten(self, z: Tensor, log_scale: Tensor | None = None) -> Tensor:
         """White coordinates; in training mode by the covariance of training fields alone."""
         roots = self.of_training if self.training else self.of_all
         return self._transform(roots.unfilter(z / self.spread, self._classes(log_scale)), roots.inverse_root)
 
-    def unwhiten(self, white: Tensor, log_scale: Tensor) -> Tensor:
+    def unwhiten(self, white: Tensor, log_scale: Tensor | None = None) -> Tensor:
         """z of white coordinates: the inverse of `whiten` in eval mode."""
         return self.spread * self.of_all.filter(self._transform(white, self.of_all.root), self._classes(log_scale))
 
@@ -150,8 +153,8 @@ class CovarianceNoise(nn.Module):
         imputed = modes.squeeze(-1) @ axes.T + variance.sqrt() * noise
         return torch.where(observed, z, self.spread * imputed)
 
-    def _classes(self, log_scale: Tensor) -> Tensor:
-        return torch.searchsorted(self.edges, log_scale.contiguous())
+    def _classes(self, log_scale: Tensor | None) -> Tensor | None:
+        return None if log_scale is None else torch.searchsorted(self.edges, log_scale.contiguous())
 
     def _transform(self, values: Tensor, root: Tensor) -> Tensor:
         """`root` applied to the steps of each mode and of the idiosyncratic residual."""
@@ -215,7 +218,7 @@ class Roots(nn.Module):
         self.register_buffer("root", torch.eye(predict_len).repeat(modes + 1, 1, 1))  # the last: idiosyncratic
         self.register_buffer("inverse_root", self.root.clone())
 
-    def fit_filter(self, correlations: Tensor) -> None:
+    def fit_filters(self, correlations: Tensor) -> None:
         """From correlations over the steps in each class and, the last, in all of them: (class + 1, F, F)."""
         root, inverse = _roots(correlations)
         self.filters.copy_(root[:-1] @ inverse[-1])
@@ -231,21 +234,25 @@ class Roots(nn.Module):
             variance = (matrix @ covariance @ matrix.T).diagonal(dim1=1, dim2=2)
             gain.copy_((weights @ variance).T.clamp_min(1e-6).rsqrt())
 
-    def filter(self, y: Tensor, classes: Tensor) -> Tensor:
-        """Filtered y (..., batch, F, node) by the classes (batch, node)."""
+    def filter(self, y: Tensor, classes: Tensor | None) -> Tensor:
+        """Filtered y (..., batch, F, node) by the classes (batch, node), None: of one class."""
         return self._of(classes) * _by_class(self.filters, y, classes)
 
-    def unfilter(self, values: Tensor, classes: Tensor) -> Tensor:
+    def unfilter(self, values: Tensor, classes: Tensor | None) -> Tensor:
         """The inverse of `filter`."""
         return _by_class(self.inverse_filters, values / self._of(classes), classes)
 
-    def _of(self, classes: Tensor) -> Tensor:
+    def _of(self, classes: Tensor | None) -> Tensor:
         """The gain of each node and step: (batch, F, node)."""
+        if classes is None:
+            return self.gain[0]
         return self.gain.gather(0, classes.unsqueeze(1).expand(-1, self.gain.shape[1], -1))
 
 
-def _by_class(matrices: Tensor, values: Tensor, classes: Tensor) -> Tensor:
+def _by_class(matrices: Tensor, values: Tensor, classes: Tensor | None) -> Tensor:
     """The matrix (F, F) of its class applied to the steps of each node."""
+    if classes is None:
+        return values
     result = values
     for number, matrix in enumerate(matrices):
         result = torch.where(classes.unsqueeze(1) == number, matrix @ values, result)

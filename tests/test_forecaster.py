@@ -447,8 +447,8 @@ def test_bfloat16_sampling_stays_within_five_per_cent_of_the_spread_of_float32(r
 def test_all_of_a_forecaster_is_saved_and_restored_and_forecasts_are_the_same_to_the_bit(recipe):
     model, other, batch = MAKE[recipe]().eval(), MAKE[recipe]().eval(), make_batch()
     state = model.state_dict()
-    parts = {"cost": {"margin.scale.table", "noise.root"}, "published": {"margin.scale.table"},
-             "copula": {"noise.axes", "noise.root", "noise.spread", "noise.history_spread"}}[recipe]
+    parts = {"cost": {"margin.scale.table", "noise.edges"}, "published": {"margin.scale.table"},
+             "copula": {"noise.axes", "noise.of_all.root", "noise.spread", "noise.history_spread"}}[recipe]
     assert {"alpha_bar", *parts} < set(state) and state["alpha_bar"].dtype == torch.float64
     assert not torch.allclose(sample(other, batch), sample(model, batch))
     other.load_state_dict(state)
@@ -569,6 +569,18 @@ def test_an_untrained_forecaster_of_residuals_draws_them_as_wide_as_they_are():
     members = sample(untrained(future, 2, "scaled"), zeros_before(future[:1]), members=3000, steps=20, chunk=1000)[0]
     torch.testing.assert_close(members.std(0), spread.expand(HORIZON, -1), rtol=0.07, atol=0)
     assert members.mean(0).abs().max() < 1e-5, "centred"
+
+
+def test_errors_persist_in_members_where_they_persist_in_training_by_the_size_of_their_scale():
+    spread, lag = torch.tensor([0.1, 0.2, 3.0, 5.0]), torch.tensor([0.0, 0.0, 0.9, 0.9])
+    steps = torch.randn(4000, HORIZON, NODES)
+    path = [steps[:, 0]]
+    for step in steps[:, 1:].unbind(1):
+        path.append(lag * path[-1] + (1 - lag.square()).sqrt() * step)
+    future = spread * torch.stack(path, dim=1)
+    members = sample(untrained(future, 0, "scaled"), zeros_before(future[:1]), members=3000, sampler="adams",
+                     steps=10, chunk=1000)[0] / spread
+    torch.testing.assert_close((members[:, 1:] * members[:, :-1]).mean((0, 1)), lag, rtol=0, atol=0.06)
 
 
 def test_random_members_of_quantiles_have_the_law_of_the_quantiles():

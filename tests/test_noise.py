@@ -152,6 +152,77 @@ def test_a_few_windows_are_enough():
     assert drawn_from(model).isfinite().all()
 
 
+# Classes of the fluctuation scale
+
+LAGS = 0.1, 0.9  # correlation with the step before of small and of large errors
+
+
+def persistent_where_large(windows, nodes):
+    """z that persist where the scale is large, and the logarithm of the scale, of two sizes."""
+    large = torch.rand(windows, nodes) < 0.5
+    small_errors, large_errors = (common_signal(windows, nodes, 0.0, lag) for lag in LAGS)
+    return torch.where(large.unsqueeze(1), large_errors, small_errors), 2.0 * large + 0.1 * torch.rand(windows, nodes)
+
+
+def lags_of(z, log_scale):
+    """Correlation with the step before of z of small and of large scale."""
+    product = (z[:, 1:] * z[:, :-1]).mean(1)
+    return [float(product[chosen].mean()) for chosen in (log_scale < 1, log_scale > 1)]
+
+
+@pytest.mark.parametrize("modes", [0, 40])
+def test_unwhitened_noise_persists_in_each_class_as_z_does(modes):
+    z, log_scale = persistent_where_large(1000, 40)
+    model = CovarianceNoise(40, HORIZON, modes)
+    model.fit(z, context_of(torch.randn(1000, HISTORY, 40)), z, None, log_scale, log_scale)
+    later = log_scale[torch.randperm(1000)]
+    drawn = model.eval().unwhiten(torch.randn(1000, HORIZON, 40), later)
+    assert lags_of(z, log_scale) == pytest.approx(LAGS, abs=0.02)
+    assert lags_of(drawn, later) == pytest.approx(LAGS, abs=0.04)
+    for chosen in (later < 1, later > 1):
+        assert float(drawn.movedim(1, -1)[chosen].std()) == pytest.approx(1, abs=0.02)
+    white = model.whiten(z, log_scale)
+    assert lags_of(white, log_scale) == pytest.approx((0, 0), abs=0.03)
+    torch.testing.assert_close(model.unwhiten(white, log_scale), z, rtol=0, atol=1e-3)
+    one_class = fitted(z, modes)
+    assert lags_of(one_class.unwhiten(torch.randn(1000, HORIZON, 40)), later) == pytest.approx((0.5, 0.5), abs=0.05)
+
+
+def test_each_node_has_its_spread_in_each_class_whatever_its_covariance_over_the_steps():
+    """Half of the nodes persist, and in the other half large errors do."""
+    z, log_scale = persistent_where_large(2000, 40)
+    z[..., :20] = common_signal(2000, 20, 0.5, 0.95)
+    model = CovarianceNoise(40, HORIZON, 40)
+    model.fit(z, context_of(torch.randn(2000, HISTORY, 40)), z, None, log_scale, log_scale)
+    drawn = model.eval().unwhiten(torch.randn(20_000, HORIZON, 40), log_scale.repeat(10, 1))
+    for chosen in (log_scale.repeat(10, 1) < 1, log_scale.repeat(10, 1) > 1):
+        counts = chosen.unsqueeze(1)
+        spread = ((drawn.square() * counts).sum(0) / counts.sum(0)).sqrt()
+        torch.testing.assert_close(spread, z.square().mean(0).sqrt(), rtol=0.04, atol=0)
+
+
+def test_many_samples_of_a_window_have_its_classes():
+    z, log_scale = persistent_where_large(200, 6)
+    model = CovarianceNoise(6, HORIZON, 6)
+    model.fit(z, context_of(torch.randn(200, HISTORY, 6)), z, None, log_scale, log_scale)
+    white = torch.randn(5, 200, HORIZON, 6)
+    together = model.unwhiten(white, log_scale)
+    for sample, found in zip(white, together, strict=True):
+        torch.testing.assert_close(found, model.unwhiten(sample, log_scale))
+
+
+def test_one_scale_is_one_class_and_few_windows_hardly_change_the_correlation_of_all():
+    z = common_signal(100, 10, 0.5)
+    alone, model = fitted(z, 10), CovarianceNoise(10, HORIZON, 10)
+    context, constant = context_of(torch.randn(100, HISTORY, 10)), torch.full((100, 10), -1.3)
+    model.fit(z, context, z, None, constant, constant)
+    torch.testing.assert_close(model.eval().whiten(z, constant), alone.whiten(z), rtol=0, atol=1e-4)
+    z, log_scale = persistent_where_large(8, 1)
+    model = CovarianceNoise(1, HORIZON, 1)
+    model.fit(z, context_of(torch.randn(8, HISTORY, 1)), z, None, log_scale, log_scale)
+    assert (model.of_all.filters - torch.eye(HORIZON)).abs().max() < 0.3
+
+
 # Training and later windows
 
 def test_a_forecast_has_the_mean_of_the_covariances_of_training_and_later_windows():
@@ -199,7 +270,8 @@ def test_histories_have_spread_one_at_every_node():
 def test_what_is_stored_is_linear_in_the_nodes(nodes):
     model = CovarianceNoise(nodes, 12, 16)
     stored = sum(value.numel() for value in model.buffers())
-    assert stored == (2 * 12 + 16 + 1) * nodes + 16 + 3 * 17 * 12 * 12
+    classes = 8
+    assert stored == (12 + 16 + 1 + 2 * classes * 12) * nodes + 16 + classes - 1 + 4 * (17 + classes) * 12 * 12
 
 
 def test_with_fewer_z_than_nodes_no_array_of_nodes_by_nodes_is_made():
@@ -219,9 +291,9 @@ def test_with_fewer_z_than_nodes_no_array_of_nodes_by_nodes_is_made():
     z, histories = torch.randn(50, HORIZON, nodes), torch.randn(50, HISTORY, nodes)
     start = time.perf_counter()
     with Largest() as seen:
-        model = CovarianceNoise(nodes, HORIZON, 16)
-        model.fit(z, context_of(histories), z, None)
-        model.unwhiten(model.whiten(z))
+        model, log_scale = CovarianceNoise(nodes, HORIZON, 16), histories[:, 0]
+        model.fit(z, context_of(histories), z, None, log_scale, log_scale)
+        model.unwhiten(model.whiten(z, log_scale), log_scale)
         model.history(context_of(histories))
     assert 50 * HORIZON * nodes <= seen.size < nodes * nodes / 4
     assert time.perf_counter() - start < 20

@@ -17,7 +17,7 @@ import torch
 
 from data.registry import sha256_of
 
-FORMAT_VERSION = 9  # 9: the base has a level in place of a climatology
+FORMAT_VERSION = 10  # 10: the noise has classes of the fluctuation scale
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
 WINDOWS, REPORT, PICTURES = "windows.csv", "report.html", "pictures"
 STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written alternately
