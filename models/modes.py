@@ -51,12 +51,12 @@ class ModeForecast(nn.Module):
         self.register_buffer("axes", torch.zeros(num_nodes, self.modes))
         self.register_buffer("spread", torch.ones(self.modes))
         self.register_buffer("weights", torch.zeros(self.modes, features, predict_len))
-        self.register_buffer("belief", torch.zeros(self.modes))  # shrinkage weights, by their name in checkpoints
+        self.register_buffer("shrinkage", torch.zeros(self.modes))
 
     def forward(self, forecast: Tensor, history: Tensor, calendar: Tensor) -> Tensor:
         """The shift of a forecast: (batch, F, node)."""
         change = self.linear(self._project(history), calendar) - self._project(forecast)
-        return (change * (self.belief * self.spread)) @ self.axes.T
+        return (change * (self.shrinkage * self.spread)) @ self.axes.T
 
     def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor | None]]) -> None:
         """Find the modes and the linear forecast of each, from training windows in the order of time.
@@ -78,7 +78,7 @@ class ModeForecast(nn.Module):
 
         parts: (forecast, history, calendar, future, observed).
         """
-        self.belief.zero_()
+        self.shrinkage.zero_()
         gain, size = [], []
         for forecast, history, calendar, future, observed in parts:
             change = (self.linear(self._project(history), calendar) - self._project(forecast)).double()
@@ -96,7 +96,7 @@ class ModeForecast(nn.Module):
         weight = gain.sum(0) / total
         error = ((gain - weight * size).square().sum(0) * blocks / (blocks - 1)).sqrt() / total
         certain = (1 - DOUBT * (error / weight).square()).nan_to_num(0).clamp_min(0)  # 0 / 0: nothing to gain
-        self.belief.copy_(weight.clamp(0, 1) * certain)
+        self.shrinkage.copy_(weight.clamp(0, 1) * certain)
 
     def linear(self, history: Tensor, calendar: Tensor) -> Tensor:
         """The linear forecast of every mode from its history (batch, H, mode): (batch, F, mode)."""

@@ -51,7 +51,7 @@ def test_a_forecast_without_skill_is_moved_to_the_autoregression():
     history, calendar, future = common_mode(600)
     nothing = torch.zeros_like(future)
     model.weigh([(nothing, history, calendar, future, None)])
-    assert model.belief[0] > 0.85
+    assert model.shrinkage[0] > 0.85
     history, calendar, future = common_mode(600)
     moved = model(torch.zeros_like(future), history, calendar)
     best = history[:, -1:] * 0.9 ** torch.arange(1, HORIZON + 1).view(1, -1, 1)
@@ -63,7 +63,7 @@ def test_a_forecast_that_cannot_be_bettered_is_left_alone():
     model = fitted(common_mode(2000))
     history, calendar, future = common_mode(600)
     model.weigh([(future + 0.01 * torch.randn_like(future), history, calendar, future, None)])
-    assert (model.belief < 0.05).all()
+    assert (model.shrinkage < 0.05).all()
 
 
 def test_two_forecasts_with_independent_errors_of_one_size_get_equal_weights():
@@ -75,7 +75,7 @@ def test_two_forecasts_with_independent_errors_of_one_size_get_equal_weights():
     other = future + missed / axis.square().mean().sqrt() * torch.randn(len(future), HORIZON, 1) @ axis.T
     model.weigh((*part, None) for part in zip(*(each.split(500) for each in (other, history, calendar, future)),
                                                 strict=True))
-    assert model.belief.item() == pytest.approx(0.5, abs=0.08)
+    assert model.shrinkage.item() == pytest.approx(0.5, abs=0.08)
 
 
 def test_gains_of_one_stretch_of_time_alone_get_less_weight_than_steady_ones():
@@ -86,7 +86,7 @@ def test_gains_of_one_stretch_of_time_alone_get_less_weight_than_steady_ones():
     weights = []
     for forecast in (steady, once):
         model.weigh([(forecast, history, calendar, future, None)])
-        weights.append(model.belief.item())
+        weights.append(model.shrinkage.item())
     assert weights[0] > 0.85 and weights[1] < 0.1
 
 
@@ -112,14 +112,14 @@ def test_a_mode_without_a_gain_gets_no_weight(future):
     history, calendar, _ = common_mode(60)
     model = fitted((history, calendar, future))
     model.weigh([(future, history, calendar, future, None)])
-    assert (model.belief == 0).all()
+    assert (model.shrinkage == 0).all()
 
 
 def test_with_too_few_windows_all_weights_are_zero():
     model = fitted(common_mode(500))
     history, calendar, future = common_mode(2 * HORIZON - 1)
     model.weigh([(torch.zeros_like(future), history, calendar, future, None)])
-    assert (model.belief == 0).all()
+    assert (model.shrinkage == 0).all()
 
 
 def test_the_time_of_the_cycle_is_part_of_the_forecast():

@@ -148,7 +148,7 @@ def test_the_more_cycles_the_larger_the_weight_of_a_widening():
     assert 1 < found[0] < found[1] < found[2] < 1.3
 
 
-def test_times_that_the_calendar_never_has_take_nothing_from_the_belief():
+def test_times_that_the_calendar_never_has_take_nothing_from_the_shrinkage_weight():
     z = 1.3 * torch.randn(400, HORIZON, NODES)
     quarterly = Recalibration(NODES, HORIZON, 12)
     quarterly.fit([(z, calendar_of(400, 4) * 3, torch.ones_like(z), *ALL)], 400)
