@@ -99,6 +99,7 @@ class CovarianceNoise(nn.Module):
             share = self._independent_share(scaled)
             correlations = [_class_correlations(*part, share) for part in parts]
         for roots, used in ((self.of_training, 1), (self.of_all, 2)):
+            roots.gain.fill_(1)  # until `fit_modes`
             if log_scale is not None:
                 roots.fit_filters(sum(correlations[:used]) / used)
             even = [roots.unfilter(*part) for part in parts[:used]]

@@ -307,6 +307,16 @@ def test_it_is_fitted_without_a_gradient_and_leaves_its_arguments_alone():
     assert not list(model.parameters()) and not any(value.requires_grad for value in model.buffers())
 
 
+def test_what_was_fitted_before_leaves_no_trace():
+    z, log_scale = persistent_where_large(100, 10)
+    context, models = context_of(torch.randn(100, HISTORY, 10)), [CovarianceNoise(10, HORIZON, 10) for _ in range(2)]
+    models[0].fit(5 * z.flip(1), context, z, None, -log_scale, log_scale)
+    for model in models:
+        model.fit(z, context, z, None, log_scale, log_scale)
+    for name, buffer in models[0].state_dict().items():
+        assert torch.equal(buffer, models[1].state_dict()[name]), name
+
+
 def test_all_that_was_fitted_is_saved_and_restored():
     z = common_signal(100, 10, 0.5)
     model, other = fitted(z, 3), CovarianceNoise(10, HORIZON, 3).eval()
