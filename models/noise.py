@@ -170,7 +170,7 @@ class CovarianceNoise(nn.Module):
         variance = (scaled @ self.axes).square().mean((0, 1)).double()
         nodes, total = len(self.axes), float(scaled.square().sum(2).mean())
         others = (total - float(variance.sum())) ** 2 / max(1, nodes - self.modes)
-        return total**2 / (float(variance.square().sum()) + others) / nodes
+        return max(1.0, total**2 / max(1e-12, float(variance.square().sum()) + others)) / nodes
 
     def _covariance(self, scaled: Tensor) -> Tensor:
         """Covariance over the steps of each mode, and of each dimension of the residual: (mode + 1, F, F)."""
@@ -198,14 +198,6 @@ class CovarianceNoise(nn.Module):
     def _complete(self, scaled: Tensor, observed: Tensor) -> Tensor:
         """Fields in units of their spread, with missing values imputed."""
         return self.impute(scaled * self.spread, observed, torch.randn_like(scaled)) / self.spread
-
-
-def _mean_square(values: Tensor, observed: Tensor | None, dims) -> Tensor:
-    """Mean square over `dims` where `observed`; 1 where nothing is."""
-    if observed is None:
-        return values.square().mean(dims)
-    count = observed.sum(dims)
-    return torch.where(count > 0, (values.square() * observed).sum(dims) / count.clamp_min(1), 1.0)
 
 
 class Roots(nn.Module):
@@ -291,3 +283,11 @@ def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(covariance.double())
     values = values.clamp_min(1e-6).sqrt().unsqueeze(-2)
     return ((vectors * values) @ vectors.mT).to(covariance), ((vectors / values) @ vectors.mT).to(covariance)
+
+
+def _mean_square(values: Tensor, observed: Tensor | None, dims) -> Tensor:
+    """Mean square over `dims` where `observed`; 1 where nothing is."""
+    if observed is None:
+        return values.square().mean(dims)
+    count = observed.sum(dims)
+    return torch.where(count > 0, (values.square() * observed).sum(dims) / count.clamp_min(1), 1.0)

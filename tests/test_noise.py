@@ -138,7 +138,9 @@ def test_one_node_has_its_covariance_over_the_horizon():
 
 
 def test_constant_z_do_not_break_it():
-    model = fitted(torch.zeros(30, HORIZON, 8), 2, torch.zeros(30, HISTORY, 8))
+    z, context = torch.zeros(30, HORIZON, 8), context_of(torch.zeros(30, HISTORY, 8))
+    model = CovarianceNoise(8, HORIZON, 2)
+    model.fit(z, context, z, None, torch.zeros(30, 8), torch.zeros(30, 8))
     assert drawn_from(model).isfinite().all()
     assert model.whiten(torch.randn(2, HORIZON, 8)).isfinite().all()
     assert model.history(context_of(torch.randn(2, HISTORY, 8))).isfinite().all()
