@@ -36,7 +36,7 @@ class Forecaster(nn.Module):
     """Joint forecast of the horizon: a frozen mean model, and three exchangeable parts for the residual.
 
         z = margin.encode(future | mean model, context)        models/margins.py
-        white = noise.whiten(z)                                models/noise.py
+        white = noise.whiten(z, log_scale)                     models/noise.py
         white ~ diffusion(white | context, mean, scale)        models/diffusion, models/denoiser.py
                                                                (Gaussian along the leading modes: `noise.learned`)
 
@@ -73,11 +73,8 @@ class Forecaster(nn.Module):
         """
         parts = [self._prepared(batches) for batches in (training, validation)]
         self.margin.fit(*parts, spectrum)
-        z, validation_z = (self.margin.encode(each.future, prepared, each.context, torch.rand_like(each.future))
-                           for each, prepared in parts)
-        log_scale, validation_log_scale = (self.margin.log_scale(prepared, each.context) for each, prepared in parts)
-        (training, _), (validation, _) = parts
-        self.noise.fit(z, training.context, validation_z, validation.target_mask, log_scale, validation_log_scale)
+        self.noise.fit(*((self.margin.encode(each.future, prepared, each.context, torch.rand_like(each.future)),
+                          each.context, self.margin.log_scale(prepared, each.context)) for each, prepared in parts))
 
     def _prepared(self, batches) -> tuple[Batch, Tensor]:
         """Windows without covariates and lags, which may be large, and what `prepare` gives for them."""
@@ -136,7 +133,7 @@ class Forecaster(nn.Module):
         assert not self.training, "members are drawn in eval mode"
         batch, each = len(context.history), self.num_samples(sampling)
         given = self.margin.given(self.mean_model, context)
-        hidden = self._encode(context, given)
+        hidden, log_scale = self._encode(context, given), self.margin.log_scale(given, context)
         rows, first, chunk, samples = batch * each, 0, sampling.chunk, []
         while first < rows:
             last = min(first + chunk, rows)
@@ -145,8 +142,9 @@ class Forecaster(nn.Module):
             else:
                 window = torch.arange(first, last, device=hidden.device) // each
             try:
-                samples.append(self._sample_rows(hidden[window], context.calendar[window],
-                                                 partial(noise, first=first, last=last), sampling))
+                white = self._sample_rows(hidden[window], context.calendar[window],
+                                          partial(noise, first=first, last=last), sampling)
+                samples.append(self.noise.unwhiten(white, log_scale[window]))
             except RuntimeError as error:
                 no_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
                 if not no_memory or last - first == 1:
@@ -154,8 +152,7 @@ class Forecaster(nn.Module):
                 chunk = (last - first) // 2
                 continue
             first = last
-        samples = torch.cat(samples).unflatten(0, (batch, each)).transpose(0, 1)  # (sample, batch, F, node)
-        z = self.noise.unwhiten(samples, self.margin.log_scale(given, context)).transpose(0, 1)
+        z = torch.cat(samples).unflatten(0, (batch, each))
         return self.margin.decode(z, given, context, sampling.members, sampling.kind)
 
     def num_samples(self, sampling: Sampling) -> int:

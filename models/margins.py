@@ -77,12 +77,12 @@ class Margin(nn.Module):
         """Inputs of the denoiser beside the context, (batch, F, node) each: anomalies, and other values."""
         return [], []
 
-    def log_scale(self, given: Tensor, context: Context) -> Tensor | None:
-        """Logarithm of the fluctuation scale, mean over steps, by what `given` or `prepare` gives: (batch, node).
+    def log_scale(self, given: Tensor, context: Context) -> Tensor:
+        """Logarithm of the scale that z is divided by, mean over steps, from `given` or `prepare`: (batch, node).
 
-        None where z is not divided by a scale.
+        Without one it is 0. The noise has classes by it.
         """
-        return None
+        return given.new_zeros(len(given), given.shape[-1])
 
     def num_samples(self, members: int, kind: str) -> int:
         """Number of samples of z for an ensemble of this size and kind (MEMBERS)."""
@@ -183,8 +183,10 @@ class ResidualMargin(Margin):
         anomalies = [mean - context.future_climatology] if "mean" in self.inputs else []
         return anomalies, [self.scale(context.calendar, state).log()] if "scale" in self.inputs else []
 
-    def log_scale(self, given: Tensor, context: Context) -> Tensor | None:
-        return self.scale(context.calendar, given[:, 1]).log().mean(1) if self.scaled else None
+    def log_scale(self, given: Tensor, context: Context) -> Tensor:
+        if not self.scaled:
+            return super().log_scale(given, context)
+        return self.scale(context.calendar, given[:, 1]).log().mean(1)
 
     def num_samples(self, members: int, kind: str) -> int:
         return OVERSAMPLED * members if kind == "quantiles" else members

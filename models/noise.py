@@ -2,8 +2,10 @@
 
 Both classes have one interface: `fit`, `whiten`, `unwhiten`, `impute`; `learned`, the used part of a prediction;
 `history` and `project`, a window's history and anomalies in the units of the denoiser's inputs.
-Shapes: z and white (..., batch, F, node); log_scale (batch, node) or None, see `margins.Margin.log_scale`.
+Shapes: z and white (batch, F, node); log_scale (batch, node), see `margins.Margin.log_scale`.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from data.context import Context
 
 from .modes import leading_axes
 
-RIDGE = 1e-4  # share of a mode's variance, and variance, that is added to the covariance of each mode
+RIDGE = 1e-4  # share of a mode's variance, and variance, added to the covariance of each mode; and to correlations
 SMALLEST_SPREAD = 0.25  # of z at a node and step, as a share of the root mean square of all: rarely varying nodes
 NEIGHBOURING = 0.3  # modes whose numbers differ by at most this share have a covariance in common
 LEADING, LEADING_SHARE = 16, 4  # number of leading modes, at most one for LEADING_SHARE nodes
@@ -20,14 +22,16 @@ SMALLEST_OWN = 0.05  # of a node's variance, that these modes leave at least whe
 CLASSES = 8  # of the fluctuation scale, of equal size
 
 
+Part = tuple[Tensor, Context, Tensor]  # z of windows, their contexts and log_scale
+
+
 class IndependentNoise(nn.Module):
     """Independent values, as published: white = z."""
 
-    def fit(self, z: Tensor, context: Context, validation_z: Tensor, validation_mask: Tensor | None,
-            log_scale: Tensor | None = None, validation_log_scale: Tensor | None = None) -> None:
+    def fit(self, training: Part, validation: Part) -> None:
         """Nothing to estimate."""
 
-    def whiten(self, z: Tensor, log_scale: Tensor | None = None) -> Tensor:
+    def whiten(self, z: Tensor, log_scale: Tensor) -> Tensor:
         return z
 
     unwhiten = whiten  # nothing to change
@@ -48,7 +52,7 @@ class IndependentNoise(nn.Module):
 class CovarianceNoise(nn.Module):
     """The covariance of z over nodes and steps: for each mode of the nodes a covariance over the steps.
 
-        z / spread = gain[class] filter[class] y,    class: of the fluctuation scale of the node in this window
+        z / spread = gain[class] * (filter[class] @ y),    class: of the fluctuation scale of the node in this window
         y = modes @ axes.T + idiosyncratic,    modes = y @ axes
         white = (root^-1 modes) @ axes.T + idiosyncratic_root^-1 idiosyncratic
         root @ root = covariance of a mode over the steps, root symmetric
@@ -56,8 +60,9 @@ class CovarianceNoise(nn.Module):
 
     The axes are the `modes` leading principal axes of training fields over the nodes. The idiosyncratic residual has no
     correlation between nodes. White coordinates belong to nodes: of all whitening maps the symmetric one changes each
-    node least. The filter is there because large errors last: those of a road in a queue go on, those of a free road do
-    not. The gain gives each node variance 1 in each class. Covariances and correlations are the mean of those of
+    node least; they have variance 1 on average over nodes. Errors persist longer where the scale is large: on a
+    congested road for an hour, on a free road for a step. Hence the classes of the scale. The gain gives each node the
+    variance 1 under this model, at each step and in each class. Covariances and correlations are the mean of those of
     training fields and of validation fields, which stage 1 has not fitted; in training mode `whiten` uses those of
     training fields alone. Neighbouring modes share theirs, see NEIGHBOURING. Missing values are imputed first. Memory
     and cost are linear in the nodes.
@@ -69,53 +74,49 @@ class CovarianceNoise(nn.Module):
         super().__init__()
         self.modes = min(modes, num_nodes)
         self.register_buffer("spread", torch.ones(predict_len, num_nodes))
-        self.register_buffer("edges", torch.zeros(CLASSES - 1))  # of the classes
+        self.register_buffer("class_edges", torch.zeros(CLASSES - 1))  # of log_scale
         self.register_buffer("axes", torch.eye(num_nodes, self.modes))
         self.register_buffer("mode_variance", torch.ones(min(LEADING, self.modes, num_nodes // LEADING_SHARE)))
         self.register_buffer("history_spread", torch.ones(num_nodes))
-        self.of_all, self.of_training = (Roots(num_nodes, predict_len, self.modes) for _ in range(2))
+        self.of_all, self.of_training = (Whitening(num_nodes, predict_len, self.modes) for _ in range(2))
 
-    def fit(self, z: Tensor, context: Context, validation_z: Tensor, validation_mask: Tensor | None,
-            log_scale: Tensor | None = None, validation_log_scale: Tensor | None = None) -> None:
-        """Estimate everything from z (window, F, node) and contexts of training windows, and z of validation ones."""
-        mask = context.target_mask
+    def fit(self, training: Part, validation: Part) -> None:
+        """Estimate everything: size and axes from training windows, the covariances from validation windows too."""
+        (z, context, log_scale), (later, later_context, later_log_scale) = training, validation
+        mask, later_mask = context.target_mask, later_context.target_mask
         square = _mean_square(z, mask, 0)
         self.spread.copy_(square.sqrt().clamp_min(SMALLEST_SPREAD * square.mean().sqrt().clamp_min(1e-2)))
-        size = _mean_square(validation_z, validation_mask, (0, 1)).sqrt()  # used for their shape, not for their size
+        size = _mean_square(later, later_mask, (0, 1)).sqrt()  # used for their shape, not for their size
         size.clamp_min_(SMALLEST_SPREAD * size.square().mean().sqrt().clamp_min(1e-2))
-        scaled, validation = z / self.spread, validation_z / size
+        scaled, later = z / self.spread, later / size
         if mask is not None:
-            scaled, validation = scaled * mask, validation * validation_mask
-        self._fit_axes(scaled)
-        if mask is not None:
+            scaled, later = scaled * mask, later * later_mask
             for _ in range(2):  # the first modes are those of fields with gaps
-                scaled = self._complete(scaled, mask)
                 self._fit_axes(scaled)
-            validation = self._complete(validation, validation_mask)
-        if log_scale is not None:
-            self.edges.copy_(_edges(log_scale))
-        parts = (scaled, self._classes(log_scale)), (validation, self._classes(validation_log_scale))
-        if log_scale is not None:
-            share = self._independent_share(scaled)
-            correlations = [_class_correlations(*part, share) for part in parts]
-        for roots, used in ((self.of_training, 1), (self.of_all, 2)):
-            roots.gain.fill_(1)  # until `fit_modes`
-            if log_scale is not None:
-                roots.fit_filters(sum(correlations[:used]) / used)
-            even = [roots.unfilter(*part) for part in parts[:used]]
+                scaled = self._complete(scaled, mask)
+            self._fit_axes(scaled)
+            later = self._complete(later, later_mask)
+        self.class_edges.copy_(_edges(log_scale))
+        parts = (scaled, self._classes(log_scale)), (later, self._classes(later_log_scale))
+        share = _independent_share(scaled.flatten(0, 1))
+        correlations = [_class_correlations(*part, share) for part in parts]
+        for whitening, used in ((self.of_training, 1), (self.of_all, 2)):
+            whitening.fit_filters(sum(correlations[:used]) / used)
+            y = [_by_class(whitening.inverse_filters, *part) for part in parts[:used]]
             if used == 1:
-                self._fit_axes(even[0])
-            roots.fit_modes(sum(map(self._covariance, even)) / used, self.axes)
+                self._fit_axes(y[0])
+            whitening.fit_modes(sum(map(self._covariance, y)) / used, self.axes)
         observed = None if mask is None else context.observed[:, :context.history_len]
         self.history_spread.copy_(_mean_square(context.anomaly, observed, (0, 1)).sqrt().clamp_min(1e-3))
 
-    def whiten(self, z: Tensor, log_scale: Tensor | None = None) -> Tensor:
+    def whiten(self, z: Tensor, log_scale: Tensor) -> Tensor:
         """White coordinates; in training mode by the covariance of training fields alone."""
-        roots = self.of_training if self.training else self.of_all
-        return self._transform(roots.unfilter(z / self.spread, self._classes(log_scale)), roots.inverse_root)
+        whitening = self.of_training if self.training else self.of_all
+        y = whitening.unfilter(z / self.spread, self._classes(log_scale))
+        return self._transform(y, whitening.inverse_root)
 
-    def unwhiten(self, white: Tensor, log_scale: Tensor | None = None) -> Tensor:
-        """z of white coordinates: the inverse of `whiten` in eval mode."""
+    def unwhiten(self, white: Tensor, log_scale: Tensor) -> Tensor:
+        """z of white coordinates: the inverse of `whiten` in eval mode. log_scale may be that of one window for all."""
         return self.spread * self.of_all.filter(self._transform(white, self.of_all.root), self._classes(log_scale))
 
     def learned(self, predicted: Tensor) -> Tensor:
@@ -154,23 +155,16 @@ class CovarianceNoise(nn.Module):
         imputed = modes.squeeze(-1) @ axes.T + variance.sqrt() * noise
         return torch.where(observed, z, self.spread * imputed)
 
-    def _classes(self, log_scale: Tensor | None) -> Tensor | None:
-        return None if log_scale is None else torch.searchsorted(self.edges, log_scale.contiguous())
+    def _classes(self, log_scale: Tensor) -> Tensor:
+        return torch.searchsorted(self.class_edges, log_scale.contiguous())
 
     def _transform(self, values: Tensor, root: Tensor) -> Tensor:
         """`root` applied to the steps of each mode and of the idiosyncratic residual."""
         modes = values @ self.axes
-        changed = torch.einsum("kpq,...qk->...pk", root[:-1], modes)
+        changed = torch.einsum("kpq,bqk->bpk", root[:-1], modes)
         if self.modes == len(self.axes):
             return changed @ self.axes.T
         return root[-1] @ (values - modes @ self.axes.T) + changed @ self.axes.T
-
-    def _independent_share(self, scaled: Tensor) -> float:
-        """Effective number of independent nodes, by the variances along all axes, over their number."""
-        variance = (scaled @ self.axes).square().mean((0, 1)).double()
-        nodes, total = len(self.axes), float(scaled.square().sum(2).mean())
-        others = (total - float(variance.sum())) ** 2 / max(1, nodes - self.modes)
-        return max(1.0, total**2 / max(1e-12, float(variance.square().sum()) + others)) / nodes
 
     def _covariance(self, scaled: Tensor) -> Tensor:
         """Covariance over the steps of each mode, and of each dimension of the residual: (mode + 1, F, F)."""
@@ -200,8 +194,8 @@ class CovarianceNoise(nn.Module):
         return self.impute(scaled * self.spread, observed, torch.randn_like(scaled)) / self.spread
 
 
-class Roots(nn.Module):
-    """Roots of the covariances of modes, and the filters of the classes, see `CovarianceNoise`."""
+class Whitening(nn.Module):
+    """Filters and gain of the classes, and roots of the covariances of modes, see `CovarianceNoise`."""
 
     def __init__(self, num_nodes: int, predict_len: int, modes: int):
         super().__init__()
@@ -224,48 +218,51 @@ class Roots(nn.Module):
         weights = axes.square()
         weights = torch.cat([weights, 1 - weights.sum(1, keepdim=True)], dim=1)
         for matrix, gain in zip(self.filters, self.gain, strict=True):
-            variance = (matrix @ covariance @ matrix.T).diagonal(dim1=1, dim2=2)
+            variance = (matrix @ covariance * matrix).sum(-1)  # the diagonal of matrix @ covariance @ matrix.T
             gain.copy_((weights @ variance).T.clamp_min(1e-6).rsqrt())
 
-    def filter(self, y: Tensor, classes: Tensor | None) -> Tensor:
-        """Filtered y (..., batch, F, node) by the classes (batch, node), None: of one class."""
-        return self._of(classes) * _by_class(self.filters, y, classes)
+    def filter(self, y: Tensor, classes: Tensor) -> Tensor:
+        """Filtered y (batch, F, node) by the classes (batch, node)."""
+        return self._gain_of(classes) * _by_class(self.filters, y, classes)
 
-    def unfilter(self, values: Tensor, classes: Tensor | None) -> Tensor:
+    def unfilter(self, values: Tensor, classes: Tensor) -> Tensor:
         """The inverse of `filter`."""
-        return _by_class(self.inverse_filters, values / self._of(classes), classes)
+        return _by_class(self.inverse_filters, values / self._gain_of(classes), classes)
 
-    def _of(self, classes: Tensor | None) -> Tensor:
+    def _gain_of(self, classes: Tensor) -> Tensor:
         """The gain of each node and step: (batch, F, node)."""
-        if classes is None:
-            return self.gain[0]
         return self.gain.gather(0, classes.unsqueeze(1).expand(-1, self.gain.shape[1], -1))
 
 
-def _by_class(matrices: Tensor, values: Tensor, classes: Tensor | None) -> Tensor:
+def _by_class(matrices: Tensor, values: Tensor, classes: Tensor) -> Tensor:
     """The matrix (F, F) of its class applied to the steps of each node."""
-    if classes is None:
-        return values
-    result = values
-    for number, matrix in enumerate(matrices):
-        result = torch.where(classes.unsqueeze(1) == number, matrix @ values, result)
-    return result
+    classes = classes.unsqueeze(1)
+    return sum((classes == number) * (matrix @ values) for number, matrix in enumerate(matrices))
 
 
 def _edges(log_scale: Tensor) -> Tensor:
-    """The edges between classes of equal size, each midway between two values."""
+    """The edges between classes of equal size, each midway between two values; infinite above the largest."""
     ordered = log_scale.flatten().sort().values
-    last = ordered[torch.arange(1, CLASSES, device=ordered.device) * len(ordered) // CLASSES]
-    following = torch.searchsorted(ordered, last, right=True).clamp_max(len(ordered) - 1)
-    return (last + ordered[following]) / 2
+    last = ordered[(torch.arange(1, CLASSES, device=ordered.device) * len(ordered) - 1) // CLASSES]
+    ordered = nn.functional.pad(ordered, (0, 1), value=math.inf)
+    return (last + ordered[torch.searchsorted(ordered, last, right=True)]) / 2
+
+
+def _independent_share(fields: Tensor) -> float:
+    """Effective number of independent nodes of (field, node), over their number: trace(C)^2 / trace(C^2) / nodes."""
+    nodes = fields.shape[1]
+    gram = fields.T @ fields if len(fields) > nodes else fields @ fields.T
+    return max(1.0, float(gram.trace().square() / gram.square().sum().clamp_min(1e-12))) / nodes
 
 
 def _class_correlations(scaled: Tensor, classes: Tensor, independent_share: float) -> Tensor:
     """Correlations over the steps in each class and, the last, in all of them: (class + 1, F, F).
 
-        correlation = (n * that of the class + F * that of all) / (n + F)
+    They are those of the covariances
 
-    n: independent paths of a node in the class, if `independent_share` of the nodes are, and one of F windows.
+        (n * covariance of the class + F * covariance of all) / (n + F)
+
+    n: independent paths in the class, if `independent_share` of the nodes are, and one of F windows one step apart.
     """
     length, paths = scaled.shape[1], scaled.movedim(1, -1)
     own = [paths[classes == number] for number in range(CLASSES)]

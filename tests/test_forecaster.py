@@ -447,7 +447,7 @@ def test_bfloat16_sampling_stays_within_five_per_cent_of_the_spread_of_float32(r
 def test_all_of_a_forecaster_is_saved_and_restored_and_forecasts_are_the_same_to_the_bit(recipe):
     model, other, batch = MAKE[recipe]().eval(), MAKE[recipe]().eval(), make_batch()
     state = model.state_dict()
-    parts = {"cost": {"margin.scale.table", "noise.edges"}, "published": {"margin.scale.table"},
+    parts = {"cost": {"margin.scale.table", "noise.class_edges"}, "published": {"margin.scale.table"},
              "copula": {"noise.axes", "noise.of_all.root", "noise.spread", "noise.history_spread"}}[recipe]
     assert {"alpha_bar", *parts} < set(state) and state["alpha_bar"].dtype == torch.float64
     assert not torch.allclose(sample(other, batch), sample(model, batch))
@@ -555,7 +555,9 @@ def test_an_untrained_forecaster_draws_the_covariance_that_it_was_fitted_to_with
     model, batch = untrained(future, modes, margin), zeros_before(torch.zeros(1, HORIZON, NODES))
     members = sample(model, batch, members=3000, sampler=name, steps=10, chunk=1000)[0]
     found = torch.corrcoef(members.flatten(1).T)
-    exact = torch.corrcoef(model.noise.unwhiten(torch.randn(50_000, HORIZON, NODES)).flatten(1).T)
+    white = torch.randn(50_000, HORIZON, NODES)
+    log_scale = model.margin.log_scale(model.margin.given(model.mean_model, batch.context), batch.context)
+    exact = torch.corrcoef(model.noise.unwhiten(white, log_scale).flatten(1).T)
     assert (found - exact).abs().max() < 5 / math.sqrt(3000)
     assert (exact - torch.eye(HORIZON * NODES)).abs().max() > 0.6
     if modes == NODES:
@@ -617,7 +619,7 @@ def test_a_perfect_velocity_has_no_loss_at_any_step():
     future = torch.randn(STEPS, HORIZON, NODES)
     model, batch = untrained(torch.randn(500, HORIZON, NODES), 0), zeros_before(future)
     bounds = pit_bounds(model.mean_model.predict(batch.context), future, *ANY_VALUE)
-    white = model.noise.whiten(z_from_pit(bounds, torch.rand_like(future)))
+    white = model.noise.whiten(z_from_pit(bounds, torch.rand_like(future)), torch.zeros(len(future), NODES))
     model.denoiser = Stub(lambda noisy, alpha_bar, hidden: (alpha_bar.sqrt() * noisy - white) / (1 - alpha_bar).sqrt())
     assert float(model.loss(future, batch.context, step=torch.arange(STEPS))) < 1e-5
 
@@ -674,7 +676,7 @@ def test_the_noise_is_fitted_to_z_of_the_training_windows():
     bounds = pit_bounds(model.mean_model.predict(batch.context), future, *ANY_VALUE)
     reference = CovarianceNoise(NODES, HORIZON, 2)
     z = z_from_pit(bounds, torch.rand_like(future))
-    reference.fit(z, batch.context, z, None)
+    reference.fit(*2 * [(z, batch.context, torch.zeros(len(z), NODES))])
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(model.noise.state_dict()[name], value, rtol=0, atol=1e-6)
 
@@ -683,7 +685,7 @@ def test_the_noise_is_fitted_to_z_of_the_training_windows():
 def test_statistics_hold_the_windows_without_their_covariates_and_lags(recipe, monkeypatch):
     """Of a large field with lags those would take as much memory as all else together."""
     model, kept = MAKE[recipe](), []
-    monkeypatch.setattr(type(model.noise), "fit", lambda self, z, context, *later: kept.append(context))
+    monkeypatch.setattr(type(model.noise), "fit", lambda self, training, validation: kept.append(training[1]))
     covariates = torch.randn(40, HISTORY + HORIZON, 1, 2)
     batch = alter(make_batch(40), covariates=covariates, lags=torch.randn(40, HISTORY + HORIZON, NODES, 1))
     monkeypatch.setattr(model, "prepare", lambda future, context: torch.ones(len(future), 2, HORIZON, NODES) / 2)

@@ -33,17 +33,24 @@ def context_of(histories, observed=None):
                    observed)
 
 
-def fitted(z, modes, histories=None, later=None):
-    """In eval mode; the later windows are those of training unless given."""
+def one_class(z):
+    """One scale for all values."""
+    return torch.zeros(len(z), z.shape[2])
+
+
+def fitted(z, modes, histories=None, later=None, log_scale=None):
+    """In eval mode; the later windows are those of training unless given; one class unless a log_scale is given."""
     windows, horizon, nodes = z.shape
     model = CovarianceNoise(nodes, horizon, modes)
     context = context_of(torch.randn(windows, HISTORY, nodes) if histories is None else histories)
-    model.fit(z, context, z if later is None else later, None)
+    log_scale = one_class(z) if log_scale is None else log_scale
+    model.fit((z, context, log_scale), (z if later is None else later, context, log_scale))
     return model.eval()
 
 
 def drawn_from(model, count=4000):
-    return model.unwhiten(torch.randn(count, *model.spread.shape))
+    white = torch.randn(count, *model.spread.shape)
+    return model.unwhiten(white, one_class(white))
 
 
 def between_nodes(fields):
@@ -59,17 +66,18 @@ def between_nodes(fields):
 def test_unwhitening_undoes_whitening(windows, nodes, modes):
     z = common_signal(windows, nodes, 0.5)
     model = fitted(z, modes)
-    white = model.whiten(z)
+    white = model.whiten(z, one_class(z))
     assert white.shape == z.shape
-    torch.testing.assert_close(model.unwhiten(white), z, rtol=0, atol=1e-3)
+    torch.testing.assert_close(model.unwhiten(white, one_class(z)), z, rtol=0, atol=1e-3)
     fresh = 3 * torch.randn(11, HORIZON, nodes)
-    torch.testing.assert_close(model.unwhiten(model.whiten(fresh)), fresh, rtol=0, atol=5e-3)
+    back = model.unwhiten(model.whiten(fresh, one_class(fresh)), one_class(fresh))
+    torch.testing.assert_close(back, fresh, rtol=0, atol=5e-3)
 
 
 def test_before_it_is_fitted_it_changes_nothing():
     model, z = CovarianceNoise(6, HORIZON, 2), torch.randn(4, HORIZON, 6)
-    torch.testing.assert_close(model.whiten(z), z)
-    torch.testing.assert_close(model.unwhiten(z), z)
+    torch.testing.assert_close(model.whiten(z, one_class(z)), z)
+    torch.testing.assert_close(model.unwhiten(z, one_class(z)), z)
 
 
 # Covariance
@@ -77,7 +85,7 @@ def test_before_it_is_fitted_it_changes_nothing():
 @pytest.mark.parametrize("modes", [4, 100])
 def test_white_coordinates_have_mean_square_one_and_no_correlation(modes):
     z = common_signal(4000, 100, 0.5)
-    white = fitted(z, modes).whiten(z)
+    white = fitted(z, modes).whiten(z, one_class(z))
     covariance = white.flatten(1).T @ white.flatten(1) / len(white)
     assert (covariance - torch.eye(len(covariance))).abs().max() < 0.12
     assert float(covariance.diagonal().mean()) == pytest.approx(1, abs=0.02)
@@ -86,7 +94,7 @@ def test_white_coordinates_have_mean_square_one_and_no_correlation(modes):
 def test_each_node_stays_the_one_that_its_white_coordinate_is_most_like():
     """The symmetric map: of all that whiten it changes each node least."""
     z = common_signal(4000, 20, 0.6)
-    white = fitted(z, 20).whiten(z)
+    white = fitted(z, 20).whiten(z, one_class(z))
     likeness = torch.corrcoef(torch.cat([z[:, 1], white[:, 1]], dim=1).T)[:20, 20:]
     assert torch.equal(likeness.argmax(1), torch.arange(20)) and likeness.diagonal().min() > 0.6
 
@@ -140,9 +148,9 @@ def test_one_node_has_its_covariance_over_the_horizon():
 def test_constant_z_do_not_break_it():
     z, context = torch.zeros(30, HORIZON, 8), context_of(torch.zeros(30, HISTORY, 8))
     model = CovarianceNoise(8, HORIZON, 2)
-    model.fit(z, context, z, None, torch.zeros(30, 8), torch.zeros(30, 8))
+    model.fit((z, context, one_class(z)), (z, context, one_class(z)))
     assert drawn_from(model).isfinite().all()
-    assert model.whiten(torch.randn(2, HORIZON, 8)).isfinite().all()
+    assert model.whiten(torch.randn(2, HORIZON, 8), torch.zeros(2, 8)).isfinite().all()
     assert model.history(context_of(torch.randn(2, HISTORY, 8))).isfinite().all()
 
 
@@ -150,7 +158,7 @@ def test_a_few_windows_are_enough():
     """Fewer windows than modes."""
     z = common_signal(3, 60, 0.5)
     model = fitted(z, 16)
-    torch.testing.assert_close(model.unwhiten(model.whiten(z)), z, rtol=0, atol=1e-3)
+    torch.testing.assert_close(model.unwhiten(model.whiten(z, one_class(z)), one_class(z)), z, rtol=0, atol=1e-3)
     assert drawn_from(model).isfinite().all()
 
 
@@ -175,10 +183,8 @@ def lags_of(z, log_scale):
 @pytest.mark.parametrize("modes", [0, 40])
 def test_unwhitened_noise_persists_in_each_class_as_z_does(modes):
     z, log_scale = persistent_where_large(1000, 40)
-    model = CovarianceNoise(40, HORIZON, modes)
-    model.fit(z, context_of(torch.randn(1000, HISTORY, 40)), z, None, log_scale, log_scale)
-    later = log_scale[torch.randperm(1000)]
-    drawn = model.eval().unwhiten(torch.randn(1000, HORIZON, 40), later)
+    model, later = fitted(z, modes, log_scale=log_scale), log_scale[torch.randperm(1000)]
+    drawn = model.unwhiten(torch.randn(1000, HORIZON, 40), later)
     assert lags_of(z, log_scale) == pytest.approx(LAGS, abs=0.02)
     assert lags_of(drawn, later) == pytest.approx(LAGS, abs=0.04)
     for chosen in (later < 1, later > 1):
@@ -186,43 +192,56 @@ def test_unwhitened_noise_persists_in_each_class_as_z_does(modes):
     white = model.whiten(z, log_scale)
     assert lags_of(white, log_scale) == pytest.approx((0, 0), abs=0.03)
     torch.testing.assert_close(model.unwhiten(white, log_scale), z, rtol=0, atol=1e-3)
-    one_class = fitted(z, modes)
-    assert lags_of(one_class.unwhiten(torch.randn(1000, HORIZON, 40)), later) == pytest.approx((0.5, 0.5), abs=0.05)
+    assert lags_of(drawn_from(fitted(z, modes), 1000), later) == pytest.approx((0.5, 0.5), abs=0.05)
 
 
 def test_each_node_has_its_spread_in_each_class_whatever_its_covariance_over_the_steps():
     """Half of the nodes persist, and in the other half large errors do."""
     z, log_scale = persistent_where_large(2000, 40)
     z[..., :20] = common_signal(2000, 20, 0.5, 0.95)
-    model = CovarianceNoise(40, HORIZON, 40)
-    model.fit(z, context_of(torch.randn(2000, HISTORY, 40)), z, None, log_scale, log_scale)
-    drawn = model.eval().unwhiten(torch.randn(20_000, HORIZON, 40), log_scale.repeat(10, 1))
+    drawn = fitted(z, 40, log_scale=log_scale).unwhiten(torch.randn(20_000, HORIZON, 40), log_scale.repeat(10, 1))
     for chosen in (log_scale.repeat(10, 1) < 1, log_scale.repeat(10, 1) > 1):
         counts = chosen.unsqueeze(1)
         spread = ((drawn.square() * counts).sum(0) / counts.sum(0)).sqrt()
         torch.testing.assert_close(spread, z.square().mean(0).sqrt(), rtol=0.04, atol=0)
 
 
-def test_many_samples_of_a_window_have_its_classes():
+def test_the_classes_of_a_window_are_those_of_all_its_samples():
     z, log_scale = persistent_where_large(200, 6)
-    model = CovarianceNoise(6, HORIZON, 6)
-    model.fit(z, context_of(torch.randn(200, HISTORY, 6)), z, None, log_scale, log_scale)
-    white = torch.randn(5, 200, HORIZON, 6)
-    together = model.unwhiten(white, log_scale)
-    for sample, found in zip(white, together, strict=True):
-        torch.testing.assert_close(found, model.unwhiten(sample, log_scale))
+    model, white = fitted(z, 6, log_scale=log_scale), torch.randn(5, HORIZON, 6)
+    torch.testing.assert_close(model.unwhiten(white, log_scale[:1]), model.unwhiten(white, log_scale[:1].expand(5, -1)))
 
 
-def test_one_scale_is_one_class_and_few_windows_hardly_change_the_correlation_of_all():
-    z = common_signal(100, 10, 0.5)
-    alone, model = fitted(z, 10), CovarianceNoise(10, HORIZON, 10)
-    context, constant = context_of(torch.randn(100, HISTORY, 10)), torch.full((100, 10), -1.3)
-    model.fit(z, context, z, None, constant, constant)
-    torch.testing.assert_close(model.eval().whiten(z, constant), alone.whiten(z), rtol=0, atol=1e-4)
+def test_few_windows_hardly_change_the_correlation_of_all():
     z, log_scale = persistent_where_large(8, 1)
-    model = CovarianceNoise(1, HORIZON, 1)
-    model.fit(z, context_of(torch.randn(8, HISTORY, 1)), z, None, log_scale, log_scale)
-    assert (model.of_all.filters - torch.eye(HORIZON)).abs().max() < 0.3
+    assert (fitted(z, 1, log_scale=log_scale).of_all.filters - torch.eye(HORIZON)).abs().max() < 0.3
+
+
+@pytest.mark.parametrize("nodes, classes", [(8, range(8)), (4, [0, 2, 4, 6]), (1, [0])])
+def test_constant_scales_of_nodes_have_classes_of_equal_size_that_rounding_does_not_change(nodes, classes):
+    log_scale = torch.linspace(-3, 2, nodes).expand(50, -1)
+    model = fitted(common_signal(50, nodes, 0.5), nodes, log_scale=log_scale)
+    for rounded in (log_scale, log_scale - 1e-6, log_scale + 1e-6):
+        found = torch.searchsorted(model.class_edges, rounded.contiguous())
+        assert torch.equal(found, torch.tensor(list(classes)).expand(50, -1))
+
+
+def test_later_windows_count_half_in_each_class_and_not_at_all_in_training_mode():
+    (z, log_scale), later = persistent_where_large(2000, 20), common_signal(2000, 20, 0.0, 0.5)
+    model = fitted(z, 20, later=later, log_scale=log_scale)
+    drawn = model.unwhiten(torch.randn(2000, HORIZON, 20), log_scale)
+    assert lags_of(drawn, log_scale) == pytest.approx([(lag + 0.5) / 2 for lag in LAGS], abs=0.05)
+    assert lags_of(model.train().whiten(z, log_scale), log_scale) == pytest.approx((0, 0), abs=0.03)
+
+
+def test_classes_differ_in_fields_with_gaps_too():
+    z, log_scale = persistent_where_large(2000, 20)
+    observed = torch.rand(2000, HISTORY + HORIZON, 20) > 0.1
+    context, model = context_of(torch.zeros(2000, HISTORY, 20), observed), CovarianceNoise(20, HORIZON, 20)
+    part = torch.where(observed[:, HISTORY:], z, 1e9), context, log_scale
+    model.fit(part, part)
+    small, large = lags_of(model.eval().unwhiten(torch.randn(2000, HORIZON, 20), log_scale), log_scale)
+    assert small == pytest.approx(LAGS[0], abs=0.05) and 0.6 < large < LAGS[1]
 
 
 # Training and later windows
@@ -239,10 +258,11 @@ def test_a_forecast_has_the_mean_of_the_covariances_of_training_and_later_window
 def test_in_training_mode_training_fields_are_whitened_by_their_own_covariance():
     training, later = common_signal(4000, 30, 0.8), common_signal(4000, 30, 0.2)
     model = fitted(training, 30, later=later)
-    assert float(model.train().whiten(training).square().mean()) == pytest.approx(1, abs=0.02)
+    assert float(model.train().whiten(training, one_class(training)).square().mean()) == pytest.approx(1, abs=0.02)
     forecast = drawn_from(model, 20_000)
-    assert float(model.eval().whiten(forecast).square().mean()) == pytest.approx(1, abs=0.02)
-    assert (model.unwhiten(model.whiten(training)) - training).abs().max() < 1e-3
+    assert float(model.eval().whiten(forecast, one_class(forecast)).square().mean()) == pytest.approx(1, abs=0.02)
+    back = model.unwhiten(model.whiten(training, one_class(training)), one_class(training))
+    assert (back - training).abs().max() < 1e-3
 
 
 def test_a_prediction_has_no_part_along_the_leading_modes():
@@ -294,7 +314,7 @@ def test_with_fewer_z_than_nodes_no_array_of_nodes_by_nodes_is_made():
     start = time.perf_counter()
     with Largest() as seen:
         model, log_scale = CovarianceNoise(nodes, HORIZON, 16), histories[:, 0]
-        model.fit(z, context_of(histories), z, None, log_scale, log_scale)
+        model.fit(*2 * [(z, context_of(histories), log_scale)])
         model.unwhiten(model.whiten(z, log_scale), log_scale)
         model.history(context_of(histories))
     assert 50 * HORIZON * nodes <= seen.size < nodes * nodes / 4
@@ -312,9 +332,9 @@ def test_it_is_fitted_without_a_gradient_and_leaves_its_arguments_alone():
 def test_what_was_fitted_before_leaves_no_trace():
     z, log_scale = persistent_where_large(100, 10)
     context, models = context_of(torch.randn(100, HISTORY, 10)), [CovarianceNoise(10, HORIZON, 10) for _ in range(2)]
-    models[0].fit(5 * z.flip(1), context, z, None, -log_scale, log_scale)
+    models[0].fit((5 * z.flip(1), context, -log_scale), (z, context, log_scale))
     for model in models:
-        model.fit(z, context, z, None, log_scale, log_scale)
+        model.fit(*2 * [(z, context, log_scale)])
     for name, buffer in models[0].state_dict().items():
         assert torch.equal(buffer, models[1].state_dict()[name]), name
 
@@ -323,15 +343,15 @@ def test_all_that_was_fitted_is_saved_and_restored():
     z = common_signal(100, 10, 0.5)
     model, other = fitted(z, 3), CovarianceNoise(10, HORIZON, 3).eval()
     other.load_state_dict(model.state_dict())
-    assert torch.equal(other.whiten(z), model.whiten(z))
+    assert torch.equal(other.whiten(z, one_class(z)), model.whiten(z, one_class(z)))
     assert torch.equal(other.project(z), model.project(z))
 
 
 def test_independent_noise_leaves_every_value_as_it_is_and_puts_the_mean_in_gaps():
     noise, z = IndependentNoise(), torch.randn(3, HORIZON, 4)
-    context = context_of(torch.randn(3, HISTORY, 4))
-    noise.fit(z, context, z, None)
-    for found in (noise.whiten(z), noise.unwhiten(z), noise.project(z), noise.learned(z)):
+    context, log_scale = context_of(torch.randn(3, HISTORY, 4)), torch.randn(3, 4)
+    noise.fit(*2 * [(z, context, log_scale)])
+    for found in (noise.whiten(z, log_scale), noise.unwhiten(z, log_scale), noise.project(z), noise.learned(z)):
         assert found is z
     assert noise.history(context) is context.history and not noise.state_dict()
     observed = torch.rand(3, HORIZON, 4) < 0.5
@@ -353,10 +373,10 @@ def test_values_in_gaps_change_no_part_of_the_fit():
         torch.manual_seed(1)
         models.append(CovarianceNoise(8, HORIZON, 2))
         with_gaps = torch.where(observed[:, HISTORY:], z, value)
-        models[-1].fit(with_gaps, context_of(torch.where(observed[:, :HISTORY], histories, 0.0), observed), with_gaps,
-                       observed[:, HISTORY:])
+        context = context_of(torch.where(observed[:, :HISTORY], histories, 0.0), observed)
+        models[-1].fit(*2 * [(with_gaps, context, one_class(z))])
     for name, buffer in models[0].state_dict().items():
-        assert torch.equal(buffer, models[1].state_dict()[name]) and buffer.isfinite().all(), name
+        assert torch.equal(buffer, models[1].state_dict()[name]) and not buffer.isnan().any(), name
 
 
 @pytest.mark.parametrize("share, atol", [(0.1, 0.06), (0.3, 0.17)])
@@ -364,7 +384,7 @@ def test_the_correlations_of_z_with_gaps_come_out_again(share, atol):
     z, observed = z_with_gaps(share)
     model = CovarianceNoise(8, HORIZON, 8)
     with_gaps = torch.where(observed[:, HISTORY:], z, 0.0)
-    model.fit(with_gaps, context_of(torch.zeros(4000, HISTORY, 8), observed), with_gaps, observed[:, HISTORY:])
+    model.fit(*2 * [(with_gaps, context_of(torch.zeros(4000, HISTORY, 8), observed), one_class(z))])
     found, wanted = (torch.corrcoef(each.flatten(1).T) for each in (drawn_from(model, 20_000), z))
     assert (found - wanted).abs().max() < atol
 
