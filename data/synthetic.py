@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-START = "2020-01-06"  # a Monday, so that step 0 opens a week
 STEPS_PER_DAY = 24
 LEVEL = 50.0
 SPREAD_RANGE = (4.0, 12.0)

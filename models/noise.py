@@ -141,8 +141,9 @@ class CovarianceNoise(nn.Module):
             scaled | observed ~ N(axes @ modes, own + axes covariance axes^T),    own = 1 - share of the modes
             covariance = (mode_variance^-1 + axes^T own^-1 axes)^-1,    sums over observed nodes
 
-        Steps are imputed independently, and so are nodes but for their leading modes: imputed values have the right
-        margins, and less dependence than data. Shapes: z, observed, standard normal `noise` (batch, F, node).
+        Steps are imputed independently, and so are nodes but for their leading modes. Imputed values have the right
+        margins, but no dependence between steps beyond that of these modes.
+        Shapes: z, observed, standard normal `noise` (batch, F, node).
         """
         axes = self.axes[:, :len(self.mode_variance)]
         own = (1 - axes.square() @ self.mode_variance).clamp_min(SMALLEST_OWN)

@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 import pytest
 import torch
 
-from data.synthetic import START, OracleSettings, make_oracle, seasonal_slot
+from data.registry import DATASETS
+from data.synthetic import OracleSettings, make_oracle, seasonal_slot
 
 LAW = dict(slow_weight=0.6, slow_decay=0.95, fast_decay=0.6)
 
@@ -42,7 +43,7 @@ def long_z(long_field):
 
 
 def test_slots_are_the_hours_of_weekdays_and_weekends():
-    times = [datetime.fromisoformat(START) + timedelta(hours=step) for step in range(400)]
+    times = [datetime.fromisoformat(DATASETS["Oracle"].start[0]) + timedelta(hours=step) for step in range(400)]
     expected = [time.hour + 24 * (time.weekday() >= 5) for time in times]
     assert seasonal_slot(torch.arange(400)).tolist() == expected
 

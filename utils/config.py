@@ -141,8 +141,8 @@ class TrainConfig(CommonConfig):
                        "forecast (empirical); auto: empirical where no value can be negative and at least 90 %% of the "
                        "training values are 0, scaled for counts or without --scale quantiles, else shaped",
                        choices="margin")
-    noise: str = flag("covariance", DIFFUSION, "noise of the diffusion: with the covariance of the training residuals "
-                      "over nodes and steps, or independent", choices="noise")
+    noise: str = flag("covariance", DIFFUSION, "noise of the diffusion: with the covariance of residuals over nodes "
+                      "and steps, by class of the fluctuation scale (covariance), or independent", choices="noise")
     modes: int = flag(1024, DIFFUSION, "modes over the nodes, at most, in --noise covariance", minimum=0)
     prediction: str = flag("v", DIFFUSION, "what the denoiser predicts", choices="prediction")
     scale: str = flag("quantiles", DIFFUSION, "fluctuation scale: spread of training residuals by node and time of the "
@@ -221,12 +221,12 @@ PRESETS = {
 }
 """Choices per recipe and dataset; those of `published` are of the authors' scripts, for the datasets that they have."""
 
-OF_A_SCALE = "scale", "scale_threshold", "condition_mean", "condition_scale"
 WITHOUT_EFFECT = {
     "mean_model": {"itransformer": ("climatology", "tokens", "mean_calendar_channels"),
                    "dlinear": ("climatology", "tokens", "mean_calendar_channels", "mean_channels", "mean_layers",
                                "mean_dropout")},
-    "margin": dict.fromkeys(("quantile", "empirical"), (*OF_A_SCALE, "center")),
+    "margin": dict.fromkeys(("quantile", "empirical"), (
+        "scale", "scale_threshold", "condition_mean", "condition_scale", "center")),
     "scale": {name: ("scale_threshold",) for name in ("quantiles", "cycle", "global")},
     "noise": {"independent": ("modes",)},
 }
