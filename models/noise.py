@@ -19,6 +19,8 @@ SMALLEST_SPREAD = 0.25  # of z at a node and step, as a share of the root mean s
 NEIGHBOURING = 0.3  # modes whose numbers differ by at most this share have a covariance in common
 LEADING, LEADING_SHARE = 16, 4  # number of leading modes, at most one for LEADING_SHARE nodes
 SMALLEST_OWN = 0.05  # of a node's variance, that these modes leave at least where a value is imputed
+SMALLEST_EIGENVALUE = 1e-3  # of the correlation over the steps by which missing values are imputed
+PATH_ELEMENTS = 2**24  # of the systems of equations for paths with missing values, at once
 CLASSES = 8  # of the fluctuation scale, of equal size
 
 
@@ -77,6 +79,7 @@ class CovarianceNoise(nn.Module):
         self.register_buffer("class_edges", torch.zeros(CLASSES - 1))  # of log_scale
         self.register_buffer("axes", torch.eye(num_nodes, self.modes))
         self.register_buffer("mode_variance", torch.ones(min(LEADING, self.modes, num_nodes // LEADING_SHARE)))
+        self.register_buffer("path_correlation", torch.eye(predict_len))
         self.register_buffer("history_spread", torch.ones(num_nodes))
         self.of_all, self.of_training = (Whitening(num_nodes, predict_len, self.modes) for _ in range(2))
 
@@ -93,6 +96,7 @@ class CovarianceNoise(nn.Module):
             scaled, later = scaled * mask, later * later_mask
             for _ in range(2):  # the first modes are those of fields with gaps
                 self._fit_axes(scaled)
+                self._fit_paths(scaled, mask)
                 scaled = self._complete(scaled, mask)
             self._fit_axes(scaled)
             later = self._complete(later, later_mask)
@@ -136,14 +140,23 @@ class CovarianceNoise(nn.Module):
         return anomaly / self.history_spread
 
     def impute(self, z: Tensor, observed: Tensor, noise: Tensor) -> Tensor:
-        """z with a random value in place of each missing one, given the observed nodes of the step.
+        """z with a random value in place of each missing one, given the other nodes and the other steps.
+
+            scaled = mean + size * u,    mean, size: by the observed nodes of the step, see `_given_nodes`
+            u ~ N(0, path_correlation) over the steps of a node, given u at its observed steps
+
+        Nodes are imputed independently but for their leading modes.
+        Shapes: z, observed, standard normal `noise` (batch, F, node).
+        """
+        mean, size = self._given_nodes(z / self.spread, observed)
+        u = _conditional_paths((z / self.spread - mean) / size, observed, self.path_correlation, noise)
+        return torch.where(observed, z, self.spread * (mean + size * u))
+
+    def _given_nodes(self, scaled: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of missing values given the observed nodes of the step: (batch, F, node) each.
 
             scaled | observed ~ N(axes @ modes, own + axes covariance axes^T),    own = 1 - share of the modes
             covariance = (mode_variance^-1 + axes^T own^-1 axes)^-1,    sums over observed nodes
-
-        Steps are imputed independently, and so are nodes but for their leading modes. Imputed values have the right
-        margins, but no dependence between steps beyond that of these modes.
-        Shapes: z, observed, standard normal `noise` (batch, F, node).
         """
         axes = self.axes[:, :len(self.mode_variance)]
         own = (1 - axes.square() @ self.mode_variance).clamp_min(SMALLEST_OWN)
@@ -151,10 +164,22 @@ class CovarianceNoise(nn.Module):
         squares = (axes.unsqueeze(2) * axes.unsqueeze(1)).flatten(1)  # of each node: (node, mode * mode)
         precision = (inverse @ squares).unflatten(-1, (axes.shape[1], axes.shape[1])) + (1 / self.mode_variance).diag()
         covariance = torch.linalg.inv(precision)
-        modes = covariance @ (inverse * z / self.spread @ axes).unsqueeze(-1)
-        variance = own + covariance.flatten(-2) @ squares.T
-        imputed = modes.squeeze(-1) @ axes.T + variance.sqrt() * noise
-        return torch.where(observed, z, self.spread * imputed)
+        modes = covariance @ (inverse * scaled @ axes).unsqueeze(-1)
+        return modes.squeeze(-1) @ axes.T, (own + covariance.flatten(-2) @ squares.T).sqrt()
+
+    def _fit_paths(self, scaled: Tensor, observed: Tensor) -> None:
+        """Estimate `path_correlation` from pairs of steps that are both observed."""
+        mean, size = self._given_nodes(scaled, observed)
+        u = (scaled - mean) / size * observed
+        pairs = torch.einsum("bpv,bqv->pq", observed.to(u), observed.to(u)).clamp_min(1)
+        covariance = torch.einsum("bpv,bqv->pq", u, u) / pairs
+        size = covariance.diagonal().clamp_min(1e-6).sqrt()
+        values, vectors = torch.linalg.eigh((covariance / size / size.unsqueeze(1)).double())
+        self.path_correlation.copy_((vectors * values.clamp_min(SMALLEST_EIGENVALUE)) @ vectors.T)
+
+    def _complete(self, scaled: Tensor, observed: Tensor) -> Tensor:
+        """Fields in units of their spread, with missing values imputed."""
+        return self.impute(scaled * self.spread, observed, torch.randn_like(scaled)) / self.spread
 
     def _classes(self, log_scale: Tensor) -> Tensor:
         return torch.searchsorted(self.class_edges, log_scale.contiguous())
@@ -189,10 +214,6 @@ class CovarianceNoise(nn.Module):
         self.axes.copy_(leading_axes(scaled.flatten(0, 1), self.modes))
         leading = scaled @ self.axes[:, :len(self.mode_variance)]
         self.mode_variance.copy_(leading.square().mean((0, 1)).clamp_min(1e-6))
-
-    def _complete(self, scaled: Tensor, observed: Tensor) -> Tensor:
-        """Fields in units of their spread, with missing values imputed."""
-        return self.impute(scaled * self.spread, observed, torch.randn_like(scaled)) / self.spread
 
 
 class Whitening(nn.Module):
@@ -274,6 +295,28 @@ def _class_correlations(scaled: Tensor, classes: Tensor, independent_share: floa
     covariance = torch.cat([(products + prior * every) / (count + prior), every])
     size = covariance.diagonal(dim1=1, dim2=2).clamp_min(1e-6).sqrt()
     return covariance / (size.unsqueeze(1) * size.unsqueeze(2)) + RIDGE * torch.eye(length).to(scaled)
+
+
+def _conditional_paths(values: Tensor, observed: Tensor, correlation: Tensor, noise: Tensor) -> Tensor:
+    """Values (batch, F, node), the missing ones drawn from N(0, correlation) over the steps given the observed ones.
+
+        draw + correlation[:, o] @ correlation[o, o]^-1 @ (values - draw)[o],    draw ~ N(0, correlation), o: observed
+
+    Source: conditional simulation, Hoffman and Ribak 1991.
+    """
+    values, seen = values.movedim(1, -1), observed.movedim(1, -1)
+    some, found = ~seen.all(-1), values.clone()
+    drawn = noise.movedim(1, -1)[some] @ torch.linalg.cholesky(correlation).T
+    parts = (part.split(max(1, PATH_ELEMENTS // correlation.numel())) for part in (values[some], seen[some], drawn))
+    found[some] = torch.cat([_conditional(*part, correlation) for part in zip(*parts, strict=True)])
+    return found.movedim(-1, 1)
+
+
+def _conditional(values: Tensor, observed: Tensor, drawn: Tensor, correlation: Tensor) -> Tensor:
+    """The same for paths (path, F)."""
+    system = correlation * (observed.unsqueeze(1) & observed.unsqueeze(2)) + (~observed).to(drawn).diag_embed()
+    error = torch.where(observed, values - drawn, 0.0)
+    return drawn + torch.linalg.solve(system, error) @ correlation
 
 
 def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
