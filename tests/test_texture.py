@@ -60,6 +60,26 @@ def test_the_unit_of_a_node_changes_nothing():
     assert one["near"] == pytest.approx(other["near"]) and one["spectrum"] == pytest.approx(other["spectrum"])
 
 
+def test_windows_without_an_observation_are_left_out():
+    truth, members = fields(WINDOWS, share=0.5), drawn(share=0.5)
+    observed = torch.ones(truth.shape, dtype=torch.bool)
+    observed[::8], kept = False, torch.arange(WINDOWS) % 8 > 0
+    found = scored(truth.where(observed, torch.nan), members, observed=observed)
+    wanted = scored(truth[kept], members[kept])
+    assert found["AUC"] == pytest.approx(wanted["AUC"]) and found["near"] == pytest.approx(wanted["near"])
+
+
+def test_a_node_that_was_never_observed_is_left_out():
+    truth, members = fields(WINDOWS, share=0.5), drawn(share=0.5)
+    observed, spread, start = torch.ones(truth.shape, dtype=torch.bool), torch.ones(NODES), torch.arange(WINDOWS)
+    truth[..., 3], observed[..., 3], spread[3] = torch.nan, False, torch.nan
+    scores = TextureScores(spread, RING)
+    scores.update(members, truth, observed, start)
+    found = scores.compute(scores.by_window())
+    assert found["near"] == pytest.approx(1, abs=0.1) and found["step"] == pytest.approx(1, abs=0.05)
+    assert 0.3 < found["AUC"] < 0.7
+
+
 def test_smooth_fields_have_their_variance_in_the_first_quarter_of_the_spectrum():
     axes = laplacian_axes(RING).double()
     smooth = (torch.randn(WINDOWS, HORIZON, 8).double() @ axes[:, 1:9].T)
@@ -68,10 +88,11 @@ def test_smooth_fields_have_their_variance_in_the_first_quarter_of_the_spectrum(
     assert found["near"] > 2
 
 
-def test_what_is_not_observed_changes_nothing():
+@pytest.mark.parametrize("missing", [1e6, torch.nan])
+def test_what_is_not_observed_changes_nothing(missing):
     truth, members = fields(WINDOWS, share=0.5), drawn(share=0.5)
     observed = torch.rand(truth.shape) < 0.7
-    wild = torch.where(observed, truth, 1e6)
+    wild = torch.where(observed, truth, missing)
     assert scored(truth, members, observed=observed) == scored(wild, members, observed=observed)
 
 

@@ -73,7 +73,7 @@ class TextureScores:
     """
 
     def __init__(self, spread, nearest=None):
-        self.spread = spread.double().masked_fill(spread == 0, torch.inf)
+        self.spread = spread.double().where(spread > 0, torch.inf)  # NaN: never observed
         self.nearest = nearest if nearest is not None and nearest.shape[1] >= NEAR.stop else None
         spectral = self.nearest is not None and len(spread) <= SPECTRAL_NODES
         self.axes = laplacian_axes(self.nearest) if spectral else None
@@ -88,7 +88,7 @@ class TextureScores:
         errors = torch.cat([truth.unsqueeze(1) - total / count, some - (total - some) / (count - 1)], 1)
         errors = errors.double() / spread
         if observed is not None:
-            errors = errors * observed.unsqueeze(1)
+            errors = errors.where(observed.unsqueeze(1), 0.0)
         size = errors.square().mean((2, 3))
         found = {"size": size}
         if errors.shape[2] > 1:
@@ -127,6 +127,7 @@ class TextureScores:
             shares = sums[name] / total
             found[name] = shares[1] / shares[0]
         features = windows["features"][windows["start"].argsort()]
+        features = features[features.isfinite().flatten(1).all(1)]  # windows with an observation
         return {**dict.fromkeys(("near", "step", "spectrum")), **plain(found),
                 "AUC": two_sample_auc(features[:, 0], features[:, 1:])}
 
