@@ -23,7 +23,6 @@ SMALLEST_EIGENVALUE = 1e-3  # of the correlation over the steps by which missing
 PATH_ELEMENTS = 2**24  # of the systems of equations for paths with missing values, at once
 CLASSES = 8  # of the fluctuation scale, of equal size
 
-
 Part = tuple[Tensor, Context, Tensor]  # z of windows, their contexts and log_scale
 
 
