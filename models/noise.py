@@ -5,8 +5,6 @@ Both classes have one interface: `fit`, `whiten`, `unwhiten`, `impute`; `learned
 Shapes: z and white (batch, F, node); log_scale (batch, node), see `margins.Margin.log_scale`.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +76,7 @@ class CovarianceNoise(nn.Module):
         self.register_buffer("class_edges", torch.zeros(CLASSES - 1))  # of log_scale
         self.register_buffer("axes", torch.eye(num_nodes, self.modes))
         self.register_buffer("mode_variance", torch.ones(min(LEADING, self.modes, num_nodes // LEADING_SHARE)))
+        self.register_buffer("root", torch.eye(predict_len).repeat(self.modes + 1, 1, 1))  # the last: idiosyncratic
         self.register_buffer("path_correlation", torch.eye(predict_len))
         self.register_buffer("history_spread", torch.ones(num_nodes))
         self.of_all, self.of_training = (Whitening(num_nodes, predict_len, self.modes) for _ in range(2))
@@ -108,7 +107,7 @@ class CovarianceNoise(nn.Module):
             y = [_by_class(whitening.inverse_filters, *part) for part in parts[:used]]
             if used == 1:
                 self._fit_axes(y[0])
-            whitening.fit_modes(sum(map(self._covariance, y)) / used, self.axes)
+            self.root.copy_(whitening.fit_modes(sum(map(self._covariance, y)) / used, self.axes))
         observed = None if mask is None else context.observed[:, :context.history_len]
         self.history_spread.copy_(_mean_square(context.anomaly, observed, (0, 1)).sqrt().clamp_min(1e-3))
 
@@ -120,7 +119,7 @@ class CovarianceNoise(nn.Module):
 
     def unwhiten(self, white: Tensor, log_scale: Tensor) -> Tensor:
         """z of white coordinates: the inverse of `whiten` in eval mode. log_scale may be that of one window for all."""
-        return self.spread * self.of_all.filter(self._transform(white, self.of_all.root), self._classes(log_scale))
+        return self.spread * self.of_all.filter(self._transform(white, self.root), self._classes(log_scale))
 
     def learned(self, predicted: Tensor) -> Tensor:
         """A prediction in white coordinates without its components along the leading modes.
@@ -147,8 +146,9 @@ class CovarianceNoise(nn.Module):
         Nodes are imputed independently but for their leading modes.
         Shapes: z, observed, standard normal `noise` (batch, F, node).
         """
-        mean, size = self._given_nodes(z / self.spread, observed)
-        u = _conditional_paths((z / self.spread - mean) / size, observed, self.path_correlation, noise)
+        scaled = z / self.spread
+        mean, size = self._given_nodes(scaled, observed)
+        u = _conditional_paths((scaled - mean) / size, observed, self.path_correlation, noise)
         return torch.where(observed, z, self.spread * (mean + size * u))
 
     def _given_nodes(self, scaled: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,9 +171,8 @@ class CovarianceNoise(nn.Module):
         mean, size = self._given_nodes(scaled, observed)
         u = (scaled - mean) / size * observed
         pairs = torch.einsum("bpv,bqv->pq", observed.to(u), observed.to(u)).clamp_min(1)
-        covariance = torch.einsum("bpv,bqv->pq", u, u) / pairs
-        size = covariance.diagonal().clamp_min(1e-6).sqrt()
-        values, vectors = torch.linalg.eigh((covariance / size / size.unsqueeze(1)).double())
+        correlation = _correlation(torch.einsum("bpv,bqv->pq", u, u) / pairs)
+        values, vectors = torch.linalg.eigh(correlation.double())
         self.path_correlation.copy_((vectors * values.clamp_min(SMALLEST_EIGENVALUE)) @ vectors.T)
 
     def _complete(self, scaled: Tensor, observed: Tensor) -> Tensor:
@@ -216,15 +215,14 @@ class CovarianceNoise(nn.Module):
 
 
 class Whitening(nn.Module):
-    """Filters and gain of the classes, and roots of the covariances of modes, see `CovarianceNoise`."""
+    """Filters and gain of the classes, and inverse roots of the covariances of modes, see `CovarianceNoise`."""
 
     def __init__(self, num_nodes: int, predict_len: int, modes: int):
         super().__init__()
         self.register_buffer("filters", torch.eye(predict_len).repeat(CLASSES, 1, 1))
         self.register_buffer("inverse_filters", self.filters.clone())
         self.register_buffer("gain", torch.ones(CLASSES, predict_len, num_nodes))
-        self.register_buffer("root", torch.eye(predict_len).repeat(modes + 1, 1, 1))  # the last: idiosyncratic
-        self.register_buffer("inverse_root", self.root.clone())
+        self.register_buffer("inverse_root", torch.eye(predict_len).repeat(modes + 1, 1, 1))
 
     def fit_filters(self, correlations: Tensor) -> None:
         """From correlations over the steps in each class and, the last, in all of them: (class + 1, F, F)."""
@@ -232,15 +230,16 @@ class Whitening(nn.Module):
         self.filters.copy_(root[:-1] @ inverse[-1])
         self.inverse_filters.copy_(root[-1] @ inverse[:-1])
 
-    def fit_modes(self, covariance: Tensor, axes: Tensor) -> None:
-        """From the covariances of modes (mode + 1, F, F) and their axes (node, mode)."""
-        for own, found in zip((self.root, self.inverse_root), _roots(covariance), strict=True):
-            own.copy_(found)
+    def fit_modes(self, covariance: Tensor, axes: Tensor) -> Tensor:
+        """From the covariances of modes (mode + 1, F, F) and their axes (node, mode): the roots of the covariances."""
+        root, inverse_root = _roots(covariance)
+        self.inverse_root.copy_(inverse_root)
         weights = axes.square()
         weights = torch.cat([weights, 1 - weights.sum(1, keepdim=True)], dim=1)
         for matrix, gain in zip(self.filters, self.gain, strict=True):
             variance = (matrix @ covariance * matrix).sum(-1)  # the diagonal of matrix @ covariance @ matrix.T
             gain.copy_((weights @ variance).T.clamp_min(1e-6).rsqrt())
+        return root
 
     def filter(self, y: Tensor, classes: Tensor) -> Tensor:
         """Filtered y (batch, F, node) by the classes (batch, node)."""
@@ -262,10 +261,10 @@ def _by_class(matrices: Tensor, values: Tensor, classes: Tensor) -> Tensor:
 
 
 def _edges(log_scale: Tensor) -> Tensor:
-    """The edges between classes of equal size, each midway between two values; infinite above the largest."""
+    """The edges between classes of equal size, each midway between two values; none is above the largest."""
     ordered = log_scale.flatten().sort().values
     last = ordered[(torch.arange(1, CLASSES, device=ordered.device) * len(ordered) - 1) // CLASSES]
-    ordered = nn.functional.pad(ordered, (0, 1), value=math.inf)
+    ordered = nn.functional.pad(ordered, (0, 1), value=torch.finfo(ordered.dtype).max)  # finite, and never reached
     return (last + ordered[torch.searchsorted(ordered, last, right=True)]) / 2
 
 
@@ -292,8 +291,13 @@ def _class_correlations(scaled: Tensor, classes: Tensor, independent_share: floa
     every = products.sum(0, keepdim=True) / count.sum()
     prior = length**2 / independent_share
     covariance = torch.cat([(products + prior * every) / (count + prior), every])
-    size = covariance.diagonal(dim1=1, dim2=2).clamp_min(1e-6).sqrt()
-    return covariance / (size.unsqueeze(1) * size.unsqueeze(2)) + RIDGE * torch.eye(length).to(scaled)
+    return _correlation(covariance) + RIDGE * torch.eye(length).to(scaled)
+
+
+def _correlation(covariance: Tensor) -> Tensor:
+    """Correlations of covariances (..., F, F)."""
+    size = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(1e-6).sqrt()
+    return covariance / (size.unsqueeze(-1) * size.unsqueeze(-2))
 
 
 def _conditional_paths(values: Tensor, observed: Tensor, correlation: Tensor, noise: Tensor) -> Tensor:

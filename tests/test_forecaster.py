@@ -448,7 +448,7 @@ def test_all_of_a_forecaster_is_saved_and_restored_and_forecasts_are_the_same_to
     model, other, batch = MAKE[recipe]().eval(), MAKE[recipe]().eval(), make_batch()
     state = model.state_dict()
     parts = {"cost": {"margin.scale.table", "noise.class_edges"}, "published": {"margin.scale.table"},
-             "copula": {"noise.axes", "noise.of_all.root", "noise.spread", "noise.history_spread"}}[recipe]
+             "copula": {"noise.axes", "noise.root", "noise.spread", "noise.history_spread"}}[recipe]
     assert {"alpha_bar", *parts} < set(state) and state["alpha_bar"].dtype == torch.float64
     assert not torch.allclose(sample(other, batch), sample(model, batch))
     other.load_state_dict(state)
