@@ -49,17 +49,6 @@ def quantiles_at_z(quantiles: Tensor, z: Tensor) -> Tensor:
     return torch.lerp(below, quantiles.gather(1, left.add_(1)), share)
 
 
-def remap_quantile_levels(quantiles: Tensor, shift: Tensor, widening: Tensor | float = 1.0) -> Tensor:
-    """Quantiles at other levels: shifted, and further from each other for a `widening` above 1.
-
-        remapped = quantile at the level Phi(widening * Phi^-1(level) + shift)
-
-    Shapes: quantiles (batch, level, F, node), shift (batch, F, node), widening a number. The order is kept.
-    """
-    level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype)
-    return quantiles_at_z(quantiles, (widening * level_z).view(-1, 1, 1) + shift.unsqueeze(1))
-
-
 def reorder(sorted_members: Tensor, ranked: Tensor) -> Tensor:
     """Sorted members in the rank order of the values `ranked`, for each node and step.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from data.constants import QUANTILE_LEVELS
 from data.scaling import add_at
 
-from .quantiles import remap_quantile_levels
+from .quantiles import quantiles_at_z, z_of_levels
 
 BINS = 24  # of the calendar's first cycle, at most
 PRIOR = 3.0  # cycles (days, years) of evidence with the shrinkage weight 1/2
@@ -32,6 +32,7 @@ def spread_of(mean_square: Tensor) -> Tensor:
 class Recalibration(nn.Module):
     """A shift of the levels for every node, horizon step and time of the cycle, and one widening for all of them.
 
+        recalibrated = quantile at the level Phi(widening * Phi^-1(level) + shift)
         weight   = cycles / (cycles + PRIOR)
         shift    = weight * mean z of the validation windows at that time of the cycle
         widening = max(1, spread of z of the later half around the shifts of the earlier half) ^ weight
@@ -79,7 +80,8 @@ class Recalibration(nn.Module):
 
     def forward(self, quantiles: Tensor, calendar: Tensor) -> Tensor:
         """The recalibrated quantiles: (batch, level, F, node)."""
-        return remap_quantile_levels(quantiles, self.shift[self.bins(calendar)], self.widening)
+        level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype).view(-1, 1, 1)
+        return quantiles_at_z(quantiles, self.widening * level_z + self.shift[self.bins(calendar)].unsqueeze(1))
 
     def _cycles(self, count: Tensor) -> Tensor:
         return count * len(self.shift) / self.size

@@ -14,7 +14,6 @@ from models.quantiles import (
     keep_mean_above,
     pinball,
     quantiles_at_z,
-    remap_quantile_levels,
     reorder,
     round_members,
     smooth_members,
@@ -253,22 +252,6 @@ def test_members_are_moved_to_the_nearest_value_that_the_field_can_take():
     assert torch.equal(to_support(values, NOWHERE, 0.0), values)
     assert to_support(values, -0.3, 0.0).tolist() == pytest.approx([-0.3, -0.3, -0.29, 0, 0.11, 0.85])
     assert to_support(values, -0.5, 0.4).tolist() == pytest.approx([-0.5, -0.5, -0.1, -0.1, 0.3, 0.7])
-
-
-# Shifted levels
-
-@pytest.mark.parametrize("shift", [-0.7, -0.1, 0.0, 0.3, 1.0])
-def test_shifting_the_levels_of_a_normal_law_moves_its_mean_by_as_many_standard_deviations(shift):
-    found = remap_quantile_levels(normal_quantiles(2, 3), torch.full((1, 3, 4), shift))
-    torch.testing.assert_close(found, normal_quantiles(2 + 3 * shift, 3), rtol=0, atol=1e-4)
-
-
-def test_shifting_levels_keeps_their_order_and_no_shift_changes_nothing():
-    quantiles, shift = rising(), torch.randn(5, 3, 4)
-    torch.testing.assert_close(remap_quantile_levels(quantiles, torch.zeros(5, 3, 4)), quantiles, rtol=0, atol=1e-5)
-    assert (remap_quantile_levels(quantiles, shift).diff(dim=1) >= -1e-5).all()
-    one = remap_quantile_levels(quantiles[2:3], shift[2:3])
-    torch.testing.assert_close(remap_quantile_levels(quantiles, shift)[2:3], one)
 
 
 # Loss

@@ -42,6 +42,23 @@ def test_before_it_is_fitted_it_changes_nothing():
                                rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("shift", [-0.7, -0.1, 0.0, 0.3, 1.0])
+def test_shifting_the_levels_of_a_normal_law_moves_its_mean_by_as_many_standard_deviations(shift):
+    recalibration = Recalibration(NODES, HORIZON, 24)
+    recalibration.shift.fill_(shift)
+    found = recalibration(2 + 3 * normal_quantiles(1), calendar_of(1))
+    torch.testing.assert_close(found, 2 + 3 * shift + 3 * normal_quantiles(1), rtol=0, atol=1e-4)
+
+
+def test_shifting_levels_keeps_their_order_in_each_window_alike():
+    quantiles, calendar = torch.randn(30, len(QUANTILE_LEVELS), HORIZON, NODES).sort(1).values, calendar_of(30)
+    recalibration = Recalibration(NODES, HORIZON, 24)
+    torch.nn.init.normal_(recalibration.shift)
+    found = recalibration(quantiles, calendar)
+    assert (found.diff(dim=1) >= -1e-5).all()
+    torch.testing.assert_close(found[2:3], recalibration(quantiles[2:3], calendar[2:3]))
+
+
 def test_quantiles_that_are_too_low_are_lifted_to_where_they_are_right():
     offset = torch.tensor([0.5, -0.3, 0.0, 0.2]) + torch.tensor([[0.0], [0.1], [-0.1]])
     truth = torch.randn(9600, HORIZON, NODES) + offset
