@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from data.constants import QUANTILE_LEVELS
 from data.context import Context
 from data.scaling import add_at
+from data.windows import Batch
 
 from .base import BLOCKS, SHARES, Base, independent, share_of
 from .layers import Task, mean_over
@@ -121,21 +123,16 @@ class CommonModes(Wrapper):
 
     def __init__(self, inner: MeanModel, task: Task, modes: int):
         super().__init__(inner)
-        self.modes = ModeForecast(task.num_nodes, task.history_len, task.predict_len, task.calendar_sizes[0], modes)
+        self.modes = ModeForecast(task, modes)
 
     def predict(self, context: Context) -> Tensor:
         predicted = self.inner.predict(context)
         forecast = predicted.mean(1) - context.future_climatology
-        return predicted + self.modes(forecast, context.anomaly, context.calendar).unsqueeze(1)
+        return predicted + self.modes(forecast, context).unsqueeze(1)
 
     def fit(self, training: Iterable, validation, support: tuple) -> None:
-        def part(batch):
-            context = batch.context
-            return context.anomaly, context.calendar, batch.future - context.future_climatology, batch.target_mask
-
-        self.modes.fit(map(part, training))
-        self.modes.weigh((self.inner(batch.context) - batch.context.future_climatology, *part(batch))
-                         for batch in validation)
+        self.modes.fit(Batch.join(replace(batch, context=replace(batch.context, lags=None)) for batch in training))
+        self.modes.weigh((self.inner(batch.context) - batch.context.future_climatology, batch) for batch in validation)
 
 
 class RecalibratedQuantiles(Wrapper):

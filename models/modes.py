@@ -6,7 +6,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from data.context import Context
+from data.windows import Batch
+
 from .base import BLOCKS, DOUBT, FOLDS
+from .layers import Task
 
 RECENT = 3  # steps of the history whose effect depends on the time of the cycle
 HARMONICS = 3  # of the calendar's first cycle, at most
@@ -37,54 +41,48 @@ class ModeForecast(nn.Module):
     0 before `weigh`, is the regression of the forecast's error on the change by the linear forecast, over validation
     windows, between 0 and 1 and reduced by its sampling error.
 
-    Shapes: history and forecast (batch, H, node), (batch, F, node), anomalies; calendar (batch, cycle) of the last
-    history step; observed (batch, F, node): the target mask, None: all. Units: standardized.
+    Shapes: forecast (batch, F, node), as an anomaly. Units: standardized.
     Source: combined forecasts, Bates and Granger 1969; shrinkage, the positive part of James and Stein 1961.
     """
 
-    def __init__(self, num_nodes: int, history_len: int, predict_len: int, size: int, modes: int):
+    def __init__(self, task: Task, modes: int):
         super().__init__()
-        self.size, self.modes = size, min(modes, num_nodes)
-        self.harmonics = min(HARMONICS, (size - 1) // 2)
-        recent, cycle = min(RECENT, history_len), 2 * self.harmonics
-        features = 1 + cycle + 2 * (history_len + recent * cycle)
-        self.register_buffer("axes", torch.zeros(num_nodes, self.modes))
+        self.size, self.modes = task.calendar_sizes[0], min(modes, task.num_nodes)
+        self.harmonics = min(HARMONICS, (self.size - 1) // 2)
+        recent, cycle = min(RECENT, task.history_len), 2 * self.harmonics
+        features = 1 + cycle + 2 * (task.history_len + recent * cycle)
+        self.register_buffer("axes", torch.zeros(task.num_nodes, self.modes))
         self.register_buffer("spread", torch.ones(self.modes))
-        self.register_buffer("weights", torch.zeros(self.modes, features, predict_len))
+        self.register_buffer("weights", torch.zeros(self.modes, features, task.predict_len))
         self.register_buffer("shrinkage", torch.zeros(self.modes))
 
-    def forward(self, forecast: Tensor, history: Tensor, calendar: Tensor) -> Tensor:
+    def forward(self, forecast: Tensor, context: Context) -> Tensor:
         """The shift of a forecast: (batch, F, node)."""
-        change = self.linear(self._project(history), calendar) - self._project(forecast)
+        change = self.linear(context) - self._project(forecast)
         return (change * (self.shrinkage * self.spread)) @ self.axes.T
 
-    def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor | None]]) -> None:
+    def fit(self, windows: Batch) -> None:
         """Find the modes and the linear forecast of each, from training windows in the order of time.
 
-        parts: (history, calendar, future, observed). Where nodes are missing, modes are fitted to the observed ones.
+        Where nodes are missing, modes are fitted to the observed ones.
         """
-        history, calendar, future, observed = zip(*parts, strict=True)
-        history, calendar, future = (torch.cat(each) for each in (history, calendar, future))
+        future = windows.future - windows.context.future_climatology
         self.axes.copy_(leading_axes(future.flatten(0, 1), self.modes))
-        self.spread.copy_((history @ self.axes).square().mean((0, 1)).sqrt().clamp_min(1e-6))
-        features, target = self._features(self._project(history), calendar).double(), self._project(future).double()
-        if observed[0] is not None:
-            target /= self._share(torch.cat(observed)).clamp_min(SMALLEST_SHARE)
+        self.spread.copy_((windows.context.anomaly @ self.axes).square().mean((0, 1)).sqrt().clamp_min(1e-6))
+        features, target = self._features(windows.context).double(), self._project(future).double()
+        if windows.target_mask is not None:
+            target /= self._share(windows.target_mask).clamp_min(SMALLEST_SHARE)
         for mode in range(self.modes):
             self.weights[mode] = ridge(features[mode], target[..., mode])
 
-    def weigh(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]]) -> None:
-        """Estimate the shrinkage weights from validation windows in the order of time.
-
-        parts: (forecast, history, calendar, future, observed).
-        """
-        self.shrinkage.zero_()
+    def weigh(self, parts: Iterable[tuple[Tensor, Batch]]) -> None:
+        """Estimate the shrinkage weights from forecasts of validation windows, and these, in the order of time."""
         gain, size = [], []
-        for forecast, history, calendar, future, observed in parts:
-            change = (self.linear(self._project(history), calendar) - self._project(forecast)).double()
-            error, square = future - forecast, change.square()
-            if observed is not None:
-                error, square = error * observed, square * self._share(observed)
+        for forecast, windows in parts:
+            change = (self.linear(windows.context) - self._project(forecast)).double()
+            error, square = windows.future - windows.context.future_climatology - forecast, change.square()
+            if windows.target_mask is not None:
+                error, square = error * windows.target_mask, square * self._share(windows.target_mask)
             gain.append((change * self._project(error)).sum(1))
             size.append(square.sum(1))
         gain, size = torch.cat(gain), torch.cat(size)
@@ -98,9 +96,9 @@ class ModeForecast(nn.Module):
         certain = (1 - DOUBT * (error / weight).square()).nan_to_num(0).clamp_min(0)  # 0 / 0: nothing to gain
         self.shrinkage.copy_(weight.clamp(0, 1) * certain)
 
-    def linear(self, history: Tensor, calendar: Tensor) -> Tensor:
-        """The linear forecast of every mode from its history (batch, H, mode): (batch, F, mode)."""
-        return torch.einsum("mbp,mpf->bfm", self._features(history, calendar), self.weights)
+    def linear(self, context: Context) -> Tensor:
+        """The linear forecast of every mode: (batch, F, mode)."""
+        return torch.einsum("mbp,mpf->bfm", self._features(context), self.weights)
 
     def _project(self, anomaly: Tensor) -> Tensor:
         return anomaly @ self.axes / self.spread
@@ -109,11 +107,12 @@ class ModeForecast(nn.Module):
         """The observed share of each mode: (batch, F, mode)."""
         return observed.to(self.axes.dtype) @ self.axes.square()
 
-    def _features(self, history: Tensor, calendar: Tensor) -> Tensor:
+    def _features(self, context: Context) -> Tensor:
         """Features of the regression: (mode, batch, feature); those of the largest mode are there twice."""
-        angle = 2 * math.pi / self.size * calendar[:, :1] * torch.arange(1, self.harmonics + 1, device=calendar.device)
+        slot = context.calendar[:, :1]
+        angle = 2 * math.pi / self.size * slot * torch.arange(1, self.harmonics + 1, device=slot.device)
         cycle = torch.cat([angle.sin(), angle.cos()], dim=1)
-        paths = history.permute(2, 0, 1)
+        paths = self._project(context.anomaly).permute(2, 0, 1)
         moved = (paths[..., -RECENT:].unsqueeze(-1) * cycle.unsqueeze(1)).flatten(2)
         own = torch.cat([paths, moved], dim=2)
         time = torch.cat([torch.ones_like(angle.sum(1, keepdim=True)), cycle], dim=1).expand(len(own), -1, -1)
