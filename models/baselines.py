@@ -2,14 +2,15 @@
 
 One calling shape. A baseline is fitted to the data and then samples joint ensembles, window by window:
 
-    sample = BASELINES[name](data, members, mean=mean, quantiles=quantiles)
+    sample = BASELINES[name](data, members=members, mean=mean, quantiles=quantiles)
     ensemble = sample(batch, noise)
 
 data       windows of a field as `data.windows.WindowedField` gives them
+members    number of members
 mean       batch -> conditional mean (batch, F, node)
 quantiles  batch -> conditional quantiles (batch, level, F, node) at L equidistant levels l / (L + 1), sorted
-noise      noise_index -> standard normal values (batch * member, F, node), rows in (batch, member) order, keyed by
-           (seed, window, member): the only random numbers, so a window does not depend on the others of its batch
+noise      noise_index -> standard normal values (batch, member, F, node), keyed by (seed, window, member): the only
+           random numbers, so a window does not depend on the others of its batch
 ensemble   (batch, member, F, node)
 
 Most members are values of the forecast distribution at the level Phi(noise(VALUES)): `equidistant` noise gives its
@@ -42,12 +43,12 @@ VALUES, REPEATS, KEYS = 0, 1, 2  # noise indices; KEYS is the first of as many a
 
 # Without a network
 
-def persistence(data, members: int, **_) -> Callable:
+def persistence(data, **_) -> Callable:
     """The last value + Gaussian with the root mean square error of training windows per node and horizon."""
-    return _gaussian_around(lambda batch: batch.context.history[:, -1:], data.batches("train", FIT_BATCH), members)
+    return _gaussian_around(lambda batch: batch.context.history[:, -1:], data.batches("train", FIT_BATCH))
 
 
-def seasonal_naive(data, members: int, **_) -> Callable:
+def seasonal_naive(data, **_) -> Callable:
     """The values one season earlier + Gaussian with the root mean square error of training windows.
 
         point[f] = values[step(f) - season],    season = smallest multiple of `season_of` the steps that is >= F
@@ -70,7 +71,7 @@ def seasonal_naive(data, members: int, **_) -> Callable:
 
     starts = data.starts["train"]
     starts = starts[starts + history_len >= season]
-    return _gaussian_around(point, (data.batch(some) for some in starts.split(FIT_BATCH)), members)
+    return _gaussian_around(point, (data.batch(some) for some in starts.split(FIT_BATCH)))
 
 
 def climatology(data, members: int, **_) -> Callable:
@@ -95,12 +96,12 @@ def climatology(data, members: int, **_) -> Callable:
         distance = distance.masked_fill(enough & ~alike, size)
         width = distance.kthvalue(half, dim=1, keepdim=True).values.clamp(max=size // SLOTS_PER_WIDTH)
         allowed = distance <= torch.maximum(width, distance.amin(1, keepdim=True))
-        return data.standardized(paths[_pick(allowed, members, noise)].unsqueeze(-1) + horizon)
+        return data.standardized(paths[_pick(allowed, noise)].unsqueeze(-1) + horizon)
 
     return sample
 
 
-def ridge(data, members: int, **_) -> Callable:
+def ridge(data, **_) -> Callable:
     """Ridge regression by node on history, climatology and lags + Gaussian with its cross-validated error.
 
     See `base.SimpleForecasters`; the root mean square error is that of training windows, per node and horizon.
@@ -111,17 +112,17 @@ def ridge(data, members: int, **_) -> Callable:
     windows = thinned(data.batches("train", FIT_BATCH, limit=RIDGE_WINDOWS))
     error = windows.future - forecasters.fit(windows)[:, which]
     std = ((error.square() * windows.counts).sum(0) / windows.counts.sum(0).clamp_min(1)).sqrt()
-    return _gaussian(lambda batch: forecasters(batch.context)[:, which], std, members)
+    return _gaussian(lambda batch: forecasters(batch.context)[:, which], std)
 
 
 # Around a conditional mean
 
-def gaussian(data, members: int, mean: Callable, **_) -> Callable:
+def gaussian(data, mean: Callable, **_) -> Callable:
     """mean + Gaussian with the root mean square validation residual per node and horizon, all independent."""
-    return _gaussian_around(mean, data.calibration(FIT_BATCH), members)
+    return _gaussian_around(mean, data.calibration(FIT_BATCH))
 
 
-def conformal(data, members: int, mean: Callable, **_) -> Callable:
+def conformal(data, mean: Callable, **_) -> Callable:
     """mean + a member of split-conformal intervals per node and horizon, all independent.
 
         level = Phi(noise),    coverage = |2 level - 1|
@@ -137,26 +138,27 @@ def conformal(data, members: int, mean: Callable, **_) -> Callable:
     def sample(batch, noise):
         level = 2 * torch.special.ndtr(noise(VALUES).double()) - 1
         rank = ((count + 1) * level.abs() - RANK_TOLERANCE).ceil().long()
-        offset = level.sign().float() * ordered.gather(0, torch.minimum(rank, count).clamp_min(1) - 1)
-        return mean(batch).unsqueeze(1) + offset.unflatten(0, (-1, members))
+        place = torch.minimum(rank, count).clamp_min(1) - 1
+        offset = ordered.gather(0, place.flatten(0, 1)).view_as(place)
+        return mean(batch).unsqueeze(1) + level.sign().float() * offset
 
     return sample
 
 
-def residual_fields(data, members: int, mean: Callable, **_) -> Callable:
+def residual_fields(data, mean: Callable, **_) -> Callable:
     """mean + whole validation residual fields, all nodes and horizon steps together: a joint ensemble."""
     fields = _without_gaps(_validation_residuals(data, mean))
-    return lambda batch, noise: mean(batch).unsqueeze(1) + _sample_fields(fields, batch, members, noise)
+    return lambda batch, noise: mean(batch).unsqueeze(1) + _sample_fields(fields, batch, noise)
 
 
 # From conditional quantiles
 
-def quantile(data, members: int, quantiles: Callable, **_) -> Callable:
+def quantile(data, quantiles: Callable, **_) -> Callable:
     """Conditional quantiles at random levels, independent per node and horizon."""
-    return lambda batch, noise: quantiles_at_z(quantiles(batch), noise(VALUES).unflatten(0, (-1, members)))
+    return lambda batch, noise: quantiles_at_z(quantiles(batch), noise(VALUES))
 
 
-def schaake(data, members: int, quantiles: Callable, **_) -> Callable:
+def schaake(data, quantiles: Callable, **_) -> Callable:
     """Members of the conditional quantiles in the rank order of whole validation residual fields around the median.
 
     Source: the Schaake shuffle, Clark et al. 2004 (doi:10.1175/1525-7541(2004)005<0243:TSSAMF>2.0.CO;2); differs
@@ -171,8 +173,8 @@ def schaake(data, members: int, quantiles: Callable, **_) -> Callable:
     tie = TIE * fields.square().mean(0).sqrt()
 
     def sample(batch, noise):
-        z = noise(VALUES).unflatten(0, (-1, members))
-        drawn = _sample_fields(fields, batch, members, noise)
+        z = noise(VALUES)
+        drawn = _sample_fields(fields, batch, noise)
         return reorder(quantiles_at_z(quantiles(batch), z.sort(1).values), drawn + tie * z)
 
     return sample
@@ -184,7 +186,7 @@ SIMPLE = ("persistence", "climatology", "seasonal_naive", "ridge")  # those that
 POOLED = ("climatology", "residual_fields")  # those that sample whole fields from a pool
 
 
-def equidistant(noise: Callable, members: int) -> Callable:
+def equidistant(noise: Callable) -> Callable:
     """Noise that has, at the index VALUES, z of the levels (i + 0.5) / M in the rank order of the given noise.
 
     Members are then quantiles of the forecast distribution, in the rank order of the random members.
@@ -193,27 +195,26 @@ def equidistant(noise: Callable, members: int) -> Callable:
         given = noise(noise_index)
         if noise_index != VALUES:
             return given
-        z = z_of_members(members).to(given)
-        given = given.unflatten(0, (-1, members))
-        return reorder(z.view(-1, 1, 1).expand_as(given), given).flatten(0, 1)
+        z = z_of_members(given.shape[1]).to(given).view(-1, 1, 1)
+        return reorder(z.expand_as(given), given)
 
     return ordered
 
 
 # What the baselines share
 
-def _gaussian_around(point: Callable, windows: Iterable, members: int) -> Callable:
+def _gaussian_around(point: Callable, windows: Iterable) -> Callable:
     """point + N(0, std^2), std (F, node) the root mean square error of the point forecast over the windows."""
     squares, count = 0.0, 0
     for batch in windows:
         square = (batch.future - point(batch)).double().square()
         squares, count = squares + (square * batch.counts).sum(0), count + batch.counts.sum(0)
     std = (squares / count).sqrt().float().nan_to_num()  # 0 where no target was observed
-    return _gaussian(point, std, members)
+    return _gaussian(point, std)
 
 
-def _gaussian(point: Callable, std: Tensor, members: int) -> Callable:
-    return lambda batch, noise: point(batch).unsqueeze(1) + std * noise(VALUES).unflatten(0, (-1, members))
+def _gaussian(point: Callable, std: Tensor) -> Callable:
+    return lambda batch, noise: point(batch).unsqueeze(1) + std * noise(VALUES)
 
 
 def _validation_residuals(data, point: Callable) -> Tensor:
@@ -234,28 +235,26 @@ def _without_gaps(fields: Tensor) -> Tensor:
     return fields.nan_to_num()
 
 
-def _sample_fields(fields: Tensor, batch, members: int, noise: Callable) -> Tensor:
+def _sample_fields(fields: Tensor, batch, noise: Callable) -> Tensor:
     """Whole fields of the pool (window, F, node) for each window of a batch: (batch, member, F, node)."""
     allowed = torch.ones(len(batch.start), len(fields), dtype=torch.bool, device=fields.device)
-    return fields[_pick(allowed, members, noise)]
+    return fields[_pick(allowed, noise)]
 
 
-def _pick(allowed: Tensor, members: int, noise: Callable) -> Tensor:
+def _pick(allowed: Tensor, noise: Callable) -> Tensor:
     """The pool entry of each member: allowed (batch, pool) of bool -> indices (batch, member).
 
     The allowed entries are shuffled by one normal key each and given to the members in turn, none twice. Where there
     are fewer entries than members, each member gets any of them.
     """
-    batch, pool = allowed.shape
-    normal = noise(REPEATS)
-    count = math.ceil(pool * batch / normal.numel())
-    keys = torch.cat([noise(KEYS + k).reshape(batch, -1) for k in range(count)], dim=1)[:, :pool]
-    shuffled = keys.masked_fill(~allowed, math.inf).argsort(dim=1)
+    normal, pool = noise(REPEATS), allowed.shape[1]
+    keys = (noise(KEYS + k).flatten(1) for k in range(math.ceil(pool / normal[0].numel())))
+    shuffled = torch.cat([*keys], dim=1)[:, :pool].masked_fill(~allowed, math.inf).argsort(dim=1)
     count = allowed.sum(1, keepdim=True)
-    uniform = torch.special.ndtr(normal[:, 0, 0]).view(batch, members)
+    uniform = torch.special.ndtr(normal[:, :, 0, 0])
     repeated = torch.minimum((uniform * count).long(), count - 1)
-    in_turn = torch.arange(members, device=allowed.device)
-    return shuffled.gather(1, torch.where(count >= members, in_turn, repeated))
+    in_turn = torch.arange(normal.shape[1], device=allowed.device)
+    return shuffled.gather(1, torch.where(count >= len(in_turn), in_turn, repeated))
 
 
 def _day_class(data) -> Tensor:

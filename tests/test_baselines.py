@@ -10,7 +10,7 @@ from conftest import make_field, pick, random_values, with_gaps
 
 from data.windows import WindowedField, WindowSettings
 from models.baselines import BASELINES, POOLED, SIMPLE, _without_gaps, equidistant
-from models.quantiles import equidistant_quantiles, reorder, smooth_members
+from models.quantiles import equidistant_quantiles, smooth_members
 from utils.pipeline import baseline_sampler
 from utils.training.reproducibility import MemberNoise
 
@@ -39,7 +39,7 @@ def zero_mean(batch):
 
 
 def fit(name, data, members=8, mean=mean, quantiles=quantiles):
-    return BASELINES[name](data, members, mean=mean, quantiles=quantiles)
+    return BASELINES[name](data, members=members, mean=mean, quantiles=quantiles)
 
 
 def draw_windows(name, data, members=8, rows=slice(None), split="test", seed=1, kind="random", **given):
@@ -48,13 +48,13 @@ def draw_windows(name, data, members=8, rows=slice(None), split="test", seed=1, 
     draw = fit(name, data, members, **given)
 
     def noise(index):
-        return keyed(index, 0, len(batch.start) * members)
+        return keyed(index, 0, len(batch.start) * members).unflatten(0, (-1, members))
 
-    return draw(batch, noise if kind == "random" else equidistant(noise, members)), batch
+    return draw(batch, noise if kind == "random" else equidistant(noise)), batch
 
 
 def constant_noise(value, members, data):
-    return lambda index: torch.full((members, data.predict_len, data.num_nodes), value)
+    return lambda index: torch.full((1, members, data.predict_len, data.num_nodes), value)
 
 
 def residuals(data, batches, point):
@@ -314,31 +314,6 @@ def flat_quantiles(batch):
 
 # Conditional quantiles
 
-def test_equidistant_quantiles_of_a_gaussian_are_exact_in_the_tails_too():
-    center, spread = torch.randn(2, 3, 4), torch.rand(2, 3, 4) + 0.1
-    given = center.unsqueeze(1) + spread.unsqueeze(1) * torch.special.ndtri(QUANTILE_LEVELS).view(-1, 1, 1)
-    for members in (1, 2, 10, 101):
-        normal = torch.special.ndtri((torch.arange(members) + 0.5) / members).view(-1, 1, 1)
-        torch.testing.assert_close(equidistant_quantiles(given, members),
-                                   center.unsqueeze(1) + spread.unsqueeze(1) * normal, rtol=1e-4, atol=1e-5)
-
-
-def test_equidistant_quantiles_keep_the_levels_they_meet_and_the_order():
-    given = torch.rand(2, 19, 3, 4).sort(dim=1).values
-    torch.testing.assert_close(equidistant_quantiles(given, 10), given[:, ::2], rtol=0, atol=1e-6)
-    many = equidistant_quantiles(given, 100)
-    assert (many.diff(dim=1) > -1e-6).all()
-    assert ((many[:, 5:95] >= given[:, :1] - 1e-6) & (many[:, 5:95] <= given[:, -1:] + 1e-6)).all()
-    assert many[:, 0].lt(given[:, 0]).all() and many[:, -1].gt(given[:, -1]).all()
-
-
-def test_reordered_members_have_the_ranks_of_the_scores_and_keep_their_values():
-    values, scores = torch.randn(2, 9, 3, 4).sort(dim=1).values, torch.randn(2, 9, 3, 4)
-    found = reorder(values, scores)
-    assert torch.equal(ranks(found), ranks(scores))
-    assert torch.equal(found.sort(dim=1).values, values)
-
-
 @pytest.mark.parametrize("name", ["quantile", "schaake"])
 @pytest.mark.parametrize("members", [6, 60])
 def test_every_margin_is_that_of_the_conditional_quantiles(name, members, data):
@@ -409,7 +384,7 @@ def test_every_baseline_works_on_a_field_with_gaps_and_hidden_values_change_noth
 
 def test_errors_are_measured_where_targets_are_observed():
     data = WindowedField(make_field(with_gaps(random_values(240, 3), 0.3)), 6, 4)
-    draw = BASELINES["gaussian"](data, 1, mean=mean)
+    draw = BASELINES["gaussian"](data, mean=mean)
     batch = data.batch(data.starts["test"][:1])
     std = (draw(batch, constant_noise(1.0, 1, data)) - mean(batch).unsqueeze(1))[0, 0]
     for step, node in ((0, 0), (3, 2)):
@@ -427,9 +402,9 @@ def test_a_gap_in_a_residual_field_takes_the_residual_of_the_nearest_earlier_win
 
 def test_conformal_intervals_of_a_field_with_gaps_count_the_residuals_that_there_are():
     data = WindowedField(make_field(with_gaps(random_values(240, 3), 0.3)), 6, 4)
-    draw = BASELINES["conformal"](data, 9, mean=mean)
+    draw = BASELINES["conformal"](data, mean=mean)
     batch = data.batch(data.starts["test"][:1])
-    noise = equidistant(lambda index: torch.randn(9, 4, 3), 9)
+    noise = equidistant(lambda index: torch.randn(1, 9, 4, 3))
     found = (draw(batch, noise) - mean(batch).unsqueeze(1))[0, :, 2, 1].sort().values
     known = sorted(float((each.future - mean(each))[0, 2, 1].abs()) for each in data.calibration(1)
                    if each.target_mask[0, 2, 1])

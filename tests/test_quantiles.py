@@ -46,7 +46,7 @@ def rising(batch=5, shape=(3, 4)):
 
 # From quantiles to members
 
-@pytest.mark.parametrize("members", [2, 3, 19, 50, 1000])
+@pytest.mark.parametrize("members", [1, 2, 3, 19, 50, 1000])
 def test_the_equidistant_quantiles_of_a_normal_law_are_its_own(members):
     found = equidistant_quantiles(normal_quantiles(3, 2), members)
     level = (torch.arange(members, dtype=torch.float64) + 0.5) / members
@@ -60,6 +60,11 @@ def test_the_map_from_quantiles_to_members_is_linear_and_keeps_their_order(membe
     found = equidistant_quantiles(quantiles, members)
     assert found.shape == (5, members, 3, 4)
     assert (found.diff(dim=1) >= -1e-6).all()
+    level = (torch.arange(members) + 0.5) / members
+    inside = found[:, (level >= QUANTILE_LEVELS[0]) & (level <= QUANTILE_LEVELS[-1])]
+    assert ((inside >= quantiles[:, :1] - 1e-6) & (inside <= quantiles[:, -1:] + 1e-6)).all()
+    assert found[:, level < QUANTILE_LEVELS[0]].lt(quantiles[:, :1]).all()
+    assert found[:, level > QUANTILE_LEVELS[-1]].gt(quantiles[:, -1:]).all()
     torch.testing.assert_close(equidistant_quantiles(2 * quantiles - 3 * others + 1, members),
                                2 * found - 3 * equidistant_quantiles(others, members) + 1, rtol=1e-4, atol=1e-4)
 

@@ -349,12 +349,15 @@ def baseline_sampler(name: str, data, model, settings: dict, kind: str = "random
     support = data.support_where(card.nonnegative if card else data.scaler.nonnegative)  # whatever a recipe restricts
     outputs = {"mean": lambda batch: model(batch.context), "quantiles": lambda batch: model.predict(batch.context)}
     outputs = {kind: torch.no_grad()(output) for kind, output in outputs.items()} if model else {}
-    fitted = BASELINES[name](data, drawn, **outputs)
+    fitted = BASELINES[name](data, members=drawn, **outputs)
 
     def sample(batch):
         rows = MemberNoise(settings["seed"], batch.start, drawn, shape)
-        noise = functools.partial(rows, first=0, last=len(batch.start) * drawn)
-        found = fitted(batch, equidistant(noise, drawn) if kind == "quantiles" else noise)
+
+        def noise(noise_index: int):
+            return rows(noise_index, 0, len(batch.start) * drawn).unflatten(0, (-1, drawn))
+
+        found = fitted(batch, equidistant(noise) if kind == "quantiles" else noise)
         return to_support(smooth_members(found, members) if drawn > members else found, *support)
 
     return sample
