@@ -53,9 +53,7 @@ def thinned(batches: WindowBatches) -> Batch:
     """Windows of training or validation, evenly thinned out where they hold more than VALUES values."""
     data = batches.data
     limit = max(16, VALUES // ((data.history_len + data.predict_len) * data.num_nodes))
-    if len(batches.starts) > limit:
-        batches = replace(batches, starts=evenly(batches.starts, limit))
-    return Batch.join(batches)
+    return Batch.join(replace(batches, starts=evenly(batches.starts, limit)))
 
 
 def from_last(context: Context) -> tuple[Tensor, Tensor]:
@@ -129,14 +127,13 @@ class SimpleForecasters(nn.Module):
         future, target_mask, latest = windows.future, windows.counts, windows.context.last
         last = latest.unsqueeze(1)
         climatology, lags = from_last(windows.context)
+        anchors = torch.cat([last.expand_as(future).unsqueeze(0), lags[:, 1:].permute(3, 0, 1, 2)])
+        change = (future - anchors) * target_mask
+        rms = (change[0].square().sum((0, 1)) / target_mask.sum((0, 1)).clamp_min(1)).sqrt()
+        self.scale.copy_(rms.clamp_min(1e-4))
         count = target_mask.sum(0).clamp_min(1)
-        change = (future - last) * target_mask
-        self.scale.copy_((change.square().sum((0, 1)) / target_mask.sum((0, 1)).clamp_min(1)).sqrt().clamp_min(1e-4))
-        lagged = lags[:, 1:].permute(3, 0, 1, 2)
-        anchors = torch.cat([last.expand_as(future).unsqueeze(0), lagged])
-        error = (future - anchors) * target_mask
-        drift = error.sum(1) / count
-        variance = (error.square().sum(1) / count - drift.square()).clamp_min(0)
+        drift = change.sum(1) / count
+        variance = (change.square().sum(1) / count - drift.square()).clamp_min(0)
         self.drift.copy_(significant(drift, variance / independent(windows.start, len(self.ahead))))
         climatology, anomaly = climatology[:, 1:], last - climatology[:, :1]
         errors = torch.stack([((climatology + phi**self.ahead * anomaly - future).abs() * target_mask).sum((0, 1))
@@ -284,20 +281,16 @@ class Base(nn.Module):
         Returns the shift of each node between them, see `shift_of`.
         """
         self.minimum.copy_(torch.as_tensor(minimum))
-        errors, counts, parts = [], [], []
-        for batches, forecast, most in ((training, self.simple.fit, TRAINING),
-                                        (validation, lambda windows: self.simple(windows.context), math.inf)):
-            windows = thinned(batches)
-            errors.append(forecast(windows) - windows.future.unsqueeze(1))
-            evidence = min(independent(windows.start, len(self.simple.ahead)), most)
-            counts.append(windows.counts * (evidence / len(windows.start)))
-            parts.append(windows)
+        training, validation = thinned(training), thinned(validation)
+        errors = [self.simple.fit(training) - training.future.unsqueeze(1),
+                  self.simple(validation.context) - validation.future.unsqueeze(1)]
+        counts = [windows.counts * (min(independent(windows.start, len(self.spread)), most) / len(windows.start))
+                  for windows, most in ((training, TRAINING), (validation, math.inf))]
         self._weigh(errors, counts)
-        errors, counts = torch.cat(errors), torch.cat(counts)
-        residual = -(errors * self.weights).sum(1)
-        del errors
-        self._measure(residual, counts, self.bins(torch.cat([windows.context.calendar for windows in parts])))
-        return shift_of(*parts)
+        residual = torch.cat([-(error * self.weights).sum(1) for error in errors])
+        calendar = torch.cat([training.context.calendar, validation.context.calendar])
+        self._measure(residual, torch.cat(counts), self.bins(calendar))
+        return shift_of(training, validation)
 
     def _weigh(self, errors: list[Tensor], counts: list[Tensor]) -> None:
         """Weights from errors (window, candidate, F, node) and their weights `counts` (window, F, node).

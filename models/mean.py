@@ -213,14 +213,12 @@ class BesideBase(Wrapper):
 
     def fit(self, training: Iterable, validation, support: tuple) -> None:
         shift = self.base.fit(training, validation, support[0])
-        windows, seen = len(validation.starts), 0
-        evidence = independent(validation.starts, len(self.share))
+        evidence, windows = independent(validation.starts, len(self.share)), len(validation.starts)
         blocks = min(BLOCKS, evidence)
+        block_of = torch.arange(windows, device=self.share.device) * blocks // windows
         losses = self.share.new_zeros(SHARES, blocks, *self.share.shape)
-        for batch in validation:
+        for batch, block in zip(validation, block_of.split(validation.batch_size), strict=True):
             base, network = self.base(batch.context), self.inner.predict(batch.context).float()
-            block = (seen + torch.arange(len(base), device=base.device)) * blocks // windows
-            seen += len(base)
             for share, total in zip(torch.linspace(0, 1, SHARES).tolist(), losses, strict=True):
                 add_at(total, block, self._error(torch.lerp(base, network, share), batch.future).mean(1) * batch.counts)
         self.share.copy_(share_of(losses, evidence, shift))

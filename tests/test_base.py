@@ -9,7 +9,7 @@ from conftest import make_field
 
 from data.constants import QUANTILE_LEVELS
 from data.context import Context
-from data.windows import Batch, WindowedField, WindowSettings
+from data.windows import Batch, WindowBatches, WindowedField, WindowSettings
 from models.base import (
     OPTIMISM,
     SMOOTHING,
@@ -187,15 +187,11 @@ def with_truth(data, error):
         seen = torch.cat([batch.context.history, future], dim=1).unsqueeze(-1)
         return dataclasses.replace(batch, context=dataclasses.replace(batch.context, covariates=seen))
 
-    class Batches:
-        def __init__(self, split):
-            self.inner = data.batches(split, 32)
-            self.starts, self.data = self.inner.starts, data
-
+    class Changed(WindowBatches):
         def __iter__(self):
-            return map(changed, self.inner)
+            return map(changed, super().__iter__())
 
-    return Batches
+    return lambda split: Changed(data, data.starts[split], 32)
 
 
 @pytest.mark.parametrize("error, least, most", [(0.02, 0.9, 1.0), (None, 0.0, 0.05)])
