@@ -61,10 +61,8 @@ def seasonal_naive(data, **_) -> Callable:
         start = int(data.starts[split][-1 if split == "train" else 0])
         segment = max(first for first, _ in data.field.segments if first <= start)
         if start + history_len - season < segment:
-            raise ValueError(
-                f"seasonal_naive: {split} windows have no season of {season} steps before --predict_len "
-                f"{data.predict_len}; choose --history_len >= {season}, or a longer series"
-            )
+            raise ValueError(f"seasonal_naive: {split} windows have no season of {season} steps before --predict_len "
+                             f"{data.predict_len}; choose --history_len >= {season}, or a longer series")
 
     def point(batch):
         return data.standardized(batch.start.unsqueeze(1) + history_len - season + horizon.to(batch.start.device))

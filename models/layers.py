@@ -38,19 +38,15 @@ def random_rows(function: Callable[[tuple[int, ...]], Tensor], shape: tuple[int,
 
 @dataclass(frozen=True)
 class Task:
-    """The sizes of the inputs and outputs of a network.
-
-    calendar_sizes: slots of each cycle of the calendar; masked: whether values may be missing; covariates, lags: their
-    numbers.
-    """
+    """The sizes of the inputs and outputs of a network."""
 
     num_nodes: int
     history_len: int
     predict_len: int
-    calendar_sizes: tuple[int, ...]
-    masked: bool = False
-    covariates: int = 0
-    lags: int = 0
+    calendar_sizes: tuple[int, ...]  # slots of each cycle of the calendar
+    masked: bool = False  # whether values may be missing
+    covariates: int = 0  # number of covariates
+    lags: int = 0  # number of lags
 
 
 class Dropout(nn.Module):
