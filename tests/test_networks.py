@@ -1,6 +1,7 @@
 """The networks: what reaches what, in which shapes, and what training and rounding do to them."""
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import math
@@ -49,15 +50,6 @@ def make_stid(nodes=NODES, sizes=(24, 7), objective="mse", metadata=(), **settin
     """Stage 1, the published one unless `settings` say otherwise."""
     settings = {"channels": 8, "layers": 2, "climatology": False, "tokens": 0, **settings}
     return STID(make_task(nodes, sizes, **dict(metadata)), objective, **settings).eval()
-
-
-def make_full_stid(objective="mse", **settings):
-    """STID with everything that it can see, and tokens that already carry something."""
-    model = make_stid(objective=objective, **{"climatology": True, "tokens": 3, **settings})
-    for module in model.modules():
-        if isinstance(module, TokenMixer):
-            torch.nn.init.normal_(module.out.weight, std=0.3)
-    return model
 
 
 def make_backbone(name, objective="mse", sizes=(24, 7), dropout=0.15, **metadata):
@@ -222,7 +214,7 @@ def test_the_published_network_of_sst_has_8_blocks_of_width_160_and_447308_weigh
 
 def test_stid_with_tokens_treats_nodes_by_history_climatology_and_identity_alone():
     context, node = windows(3), torch.tensor([2, 0, 3, 1])
-    model = make_full_stid()
+    model = make_backbone("stid")
     before = model(context)
     model.identity.node.data = model.identity.node.data[node]
     moved = with_parts(context, history=context.history[..., node], climatology=context.climatology[..., node])
@@ -594,8 +586,8 @@ def test_gradients_of_a_block_in_training_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(forward, torch.randn(4, 5, dtype=torch.float64, requires_grad=True))
 
 
-@pytest.mark.parametrize("make", [make_stid, make_full_stid, make_denoiser,
-                                  lambda dropout: make_backbone("itransformer", dropout=dropout)])
+@pytest.mark.parametrize("make", [make_stid, make_denoiser, functools.partial(make_backbone, "stid"),
+                                  functools.partial(make_backbone, "itransformer")])
 def test_dropout_acts_in_training_and_not_in_evaluation(make):
     model, inputs = make(dropout=0.3), denoiser_inputs()
     run = (lambda: denoise(model, *inputs)) if make is make_denoiser else (lambda: model(inputs[0]))
@@ -723,7 +715,7 @@ def test_losses_count_what_is_observed_and_average_by_windows():
     context, future = masked_windows(), torch.randn(3, HORIZON, NODES)
     scored = context.target_mask
     for objective in ("mse", "quantiles"):
-        model = make_full_stid(objective, metadata={"masked": True})
+        model = make_backbone("stid", objective, masked=True)
         predicted = model.predict(context)
         errors = pinball(predicted, future) if objective == "quantiles" else (predicted - future[:, None]).square()
         torch.testing.assert_close(model.loss(future, context), errors.transpose(0, 1)[:, scored].sum()
