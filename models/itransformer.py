@@ -22,7 +22,6 @@ class ITransformer(MeanModel):
     def __init__(self, task: Task, objective: str, channels: int = 32, layers: int = 4, dropout: float = 0.15,
                  heads: int = 8):
         super().__init__(objective)
-        self.predict_len = task.predict_len
         self.identity = IdentityEmbedding(task, channels)
         width = -(-4 * channels // heads) * heads
         self.embed = nn.Linear(2 * task.history_len + task.predict_len, channels)
@@ -37,5 +36,4 @@ class ITransformer(MeanModel):
         steps = torch.cat([context.history, context.climatology], dim=1).transpose(1, 2)
         hidden = self.extra(self.embed(steps), context.missing, context.features)
         hidden = self.encoder(self.join(torch.cat([hidden, self.identity(context.calendar)], dim=-1)))
-        change = self.project(hidden).unflatten(-1, (self.predict_len, -1)).permute(0, 3, 2, 1)
-        return change.float() + self.initial(context).unsqueeze(1)
+        return self.by_output(self.project(hidden)).float() + self.initial(context).unsqueeze(1)

@@ -22,7 +22,6 @@ class DLinear(MeanModel):
 
     def __init__(self, task: Task, objective: str):
         super().__init__(objective)
-        self.predict_len = task.predict_len
         self.half = (min(WINDOW, task.history_len) - 1) // 2
         size = task.predict_len * self.outputs
         self.trend_map, self.remainder_map = nn.Linear(task.history_len, size), nn.Linear(task.history_len, size)
@@ -35,4 +34,4 @@ class DLinear(MeanModel):
         trend = F.avg_pool1d(padded, 2 * self.half + 1, stride=1)
         change = self.extra(self.trend_map(trend) + self.remainder_map(anomaly - trend), context.missing,
                             context.features)
-        return change.unflatten(-1, (self.predict_len, -1)).permute(0, 3, 2, 1) + self.initial(context).unsqueeze(1)
+        return self.by_output(change) + self.initial(context).unsqueeze(1)

@@ -51,6 +51,10 @@ class MeanModel(nn.Module):
         """All outputs: (batch, output, F, node)."""
         raise NotImplementedError
 
+    def by_output(self, values: Tensor) -> Tensor:
+        """Values (batch, node, F * output) of a last layer as outputs: (batch, output, F, node)."""
+        return values.unflatten(-1, (-1, self.outputs)).permute(0, 3, 2, 1)
+
     def forward(self, context: Context) -> Tensor:
         """The mean of the outputs: (batch, F, node)."""
         return self.predict(context).mean(1)

@@ -23,7 +23,6 @@ class STID(MeanModel):
     def __init__(self, task: Task, objective: str, channels: int = 32, calendar_channels: int = 0, layers: int = 4,
                  dropout: float = 0.15, climatology: bool = True, tokens: int = 8):
         super().__init__(objective)
-        self.predict_len = task.predict_len
         self.identity = IdentityEmbedding(task, channels, calendar_channels)
         width = channels + self.identity.width
         steps = 2 * task.history_len + task.predict_len if climatology else task.history_len
@@ -41,5 +40,5 @@ class STID(MeanModel):
         steps = context.history if self.initial is None else torch.cat([context.history, context.climatology], dim=1)
         hidden = self.extra(self.embed(steps.transpose(1, 2)), context.missing, context.features)
         hidden = torch.cat([hidden, self.identity(context.calendar)], dim=-1)
-        change = self.project(self.blocks(hidden)).unflatten(-1, (self.predict_len, -1)).permute(0, 3, 2, 1)
+        change = self.by_output(self.project(self.blocks(hidden)))
         return change if self.initial is None else change.float() + self.initial(context).unsqueeze(1)
