@@ -57,7 +57,7 @@ class Memory:
         self.kept.append((epoch, score, {name: value.clone() for name, value in state.items()}))
 
     def log(self, lines):
-        self.lines += lines
+        self.lines = list(lines)
 
     def save(self, state):
         pass

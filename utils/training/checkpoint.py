@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import io
 import json
@@ -134,16 +133,6 @@ def csv_text(frame: pd.DataFrame, **options) -> str:
 
     texts = {name: column.map(harmless) for name, column in frame.items() if column.dtype.kind not in "biufcMm"}
     return frame.assign(**texts).rename(columns=harmless).to_csv(index=False, **options)
-
-
-def append_lines(path: Path, contents: list[dict]) -> None:
-    """Add lines of JSON in a single write: all of them or none."""
-    data = "".join(json.dumps(content) + "\n" for content in contents).encode()
-    with naming(path), path.open("ab", buffering=0) as file:
-        before = file.tell()
-        if (written := file.write(data)) < len(data):  # a full disk takes what fits
-            file.truncate(before)
-            raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes could be written")
 
 
 def save_checkpoint(path: Path, content: dict) -> None:

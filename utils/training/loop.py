@@ -61,7 +61,7 @@ class Plan:
 
 @dataclass
 class Progress:
-    """Where a fit stands: next `step` of the epoch, sum of the `loss` before it, lines that could not be written.
+    """Where a fit stands: next `step` of the epoch, sum of the `loss` before it, `lines` of the log.
 
     best: the weights that are kept; lowest: the lowest validation loss, from which patience counts.
     """
@@ -76,7 +76,7 @@ class Progress:
     lowest_epoch: int = 0
     done: bool = False
     seconds: float = 0.0
-    unlogged: list = field(default_factory=list)
+    lines: list = field(default_factory=list)
 
 
 def fit(model: nn.Module, goal: Goal, plan: Plan, run: Run, processes: Processes = SINGLE_PROCESS) -> Progress:
@@ -129,11 +129,10 @@ class _Fit:
         train_end, rate = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
         validation_loss = self.validate()
         now = time.perf_counter()
-        at.unlogged.append(dict(
+        at.lines.append(dict(
             epoch=at.epoch, training_loss=training_loss, validation_loss=validation_loss, lr=rate,
             seconds_train=round(train_end - start, 3), seconds_validation=round(now - train_end, 3)))
-        if _attempt(self.run.log, at.unlogged):
-            at.unlogged = []
+        _attempt(self.run.log, at.lines)
         if at.epoch:
             self.schedule.step()
             self.epoch_seconds.append(now - start)
@@ -231,8 +230,7 @@ class _Fit:
         self.bar.close()
         if at.best_weights is None:
             raise FloatingPointError("no validation loss was finite; try a smaller learning rate")
-        if at.unlogged:
-            self.run.log(at.unlogged)
+        self.run.log(at.lines)
         if self.unkept:
             self.run.keep(at.best_weights, at.best_epoch, at.best_loss)
         self.model.load_state_dict(at.best_weights)

@@ -3,7 +3,6 @@
 import dataclasses
 import fcntl
 import json
-import math
 import os
 import platform
 import shutil
@@ -51,9 +50,10 @@ class Run:
             checkpoint.save_checkpoint(self.folder / checkpoint.CHECKPOINT, content)
 
     def log(self, lines: list[dict]) -> None:
-        """Add lines to the log."""
+        """Replace the log by these lines, one of each epoch."""
         if self._lock:
-            checkpoint.append_lines(self.folder / checkpoint.LOG, lines)
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            checkpoint.write_text(self.folder / checkpoint.LOG, text)
 
     def save(self, state: dict) -> None:
         """Save all that the rest of a fit depends on; the state before it is kept too."""
@@ -198,33 +198,18 @@ def _lock(folder: Path):
 
 
 def _tidy(folder: Path, saved: SavedState | None) -> None:
-    """Delete files of an earlier run; of a run that is resumed, keep the log up to its state."""
+    """Delete the results of an earlier run, and its log and checkpoints unless it is resumed."""
     for left in folder.glob(f".*{checkpoint.TEMPORARY}"):
         left.unlink()
-    lines = []
-    if saved:
-        log, progress = saved.path.with_name(checkpoint.LOG), saved.progress
-        lines = log.read_text(errors="replace").splitlines(keepends=True) if log.exists() else []
-        lines = [line for line in lines if _epoch_of(line, log) < progress["epoch"] + progress["done"]]
-        print(f"resuming {saved.path.parent} at epoch {progress['epoch']}, step {progress['step']}")
-    here = saved and saved.path.parent.samefile(folder)
     shutil.rmtree(folder / checkpoint.PICTURES, ignore_errors=True)
     outcome = checkpoint.METRICS, checkpoint.WINDOWS, checkpoint.PICTURE, checkpoint.REPORT
+    here = saved and saved.path.parent.samefile(folder)
     _delete(folder, outcome if here else (*outcome, checkpoint.LOG, checkpoint.CHECKPOINT, *checkpoint.STATES))
     if saved:
-        checkpoint.write_text(folder / checkpoint.LOG, "".join(lines))
+        print(f"resuming {saved.path.parent} at epoch {saved.progress['epoch']}, step {saved.progress['step']}")
 
 
 def _delete(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
         (folder / f"{name}{checkpoint.DIGEST}").unlink(missing_ok=True)
-
-
-def _epoch_of(line: str, log: Path) -> float:
-    """The epoch of a line of a log; infinity for a line that cannot be read, with a warning."""
-    try:
-        return json.loads(line)["epoch"] if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
-        print(f"warning: {log}: a line cannot be read and is left out: {line[:50]!r}", file=sys.stderr)
-        return math.inf
