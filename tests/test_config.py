@@ -467,7 +467,7 @@ def test_a_gpu_that_is_not_there_is_refused_with_what_torch_sees(monkeypatch):
 
 @pytest.mark.parametrize("there, chosen", [(True, "cuda:0"), (False, "cpu")])
 def test_auto_takes_the_first_gpu_when_there_is_one(monkeypatch, there, chosen):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(there))
     assert choose_device("auto") == torch.device(chosen)
 
 

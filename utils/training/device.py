@@ -1,6 +1,7 @@
 """Where to compute, and in which precision."""
 
 import os
+import re
 
 import torch
 
@@ -11,24 +12,19 @@ def choose_device(name: str) -> torch.device:
     Of several processes on a machine (torchrun) each takes a GPU of its own, by LOCAL_RANK.
     Raises: ValueError that says what torch sees.
     """
-    several = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
-    if name == "auto" or (name == "cuda" and several):
-        if not several or not torch.cuda.is_available():
-            return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    elif several and name.startswith("cuda:"):
+    several, found = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1, torch.cuda.device_count()
+    if several and name.startswith("cuda:"):
         raise ValueError(f"--device {name}: several processes cannot share it; use --device auto or --device cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name}: use auto, cpu or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
+    if name == "cuda" or (name == "auto" and found):
+        name = f"cuda:{os.environ['LOCAL_RANK'] if several else 0}"
+    elif name == "auto":
+        name = "cpu"
+    if not re.fullmatch(r"cpu|cuda:\d+", name):
         raise ValueError(f"--device {name}: use auto, cpu or cuda:N")
-    found = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= found:
+    if name != "cpu" and int(name.removeprefix("cuda:")) >= found:
         seen = f"{found} GPU{'s' * (found > 1)} (cuda:0 to cuda:{found - 1})" if found else "no GPU"
         raise ValueError(f"--device {name}: torch sees {seen}; use --device auto or --device cpu")
-    return device
+    return torch.device(name)
 
 
 def autocast(device: torch.device, enabled: bool):

@@ -1,5 +1,6 @@
 """The only training loop."""
 
+import copy
 import itertools
 import math
 import statistics
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from utils.training.checkpoint import built_from
@@ -103,10 +104,8 @@ class _Fit:
         self.optimizer = torch.optim.Adam(self.trained, lr=plan.lr, weight_decay=plan.weight_decay)
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(
             self.optimizer, [max(1, round(DECAY_AT * plan.epochs))], gamma=plan.lr_decay)
-        self.averaged = AveragedModel(model) if plan.ema else None
-        self.scored = self.averaged.module if self.averaged else model
-        self.averaged_weights = [weight for weight in self.scored.parameters() if weight.requires_grad]
-        self.average = get_ema_multi_avg_fn(plan.ema)
+        self.scored = copy.deepcopy(model) if plan.ema else model  # with the averaged weights
+        self.averaged = [weight for weight in self.scored.parameters() if weight.requires_grad]
         self.parts = {"model": model, "scored": self.scored, "optimizer": self.optimizer, "schedule": self.schedule}
         self.at = Progress(epoch=1 if goal.least_gain is None else 0)
         if run.state:
@@ -182,10 +181,9 @@ class _Fit:
         finite = value.isfinite() & torch.nn.utils.get_total_norm(
             [weight.grad for weight in self.trained if weight.grad is not None]).isfinite()
         self.optimizer.step()
-        if self.averaged and at.epoch == 1 and at.step == 0:
-            self.averaged.update_parameters(self.model)  # copies; later on it would wait for the device
-        elif self.averaged:
-            self.average(self.averaged_weights, self.trained, None)
+        if self.plan.ema:
+            decay = 0.0 if at.epoch == 1 and at.step == 0 else self.plan.ema  # it begins with the first step's weights
+            get_ema_multi_avg_fn(decay)(self.averaged, self.trained, None)
         return _Step(finite, value.detach(), batch, f"epoch {at.epoch}, step {at.step}")
 
     @torch.no_grad()

@@ -72,12 +72,14 @@ class Run:
 def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE_PROCESS) -> Run | None:
     """The run folder, ready to be written; None when it holds this very run, finished.
 
-    built_on: what the run depends on beside its settings (metadata of the data, digest of the stage-1 model). A
-    finished run whose checkpoint is damaged is finished again.
+    built_on: what the run depends on beside its settings and files (metadata of the data, digest of the stage-1
+    model). A finished run whose checkpoint is damaged is finished again.
     Raises: ValueError when the folder holds another run (with the differences), when a program uses it, or when no
     saved state can be read; OSError when it cannot be written.
     """
-    made_by, lock, saved = _made_by(settings(config), built_on), None, None
+    files = {name: sha256_of(path) for name in ("node_table", "graph") if (path := getattr(config, name))}
+    made_by = {"config": _without_paths(settings(config)), "built_on": built_on | ({"files": files} if files else {})}
+    lock, saved = None, None
 
     def prepare() -> str:
         nonlocal lock, saved
@@ -103,12 +105,6 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE
     return Run(folder, made_by, saved, lock, config.keep_states)
 
 
-def _made_by(deciding: dict, built_on: dict) -> dict:
-    """What identifies a run: settings, and the content of files, those of data and covariates in `built_on`."""
-    files = {name: sha256_of(deciding[name]) for name in ("node_table", "graph") if deciding.get(name)}
-    return {"config": _without_paths(deciding), "built_on": built_on | ({"files": files} if files else {})}
-
-
 def _without_paths(settings: dict) -> dict:
     """Settings that decide what a run computes; of paths, whether they are given."""
     settings = {name: value for name, value in settings.items() if name not in WITHOUT_INFLUENCE}
@@ -126,7 +122,7 @@ def newest_state(folder: Path) -> SavedState | None:
             print(f"warning: {error}; going back to the state before it", file=sys.stderr)
     if paths and not found:
         raise ValueError(f"{folder}: no saved state of this run can be read; --resume never starts it over")
-    return max(found, key=lambda state: (state.reached, state.path.name), default=None)
+    return max(found, key=lambda state: state.reached, default=None)
 
 
 def _is_finished(folder: Path, config, made_by: dict) -> bool:
@@ -150,9 +146,8 @@ def _state_of_another_folder(config, made_by: dict) -> SavedState | None:
         return None
     origin = Path(config.resume).expanduser()
     if not (state := newest_state(origin)):
-        names = " or ".join(checkpoint.STATES)
-        raise ValueError(f"--resume {config.resume}: no saved state of a run is there ({names}; a finished run "
-                         "keeps none without --keep_states); give the folder of a run, auto or never")
+        raise ValueError(f"--resume {config.resume}: no saved state of a run is there (a finished run keeps none "
+                         "without --keep_states); give the folder of a run, auto or never")
     _refuse_another(origin, "an unfinished run", state.content, made_by, moved=True)
     return state
 
