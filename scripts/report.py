@@ -113,14 +113,14 @@ def draw_pictures(scores: dict[str, dict], diagnostics: Diagnostics, logs: dict[
     if field.grid or field.coordinates is not None:
         layers = {title: in_space(field, nodes[name]) for title, name in (
             ("mean forecast", "mean"), ("spread of the members", "spread"), ("RMSE of their mean", "RMSE"))}
-        yield "maps", plots.maps(layers, unit, field.axes, None if field.grid else field.coordinates)
+        yield "maps", plots.maps(layers, unit, field.axes if field.grid else field.coordinates.T)
     if "reliability" in ours:
         yield "event", plots.event_reliability(ours["reliability"])
-    yield "pit", plots.share_bars(np.array(ours["PIT"]), "probability integral transform (share of members below)")
+    yield "pit", plots.pit_histogram({"forecast": ours["PIT"]})
     yield "spread_skill", plots.spread_against_skill(*diagnostics.spread_skill(SPREAD_GROUPS), unit)
     if joint["correlation"]["observed"]:
         yield "correlation", plots.correlation_curve(joint["correlation"])
-    yield "regions", plots.region_shares(joint)
+    yield "regions", plots.region_pit(joint)
     yield "horizon", plots.scores_by_horizon(
         {name: each["per_horizon"] for name, each in scores.items()},
         {"CRPS": "share of mean |truth|", "RMSE": unit, "coverage90": "share"}, calendar.in_words(field.spec.interval))
@@ -152,16 +152,12 @@ def read_logs(folder: Path, mean_run: str) -> dict[str, list[dict]]:
     A checkpoint from elsewhere may name any `mean_run`: it is followed where it lies beside `folder`, as
     save/mean/NAME beside save/diffusion/NAME.
     """
-    own, logs = folder.resolve(), {}
-    for stage, log in (("stage 1", Path(mean_run) / checkpoint.LOG), ("stage 2", own / checkpoint.LOG)):
-        path = log.resolve()
-        beside = path.parent == own if stage == "stage 2" else path.parent.parent == own.parent.with_name("mean")
-        if not beside:
-            print(f"note: the log of {stage} is left out: {path} lies elsewhere than the run", file=sys.stderr)
-        elif path.is_file():
-            logs[stage] = [json.loads(line) for line in path.read_text().splitlines(keepends=True)
-                           if line.endswith("\n")]  # a program that was killed leaves half a line
-    return {stage: lines for stage, lines in logs.items() if lines}
+    paths = {"stage 1": (Path(mean_run) / checkpoint.LOG).resolve(), "stage 2": folder / checkpoint.LOG}
+    if paths["stage 1"].parent.parent != folder.resolve().parent.with_name("mean"):
+        print(f"note: the log of stage 1 is left out: {paths.pop('stage 1')} lies elsewhere than the run",
+              file=sys.stderr)
+    return {stage: [json.loads(line) for line in path.read_text().splitlines()]
+            for stage, path in paths.items() if path.is_file()}
 
 
 def score_table(caption: str, names: Iterable[str], scores: dict[str, dict]) -> str:
@@ -239,12 +235,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", default=False, help="replace a page that exists")
     parser.add_paths()
     parser.add_flags(TrainConfig, {}, ("data_dir", "device", "sample_batch"))
-    given = parser.parse_args(arguments)
-    output, beside = given.output, given.run_folder / PICTURES
-    if output:
-        beside = output.with_name(f"{output.stem}_{PICTURES}")
-        parser.refuse_existing("--output", [beside], given)
-    given = vars(given)
+    flags = parser.parse_args(arguments)
+    given = vars(flags)
     if given.get("test_windows", 0) < 0:
         parser.error(f"--windows {given['test_windows']}: choose a number of windows, or 0 for all")
     folder, split, device = given["run_folder"], given["split"], choose_device(given.get("device", TrainConfig.device))
@@ -252,8 +244,11 @@ def main(arguments: list[str] | None = None) -> int:
     model, content = run.model, run.checkpoint
     data = open_run_data(content, given.get("data_dir", ""), device, **{name: given[name] for name in PATHS})
     settings = content["config"] | {name: given[name] for name in ("sample_batch", "test_windows") if name in given}
-    if not output:
-        output = folder / REPORT
+    if output := given["output"]:
+        beside = output.with_name(f"{output.stem}_{PICTURES}")
+        parser.refuse_existing("--output", [beside], flags)
+    else:
+        output, beside = folder / REPORT, folder / PICTURES
         try:
             checkpoint.check_writable(output)
         except (ValueError, OSError) as error:
@@ -263,8 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     simple = trained.get("simple", {})
     diagnostics, length = Diagnostics(), data.history_len + data.predict_len
     ours, windows = score_ensemble(model, settings, data, split, device, watch=diagnostics.update)
-    if not simple or split != "test" or settings != content["config"] or not all(
-            "difference" in each for each in simple.values()):
+    if not simple or split != "test" or settings != content["config"]:
         simple = compare_simple(windows, score_simple(settings, data, split), length)
     scores, starts, nodes = {OURS: ours, **simple}, windows["start"], diagnostics.by_node()
     drawn = spread_out(nodes["CRPS"], DRAWN_NODES)

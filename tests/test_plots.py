@@ -100,17 +100,16 @@ PICTURES = {
                                            "mph"),
     "maps of a grid": lambda: plots.maps({"mean": IMAGE, "spread": IMAGE}, "mph"),
     "maps of latitudes and longitudes": lambda: plots.maps({"mean": IMAGE, "spread": IMAGE}, "mph", AXES),
-    "maps of points": lambda: plots.maps({"mean": VALUES, "spread": VALUES}, "mph", coordinates=np.ones((NODES, 2))),
+    "maps of points": lambda: plots.maps({"mean": VALUES, "spread": VALUES}, "mph", np.ones((2, NODES))),
     "members on a grid": lambda: plots.member_maps(IMAGE, np.stack([IMAGE, IMAGE + 1]), IMAGE, "mph"),
-    "members at points": lambda: plots.member_maps(VALUES, VALUES[None], VALUES, "mph",
-                                                   coordinates=np.ones((NODES, 2))),
-    "share_bars": lambda: plots.share_bars(np.full(10, 0.1), "deciles (share)"),
+    "members at points": lambda: plots.member_maps(VALUES, VALUES[None], VALUES, "mph", np.ones((2, NODES))),
+    "pit_histogram": lambda: plots.pit_histogram({"forecast": np.full(10, 0.1)}),
     "spread_against_skill": lambda: plots.spread_against_skill(LINE, LINE, "mph"),
     "scores_by_horizon": lambda: plots.scores_by_horizon(BY_HORIZON, {"CRPS": "share"}, "1 hour"),
     "training_curves": lambda: plots.training_curves({"stage 1": LOG, "stage 2": LOG[1:]}),
     "correlation_curve": lambda: plots.correlation_curve(CURVE),
     "correlation_curve without distances": lambda: plots.correlation_curve(CURVE | {"distance": None, "unit": None}),
-    "region_shares": lambda: plots.region_shares({"PIT": {"regions": LINE}, "control": {"PIT": {"regions": LINE}}}),
+    "region_pit": lambda: plots.region_pit({"PIT": {"regions": LINE}, "control": {"PIT": {"regions": LINE}}}),
 }
 every_picture = pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
 
@@ -161,7 +160,7 @@ def test_a_picture_is_written_in_three_formats(picture):
 
 
 def test_a_picture_is_the_same_bytes_each_time():
-    assert plots.picture_files(PICTURES["share_bars"]()) == plots.picture_files(PICTURES["share_bars"]())
+    assert plots.picture_files(PICTURES["maps of a grid"]()) == plots.picture_files(PICTURES["maps of a grid"]())
 
 
 def test_dollars_in_names_and_units_are_no_formula():
@@ -188,7 +187,7 @@ def test_a_map_with_latitudes_has_the_north_on_top_whatever_their_order():
 
 def test_points_lie_at_their_coordinates():
     places = np.array([[10.0, 20.0]] * NODES) + VALUES[:, None]
-    figure = plots.maps({"mean": VALUES}, "mph", coordinates=places)
+    figure = plots.maps({"mean": VALUES}, "mph", places.T)
     points = figure.axes[0].collections[0]
     np.testing.assert_array_equal(points.get_offsets(), places[:, ::-1])  # longitude runs along x
     np.testing.assert_array_equal(points.get_array(), VALUES)
@@ -215,10 +214,10 @@ def test_lines_show_the_values_given_and_a_score_that_does_not_exist_leaves_a_ga
     plt.close(figure)
 
 
-def test_bars_stand_between_their_quantiles_beside_the_line_of_a_calibrated_ensemble():
+def test_steps_stand_between_their_quantiles_beside_the_line_of_a_calibrated_ensemble():
     shares = np.array([0.4, 0.3, 0.2, 0.1])
-    axes = plots.share_bars(shares, "deciles (share)").axes[0]
-    assert [bar.get_height() for bar in axes.patches] == shares.tolist()
-    assert [bar.get_x() + bar.get_width() / 2 for bar in axes.patches] == pytest.approx([0.125, 0.375, 0.625, 0.875])
+    axes = plots.pit_histogram({"forecast": shares}).axes[0]
+    values, edges, _ = axes.patches[0].get_data()
+    assert values.tolist() == shares.tolist() and edges.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert axes.lines[0].get_ydata() == [0.25, 0.25]
     plt.close(axes.figure)

@@ -37,7 +37,7 @@ def member_picture(run: TrainedForecaster, data) -> plt.Figure | None:
                                    np.arange(data.num_nodes))
     truth, members = window["truth"][-1], window["members"][:, -1]
     layers = (in_space(field, each) for each in (truth, members[:MEMBERS], members.mean(0)))
-    return plots.member_maps(*layers, field.spec.unit, field.axes, None if field.grid else field.coordinates)
+    return plots.member_maps(*layers, field.spec.unit, field.axes if field.grid else field.coordinates.T)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         data = open_run_data(run.checkpoint, getattr(given, "data_dir", ""), device)
         joint = read_json(folder / METRICS)["joint"]
         curve = plots.correlation_curve(joint["correlation"]) if joint["correlation"]["forecast"] else None
-        for name, figure in zip(PICTURES, (member_picture(run, data), plots.region_shares(joint), curve), strict=True):
+        for name, figure in zip(PICTURES, (member_picture(run, data), plots.region_pit(joint), curve), strict=True):
             if figure:
                 path = path_of(given.out, folder, name)
                 plots.write_figure(figure, path)

@@ -114,31 +114,29 @@ def _finish(figure: plt.Figure) -> None:
         legend.set_frame_on(False)
 
 
-def maps(layers: dict[str, np.ndarray], unit: str, axes: tuple[np.ndarray, np.ndarray] | None = None,
-         coordinates: np.ndarray | None = None) -> plt.Figure:
-    """Values of every node side by side: points where there are coordinates, else the image of a grid, NaN in grey.
+def maps(layers: dict[str, np.ndarray], unit: str, places=None) -> plt.Figure:
+    """Values of every node side by side, as points or as images of a grid, NaN in grey.
 
     All layers but the first share their colours.
-    Shapes: layers (node,) each with coordinates (node, 2), latitude and longitude in degrees; else (row, column), with
-    `axes`, the latitudes of the rows and the longitudes of the columns, where there are any.
+    Shapes: layers (node,) each, with places (2, node), latitudes and longitudes in degrees; or (row, column), with
+    places where they are known: the latitudes of the rows and the longitudes of the columns.
     """
     figure, panels = _panels(len(layers), 3.7, 3.3)
     shared = np.concatenate([values.ravel() for values in list(layers.values())[1:]] or [[0.0]])
-    across, along = _map_labels(axes, coordinates)
+    across, along = _map_labels(places)
     for place, (panel, (name, values)) in enumerate(zip(panels, layers.items(), strict=True)):
         scale = shared if place else values
-        drawn = _map(panel, values, axes, coordinates, cmap=MAP_COLORS, vmin=np.nanmin(scale), vmax=np.nanmax(scale))
+        drawn = _map(panel, values, places, cmap=MAP_COLORS, vmin=np.nanmin(scale), vmax=np.nanmax(scale))
         panel.set(xlabel=across, ylabel="" if place else along)
         panel.set_title(name, fontsize=10)
         figure.colorbar(drawn, ax=panel, location="bottom", label=unit, shrink=0.9)
     return figure
 
 
-def member_maps(truth: np.ndarray, members: np.ndarray, mean: np.ndarray, unit: str,
-                axes: tuple[np.ndarray, np.ndarray] | None = None, coordinates: np.ndarray | None = None) -> plt.Figure:
+def member_maps(truth: np.ndarray, members: np.ndarray, mean: np.ndarray, unit: str, places=None) -> plt.Figure:
     """The observation beside some members, and below the difference of each from the mean of the ensemble.
 
-    A row shares its colours. Shapes: truth, mean and each of the members as a layer of `maps`.
+    A row shares its colours. Shapes: truth, mean and each of the members as a layer of `maps`, places as there.
     """
     layers = np.stack([truth, *members])
     names = ["observed", *(f"member {place}" for place in range(1, len(layers)))]
@@ -149,27 +147,28 @@ def member_maps(truth: np.ndarray, members: np.ndarray, mean: np.ndarray, unit: 
             (" - mean", layers - mean, SIGNED_COLORS, -largest, largest))
     for line, (suffix, row, colors, low, high) in zip(panels, rows, strict=True):
         for panel, name, values in zip(line, names, row, strict=True):
-            drawn = _map(panel, values, axes, coordinates, cmap=colors, vmin=low, vmax=high)
+            drawn = _map(panel, values, places, cmap=colors, vmin=low, vmax=high)
             panel.set_title(name + suffix, fontsize=10)
         figure.colorbar(drawn, ax=line, label=unit)
-    for label, draw in zip(_map_labels(axes, coordinates), (figure.supxlabel, figure.supylabel), strict=True):
-        draw(label, fontsize=10)
+    across, along = _map_labels(places)
+    figure.supxlabel(across, fontsize=10)
+    figure.supylabel(along, fontsize=10)
     return figure
 
 
-def _map(panel, values: np.ndarray, axes: tuple[np.ndarray, np.ndarray] | None, coordinates: np.ndarray | None, **look):
-    if coordinates is not None:
-        return panel.scatter(coordinates[:, 1], coordinates[:, 0], c=values, s=12, rasterized=True, **look)
-    if axes is not None:
-        return panel.pcolormesh(axes[1], axes[0], np.ma.masked_invalid(values), shading="nearest", rasterized=True,
-                                **look)
+def _map(panel, values: np.ndarray, places, **look):
+    if values.ndim == 1:
+        return panel.scatter(places[1], places[0], c=values, s=12, rasterized=True, **look)
+    if places is not None:
+        return panel.pcolormesh(places[1], places[0], np.ma.masked_invalid(values), rasterized=True, **look)
     panel.yaxis.set_inverted(True)  # the first row on top, as in a print of the array
     return panel.pcolormesh(np.ma.masked_invalid(values), rasterized=True, **look)
 
 
-def _map_labels(axes: tuple[np.ndarray, np.ndarray] | None, coordinates: np.ndarray | None) -> tuple[str, str]:
-    named = coordinates is not None or axes is not None
-    return ("longitude (degrees)", "latitude (degrees)") if named else ("column (grid steps)", "row (grid steps)")
+def _map_labels(places) -> tuple[str, str]:
+    if places is None:
+        return "column (grid steps)", "row (grid steps)"
+    return "longitude (degrees)", "latitude (degrees)"
 
 
 def event_reliability(event: dict[str, list[float]]) -> plt.Figure:
@@ -196,26 +195,13 @@ def _beside_diagonal(x, y, xlabel: str, ylabel: str, high: float, sizes: np.ndar
     return figure
 
 
-def share_bars(shares: np.ndarray, xlabel: str) -> plt.Figure:
-    """Shares (bin,) of observations in bins of equal probability; a calibrated ensemble fills all alike: the line."""
+def pit_histogram(forecasts: dict[str, np.ndarray], of: str = "") -> plt.Figure:
+    """Shares (bin,) of observations in bins of equal probability, by name; a calibrated ensemble fills all alike."""
     figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-    width = 1 / len(shares)
-    axes.bar((np.arange(len(shares)) + 0.5) * width, shares, width=0.92 * width, color=BLUE, label="forecast")
-    axes.axhline(width, color=INK, linestyle="--", label="calibrated")
-    axes.set(xlabel=xlabel, ylabel="observations (share)", xlim=(0, 1), ylim=(0, 1.25 * max(shares.max(), width)))
-    axes.legend(ncols=2, loc="upper center")
-    return figure
-
-
-def region_shares(joint: dict) -> plt.Figure:
-    """PIT histogram of means over random regions, of the ensemble and its control."""
-    figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-    for name, scores, (color, style, _) in zip(("forecast", "control"), (joint, joint["control"]), LOOKS, strict=False):
-        shares = scores["PIT"]["regions"]
+    for (name, shares), (color, style, _) in zip(forecasts.items(), LOOKS, strict=False):
         axes.stairs(shares, np.linspace(0, 1, len(shares) + 1), color=color, linestyle=style, linewidth=1.5, label=name)
     axes.axhline(1 / len(shares), color=INK, linestyle=":", label="calibrated")
-    axes.set(xlabel="PIT of means over regions (share of members below)", ylabel="observations (share)", xlim=(0, 1),
-             ylim=(0, None))
+    axes.set(xlabel=f"PIT{of} (share of members below)", ylabel="observations (share)", xlim=(0, 1), ylim=(0, None))
     axes.legend()
     return figure
 
@@ -256,6 +242,12 @@ def _panels(count: int, width: float, height: float) -> tuple[plt.Figure, np.nda
 def _curve(axes, x, y, name: str, look: tuple[str, str, str]) -> None:
     color, style, marker = look
     axes.plot(x, y, color=color, linestyle=style, marker=marker, markersize=3.5, label=name)
+
+
+def region_pit(joint: dict) -> plt.Figure:
+    """PIT histogram of means over random regions, of the ensemble and its control."""
+    return pit_histogram({"forecast": joint["PIT"]["regions"], "control": joint["control"]["PIT"]["regions"]},
+                         " of means over regions")
 
 
 def correlation_curve(curve: dict) -> plt.Figure:
