@@ -75,9 +75,6 @@ def cautions(ours: dict, simple: dict[str, dict], trained: dict, settings: dict,
         texts.append(f"Few windows: {ours['windows']} were scored, but windows near each other share their steps. They "
                      f"are worth about {max(blocks, 1)} independent ones, so every score here is uncertain.")
     texts += [f"{note[0].upper()}{note[1:]}." for note in data.field.notes]
-    if not data.field.notes and data.num_nodes > len(data.training):
-        texts.append(f"More nodes ({data.num_nodes}) than time steps of training ({len(data.training)}): is the file "
-                     "the right way round, time first?")
     texts += [f"{name.capitalize().replace('_', ' ')}, which needs no network, is as good or better: CRPS "
               f"{number(theirs['CRPS'])} against {number(ours['CRPS'])}."
               for name, theirs in simple.items() if ours["CRPS"] is not None and theirs["CRPS"] <= ours["CRPS"]]

@@ -9,12 +9,11 @@ from string import Template
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_field, random_values
+from conftest import ROOT, random_values
 
 import main_pretrain
 import main_train
 from data.registry import DATASETS, get_spec
-from data.windows import WindowedField
 from scripts import report
 from scripts.paper import joint_pictures
 from scripts.report import cautions, independent_block, spread_out
@@ -265,10 +264,3 @@ def test_a_reader_is_warned_of_what_is_off_and_of_nothing_else(data, change, bas
     *special, seed = cautions(GOOD | change, simple, trained, {"diffusion_epochs": 5, "seed": 3}, data, 10)
     assert "One seed (3)" in seed
     assert (word is None and special == []) or (len(special) == 1 and word in special[0])
-
-
-def test_more_nodes_than_steps_look_like_a_file_the_wrong_way_round():
-    data = WindowedField(make_field(random_values(60, 90)), 6, 4)
-    simple = {"persistence": {"CRPS": 1}, "climatology": {"CRPS": 1}}
-    found = cautions(GOOD, simple, {"best_epoch": 1}, {"diffusion_epochs": 5, "seed": 0}, data, 1)
-    assert "More nodes (90)" in found[0]

@@ -497,8 +497,6 @@ def test_a_finished_run_on_another_mean_model_or_other_data_is_refused(tmp_path)
             open_run(tmp_path, TrainConfig(), other)
 
 
-
-
 # Unusual orders of commands
 
 def test_the_own_folder_by_another_spelling_is_the_own_folder(undisturbed, tmp_path):
@@ -580,19 +578,3 @@ def test_a_damaged_log_stops_no_resume_and_is_whole_at_the_end(tmp_path):
     (folder / checkpoint.LOG).write_text("garbage")
     assert run("mean", tmp_path) == 0
     assert [line["epoch"] for line in outcome(folder)["log"]] == [1, 2, 3]
-
-
-def test_a_checkpoint_copied_without_its_digest_survives_a_save_that_is_cut(tmp_path, monkeypatch):
-    path, replace, calls = tmp_path / "model.pt", Path.replace, itertools.count(1)
-    save_checkpoint(path, CONTENT)
-    path.with_name("model.pt.sha256").unlink()
-
-    def cut(source, target):
-        if next(calls) == 2:
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr(Path, "replace", cut)
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(path, {**CONTENT, "stage": "new"})
-    assert load_checkpoint(path)["stage"] == "mean"
