@@ -34,20 +34,17 @@ def run_main(main) -> None:
     except Stopped as stopped:
         print(f"{who}{stopped}; the same command resumes a run from its saved state", file=errors)
         sys.exit(stopped.exit_status)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("COST_TRACEBACK"):
-            raise
-        print(f"{who}error: {one_line(error)}", file=errors)
-        sys.exit(2)
-    except (MemoryError, RuntimeError) as error:
-        if is_lost_peer(error):
-            print(f"{who}error: another process ended ({one_line(error)[:100]})", file=errors)
+    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+        message, unexpected = one_line(error), isinstance(error, RuntimeError)
+        if unexpected and is_lost_peer(error):
+            print(f"{who}error: another process ended ({message[:100]})", file=errors)
             sys.exit(1)
-        lacks_memory = isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
-        if os.environ.get("COST_TRACEBACK") or not lacks_memory:
+        if isinstance(error, MemoryError) or unexpected and any(words in message for words in NO_MEMORY):
+            unexpected, message = False, (f"not enough memory ({message}); choose a smaller --batch_size, "
+                                          "--val_batch_size or --sample_batch, a smaller network or a smaller field")
+        if unexpected or os.environ.get("COST_TRACEBACK"):
             raise
-        print(f"{who}error: not enough memory ({one_line(error)}); choose a smaller --batch_size, "
-              "--val_batch_size or --sample_batch, a smaller network or a smaller field", file=errors)
+        print(f"{who}error: {message}", file=errors)
         sys.exit(2)
     finally:
         output.flush()
