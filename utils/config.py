@@ -241,10 +241,8 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     """
     parser = FlagParser(config_class.__doc__)
     parser.add_flags(config_class, choices)
-    own = {item.name: item for item in dataclasses.fields(config_class)}
-    older = {item.metadata["alias"]: item for item in own.values() if item.metadata["alias"]}
-    for name, item in older.items():
-        parser.add_argument(f"--{name}", dest=item.name, type=_reader(item, choices), help=argparse.SUPPRESS)
+    own = {item.name: item.metadata["alias"] for item in dataclasses.fields(config_class)}
+    older = {alias: name for name, alias in own.items() if alias}
     other_stage = TrainConfig if config_class is PretrainConfig else PretrainConfig
     others = [item for item in dataclasses.fields(other_stage) if item.name not in own]
     for item in others:
@@ -256,24 +254,19 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=3)
         parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
-    given, typed = vars(given), {word.split("=")[0].removeprefix("--") for word in arguments}
-    notes = [", ".join(f"--{name} is now --{item.name}" for name, item in older.items() if name in typed)]
-    unused = [item.name for item in others if given.pop(item.name, None) is not None]
-    notes.append(f"--{', --'.join(unused)}: no effect on this stage, read by the other one" if unused else "")
-    _print_notes(notes)
-    given = with_own_data(given)
+    given, typed = with_own_data(vars(given)), {word.split("=")[0].removeprefix("--") for word in arguments}
+    unused = {"on this stage, read by the other one": [item.name for item in others
+                                                       if given.pop(item.name, None) is not None]}
     config = resolve(config_class, given)
     for kind, unread in WITHOUT_EFFECT.items():
         chosen = getattr(config, kind, None)
-        ignored = [name for name in unread.get(chosen, ()) if name in given]
-        _print_notes([f"--{', --'.join(ignored)}: no effect with --{kind} {chosen}" if ignored else ""])
-    check_config(config, parser)
-    return config
-
-
-def _print_notes(notes: list[str]) -> None:
+        unused[f"with --{kind} {chosen}"] = [name for name in unread.get(chosen, ()) if name in given]
+    notes = [", ".join(f"--{old} is now --{name}" for old, name in older.items() if old in typed)]
+    notes += [f"--{', --'.join(names)}: no effect {where}" for where, names in unused.items() if names]
     for note in filter(None, notes):
         print(f"note: {note}", file=sys.stderr)
+    check_config(config, parser)
+    return config
 
 
 def resolve(config_class, given: dict):
@@ -332,27 +325,19 @@ class FlagParser(argparse.ArgumentParser):
         The default path of a flag belongs to the script and may exist.
         """
         outputs = [action for action in self._actions if action.type in (output_path, picture_path)]
-        own = outputs and "--overwrite" not in self._option_string_actions
-        if own:
-            self.add_argument("--overwrite", action="store_true", help="replace files to write that exist")
+        if outputs and "--overwrite" not in self._option_string_actions:
+            self.add_argument("--overwrite", action="store_true", default=False,
+                              help="replace files to write that exist")
         given, unknown = super().parse_known_args(args, namespace)
-        seen = set()
         for action in outputs:
-            path, name = getattr(given, action.dest, None), action.option_strings[0]
-            self.refuse_existing(name, [path] if path != action.default else (), given)
-            if path and path.absolute() in seen:
-                raise ValueError(f"{name} {path}: another flag writes there too; choose another name")
-            seen |= {path.absolute()} if path else set()
-        if own:
-            vars(given).pop("overwrite", None)
+            if (path := getattr(given, action.dest, None)) != action.default:
+                self.refuse_existing(action.option_strings[0], [path], given)
         return given, unknown
 
-    def refuse_existing(self, name: str, paths: Iterable[Path | None], given: argparse.Namespace) -> None:
+    def refuse_existing(self, name: str, paths: Iterable[Path], given: argparse.Namespace) -> None:
         """Raises: ValueError where a file of the flag `name` exists, and `--overwrite` is not given."""
-        if rank_from_environment():  # the first process may have written it already
-            return
-        there = [path for path in paths if path and os.path.lexists(path)]
-        if there and not getattr(given, "overwrite", False):
+        there = [path for path in paths if os.path.lexists(path)]
+        if there and not given.overwrite and not rank_from_environment():  # the first process may have written it
             raise ValueError(f"{name} {there[0]}: it exists; choose another name, or --overwrite to replace it")
 
     def add_paths(self) -> None:
@@ -377,7 +362,8 @@ class FlagParser(argparse.ArgumentParser):
                 text = f"{text}; one of {', '.join(allowed)}"
             kind = dict(action=argparse.BooleanOptionalAction) if item.type is bool else dict(
                 type=_reader(item, choices), metavar=item.type.__name__.upper())
-            group.add_argument(f"--{item.name}", **kind, help=text)
+            spellings = filter(None, (item.name, item.metadata["alias"]))
+            group.add_argument(*(f"--{name}" for name in spellings), **kind, help=text)
 
 
 def _allowed(item: dataclasses.Field, choices: dict) -> tuple[str, ...] | None:
