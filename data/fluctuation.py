@@ -5,11 +5,11 @@ from torch import Tensor
 
 from .scaling import Scaler
 
-SPECTRUM_BYTES = 1 << 28  # memory of one block of nodes, of which there are at least 256
+SPECTRUM_BYTES, LEAST_NODES = 1 << 28, 256  # memory of one block of nodes, and how many are in it at least
 FLOOR = 1e-4  # scale of a constant node; standardized units
 
 
-def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, nodes_at_once: int = 0) -> Tensor:
+def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1) -> Tensor:
     """Spread of the weak spectral components of each node's training series.
 
         amplitude   = |FFT(series)|
@@ -23,11 +23,11 @@ def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1, 
     residual's units and is what the authors' release computes; Eq. 10 prints the variance.
     """
     time = len(training)
-    nodes_at_once = nodes_at_once or max(256, SPECTRUM_BYTES // (8 * time))
+    nodes_at_once = max(LEAST_NODES, SPECTRUM_BYTES // (8 * time))
     parts = []
-    for first, block in zip(range(0, training.shape[1], nodes_at_once), training.split(nodes_at_once, dim=1),
-                            strict=True):
-        series = scaler.of_nodes(first, first + nodes_at_once).standardize(block).double()
+    for first in range(0, training.shape[1], nodes_at_once):
+        nodes = slice(first, first + nodes_at_once)
+        series = scaler.of_nodes(nodes).standardize(training[:, nodes]).double()
         missing = series.isnan()
         if gaps := bool(missing.any()):
             series = torch.where(missing, series.nanmean(0), series)

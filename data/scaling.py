@@ -32,7 +32,7 @@ def add_at(table: Tensor, index: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Scaler:
-    """Mean and standard deviation of the field, or of each node (then all parts are tuples, one entry for a node).
+    """Mean and standard deviation of the field, or of each node (then parts may be tuples, one entry for a node).
 
         standardized = (physical - mean) / std,    cut at +-limit
 
@@ -71,11 +71,11 @@ class Scaler:
 
     @property
     def any_whole(self) -> bool:
-        return any(self.whole) if self.by_node else self.whole
+        return any(self.whole) if isinstance(self.whole, tuple) else self.whole
 
-    def of_nodes(self, first: int, last: int) -> "Scaler":
-        """The scaler of the nodes from `first` up to `last`."""
-        return replace(self, **{name: value[first:last] for name, value in vars(self).items()
+    def of_nodes(self, nodes: slice) -> "Scaler":
+        """The scaler of some nodes."""
+        return replace(self, **{name: value[nodes] for name, value in vars(self).items()
                                 if isinstance(value, tuple)})
 
     def zero(self, device: torch.device | str = "cpu") -> Tensor:
@@ -89,23 +89,20 @@ class Scaler:
 
     def physical(self, standardized: Tensor) -> Tensor:
         """Physical values in float64; zero becomes exactly zero, so that it equals the zeros of the data."""
-        values = self._unbounded(standardized)
-        return values if self.highest == math.inf else torch.minimum(values, self.part("highest", values.device))
-
-    def _unbounded(self, standardized: Tensor) -> Tensor:
-        device = standardized.device
-        mean, std, whole, nonnegative = (self.part(name, device) for name in ("mean", "std", "whole", "nonnegative"))
+        mean, std, whole, nonnegative, limit, highest = (self.part(name, standardized.device) for name in (
+            "mean", "std", "whole", "nonnegative", "limit", "highest"))
         if self.least:
-            limit = self.part("limit", device)
-            return standardized.double().clamp(-limit, limit).mul_(std).add_(mean).exp_()
+            return standardized.double().clamp(-limit, limit).mul_(std).add_(mean).exp_().clamp_max_(highest)
         physical = standardized.double().mul_(std).add_(mean)
         if self.any_whole:
             nearest = physical.round()
             absolute, relative = WHOLE_WITHIN
             close = (physical - nearest).abs_() < relative * (nearest.abs() + abs(mean)) + absolute
             physical = torch.where(close & whole, nearest, physical)
-        physical.masked_fill_(standardized == self.zero(device), 0.0)
-        return torch.where((physical < 0) & nonnegative, 0.0, physical) if nonnegative is not False else physical
+        physical.masked_fill_(standardized == self.zero(standardized.device), 0.0)
+        if nonnegative is not False:
+            physical = torch.where((physical < 0) & nonnegative, 0.0, physical)
+        return physical.clamp_max_(highest)
 
     def _standardize(self, physical: Tensor) -> Tensor:
         kind = torch.float64 if self.precise or self.by_node else torch.float32
@@ -236,17 +233,17 @@ class NodeStatistics:
             raise ValueError(f"--scaling log: there are training values down to {float(self.low.min()):g}; only "
                              "positive ones have logarithms: choose node")
         if scaling == "log" or scaling == "auto" and self.multiplicative(training, horizon):
-            least, none = self.low * LEAST_SHARE, torch.zeros_like(self.low, dtype=torch.bool)
+            least = self.low * LEAST_SHARE
             found = NodeStatistics.of(training, least)
             std = torch.where(found.varying, found.std.clamp_min(LEAST_LOG_SPREAD), 1.0)
             limit = torch.minimum(found.limit, (self.high * MOST).log() - found.mean) / std
-            parts = found.mean, std, none, limit, none
-            return Scaler(*(tuple(part.tolist()) for part in parts), precise=precise, least=tuple(least.tolist()))
+            parts = dict(mean=found.mean, std=std, limit=limit, least=least)
+            return Scaler(**{name: tuple(part.tolist()) for name, part in parts.items()}, precise=precise)
         if scaling == "node" or scaling == "auto" and self.unlike().any():
             varying = self.varying
             typical = float(self.std[varying].median()) if varying.any() else 1.0
             std = torch.where(varying, self.std, torch.where(self.mean != 0, self.mean.abs(), typical))
-            parts = self.mean, std, is_whole(training, by_node=True), self.limit / std, torch.zeros_like(varying)
+            parts = self.mean, std, is_whole(training, by_node=True), self.limit / std
             return Scaler(*(tuple(part.tolist()) for part in parts), precise=precise)
         if scaling == "field" or not self.outlying.any():
             return Scaler.fit(training)

@@ -253,7 +253,7 @@ def test_a_scale_of_logarithms_goes_there_and_back_and_gives_positive_values():
     assert (scaler.physical(torch.tensor([[-9.0, -30.0]])) > 0).all()
     least = values.amin(0) / 10  # smaller values are taken for these
     assert torch.equal(scaler.standardize(torch.tensor([[0.0, -5.0]])), scaler.standardize(least.unsqueeze(0)))
-    assert scaler.of_nodes(1, 2).least == scaler.least[1:]
+    assert scaler.of_nodes(slice(1, 2)).least == scaler.least[1:]
 
 
 def test_a_node_that_hardly_varies_and_a_constant_one_have_a_spread_of_logarithms():
