@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from data.fluctuation import fluctuation_scale
 from data.registry import sha256_of
 from data.summary import FieldSummary
 from models import build_forecaster, ensemble_sampler
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     seed_step(config.seed, 0)
     model.fit_statistics(*(pipeline.statistics_batches(data, config, split) for split in ("train", "calibration")),
-                         lambda: data.fluctuation_scale(config.scale_threshold))
+                         lambda: fluctuation_scale(data.measured, data.scaler, config.scale_threshold))
     if config.compile:
         model.denoiser.compile()
     run.about = {"stage": "diffusion", "config": settings, "mean_config": mean_config,

@@ -14,7 +14,6 @@ from .constants import ANY_VALUE
 from .context import Context
 from .covariates import Covariates, standardize
 from .fields import Field
-from .fluctuation import fluctuation_scale
 from .lags import choose_lags
 from .nodes import nearest_nodes
 from .registry import DATASETS
@@ -103,10 +102,11 @@ class WindowedField:
                                  f"{training_steps} steps that train ({listed(unseen)}): leave them out of the file")
         self.measured = self.training if settings.training_span == "targets" else self.training[:-predict_len]
         self.field = self._fit_scaler(field, settings.scaling)
+        self.nearest_nodes = functools.cache(functools.partial(nearest_nodes, field))  # by their number
         self._values = field.values.to(device) if field.values.numel() * 4 <= MEMORY_LIMIT else field.values
         self._slots = field.calendar.slots.to(self.window_device)
         self._offsets = torch.arange(history_len + predict_len, device=self.window_device)
-        self._covariates, self.covariate_scalers, self._nearest = None, {}, {}
+        self._covariates, self.covariate_scalers = None, {}
         if covariates is not None:
             self.covariate_scalers = {name: Scaler.fit(covariates.values[:training_steps, :, place])
                                       for place, name in enumerate(covariates.names)}
@@ -130,22 +130,22 @@ class WindowedField:
             if field.spec.nonnegative is not False and field.name not in DATASETS:
                 self.scaler = replace(self.scaler, highest=statistics.upper_bounds(self.measured, field.values))
             notes = notes_on_scale(statistics, self.scaler, scaling, field.node_names)
-            if self.scaler.least and (lowest := smallest(field.values)) <= 0:
+            if self.scaler.least and (lowest := by_node(field.values, torch.amin).min()) <= 0:
                 notes.append(f"the logarithms of values are used, as training values are positive, but later there are "
                              f"values down to {lowest:g}: no forecast is below 0; see --scaling")
         nonnegative = field.spec.nonnegative
         if nonnegative is None:
-            in_training, in_all = (by_node(values, torch.amin) for values in (self.training, field.values))
+            from_zero, lowest = (by_node(values, torch.amin) for values in (self.training, field.values))
             if not self.scaler.by_node:
-                in_training, in_all = in_training.min(), in_all.min()
-            nonnegative = (in_training == 0) & (in_all >= 0)
-            if bool(((in_training == 0) & (in_all < 0)).any()):
+                from_zero, lowest = from_zero.min(), lowest.min()
+            from_zero = from_zero == 0
+            if bool((from_zero & (lowest < 0)).any()):
                 notes.append(f"the smallest training value is 0, but later there are values down to "
-                             f"{float(in_all.min()):g}: forecasts may be negative too")
-            field = with_support(field, bool(nonnegative.all()))
-        shape = field.values.shape[1:] if self.scaler.by_node else ()
-        nonnegative = torch.as_tensor(nonnegative).expand(shape).tolist()
-        self.scaler = replace(self.scaler, nonnegative=tuple(nonnegative) if self.scaler.by_node else nonnegative)
+                             f"{lowest.min():g}: forecasts may be negative too")
+            nonnegative = (from_zero & (lowest >= 0)).tolist()
+            field = with_support(field, bool(np.all(nonnegative)))
+        self.scaler = replace(self.scaler, nonnegative=tuple(nonnegative) if isinstance(nonnegative, list)
+                              else nonnegative)
         return field.with_notes(*notes)
 
     @property
@@ -214,23 +214,10 @@ class WindowedField:
                 "covariates": {name: scaler.mean for name, scaler in self.covariate_scalers.items()},
                 "lag_steps": list(self.lags)}
 
-    def nearest_nodes(self, count: int) -> Tensor | None:
-        """The nodes nearest to each: (node, count), see `data.nodes.nearest_nodes`."""
-        if count not in self._nearest:
-            self._nearest[count] = nearest_nodes(self.field, count)
-        return self._nearest[count]
-
-    def times(self, start: int) -> np.ndarray:
-        """Stamps of the window that begins at `start`: (H + F,), UTC where there is a time zone."""
-        return self.field.calendar.times[start:start + self.history_len + self.predict_len]
-
     def local_times(self, start: int) -> np.ndarray:
-        """The same in local time."""
-        return local_times(self.times(start), self.field.calendar.zone)
-
-    def fluctuation_scale(self, threshold: float = 0.1) -> Tensor:
-        """Fluctuation scale of the training part, see `data.fluctuation`: (node,), standardized."""
-        return fluctuation_scale(self.measured, self.scaler, threshold)
+        """Stamps of the window that begins at `start`, in local time: (H + F,)."""
+        calendar = self.field.calendar
+        return local_times(calendar.times[start:start + self.history_len + self.predict_len], calendar.zone)
 
     def batch(self, starts: Tensor) -> Batch:
         """The windows that begin at `starts` (batch,), gathered by one indexing operation."""
@@ -386,35 +373,27 @@ def _ranges(field: Field, split: str, history_len: int, length: int) -> list[tup
     return list(zip(bounds[:-1], bounds[1:], strict=True))
 
 
-def smallest(values: Tensor) -> float:
-    """The smallest value that is not missing."""
-    return float(by_node(values, torch.amin).min())
-
-
 def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, names: tuple[str, ...]) -> list[str]:
     """Notes on nodes that differ in scale, on outliers, on spreads near the resolution of the type, and on bounds."""
-    def which(chosen: Tensor) -> str:
-        return f"{int(chosen.sum())} of {len(names)} nodes ({listed([names[k] for k in chosen.nonzero().flatten()])})"
-
-    notes, unlike = [], statistics.unlike()
-    if bool(unlike.any()):
-        own = "each node is scaled by its own mean and spread" + ", those of its logarithm" * bool(scaler.least)
-        consequence = own if scaler.by_node else (
-            f"one scale for all, as --scaling {scaling} says: nodes of small values have little weight; --scaling node "
-            "gives each its own")
-        notes.append(f"level or spread of {which(unlike)} differ by more than {UNLIKE:g} times from the spread of the "
-                     f"field: {consequence}")
-    if bool(statistics.outlying.any()) and not scaler.least:
-        consequence = "they widen the scale, as --scaling field says" if scaling == "field" else (
-            "they do not count in its scale, and are cut for the networks; scores use them unchanged")
-        notes.append(f"a few values of {which(statistics.outlying)} are far from all others of the node: {consequence}")
-    if bool(statistics.unresolved.any()):
-        notes.append(f"the spread of {which(statistics.unresolved)} is about the resolution of the file's numbers at "
-                     "that level: store the values in float64, or without the level")
-    if scaler.highest != torch.inf:
-        notes.append(f"{which(torch.tensor(scaler.highest) < torch.inf)} mostly have their largest value: no forecast "
-                     "is above it; see --support")
-    return notes
+    unlike = "each node is scaled by its own mean and spread" + ", those of its logarithm" * bool(scaler.least)
+    if not scaler.by_node:
+        unlike = (f"one scale for all, as --scaling {scaling} says: nodes of small values have little weight; "
+                  "--scaling node gives each its own")
+    outlying = "they widen the scale, as --scaling field says" if scaling == "field" else (
+        "they do not count in its scale, and are cut for the networks; scores use them unchanged")
+    texts = (
+        (statistics.unlike(), f"level or spread of {{}} differ by more than {UNLIKE:g} times from the spread of the "
+         f"field: {unlike}"),
+        (statistics.outlying & (scaler.least is None), f"a few values of {{}} are far from all others of the node: "
+         f"{outlying}"),
+        (statistics.unresolved, "the spread of {} is about the resolution of the file's numbers at that level: store "
+         "the values in float64, or without the level"),
+        (torch.tensor(scaler.highest) < torch.inf, "{} mostly have their largest value: no forecast is above it; see "
+         "--support"),
+    )
+    return [text.format(f"{int(chosen.sum())} of {len(names)} nodes "
+                        f"({listed([names[node] for node in chosen.nonzero().flatten()])})")
+            for chosen, text in texts if chosen.any()]
 
 
 def with_support(field: Field, nonnegative: bool) -> Field:
@@ -425,6 +404,6 @@ def supported(field: Field, support: str) -> Field:
     """The field with the support "auto", "any" or "nonnegative". Raises: ValueError where a value is outside of it."""
     if support != "auto":
         field = with_support(field, support == "nonnegative")
-    if support == "nonnegative" and (lowest := smallest(field.values)) < 0:
+    if support == "nonnegative" and (lowest := by_node(field.values, torch.amin).min()) < 0:
         raise ValueError(f"--support nonnegative: {field.name} has values down to {lowest:g}; leave the flag out")
     return field

@@ -14,15 +14,15 @@ import torch
 
 from data.calendar import cycles, in_words
 from data.covariates import read_covariates
-from data.fields import Field, load_field
+from data.fields import Field
 from data.lags import choose_lags
-from data.scaling import BLOCK, as_real
+from data.scaling import BLOCK, as_real, by_node
 from data.stamps import local_times
 from data.table import check_memory, listed
-from data.windows import SPLITS, WindowedField, smallest, supported
+from data.windows import SPLITS, WindowedField, WindowSettings, supported
 from utils import config
 from utils.output.plots import draw_field
-from utils.pipeline import CHOICES, own_file, window_settings
+from utils.pipeline import CHOICES, from_flags, read_field
 from utils.program import run_main
 from utils.training.checkpoint import settings
 from utils.training.device import choose_device
@@ -88,8 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = config.with_own_data(typed)
     chosen = config.PretrainConfig(**given)
     config.check_config(chosen, parser)
-    field = load_field(chosen.data_name, Path(), own_file(settings(chosen)), given.get("missing", "keep"),
-                       chosen.null_value)
+    field = read_field(settings(chosen), "", given.get("missing", "keep"))
     for note in field.notes:
         print(f"note: {note}")
     field = supported(field, chosen.support)
@@ -115,8 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"note: --covariates {covariates.source}: {note}")
         print(f"covariates {listed(list(covariates.names))}; they reach {len(covariates.values) - len(field.values)} "
               f"steps beyond the data, a forecast of the unseen future needs {chosen.predict_len}")
-    data = WindowedField(field, chosen.history_len, chosen.predict_len, window_settings(settings(chosen)), covariates,
-                         choose_device(chosen.device))
+    data = WindowedField(field, chosen.history_len, chosen.predict_len, from_flags(WindowSettings, settings(chosen)),
+                         covariates, choose_device(chosen.device))
     for note in data.field.notes[len(field.notes):]:
         print(f"note: {note}")
     windows = len(data.starts["train"])
@@ -124,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"scaling   by mean and spread of {data.scaler.basis}")
     print(f"windows   {', '.join(f'{len(data.starts[split])} {split}' for split in SPLITS)} of {chosen.history_len} + "
           f"{chosen.predict_len} steps")
-    if chosen.support == "auto" and smallest(field.values) > 0 and not data.scaler.least:
+    if chosen.support == "auto" and by_node(field.values, torch.amin).min() > 0 and not data.scaler.least:
         print("note: no value is negative: --support nonnegative keeps forecasts so, if negative values cannot occur")
     if windows < FEW_WINDOWS:
         print(f"note: {windows} training windows are few: the forecast may be no better than climatology")

@@ -79,9 +79,10 @@ def test_a_test_window_gets_the_members_that_the_evaluation_draws(work, recipe):
     wanted = data.scaler.physical(ensemble_sampler(trained.model, settings, trained.device)(
         data.batch(starts))).numpy()
     history = np.stack([data.field.values[start:start + 6] for start in starts])
-    found = trained.forecast(history, [data.times(int(start))[0] for start in starts])
+    found = trained.forecast(history, [data.local_times(int(start))[0] for start in starts])
     np.testing.assert_allclose(found.members, wanted, rtol=1e-6)
-    assert (found.times[1] == data.times(int(starts[1]))[6:]).all() and found.issued[1] == data.times(int(starts[1]))[5]
+    times = data.local_times(int(starts[1]))
+    assert (found.times[1] == times[6:]).all() and found.issued[1] == times[5]
 
 
 def test_every_window_of_the_test_is_written_as_it_is_evaluated(work, tmp_path):
@@ -128,7 +129,7 @@ def test_an_online_correction_is_that_of_the_windows_before_whichever_way_it_is_
     np.testing.assert_array_equal(found[0], plain[0])
     assert (found[-1] != plain[-1]).any() and found.min() >= 0 and (found == found.round()).all()
     online, data = trained.online(), open_run_data(trained.checkpoint, str(work), "cpu")
-    python = [trained.forecast(COUNTS[start:start + 6], data.times(start)[0], online=online).members
+    python = [trained.forecast(COUNTS[start:start + 6], data.local_times(start)[0], online=online).members
               for start in starts]
     np.testing.assert_allclose(found, python, atol=1e-5)
     assert int(data.starts["test"][-1]) == starts[-1]

@@ -70,7 +70,7 @@ def test_a_file_of_ones_own_goes_through_both_stages_and_is_opened_again(tmp_pat
     if name == "roads":
         assert data.field.graph[3, 2] == 1
     if name == "bikes":
-        assert str(data.times(int(data.starts["test"][0]))[6]) == "2024-01-06T00:00"
+        assert str(data.local_times(int(data.starts["test"][0]))[6]) == "2024-01-06T00:00"
 
 
 @pytest.mark.parametrize("nodes", [1, 10_000])

@@ -253,7 +253,8 @@ def test_covariates_are_matched_by_their_instants_and_local_months(tmp_path):
 def test_parts_of_a_split_begin_at_local_times(tmp_path):
     times = pd.date_range("2024-03-20", periods=20 * 24, freq="h", tz="Europe/Berlin")
     data = WindowedField(opened(saved(tmp_path / "a.csv", times)), 6, 4, WindowSettings("2024-03-30,2024-04-03"))
-    first = [pd.Timestamp(data.times(int(data.starts[part][0]))[6], tz="UTC") for part in ("validation", "test")]
+    first = [pd.Timestamp(data.field.calendar.times[int(data.starts[part][0]) + 6], tz="UTC")
+             for part in ("validation", "test")]
     assert first == [pd.Timestamp("2024-03-30", tz="Europe/Berlin"), pd.Timestamp("2024-04-03", tz="Europe/Berlin")]
     assert str(data.local_times(int(data.starts["test"][0]))[6]).startswith("2024-04-03T00:00")
 

@@ -33,7 +33,7 @@ def test_a_window_of_the_test_is_bitwise_that_of_the_data_but_for_its_future(met
     summary, starts = FieldSummary.of(data), data.starts["test"][12:15]
     wanted = data.batch(starts)
     history = torch.stack([data.field.values[start:start + 6] for start in starts])
-    position = torch.tensor([summary.step_at(data.times(int(start))[0]) for start in starts])
+    position = torch.tensor([summary.step_at(data.local_times(int(start))[0]) for start in starts])
     found = summary.batch(history, position, predict_len=4)
     assert torch.equal(found.start, wanted.start) and found.future.shape == (3, 0, 3)
     assert parts_of(found.context).keys() == parts_of(wanted.context).keys()

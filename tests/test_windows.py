@@ -22,6 +22,10 @@ def lengths(starts: dict) -> tuple:
     return tuple(len(starts[split]) for split in SPLITS)
 
 
+def scale_of(data):
+    return fluctuation_scale(data.measured, data.scaler)
+
+
 # The split
 
 def test_calibration_windows_are_the_validation_windows_that_share_no_target_with_the_test():
@@ -57,7 +61,7 @@ def test_sst_trains_on_the_first_file_and_is_evaluated_on_the_second():
     era5 = np.load(SHARED / "Climate/SST_ERA5.npy").reshape(1022, 500)
     for split, first in (("validation", 0), ("test", 360)):
         start = data.starts[split][:1]
-        assert str(data.times(int(start))[0])[:7] == ("1940-01" if first == 0 else "1970-01")
+        assert str(data.local_times(int(start))[0])[:7] == ("1940-01" if first == 0 else "1970-01")
         window = data.scaler.physical(data.batch(start).context.history)[0]
         np.testing.assert_allclose(window, era5[first:first + 12], rtol=1e-5)
 
@@ -222,7 +226,7 @@ def test_the_minimum_is_the_standardized_zero_to_the_bit_where_values_cannot_be_
 
 
 def test_the_times_of_a_window_are_those_of_its_steps(data):
-    times = data.times(30)
+    times = data.local_times(30)
     assert len(times) == 10 and str(times[0]) == "2020-01-07T06:00" and str(times[-1]) == "2020-01-07T15:00"
 
 
@@ -235,7 +239,7 @@ def test_nothing_after_the_training_part_reaches_scaler_or_fluctuation_scale():
     altered[end:] = 1e6
     plain, probe = (WindowedField(make_field(each), 6, 4) for each in (values, altered))
     assert plain.scaler == probe.scaler and len(plain.training) == end
-    assert torch.equal(plain.fluctuation_scale(), probe.fluctuation_scale())
+    assert torch.equal(scale_of(plain), scale_of(probe))
     for one, other in zip(plain.batches("train", 16), probe.batches("train", 16), strict=True):
         assert torch.equal(one.context.history, other.context.history) and torch.equal(one.future, other.future)
         assert torch.equal(one.context.climatology, other.context.climatology)
@@ -243,7 +247,7 @@ def test_nothing_after_the_training_part_reaches_scaler_or_fluctuation_scale():
     altered[end - 1] = 1e6  # the last step that training sees
     inside = WindowedField(make_field(altered), 6, 4)
     assert plain.scaler != inside.scaler
-    assert not torch.equal(plain.fluctuation_scale(), inside.fluctuation_scale())
+    assert not torch.equal(scale_of(plain), scale_of(inside))
 
 
 @pytest.mark.parametrize("span, steps", [("targets", 312), ("histories", 300)])
@@ -254,7 +258,7 @@ def test_scaler_and_fluctuation_scale_are_of_the_steps_that_training_targets_or_
     seen = values[:steps].astype(np.float64)
     assert (data.scaler.mean, data.scaler.std) == pytest.approx((seen.mean(), seen.std(ddof=0)), rel=1e-6)
     wanted = fluctuation_scale(torch.as_tensor(values[:steps]), Scaler(seen.mean(), seen.std()))
-    torch.testing.assert_close(data.fluctuation_scale(), wanted, rtol=1e-4, atol=0)
+    torch.testing.assert_close(scale_of(data), wanted, rtol=1e-4, atol=0)
     assert lengths(data.starts) == (289, 96, 96) and len(data.training) == 312
 
 
@@ -283,7 +287,7 @@ def test_a_memory_mapped_field_gives_what_a_field_in_memory_gives(registered, mo
     mapped = WindowedField(load_field("Tiny", folder), 6, 4)
     assert inside.field.values.dtype == torch.float32 and str(mapped.field.values.dtype) == f"torch.{dtype}"
     assert mapped.metadata() == inside.metadata()
-    assert torch.equal(mapped.fluctuation_scale(), inside.fluctuation_scale())
+    assert torch.equal(scale_of(mapped), scale_of(inside))
     for one, other in zip(inside.batches("test", 5), mapped.batches("test", 5), strict=True):
         assert torch.equal(one.future, other.future)
         assert all(torch.equal(value, parts_of(other.context)[name]) for name, value in parts_of(one.context).items())
@@ -345,7 +349,7 @@ def test_values_after_the_training_part_reach_neither_scaler_nor_scale_where_val
     values = with_gaps(random_values(120, 5))
     altered = np.where(np.arange(120)[:, None] < 76, values, values * -7 + 3)
     plain, probe = (WindowedField(make_field(each), 6, 4) for each in (values, altered))
-    assert plain.scaler == probe.scaler and torch.equal(plain.fluctuation_scale(), probe.fluctuation_scale())
+    assert plain.scaler == probe.scaler and torch.equal(scale_of(plain), scale_of(probe))
     for one, other in zip(plain.batches("train", 16), probe.batches("train", 16), strict=True):
         assert torch.equal(one.future, other.future)
         assert all(torch.equal(value, parts_of(other.context)[name]) for name, value in parts_of(one.context).items())
@@ -362,7 +366,7 @@ def test_a_node_a_billion_times_larger_than_the_rest_stays_finite(gaps):
                 continue
             assert each.isfinite().all() and each.dtype == torch.float32
         assert data.scaler.physical(batch.future).isfinite().all()
-    assert data.fluctuation_scale().isfinite().all() and (data.fluctuation_scale() > 0).all()
+    assert scale_of(data).isfinite().all() and (scale_of(data) > 0).all()
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -46,35 +46,29 @@ TASK = "data_name", "history_len", "predict_len"  # flags that both stages must 
 
 # --- data ----------------------------------------------------------------------------------------------------
 
-def own_file(settings: dict) -> OwnFile | None:
-    """The user's own file of a configuration, None for a dataset of the registry."""
-    if not settings["data_path"]:
-        return None
-    return OwnFile(**{item.name: settings[item.name] for item in dataclasses.fields(OwnFile)})
+def from_flags(kind, settings: dict, prefix: str = ""):
+    """The dataclass `kind` with the values of those fields that are flags, named with a prefix."""
+    return kind(**{item.name: settings[prefix + item.name] for item in dataclasses.fields(kind)
+                   if prefix + item.name in settings})
 
 
-def oracle_settings(settings: dict) -> OracleSettings:
-    """The synthetic field of a configuration."""
-    return OracleSettings(**{name: settings[f"oracle_{name}"] for name in ("nodes", "steps", "length_scale", "skew")})
-
-
-def window_settings(settings: dict) -> WindowSettings:
-    """How a configuration splits and standardizes its field."""
-    return WindowSettings(**{item.name: settings[item.name] for item in dataclasses.fields(WindowSettings)})
+def read_field(settings: dict, data_dir: str, missing: str, like: FieldSummary | None = None) -> Field:
+    """The field of a configuration, see `data.fields.load_field`."""
+    own = from_flags(OwnFile, settings) if settings["data_path"] else None
+    return load_field(settings["data_name"], data_dir_from(data_dir), own, missing, settings["null_value"],
+                      from_flags(OracleSettings, settings, "oracle_"), like)
 
 
 def open_windows(settings: dict, data_dir: str, device: torch.device | str,
                  like: FieldSummary | None = None) -> WindowedField:
     """The dataset of a configuration, as windows on the device; like: see `data.fields.load_field`."""
-    field = load_field(settings["data_name"], data_dir_from(data_dir), own_file(settings), settings["missing"],
-                       settings["null_value"], oracle_settings(settings), like)
-    field = supported(field, settings["support"])
+    field = supported(read_field(settings, data_dir, settings["missing"], like), settings["support"])
     covariates = None
     if path := settings["covariates"]:
         covariates = read_covariates(path, field.calendar, field.node_names)
         field = field.with_notes(*(f"--covariates {path}: {note}" for note in covariates.notes))
-    data = WindowedField(field, settings["history_len"], settings["predict_len"], window_settings(settings), covariates,
-                         device)
+    data = WindowedField(field, settings["history_len"], settings["predict_len"], from_flags(WindowSettings, settings),
+                         covariates, device)
     for note in data.field.notes:
         print(f"note: {data.field.name}: {note}", file=sys.stderr)
     return data
@@ -114,8 +108,7 @@ def open_run_field(content: dict, data_dir: str, data_path: str = "") -> tuple[F
     field, config = FieldSummary.from_state(content["field"]), content["config"]
     config = config | {"node_table": "", "graph": "", "covariates": ""}  # the checkpoint holds what a forecast needs
     config = config | {"data_path": data_path, "start": ""} if data_path else located(config)  # the start of its own
-    found = load_field(config["data_name"], data_dir_from(data_dir), own_file(config), "mask", config["null_value"],
-                       oracle_settings(config), field)
+    found = read_field(config, data_dir, "mask", field)
     for note in found.notes:
         print(f"note: {config['data_path']}: {note}", file=sys.stderr)
     return found, field.step_at(found.calendar.times[found.segments[-1][0]])
@@ -249,24 +242,18 @@ def choose_margin(config: TrainConfig, data: WindowedField, objective: str) -> T
 
 
 def prepare_windows(model: Forecaster, batches) -> Callable[[Batch], torch.Tensor | None]:
-    """The function batch of some of these windows -> the frozen stage-1 output about them, computed once for all.
+    """The function batch of some of these windows, in time order -> the stage-1 output about them, computed once.
 
     None where that is too much to be kept: then the loss computes it at every step.
     """
-    starts = batches.starts.sort().values.to(next(model.parameters()).device)
+    starts = batches.starts.to(next(model.parameters()).device)
 
     @functools.cache
-    @torch.no_grad()
     def of_all() -> torch.Tensor | None:
-        kept = None
-        for batch in batches:
-            prepared = model.prepare(batch.future, batch.context)
-            if kept is None:
-                if prepared[0].nbytes * len(starts) > PREPARED_BYTES:
-                    return None
-                kept = prepared.new_empty(len(starts), *prepared.shape[1:])
-            kept[torch.searchsorted(starts, batch.start)] = prepared
-        return kept
+        first = next(iter(batches))
+        if model.prepare(first.future, first.context)[0].nbytes * len(starts) > PREPARED_BYTES:
+            return None
+        return torch.cat([model.prepare(batch.future, batch.context) for batch in batches])
 
     def prepared(batch: Batch) -> torch.Tensor | None:
         kept = of_all()

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from data.synthetic import OracleField, OraclePredictive, make_oracle
+from data.synthetic import OracleField, OraclePredictive, OracleSettings, make_oracle
 from data.windows import WindowedField
 from models import MeanModel, load_forecaster
 from models.margins import centred
 from models.quantiles import reorder, z_of_members
 from utils.config import FlagParser, output_path
 from utils.output.tables import markdown
-from utils.pipeline import open_windows, oracle_settings
+from utils.pipeline import from_flags, open_windows
 from utils.program import run_main
 from utils.scores import metrics
 from utils.scores.evaluation import evaluate_ensemble, joint_scores
@@ -100,7 +100,7 @@ def compare(folder: Path) -> dict:
         raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
     shown = [name for name in SHOWN if name in ours]
     data = open_windows(config, "", "cpu")
-    oracle = make_oracle(oracle_settings(config))
+    oracle = make_oracle(from_flags(OracleSettings, config, "oracle_"))
     steps, nodes = oracle.values.shape
     exact, around = (score_exact(data, oracle, ours["members"], limit=config["test_windows"], ensemble=ours["ensemble"],
                                  mean_model=model) for model in (None, load_forecaster(folder).model.mean_model))

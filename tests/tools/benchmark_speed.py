@@ -12,6 +12,7 @@ import time
 
 import torch
 
+from data.fluctuation import fluctuation_scale
 from data.registry import DATASETS
 from models import build_forecaster, build_mean_model, ensemble_sampler
 from utils.config import RECIPES, FlagParser, PretrainConfig, TrainConfig, output_path, resolve
@@ -60,7 +61,7 @@ def compare(configs: dict[str, TrainConfig], device: torch.device, rounds: int) 
         mean_model = build_mean_model(checkpoint.settings(resolve(PretrainConfig, shared)), data.metadata())
         model = build_forecaster(settings, mean_model, data.metadata()).to(device)
         model.fit_statistics(*(statistics_batches(data, chosen, split) for split in ("train", "calibration")),
-                             lambda: data.fluctuation_scale(chosen.scale_threshold))
+                             lambda: fluctuation_scale(data.measured, data.scaler, chosen.scale_threshold))
         optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=chosen.diffusion_lr)
         prepared = model.prepare(trained.future, trained.context)
         sample = ensemble_sampler(model, settings, device)
