@@ -250,10 +250,12 @@ def prepare_windows(model: Forecaster, batches) -> Callable[[Batch], torch.Tenso
 
     @functools.cache
     def of_all() -> torch.Tensor | None:
-        first = next(iter(batches))
-        if model.prepare(first.future, first.context)[0].nbytes * len(starts) > PREPARED_BYTES:
-            return None
-        return torch.cat([model.prepare(batch.future, batch.context) for batch in batches])
+        parts = []
+        for batch in batches:
+            parts.append(model.prepare(batch.future, batch.context))
+            if parts[0][0].nbytes * len(starts) > PREPARED_BYTES:
+                return None
+        return torch.cat(parts)
 
     def prepared(batch: Batch) -> torch.Tensor | None:
         kept = of_all()
