@@ -113,11 +113,11 @@ def test_the_cross_check_reports_both_estimators_and_their_difference(data, monk
     assert check["windows"] == 3 and check["properscoring"] == pytest.approx(truths, rel=1e-5)
     assert check["ours"] == pytest.approx(truths, rel=1e-5) and check["largest_difference"] < 1e-5
 
-    differences = iter([0.1, 0.7, 0.2])
-    monkeypatch.setattr(evaluation, "crps_cross_check", lambda members, truth: {
-        "ours": 1.0, "properscoring": 2.0, "largest_difference": next(differences)})
-    assert cross_check(draw, batches, data.scaler.physical) == {
-        "windows": 3, "ours": 1.0, "properscoring": 2.0, "largest_difference": 0.7}
+    differences = iter([0.1, 0.7, 0.4])
+    monkeypatch.setattr(evaluation, "crps_fair", lambda ordered, truth: torch.ones_like(truth))
+    monkeypatch.setattr(evaluation, "crps_by_properscoring", lambda ordered, truth: 1 + next(differences) + 0 * truth)
+    assert cross_check(draw, batches, data.scaler.physical) == pytest.approx({
+        "windows": 3, "ours": 1.0, "properscoring": 1.4, "largest_difference": 0.7})
 
 
 @pytest.mark.parametrize("nodes, device, chosen, rows", [

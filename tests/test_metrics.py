@@ -45,6 +45,10 @@ def score(members, truth, chunk=None):
     return scores.compute()
 
 
+def everywhere(truth):
+    return torch.ones_like(truth, dtype=torch.bool)
+
+
 def flat(report):
     """All scores by name; of nodes those that have any."""
     parts = {f"{name}@{part}": [each for each in values if each is not None]
@@ -88,18 +92,13 @@ def test_fair_crps_has_no_bias_whatever_the_number_of_members(members):
     assert metrics.crps_fair(ordered, truth).mean().item() == pytest.approx(perfect, abs=0.005)
 
 
-def test_crps_agrees_with_properscoring():
+@pytest.mark.parametrize("elements", [2**22, 600])
+def test_crps_agrees_with_properscoring_whatever_its_chunks(elements, monkeypatch):
+    monkeypatch.setattr(metrics, "_CHUNK_ELEMENTS", elements)
     members, truth = forecast(members=50)
-    check = metrics.crps_cross_check(members, truth)
-    assert check["largest_difference"] < 1e-12
-    assert check["ours"] == pytest.approx(check["properscoring"], rel=1e-12)
-
-
-def test_the_cross_check_does_not_depend_on_its_chunks(monkeypatch):
-    members, truth = forecast()
-    whole = metrics.crps_cross_check(members, truth)
-    monkeypatch.setattr(metrics, "_CHUNK_ELEMENTS", 600)
-    assert metrics.crps_cross_check(members, truth) == whole
+    ordered, truth = members.sort(dim=1).values.movedim(1, -1).flatten(0, -2), truth.flatten()
+    theirs = metrics.crps_by_properscoring(ordered, truth)
+    torch.testing.assert_close(metrics.crps_fair(ordered, truth), theirs, rtol=0, atol=1e-12)
 
 
 def test_crps_agrees_with_scoringrules():
@@ -132,7 +131,8 @@ def test_interval_score_agrees_with_scoringrules():
 def bins_of(members, truth):
     """The bins that share one observation, and that their shares are equal."""
     quantiles = metrics.member_quantiles(torch.tensor(members).view(1, -1, 1, 1))
-    pairs = metrics.decile_counts(quantiles[:, metrics.DECILES], torch.tensor(truth).view(1, 1, 1))
+    truth = torch.tensor(truth).view(1, 1, 1)
+    pairs = metrics.decile_counts(quantiles[:, metrics.DECILES], truth, everywhere(truth))
     counts = metrics.shared_bins(pairs)[0]
     bins = counts.nonzero().flatten().tolist()
     assert counts[bins].tolist() == pytest.approx([1 / len(bins)] * len(bins))
@@ -172,7 +172,8 @@ def test_an_observation_on_many_edges_is_spread_over_all_bins_that_touch_them():
 
 def test_without_ties_the_bins_are_those_of_card():
     members, truth = forecast(batch=40, members=50)
-    pairs = metrics.decile_counts(metrics.member_quantiles(members.sort(dim=1).values)[:, metrics.DECILES], truth)
+    quantiles = metrics.member_quantiles(members.sort(dim=1).values)
+    pairs = metrics.decile_counts(quantiles[:, metrics.DECILES], truth, everywhere(truth))
     counts = metrics.shared_bins(pairs)
     assert counts.dtype == torch.float64
     np.testing.assert_array_equal(counts, lowest_bin_counts(members, truth))
@@ -181,7 +182,8 @@ def test_without_ties_the_bins_are_those_of_card():
 
 def test_observations_on_edges_count_in_the_lowest_bin_by_the_rule_of_card():
     members, truth = ((x - 8).clamp_min(0).round() for x in forecast(batch=40, members=50))
-    pairs = metrics.decile_counts(metrics.member_quantiles(members.sort(dim=1).values)[:, metrics.DECILES], truth)
+    quantiles = metrics.member_quantiles(members.sort(dim=1).values)
+    pairs = metrics.decile_counts(quantiles[:, metrics.DECILES], truth, everywhere(truth))
     np.testing.assert_array_equal(metrics.lowest_bins(pairs), lowest_bin_counts(members, truth))
     assert not torch.equal(metrics.lowest_bins(pairs), metrics.shared_bins(pairs))
     report = score(members, truth)
@@ -192,17 +194,17 @@ def test_observations_on_edges_count_in_the_lowest_bin_by_the_rule_of_card():
 @pytest.mark.parametrize("zeros", [0.3, 0.82, 0.88])
 def test_a_perfect_forecast_of_many_zeros_scores_near_the_floor(zeros):
     ordered, truth = zero_inflated(zeros)
-    pairs = metrics.decile_counts(metrics.member_quantiles(ordered)[:, metrics.DECILES], truth)
+    pairs = metrics.decile_counts(metrics.member_quantiles(ordered)[:, metrics.DECILES], truth, everywhere(truth))
     counts = metrics.shared_bins(pairs)
     assert metrics.bin_error(counts).item() < metrics.perfect_qice(50) + 0.002
     assert metrics.bin_error(metrics.lowest_bins(pairs)).item() > (0.04 if zeros < 0.5 else 0.1)
-    assert metrics.bin_error(metrics.pit_counts(ordered, truth)).item() < 0.003
+    assert metrics.bin_error(metrics.pit_counts(ordered, truth, everywhere(truth))).item() < 0.003
 
 
 @pytest.mark.parametrize("members", [3, 20, 50])
 def test_the_pit_of_a_perfect_ensemble_is_flat_whatever_the_number_of_members(members):
     draws = torch.randn(200_000, members + 1)
-    counts = metrics.pit_counts(draws[:, 1:].sort(dim=1).values, draws[:, 0])
+    counts = metrics.pit_counts(draws[:, 1:].sort(dim=1).values, draws[:, 0], everywhere(draws[:, 0]))
     assert counts.sum().item() == pytest.approx(200_000)
     assert metrics.bin_error(counts).item() < 0.001
 
@@ -216,7 +218,8 @@ def test_the_pit_spreads_each_observation_over_its_ranks(ties):
     for x, y in zip(members.movedim(1, -1).reshape(-1, 9).numpy(), truth.flatten().numpy(), strict=True):
         low, high = (x < y).sum() / 10, ((x <= y).sum() + 1) / 10
         expected += np.diff(np.clip((edges - low) / (high - low), 0, 1))
-    np.testing.assert_allclose(metrics.pit_counts(members.sort(dim=1).values, truth), expected, atol=1e-12)
+    found = metrics.pit_counts(members.sort(dim=1).values, truth, everywhere(truth))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
     report = score(members, truth, chunk=4)
     assert report["PIT"] == pytest.approx((expected / expected.sum()).tolist())
     assert sum(report["PIT"]) == pytest.approx(1)
@@ -225,7 +228,7 @@ def test_the_pit_spreads_each_observation_over_its_ranks(ties):
 
 def test_the_pit_of_a_narrow_ensemble_piles_up_at_both_ends():
     draws = torch.randn(20_000, 21)
-    counts = metrics.pit_counts((0.3 * draws[:, 1:]).sort(dim=1).values, draws[:, 0])
+    counts = metrics.pit_counts((0.3 * draws[:, 1:]).sort(dim=1).values, draws[:, 0], everywhere(draws[:, 0]))
     assert counts[0] > 4 * counts[10] and counts[-1] > 4 * counts[10]
 
 
@@ -234,7 +237,8 @@ def test_the_floors_are_what_a_perfect_ensemble_scores(members):
     draws = torch.rand(400_000, members + 1)
     quantiles = metrics.member_quantiles(draws[:, 1:].sort(dim=1).values[..., None, None])
     truth = draws[:, :1, None]
-    qice = metrics.bin_error(metrics.shared_bins(metrics.decile_counts(quantiles[:, metrics.DECILES], truth))).item()
+    pairs = metrics.decile_counts(quantiles[:, metrics.DECILES], truth, everywhere(truth))
+    qice = metrics.bin_error(metrics.shared_bins(pairs)).item()
     coverage = metrics.covered(quantiles[:, 0], quantiles[:, -1], truth).double().mean().item()
     assert qice == pytest.approx(metrics.perfect_qice(members), abs=4e-4)
     assert coverage == pytest.approx(metrics.perfect_coverage(members), abs=2e-3)
@@ -282,7 +286,7 @@ def test_variogram_score_agrees_with_scoringrules():
     members, truth = forecast()
     node = truth.shape[-1]
     theirs = scoringrules.vs_ensemble(truth.numpy(), members.numpy(), m_axis=1, v_axis=-1, p=0.5)
-    np.testing.assert_allclose(metrics.variogram_score(members, truth), theirs / (node * (node - 1)))
+    np.testing.assert_allclose(metrics.variogram_score(members, truth, everywhere(truth)), theirs / (node * (node - 1)))
 
 
 def test_variogram_pairs_are_all_pairs_of_a_small_field():
@@ -303,9 +307,9 @@ def test_variogram_pairs_of_a_large_field_are_always_the_same_distinct_ones():
 
 def test_variogram_score_does_not_depend_on_its_chunks(monkeypatch):
     members, truth = forecast()
-    whole = metrics.variogram_score(members, truth)
+    whole = metrics.variogram_score(members, truth, everywhere(truth))
     monkeypatch.setattr(metrics, "_CACHE_ELEMENTS", 3 * members[..., 0].numel())
-    torch.testing.assert_close(metrics.variogram_score(members, truth), whole)
+    torch.testing.assert_close(metrics.variogram_score(members, truth, everywhere(truth)), whole)
 
 
 def test_joint_scores_punish_a_forecast_whose_nodes_were_shuffled():
@@ -607,7 +611,7 @@ def test_masked_scores_are_those_of_the_observed_targets_one_by_one():
         square.append((x.mean(1) - y).square().flatten())
         energy.append(metrics.energy_score(x, y))
         if seen.sum() > 1:
-            pairs.append(metrics.variogram_score(x, y))
+            pairs.append(metrics.variogram_score(x, y, everywhere(y)))
     assert found["CRPS_fair_physical"] == pytest.approx(float(torch.cat(crps).mean()), rel=1e-9)
     assert found["RMSE"] == pytest.approx(float(torch.cat(square).mean().sqrt()), rel=1e-9)
     assert found["energy_score"] == pytest.approx(float(torch.stack(energy).mean()), rel=1e-9)

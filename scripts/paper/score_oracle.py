@@ -65,7 +65,7 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
 def law_curve(data: WindowedField, oracle: OracleField) -> dict:
     """Correlation between nodes under the predictive distribution, the same at every step, against distance."""
     scores = joint_scores(data)
-    nodes = scores.correlated.cpu()
+    nodes = scores.correlated
     first, second = nodes[torch.triu_indices(len(nodes), len(nodes), 1)]
     law, spread = oracle.spatial_covariance[first, second], oracle.spread.mean(0)
     pairs = {"weight": spread[first] * spread[second], **dict.fromkeys(("observed", "forecast", "control"), law)}

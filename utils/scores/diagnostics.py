@@ -21,7 +21,7 @@ class Diagnostics:
     def update(self, members, truth, observed=None):
         """Add a chunk of windows, see `metrics.EnsembleScores.update`."""
         observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
-        part = Chunk(members.double(), truth.where(observed, 0).double())
+        part = Chunk(members.double(), truth.where(observed, 0).double(), observed)
         truth, mean = part.truth, part.mean
         error, variance = (truth - mean) * observed, part.variance() * observed
         variance = variance.where(variance > 1e-24 * mean.square(), 0.0)  # of equal members: the rounding of their mean

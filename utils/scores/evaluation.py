@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from utils.scores.diagnostics import pair_distances
 from utils.scores.joint import NEIGHBOURS, JointScores
-from utils.scores.metrics import EnsembleScores, crps_cross_check, plain
+from utils.scores.metrics import EnsembleScores, crps_by_properscoring, crps_fair, plain, sort_members
 from utils.scores.texture import FAR, TextureScores
 from utils.training.distributed import SINGLE_PROCESS, Processes
 
@@ -100,12 +100,14 @@ def cross_check(sample, batches, physical) -> dict:
     """CRPS of some windows, one in each batch, by our estimator and by properscoring, and their largest difference."""
     checks = []
     for batch in batches:
-        target_mask = slice(None) if batch.target_mask is None else batch.target_mask[0].flatten()
-        checks.append(crps_cross_check(physical(sample(batch)).flatten(2)[..., target_mask],
-                                       batch.truth.flatten(1)[..., target_mask]))
-    count = len(checks)
-    means = {name: sum(check[name] for check in checks) / count for name in ("ours", "properscoring")}
-    return {"windows": count, **means, "largest_difference": max(check["largest_difference"] for check in checks)}
+        observed = batch.counts.bool()
+        truth = batch.truth[observed].double().cpu()
+        ordered = sort_members(physical(sample(batch)).movedim(1, -1)[observed].double().cpu())
+        ours, theirs = crps_fair(ordered, truth), crps_by_properscoring(ordered, truth)
+        checks.append(torch.stack([ours.mean(), theirs.mean(), (ours - theirs).abs().max()]))
+    ours, theirs, difference = torch.stack(checks, dim=1)
+    return {"windows": len(checks), "ours": ours.mean().item(), "properscoring": theirs.mean().item(),
+            "largest_difference": difference.max().item()}
 
 
 @torch.no_grad()

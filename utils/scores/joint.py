@@ -96,7 +96,7 @@ class JointScores:
 
     def __init__(self, node, neighbours=None, distances=lambda first, second: None, precision=torch.float64):
         self.precision, self.distances = precision, distances
-        self.pairs, self.regions = metrics.variogram_pairs(node), random_regions(node)
+        self.regions = random_regions(node)
         self.some = torch.linspace(0, node - 1, min(CENTRES, node)).round().long()  # evenly over their order
         self.correlated = random_nodes(node, min(MAX_CORRELATED_NODES, node))
         self.neighbourhoods = self.some.new_empty(0, 1) if neighbours is None else neighbours[self.some]
@@ -110,14 +110,14 @@ class JointScores:
     @torch.no_grad()
     def update(self, members, truth, start, observed=None):
         """Add a chunk of windows, which begin at `start` (batch,); the others as in `metrics.EnsembleScores.update`."""
-        physical = (truth if observed is None else truth.where(observed, 0)).double()
+        observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
+        physical = truth.where(observed, 0).double()
         members, truth, unit = metrics.in_units(members, truth, observed, self.precision)
-        self._to(members.device)
         near, control = members[..., self.some], shuffled(members, start, axis=3)
         without = {
             **self._space(control, truth, observed), **self._time(shuffled(near, start, axis=2), truth, observed),
             "energy_score": metrics.energy_score(control, truth),
-            "variogram_score": metrics.variogram_score(control, truth, pairs=self.pairs, observed=observed),
+            "variogram_score": metrics.variogram_score(control, truth, observed),
         }
         chunk = {
             **self._space(members, truth, observed), **self._time(near, truth, observed),
@@ -125,44 +125,36 @@ class JointScores:
             **self._errors(truth - members.mean(1), observed),
         }
         chunk = {name: value * unit ** _power(name) for name, value in chunk.items()}
-        chunk |= {**self._sizes(physical, observed), **metrics.field_counts(truth, observed, self.pairs)}
+        chunk |= {**self._sizes(physical, observed), **metrics.field_counts(observed)}
         self.sums = {name: self.sums.get(name, 0) + value.sum(0) for name, value in chunk.items()}
         self._windows.append({name: value for name, value in chunk.items() if name in BY_WINDOW})
-
-    def _to(self, device):
-        for name in ("pairs", "some", "correlated", "neighbourhoods"):
-            setattr(self, name, getattr(self, name).to(device))
-        self.regions = [nodes.to(device) for nodes in self.regions]
 
     def _space(self, members, truth, observed):
         """What the order of members by node changes: scores of means and maxima over sets, and products of nodes."""
         found = self._over_sets(torch.cat([truth.unsqueeze(1), members], 1), observed)
-        seen = None if observed is None else self._over_sets(observed.to(truth).unsqueeze(1))[:, 0] > 0
+        seen = self._over_sets(observed.to(truth).unsqueeze(1), observed)[:, 0] > 0
         truth, ordered = found[:, 0], metrics.sort_members(found[:, 1:])
         crps = metrics.crps_quantile(metrics.member_quantiles(ordered), truth)
         chunk = {"node products": _products(_around_mean(members[..., self.correlated]).flatten(0, 2))}
         for name, sets in self.families.items():
             chunk[f"crps_{name}"] = crps[..., sets].sum((1, 2), dtype=torch.float64)
-            chunk[f"PIT_{name}"] = metrics.pit_counts(ordered[..., sets], truth[..., sets],
-                                              None if seen is None else seen[..., sets]).unsqueeze(0)
+            counts = metrics.pit_counts(ordered[..., sets], truth[..., sets], seen[..., sets])
+            chunk[f"PIT_{name}"] = counts.unsqueeze(0)
         return chunk
 
-    def _over_sets(self, fields, observed=None):
+    def _over_sets(self, fields, observed):
         """Mean of the field, of every region and neighbourhood, and maximum of every region; 0 where none is observed.
 
         With gaps a mean is the sum of the observed nodes over the size of the set.
         Shapes: fields (batch, row, horizon, node), 0 where not observed -> (batch, row, horizon, set), see `families`.
         """
-        by_node = low = fields.permute(3, 0, 1, 2).contiguous()  # a node is then one piece of memory
-        if observed is not None:
-            low = by_node.masked_fill(~observed.permute(2, 0, 1).unsqueeze(2), -torch.inf)
-        means, highest = [by_node.mean(0)], []
-        for nodes in self.regions:
-            picked = by_node.index_select(0, nodes)
-            means.append(picked.mean(0))
-            highest.append((picked if observed is None else low.index_select(0, nodes)).amax(0))
-        found = torch.stack([*means, *highest, *by_node[self.neighbourhoods].mean(1)], -1)
-        return found if observed is None else found.where(found.isfinite(), 0)
+        by_node = fields.permute(3, 0, 1, 2).contiguous()  # a node is then one piece of memory
+        low = by_node.masked_fill(~observed.permute(2, 0, 1).unsqueeze(2), -torch.inf)
+        regions = [nodes.to(by_node.device) for nodes in self.regions]
+        found = torch.stack([by_node.mean(0), *(by_node.index_select(0, nodes).mean(0) for nodes in regions),
+                             *(low.index_select(0, nodes).amax(0) for nodes in regions),
+                             *by_node[self.neighbourhoods].mean(1)], -1)
+        return found.where(found.isfinite(), 0)
 
     def _time(self, members, truth, observed):
         """What the order of members by step changes: scores of increments of some nodes, and products of steps."""
@@ -174,8 +166,6 @@ class JointScores:
 
     def _increments(self, fields, observed):
         """Steps of fields (batch, row, horizon, some nodes), 0 where one of the two is not observed."""
-        if observed is None:
-            return fields.diff(dim=2)
         both = observed[:, 1:, self.some] & observed[:, :-1, self.some]
         return fields.diff(dim=2).where(both.unsqueeze(1), 0)
 
@@ -188,7 +178,7 @@ class JointScores:
 
     def _errors(self, error, observed):
         """Moments of the errors of the mean, between nodes and between steps. Shapes: error (batch, horizon, node)."""
-        weight = torch.ones_like(error) if observed is None else observed.to(error)
+        weight = observed.to(error)
         rows = {"node": [x[..., self.correlated].flatten(0, 1) for x in (error, weight)],
                 "step": [x[..., self.some].transpose(1, 2).flatten(0, 1) for x in (error, weight)]}
         return {f"{between} {name}": value for between, (x, w) in rows.items() for name, value in
@@ -205,7 +195,7 @@ class JointScores:
         Shapes: first, second (the nodes), observed, forecast, control, weight, each (pair,), in numpy.
         """
         sums = {name: value.cpu() for name, value in self.sums.items()}
-        errors, nodes = _error_covariance(sums, "node"), self.correlated.cpu()
+        errors, nodes = _error_covariance(sums, "node"), self.correlated
         first, second = torch.triu_indices(len(nodes), len(nodes), 1)
         deviation = errors.diagonal().sqrt()
         found = {"first": nodes[first], "second": nodes[second], "observed": correlation(errors)[first, second]}

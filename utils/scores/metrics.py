@@ -5,6 +5,7 @@ Axes: members (batch, member, horizon, node), truth (batch, horizon, node). Unit
 SCORES.
 """
 
+import functools
 import math
 import random
 from collections.abc import Callable
@@ -99,16 +100,16 @@ def covered(lower, upper, truth):
 
 # --- calibration --------------------------------------------------------------------------------------------
 
-def decile_counts(deciles, truth, observed=None):
+def decile_counts(deciles, truth, observed):
     """Observations of each horizon, counted by how many of the members' nine deciles are < truth, and <= truth.
 
-    Shapes: deciles (batch, 9, horizon, node), truth and observed (None: all are) (batch, horizon, node)
+    Shapes: deciles (batch, 9, horizon, node), truth and observed (batch, horizon, node)
     -> (horizon, below, upto) of 10 each, float64.
     """
     horizon, truth = truth.shape[1], truth.unsqueeze(1)
     below, upto = (x.sum(1, dtype=torch.int32) for x in (deciles < truth, deciles <= truth))
     step = torch.arange(horizon, device=truth.device).view(-1, 1)
-    pairs = _kept(100 * step + 10 * below + upto, observed)
+    pairs = (100 * step + 10 * below + upto)[observed]
     return torch.bincount(pairs, minlength=100 * horizon).view(horizon, 10, 10).double()
 
 
@@ -139,18 +140,18 @@ def bin_error(counts):
     return (counts / counts.sum(-1, keepdim=True) - 1 / counts.shape[-1]).abs().mean(-1)
 
 
-def pit_counts(ordered, truth, observed=None):
+def pit_counts(ordered, truth, observed):
     """Histogram of the randomised probability integral transform: flat when the forecast is calibrated.
 
         below, tied = number of members < truth, = truth
         the observation is spread evenly over [below, below + tied + 1] / (M + 1)
 
-    Shapes: ordered (batch, M, ...), truth and observed (None: all are) (batch, ...) -> (PIT_BINS,), float64.
+    Shapes: ordered (batch, M, ...), truth and observed (batch, ...) -> (PIT_BINS,), float64.
     Source: Czado et al. 2009 (randomised PIT, in expectation); ranks: Hamill 2001.
     """
     ranks, truth = ordered.shape[1] + 1, truth.unsqueeze(1)
     below, upto = (x.sum(1, dtype=torch.int32) for x in (ordered < truth, ordered <= truth))
-    pairs = torch.bincount(_kept(below.long() * ranks + upto, observed))
+    pairs = torch.bincount((below.long() * ranks + upto)[observed])
     seen = pairs.nonzero()
     low, high = (seen // ranks).double() / ranks, (seen % ranks + 1).double() / ranks
     edge = torch.arange(PIT_BINS + 1, device=seen.device).double() / PIT_BINS
@@ -158,16 +159,12 @@ def pit_counts(ordered, truth, observed=None):
     return (pairs[seen[:, 0]].double().unsqueeze(1) * beyond.diff(dim=1)).sum(0)
 
 
-def _kept(values, observed):
-    return values.flatten() if observed is None else values[observed]
-
-
-def event_counts(probability, event, observed=None):
+def event_counts(probability, event, observed):
     """Number of targets, sum of their probabilities and number of events, in EVENT_BINS bins of the probability.
 
     Shapes: probability, event, observed (batch, ...) -> (3, EVENT_BINS), float64. Source: Murphy and Winkler 1977.
     """
-    probability, event = _kept(probability, observed).double(), _kept(event, observed).double()
+    probability, event = probability[observed].double(), event[observed].double()
     place = (probability * EVENT_BINS).long().clamp_max(EVENT_BINS - 1)
     return torch.stack([add_at(weight.new_zeros(EVENT_BINS), place, weight)
                         for weight in (torch.ones_like(event), probability, event)])
@@ -212,6 +209,7 @@ def energy_score(members, truth):
     return squared_norm.sqrt().mean(-1) - spread / members.shape[1]**2
 
 
+@functools.cache
 def variogram_pairs(num_nodes):
     """Node pairs i < j of the variogram score: all, or MAX_VARIOGRAM_PAIRS by the number of nodes alone: (2, pair)."""
     total = num_nodes * (num_nodes - 1) // 2
@@ -223,51 +221,43 @@ def variogram_pairs(num_nodes):
     return torch.tensor([first, second], dtype=torch.long)
 
 
-def variogram_score(members, truth, pairs=None, observed=None):
+def variogram_score(members, truth, observed):
     """Variogram score over node pairs: observed against expected differences between nodes.
 
         mean over pairs (i, j) of (sqrt(|truth_i - truth_j|) - mean_m sqrt(|x_mi - x_mj|))^2
 
-    A single node has no pairs and scores 0. A mask `observed` (as truth) leaves the pairs of which it has both.
-    Shapes: members (batch, M, horizon, node), truth (batch, horizon, node), pairs (2, pair)
-    -> (batch, horizon), float64. Source: Scheuerer and Hamill 2015, equal weights; a mean where they sum.
+    Of the pairs those count of which both are observed; without any, as of a single node, it is 0.
+    Shapes: members (batch, M, horizon, node), truth and observed (batch, horizon, node) -> (batch, horizon), float64.
+    Source: Scheuerer and Hamill 2015, equal weights; a mean where they sum.
     """
-    pairs = (variogram_pairs(truth.shape[-1]) if pairs is None else pairs).to(members.device)
-
     def variogram(by_node, first, second):
         gap = by_node.index_select(0, first).sub_(by_node.index_select(0, second)).abs_()
         return gap.clamp_min_(torch.finfo(gap.dtype).tiny).pow_(0.5)  # the root of exactly 0 is slow
 
     # nodes first: a node is then one piece of memory, and the mean over members runs along rows
-    members_by_node, truth_by_node = members.permute(3, 1, 0, 2).contiguous(), truth.permute(2, 0, 1).contiguous()
+    members_by_node = members.permute(3, 1, 0, 2).contiguous()
+    truth_by_node, observed_by_node = (x.permute(2, 0, 1).contiguous() for x in (truth, observed))
     score = truth.new_zeros(truth.shape[:2], dtype=torch.float64)
-    observed_by_node = None if observed is None else observed.permute(2, 0, 1).contiguous()
     elements = _CACHE_ELEMENTS if members.device.type == "cpu" else _CHUNK_ELEMENTS
+    pairs = variogram_pairs(truth.shape[-1]).to(members.device)
     for first, second in pairs.split(max(1, elements // max(1, members[..., 0].numel())), dim=1):
         gap = variogram(truth_by_node, first, second) - variogram(members_by_node, first, second).mean(1)
-        if observed is not None:
-            gap *= observed_by_node[first] & observed_by_node[second]
+        gap *= observed_by_node[first] & observed_by_node[second]
         score += gap.square_().sum(0, dtype=torch.float64)
-    return score / (max(1, pairs.shape[1]) if observed is None else observed_pairs(observed, pairs).clamp_min(1))
+    return score / observed_pairs(observed).clamp_min(1)
 
 
-def observed_pairs(observed, pairs):
-    """How many of the node pairs are observed both. Shapes: observed (batch, horizon, node) -> (batch, horizon)."""
-    by_node = observed.permute(2, 0, 1).contiguous()
-    count = torch.zeros(observed.shape[:2], dtype=torch.float64, device=observed.device)
-    for first, second in pairs.to(observed.device).split(max(1, _CACHE_ELEMENTS // max(1, count.numel())), dim=1):
-        count += (by_node[first] & by_node[second]).sum(0)
-    return count
+def observed_pairs(observed):
+    """How many of the node pairs are observed both. Shapes: (batch, horizon, node) -> (batch, horizon), float64."""
+    first, second = variogram_pairs(observed.shape[-1]).to(observed.device)
+    return (observed[..., first] & observed[..., second]).sum(-1, dtype=torch.float64)
 
 
-def field_counts(truth, observed, pairs):
+def field_counts(observed):
     """What sums over fields are divided by: targets, and fields that have one, or a pair: each (batch, horizon)."""
-    if observed is None:
-        ones = torch.ones_like(truth[..., 0], dtype=torch.float64)
-        return {"targets": ones * truth.shape[2], "fields": ones, "paired_fields": ones}
     targets = observed.sum(2, dtype=torch.float64)
     fields = (targets > 0).double()
-    paired = (observed_pairs(observed, pairs) > 0).double() if pairs.shape[1] else fields
+    paired = (observed_pairs(observed) > 0).double() if observed.shape[2] > 1 else fields
     return {"targets": targets, "fields": fields, "paired_fields": paired}
 
 
@@ -276,8 +266,8 @@ def field_counts(truth, observed, pairs):
 class Chunk:
     """Some windows as the scores see them: members and truth by `in_units`, and what several scores need of them."""
 
-    def __init__(self, members, truth, observed=None, pairs=None):
-        self.members, self.truth, self.observed, self.pairs = members, truth, observed, pairs
+    def __init__(self, members, truth, observed):
+        self.members, self.truth, self.observed = members, truth, observed
         self.ordered, self.mean = sort_members(members), members.mean(1)
         self.quantiles = member_quantiles(self.ordered)
         self.interval = self.quantiles[:, 0], self.quantiles[:, -1]
@@ -316,8 +306,7 @@ SCORES = {
     "MAE": Score(lambda chunk: (chunk.mean - chunk.truth).abs(), "error_mean"),
     "MAE_median": Score(lambda chunk: (chunk.quantiles[:, MEDIAN] - chunk.truth).abs(), "error_median"),
     "energy_score": Score(lambda chunk: energy_score(chunk.members, chunk.truth), "energy_score", "fields"),
-    "variogram_score": Score(lambda chunk: variogram_score(chunk.members, chunk.truth, pairs=chunk.pairs,
-                                                           observed=chunk.observed),
+    "variogram_score": Score(lambda chunk: variogram_score(chunk.members, chunk.truth, chunk.observed),
                              "variogram_score", "paired_fields"),
 }
 """Scores by their names in `metrics.json`; docs/scores.md defines them."""
@@ -334,21 +323,19 @@ BY_WINDOW = ("targets", "abs_truth", "abs_truth_sum",
              *(score.column for score in SCORES.values() if score.by_window))  # columns of windows.csv
 
 
-def in_units(members, truth, observed=None, precision=torch.float64):
+def in_units(members, truth, observed, precision):
     """Members and truth relative to the level and size of the field, so that float32 is precise enough, and the size.
 
         (value - level) / unit,    level = median of the truth, unit = power of 2 next to the largest distance from it
 
-    In float64 they stay as they are, unit 1. Where not `observed`, both become 0.
+    In float64 they stay as they are, unit 1. Where not `observed`, both become 0: a target without error.
     Shapes: members (batch, M, ...), truth and observed (batch, ...) -> members, truth alike, a number.
     """
-    level, unit = truth.new_zeros((), dtype=torch.float64), 1.0
-    seen = truth if observed is None else truth[observed]
+    level, unit, seen = truth.new_zeros((), dtype=torch.float64), 1.0, truth[observed]
     if precision != torch.float64 and seen.numel():
         level = seen.median().float().double()
-    if observed is not None:  # what is masked becomes a target without error
-        members, truth = members.where(observed.unsqueeze(1), level), truth.where(observed, level)
-    members, truth = (torch.sub(x, level, out=torch.empty_like(x, dtype=precision)) for x in (members, truth))
+    members, truth = (torch.sub(x, level, out=torch.empty_like(x, dtype=precision)).masked_fill_(~counts, 0)
+                      for x, counts in ((members, observed.unsqueeze(1)), (truth, observed)))
     if precision != torch.float64:
         largest = max(abs(float(x)) for each in (members, truth) for x in each.aminmax())
         unit = 2.0 ** math.frexp(largest)[1] if largest else 1.0
@@ -372,39 +359,37 @@ class EnsembleScores:
     def __init__(self, horizon, node, members, precision=torch.float64, threshold=None):
         if members < 2:
             raise ValueError(f"--nsample {members} is too few: ensemble scores need at least 2 members")
-        self.horizon, self.node, self.members, self.precision = horizon, node, members, precision
-        self.pairs, self.threshold = variogram_pairs(node), threshold
+        self.horizon, self.node, self.members = horizon, node, members
+        self.precision, self.threshold = precision, threshold
         self.sums, self._windows = {}, []
 
     @torch.no_grad()
     def update(self, members, truth, observed=None):
-        """Add a chunk of windows; `observed`, as truth: which targets count. Units: physical.
+        """Add a chunk of windows; `observed`, as truth: which targets count; None: all. Units: physical.
 
         Raises: ValueError for another shape or number of members, and for values that are not finite.
         """
-        physical = (truth if observed is None else truth.where(observed, 0)).double()
-        self._check(members if observed is None else members.where(observed.unsqueeze(1), 0), physical)
+        observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
+        physical = truth.where(observed, 0).double()
+        self._check(members, physical, observed)
         event = {} if self.threshold is None else {
             "probability": (members > self.threshold).mean(1, dtype=torch.float64), "event": truth > self.threshold}
         members, truth, unit = in_units(members, truth, observed, self.precision)
-        self.pairs = self.pairs.to(members.device)
-        part = Chunk(members, truth, observed, self.pairs)
+        part = Chunk(members, truth, observed)
 
         scores = (*SCORES.values(), *MOMENTS.values())
         values = {score.column: score.value(part) for score in scores}
         if event:
             values |= {"brier": (event["probability"] - event["event"].double()).square(), "events": event["event"]}
-        if observed is not None:
-            values = {name: value * observed if value.dim() == 3 else value for name, value in values.items()}
+        values = {name: value * observed if value.dim() == 3 else value for name, value in values.items()}
         by_step = {name: value.sum(2, dtype=torch.float64) if value.dim() == 3 else value
                    for name, value in values.items()}
         by_step |= {score.column: by_step[score.column] * unit**score.power for score in scores}
         by_step |= {"abs_truth": physical.abs().sum(2), "abs_truth_sum": physical.sum(2).abs(),
-                    "windows": torch.ones_like(physical[..., 0]), **field_counts(truth, observed, self.pairs)}
+                    "windows": torch.ones_like(physical[..., 0]), **field_counts(observed)}
         chunk = {name: value.sum(0) for name, value in by_step.items()}
-        counted = torch.ones_like(physical) if observed is None else observed
         chunk |= {f"node_{name}": value.sum((0, 1), dtype=torch.float64).unsqueeze(0) * size for name, value, size in (
-            ("crps", values["crps"], unit), ("abs_truth", physical.abs(), 1), ("targets", counted, 1))}
+            ("crps", values["crps"], unit), ("abs_truth", physical.abs(), 1), ("targets", observed, 1))}
         chunk["deciles"] = decile_counts(part.quantiles[:, DECILES], truth, observed)
         chunk["PIT"] = pit_counts(part.ordered, truth, observed).unsqueeze(0)  # of all horizon steps together
         if event:
@@ -477,7 +462,7 @@ class EnsembleScores:
                 "reliability": plain({"targets": targets, "probability": probability / targets,
                                       "event_rate": events / targets})}
 
-    def _check(self, members, truth):
+    def _check(self, members, truth, observed):
         target = (self.horizon, self.node)
         if truth.shape != (len(truth), *target) or members.shape != (len(truth), self.members, *target):
             raise ValueError(f"cannot score members {tuple(members.shape)} against truth {tuple(truth.shape)}: "
@@ -485,7 +470,8 @@ class EnsembleScores:
                              f"{self.horizon}, {self.node} nodes, and the same without the member axis")
         if (members.sum() + truth.sum()).isfinite():  # ten times cheaper than to look at each; waits for the device
             return
-        bad_members, bad_truth = ((~x.isfinite()).sum().item() for x in (members, truth))
+        bad_members, bad_truth = ((~x.isfinite() & seen).sum().item()
+                                  for x, seen in ((members, observed.unsqueeze(1)), (truth, observed)))
         if bad_members or bad_truth:  # not where only the sum is too large
             raise ValueError(f"cannot score: {bad_members} of {members.numel()} member values and {bad_truth} of "
                              f"{truth.numel()} true values are NaN or infinite")
@@ -501,22 +487,18 @@ def plain(scores):
     return {name: finite(value.tolist()) for name, value in scores.items()}
 
 
-def crps_cross_check(members, truth):
-    """Mean fair CRPS by `crps_fair` and by the package properscoring, and their largest difference.
+def crps_by_properscoring(ordered, truth):
+    """Fair CRPS as `crps_fair`, from the package properscoring.
 
         fair = absolute_error - (absolute_error - empirical) * M / (M - 1),    empirical: by properscoring
 
-    Shapes: members (batch, member, ...), truth (batch, ...).
+    Shapes: ordered (target, M), truth (target,), on the CPU -> (target,).
     """
     import properscoring  # only this check needs it; without numba it takes memory quadratic in the members
 
-    ordered = members.detach().movedim(1, -1).flatten(0, -2).double().cpu().sort(dim=1).values
-    truth = truth.detach().flatten().double().cpu()
     count = ordered.shape[1]
-    ours, size = crps_fair(ordered, truth), max(1, _CHUNK_ELEMENTS // count**2)
+    size = max(1, _CHUNK_ELEMENTS // count**2)
     empirical = torch.cat([torch.from_numpy(properscoring.crps_ensemble(y.numpy(), x.numpy()))
                            for x, y in zip(ordered.split(size), truth.split(size), strict=True)])
     error = (ordered - truth.unsqueeze(1)).abs().mean(1)
-    theirs = error - (error - empirical) * count / (count - 1)
-    return {"ours": ours.mean().item(), "properscoring": theirs.mean().item(),
-            "largest_difference": (ours - theirs).abs().max().item()}
+    return error - (error - empirical) * count / (count - 1)
