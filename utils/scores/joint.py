@@ -100,11 +100,6 @@ class JointScores:
         self.some = torch.linspace(0, node - 1, min(CENTRES, node)).round().long()  # evenly over their order
         self.correlated = random_nodes(node, min(MAX_CORRELATED_NODES, node))
         self.neighbourhoods = self.some.new_empty(0, 1) if neighbours is None else neighbours[self.some]
-        counts = {"sum": 1, "regions": len(self.regions), "max": len(self.regions),
-                  "neighbourhoods": len(self.neighbourhoods)}
-        last = np.cumsum(list(counts.values())).tolist()
-        self.families = {name: slice(end - count, end) for (name, count), end in zip(counts.items(), last, strict=True)
-                         if count}
         self.sums, self._windows = {}, []
 
     @torch.no_grad()
@@ -132,29 +127,29 @@ class JointScores:
     def _space(self, members, truth, observed):
         """What the order of members by node changes: scores of means and maxima over sets, and products of nodes."""
         found = self._over_sets(torch.cat([truth.unsqueeze(1), members], 1), observed)
-        seen = self._over_sets(observed.to(truth).unsqueeze(1), observed)[:, 0] > 0
-        truth, ordered = found[:, 0], metrics.sort_members(found[:, 1:])
-        crps = metrics.crps_quantile(metrics.member_quantiles(ordered), truth)
+        seen = self._over_sets(observed.to(truth).unsqueeze(1), observed)
         chunk = {"node products": _products(_around_mean(members[..., self.correlated]).flatten(0, 2))}
-        for name, sets in self.families.items():
-            chunk[f"crps_{name}"] = crps[..., sets].sum((1, 2), dtype=torch.float64)
-            counts = metrics.pit_counts(ordered[..., sets], truth[..., sets], seen[..., sets])
-            chunk[f"PIT_{name}"] = counts.unsqueeze(0)
+        for name, values in found.items():
+            truth, ordered = values[:, 0], metrics.sort_members(values[:, 1:])
+            crps = metrics.crps_quantile(metrics.member_quantiles(ordered), truth)
+            chunk[f"crps_{name}"] = crps.sum((1, 2), dtype=torch.float64)
+            chunk[f"PIT_{name}"] = metrics.pit_counts(ordered, truth, seen[name][:, 0] > 0).unsqueeze(0)
         return chunk
 
     def _over_sets(self, fields, observed):
         """Mean of the field, of every region and neighbourhood, and maximum of every region; 0 where none is observed.
 
         With gaps a mean is the sum of the observed nodes over the size of the set.
-        Shapes: fields (batch, row, horizon, node), 0 where not observed -> (batch, row, horizon, set), see `families`.
+        Shapes: fields (batch, row, horizon, node), 0 where not observed -> (batch, row, horizon, set) by kind of set.
         """
         by_node = fields.permute(3, 0, 1, 2).contiguous()  # a node is then one piece of memory
         low = by_node.masked_fill(~observed.permute(2, 0, 1).unsqueeze(2), -torch.inf)
         regions = [nodes.to(by_node.device) for nodes in self.regions]
-        found = torch.stack([by_node.mean(0), *(by_node.index_select(0, nodes).mean(0) for nodes in regions),
-                             *(low.index_select(0, nodes).amax(0) for nodes in regions),
-                             *by_node[self.neighbourhoods].mean(1)], -1)
-        return found.where(found.isfinite(), 0)
+        found = {"sum": [by_node.mean(0)], "regions": [by_node.index_select(0, nodes).mean(0) for nodes in regions],
+                 "max": [low.index_select(0, nodes).amax(0) for nodes in regions],
+                 "neighbourhoods": [*by_node[self.neighbourhoods].mean(1)]}
+        found = {name: torch.stack(values, -1) for name, values in found.items() if values}
+        return {name: values.where(values.isfinite(), 0) for name, values in found.items()}
 
     def _time(self, members, truth, observed):
         """What the order of members by step changes: scores of increments of some nodes, and products of steps."""
@@ -171,8 +166,7 @@ class JointScores:
 
     def _sizes(self, truth, observed):
         """Sums of the absolute truth of all that is scored, by window: what a CRPS is divided by."""
-        found = self._over_sets(truth.unsqueeze(1), observed)[:, 0]
-        sizes = {name: found[..., sets] for name, sets in self.families.items()}
+        sizes = {name: values[:, 0] for name, values in self._over_sets(truth.unsqueeze(1), observed).items()}
         sizes["increments"] = self._increments(truth[..., self.some].unsqueeze(1), observed)[:, 0]
         return {f"abs_truth_{name}": values.abs().sum((1, 2)) for name, values in sizes.items()}
 
@@ -214,16 +208,17 @@ class JointScores:
         steps = {"observed": autocorrelation(_error_covariance(sums, "step")),
                  "forecast": autocorrelation(sums["step products"] / sums["step pairs"]),
                  "control": autocorrelation(sums[f"{CONTROL}step products"] / sums["step pairs"])}
+        families = [name.removeprefix("PIT_") for name in sums if name.startswith("PIT_")]
         pairs = self.correlations()
         curve = correlation_curve(pairs, self.distances(pairs["first"], pairs["second"]))
 
         def scores(side, line):
             found = {f"CRPS_{name}": sums[f"{side}crps_{name}"] / sums[f"abs_truth_{name}"]
-                     for name in (*self.families, "increments")}
+                     for name in (*families, "increments")}
             if side:
                 found["energy_score"] = sums[f"{side}energy_score"].sum() / sums["fields"].sum()
                 found["variogram_score"] = sums[f"{side}variogram_score"].sum() / sums["paired_fields"].sum()
-            pit = {name: sums[f"{side}PIT_{name}"] for name in self.families}
+            pit = {name: sums[f"{side}PIT_{name}"] for name in families}
             return metrics.plain({
                 **found,
                 "autocorrelation_gap": (steps[line] - steps["observed"]).abs().mean(),
