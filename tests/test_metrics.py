@@ -489,7 +489,7 @@ def test_updating_leaves_the_forecast_alone():
     assert torch.equal(members, copies[0]) and torch.equal(truth, copies[1])
 
 
-def test_half_precision_members_are_scored_in_float32():
+def test_half_precision_members_are_scored_in_float64():
     members, truth = forecast(dtype=torch.float32)
     assert_same(score(members.bfloat16(), truth), score(members.bfloat16().float(), truth), rel=1e-12)
 

@@ -13,7 +13,6 @@ from utils.scores.metrics import EnsembleScores, crps_by_properscoring, crps_fai
 from utils.scores.texture import FAR, TextureScores
 from utils.training.distributed import SINGLE_PROCESS, Processes
 
-FAST = torch.float32  # for what is computed of every member, relative to the level and size of the field
 SMALLEST_SPREAD = 0.1  # of a node, as a share of the root mean square of all
 SPREAD_STEPS = 2000  # training steps, at most, that the spread of a node is taken from
 LISTED_NODES = 1000  # of which scores are listed: of more, those of the highest CRPS as a share of their mean |truth|
@@ -42,9 +41,8 @@ def evaluate_ensemble(sample, batches, physical, members: int, kind: str = "rand
     those of every window with its `start`, which `utils.scores.comparison` pairs forecasts by.
     """
     data, starts = batches.data, []
-    precision = FAST if data.alike else torch.float64  # of small nodes beside large ones
-    scores = EnsembleScores(data.predict_len, data.num_nodes, members, precision, threshold)
-    together, texture = (joint_scores(data, precision), texture_scores(data)) if joint else (None, None)
+    scores = EnsembleScores(data.predict_len, data.num_nodes, members, threshold)
+    together, texture = (joint_scores(data), texture_scores(data)) if joint else (None, None)
     for batch in progress(own_windows(batches, processes), "forecasting"):
         drawn, truth = physical(sample(batch)), batch.truth.double()
         scores.update(drawn, truth, batch.target_mask)
@@ -74,11 +72,11 @@ def named_nodes(scores: dict[str, list], names: tuple[str, ...]) -> dict[str, di
             for score, values in scores.items()}
 
 
-def joint_scores(data, precision: torch.dtype = torch.float64) -> JointScores:
+def joint_scores(data) -> JointScores:
     field = data.field
     distances = partial(pair_distances, grid=field.grid, kept=field.kept, coordinates=field.coordinates,
                         graph=field.graph)
-    return JointScores(data.num_nodes, data.nearest_nodes(NEIGHBOURS), distances, precision)
+    return JointScores(data.num_nodes, data.nearest_nodes(NEIGHBOURS), distances)
 
 
 def texture_scores(data) -> TextureScores:

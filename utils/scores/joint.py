@@ -91,12 +91,11 @@ class JointScores:
 
     neighbours: (node, count), each row a neighbourhood; None: their scores are left out. distances(first, second) ->
     (distances of these pairs of nodes, their unit) or None. With a mask, sums and maxima are those of the observed
-    nodes; a set without any does not count. `sums`, `precision`: see `metrics.EnsembleScores`.
+    nodes; a set without any does not count. `sums`: see `metrics.EnsembleScores`.
     """
 
-    def __init__(self, node, neighbours=None, distances=lambda first, second: None, precision=torch.float64):
-        self.precision, self.distances = precision, distances
-        self.regions = random_regions(node)
+    def __init__(self, node, neighbours=None, distances=lambda first, second: None):
+        self.distances, self.regions = distances, random_regions(node)
         self.some = torch.linspace(0, node - 1, min(CENTRES, node)).round().long()  # evenly over their order
         self.correlated = random_nodes(node, min(MAX_CORRELATED_NODES, node))
         self.neighbourhoods = self.some.new_empty(0, 1) if neighbours is None else neighbours[self.some]
@@ -105,9 +104,7 @@ class JointScores:
     @torch.no_grad()
     def update(self, members, truth, start, observed=None):
         """Add a chunk of windows, which begin at `start` (batch,); the others as in `metrics.EnsembleScores.update`."""
-        observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
-        physical = truth.where(observed, 0).double()
-        members, truth, unit = metrics.in_units(members, truth, observed, self.precision)
+        members, truth, observed = metrics.in_float64(members, truth, observed)
         near, control = members[..., self.some], shuffled(members, start, axis=3)
         without = {
             **self._space(control, truth, observed), **self._time(shuffled(near, start, axis=2), truth, observed),
@@ -118,9 +115,8 @@ class JointScores:
             **self._space(members, truth, observed), **self._time(near, truth, observed),
             **{CONTROL + name: value for name, value in without.items()},
             **self._errors(truth - members.mean(1), observed),
+            **self._sizes(truth, observed), **metrics.field_counts(observed),
         }
-        chunk = {name: value * unit ** _power(name) for name, value in chunk.items()}
-        chunk |= {**self._sizes(physical, observed), **metrics.field_counts(observed)}
         self.sums = {name: self.sums.get(name, 0) + value.sum(0) for name, value in chunk.items()}
         self._windows.append({name: value for name, value in chunk.items() if name in BY_WINDOW})
 
@@ -228,11 +224,6 @@ class JointScores:
 
         return {**scores("", "forecast"), "control": scores(CONTROL, "control"),
                 "autocorrelation": metrics.plain(steps), "correlation": curve}
-
-
-def _power(name):
-    """The power of the unit of the values that a sum is in."""
-    return 0 if "PIT" in name or name.endswith("pairs") else 2 if name.endswith(("products", "errors")) else 1
 
 
 def _around_mean(members):

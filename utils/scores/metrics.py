@@ -264,7 +264,7 @@ def field_counts(observed):
 # --- all of them, streamed ----------------------------------------------------------------------------------
 
 class Chunk:
-    """Some windows as the scores see them: members and truth by `in_units`, and what several scores need of them."""
+    """Some windows as the scores see them, as `in_float64` gives them, and what several scores need of them."""
 
     def __init__(self, members, truth, observed):
         self.members, self.truth, self.observed = members, truth, observed
@@ -286,14 +286,13 @@ class Score:
 
     value(chunk): (batch, horizon, node), of which only observed targets count, or (batch, horizon).
     column: name of the sum, also in `windows.csv`. per: the other sum: targets, fields (steps of windows with a
-    target), paired_fields (with a pair of targets), abs_truth or abs_truth_sum. power: of the unit in the sum.
+    target), paired_fields (with a pair of targets), abs_truth or abs_truth_sum.
     by_window: the sum of every window is kept too.
     """
 
     value: Callable[[Chunk], Tensor]
     column: str
     per: str = "targets"
-    power: int = 1
     by_window: bool = True
 
 
@@ -302,7 +301,7 @@ SCORES = {
     "CRPS_fair": Score(lambda chunk: crps_fair(chunk.ordered, chunk.truth), "crps_fair", "abs_truth"),
     "CRPS_sum": Score(Chunk.crps_sum, "crps_sum", "abs_truth_sum"),
     "IS": Score(lambda chunk: interval_score(*chunk.interval, chunk.truth), "interval_score"),
-    "coverage90": Score(lambda chunk: covered(*chunk.interval, chunk.truth), "covered", power=0, by_window=False),
+    "coverage90": Score(lambda chunk: covered(*chunk.interval, chunk.truth), "covered", by_window=False),
     "MAE": Score(lambda chunk: (chunk.mean - chunk.truth).abs(), "error_mean"),
     "MAE_median": Score(lambda chunk: (chunk.quantiles[:, MEDIAN] - chunk.truth).abs(), "error_median"),
     "energy_score": Score(lambda chunk: energy_score(chunk.members, chunk.truth), "energy_score", "fields"),
@@ -312,9 +311,8 @@ SCORES = {
 """Scores by their names in `metrics.json`; docs/scores.md defines them."""
 
 MOMENTS = {
-    "squared_error": Score(lambda chunk: (chunk.mean - chunk.truth).square(), "squared_error", power=2,
-                           by_window=False),
-    "variance": Score(Chunk.variance, "variance", power=2, by_window=False),
+    "squared_error": Score(lambda chunk: (chunk.mean - chunk.truth).square(), "squared_error", by_window=False),
+    "variance": Score(Chunk.variance, "variance", by_window=False),
 }
 """What RMSE and spread_skill are made of."""
 
@@ -323,24 +321,13 @@ BY_WINDOW = ("targets", "abs_truth", "abs_truth_sum",
              *(score.column for score in SCORES.values() if score.by_window))  # columns of windows.csv
 
 
-def in_units(members, truth, observed, precision):
-    """Members and truth relative to the level and size of the field, so that float32 is precise enough, and the size.
+def in_float64(members, truth, observed=None):
+    """Members and truth in float64, both 0 where not `observed`: a target without error; and `observed`, None: all.
 
-        (value - level) / unit,    level = median of the truth, unit = power of 2 next to the largest distance from it
-
-    In float64 they stay as they are, unit 1. Where not `observed`, both become 0: a target without error.
-    Shapes: members (batch, M, ...), truth and observed (batch, ...) -> members, truth alike, a number.
+    Shapes: members (batch, M, ...), truth and observed (batch, ...).
     """
-    level, unit, seen = truth.new_zeros((), dtype=torch.float64), 1.0, truth[observed]
-    if precision != torch.float64 and seen.numel():
-        level = seen.median().float().double()
-    members, truth = (torch.sub(x, level, out=torch.empty_like(x, dtype=precision)).masked_fill_(~counts, 0)
-                      for x, counts in ((members, observed.unsqueeze(1)), (truth, observed)))
-    if precision != torch.float64:
-        largest = max(abs(float(x)) for each in (members, truth) for x in each.aminmax())
-        unit = 2.0 ** math.frexp(largest)[1] if largest else 1.0
-        members, truth = members.mul_(1 / unit), truth.mul_(1 / unit)
-    return members, truth, unit
+    observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
+    return members.double().where(observed.unsqueeze(1), 0), truth.double().where(observed, 0), observed
 
 
 class EnsembleScores:
@@ -352,15 +339,14 @@ class EnsembleScores:
 
     With a mask every score is that of the observed targets alone: CRPS_sum sums observed nodes, of truth and members;
     energy and variogram score are those of a step's observed nodes, and leave out steps that have none.
-    `sums` holds all that was seen, in float64; sums of several processes may be added. precision: see `in_units`.
+    `sums` holds all that was seen, in float64; sums of several processes may be added.
     threshold, in physical units: the event that a value lies above it is scored too, by the share of members above it.
     """
 
-    def __init__(self, horizon, node, members, precision=torch.float64, threshold=None):
+    def __init__(self, horizon, node, members, threshold=None):
         if members < 2:
             raise ValueError(f"--nsample {members} is too few: ensemble scores need at least 2 members")
-        self.horizon, self.node, self.members = horizon, node, members
-        self.precision, self.threshold = precision, threshold
+        self.horizon, self.node, self.members, self.threshold = horizon, node, members, threshold
         self.sums, self._windows = {}, []
 
     @torch.no_grad()
@@ -369,32 +355,29 @@ class EnsembleScores:
 
         Raises: ValueError for another shape or number of members, and for values that are not finite.
         """
-        observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
-        physical = truth.where(observed, 0).double()
-        self._check(members, physical, observed)
-        event = {} if self.threshold is None else {
-            "probability": (members > self.threshold).mean(1, dtype=torch.float64), "event": truth > self.threshold}
-        members, truth, unit = in_units(members, truth, observed, self.precision)
-        part = Chunk(members, truth, observed)
+        self._check_shapes(members, truth)
+        chunk = Chunk(*in_float64(members, truth, observed))
+        truth, observed = chunk.truth, chunk.observed
+        check_finite(chunk.members, truth)
 
-        scores = (*SCORES.values(), *MOMENTS.values())
-        values = {score.column: score.value(part) for score in scores}
-        if event:
-            values |= {"brier": (event["probability"] - event["event"].double()).square(), "events": event["event"]}
+        values = {score.column: score.value(chunk) for score in (*SCORES.values(), *MOMENTS.values())}
+        if self.threshold is not None:
+            event = truth > self.threshold
+            probability = (chunk.members > self.threshold).mean(1, dtype=torch.float64)
+            values |= {"brier": (probability - event.double()).square(), "events": event}
         values = {name: value * observed if value.dim() == 3 else value for name, value in values.items()}
         by_step = {name: value.sum(2, dtype=torch.float64) if value.dim() == 3 else value
                    for name, value in values.items()}
-        by_step |= {score.column: by_step[score.column] * unit**score.power for score in scores}
-        by_step |= {"abs_truth": physical.abs().sum(2), "abs_truth_sum": physical.sum(2).abs(),
-                    "windows": torch.ones_like(physical[..., 0]), **field_counts(observed)}
-        chunk = {name: value.sum(0) for name, value in by_step.items()}
-        chunk |= {f"node_{name}": value.sum((0, 1), dtype=torch.float64).unsqueeze(0) * size for name, value, size in (
-            ("crps", values["crps"], unit), ("abs_truth", physical.abs(), 1), ("targets", observed, 1))}
-        chunk["deciles"] = decile_counts(part.quantiles[:, DECILES], truth, observed)
-        chunk["PIT"] = pit_counts(part.ordered, truth, observed).unsqueeze(0)  # of all horizon steps together
-        if event:
-            chunk["reliability"] = event_counts(**event, observed=observed).unsqueeze(0)
-        self.sums = {name: self.sums.get(name, 0) + value for name, value in chunk.items()}
+        by_step |= {"abs_truth": truth.abs().sum(2), "abs_truth_sum": truth.sum(2).abs(),
+                    "windows": torch.ones_like(truth[..., 0]), **field_counts(observed)}
+        sums = {name: value.sum(0) for name, value in by_step.items()}
+        sums |= {f"node_{name}": value.sum((0, 1), dtype=torch.float64).unsqueeze(0) for name, value in (
+            ("crps", values["crps"]), ("abs_truth", truth.abs()), ("targets", observed))}
+        sums["deciles"] = decile_counts(chunk.quantiles[:, DECILES], truth, observed)
+        sums["PIT"] = pit_counts(chunk.ordered, truth, observed).unsqueeze(0)  # of all horizon steps together
+        if self.threshold is not None:
+            sums["reliability"] = event_counts(probability, event, observed).unsqueeze(0)
+        self.sums = {name: self.sums.get(name, 0) + value for name, value in sums.items()}
         self._windows.append({name: by_step[name].sum(1) for name in (*BY_WINDOW, *FIELDS)})
 
     def by_window(self):
@@ -462,19 +445,22 @@ class EnsembleScores:
                 "reliability": plain({"targets": targets, "probability": probability / targets,
                                       "event_rate": events / targets})}
 
-    def _check(self, members, truth, observed):
+    def _check_shapes(self, members, truth):
         target = (self.horizon, self.node)
         if truth.shape != (len(truth), *target) or members.shape != (len(truth), self.members, *target):
             raise ValueError(f"cannot score members {tuple(members.shape)} against truth {tuple(truth.shape)}: "
                              f"expected (batch, member, horizon, node) of {self.members} members (--nsample), horizon "
                              f"{self.horizon}, {self.node} nodes, and the same without the member axis")
-        if (members.sum() + truth.sum()).isfinite():  # ten times cheaper than to look at each; waits for the device
-            return
-        bad_members, bad_truth = ((~x.isfinite() & seen).sum().item()
-                                  for x, seen in ((members, observed.unsqueeze(1)), (truth, observed)))
-        if bad_members or bad_truth:  # not where only the sum is too large
-            raise ValueError(f"cannot score: {bad_members} of {members.numel()} member values and {bad_truth} of "
-                             f"{truth.numel()} true values are NaN or infinite")
+
+
+def check_finite(members, truth):
+    """Raises: ValueError with their number for values that are not finite."""
+    if (members.sum() + truth.sum()).isfinite():  # ten times cheaper than to look at each; waits for the device
+        return
+    bad_members, bad_truth = ((~x.isfinite()).sum().item() for x in (members, truth))
+    if bad_members or bad_truth:  # not where only the sum is too large
+        raise ValueError(f"cannot score: {bad_members} of {members.numel()} member values and {bad_truth} of "
+                         f"{truth.numel()} true values are NaN or infinite")
 
 
 def plain(scores):
