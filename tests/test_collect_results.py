@@ -9,7 +9,6 @@ from scripts.paper.collect_results import (
     JOINT,
     SCORES,
     ahead,
-    counts,
     differences,
     joint_table,
     read_joint,
@@ -18,7 +17,7 @@ from scripts.paper.collect_results import (
     write_joint,
 )
 from utils.scores.evaluation import evaluate_ensemble
-from utils.training.checkpoint import write_json, write_table
+from utils.training.checkpoint import read_json, write_json, write_table
 
 
 @pytest.fixture
@@ -31,7 +30,8 @@ def runs(data, tmp_path):
                                             data.scaler.physical, MEMBERS)
         if method == "gaussian":
             del scores["joint"]
-        facts = {"data_name": "Tiny", "method": method, "seed": 0, "seconds_sample": 1.0}
+        facts = {"data_name": "Tiny", "method": method, "seed": 0, "seconds_sample": 1.0, "device": "cpu",
+                 "test_windows": 0}
         write_table(folder / f"{method}_0.csv", windows)
         write_json(folder / f"{method}_0.json", {**facts, **scores})
     return read_runs(tmp_path)
@@ -139,16 +139,10 @@ def test_rows_of_the_ablation_stand_in_no_other_table(tmp_path, monkeypatch):
     assert "without_v" in set(pd.read_csv(tmp_path / "12_12.csv").method)
 
 
-def test_a_row_of_a_part_of_the_windows_is_compared_on_these_and_says_so(tmp_path):
-    runs = ablation_runs(tmp_path, windows=400, methods={"cost": (0,), "published": (0,)})
-    windows = pd.read_csv(runs.path[1])
-    windows.assign(crps=0.2)[::4].to_csv(runs.path[1], index=False)
-    changed = pd.read_csv(runs.path[0]).assign(crps=lambda own: 0.1 + 0.5 * (own.start % 4 > 0))
-    changed.to_csv(runs.path[0], index=False)
-    runs.loc[1, "windows"] = 100
-    assert counts(runs) == "400 test windows; published: 100 of them, evenly spread"
-    head, rows = differences(runs, 24, ("CRPS",))
-    assert rows[0][2].startswith("-50.0% [-50.0%"), "one independent window in six, of those of both"
+def test_a_run_on_some_windows_is_left_out(runs, tmp_path):
+    path = tmp_path / "Tiny_6_4/gaussian_0.json"
+    write_json(path, read_json(path) | {"test_windows": 5})
+    assert set(read_runs(tmp_path).method) == {"persistence", "cost"}
 
 
 def ablation_runs(folder, windows, methods):

@@ -204,7 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2", help="seeds of what is trained and drawn")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--save_dir", type=Path, default=Path("save"))
-    parser.add_argument("--test_windows", type=int, default=0, help="windows to score, evenly spread; 0: all")
+    parser.add_argument("--test_windows", type=int, default=0, help="windows to score, evenly spread; "
+                        "0: all, as the tables need")
     parser.add_flags(TrainConfig, {}, ("history_len", "predict_len", *OWN_FILE))
     given = with_own_data(vars(parser.parse_args(arguments)))
     named = chosen(given["methods"], METHODS, "methods")
@@ -224,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name in named or of_tables:
                 path = folder / f"{name}_{seed}.json"
                 if path.exists():
-                    if (found := checkpoint.read_json(path).get("test_windows", 0)) != given["test_windows"]:
+                    if (found := checkpoint.read_json(path)["test_windows"]) != given["test_windows"]:
                         raise ValueError(f"{path} was scored with --test_windows {found}; choose another --save_dir")
                     continue
                 print(f"--- {data_name}, {name}, seed {seed}", flush=True)

@@ -53,16 +53,14 @@ Table = tuple[list[str], list[list[str]]]  # names of the columns, rows
 
 
 def read_runs(folder: Path) -> pd.DataFrame:
-    """One row per scored run, without nested values, with the path of its windows; of ours, those of whole splits."""
+    """One row per run that was scored on a whole split, without nested values, with the path of its windows."""
     rows = []
     for path in sorted(folder.glob("*/*.json")):
         scores = read_json(path)
-        if scores.get("test_windows") and scores["method"] not in OTHERS:
-            continue
-        row = {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
-        row["minutes_forecasting"] = row.pop("seconds_sample") / 60
-        row.setdefault("device", "cpu")
-        rows.append({**row, "path": path.with_suffix(".csv")})
+        if not scores["test_windows"]:
+            row = {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
+            row["minutes_forecasting"] = row.pop("seconds_sample") / 60
+            rows.append({**row, "path": path.with_suffix(".csv")})
     if not rows:
         raise ValueError(f"{folder}: no scored run; run python -m scripts.paper.benchmark first")
     runs, order = pd.DataFrame(rows), {name: place for place, name in enumerate(METHODS)}
@@ -136,28 +134,19 @@ def best_in_bold(rows: list[list[str]], means: pd.DataFrame) -> None:
 
 
 @functools.cache
-def windows_of(path: Path) -> pd.DataFrame:
+def windows_of(path: Path) -> dict[str, torch.Tensor]:
     """The scores of every window of a run; those of the default are compared with many."""
-    return pd.read_csv(path)
+    return {name: torch.tensor(column.to_numpy()) for name, column in pd.read_csv(path).items()}
 
 
 def compared(ours: pd.DataFrame, theirs: pd.DataFrame, scores: Sequence[str], length: int) -> list[str]:
-    """Relative differences on common windows of `length` steps with intervals, "" where a run or score is missing."""
+    """Relative differences on windows of `length` steps with intervals, "" where a run or score is missing."""
     if not len(ours) or not len(theirs):
         return [""] * len(scores)
-    windows = [windows_of(path) for path in (*ours.path, *theirs.path)]
-    common = set.intersection(*(set(run.start) for run in windows))
-    windows = [run[run.start.isin(common)].to_dict("list") for run in windows]
-    block = independent_block(torch.tensor(sorted(common)), length)
-    return [in_words(paired_difference(windows[:len(ours)], windows[len(ours):], score, block))
-            if all(PAIRED[score][0] in run for run in windows) else "" for score in scores]
-
-
-def counts(runs: pd.DataFrame) -> str:
-    """How many windows the runs were scored on: most of them on all, others on some."""
-    parts = runs[runs.windows < runs.windows.max()].groupby("windows", sort=False).method.unique()
-    return f"{runs.windows.max()} test windows" + "".join(
-        f"; {', '.join(methods)}: {windows} of them, evenly spread" for windows, methods in parts.items())
+    ours, theirs = ([windows_of(path) for path in runs.path] for runs in (ours, theirs))
+    block = independent_block(ours[0]["start"], length)
+    return [in_words(paired_difference(ours, theirs, score, block))
+            if all(PAIRED[score][0] in run for run in ours + theirs) else "" for score in scores]
 
 
 def score_table(runs: pd.DataFrame, published: pd.DataFrame) -> Table:
@@ -211,7 +200,7 @@ def ablation_table(runs: pd.DataFrame, changes: dict[str, str], length: int) -> 
 
 def sections(runs: pd.DataFrame, tables: Callable[[pd.DataFrame], Iterable[str]]) -> str:
     """A section for each dataset with the `tables(its runs)`, one below the other."""
-    return "".join(f"\n## {data_name}\n\n{counts(group)}\n\n" + "\n".join(tables(group))
+    return "".join(f"\n## {data_name}\n\n{group.windows.max()} test windows\n\n" + "\n".join(tables(group))
                    for data_name, group in runs.groupby("data_name", sort=False))
 
 
@@ -319,9 +308,9 @@ def summary(runs: pd.DataFrame) -> str:
             shown = [(value, "" if value is None else text(value)) for value, text in found]
             rows.append([data_name, score, *(f"**{text}**" if value == lowest else text for value, text in shown)])
     head = ["dataset", "score", "default", "`--recipe published`", *(f"{name}, paper" for name in PAPER)]
-    windows = ". ".join(f"{data_name}: {counts(group[group.method.isin(['published', DEFAULT])])}"
-                        for data_name, group in runs.groupby("data_name", sort=False))
-    return f"{markdown(head, rows)}\n{windows}.\n"
+    windows = " ".join(f"{data_name}: {count} test windows."
+                       for data_name, count in runs.groupby("data_name", sort=False).windows.max().items())
+    return f"{markdown(head, rows)}\n{windows}\n"
 
 
 def replace_between_marks(text: str, table: str) -> str:
