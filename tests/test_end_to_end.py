@@ -283,7 +283,7 @@ def test_the_exact_forecaster_is_calibrated_under_our_scores_and_beats_a_tiny_ru
     assert exact["QICE"] == pytest.approx(exact["QICE_floor"], abs=0.003)
     assert exact["coverage90"] == pytest.approx(exact["coverage90_floor"], abs=0.01)
     assert exact["spread_skill"] == pytest.approx(1, abs=0.02)
-    joint = score_oracle.compare_joint(exact["joint"], exact["joint"], score_oracle.law_curve(data, oracle))
+    joint = score_oracle.compare_joint(exact["joint"], exact["joint"], score_oracle.exact_curve(data, oracle))
     assert joint["gap"]["forecast"] < 0.01 and joint["gap"]["control"] > 0.3
     assert joint["control_ratio"]["CRPS_regions"] > 1.01 and joint["ratio"]["CRPS_regions"] == 1
 

@@ -29,7 +29,7 @@ from utils.scores.joint import correlation_curve
 from utils.training.checkpoint import CONFIG, METRICS, read_json, write_json, write_text
 
 SHOWN = (*metrics.SCORES, "QICE_ties", "RMSE", "spread_skill")
-GAPS = ("forecast", "control")  # the lines of a run whose correlations are compared with those of the distribution
+PARTS = "ours", "exact", "ratio", "around_stage_1", "ratio_around_stage_1"  # of a comparison, in the order shown
 
 
 def exact_members(predictive: OraclePredictive, members: int, generator: torch.Generator,
@@ -42,13 +42,13 @@ def exact_members(predictive: OraclePredictive, members: int, generator: torch.G
     return predictive.values(z)
 
 
-def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: int = 0, limit: int = 0,
-                ensemble: str = "random", mean_model: MeanModel | None = None) -> dict:
+def score_exact(data: WindowedField, oracle: OracleField, members: int, limit: int = 0, ensemble: str = "random",
+                mean_model: MeanModel | None = None) -> dict:
     """Scores of an ensemble of the exact predictive distribution on test windows of the synthetic field.
 
     mean_model: the members are centred on its output.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def sample(batch):
         predictive = oracle.predictive(data.scaler.physical(batch.context.history), batch.start, data.predict_len)
@@ -62,30 +62,31 @@ def score_exact(data: WindowedField, oracle: OracleField, members: int, seed: in
     return scores
 
 
-def law_curve(data: WindowedField, oracle: OracleField) -> dict:
-    """Correlation between nodes under the predictive distribution, the same at every step, against distance."""
+def exact_curve(data: WindowedField, oracle: OracleField) -> dict:
+    """Correlation between nodes of the predictive distribution ("law"), the same at every step, against distance."""
     scores = joint_scores(data)
     nodes = scores.correlated
     first, second = nodes[torch.triu_indices(len(nodes), len(nodes), 1)]
-    law, spread = oracle.spatial_covariance[first, second], oracle.spread.mean(0)
-    pairs = {"weight": spread[first] * spread[second], **dict.fromkeys(("observed", "forecast", "control"), law)}
+    exact, spread = oracle.spatial_covariance[first, second], oracle.spread.mean(0)
+    pairs = {"weight": spread[first] * spread[second], **dict.fromkeys(("observed", "forecast", "control"), exact)}
     curve = correlation_curve({name: values.numpy() for name, values in pairs.items()},
                               scores.distances(first.numpy(), second.numpy()))
     return {"distance": curve["distance"], "unit": curve["unit"], "law": curve["observed"]}
 
 
-def compare_joint(ours: dict, exact: dict, law: dict) -> dict:
-    """Joint scores of a run and of its control over those of the exact forecaster, and correlations beside the law's.
+def compare_joint(ours: dict, exact: dict, curve: dict) -> dict:
+    """Joint scores of a run and of its control over those of the exact forecaster; correlations beside `exact_curve`.
 
     `gap`: the largest absolute difference over distances; that of the exact forecaster is sampling error.
     """
-    known = [name for name in JOINT if ours.get(name) is not None]  # a single step has no increments
-    lines = {name: ours["correlation"][name] for name in GAPS} | {"exact": exact["correlation"]["forecast"]}
+    names = [name for name in JOINT if ours.get(name) is not None]  # a single step has no increments
+    lines = {name: ours["correlation"][name] for name in ("forecast", "control")}
+    lines["exact"] = exact["correlation"]["forecast"]
     return {
-        "ratio": {name: ours[name] / exact[name] for name in known},
-        "control_ratio": {name: ours["control"][name] / exact[name] for name in known},
-        "correlation": law | lines,
-        "gap": {name: max((abs(one - true) for one, true in zip(line, law["law"], strict=True)), default=0.0)
+        "ratio": {name: ours[name] / exact[name] for name in names},
+        "control_ratio": {name: ours["control"][name] / exact[name] for name in names},
+        "correlation": curve | lines,
+        "gap": {name: max((abs(one - true) for one, true in zip(line, curve["law"], strict=True)), default=0.0)
                 for name, line in lines.items()},
     }
 
@@ -115,7 +116,7 @@ def compare(folder: Path) -> dict:
         "ratio_around_stage_1": {name: ours[name] / around[name] for name in shown},
     }
     if "joint" in ours and not config["oracle_skew"]:  # with a skew, correlation depends on the history
-        found["joint"] = compare_joint(ours["joint"], exact["joint"], law_curve(data, oracle))
+        found["joint"] = compare_joint(ours["joint"], exact["joint"], exact_curve(data, oracle))
     return found
 
 
@@ -123,10 +124,8 @@ def show(found: dict) -> None:
     """Print a comparison."""
     print("{nodes} nodes, length scale {length_scale:g}, skew {skew:g}, --denoiser {denoiser}, seed {seed}: {windows} "
           "test windows, {members} members ({ensemble})".format(**found))
-    print(f"{'':20}{'ours':>10}{'exact':>10}{'ratio':>8}{'around stage 1':>16}{'ratio':>8}")
-    for name, ours in found["ours"].items():
-        print(f"{name:20}{ours:10.4g}{found['exact'][name]:10.4g}{found['ratio'][name]:8.3f}"
-              f"{found['around_stage_1'][name]:16.4g}{found['ratio_around_stage_1'][name]:8.3f}")
+    rows = [[name, *(f"{found[part][name]:.4g}" for part in PARTS)] for name in found["ours"]]
+    print(markdown(["score", *PARTS], rows))
     if "joint" in found:
         print(table([found]))
 

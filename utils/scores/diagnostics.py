@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from data.scaling import add_at
-from utils.scores.metrics import COVERAGE, Chunk, covered, crps_quantile
+from utils.scores.metrics import COVERAGE, Chunk, covered, crps_quantile, in_float64
 
 BINS_PER_OCTAVE, OCTAVES = 4, 256  # of the spread, from 2**-128 to 2**128 of the unit: those of float32
 EARTH_RADIUS_KM = 6371.0
@@ -20,10 +20,9 @@ class Diagnostics:
     @torch.no_grad()
     def update(self, members, truth, observed=None):
         """Add a chunk of windows, see `metrics.EnsembleScores.update`."""
-        observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
-        part = Chunk(members.double(), truth.where(observed, 0).double(), observed)
-        truth, mean = part.truth, part.mean
-        error, variance = (truth - mean) * observed, part.variance() * observed
+        part = Chunk(*in_float64(members, truth, observed))
+        truth, mean, observed = part.truth, part.mean, part.observed
+        error, variance = truth - mean, part.variance()
         variance = variance.where(variance > 1e-24 * mean.square(), 0.0)  # of equal members: the rounding of their mean
         by_target = {
             "targets": observed, "mean": mean, "truth": truth, "size": truth.abs(), "variance": variance,
