@@ -98,7 +98,8 @@ class JointScores:
         self.distances, self.regions = distances, random_regions(node)
         self.some = torch.linspace(0, node - 1, min(CENTRES, node)).round().long()  # evenly over their order
         self.correlated = random_nodes(node, min(MAX_CORRELATED_NODES, node))
-        self.neighbourhoods = self.some.new_empty(0, 1) if neighbours is None else neighbours[self.some]
+        averaged = [torch.arange(node), *self.regions, *([] if neighbours is None else neighbours[self.some])]
+        self.membership = torch.stack([torch.bincount(nodes, minlength=node).double() for nodes in averaged])
         self.sums, self._windows = {}, []
 
     @torch.no_grad()
@@ -138,14 +139,13 @@ class JointScores:
         With gaps a mean is the sum of the observed nodes over the size of the set.
         Shapes: fields (batch, row, horizon, node), 0 where not observed -> (batch, row, horizon, set) by kind of set.
         """
-        by_node = fields.permute(3, 0, 1, 2).contiguous()  # a node is then one piece of memory
-        low = by_node.masked_fill(~observed.permute(2, 0, 1).unsqueeze(2), -torch.inf)
-        regions = [nodes.to(by_node.device) for nodes in self.regions]
-        found = {"sum": [by_node.mean(0)], "regions": [by_node.index_select(0, nodes).mean(0) for nodes in regions],
-                 "max": [low.index_select(0, nodes).amax(0) for nodes in regions],
-                 "neighbourhoods": [*by_node[self.neighbourhoods].mean(1)]}
-        found = {name: torch.stack(values, -1) for name, values in found.items() if values}
-        return {name: values.where(values.isfinite(), 0) for name, values in found.items()}
+        membership = self.membership.to(fields)
+        means = fields @ membership.T / membership.sum(1)  # sums first: those of counts are exact, and ties remain
+        low = fields.permute(3, 0, 1, 2).masked_fill(~observed.permute(2, 0, 1).unsqueeze(2), -torch.inf).contiguous()
+        highest = torch.stack([low.index_select(0, nodes.to(low.device)).amax(0) for nodes in self.regions], -1)
+        found = {"sum": means[..., :1], "regions": means[..., 1:1 + REGIONS],
+                 "max": highest.where(highest.isfinite(), 0), "neighbourhoods": means[..., 1 + REGIONS:]}
+        return {name: values for name, values in found.items() if values.shape[-1]}
 
     def _time(self, members, truth, observed):
         """What the order of members by step changes: scores of increments of some nodes, and products of steps."""
