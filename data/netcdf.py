@@ -10,7 +10,7 @@ import torch
 
 from .scaling import BLOCK
 from .stamps import Stamps, read_stamps, rounded
-from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, repeated, unreadable
+from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, repeated
 
 NORTH, EAST = ({f"degree{s}{mark}" for s in ("", "s") for mark in (f"_{word}", f"_{word[0].upper()}", word[0].upper())}
                for word in ("north", "east"))
@@ -19,23 +19,19 @@ NORTH, EAST = ({f"degree{s}{mark}" for s in ("", "s") for mark in (f"_{word}", f
 
 def read_xarray(path: Path, variable: str) -> Table:
     """One variable (time, place) or (time, latitude, longitude) of NetCDF or Zarr; land is left out of a grid."""
-    xarray, kind = optional("xarray", path), "NetCDF"
-    options = {"engine": "netcdf4"}
-    if path.name.lower().rstrip("/").endswith(".zarr"):
-        kind, options = "Zarr", {"engine": "zarr", "consolidated": False}
+    xarray, package, options = optional("xarray", path), "netCDF4", {}
+    if path.suffix.lower() == ".zarr":
+        package, options = "zarr", {"consolidated": False}
         _refuse_code(path)
-    optional({"NetCDF": "netCDF4", "Zarr": "zarr"}[kind], path)
-    try:
-        with xarray.open_dataset(path, decode_cf=False, **options) as stored:
-            for array in stored.variables.values():
-                if kind == "Zarr" and array.attrs.get("_FillValue") == 0:
-                    del array.attrs["_FillValue"]  # Zarr has one for any array, 0 where nobody chose one
-            dataset = xarray.decode_cf(stored, decode_timedelta=False)
-            array = _choose_variable(dataset, variable, path)
-            check_memory(path, 8 * array.size)
-            return _from_variable(dataset, array, path)
-    except Exception as error:  # a damaged file makes the libraries raise many kinds
-        raise unreadable(path, f"{kind} file", error) from error
+    optional(package, path)
+    with xarray.open_dataset(path, engine=package.lower(), decode_cf=False, **options) as stored:
+        for array in stored.variables.values():
+            if package == "zarr" and array.attrs.get("_FillValue") == 0:
+                del array.attrs["_FillValue"]  # Zarr has one for any array, 0 where nobody chose one
+        dataset = xarray.decode_cf(stored, decode_timedelta=False)
+        array = _choose_variable(dataset, variable, path)
+        check_memory(path, 8 * array.size)
+        return _from_variable(dataset, array, path)
 
 
 def _refuse_code(path: Path) -> None:

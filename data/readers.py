@@ -3,7 +3,6 @@
 import csv
 import gzip
 import itertools
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +25,18 @@ def read_file(path: Path | str, variable: str = "") -> Table:
     name = path.name.lower()
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
-    read = next((read for ending, read in READERS.items() if name.endswith(ending)), None)
-    if read is None:
+    ending = next(filter(name.endswith, READERS), None)
+    if ending is None:
         raise ValueError(f"{path}: unknown kind of file; readable are {', '.join(READERS)}")
+    read = READERS[ending]
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
     if variable and read is not read_xarray:
         raise ValueError(f"{path}: --variable {variable} is for NetCDF and Zarr; this file holds one table")
-    table = read(path, variable) if read is read_xarray else read(path)
+    try:
+        table = read(path, variable) if read is read_xarray else read(path)
+    except Exception as error:  # a damaged file makes the libraries raise many kinds
+        raise unreadable(path, f"{ending} file", error) from error
     if table.node_names and (twice := repeated(table.node_names)):
         raise ValueError(f"{path}: names of nodes occur twice: {listed(twice)}")
     times = table.times
@@ -47,18 +50,14 @@ def read_file(path: Path | str, variable: str = "") -> Table:
 def read_numpy(path: Path) -> Table:
     """.npy, or .npz with the key `values` and, optionally, `node_names`, `times`, `latitude` and `longitude`."""
     extras = {}
-    try:
-        array = np.load(path, allow_pickle=False, mmap_mode="c")
-        if isinstance(array, np.lib.npyio.NpzFile):
-            with array as archive:
-                check_memory(path, sum(entry.file_size for entry in archive.zip.infolist()))
-                if "values" not in archive:
-                    raise ValueError(f"keys {', '.join(archive) or 'none'}; expected a key `values`")
-                extras = {key: archive[key] for key in ("node_names", "times", "latitude", "longitude")
-                          if key in archive}
-                array = np.asanyarray(archive["values"])  # zipfile gives bytes for what is no array
-    except Exception as error:  # a damaged file makes NumPy and zipfile raise many kinds
-        raise unreadable(path, "NumPy array (.npy or .npz)", error) from error
+    array = np.load(path, allow_pickle=False, mmap_mode="c")
+    if isinstance(array, np.lib.npyio.NpzFile):
+        with array as archive:
+            check_memory(path, sum(entry.file_size for entry in archive.zip.infolist()))
+            if "values" not in archive:
+                raise ValueError(f"keys {', '.join(archive) or 'none'}; expected a key `values`")
+            extras = {key: archive[key] for key in ("node_names", "times", "latitude", "longitude") if key in archive}
+            array = np.asanyarray(archive["values"])  # zipfile gives bytes for what is no array
     values = as_tensor(array, str(path))
     for key, found in extras.items():
         expected = values.shape[key != "times"]
@@ -84,19 +83,16 @@ def read_csv(path: Path) -> Table:
     Lines at its top that begin with # are comments; text that is not UTF-8 is read as Latin-1.
     """
     opened, size = open, path.stat().st_size
+    if path.name.lower().endswith(".gz"):
+        opened = gzip.open
+        with gzip.open(path) as file:
+            size = sum(map(len, iter(lambda: file.read(1 << 20), b"")))
+    check_memory(path, 2 * size)
     try:
-        if path.name.lower().endswith(".gz"):
-            opened = gzip.open
-            with gzip.open(path) as file:
-                size = sum(map(len, iter(lambda: file.read(1 << 20), b"")))
-        check_memory(path, 2 * size)
-        try:
-            return _read_text(path, opened, "utf-8-sig")
-        except UnicodeDecodeError:
-            table = _read_text(path, opened, "latin-1")
-            return table.with_notes("it is not in UTF-8: its names are taken to be in Latin-1")
-    except (EOFError, gzip.BadGzipFile, zlib.error, pd.errors.ParserError) as error:
-        raise unreadable(path, "CSV file", error) from error
+        return _read_text(path, opened, "utf-8-sig")
+    except UnicodeDecodeError:
+        table = _read_text(path, opened, "latin-1")
+        return table.with_notes("it is not in UTF-8: its names are taken to be in Latin-1")
 
 
 def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
@@ -138,14 +134,11 @@ def _cells(line: str, separator: str) -> list[str]:
 
 def read_parquet(path: Path) -> Table:
     """A Parquet table in a layout of `from_frame`; the columns of times and nodes may be in its index."""
-    arrow = optional("pyarrow", path)
-    try:
-        if path.is_file():
-            content = optional("pyarrow.parquet", path).read_metadata(path)
-            check_memory(path, 8 * content.num_rows * content.num_columns)
-        frame = pd.read_parquet(path, engine="pyarrow")
-    except (arrow.ArrowException, OSError, ValueError) as error:
-        raise unreadable(path, "Parquet file", error) from error
+    optional("pyarrow", path)
+    if path.is_file():
+        content = optional("pyarrow.parquet", path).read_metadata(path)
+        check_memory(path, 8 * content.num_rows * content.num_columns)
+    frame = pd.read_parquet(path, engine="pyarrow")
     frame = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
     frame.columns = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in frame]
     check_columns(list(frame.columns), str(path))
