@@ -1,5 +1,6 @@
 """NetCDF and Zarr as one table (time, node): values after the CF conventions, names and places of the nodes."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ import pandas as pd
 import torch
 
 from .scaling import BLOCK
-from .stamps import Stamps, read_stamps, rounded
+from .stamps import Stamps, read_stamps
 from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, repeated
 
 NORTH, EAST = ({f"degree{s}{mark}" for s in ("", "s") for mark in (f"_{word}", f"_{word[0].upper()}", word[0].upper())}
@@ -29,9 +30,9 @@ def read_xarray(path: Path, variable: str) -> Table:
             if package == "zarr" and array.attrs.get("_FillValue") == 0:
                 del array.attrs["_FillValue"]  # Zarr has one for any array, 0 where nobody chose one
         dataset = xarray.decode_cf(stored, decode_timedelta=False)
-        array = _choose_variable(dataset, variable, path)
-        check_memory(path, 8 * array.size)
-        return _from_variable(dataset, array, path)
+        name = _choose_variable(dataset, variable, path)
+        check_memory(path, 8 * dataset[name].size)
+        return _from_variable(dataset, name, path)
 
 
 def _refuse_code(path: Path) -> None:
@@ -41,8 +42,8 @@ def _refuse_code(path: Path) -> None:
             raise ValueError(f"{path}: it holds Python objects ({file.name} names pickle), which are never loaded")
 
 
-def _choose_variable(dataset, variable: str, path: Path):
-    """The variable asked for, else the only one that can be a field."""
+def _choose_variable(dataset, variable: str, path: Path) -> str:
+    """The name of the variable asked for, else of the only one that can be a field."""
     fields = [name for name, array in dataset.data_vars.items()
               if array.dtype.kind in "iuf" and _time_dimension(array) and not {"bnds", "nv"} & set(array.dims)]
     if variable and variable not in dataset.data_vars:
@@ -51,7 +52,7 @@ def _choose_variable(dataset, variable: str, path: Path):
         raise ValueError(f"{path}: {len(fields)} variables have a time axis ({listed(fields)}); choose one with "
                          f"--variable" if fields else f"{path}: no variable has a time axis; there are "
                          f"{listed([f'{name} {array.dims}' for name, array in dataset.data_vars.items()])}")
-    return dataset[variable or fields[0]]
+    return variable or fields[0]
 
 
 def _time_dimension(array) -> str | None:
@@ -61,26 +62,25 @@ def _time_dimension(array) -> str | None:
     return times[0] if times else find(array.dims, "time", "", "year")
 
 
-def _from_variable(dataset, array, path: Path) -> Table:
-    time = _time_dimension(array)
+def _from_variable(dataset, variable: str, path: Path) -> Table:
+    time = _time_dimension(dataset[variable])
     if time is None:
-        raise ValueError(f"{path}: variable {array.name} has dimensions {array.dims}; one must be the time")
-    single = [name for name, size in array.sizes.items() if size == 1 and name != time]
-    array = array.squeeze(single)
+        raise ValueError(f"{path}: variable {variable} has dimensions {dataset[variable].dims}; one must be the time")
+    dataset = dataset.squeeze([name for name, size in dataset[variable].sizes.items() if size == 1 and name != time])
+    array = dataset[variable]
     space = [name for name in array.dims if name != time]
     if len(space) > 2:
         sizes = ", ".join(f"{name}: {size}" for name, size in array.sizes.items())
-        raise ValueError(f"{path}: variable {array.name} has dimensions ({sizes}); expected time and one or two of "
+        raise ValueError(f"{path}: variable {variable} has dimensions ({sizes}); expected time and one or two of "
                          "space: select the others beforehand")
     if len(space) == 2 and find([space[0]], "longitude", "x") and find([space[1]], "latitude", "y"):
         space = space[::-1]
     array = array.transpose(time, *space)
     sizes = {name: array.sizes[name] for name in space}
-    others = {name: each.squeeze([dimension for dimension in each.dims if dimension in single])
-              for name, each in dataset.variables.items() if name != array.name}
     table = Table(as_tensor(array.values.reshape(len(array), -1), str(path)), unit=str(array.attrs.get("units", "")),
                   grid=tuple(sizes.values()) if len(space) == 2 else None).with_stamps(_stamps(array, time, path))
-    latitude, longitude = _places(others, "latitude", NORTH, sizes), _places(others, "longitude", EAST, sizes)
+    latitude = _places(dataset.variables, "latitude", NORTH, sizes)
+    longitude = _places(dataset.variables, "longitude", EAST, sizes)
     if latitude is not None and longitude is not None:
         coordinates = np.stack([latitude.ravel(), longitude.ravel()], axis=1)
         if outside_the_earth(coordinates).any():
@@ -90,7 +90,7 @@ def _from_variable(dataset, array, path: Path) -> Table:
             axes = (latitude[:, 0], longitude[0]) if regular else None
             table = replace(table, coordinates=coordinates, axes=axes)
     if not table.grid:
-        return replace(table, node_names=_node_names(others, space))
+        return replace(table, node_names=_node_names(dataset.variables, space))
     if table.coordinates is not None:
         places = tuple(f"lat {latitude:g} lon {longitude:g}" for latitude, longitude in table.coordinates)
         table = replace(table, node_names=None if repeated(places) else places)  # six digits may not tell them apart
@@ -103,11 +103,6 @@ def _stamps(array, time: str, path: Path) -> Stamps | None:
     if time not in array.coords:
         return None
     stamps = array.coords[time].values
-    if stamps.dtype.kind == "M":
-        return Stamps(rounded(stamps))
-    if stamps.dtype.kind == "f":
-        raise ValueError(f"{path}: coordinate {time} holds {stamps.flat[0]!r}, not times; expected units as in "
-                         "'days since 2000-01-01', or no such coordinate, and --freq and --start")
     if not hasattr(stamps.flat[0], "calendar"):
         return read_stamps(pd.Series(stamps), lambda step: f"{path}: coordinate {time}, step {step}")
     calendar = stamps.flat[0].calendar
@@ -122,11 +117,11 @@ def _stamps(array, time: str, path: Path) -> Stamps | None:
     return Stamps(times, notes=() if "gregorian" in calendar or calendar == "standard" else (note,))
 
 
-def _node_names(others: dict, space: list[str]) -> tuple[str, ...] | None:
+def _node_names(variables: Mapping, space: list[str]) -> tuple[str, ...] | None:
     """Names of the places along `space`: the first that differ everywhere of the variable that CF's cf_role marks as
     timeseries_id, the dimension's own, those with a name of nodes, and any text; text before numbers.
     """
-    along = {name: array for name, array in others.items() if array.dims == tuple(space)}
+    along = {name: array for name, array in variables.items() if array.dims == tuple(space)}
     ranked = [name for name, array in along.items() if array.attrs.get("cf_role") == "timeseries_id"]
     named = [name for name in along if [name] == space] + [name for name in along if find([name], "node")]
     text = [name for name, array in along.items() if array.dtype.kind in "SUOT"]
@@ -139,10 +134,10 @@ def _node_names(others: dict, space: list[str]) -> tuple[str, ...] | None:
     return None
 
 
-def _places(others: dict, kind: str, units: set[str], sizes: dict[str, int]) -> np.ndarray | None:
+def _places(variables: Mapping, kind: str, units: set[str], sizes: dict[str, int]) -> np.ndarray | None:
     """Latitudes or longitudes in degrees on all places, or None: after CF's standard_name or units, else the name."""
     found = []
-    for name, array in others.items():
+    for name, array in variables.items():
         unit, standard = (str(array.attrs.get(key, "")).strip() for key in ("units", "standard_name"))
         degrees = unit in units | {"", "degree", "degrees", "deg"}
         known = standard == kind or not standard and (unit in units or find([name], kind))
@@ -151,5 +146,4 @@ def _places(others: dict, kind: str, units: set[str], sizes: dict[str, int]) -> 
     if not found:
         return None
     array = max(found, key=lambda array: array.ndim)  # a curvilinear grid's 1-D coordinates are positions, not degrees
-    missing = {dimension: size for dimension, size in sizes.items() if dimension not in array.dims}
-    return array.set_dims({**missing, **array.sizes}).transpose(*sizes).values.astype(float)
+    return array.set_dims(sizes).transpose(*sizes).values.astype(float)
