@@ -28,8 +28,7 @@ def read_node_table(path: Path | str, names: tuple[str, ...] | None,
     if len(table) != num_nodes:
         raise ValueError(f"{path}: {len(table)} rows; the data has {num_nodes} nodes")
     places = table[[latitude, longitude]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    wrong = outside_the_earth(places)
-    if wrong.any():
+    if (wrong := outside_the_earth(places)).any():
         row = int(wrong.argmax())
         raise ValueError(f"{path}: line {row + 2}: {latitude} {table[latitude][row]}, {longitude} "
                          f"{table[longitude][row]}; expected degrees, -90 to 90 and -180 to 360")
@@ -80,17 +79,15 @@ def _from_csv(path: Path, names: tuple[str, ...]) -> np.ndarray:
     place = {name: node for node, name in enumerate(names)}
     if names == numbered(len(names)):  # a file without names: edges may give positions
         place |= {str(node): node for node in range(len(names))}
-    ends = [edges[column].map(place) for column in (start, end)]
-    unknown = dict.fromkeys(name for column, found in zip((start, end), ends, strict=True)
-                            for name in edges[column][found.isna()])
-    if unknown:
-        raise ValueError(f"{path}: unknown nodes {listed(list(unknown))}; the data has {listed(list(names))}")
-    twice = edges.duplicated([start, end]).to_numpy()
-    if twice.any():
+    ends = pd.concat([edges[start], edges[end]])
+    if unknown := ends[~ends.isin([*place])].unique().tolist():
+        raise ValueError(f"{path}: unknown nodes {listed(unknown)}; the data has {listed(list(names))}")
+    if (twice := edges.duplicated([start, end]).to_numpy()).any():
         row = int(twice.argmax())
         raise ValueError(f"{path}: line {row + 2}: the edge {edges[start][row]} to {edges[end][row]} occurs twice")
     matrix = np.zeros((len(names), len(names)))
-    matrix[ends[0], ends[1]] = _as_numbers(edges[["weight"]], path, 2)[:, 0] if "weight" in edges else 1
+    weights = _as_numbers(edges[["weight"]], path, 2)[:, 0] if "weight" in edges else 1
+    matrix[edges[start].map(place), edges[end].map(place)] = weights
     return matrix
 
 

@@ -42,27 +42,24 @@ def read_stamps(column: pd.Series, where: Callable[[int], str]) -> Stamps:
     Raises: ValueError naming the first one that is no time by where(row), its file and place.
     """
     column = column.reset_index(drop=True)
-    empty = column.isna().to_numpy()
-    if empty.any():
+    if (empty := column.isna().to_numpy()).any():
         raise ValueError(f"{where(int(empty.argmax()))}: no time; {ISO}")
     if column.dtype.kind == "M":
         zone = column.dt.tz
-        times = rounded(column.dt.tz_convert(None) if zone else column)
-        return Stamps(times, name_of(zone) if zone else "")
+        return Stamps(rounded(column.dt.tz_convert(None) if zone else column), name_of(zone) if zone else "")
     whole = column.dtype.kind == "f" and (column % 1 == 0).all()
     text = (column.astype("int64") if whole else column).astype(str).str.strip()
     if column.dtype.kind in "iufb" or text.str.fullmatch(r"-?\d{1,18}").all():
         return Stamps(_of_digits(text, where))
-    found = text.str.extract(OFFSET)[0].where(text.str.contains(r"[T ]\d", regex=True))
-    offset = found.str.replace(r"^(?:Z|UTC)$", "+00:00", regex=True)
+    offset = text.str.extract(OFFSET)[0].where(text.str.contains(r"[T ]\d")).replace(["Z", "UTC"], "+00")
     if offset.isna().any() and offset.notna().any():
         row = int((offset.isna() != offset.isna().iloc[0]).to_numpy().argmax())
         raise ValueError(f"{where(row)}: time {text[row]!r} has {'no' if pd.isna(offset[row]) else 'an'} "
                          "offset from UTC, unlike those before; write all with it, or none")
-    aware = offset.notna().all()
-    wall, notes = _of_text(text.str.replace(OFFSET, "", regex=True).str.strip() if aware else text, text, where)
-    if not aware:
+    if offset.isna().all():
+        wall, notes = _of_text(text, text, where)
         return Stamps(wall, notes=notes)
+    wall, notes = _of_text(text.str.replace(OFFSET, "", regex=True), text, where)
     digits = offset.str.replace(":", "").str[1:].str.ljust(4, "0")
     minutes = (digits.str[:2].astype(int) * 60 + digits.str[2:].astype(int)) * offset.str[0].map({"+": 1, "-": -1})
     times = wall - minutes.to_numpy() * np.timedelta64(60, "s")
@@ -180,8 +177,8 @@ def offsets(times: np.ndarray, zone: str) -> np.ndarray:
 
 def stamps_as_text(times: np.ndarray, zone: str = "") -> np.ndarray:
     """Times (time,) as ISO text without seconds that are zero; with their offset where there is a time zone."""
-    texts = np.datetime_as_string(local_times(times, zone).astype("datetime64[s]")).tolist()
-    texts = [text.removesuffix(":00") for text in texts]
+    local = local_times(times, zone).astype("datetime64[s]")
+    texts = [text.removesuffix(":00") for text in np.datetime_as_string(local).tolist()]
     if zone:
         texts = [text + _offset_text(minutes).replace("UTC", "+00:00")
                  for text, minutes in zip(texts, offsets(times, zone).tolist(), strict=True)]

@@ -101,13 +101,13 @@ class FieldSummary:
             time = parse_time(str(time), "history_start", self.time_zone)
         time = time.astype("datetime64[s]")
         clock, = clock_of(np.array([time]), self.interval, self.time_zone)
-        steps = int((clock - np.datetime64(self.start).astype(clock.dtype)) // step_size(self.interval))
-        begins = np.datetime64(self._time(self.first_step + steps)).astype(clock.dtype)
-        if clock != begins and self.times(self.first_step + steps, 1)[0] != time:
+        steps, after = divmod(clock - np.datetime64(self.start).astype(clock.dtype), step_size(self.interval))
+        step = self.first_step + int(steps)
+        if after and self.times(step, 1)[0] != time:
             first = stamp(self.times(self.first_step, 1)[0], self.time_zone)
-            raise ValueError(f"{stamp(time, self.time_zone) if self.time_zone else time}: no step begins then; a step "
-                             f"takes {in_words(self.interval)}, one begins at {first}")
-        return self.first_step + steps
+            raise ValueError(f"{stamp(time, self.time_zone)}: no step begins then; a step takes "
+                             f"{in_words(self.interval)}, one begins at {first}")
+        return step
 
     def times(self, step: int, count: int) -> np.ndarray:
         """Stamps of `count` steps from the one at position `step`: (count,), UTC where there is a time zone."""
@@ -140,13 +140,9 @@ class FieldSummary:
 
     def calendar(self, step: int, count: int) -> Calendar:
         """Slots and stamps of `count` steps from the one at position `step`."""
-        return make_calendar(self._time(step), self.interval, count, self.time_zone, self.rule)
-
-    def _time(self, step: int) -> str:
-        """Start of the step at a position, on the clock of `start`."""
         size = step_size(self.interval)
-        start = np.datetime64(self.start, np.datetime_data(size)[0])
-        return str(start + (step - self.first_step) * size)
+        start = np.datetime64(self.start, np.datetime_data(size)[0]) + (step - self.first_step) * size
+        return make_calendar(str(start), self.interval, count, self.time_zone, self.rule)
 
 
 def _range(values: Tensor, each_node: bool = False) -> tuple:
