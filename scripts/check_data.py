@@ -16,7 +16,7 @@ from data.calendar import cycles, in_words
 from data.covariates import read_covariates
 from data.fields import Field
 from data.lags import choose_lags
-from data.scaling import BLOCK, as_real, by_node
+from data.scaling import as_real, by_node
 from data.stamps import local_times
 from data.table import check_memory, listed
 from data.windows import SPLITS, WindowedField, WindowSettings, supported
@@ -56,7 +56,7 @@ def suggested_batch(windows: int) -> int:
 def description(field: Field, periods: tuple[int, ...]) -> dict[str, str]:
     """Description of a field in words, by subject."""
     values, spec = field.values, field.spec
-    missing = sum(block.isnan().sum(0) for block in values.split(BLOCK))
+    missing = values.isnan().sum(0)
     present = as_real(values[~values.isnan()])
     count, nodes = int(missing.sum()), [field.node_names[node] for node in missing.nonzero().flatten()]
     whole = "whole numbers, " if bool((present == present.round()).all()) else ""

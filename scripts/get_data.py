@@ -134,16 +134,17 @@ def import_all(folder: Path, data_dir: Path) -> None:
     """Import every known file below `folder`, found by its relative path, else by its bare name; a message for each."""
     if not folder.is_dir():
         raise ValueError(f"--from {folder}: no such folder")
-    paths = [path for path in sorted(folder.rglob("*"), key=lambda path: (len(path.parts), path)) if path.is_file()]
+    paths = sorted(filter(Path.is_file, folder.rglob("*")), key=lambda path: (len(path.parts), path))
     files = {file: spec for spec in DATASETS.values() for file in (*spec.files, spec.graph) if file}
     found, refusals = 0, []
     for file, spec in files.items():
         endings = [f"/{end}" for name in (file, spec.archive.get(file, file)) for end in (name, Path(name).name)]
-        sources = [path for ending in endings for path in paths if path.as_posix().endswith(ending)][:1]
-        found += len(sources)
+        source = next((path for ending in endings for path in paths if path.as_posix().endswith(ending)), None)
+        if source is None:
+            continue
+        found += 1
         try:
-            for source in sources:
-                print(import_file(source.read_bytes(), source, file, spec, data_dir))
+            print(import_file(source.read_bytes(), source, file, spec, data_dir))
         except (OSError, ValueError) as error:
             refusals.append(str(error))
     if not found:
@@ -152,19 +153,17 @@ def import_all(folder: Path, data_dir: Path) -> None:
         raise ValueError("; ".join(refusals))
 
 
-def state_of(name: str, data_dir: Path) -> tuple[str, str]:
-    """In words whether a dataset is there, and its size."""
-    spec = get_spec(name)
+def state_of(name: str, spec: DatasetSpec, data_dir: Path) -> str:
+    """In one word whether a dataset is there."""
     if spec.synthetic:
-        return "generated", ""
+        return "generated"
     try:
         paths = locate(name, data_dir)
     except FileNotFoundError:
-        return "private" if spec.private else "missing", ""
+        return "private" if spec.private else "missing"
     changed = any(file in spec.sha256 and sha256_of(path) != spec.sha256[file]
                   for file, path in zip(spec.files, paths, strict=True))
-    state = "differs" if changed else "embedded" if spec.embedded else "present"
-    return state, f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB"
+    return "differs" if changed else "embedded" if spec.embedded else "present"
 
 
 def main(argv=None):
@@ -191,13 +190,14 @@ def main(argv=None):
             if value not in (None, (), {}, False):
                 print(f"{name + ':':18}{value}")
     elif args.available:
-        states = {name: state_of(name, data_dir)[0] for name in DATASETS}
-        print("\n".join(name for name in DATASETS if states[name] in ("present", "embedded", "generated")))
+        for name, spec in DATASETS.items():
+            if state_of(name, spec, data_dir) in ("present", "embedded", "generated"):
+                print(name)
     else:
-        rows = [("name", "shape", "interval", "unit", "state", "size")]
+        rows = [("name", "shape", "interval", "unit", "state")]
         for name, spec in DATASETS.items():
             shape = " + ".join("x".join(map(str, shape)) for shape in spec.shape) or f"time x {spec.num_nodes}"
-            rows.append((name, shape, " ".join(map(str, spec.interval)), spec.unit, *state_of(name, data_dir)))
+            rows.append((name, shape, " ".join(map(str, spec.interval)), spec.unit, state_of(name, spec, data_dir)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             print("  ".join(map(str.ljust, row, widths)).rstrip())

@@ -290,7 +290,7 @@ def test_a_newer_file_without_names_has_the_places_of_the_run_in_its_order(tmp_p
 
 @pytest.mark.parametrize("flags, message", [
     (["--at", "soon"], "--at soon: expected a time in ISO 8601"),
-    (["--at", "2020-01-12T00:30"], "2020-01-12T00:30:00: no step begins then; a step takes 1 hour"),
+    (["--at", "2020-01-12T00:30"], "2020-01-12T00:30: no step begins then; a step takes 1 hour"),
     (["--at", "2020-02-01"], "--at 2020-02-01: the data allow 2020-01-06T06:00 to 2020-01-12T06:00"),
     (["--at", "2020-01-06T05:00"], "the first step that is forecast after 6 observed ones"),
     (["--rolling", "142"], r"--rolling 142: the data hold 141 windows of 6 \+ 4 observed steps"),
