@@ -155,13 +155,12 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
         raise ValueError(f"{where(0)}: one time stamp does not determine the interval; give --freq")
     found = _most_frequent(times, where, zone) if len(times) > 2 or wanted is None else wanted
     interval = wanted or found
-    clock = clock_of(times, interval, zone)
-    steps = np.diff(clock) / step_size(interval)
+    clock, size = clock_of(times, interval, zone), step_size(interval)
+    steps = np.diff(clock) / size
     missing = np.where((steps > 1) & (steps % 1 == 0), steps - 1, 0)
     too_many = missing.sum() > MOST_MISSING * len(times)
-    wrong = (steps != 1) & ~((missing > 0) & (gaps and found == interval))
-    if too_many:
-        wrong = steps == steps.max()
+    allowed = (steps == 1) | (missing > 0) & (gaps and found == interval)
+    wrong = steps == steps.max() if too_many else ~allowed
     if not wrong.any():
         return interval
     step = int(wrong.argmax()) + 1
@@ -177,14 +176,13 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
     else:
         kind = f"{lacking}: add a row for each, its values left empty, or give --missing mask"
         kind += f"; in all {missing_rows(times, interval, zone)}" if (missing > 0).sum() > 1 else ""
-    expected = clock[step - 1] + step_size(interval)
+    expected = clock[step - 1] + size
     if interval[1] != "month" and abs(clock[step] - expected) == np.timedelta64(1, "h") and not (
             zone and not _is_local(interval)):
         kind += "; write times of a zone with daylight saving with their offset from UTC, as 2013-01-31T00:00+01:00"
     asked = ", as --freq or the run says" if wanted else ""
-    due = clock_text(expected, interval, zone)
-    raise ValueError(f"{where(step)}: time {stamp(times[step], zone)}, expected {due} ({in_words(interval)} after "
-                     f"{stamp(times[step - 1], zone)}{asked}): {kind}")
+    raise ValueError(f"{where(step)}: time {stamp(times[step], zone)}, expected {clock_text(expected, interval, zone)} "
+                     f"({in_words(interval)} after {stamp(times[step - 1], zone)}{asked}): {kind}")
 
 
 def clock_text(clock: np.datetime64, interval: Interval, zone: str) -> str:
@@ -197,11 +195,11 @@ def clock_text(clock: np.datetime64, interval: Interval, zone: str) -> str:
 def missing_rows(times: np.ndarray, interval: Interval, zone: str = "") -> str:
     """The places where rows are missing between stamps (time,), in words."""
     clock, size = clock_of(times, interval, zone), step_size(interval)
-    after = np.flatnonzero(np.diff(clock) > size)
-    counts = (np.diff(clock)[after] // size).astype(int) - 1
-    places = [f"{clock_text(clock[place] + size, interval, zone)} ({count})"
-              for place, count in zip(after, counts.tolist(), strict=True)]
-    return f"{counts.sum()} step{'s are' if counts.sum() > 1 else ' is'} missing, from {listed(places)}"
+    counts = (np.diff(clock) // size).astype(int) - 1
+    after = np.flatnonzero(counts > 0)
+    places = [f"{clock_text(clock[place] + size, interval, zone)} ({counts[place]})" for place in after]
+    total = counts[after].sum()
+    return f"{total} step{'s are' if total > 1 else ' is'} missing, from {listed(places)}"
 
 
 def _most_frequent(times: np.ndarray, where: Callable[[int], str], zone: str = "") -> Interval:

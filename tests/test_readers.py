@@ -153,11 +153,6 @@ def test_a_first_column_of_times_is_the_time_whatever_its_name(tmp_path):
     assert len(read_file(tmp_path / "a.parquet").times) == 48
 
 
-def test_the_numbers_of_rows_that_pandas_writes_are_no_node(tmp_path):
-    frame().reset_index(names="time").to_csv(tmp_path / "a.csv")
-    assert read_file(tmp_path / "a.csv").node_names == NAMES and len(read_file(tmp_path / "a.csv").times) == 48
-
-
 def test_edges_of_a_file_without_names_may_be_positions(tmp_path):
     edges = written(tmp_path / "g.csv", "from,to\n0,2\nnode 1,node 0\n")
     assert read_graph(edges, numbered(3)).nonzero().tolist() == [[0, 2], [1, 0]]
@@ -250,10 +245,6 @@ def test_months_of_a_climate_models_calendar_are_read_by_their_digits(tmp_path):
     assert str(read_file(tmp_path / "a.nc").times[1]) == "0850-03-01T00:00:00"
     field = load_field("a", ROOT, own=OwnFile(str(tmp_path / "a.nc")))
     assert field.spec.interval == (1, "month") and field.calendar.slots[:2, 0].tolist() == [1, 2]
-    times = xarray.date_range("2000-01-30", periods=3, freq="D", calendar="360_day", use_cftime=True)
-    times = [*times[:1], times[0].replace(month=2), times[2]]
-    xarray.Dataset({"t": (("time", "x"), random_values(3, 2))}, {"time": times}).to_netcdf(tmp_path / "b.nc")
-    assert "calendar 360_day has days that no real year has" in refusal(tmp_path / "b.nc")
 
 
 def test_one_of_several_variables_is_chosen_by_name(tmp_path):

@@ -25,8 +25,6 @@ FIELDS = {
 }
 
 
-
-
 @pytest.mark.parametrize("metadata", FIELDS.values(), ids=FIELDS)
 def test_a_window_of_the_test_is_bitwise_that_of_the_data_but_for_its_future(metadata):
     data = WindowedField(make_field(random_values(200, 3), **metadata), 6, 4)
