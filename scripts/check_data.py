@@ -79,12 +79,12 @@ def description(field: Field, periods: tuple[int, ...]) -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = config.FlagParser(__doc__.splitlines()[0])
-    parser.add_argument("file", help="the data file; its flags are those of main_pretrain.py for --data_path")
+    parser.add_argument("data_path", metavar="file",
+                        help="the data file; its flags are those of main_pretrain.py for --data_path")
     parser.add_argument("--picture", type=config.picture_path, default=None, help="draw the field there (.png or .pdf)")
     parser.add_flags(config.PretrainConfig, CHOICES, FLAGS)
     typed = vars(parser.parse_args(arguments))
     picture = typed.pop("picture")
-    typed = {"data_path": typed.pop("file"), **typed}
     given = config.with_own_data(typed)
     chosen = config.PretrainConfig(**given)
     config.check_config(chosen, parser)

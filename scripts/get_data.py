@@ -113,11 +113,10 @@ def fetch(url: str) -> bytes:
 def download(name: str, data_dir: Path):
     """Fetch the files of one dataset, with a message for each."""
     spec = get_spec(name)
-    if spec.private:
-        raise ValueError(f"{name} cannot be downloaded. {spec.private}")
-    if spec.synthetic or spec.embedded:
-        how = "is generated when it is used" if spec.synthetic else "comes with the project"
-        raise ValueError(f"{name} {how}: there is nothing to download")
+    reason = ("It is generated when it is used." if spec.synthetic else
+              "It comes with the project." if spec.embedded else spec.private)
+    if reason:
+        raise ValueError(f"{name} cannot be downloaded. {reason}")
     for file in filter(None, (*spec.files, spec.graph)):
         if is_there(data_dir / file, spec.sha256.get(file)):
             print(f"{file}: already there")
