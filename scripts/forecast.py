@@ -111,8 +111,8 @@ def forecasts(run: TrainedForecaster, series: Series, windows: Sequence[int], fl
     """
     correction = run.online() if online else None
     settings = {**run.checkpoint["config"], **flags}
-    at_once = max(1, rows_at_once(run.field.num_nodes, run.device, settings["sample_batch"]) // settings["nsample"])
-    at_once = min(at_once * processes.count, len(windows))
+    rows = rows_at_once(run.field.num_nodes, run.device, settings["sample_batch"])
+    at_once = processes.count * max(1, rows // settings["nsample"])
     for chosen in progress([windows[k:k + at_once] for k in range(0, len(windows), at_once)], "forecasting"):
         own = chosen if len(chosen) < processes.count else np.array_split(chosen, processes.count)[processes.rank]
         parts = [series.window(begin, settings["history_len"], settings["predict_len"]) for begin in own]
@@ -150,7 +150,6 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument("--split", choices=("test",), default="", help="forecast every window from the first of the "
                        "test on")
     parser.add_argument("--values", choices=VALUES, default=VALUES[0], help="what to write (default: both)")
-    parser.add_argument("--overwrite", action="store_true", default=False, help="replace the file if it exists")
     parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", *SAMPLING_FLAGS))
     given = vars(parser.parse_args(arguments))
     if given["rolling"] < 0:
@@ -164,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise ValueError("--online corrects one window after the other: start it in one process, without torchrun")
     run = load_forecaster(given["run_folder"], device)
     used = given["data_path"], given["covariates"], *(run.checkpoint["config"][name] for name in PATHS)
-    processes.first_decides(lambda: check_output(given["output"], given["overwrite"], used))
+    check_output(given["output"], used)
     series = open_series(run, given["data_path"], given.get("data_dir", ""), given["covariates"])
     windows = choose_windows(run, len(series.values), series.first, given["at"], given["rolling"], given["split"])
     horizon = run.checkpoint["config"]["history_len"] + series.first

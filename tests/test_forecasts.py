@@ -187,14 +187,10 @@ def test_names_of_nodes_are_no_formulas_in_a_csv_and_stay_as_they_are_elsewhere(
 
 
 def test_what_cannot_be_written_is_refused_beforehand(tmp_path, monkeypatch):
-    (tmp_path / "there.csv").touch()
     with pytest.raises(ValueError, match="xlsx: the ending says the format; choose one of .npz, .csv, .parquet, .nc"):
-        check_output(tmp_path / "forecast.xlsx", overwrite=False)
-    with pytest.raises(ValueError, match="there.csv: it exists; choose another name, or --overwrite"):
-        check_output(tmp_path / "there.csv", overwrite=False)
-    check_output(tmp_path / "there.csv", overwrite=True)
+        check_output(tmp_path / "forecast.xlsx")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for ending, package in ((".nc", "xarray"), (".parquet", "pyarrow")):
         with pytest.raises(ValueError, match=f"the package {package} is missing: pip install {package}"):
-            check_output(tmp_path / f"forecast{ending}", overwrite=False)
-    check_output(tmp_path / "forecast.npz", overwrite=False)
+            check_output(tmp_path / f"forecast{ending}")
+    check_output(tmp_path / "forecast.npz")

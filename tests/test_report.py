@@ -5,6 +5,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from string import Template
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from data.registry import DATASETS, get_spec
 from scripts import report
 from scripts.paper import joint_pictures
 from scripts.report import cautions, independent_block, spread_out
-from utils.output.forecasts import on_grid
+from utils.output.forecasts import in_space
 from utils.output.report import number, table
 from utils.scores.comparison import in_words
 from utils.training import checkpoint
@@ -227,8 +228,9 @@ def test_numbers_have_four_digits_and_long_text_is_whole():
 
 
 def test_nodes_stand_in_their_places_of_the_grid():
-    assert on_grid(np.arange(4.0), (2, 2), None).tolist() == [[0, 1], [2, 3]]
-    np.testing.assert_array_equal(on_grid(np.array([5.0, 6.0]), (2, 2), np.array([1, 2])), [[np.nan, 5], [6, np.nan]])
+    whole, parts = (SimpleNamespace(grid=(2, 2), kept=kept) for kept in (None, np.array([1, 2])))
+    assert in_space(whole, np.arange(4.0)).tolist() == [[0, 1], [2, 3]]
+    np.testing.assert_array_equal(in_space(parts, np.array([5.0, 6.0])), [[np.nan, 5], [6, np.nan]])
 
 
 def test_the_nodes_shown_are_spread_from_best_to_worst():

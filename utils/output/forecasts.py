@@ -69,10 +69,8 @@ class Forecast:
         levels = np.atleast_1d(level)
         if not ((levels >= 0) & (levels <= 1)).all():
             raise ValueError(f"quantile {level}: a level lies between 0 and 1")
-        ordered = sort_members(torch.from_numpy(self._windows))
-        lead, steps_and_nodes = self.members.shape[:-3], self.members.shape[-2:]
-        found = member_quantiles(ordered, levels.tolist()).numpy().reshape(*lead, len(levels), *steps_and_nodes)
-        return found if np.ndim(level) else found[..., 0, :, :]
+        found = member_quantiles(sort_members(torch.from_numpy(self._windows)), levels.tolist()).numpy()
+        return found.reshape(*self.members.shape[:-3], *np.shape(level), *self.members.shape[-2:])
 
     def to_frame(self, values: str = "both") -> pd.DataFrame:
         """A long table: one row per window, step and node, with members, quantiles, or both (`values`)."""
@@ -153,15 +151,13 @@ def space_of(field) -> tuple[tuple[str, ...], dict]:
 
 
 def in_space(field, values: np.ndarray) -> np.ndarray:
-    return on_grid(values, field.grid, field.kept) if field.grid else values
-
-
-def on_grid(values: np.ndarray, grid: tuple[int, int], kept: np.ndarray | torch.Tensor | None) -> np.ndarray:
-    """Values (..., node) as images (..., row, column), NaN where a place has no node (see `data.fields.Field`)."""
-    if kept is not None:
-        nodes, values = values, np.full((*values.shape[:-1], math.prod(grid)), np.nan, values.dtype)
-        values[..., np.asarray(kept)] = nodes
-    return values.reshape(*values.shape[:-1], *grid)
+    """Values (..., node), of a grid as images (..., row, column) with NaN where a place has no node."""
+    if not field.grid:
+        return values
+    if field.kept is not None:
+        nodes, values = values, np.full((*values.shape[:-1], math.prod(field.grid)), np.nan, values.dtype)
+        values[..., np.asarray(field.kept)] = nodes
+    return values.reshape(*values.shape[:-1], *field.grid)
 
 
 def write_forecasts(path: Path, parts: Iterable[Forecast], values: str = "both") -> None:
@@ -169,14 +165,12 @@ def write_forecasts(path: Path, parts: Iterable[Forecast], values: str = "both")
     write_atomically(path, lambda file: WRITERS[path.suffix][0](file, parts, values))
 
 
-def check_output(path: Path, overwrite: bool, sources: Iterable[str] = ()) -> None:
-    """Raises: ValueError, before the work, for an unknown ending, a file that exists or is read, a missing package."""
+def check_output(path: Path, sources: Iterable[str] = ()) -> None:
+    """Raises: ValueError, before the work, for an unknown ending, a file that is read, a missing package."""
     if any(source and path.resolve() == Path(source).expanduser().resolve() for source in sources):
         raise ValueError(f"--output {path}: that is the file of the data; choose another name")
     if path.suffix not in WRITERS:
         raise ValueError(f"--output {path}: the ending says the format; choose one of {', '.join(WRITERS)}")
-    if path.exists() and not overwrite:
-        raise ValueError(f"--output {path}: it exists; choose another name, or --overwrite to replace it")
     require(*WRITERS[path.suffix][1])
 
 
