@@ -131,7 +131,7 @@ class Forecaster(nn.Module):
         which bounds memory and does not change the result. It is halved where memory runs out.
         """
         assert not self.training, "members are drawn in eval mode"
-        batch, each = len(context.history), self.num_samples(sampling)
+        batch, each = len(context.history), self.margin.num_samples(sampling.members, sampling.kind)
         given = self.margin.given(self.mean_model, context)
         hidden, log_scale = self._encode(context, given), self.margin.log_scale(given, context)
         rows, first, chunk, samples = batch * each, 0, sampling.chunk, []
@@ -155,10 +155,6 @@ class Forecaster(nn.Module):
         z = torch.cat(samples).unflatten(0, (batch, each))
         return self.margin.decode(z, given, context, sampling.members, sampling.kind)
 
-    def num_samples(self, sampling: Sampling) -> int:
-        """Samples of each window that an ensemble takes."""
-        return self.margin.num_samples(sampling.members, sampling.kind)
-
     def _endpoint(self, signs: Callable[[], Tensor], calendar: Tensor) -> Tensor:
         """The endpoint of each value: 0, or the fluctuation scale with its sign."""
         if self.endpoint == "none":
@@ -168,7 +164,7 @@ class Forecaster(nn.Module):
     def _encode(self, context: Context, given: Tensor) -> Tensor:
         """Hidden values of each window, see `MLPDenoiser.encode`."""
         anomalies, values = self.margin.features(given, context)
-        inputs = torch.cat([self.noise.history(context), *map(self.noise.project, anomalies), *values], dim=1)
+        inputs = torch.cat([*self.noise.inputs(context, anomalies), *values], dim=1)
         return self.denoiser.encode(inputs, context.calendar, context.missing, context.features)
 
     def _sample_rows(self, hidden: Tensor, calendar: Tensor, noise, sampling: Sampling) -> Tensor:

@@ -175,8 +175,7 @@ class ResidualMargin(Margin):
         return float(width[expected.argmin()])
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
-        residual = self._residual(future, prepared, uniform)
-        return residual / self.scale(context.calendar, prepared[:, 1]) if self.scaled else residual
+        return self._residual(future, prepared, uniform) / self._unit(prepared, context)
 
     def features(self, given: Tensor, context: Context) -> tuple[list[Tensor], list[Tensor]]:
         mean, state = given[:, 0], given[:, 1]
@@ -184,20 +183,21 @@ class ResidualMargin(Margin):
         return anomalies, [self.scale(context.calendar, state).log()] if "scale" in self.inputs else []
 
     def log_scale(self, given: Tensor, context: Context) -> Tensor:
-        if not self.scaled:
-            return super().log_scale(given, context)
-        return self.scale(context.calendar, given[:, 1]).log().mean(1)
+        return self._unit(given, context).log().mean(1)
 
     def num_samples(self, members: int, kind: str) -> int:
         return OVERSAMPLED * members if kind == "quantiles" else members
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
-        scale = self.width * self.scale(context.calendar, given[:, 1]).unsqueeze(1) if self.scaled else 1.0
-        residual = self._from_residual(scale * z, given)
+        residual = self._from_residual(self.width * self._unit(given, context).unsqueeze(1) * z, given)
         samples = given[:, :1] + (centred(residual) if self.center else residual)
         if kind == "quantiles":
             samples = smooth_members(samples, members)
         return round_members(keep_mean_above(samples, self.support[0]), *self.support)
+
+    def _unit(self, given: Tensor, context: Context) -> Tensor:
+        """What residuals are divided by: (batch, F, node)."""
+        return self.scale(context.calendar, given[:, 1]) if self.scaled else torch.ones_like(given[:, 1])
 
     def _mean_and_state(self, predicted: Tensor) -> Tensor:
         return torch.stack([predicted.mean(1), self.scale.state(predicted)], dim=1)
@@ -325,14 +325,13 @@ class EmpiricalMargin(Margin):
                 self.table[number:] = own.sort().values[place]  # an empty class has the table of the one before
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
-        place = self._class(prepared).flatten()
-        value, z = (future - self.minimum).flatten(), torch.empty(future.numel(), device=future.device)
-        for number in place.unique().tolist():
-            own = place == number
-            bounds = torch.stack([torch.searchsorted(self.table[number], value[own], right=right)
+        classes, above, z = self._class(prepared), future - self.minimum, torch.empty_like(future)
+        for number in classes.unique().tolist():
+            own = classes == number
+            bounds = torch.stack([torch.searchsorted(self.table[number], above[own], right=right)
                                   for right in (False, True)], dim=1) / TABLE_LEVELS
-            z[own] = z_from_pit(bounds, uniform.flatten()[own])
-        return z.view(future.shape)
+            z[own] = z_from_pit(bounds, uniform[own])
+        return z
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
         within = 0.5

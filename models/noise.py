@@ -1,7 +1,7 @@
 """Noise of the diffusion: the coordinates in which z is white, for independent values or a covariance of fields.
 
 Both classes have one interface: `fit`, `whiten`, `unwhiten`, `impute`; `learned`, the used part of a prediction;
-`history` and `project`, a window's history and anomalies in the units of the denoiser's inputs.
+`inputs`, a window's history and anomalies of its horizon in the units of the denoiser's inputs.
 Shapes: z and white (batch, F, node); log_scale (batch, node), see `margins.Margin.log_scale`.
 """
 
@@ -38,10 +38,8 @@ class IndependentNoise(nn.Module):
     def learned(self, predicted: Tensor) -> Tensor:
         return predicted
 
-    project = learned
-
-    def history(self, context: Context) -> Tensor:
-        return context.history
+    def inputs(self, context: Context, anomalies: list[Tensor]) -> list[Tensor]:
+        return [context.history, *anomalies]
 
     def impute(self, z: Tensor, observed: Tensor, noise: Tensor) -> Tensor:
         """z with its expectation, 0, in place of each missing value."""
@@ -129,13 +127,9 @@ class CovarianceNoise(nn.Module):
         leading = self.axes[:, :len(self.mode_variance)].to(predicted.dtype)
         return predicted - predicted @ leading @ leading.T
 
-    def history(self, context: Context) -> Tensor:
-        """The history's anomaly, each node with spread 1: (batch, H, node)."""
-        return self.project(context.anomaly)
-
-    def project(self, anomaly: Tensor) -> Tensor:
-        """An anomaly of any steps in units of the history's spread."""
-        return anomaly / self.history_spread
+    def inputs(self, context: Context, anomalies: list[Tensor]) -> list[Tensor]:
+        """Anomalies (batch, step, node) of the history and of `anomalies` in units of the history's spread."""
+        return [anomaly / self.history_spread for anomaly in (context.anomaly, *anomalies)]
 
     def impute(self, z: Tensor, observed: Tensor, noise: Tensor) -> Tensor:
         """z with a random value in place of each missing one, given the other nodes and the other steps.
@@ -307,19 +301,16 @@ def _conditional_paths(values: Tensor, observed: Tensor, correlation: Tensor, no
 
     Source: conditional simulation, Hoffman and Ribak 1991.
     """
-    values, seen = values.movedim(1, -1), observed.movedim(1, -1)
-    some, found = ~seen.all(-1), values.clone()
-    drawn = noise.movedim(1, -1)[some] @ torch.linalg.cholesky(correlation).T
-    parts = (part.split(max(1, PATH_ELEMENTS // correlation.numel())) for part in (values[some], seen[some], drawn))
-    found[some] = torch.cat([_conditional(*part, correlation) for part in zip(*parts, strict=True)])
+    found, seen = values.movedim(1, -1).clone(), observed.movedim(1, -1)
+    some = ~seen.all(-1)
+    seen, drawn = seen[some], noise.movedim(1, -1)[some] @ torch.linalg.cholesky(correlation).T
+    error = torch.where(seen, found[some] - drawn, 0.0)
+    size = max(1, PATH_ELEMENTS // correlation.numel())
+    for own, part in zip(seen.split(size), error.split(size), strict=True):  # views: `error` becomes the solution
+        system = correlation * (own.unsqueeze(1) & own.unsqueeze(2)) + (~own).to(part).diag_embed()
+        part.copy_(torch.linalg.solve(system, part))
+    found[some] = drawn + error @ correlation
     return found.movedim(-1, 1)
-
-
-def _conditional(values: Tensor, observed: Tensor, drawn: Tensor, correlation: Tensor) -> Tensor:
-    """The same for paths (path, F)."""
-    system = correlation * (observed.unsqueeze(1) & observed.unsqueeze(2)) + (~observed).to(drawn).diag_embed()
-    error = torch.where(observed, values - drawn, 0.0)
-    return drawn + torch.linalg.solve(system, error) @ correlation
 
 
 def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,8 +49,8 @@ def ensemble_sampler(model: Forecaster, settings: dict, device: torch.device) ->
         shape = settings["predict_len"], batch.context.history.shape[-1]
         sampling = Sampling(settings["nsample"], settings["members"], settings["sampler"], settings["sample_steps"],
                             rows_at_once(shape[1], device, settings["sample_batch"]))
-        noise = MemberNoise(settings["seed"], batch.start, model.num_samples(sampling), shape)
-        return model.sample(batch.context, noise, sampling)
+        samples = model.margin.num_samples(sampling.members, sampling.kind)
+        return model.sample(batch.context, MemberNoise(settings["seed"], batch.start, samples, shape), sampling)
 
     return sample
 

@@ -92,7 +92,7 @@ def sample(model, batch, members=5, sampler="dpm2m", steps=4, chunk=64, seed=1, 
     """Members of the kind of the recipe, unless named."""
     kind = kind or ("quantiles" if isinstance(model.margin, QuantileMargin) else "random")
     sampling = Sampling(members, kind, sampler, steps, chunk)
-    noise = MemberNoise(seed, batch.start, model.num_samples(sampling), (HORIZON, NODES))
+    noise = MemberNoise(seed, batch.start, model.margin.num_samples(members, kind), (HORIZON, NODES))
     return model.sample(batch.context, noise, sampling)
 
 
@@ -469,7 +469,7 @@ def test_the_callers_scale_is_copied():
                                                  ("copula", "random", 5), ("copula", "quantiles", 5)])
 def test_an_ensemble_takes_as_many_samples_as_its_kind_needs(recipe, kind, samples):
     model, batch = MAKE[recipe]().eval(), make_batch()
-    assert model.num_samples(Sampling(5, kind, "adams", 2, 64)) == samples
+    assert model.margin.num_samples(5, kind) == samples
     assert sample(model, batch, kind=kind).shape == (3, 5, HORIZON, NODES)
 
 

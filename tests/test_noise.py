@@ -152,7 +152,7 @@ def test_constant_z_do_not_break_it():
     model.fit((z, context, one_class(z)), (z, context, one_class(z)))
     assert drawn_from(model).isfinite().all()
     assert model.whiten(torch.randn(2, HORIZON, 8), torch.zeros(2, 8)).isfinite().all()
-    assert model.history(context_of(torch.randn(2, HISTORY, 8))).isfinite().all()
+    assert all(each.isfinite().all() for each in model.inputs(context_of(torch.randn(2, HISTORY, 8)), []))
 
 
 def test_a_few_windows_are_enough():
@@ -277,12 +277,11 @@ def test_a_prediction_has_no_part_along_the_leading_modes():
 # History
 
 def test_histories_have_spread_one_at_every_node():
-    histories = torch.randn(500, HISTORY, 30) * torch.linspace(0.2, 3, 30)
+    histories, anomaly = torch.randn(500, HISTORY, 30) * torch.linspace(0.2, 3, 30), torch.randn(2, HORIZON, 30)
     model = fitted(common_signal(500, 30, 0.5), 4, histories)
-    seen = model.history(context_of(histories))
+    seen, found = model.inputs(context_of(histories), [anomaly])
     torch.testing.assert_close(seen.square().mean((0, 1)).sqrt(), torch.ones(30), rtol=0, atol=1e-4)
-    anomaly = torch.randn(2, HORIZON, 30)
-    torch.testing.assert_close(model.project(anomaly), anomaly / model.history_spread)
+    torch.testing.assert_close(found, anomaly / model.history_spread)
 
 
 # Cost
@@ -315,7 +314,7 @@ def test_with_fewer_z_than_nodes_no_array_of_nodes_by_nodes_is_made():
         model, log_scale = CovarianceNoise(nodes, HORIZON, 16), histories[:, 0]
         model.fit(*2 * [(z, context_of(histories), log_scale)])
         model.unwhiten(model.whiten(z, log_scale), log_scale)
-        model.history(context_of(histories))
+        model.inputs(context_of(histories), [])
     assert 50 * HORIZON * nodes <= seen.size < nodes * nodes / 4
     assert time.perf_counter() - start < 20
 
@@ -343,16 +342,18 @@ def test_all_that_was_fitted_is_saved_and_restored():
     model, other = fitted(z, 3), CovarianceNoise(10, HORIZON, 3).eval()
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.whiten(z, one_class(z)), model.whiten(z, one_class(z)))
-    assert torch.equal(other.project(z), model.project(z))
+    context = context_of(torch.randn(100, HISTORY, 10))
+    assert all(map(torch.equal, other.inputs(context, [z]), model.inputs(context, [z])))
 
 
 def test_independent_noise_leaves_every_value_as_it_is_and_puts_the_mean_in_gaps():
     noise, z = IndependentNoise(), torch.randn(3, HORIZON, 4)
     context, log_scale = context_of(torch.randn(3, HISTORY, 4)), torch.randn(3, 4)
     noise.fit(*2 * [(z, context, log_scale)])
-    for found in (noise.whiten(z, log_scale), noise.unwhiten(z, log_scale), noise.project(z), noise.learned(z)):
+    for found in (noise.whiten(z, log_scale), noise.unwhiten(z, log_scale), noise.inputs(context, [z])[1],
+                  noise.learned(z)):
         assert found is z
-    assert noise.history(context) is context.history and not noise.state_dict()
+    assert noise.inputs(context, [])[0] is context.history and not noise.state_dict()
     observed = torch.rand(3, HORIZON, 4) < 0.5
     filled = noise.impute(z, observed, torch.randn_like(z))
     assert torch.equal(filled[observed], z[observed]) and (filled[~observed] == 0).all()
