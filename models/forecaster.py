@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.context import Context
 from data.windows import Batch
 
-from .diffusion import SAMPLERS, alpha_bar_of, diffuse, draw_endpoint, velocity, velocity_to_noise
+from .diffusion import SAMPLERS, alpha_bar_of, diffuse, draw_endpoint, noise_to_velocity, velocity
 from .layers import mean_over, random_rows
 from .margins import Margin
 from .mean import MeanModel
@@ -172,11 +172,10 @@ class Forecaster(nn.Module):
         endpoint = self._endpoint(lambda: noise(0), calendar)
         hidden = self.denoiser.condition(hidden, endpoint)
 
-        def predict_noise(shifted: Tensor, step: int) -> Tensor:
+        def predict_velocity(shifted: Tensor, step: int) -> Tensor:
             steps = torch.full((1,), step, device=shifted.device)
             predicted = self.noise.learned(self.denoiser(shifted + endpoint, steps, hidden).float())
-            return predicted if self.prediction == "noise" else \
-                velocity_to_noise(shifted, predicted, self.alpha_bars[step])
+            return predicted if self.prediction == "v" else noise_to_velocity(shifted, predicted, self.alpha_bars[step])
 
         return endpoint + SAMPLERS[sampling.sampler](
-            predict_noise, noise(1), self.alpha_bars, sampling.steps, lambda noise_index: noise(2 + noise_index))
+            predict_velocity, noise(1), self.alpha_bars, sampling.steps, lambda noise_index: noise(2 + noise_index))

@@ -1,6 +1,6 @@
 """The diffusion mathematics on an exact Gaussian: no network, no sampling error, float64.
 
-Every sampler is linear in its start and its noise when the noise predictor is that of a Gaussian. So a tensor can
+Every sampler is linear in its start and its noise when the prediction of v is that of a Gaussian. So a tensor can
 hold the coefficients of (start, noise 0, noise 1, ...) instead of values, and the law of the result is exact: its
 standard deviation is the norm of the coefficients.
 """
@@ -21,10 +21,10 @@ from models.diffusion import (
     diffuse,
     dpm2m,
     draw_endpoint,
-    noise_to_clean,
+    noise_to_velocity,
     posterior,
     velocity,
-    velocity_to_noise,
+    velocity_to_clean,
 )
 from models.diffusion.samplers import angle_of, evenly_spaced, half_log_snr
 
@@ -49,13 +49,14 @@ def normal(*shape, seed=0):
 
 
 def exact_predictor(schedule, mean, std, visited=None):
-    """The best noise prediction, E[noise | noisy], when the clean value is N(mean, std^2)."""
+    """The best prediction of v, by E[noise | noisy], when the clean value is N(mean, std^2)."""
     def predict(noisy, step):
         if visited is not None:
             visited.append(step)
         alpha_bar = schedule[step]
         variance = alpha_bar * std**2 + 1 - alpha_bar
-        return (1 - alpha_bar).sqrt() * (noisy - alpha_bar.sqrt() * mean) / variance
+        noise = (1 - alpha_bar).sqrt() * (noisy - alpha_bar.sqrt() * mean) / variance
+        return noise_to_velocity(noisy, noise, alpha_bar)
     return predict
 
 
@@ -129,28 +130,22 @@ def test_chained_one_step_transitions_equal_the_closed_form(name):
 def test_each_entry_of_a_batch_has_its_own_noise_level():
     residual, endpoint, noise = (normal(5, 2, 3, seed=seed) for seed in range(3))
     step = torch.tensor([0, 7, 30, 30, 49])
-    for function in (lambda *a: diffuse(a[0], a[1], a[2], a[3]), lambda *a: noise_to_clean(a[0], a[2], a[3])):
-        together = function(residual, endpoint, noise, QUADRATIC[step])
+    for function, parts in ((diffuse, (residual, endpoint, noise)), (velocity, (residual, noise))):
+        together = function(*parts, QUADRATIC[step])
         for row in range(5):
-            alone = function(residual[row], endpoint[row], noise[row], QUADRATIC[step[row]])
+            alone = function(*(part[row] for part in parts), QUADRATIC[step[row]])
             torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-12)
 
 
 def test_float32_tensors_stay_float32_at_a_float64_noise_level():
     values, level = normal(2, 3, 4).float(), QUADRATIC[[3, 40]]
-    for result in (diffuse(values, values, values, level), noise_to_clean(values, values, level),
+    for result in (diffuse(values, values, values, level), velocity(values, values, level),
+                   velocity_to_clean(values, values, level[0]), noise_to_velocity(values, values, level[0]),
                    posterior(values, values, level[1], level[0])[0]):
         assert result.dtype == torch.float32
     for sampler in SAMPLERS.values():
         predict = exact_predictor(QUADRATIC, 0.3, 0.7)
         assert sampler(predict, values, QUADRATIC, 4, lambda noise_index: values).dtype == torch.float32
-
-
-def test_the_clean_value_is_recovered_from_its_noise_at_every_step():
-    clean, noise = normal(N, 3, 4), normal(N, 3, 4, seed=1)
-    level = QUADRATIC
-    noisy = diffuse(clean, torch.zeros_like(clean), noise, level)
-    torch.testing.assert_close(noise_to_clean(noisy, noise, level), clean, rtol=0, atol=1e-11)
 
 
 def test_endpoint_has_the_scale_of_its_node_and_balanced_independent_signs():
@@ -204,7 +199,7 @@ def test_ancestral_sampling_takes_the_papers_reverse_step(name):
 
     def predict(shifted, step):
         path.append(shifted + endpoint)
-        return torch.sin(3 * shifted) + 0.1 * step
+        return noise_to_velocity(shifted, torch.sin(3 * shifted) + 0.1 * step, schedule[step])
 
     path.append(ancestral(predict, start, schedule, N, lambda noise_index: noises[noise_index]) + endpoint)
     assert len(path) == N + 1
@@ -447,7 +442,7 @@ def test_a_thousand_small_steps_give_the_exact_gaussian(sampler):
 # Velocity
 
 @every_schedule
-def test_the_velocity_is_that_of_salimans_and_ho_and_gives_back_noise_and_clean_value(name):
+def test_the_velocity_is_that_of_salimans_and_ho_follows_from_the_noise_and_gives_back_the_clean_value(name):
     """v = alpha * noise - sigma * clean (arXiv:2202.00512, appendix D), of which clean = alpha * noisy - sigma * v."""
     schedule = make_schedule(name)
     clean, noise = normal(N, 3, 4), normal(N, 3, 4, seed=1)
@@ -456,18 +451,16 @@ def test_the_velocity_is_that_of_salimans_and_ho_and_gives_back_noise_and_clean_
     found = velocity(clean, noise, schedule)
     torch.testing.assert_close(found, alpha * noise - sigma * clean, rtol=0, atol=1e-12)
     torch.testing.assert_close(alpha * noisy - sigma * found, clean, rtol=0, atol=1e-12)
-    torch.testing.assert_close(velocity_to_noise(noisy, found, schedule), noise, rtol=0, atol=1e-12)
-    for step in (0, N - 1):  # a scalar level of the schedule, as samplers have it
-        torch.testing.assert_close(velocity_to_noise(noisy[step], found[step], schedule[step]), noise[step],
-                                   rtol=0, atol=1e-12)
+    for step, level in enumerate(schedule):  # a scalar, as samplers have it
+        torch.testing.assert_close(velocity_to_clean(noisy[step], found[step], level), clean[step], rtol=0, atol=1e-12)
+        torch.testing.assert_close(noise_to_velocity(noisy[step], noise[step], level), found[step], rtol=0, atol=1e-11)
 
 
 def test_a_velocity_of_zero_is_the_best_prediction_for_a_standard_normal_value():
-    """Its noise prediction is then sigma * noisy = E[noise | noisy]."""
+    """E[noise | noisy] is then sigma * noisy."""
     predict, noisy = exact_predictor(QUADRATIC, 0.0, 1.0), normal(5, 3)
     for step in (0, 20, N - 1):
-        found = velocity_to_noise(noisy, torch.zeros(()), QUADRATIC[step])
-        torch.testing.assert_close(found, predict(noisy, step), rtol=0, atol=1e-12)
+        torch.testing.assert_close(predict(noisy, step), torch.zeros_like(noisy), rtol=0, atol=1e-12)
 
 
 def test_the_variance_of_the_velocity_is_one_at_every_level_where_that_of_the_clean_value_is():

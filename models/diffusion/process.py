@@ -3,8 +3,8 @@
 All but `diffuse` is for the shifted variable, residual - endpoint, which follows plain DDPM: the endpoint is a constant
 shift of the whole path. Samplers work on the shifted variable and do not depend on the endpoint.
 
-`alpha_bar` has one value per batch entry, (batch,), on the device of the tensors; or it is a scalar on
-the CPU, which multiplies a tensor of any device without a transfer.
+`alpha_bar` of a loss has one value per batch entry, (batch,), on the device of the tensors. That of a sampler is a
+scalar on the CPU, which multiplies a tensor of any device without a transfer.
 Shapes: all other tensors (batch, F, node). Units: standardized.
 """
 
@@ -13,9 +13,7 @@ from torch import Tensor
 
 
 def broadcast(alpha_bar: Tensor, like: Tensor) -> Tensor:
-    """Values (batch,) with the trailing axes and the dtype of `like`; a scalar as it is."""
-    if not alpha_bar.dim():
-        return alpha_bar
+    """Values (batch,) with the trailing axes and the dtype of `like`."""
     return alpha_bar.to(like.dtype).reshape(alpha_bar.shape + (1,) * (like.dim() - 1))
 
 
@@ -39,12 +37,6 @@ def diffuse(residual: Tensor, endpoint: Tensor, noise: Tensor, alpha_bar: Tensor
     """
     alpha_bar = broadcast(alpha_bar, residual)
     return endpoint + alpha_bar.sqrt() * (residual - endpoint) + (1 - alpha_bar).sqrt() * noise
-
-
-def noise_to_clean(noisy: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The clean value by its noise: clean = (noisy - sqrt(1 - alpha_bar) * noise) / sqrt(alpha_bar)."""
-    alpha_bar = broadcast(alpha_bar, noisy)
-    return (noisy - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
 
 
 def posterior(noisy: Tensor, clean: Tensor, alpha_bar: Tensor, alpha_bar_next: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,13 +66,11 @@ def velocity(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * clean
 
 
-def velocity_to_noise(noisy: Tensor, predicted: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The noise by a predicted v: noise = sqrt(1 - alpha_bar) * noisy + sqrt(alpha_bar) * v."""
-    alpha_bar = broadcast(alpha_bar, noisy)
-    return (1 - alpha_bar).sqrt() * noisy + alpha_bar.sqrt() * predicted
+def velocity_to_clean(noisy: Tensor, predicted: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The clean value by a predicted v: clean = sqrt(alpha_bar) * noisy - sqrt(1 - alpha_bar) * v."""
+    return alpha_bar.sqrt() * noisy - (1 - alpha_bar).sqrt() * predicted
 
 
 def noise_to_velocity(noisy: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """v by a predicted noise, the inverse: v = (noise - sqrt(1 - alpha_bar) * noisy) / sqrt(alpha_bar)."""
-    alpha_bar = broadcast(alpha_bar, noisy)
+    """v by a predicted noise: v = (noise - sqrt(1 - alpha_bar) * noisy) / sqrt(alpha_bar)."""
     return (noise - (1 - alpha_bar).sqrt() * noisy) / alpha_bar.sqrt()

@@ -2,9 +2,9 @@
 
 One calling shape for all:
 
-    clean = sampler(predict_noise, start, alpha_bars, steps, noise)
+    clean = sampler(predict_velocity, start, alpha_bars, steps, noise)
 
-    predict_noise(noisy, step) -> noise in `noisy` (same shape) at the integer diffusion step
+    predict_velocity(noisy, step) -> v of `noisy` (same shape) at the integer diffusion step, see `process.velocity`
     start       the shifted residual at the last step, standard normal
     alpha_bars  share of the clean variance at each of N steps, see `alpha_bar_of`: (N,), float64, on the CPU
     steps       number of steps of the sampler, from 1 to N
@@ -15,7 +15,7 @@ One calling shape for all:
 import torch
 from torch import Tensor
 
-from .process import noise_to_clean, noise_to_velocity, posterior
+from .process import posterior, velocity_to_clean
 
 
 def evenly_spaced(positions: Tensor, steps: int) -> list[int]:
@@ -50,20 +50,20 @@ def along(alpha_bars: Tensor, path: list[int]):
     return zip(path, found[:-1], found[1:], strict=True)
 
 
-def ancestral(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise) -> Tensor:
+def ancestral(predict_velocity, start: Tensor, alpha_bars: Tensor, steps: int, noise) -> Tensor:
     """Draw every next value from its posterior: DDPM sampling, on a subset of the diffusion steps when steps < N.
 
     Source: Ho et al. 2020, Algorithm 2, with the posterior's variance; with all N steps its mean is CoST Eq. 14.
     """
     noisy, path = start, evenly_spaced(torch.arange(len(alpha_bars)), steps)
     for noise_index, (step, alpha_bar, alpha_bar_next) in enumerate(along(alpha_bars, path)):
-        clean = noise_to_clean(noisy, predict_noise(noisy, step), alpha_bar)
+        clean = velocity_to_clean(noisy, predict_velocity(noisy, step), alpha_bar)
         mean, variance = posterior(noisy, clean, alpha_bar, alpha_bar_next)
         noisy = mean if noise_index == steps - 1 else mean + variance.sqrt() * noise(noise_index)
     return noisy
 
 
-def adams(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise=None) -> Tensor:
+def adams(predict_velocity, start: Tensor, alpha_bars: Tensor, steps: int, noise=None) -> Tensor:
     """Solve the probability-flow equation with a second-order multistep rule in the angle between clean and noise.
 
         angle = atan(sqrt(1 - alpha_bar) / sqrt(alpha_bar)),    d noisy / d angle = v,    h = angle_next - angle
@@ -77,7 +77,7 @@ def adams(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise=No
     path = evenly_spaced(-angle_of(alpha_bars) ** (2 / 3), steps)
     noisy, previous = start, None
     for step, alpha_bar, alpha_bar_next in along(alpha_bars, path):
-        v = noise_to_velocity(noisy, predict_noise(noisy, step), alpha_bar)
+        v = predict_velocity(noisy, step)
         angle, slope = angle_of(alpha_bar), v
         step_size = angle_of(alpha_bar_next) - angle
         if previous is not None:
@@ -86,7 +86,7 @@ def adams(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise=No
     return noisy
 
 
-def dpm2m(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise=None) -> Tensor:
+def dpm2m(predict_velocity, start: Tensor, alpha_bars: Tensor, steps: int, noise=None) -> Tensor:
     """Solve the probability-flow equation with a second-order multistep rule in log signal-to-noise.
 
         lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)),   h = lambda_next - lambda
@@ -100,7 +100,7 @@ def dpm2m(predict_noise, start: Tensor, alpha_bars: Tensor, steps: int, noise=No
     path = evenly_spaced(half_log_snr(alpha_bars), steps)
     noisy, previous = start, None
     for step, alpha_bar, alpha_bar_next in along(alpha_bars, path):
-        clean = noise_to_clean(noisy, predict_noise(noisy, step), alpha_bar)
+        clean = velocity_to_clean(noisy, predict_velocity(noisy, step), alpha_bar)
         log_snr = half_log_snr(alpha_bar)
         if step == path[-1]:
             break
