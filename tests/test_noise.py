@@ -147,9 +147,7 @@ def test_one_node_has_its_covariance_over_the_horizon():
 
 
 def test_constant_z_do_not_break_it():
-    z, context = torch.zeros(30, HORIZON, 8), context_of(torch.zeros(30, HISTORY, 8))
-    model = CovarianceNoise(8, HORIZON, 2)
-    model.fit((z, context, one_class(z)), (z, context, one_class(z)))
+    model = fitted(torch.zeros(30, HORIZON, 8), 2, torch.zeros(30, HISTORY, 8))
     assert drawn_from(model).isfinite().all()
     assert model.whiten(torch.randn(2, HORIZON, 8), torch.zeros(2, 8)).isfinite().all()
     assert all(each.isfinite().all() for each in model.inputs(context_of(torch.randn(2, HISTORY, 8)), []))
