@@ -17,6 +17,7 @@ import main_pretrain
 import main_train
 from data.fields import OwnFile
 from data.registry import DATASETS
+from data.synthetic import OracleSettings
 from data.windows import WindowSettings
 from models import MEAN_MODELS
 from models.diffusion import NOISE_SCHEDULES
@@ -326,7 +327,8 @@ def flags_read(source: str, holders=("config", "settings", "self.config")) -> se
 @both_stages
 def test_every_flag_is_read_by_the_code_of_its_stage(stage):
     read = set().union(*(flags_read(file.read_text()) for file in READERS[stage]))
-    read |= {item.name for settings in (OwnFile, WindowSettings) for item in dataclasses.fields(settings)}
+    read |= {prefix + item.name for prefix, settings in (
+        ("", OwnFile), ("", WindowSettings), ("oracle_", OracleSettings)) for item in dataclasses.fields(settings)}
     if stage is PretrainConfig:
         read |= {f"{prefix}{name}" for backbone in MEAN_MODELS.values()
                  for name in inspect.signature(backbone).parameters for prefix in ("", "mean_")}

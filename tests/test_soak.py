@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data import readers
+from data import fields
 from tests.tools import bad_inputs, soak
 from tests.tools.bad_inputs import BadInput, fault, pick
 from utils.training import loop
@@ -51,7 +51,7 @@ def test_a_run_that_does_not_resume_bit_exactly_is_lost(tmp_path, monkeypatch):
 def test_a_loader_that_lets_infinite_values_through_or_crashes_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(soak, "KINDS", {"array": bad_inputs.bad_array})
     assert soak.soak_inputs(6, 0, tmp_path, tmp_path)["lost"] == 0
-    monkeypatch.setattr(readers, "as_tensor", lambda array, source: {}["slip"])
+    monkeypatch.setattr(fields, "read_file", lambda path, variable: {}["slip"])
     figures = soak.soak_inputs(6, 0, tmp_path, tmp_path)
     assert figures["lost"] > 0 and "exit status" in figures["what_was_lost"][0]["fault"]
 
