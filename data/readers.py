@@ -35,6 +35,8 @@ def read_file(path: Path | str, variable: str = "") -> Table:
         raise ValueError(f"{path}: --variable {variable} is for NetCDF and Zarr; this file holds one table")
     try:
         table = read(path, variable) if read is read_xarray else read(path)
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file makes the libraries raise many kinds
         raise unreadable(path, f"{ending} file", error) from error
     if table.node_names and (twice := repeated(table.node_names)):

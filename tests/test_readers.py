@@ -20,7 +20,7 @@ from data import table as table_module
 from data.constants import ANY_VALUE
 from data.fields import OwnFile, load_field
 from data.nodes import numbered, read_graph, read_node_table
-from data.readers import read_file
+from data.readers import READERS, read_file
 from data.summary import FieldSummary
 from data.windows import WindowedField, WindowSettings, supported
 
@@ -622,3 +622,13 @@ def test_a_dataset_brings_its_graph_where_the_file_is_there():
         graph = load_field("Los_Speed", SHARED).graph
         assert graph.shape == (207, 207) and (graph.diagonal() == 1).all()
     assert load_field("MobileNJ", SHARED).graph is None
+
+
+def test_a_file_that_does_not_fit_in_memory_is_not_called_damaged(tmp_path, monkeypatch):
+    def too_large(path):
+        raise MemoryError("cannot allocate")
+
+    np.save(tmp_path / "field.npy", np.zeros((3, 2)))
+    monkeypatch.setitem(READERS, ".npy", too_large)
+    with pytest.raises(MemoryError, match="cannot allocate"):
+        read_file(tmp_path / "field.npy")
