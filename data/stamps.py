@@ -51,7 +51,7 @@ def read_stamps(column: pd.Series, where: Callable[[int], str]) -> Stamps:
     text = (column.astype("int64") if whole else column).astype(str).str.strip()
     if column.dtype.kind in "iufb" or text.str.fullmatch(r"-?\d{1,18}").all():
         return Stamps(_of_digits(text, where))
-    offset = text.str.extract(OFFSET)[0].where(text.str.contains(r"[T ]\d")).replace(["Z", "UTC"], "+00")
+    offset = text.str.extract(OFFSET)[0].where(text.str.contains(r"[T ]\d")).str.replace("Z|UTC", "+00", regex=True)
     if offset.isna().any() and offset.notna().any():
         row = int((offset.isna() != offset.isna().iloc[0]).to_numpy().argmax())
         raise ValueError(f"{where(row)}: time {text[row]!r} has {'no' if pd.isna(offset[row]) else 'an'} "

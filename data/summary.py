@@ -146,8 +146,8 @@ class FieldSummary:
 
 
 def _range(values: Tensor, each_node: bool = False) -> tuple:
-    """Smallest and largest value of values (time, node), 0 and 0 without any; or tuples of those of each node."""
+    """Smallest and largest value of values (time, node); or tuples of those of each node."""
     low, high = (by_node(values, end) for end in (torch.amin, torch.amax))
     if each_node:
         return tuple(low.tolist()), tuple(high.tolist())
-    return (float(low.min()), float(high.max())) if low.min() <= high.max() else (0.0, 0.0)
+    return float(low.min()), float(high.max())
