@@ -82,6 +82,12 @@ def test_the_default_of_a_flag_is_the_scripts_own_file(tmp_path):
     assert parser_of_a_table(None).parse_args(["--table", str(path), "--overwrite"]).table == path
 
 
+def test_two_outputs_in_one_file_are_refused(tmp_path, capsys):
+    path = tmp_path / "scores"
+    said = refusal(capsys, "score_oracle", "--json", path, "--table", path)
+    assert said == f"error: --table {path}: another flag writes there too; choose another name\n"
+
+
 @OUTPUTS
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_a_file_of_a_run_is_never_replaced_whatever_the_flags(script, flag, kind, name, tmp_path, capsys):

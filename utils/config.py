@@ -329,9 +329,14 @@ class FlagParser(argparse.ArgumentParser):
             self.add_argument("--overwrite", action="store_true", default=False,
                               help="replace files to write that exist")
         given, unknown = super().parse_known_args(args, namespace)
+        seen = set()
         for action in outputs:
-            if (path := getattr(given, action.dest, None)) != action.default:
-                self.refuse_existing(action.option_strings[0], [path], given)
+            path, name = getattr(given, action.dest, None), action.option_strings[0]
+            if path != action.default:
+                self.refuse_existing(name, [path], given)
+            if path and path.absolute() in seen:
+                raise ValueError(f"{name} {path}: another flag writes there too; choose another name")
+            seen |= {path.absolute()} if path else set()
         return given, unknown
 
     def refuse_existing(self, name: str, paths: Iterable[Path], given: argparse.Namespace) -> None:
