@@ -107,13 +107,15 @@ class JointScores:
         """Add a chunk of windows, which begin at `start` (batch,); the others as in `metrics.EnsembleScores.update`."""
         members, truth, observed = metrics.in_float64(members, truth, observed)
         near, control = members[..., self.some], shuffled(members, start, axis=3)
+        shares = self._over_sets(observed.to(truth).unsqueeze(1), observed)
+        seen = {name: share[:, 0] > 0 for name, share in shares.items()}  # sets with an observed node
         without = {
-            **self._space(control, truth, observed), **self._time(shuffled(near, start, axis=2), truth, observed),
+            **self._space(control, truth, observed, seen), **self._time(shuffled(near, start, axis=2), truth, observed),
             "energy_score": metrics.energy_score(control, truth),
             "variogram_score": metrics.variogram_score(control, truth, observed),
         }
         chunk = {
-            **self._space(members, truth, observed), **self._time(near, truth, observed),
+            **self._space(members, truth, observed, seen), **self._time(near, truth, observed),
             **{CONTROL + name: value for name, value in without.items()},
             **self._errors(truth - members.mean(1), observed),
             **self._sizes(truth, observed), **metrics.field_counts(observed),
@@ -121,16 +123,15 @@ class JointScores:
         self.sums = {name: self.sums.get(name, 0) + value.sum(0) for name, value in chunk.items()}
         self._windows.append({name: value for name, value in chunk.items() if name in BY_WINDOW})
 
-    def _space(self, members, truth, observed):
+    def _space(self, members, truth, observed, seen):
         """What the order of members by node changes: scores of means and maxima over sets, and products of nodes."""
         found = self._over_sets(torch.cat([truth.unsqueeze(1), members], 1), observed)
-        seen = self._over_sets(observed.to(truth).unsqueeze(1), observed)
         chunk = {"node products": _products(_around_mean(members[..., self.correlated]).flatten(0, 2))}
         for name, values in found.items():
             truth, ordered = values[:, 0], metrics.sort_members(values[:, 1:])
             crps = metrics.crps_quantile(metrics.member_quantiles(ordered), truth)
             chunk[f"crps_{name}"] = crps.sum((1, 2), dtype=torch.float64)
-            chunk[f"PIT_{name}"] = metrics.pit_counts(ordered, truth, seen[name][:, 0] > 0).unsqueeze(0)
+            chunk[f"PIT_{name}"] = metrics.pit_counts(ordered, truth, seen[name]).unsqueeze(0)
         return chunk
 
     def _over_sets(self, fields, observed):

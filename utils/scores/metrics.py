@@ -326,8 +326,10 @@ def in_float64(members, truth, observed=None):
 
     Shapes: members (batch, M, ...), truth and observed (batch, ...).
     """
-    observed = torch.ones_like(truth, dtype=torch.bool) if observed is None else observed
-    return members.double().where(observed.unsqueeze(1), 0), truth.double().where(observed, 0), observed
+    members, truth = members.double(), truth.double()
+    if observed is None:
+        return members, truth, torch.ones_like(truth, dtype=torch.bool)
+    return members.where(observed.unsqueeze(1), 0), truth.where(observed, 0), observed
 
 
 class EnsembleScores:
