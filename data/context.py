@@ -9,15 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """Inputs of a forecast. Units: standardized. None for what the field does not have.
-
-    A network may read only the history's part of `observed`; a loss reads the future's.
-    """
+    """Inputs of a forecast, and which targets count. Units: standardized. None for what the field does not have."""
 
     history: Tensor  # (batch, H, node), the climatology where a value is missing
     calendar: Tensor  # (batch, cycle), slots of the last history step; those of the horizon follow from them
     climatology: Tensor  # (batch, H + F, node), see `data.climatology`
-    observed: Tensor | None = None  # (batch, H + F, node), which values are not missing
+    observed: Tensor | None = None  # (batch, H, node), which values of the history are not missing
+    target_mask: Tensor | None = None  # (batch, F, node), which values of the future count in a loss; None: all
     covariates: Tensor | None = None  # (batch, H + F, node or 1, covariate), those of a file
     lags: Tensor | None = None  # (batch, H + F, node, lag), earlier values of the field
 
@@ -31,7 +29,7 @@ class Context:
         if self.observed is None:
             return self.history[:, -1]
         steps = torch.arange(self.history_len, device=self.history.device).view(-1, 1)
-        latest = (steps * self.observed[:, :self.history_len]).amax(1, keepdim=True)
+        latest = (steps * self.observed).amax(1, keepdim=True)
         return self.history.gather(1, latest).squeeze(1)
 
     @property
@@ -47,12 +45,7 @@ class Context:
     @property
     def missing(self) -> Tensor | None:
         """1 where a value of the history is missing, else 0: (batch, H, node); None for a field without gaps."""
-        return None if self.observed is None else (~self.observed[:, :self.history_len]).to(self.history.dtype)
-
-    @property
-    def target_mask(self) -> Tensor | None:
-        """Which values of the future count in a loss: (batch, F, node); None: all."""
-        return None if self.observed is None else self.observed[:, self.history_len:]
+        return None if self.observed is None else (~self.observed).to(self.history.dtype)
 
     @property
     def features(self) -> Tensor | None:

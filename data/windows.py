@@ -65,18 +65,20 @@ class Batch:
 
     @classmethod
     def of(cls, window: Tensor, history_len: int, calendar: Tensor, climatology: Tensor, start: Tensor, masked: bool,
-           covariates: Tensor | None = None, lagged: Tensor | None = None) -> "Batch":
+           covariates: Tensor | None = None, lagged: Tensor | None = None, part_known: bool = False) -> "Batch":
         """The batch of windows (batch, H + F, node), or (batch, H, node) without a future.
 
-        The climatology replaces NaN, also among `lagged` values (batch, H + F, node, lag). Other shapes: see `Context`.
+        The climatology replaces NaN: of a field with gaps (`masked`), of futures of which only a part is known
+        (`part_known`), and of `lagged` values (batch, H + F, node, lag). Other shapes: see `Context`.
         """
-        observed, length = None, window.shape[1]
-        if masked:
-            observed = torch.nn.functional.pad(~window.isnan(), (0, 0, 0, climatology.shape[1] - length))
-            window = torch.where(window.isnan(), climatology[:, :length], window)
+        observed = target_mask = None
+        if masked or part_known:
+            values = ~window.isnan()
+            window = torch.where(values, window, climatology[:, :window.shape[1]])
+            observed, target_mask = values[:, :history_len] if masked else None, values[:, history_len:]
         if lagged is not None:
             lagged = torch.where(lagged.isnan(), climatology.unsqueeze(-1), lagged)
-        context = Context(window[:, :history_len], calendar, climatology, observed, covariates, lagged)
+        context = Context(window[:, :history_len], calendar, climatology, observed, target_mask, covariates, lagged)
         return cls(context, window[:, history_len:], start)
 
 
@@ -219,16 +221,21 @@ class WindowedField:
         calendar = self.field.calendar
         return local_times(calendar.times[start:start + self.history_len + self.predict_len], calendar.zone)
 
-    def batch(self, starts: Tensor) -> Batch:
-        """The windows that begin at `starts` (batch,), gathered by one indexing operation."""
+    def batch(self, starts: Tensor, known_until: int | None = None) -> Batch:
+        """The windows that begin at `starts` (batch,), gathered by one indexing operation.
+
+        Targets from the step `known_until` on, if given, count as missing.
+        """
         starts = starts.to(self.window_device)
         steps = starts.unsqueeze(1) + self._offsets
         physical = self._values[steps].to(self.device)
+        if known_until is not None:
+            physical = physical.masked_fill((steps >= known_until).unsqueeze(-1).to(self.device), torch.nan)
         calendar = self._slots[starts + self.history_len - 1].to(self.device)
         climatology = self._climatology(steps, self._segment(starts)).to(self.device)
         batch = Batch.of(self.scaler.standardize(physical), self.history_len, calendar, climatology,
                          starts.to(self.device), self.field.masked, self.covariates(steps),
-                         self._lagged(steps) if self.lags else None)
+                         self._lagged(steps) if self.lags else None, known_until is not None)
         return replace(batch, truth=physical[:, self.history_len:])
 
     def covariates(self, steps: Tensor) -> Tensor | None:
@@ -262,13 +269,17 @@ class WindowedField:
         return WindowBatches(self, starts[torch.randperm(len(starts), generator=generator)][:limit or None], batch_size)
 
     def calibration(self, batch_size: int, limit: int = 0) -> "WindowBatches":
-        """Batches of the validation windows that share no target with the first test window; all, where none is left.
+        """Batches of the windows from the first of validation to the last before the test; targets after it are masked.
 
-        Statistics that are applied to the test (spreads, residuals, recalibration) are measured on them.
+        They hold every value of validation that is known when the first test window is forecast. Statistics that are
+        applied to the test (spreads, residuals, recalibration) are measured on them. Where no window has all its
+        targets, they are the validation windows, with targets that the first test windows have too.
         """
-        starts = self.starts["validation"]
-        clear = starts[starts + self.predict_len <= self.starts["test"][0]]
-        return WindowBatches(self, evenly(clear if len(clear) else starts, limit), batch_size)
+        first, test = (int(self.starts[split][0]) for split in SPLITS[1:])
+        if test - first < self.predict_len:
+            return WindowBatches(self, evenly(self.starts["validation"], limit), batch_size)
+        return WindowBatches(self, evenly(torch.arange(first, test), limit), batch_size,
+                             known_until=test + self.history_len)
 
 
 @dataclass(frozen=True)
@@ -279,13 +290,14 @@ class WindowBatches:
     starts: Tensor
     batch_size: int
     sharer: tuple[int, int] | None = None
+    known_until: int | None = None  # see `WindowedField.batch`
 
     def __len__(self) -> int:
         return -(-len(self.starts) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         starts = self.starts.to(self.data.window_device)  # once, not at every step
-        return map(self._own_rows if self.sharer else self.data.batch, starts.split(self.batch_size))
+        return map(self._own_rows if self.sharer else self._batch, starts.split(self.batch_size))
 
     def share_batches(self, rank: int, count: int) -> "WindowBatches":
         """The same batches, reduced to the rows of process `rank` of `count`."""
@@ -297,6 +309,9 @@ class WindowBatches:
             raise ValueError(f"{count} processes cannot share {len(self.starts)} windows: start fewer processes")
         return replace(self, starts=self.starts.tensor_split(count)[rank])
 
+    def _batch(self, chosen: Tensor) -> Batch:
+        return self.data.batch(chosen, self.known_until)
+
     def _own_rows(self, chosen: Tensor) -> Batch:
         """Rows of this process. A process without any computes the first row at weight 0."""
         (rank, count), total = self.sharer, len(chosen)
@@ -304,7 +319,7 @@ class WindowBatches:
         weight = (last - first) * count / total
         if first == last:
             first, last = 0, 1
-        return replace(self.data.batch(chosen[first:last]), rows=(first, last, total), weight=weight)
+        return replace(self._batch(chosen[first:last]), rows=(first, last, total), weight=weight)
 
 
 def evenly(starts: Tensor, limit: int) -> Tensor:

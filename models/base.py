@@ -363,7 +363,7 @@ def share_of(losses: Tensor, evidence: float, shift: Tensor | float = 0.0) -> Te
     losses = losses / size.clamp_min(1e-12)
 
     def shrunk(kept: Tensor) -> Tensor:
-        field = (kept * counted).sum(2, keepdim=True) / counted.sum(1, keepdim=True)
+        field = (kept * counted).sum(2, keepdim=True) / counted.sum(1, keepdim=True).clamp_min(1e-12)
         field = (evidence * field + PRIOR * field.mean(1, keepdim=True)) / (evidence + PRIOR)
         return (evidence * kept + 3 * PRIOR * field) / (evidence + 3 * PRIOR)
 

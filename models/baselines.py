@@ -225,7 +225,12 @@ def _validation_residuals(data, point: Callable) -> Tensor:
 
 
 def _without_gaps(fields: Tensor) -> Tensor:
-    """Residual fields with each gap (NaN) filled from the nearest earlier window, else the next, else by 0."""
+    """Residual fields with each gap (NaN) filled from the nearest earlier window, else the next, else by 0.
+
+    The last windows, without a value at their last step, are left out.
+    """
+    ended = (~fields[:, -1].isnan()).any(-1).nonzero()
+    fields = fields[:int(ended.amax()) + 1] if len(ended) else fields
     window = torch.arange(len(fields), device=fields.device).view(-1, 1, 1)
     for _ in range(2):  # forward in time, then backward
         nearest = (window * ~fields.isnan()).cummax(0).values

@@ -88,7 +88,8 @@ class CovarianceNoise(nn.Module):
         size = _mean_square(later, later_mask, (0, 1)).sqrt()  # used for their shape, not for their size
         size.clamp_min_(SMALLEST_SPREAD * size.square().mean().sqrt().clamp_min(1e-2))
         scaled, later = z / self.spread, later / size
-        if mask is not None:
+        if later_mask is not None:
+            mask = torch.ones_like(later_mask[:1]).expand_as(scaled) if mask is None else mask
             scaled, later = scaled * mask, later * later_mask
             for _ in range(2):  # the first modes are those of fields with gaps
                 self._fit_axes(scaled)
@@ -106,8 +107,7 @@ class CovarianceNoise(nn.Module):
             if used == 1:
                 self._fit_axes(y[0])
             self.root.copy_(whitening.fit_modes(sum(map(self._covariance, y)) / used, self.axes))
-        observed = None if mask is None else context.observed[:, :context.history_len]
-        self.history_spread.copy_(_mean_square(context.anomaly, observed, (0, 1)).sqrt().clamp_min(1e-3))
+        self.history_spread.copy_(_mean_square(context.anomaly, context.observed, (0, 1)).sqrt().clamp_min(1e-3))
 
     def whiten(self, z: Tensor, log_scale: Tensor) -> Tensor:
         """White coordinates; in training mode by the covariance of training fields alone."""

@@ -112,7 +112,7 @@ def test_sixty_steps_of_one_node_give_a_forecast_with_calibrated_intervals():
 
 def test_gaps_in_the_history_leave_the_latest_value_that_is_there():
     history = torch.tensor([[[1.0], [2.0], [0.0]]])  # the last is the climatology in a gap
-    observed = torch.tensor([[[True], [True], [False], [False]]])
+    observed = torch.tensor([[[True], [True], [False]]])
     context = Context(history, torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 4, 1), observed)
     assert context.last.item() == 2
 
@@ -235,8 +235,9 @@ def test_a_tie_goes_to_the_network_but_for_nodes_that_have_shifted():
 
 
 def batch_of(future, counts=None):
-    observed = None if counts is None else torch.cat([torch.ones_like(counts), counts], dim=1).bool()
-    context = Context(torch.zeros_like(future), torch.zeros(len(future), 1), torch.zeros(len(future), 8, 4), observed)
+    target_mask = None if counts is None else counts.bool()
+    context = Context(torch.zeros_like(future), torch.zeros(len(future), 1), torch.zeros(len(future), 8, 4),
+                      target_mask=target_mask)
     return Batch(context, future, torch.arange(len(future)))
 
 
@@ -286,7 +287,7 @@ def test_the_level_is_a_weighted_mean_of_the_anomalies_that_were_observed():
     for seen in ([1, 1, 1], [1, 0, 1], [1, 0, 0], [0, 0, 0]):
         kept = [weight * each for weight, each in zip(weights, seen, strict=True)]
         expected = sum(w * a for w, a in zip(kept, [0.5, 4.0, 1.0], strict=True)) / max(sum(kept), 1e-9)
-        observed = torch.tensor([*seen, 1]).bool().view(1, 4, 1)
+        observed = torch.tensor(seen).bool().view(1, 3, 1)
         found = SimpleForecasters.level(Context(history, torch.zeros(1, 1), climatology, observed))
         assert float(found) == pytest.approx(expected)
     assert float(SimpleForecasters.level(Context(history, torch.zeros(1, 1), climatology))) == pytest.approx(

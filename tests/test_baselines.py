@@ -58,8 +58,14 @@ def constant_noise(value, members, data):
 
 
 def residuals(data, batches, point):
-    """future - point of windows, one by one."""
-    return torch.cat([batch.future - point(batch) for batch in batches])
+    """future - point of windows, one by one, NaN where a target does not count."""
+    return torch.cat([(batch.future - point(batch)).where(batch.counts.bool(), torch.nan) for batch in batches])
+
+
+def whole_windows(data):
+    """First steps of the validation windows of which every target is known when the first test window is forecast."""
+    starts = data.starts["validation"]
+    return starts[starts + data.predict_len <= data.starts["test"][0]]
 
 
 def counting(steps, nodes=3, interval=(1, "hour"), lengths=(6, 4), **given):
@@ -160,7 +166,7 @@ def test_persistence_is_the_last_value_with_the_error_of_training_windows(data):
 def test_gaussian_std_is_the_root_mean_square_of_the_validation_residuals(data):
     batch, draw = data.batch(torch.tensor([100])), fit("gaussian", data, 1)
     std = draw(batch, constant_noise(1.0, 1, data))[0] - mean(batch)
-    torch.testing.assert_close(std, residuals(data, data.calibration(1), mean).square().mean(0).sqrt().unsqueeze(0))
+    torch.testing.assert_close(std, residuals(data, data.calibration(1), mean).square().nanmean(0).sqrt().unsqueeze(0))
 
 
 @pytest.mark.parametrize(("predict_len", "season"), [(4, 24), (24, 24), (30, 48)])
@@ -255,8 +261,8 @@ def test_conformal_intervals_cover_the_validation_residuals_at_the_nominal_level
         upper = ordered[0, members - 1 - low]
         torch.testing.assert_close(ordered[0, low], -upper, rtol=0, atol=1e-5)
         inside = (errors.abs() <= upper + 1e-5).sum(0)
-        count = len(errors)
-        assert (inside == min(math.ceil((count + 1) * (members - 1 - 2 * low) / members), count)).all()
+        count = (~errors.isnan()).sum(0)
+        assert (inside == ((count + 1) * (members - 1 - 2 * low) / members).ceil().minimum(count)).all()
     if members % 2:
         assert ordered[:, members // 2].abs().max() < 1e-5
 
@@ -265,7 +271,7 @@ def test_residual_fields_are_whole_validation_residuals_each_once_and_all_as_oft
     data = counting(1000, nodes=2)
     members, batch = draw_windows("residual_fields", data, 20, mean=zero_mean)
     first = first_steps(data, members) - 6
-    validation = data.calibration(1).starts
+    validation = whole_windows(data)
     assert torch.isin(first, validation).all()
     assert all(len(row.unique()) == 20 for row in first)
     share = torch.bincount(first.flatten() - validation[0], minlength=len(validation)).float()
@@ -277,7 +283,7 @@ def test_residual_fields_are_whole_validation_residuals_each_once_and_all_as_oft
 def test_a_small_pool_is_drawn_with_replacement():
     data = counting(120, nodes=2)
     first = first_steps(data, draw_windows("residual_fields", data, 60, mean=zero_mean)[0]) - 6
-    pool = data.calibration(1).starts
+    pool = whole_windows(data)
     count = len(pool)
     assert torch.isin(first, pool).all() and count < 60
     share = torch.bincount((first - pool[0]).flatten(), minlength=count).float()
@@ -398,6 +404,13 @@ def test_a_gap_in_a_residual_field_takes_the_residual_of_the_nearest_earlier_win
     fields = torch.tensor([[nan, 1.0, nan], [2.0, nan, nan], [nan, nan, nan], [3.0, 4.0, nan]]).unsqueeze(1)
     found = _without_gaps(fields)[:, 0]
     assert found.tolist() == [[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [3.0, 4.0, 0.0]]
+    assert _without_gaps(torch.full((2, 1, 3), nan)).tolist() == [[[0.0, 0.0, 0.0]]] * 2
+
+
+def test_windows_at_the_end_without_their_last_step_are_no_whole_residual_fields():
+    fields = torch.randn(5, 4, 3)
+    fields[3:, 2:] = torch.nan
+    assert torch.equal(_without_gaps(fields), fields[:3])
 
 
 def test_conformal_intervals_of_a_field_with_gaps_count_the_residuals_that_there_are():

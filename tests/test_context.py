@@ -21,7 +21,8 @@ def make_context(batch=BATCH, **parts):
 
 def everything(batch=BATCH):
     steps = batch, HISTORY + HORIZON
-    return make_context(batch, observed=torch.rand(*steps, NODES) < 0.7, covariates=torch.randn(*steps, 1, 2),
+    return make_context(batch, observed=torch.rand(batch, HISTORY, NODES) < 0.7,
+                        target_mask=torch.rand(batch, HORIZON, NODES) < 0.7, covariates=torch.randn(*steps, 1, 2),
                         lags=torch.randn(*steps, NODES, 3))
 
 
@@ -32,11 +33,9 @@ def test_the_anomaly_is_the_history_less_its_climatology_and_the_rest_of_that_be
     assert torch.equal(context.future_climatology, context.climatology[:, 4:])
 
 
-def test_what_is_missing_is_marked_for_the_history_and_what_counts_for_the_horizon():
+def test_what_is_missing_of_the_history_is_marked_by_1():
     context = everything()
-    assert torch.equal(context.missing, 1.0 - context.observed[:, :HISTORY].float())
-    assert torch.equal(context.target_mask, context.observed[:, HISTORY:])
-    assert make_context().missing is None and make_context().target_mask is None
+    assert torch.equal(context.missing, 1.0 - context.observed.float()) and make_context().missing is None
 
 
 def test_features_are_the_covariates_followed_by_the_lags_of_every_node():
@@ -67,12 +66,23 @@ def test_a_batch_of_windows_with_gaps_holds_the_climatology_in_them():
     assert batch.context.history[0, 1, 2] == climatology[0, 1, 2]
     assert batch.future[2, 0, 0] == climatology[2, HISTORY, 0] and not batch.target_mask[2, 0, 0]
     assert batch.context.lags[1, 3, 4, 0] == climatology[1, 3, 4]
-    assert int((~batch.context.observed).sum()) == 2 and batch.target_mask.sum() == batch.future.numel() - 1
+    assert int((~batch.context.observed).sum()) == 1 and batch.target_mask.sum() == batch.future.numel() - 1
 
 
-def test_a_window_whose_future_is_unknown_has_an_empty_one_of_which_nothing_is_observed():
+def test_a_window_whose_future_is_unknown_has_an_empty_one_of_no_step():
     climatology = torch.randn(BATCH, HISTORY + HORIZON, NODES)
     batch = Batch.of(torch.randn(BATCH, HISTORY, NODES), HISTORY, torch.zeros(BATCH, 2, dtype=torch.long), climatology,
                      torch.arange(BATCH), True)
     assert batch.future.shape == (BATCH, 0, NODES)
-    assert batch.context.observed[:, :HISTORY].all() and not batch.context.observed[:, HISTORY:].any()
+    assert batch.context.observed.shape == (BATCH, HISTORY, NODES) and batch.context.observed.all()
+    assert batch.target_mask.shape == (BATCH, 0, NODES)
+
+
+def test_a_future_of_which_a_part_is_known_has_a_mask_in_a_field_without_gaps():
+    window, climatology = torch.randn(2, BATCH, HISTORY + HORIZON, NODES)
+    window[:, -1] = torch.nan
+    batch = Batch.of(window, HISTORY, torch.zeros(BATCH, 2, dtype=torch.long), climatology, torch.arange(BATCH), False,
+                     part_known=True)
+    assert batch.context.observed is None and torch.equal(batch.context.history, window[:, :HISTORY])
+    assert batch.target_mask[:, :-1].all() and not batch.target_mask[:, -1].any()
+    assert torch.equal(batch.future[:, -1], climatology[:, -1])

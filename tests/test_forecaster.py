@@ -737,9 +737,9 @@ def test_no_recipe_writes_to_the_callers_tensors(recipe):
 # Missing values
 
 def with_gaps(batch, share=0.3):
-    observed = torch.rand(batch.context.climatology.shape) >= share
-    history = batch.context.history.where(observed[:, :HISTORY], batch.context.climatology[:, :HISTORY])
-    return alter(batch, history=history, observed=observed)
+    observed, target_mask = (torch.rand_like(values) >= share for values in (batch.context.history, batch.future))
+    history = batch.context.history.where(observed, batch.context.climatology[:, :HISTORY])
+    return alter(batch, history=history, observed=observed, target_mask=target_mask)
 
 
 def make_masked(recipe):
@@ -757,9 +757,9 @@ def test_a_missing_target_changes_no_loss(recipe):
     given = dict(step=torch.arange(8) * 6, noise=torch.randn(3, 8, HORIZON, NODES))
     losses = [model.loss(batch.future.where(batch.target_mask, value), batch.context, **given) for value in (0.0, 50.0)]
     assert torch.equal(*losses) and losses[0].isfinite() and losses[0] > 0
-    whole = alter(batch, observed=torch.ones_like(batch.context.observed))
+    whole = alter(batch, target_mask=torch.ones_like(batch.target_mask))
     assert model.loss(batch.future, whole.context, **given) != losses[0]
-    nothing = alter(batch, observed=torch.zeros_like(batch.context.observed))
+    nothing = alter(batch, target_mask=torch.zeros_like(batch.target_mask))
     assert model.loss(batch.future, nothing.context, **given) == 0
 
 
@@ -769,8 +769,7 @@ def test_a_forecast_sees_the_gaps_of_the_history_and_not_those_of_the_future(rec
     members = sample(model, batch)
     assert members.isfinite().all()
     observed = batch.context.observed.clone()
-    observed[:, HISTORY:] = ~observed[:, HISTORY:]
-    assert torch.equal(sample(model, alter(batch, observed=observed)), members)
+    assert torch.equal(sample(model, alter(batch, target_mask=~batch.target_mask)), members)
     observed[:, 1] = ~observed[:, 1]
     assert not torch.allclose(sample(model, alter(batch, observed=observed)), members)
 
@@ -778,7 +777,8 @@ def test_a_forecast_sees_the_gaps_of_the_history_and_not_those_of_the_future(rec
 @every_recipe
 def test_without_gaps_in_its_data_a_forecaster_made_for_gaps_is_the_plain_one(recipe):
     model, batch = make_masked(recipe), make_batch(3)
-    whole = alter(batch, observed=torch.ones(batch.context.climatology.shape, dtype=torch.bool))
+    whole = alter(batch, observed=torch.ones_like(batch.context.history, dtype=torch.bool),
+                  target_mask=torch.ones_like(batch.future, dtype=torch.bool))
     assert torch.equal(sample(model, whole), sample(model, batch))
     given = dict(step=torch.tensor([3, 20, 40]), noise=torch.randn(3, 3, HORIZON, NODES))
     torch.testing.assert_close(model.loss(whole.future, whole.context, **given),

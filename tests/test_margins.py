@@ -317,8 +317,7 @@ def fitted_margin(later=(1.0,) * BLOCKS, kind="quantiles", step=0.0, scaled=True
         residual = 0.5 * spread.view(-1, 1, 1) * state * torch.randn_like(mean)
         start, context = apart * torch.arange(len(spread)), batch.context
         if not spread.all():
-            observed = (spread > 0).view(-1, 1, 1).expand(-1, HISTORY + HORIZON, NODES)
-            context = dataclasses.replace(context, observed=observed)
+            context = dataclasses.replace(context, target_mask=(spread > 0).view(-1, 1, 1).expand_as(residual))
         return Batch(context, mean + residual, start), torch.stack([mean, state], dim=1)
 
     margin = ResidualMargin(FluctuationScale(kind, NODES, HORIZON, 24, step), ANY_VALUE, scaled, center=False)
@@ -502,8 +501,7 @@ def test_z_among_values_of_the_same_forecast_is_standard_normal_and_members_undo
 
 def test_what_stands_in_a_gap_changes_nothing_of_an_empirical_margin():
     batch, model = showers(500), Rain()
-    observed = torch.rand(500, HISTORY + HORIZON, NODES) < 0.8
-    context = dataclasses.replace(batch.context, observed=observed)
+    context = dataclasses.replace(batch.context, target_mask=torch.rand_like(batch.future) < 0.8)
     fits = []
     for filling in (0.0, 1e4):
         margin = EmpiricalMargin((0.0, 0.0), HORIZON)

@@ -18,10 +18,10 @@ def seeded():
     torch.manual_seed(3)
 
 
-def batch_of(history, calendar, future, observed=None):
+def batch_of(history, calendar, future, target_mask=None):
     """Windows of anomalies: the climatology is 0."""
     climatology = torch.zeros(len(history), history.shape[1] + future.shape[1], history.shape[2])
-    return Batch(Context(history, calendar, climatology, observed), future, torch.arange(len(history)))
+    return Batch(Context(history, calendar, climatology, target_mask=target_mask), future, torch.arange(len(history)))
 
 
 def make_model(modes, nodes=NODES, history=HISTORY, slots=SLOTS):
@@ -109,7 +109,8 @@ def test_gaps_do_not_draw_a_forecast_towards_the_usual(share):
     def with_gaps(windows):
         history, calendar = windows.context.history, windows.context.calendar
         observed = torch.rand(len(history), HISTORY + HORIZON, NODES) > share
-        return batch_of(history * observed[:, :HISTORY], calendar, windows.future * observed[:, HISTORY:], observed)
+        return batch_of(history * observed[:, :HISTORY], calendar, windows.future * observed[:, HISTORY:],
+                        observed[:, HISTORY:])
 
     model, whole = fitted(with_gaps(common_mode(3000)), modes=1), common_mode(900)
     best = whole.context.history[:, -1:] * 0.9 ** torch.arange(1, HORIZON + 1).view(1, -1, 1)

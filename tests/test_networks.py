@@ -656,8 +656,9 @@ def test_dropout_is_the_identity_in_evaluation_and_at_share_zero():
 # Missing values
 
 def masked_windows(batch=3):
-    context = windows(batch, observed=torch.rand(batch, HISTORY + HORIZON, NODES) < 0.7)
-    history = context.history.where(context.observed[:, :HISTORY], context.climatology[:, :HISTORY])
+    context = windows(batch, observed=torch.rand(batch, HISTORY, NODES) < 0.7,
+                      target_mask=torch.rand(batch, HORIZON, NODES) < 0.7)
+    history = context.history.where(context.observed, context.climatology[:, :HISTORY])
     return with_parts(context, history=history)
 
 
@@ -672,7 +673,7 @@ def test_a_history_without_gaps_gives_the_forecast_of_a_network_that_knows_none(
     assert added == "extra.gaps.weight" and masked.extra.gaps.weight.abs().max() == 0
     masked.load_state_dict({**plain.state_dict(), added: torch.randn_like(masked.extra.gaps.weight)})
     context = windows(3)
-    full = with_parts(context, observed=torch.ones(3, HISTORY + HORIZON, NODES, dtype=torch.bool))
+    full = with_parts(context, observed=torch.ones(3, HISTORY, NODES, dtype=torch.bool))
     assert torch.equal(masked(full), plain(context))
 
 
@@ -689,9 +690,7 @@ def test_gaps_change_no_other_initial_weight_of_stid():
 def test_the_forecast_depends_on_which_of_the_history_is_missing_and_on_nothing_of_the_future(backbone, objective):
     model, context = make_backbone(backbone, objective, masked=True), masked_windows()
     forecast, observed = model(context), context.observed.clone()
-    observed[:, HISTORY:] = ~observed[:, HISTORY:]
-    assert torch.equal(model(with_parts(context, observed=observed)), forecast)
-    assert torch.equal(model(with_parts(context, observed=observed[:, :HISTORY])), forecast)
+    assert torch.equal(model(with_parts(context, target_mask=~context.target_mask)), forecast)
     observed[1, 2, 3] = ~observed[1, 2, 3]
     moved = (model(with_parts(context, observed=observed)) - forecast).abs().amax((1, 2))
     assert moved[1] > 1e-4 and (moved[[0, 2]] == 0).all()
@@ -708,7 +707,7 @@ def test_a_missing_target_changes_no_loss_of_stage_1_and_no_gradient(backbone, o
         loss.backward()
         found.append([loss.detach()] + [weight.grad.clone() for weight in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
-    assert model.loss(future, with_parts(context, observed=torch.zeros_like(context.observed))) == 0
+    assert model.loss(future, with_parts(context, target_mask=torch.zeros_like(scored))) == 0
 
 
 def test_losses_count_what_is_observed_and_average_by_windows():

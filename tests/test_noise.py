@@ -29,8 +29,9 @@ def common_signal(windows, nodes, share, lag=0.6):
 def context_of(histories, observed=None):
     """A context with these anomalies: the climatology is 0."""
     windows, _, nodes = histories.shape
+    parts = (None, None) if observed is None else (observed[:, :HISTORY], observed[:, HISTORY:])
     return Context(histories, torch.zeros(windows, 2, dtype=torch.long), torch.zeros(windows, HISTORY + HORIZON, nodes),
-                   observed)
+                   *parts)
 
 
 def one_class(z):

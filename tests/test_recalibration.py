@@ -212,10 +212,10 @@ class Fixed(MeanModel):
 class Windows(list):
     """Windows of an hourly field with these futures, in batches; the history of each holds its number."""
 
-    def __init__(self, future, observed=None, size=1000):
+    def __init__(self, future, target_mask=None, size=1000):
         self.starts = torch.arange(len(future))
         everything = Context(self.starts.float().view(-1, 1, 1).expand(-1, 2, NODES), calendar_of(len(future)),
-                             torch.zeros(len(future), 2 + HORIZON, NODES), observed)
+                             torch.zeros(len(future), 2 + HORIZON, NODES), target_mask=target_mask)
         super().__init__(Batch(Context(*(None if part is None else part[rows] for part in vars(everything).values())),
                                future[rows], rows) for rows in self.starts.split(size))
 
@@ -250,12 +250,12 @@ def test_before_it_is_calibrated_a_mean_is_that_of_its_network_and_few_days_move
 
 
 def test_missing_values_move_no_mean_whatever_stands_there():
-    future, observed = torch.randn(240, HORIZON, NODES), torch.rand(240, 2 + HORIZON, NODES) < 0.7
+    future, observed = torch.randn(240, HORIZON, NODES), torch.rand(240, HORIZON, NODES) < 0.7
     observed[..., 3] = False
     found = []
     for value in (0.0, 1e6):
         model = RecalibratedMean(Fixed(torch.zeros(240, 1, HORIZON, NODES)), TASK).eval()
-        model.calibrate((), Windows(future.where(observed[:, 2:], value), observed), (float("-inf"), 0.0))
+        model.calibrate((), Windows(future.where(observed, value), observed), (float("-inf"), 0.0))
         found.append(model.predict(Windows(future, observed)[0].context))
     assert torch.equal(*found) and found[0].abs().max() > 0.01 and (found[0][..., 3] == 0).all()
 

@@ -28,13 +28,20 @@ def scale_of(data):
 
 # The split
 
-def test_calibration_windows_are_the_validation_windows_that_share_no_target_with_the_test():
+def test_calibration_windows_are_those_of_validation_less_the_targets_that_are_unknown_when_the_test_begins():
     data = WindowedField(make_field(random_values(200, 3)), 12, 12)
-    starts = data.calibration(8).starts
-    assert starts.tolist() == data.starts["validation"][:-11].tolist()
-    assert int(starts[-1]) + 24 == int(data.starts["test"][0]) + 12
+    test = int(data.starts["test"][0])
+    assert data.calibration(8).starts.tolist() == data.starts["validation"].tolist()
+    for batch in data.calibration(8):
+        known = (batch.start.unsqueeze(1) + torch.arange(12, 24) < test + 12).unsqueeze(-1).expand(-1, -1, 3)
+        whole = data.batch(batch.start)
+        assert torch.equal(batch.target_mask, known) and torch.equal(batch.counts, known.float())
+        assert torch.equal(batch.future, whole.future.where(known, batch.context.future_climatology))
+        assert torch.equal(batch.context.history, whole.context.history) and batch.context.observed is None
+    assert known[-1, 0].all() and not known[-1, 1:].any()  # the last value of the first test history
     short = WindowedField(make_field(random_values(79, 3)), 12, 12)  # 11 validation windows, all of them share some
     assert short.calibration(8).starts.tolist() == short.starts["validation"].tolist()
+    assert all(batch.target_mask is None for batch in short.calibration(8))
 
 
 def test_481_windows_of_504_steps_are_split_289_96_96():
@@ -128,7 +135,8 @@ def test_times_of_the_flag_split_the_targets_so_that_none_belongs_to_two_parts()
     assert targets["train"] == list(range(12, first - 6 + 1))
     assert targets["validation"] == list(range(first, second - 6 + 1))
     assert targets["test"] == list(range(second, 240 - 6 + 1))
-    assert len(data.training) == first and len(data.calibration(8).starts) == len(data.starts["validation"])
+    assert len(data.training) == first and data.calibration(8).starts.tolist() == list(range(first - 12, second - 12))
+    assert [int(batch.target_mask.sum()) // 2 for batch in data.calibration(1)][-7:] == [6, 6, 5, 4, 3, 2, 1]
 
 
 @pytest.mark.parametrize("split, words", [
@@ -329,8 +337,9 @@ def test_a_field_with_gaps_says_so_in_its_metadata_and_its_batches(data):
     gappy = WindowedField(make_field(with_gaps(random_values(120, 5))), 6, 4)
     assert gappy.metadata()["masked"] is True and data.metadata()["masked"] is False
     batch = gappy.batch(torch.tensor([3, 4]))
-    assert batch.context.observed.shape == (2, 10, 5)
-    assert torch.equal(batch.target_mask, batch.context.observed[:, 6:]) and not batch.target_mask.all()
+    values = gappy.field.values.unfold(0, 10, 1)[[3, 4]].transpose(1, 2)
+    assert torch.equal(batch.context.observed, ~values[:, :6].isnan()) and not batch.context.observed.all()
+    assert torch.equal(batch.target_mask, ~values[:, 6:].isnan()) and not batch.target_mask.all()
     for values in (batch.context.history, batch.future, batch.context.climatology):
         assert values.isfinite().all()
     assert data.batch(torch.tensor([3])).context.observed is None
