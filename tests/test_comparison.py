@@ -122,7 +122,7 @@ def test_the_windows_of_an_accumulator_can_be_compared_by_every_score():
         scores, joint = EnsembleScores(2, 3, 8), JointScores(3, torch.tensor([[0, 1], [1, 2], [2, 1]]))
         members = width * torch.randn(20, 8, 2, 3, generator=generator)
         scores.update(members, truth)
-        joint.update(members, truth, torch.arange(20))
+        joint.update(members, truth, None, torch.arange(20))
         runs.append(scores.by_window() | joint.by_window() | {"start": torch.arange(20)})
         reports.append(scores.compute() | joint.compute())
     for score in SCORES:

@@ -35,7 +35,7 @@ def gather(members, truth, observed=None, chunk=7, neighbours=RING, start=START,
     scores = JointScores(truth.shape[-1], neighbours, distances)
     for first in range(0, len(truth), chunk):
         part = slice(first, first + chunk)
-        scores.update(members[part], truth[part], start[part], None if observed is None else observed[part])
+        scores.update(members[part], truth[part], None if observed is None else observed[part], start[part])
     return scores
 
 

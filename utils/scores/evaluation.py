@@ -44,13 +44,13 @@ def evaluate_ensemble(sample, batches, physical, members: int, kind: str = "rand
     scores = EnsembleScores(data.predict_len, data.num_nodes, members, threshold)
     together, texture = (joint_scores(data), texture_scores(data)) if joint else (None, None)
     for batch in progress(own_windows(batches, processes), "forecasting"):
-        drawn, truth = physical(sample(batch)), batch.truth.double()
-        scores.update(drawn, truth, batch.target_mask)
+        chunk = physical(sample(batch)), batch.truth.double(), batch.target_mask
+        scores.update(*chunk)
         if joint:
-            together.update(drawn, truth, batch.start, batch.target_mask)
-            texture.update(drawn, truth, batch.target_mask, batch.start)
+            together.update(*chunk, batch.start)
+            texture.update(*chunk, batch.start)
         if watch:
-            watch(drawn, truth, batch.target_mask)
+            watch(*chunk)
         starts.append(batch.start.cpu())
     for each in (scores, together, texture) if joint else (scores,):
         each.sums = {name: processes.add(value) for name, value in each.sums.items()}

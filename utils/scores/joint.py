@@ -103,7 +103,7 @@ class JointScores:
         self.sums, self._windows = {}, []
 
     @torch.no_grad()
-    def update(self, members, truth, start, observed=None):
+    def update(self, members, truth, observed, start):
         """Add a chunk of windows, which begin at `start` (batch,); the others as in `metrics.EnsembleScores.update`."""
         members, truth, observed = metrics.in_float64(members, truth, observed)
         near, control = members[..., self.some], shuffled(members, start, axis=3)
