@@ -295,8 +295,8 @@ class EmpiricalMargin(Margin):
         self.register_buffer("table", torch.zeros(CLASSES, TABLE_LEVELS))
 
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
-        """The three parts of the index: (batch, 3, F, node)."""
-        predicted = mean_model.predict(context)
+        """The three parts of the index: (batch, 3, F, node), before the recalibration, which many zeros misguide."""
+        predicted = mean_model.uncalibrated.predict(context)
         parts = torch.stack([predicted.mean(1), predicted[:, -1], context.future_climatology], dim=1)
         return (parts - self.minimum).clamp_min(0)
 

@@ -485,6 +485,12 @@ def test_of_95_per_cent_zeros_the_forecast_is_better_than_zero_and_than_the_clim
         assert probability[some].mean() == pytest.approx((batch.future > 0)[some].float().mean().item(), abs=0.01)
 
 
+def test_the_index_of_an_empirical_margin_is_that_of_the_uncalibrated_quantiles():
+    context, margin = make_batch().context, EmpiricalMargin((-9.0, 0.0), HORIZON)
+    assert torch.equal(margin.given(Normal(1.0), context), margin.given(Normal(), context))
+    assert margin.given(Normal(), context)[:, 0].mean() == pytest.approx(9, abs=1e-4)
+
+
 def test_z_among_values_of_the_same_forecast_is_standard_normal_and_members_undo_them():
     margin, model = fitted_to_showers()
     batch = showers(3000)
