@@ -41,13 +41,15 @@ SCORES = ("CRPS", "CRPS_nodes", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MA
 JOINT = (*JOINT_SCORES, "correlation_gap", "autocorrelation_gap", "PIT_error_regions")
 BY_HORIZON = ("CRPS", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "spread_skill")
 IN_UNIT = ("IS", "MAE", "RMSE", "energy_score")
-DRAWN_NODES, TABLE_NODES, SPREAD_GROUPS = 8, 1000, 12
+DRAWN_NODES, DRAWN_MEMBERS, TABLE_NODES, SPREAD_GROUPS = 8, 3, 1000, 12
 OURS = "this run"  # its name in tables and pictures
 CAPTIONS = {
     "forecast": ("One window, nodes from the lowest to the highest CRPS", "The observation, the dashed line, should "
                  "leave the light band at one step in ten, and stay on neither side."),
     "maps": ("Uncertainty and error by place", "Means over windows and horizon. Spread and error share their "
              "colours: they should look alike."),
+    "members": ("Members beside the observation", "The last step of the same window, below as differences from the "
+                "mean of the ensemble. Members should be as smooth as the observation."),
     "event": ("Reliability of the event", "Values above --threshold: share of events against forecast probability. On "
               "the diagonal: calibrated."),
     "pit": ("PIT histogram", "Flat: calibrated. A hump: too wide. A bowl: too narrow. A slope: too high, where the "
@@ -63,7 +65,7 @@ CAPTIONS = {
     "training": ("Training", "The weights of the lowest validation loss are the ones used."),
 }
 """Title of each picture, and how to read it."""
-WIDE = ("forecast", "maps", "horizon", "training")
+WIDE = ("forecast", "maps", "members", "horizon", "training")
 FEW_BLOCKS, FAR_QICE, FAR_SPREAD = 10, 3, 0.2  # thresholds of the warnings
 
 
@@ -103,14 +105,20 @@ def cautions(ours: dict, simple: dict[str, dict], trained: dict, settings: dict,
 
 def draw_pictures(scores: dict[str, dict], diagnostics: Diagnostics, logs: dict[str, list[dict]], window: dict,
                   data: WindowedField) -> Iterator[tuple[str, plt.Figure]]:
-    """Every picture of the report, with its name in CAPTIONS; window: see `plots.forecast_window`."""
+    """Every picture of the report, with its name in CAPTIONS; window: see `plots.forecast_window`, of all nodes."""
     field, ours, nodes = data.field, scores[OURS], diagnostics.by_node()
-    unit, joint = field.spec.unit, ours["joint"]
-    yield "forecast", plots.fan_charts(**window, unit=unit)
+    unit, joint, shown = field.spec.unit, ours["joint"], spread_out(nodes["CRPS"], DRAWN_NODES)
+    yield "forecast", plots.fan_charts(
+        window["times"], *(window[part][..., shown] for part in ("history", "truth", "members")),
+        [f"{window['names'][node]}: CRPS {number(nodes['CRPS'][node])}" for node in shown], unit)
     if field.grid or field.coordinates is not None:
+        places = field.axes if field.grid else field.coordinates.T
         layers = {title: in_space(field, nodes[name]) for title, name in (
             ("mean forecast", "mean"), ("spread of the members", "spread"), ("RMSE of their mean", "RMSE"))}
-        yield "maps", plots.maps(layers, unit, field.axes if field.grid else field.coordinates.T)
+        yield "maps", plots.maps(layers, unit, places)
+        truth, members = window["truth"][-1], window["members"][:, -1]
+        layers = (in_space(field, each) for each in (truth, members[:DRAWN_MEMBERS], members.mean(0)))
+        yield "members", plots.member_maps(*layers, unit, places)
     if "reliability" in ours:
         yield "event", plots.event_reliability(ours["reliability"])
     yield "pit", plots.pit_histogram({"forecast": ours["PIT"]})
@@ -258,11 +266,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not simple or split != "test" or settings != content["config"]:
         simple = compare_simple(windows, score_simple(settings, data, split), length)
     scores, starts, nodes = {OURS: ours, **simple}, windows["start"], diagnostics.by_node()
-    drawn = spread_out(nodes["CRPS"], DRAWN_NODES)
     window = plots.forecast_window(ensemble_sampler(model, settings, device), data,
-                                   data.starts[split][len(data.starts[split]) // 2], drawn)
-    window["names"] = [f"{name}: CRPS {number(nodes['CRPS'][node])}"
-                       for name, node in zip(window["names"], drawn, strict=True)]
+                                   data.starts[split][len(data.starts[split]) // 2], np.arange(data.num_nodes))
     pictures = draw_pictures(scores, diagnostics, read_logs(folder, content["mean_run"]), window, data)
     first, last = (str(data.local_times(int(start))[place]).replace("T", " ")
                    for start, place in ((starts.min(), data.history_len), (starts.max(), -1)))

@@ -7,7 +7,6 @@ import re
 import pytest
 from conftest import ROOT
 
-from scripts.paper import joint_pictures
 from utils.config import FlagParser, output_path
 from utils.program import run_main
 from utils.training.checkpoint import RUN_FILES
@@ -97,11 +96,3 @@ def test_a_file_of_a_run_is_never_replaced_whatever_the_flags(script, flag, kind
         return
     assert f"{tmp_path / name}: a file of the run" in refusal(capsys, script, flag, tmp_path / name, "--overwrite")
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.pt"}
-
-
-def test_pictures_that_exist_are_not_replaced_unasked(tmp_path):
-    picture = tmp_path / "joint_SST_12_12_regions.png"
-    picture.write_text("mine")
-    with pytest.raises(ValueError, match=f"--out {picture}: it exists"):
-        joint_pictures.main(["save/SST_12_12", "--out", str(tmp_path)])
-    assert picture.read_text() == "mine"

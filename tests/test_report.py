@@ -16,7 +16,6 @@ import main_pretrain
 import main_train
 from data.registry import DATASETS, get_spec
 from scripts import report
-from scripts.paper import joint_pictures
 from scripts.report import cautions, independent_block, spread_out
 from utils.output.forecasts import in_space
 from utils.output.report import number, table
@@ -107,8 +106,9 @@ def test_every_link_leads_to_a_place_and_every_place_has_a_name_of_its_own(read)
 
 
 def test_every_picture_is_described_and_every_table_explained(read):
-    assert len(read.all("img")) == 9 and all(image["alt"] for image in read.all("img"))
-    assert len(read.all("figcaption")) == len(read.all("figure")) == 9
+    pictures = len(report.CAPTIONS)
+    assert len(read.all("img")) == pictures and all(image["alt"] for image in read.all("img"))
+    assert len(read.all("figcaption")) == len(read.all("figure")) == pictures
     assert len(read.all("table")) == len([each for each in read.all("div") if each["class"] == "scroll"]) == 10
 
 
@@ -143,13 +143,6 @@ def test_the_scores_are_those_of_the_run(read, run):
 def test_the_pictures_lie_beside_the_page_as_png_and_pdf(run):
     names = {path.name for path in (run / "pictures").iterdir()}
     assert names == {f"{name}.{ending}" for name in report.CAPTIONS for ending in ("png", "pdf")}
-
-
-def test_joint_pictures_are_drawn_from_what_a_run_scored(run, tmp_path):
-    assert joint_pictures.main([str(run), "--out", str(tmp_path / "new"), "--data_dir", str(run.parent.parent)]) == 0
-    pictures = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
-    assert set(pictures) == {f"joint_Tiny_6_4_{what}.png" for what in ("members", "correlation", "regions")}
-    assert all(content.startswith(b"\x89PNG") for content in pictures.values())
 
 
 def test_data_settings_and_versions_are_told(read):
