@@ -250,7 +250,8 @@ def test_what_stands_in_a_gap_is_the_climatology_and_never_what_is_missing():
     values = random_values(200, 3)
     holes, data = np.isnan(with_gaps(values)), windows(with_gaps(values))
     for batch in data.batches("validation", 7):
-        series, seen = torch.cat([batch.context.history, batch.future], dim=1), batch.context.observed
+        series = torch.cat([batch.context.history, batch.future], dim=1)
+        seen = torch.cat([batch.context.observed, batch.target_mask], dim=1)
         assert torch.equal(seen, ~torch.from_numpy(np.stack([holes[start:start + 10] for start in batch.start])))
         assert torch.equal(series[~seen], batch.context.climatology[~seen])
         whole = windows(values).field.values[batch.start.unsqueeze(1) + torch.arange(10)]

@@ -454,6 +454,6 @@ def test_stage_1_asked_once_or_at_every_step_trains_the_same_model(runs, recipe,
         monkeypatch.setattr(pipeline, "PREPARED_BYTES", limit)
         assert run(main_train, tmp_path / str(limit), "--recipe", recipe) == 0
         logs.append(pd.read_json(tmp_path / str(limit) / "diffusion" / FOLDERS[recipe] / "log.jsonl", lines=True))
-        statistics = 166 + 44  # the training windows and those of calibration, once
+        statistics = 166 + 55  # the training windows and those of calibration, once
         assert (sum(asked) == statistics + 166 + 55) if limit else (sum(asked) >= statistics + 2 * 166 + 3 * 55)
     np.testing.assert_allclose(*(log[["training_loss", "validation_loss"]] for log in logs), rtol=1e-4)
