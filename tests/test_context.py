@@ -35,7 +35,8 @@ def test_the_anomaly_is_the_history_less_its_climatology_and_the_rest_of_that_be
 
 def test_what_is_missing_of_the_history_is_marked_by_1():
     context = everything()
-    assert torch.equal(context.missing, 1.0 - context.observed.float()) and make_context().missing is None
+    assert torch.equal(context.missing, 1.0 - context.observed.float())
+    assert make_context().missing is None and make_context().target_mask is None
 
 
 def test_features_are_the_covariates_followed_by_the_lags_of_every_node():
@@ -69,7 +70,7 @@ def test_a_batch_of_windows_with_gaps_holds_the_climatology_in_them():
     assert int((~batch.context.observed).sum()) == 1 and batch.target_mask.sum() == batch.future.numel() - 1
 
 
-def test_a_window_whose_future_is_unknown_has_an_empty_one_of_no_step():
+def test_a_window_whose_future_is_unknown_has_an_empty_one():
     climatology = torch.randn(BATCH, HISTORY + HORIZON, NODES)
     batch = Batch.of(torch.randn(BATCH, HISTORY, NODES), HISTORY, torch.zeros(BATCH, 2, dtype=torch.long), climatology,
                      torch.arange(BATCH), True)

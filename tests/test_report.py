@@ -106,9 +106,8 @@ def test_every_link_leads_to_a_place_and_every_place_has_a_name_of_its_own(read)
 
 
 def test_every_picture_is_described_and_every_table_explained(read):
-    pictures = len(report.CAPTIONS)
-    assert len(read.all("img")) == pictures and all(image["alt"] for image in read.all("img"))
-    assert len(read.all("figcaption")) == len(read.all("figure")) == pictures
+    assert len(read.all("img")) == 10 and all(image["alt"] for image in read.all("img"))
+    assert len(read.all("figcaption")) == len(read.all("figure")) == 10
     assert len(read.all("table")) == len([each for each in read.all("div") if each["class"] == "scroll"]) == 10
 
 

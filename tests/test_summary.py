@@ -53,6 +53,7 @@ def test_gaps_and_covariates_reach_a_window_as_they_do_from_the_data():
     for name in ("history", "calendar", "climatology", "covariates"):
         assert torch.equal(getattr(found.context, name), getattr(wanted.context, name)), name
     assert torch.equal(found.context.observed, wanted.context.observed)
+    assert found.future.shape == found.target_mask.shape == (1, 0, 3)
 
 
 @pytest.mark.parametrize("metadata", FIELDS.values(), ids=FIELDS)

@@ -336,7 +336,8 @@ class FlagParser(argparse.ArgumentParser):
                 self.refuse_existing(name, [path], given)
             if path and path.absolute() in seen:
                 raise ValueError(f"{name} {path}: another flag writes there too; choose another name")
-            seen |= {path.absolute()} if path else set()
+            if path:
+                seen.add(path.absolute())
         return given, unknown
 
     def refuse_existing(self, name: str, paths: Iterable[Path], given: argparse.Namespace) -> None:
