@@ -93,9 +93,9 @@ class Margin(nn.Module):
         raise NotImplementedError
 
 
-def centred(members: Tensor) -> Tensor:
-    """Random members (batch, M, ...) less their mean, with the variance that they are drawn with."""
-    return (members - members.mean(1, keepdim=True)) * (members.shape[1] / (members.shape[1] - 1)) ** 0.5
+def centred(z: Tensor) -> Tensor:
+    """Random z (batch, M, ...) less their mean, with the variance that they are drawn with."""
+    return (z - z.mean(1, keepdim=True)) * (z.shape[1] / (z.shape[1] - 1)) ** 0.5
 
 
 class ResidualMargin(Margin):
@@ -189,8 +189,8 @@ class ResidualMargin(Margin):
         return OVERSAMPLED * members if kind == "quantiles" else members
 
     def decode(self, z: Tensor, given: Tensor, context: Context, members: int, kind: str) -> Tensor:
-        residual = self._from_residual(self.width * self._unit(given, context).unsqueeze(1) * z, given)
-        samples = given[:, :1] + (centred(residual) if self.center else residual)
+        residual = self.width * self._unit(given, context).unsqueeze(1) * (centred(z) if self.center else z)
+        samples = given[:, :1] + self._from_residual(residual, given)
         if kind == "quantiles":
             samples = smooth_members(samples, members)
         return round_members(keep_mean_above(samples, self.support[0]), *self.support)
