@@ -17,7 +17,7 @@ def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1) 
         scale       = standard deviation of the fluctuation over time, at least FLOOR
 
     Shapes: training (time, node) in physical units -> (node,). Units: standardized.
-    The spread follows from the spectrum by Parseval's theorem. Gaps (NaN) are filled with the node's mean, and the
+    Gaps (NaN) are filled with the node's mean, and the
     variance is divided by the share that is observed.
     Source: CoST Eq. 8-10 (arXiv:2502.11013); differs from the paper: the standard deviation, which has the
     residual's units and is what the authors' release computes; Eq. 10 prints the variance.
@@ -31,12 +31,9 @@ def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1) 
         missing = series.isnan()
         if gaps := bool(missing.any()):
             series = torch.where(missing, series.nanmean(0), series)
-        amplitude = torch.fft.rfft(series, dim=0).abs()
-        power = amplitude.square() * (amplitude < threshold * amplitude.amax(0))
-        twice = torch.full((len(power), 1), 2.0, dtype=power.dtype)  # a real series: every other line has a mirror
-        twice[0] = 0  # the zero frequency moves the mean, not the spread
-        if time % 2 == 0:
-            twice[-1] = 1
-        part = (power * twice).sum(0) / time**2
+        spectrum = torch.fft.rfft(series, dim=0)
+        amplitude = spectrum.abs()
+        weak = spectrum * (amplitude < threshold * amplitude.amax(0))
+        part = torch.fft.irfft(weak, n=time, dim=0).var(0, correction=0)
         parts.append(part * time / (~missing).sum(0) if gaps else part)
     return torch.cat(parts).sqrt().clamp_min(FLOOR).float()

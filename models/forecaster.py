@@ -113,7 +113,7 @@ class Forecaster(nn.Module):
             z = z * noise[1, :, :1, :1].sign()
         white = self.noise.whiten(z if mask is None else self.noise.impute(z, mask, noise[2]),
                                   self.margin.log_scale(prepared, context))
-        endpoint, alpha_bar = self._endpoint(lambda: noise[1], context.calendar), self.alpha_bar[step]
+        endpoint, alpha_bar = self._endpoint(lambda: noise[1], context.calendar, prepared), self.alpha_bar[step]
         noisy = diffuse(white, endpoint, noise[0], alpha_bar)
         with precision:
             hidden = self.denoiser.condition(self._encode(context, prepared), endpoint)
@@ -142,8 +142,9 @@ class Forecaster(nn.Module):
             else:
                 window = torch.arange(first, last, device=hidden.device) // each
             try:
-                white = self._sample_rows(hidden[window], context.calendar[window],
-                                          partial(noise, first=first, last=last), sampling)
+                own_noise = partial(noise, first=first, last=last)
+                endpoint = self._endpoint(partial(own_noise, 0), context.calendar[window], given[window])
+                white = self._sample_rows(hidden[window], endpoint, own_noise, sampling)
                 samples.append(self.noise.unwhiten(white, log_scale[window]))
             except RuntimeError as error:
                 no_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -155,11 +156,11 @@ class Forecaster(nn.Module):
         z = torch.cat(samples).unflatten(0, (batch, each))
         return self.margin.decode(z, given, context, sampling.members, sampling.kind)
 
-    def _endpoint(self, signs: Callable[[], Tensor], calendar: Tensor) -> Tensor:
+    def _endpoint(self, signs: Callable[[], Tensor], calendar: Tensor, given: Tensor) -> Tensor:
         """The endpoint of each value: 0, or the fluctuation scale with its sign."""
         if self.endpoint == "none":
             return torch.zeros((), device=calendar.device)
-        return draw_endpoint(self.margin.scale(calendar), signs())
+        return draw_endpoint(self.margin.scale(calendar, given[:, 1]), signs())
 
     def _encode(self, context: Context, given: Tensor) -> Tensor:
         """Hidden values of each window, see `MLPDenoiser.encode`."""
@@ -167,9 +168,8 @@ class Forecaster(nn.Module):
         inputs = torch.cat([*self.noise.inputs(context, anomalies), *values], dim=1)
         return self.denoiser.encode(inputs, context.calendar, context.missing, context.features)
 
-    def _sample_rows(self, hidden: Tensor, calendar: Tensor, noise, sampling: Sampling) -> Tensor:
+    def _sample_rows(self, hidden: Tensor, endpoint: Tensor, noise, sampling: Sampling) -> Tensor:
         """White samples: the sampler's shifted variable plus the endpoint."""
-        endpoint = self._endpoint(lambda: noise(0), calendar)
         hidden = self.denoiser.condition(hidden, endpoint)
 
         def predict_velocity(shifted: Tensor, step: int) -> Tensor:

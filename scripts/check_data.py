@@ -89,6 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = config.PretrainConfig(**given)
     config.check_config(chosen, parser)
     field = read_field(settings(chosen), "", given.get("missing", "keep"))
+    if field.missing_share == 1:
+        raise ValueError(f"{typed['data_path']}: every value is missing")
     for note in field.notes:
         print(f"note: {note}")
     field = supported(field, chosen.support)

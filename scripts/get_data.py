@@ -133,7 +133,7 @@ def import_all(folder: Path, data_dir: Path) -> None:
     """Import every known file below `folder`, found by its relative path, else by its bare name; a message for each."""
     if not folder.is_dir():
         raise ValueError(f"--from {folder}: no such folder")
-    paths = sorted(filter(Path.is_file, folder.rglob("*")), key=lambda path: (len(path.parts), path))
+    paths = sorted(filter(Path.is_file, folder.absolute().rglob("*")), key=lambda path: (len(path.parts), path))
     files = {file: spec for spec in DATASETS.values() for file in (*spec.files, spec.graph) if file}
     found, refusals = 0, []
     for file, spec in files.items():

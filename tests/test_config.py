@@ -247,6 +247,11 @@ def test_an_older_name_of_a_flag_is_that_of_its_stage_and_one_note_says_the_new_
         assert f"{old} is now {new}" in note
 
 
+@both_stages
+def test_a_value_that_is_an_older_name_of_a_flag_gives_no_note(stage, capsys):
+    assert parse(stage, "--run_name lr").run_name == "lr" and capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("given", ["STID", "stid", "Stid", "MLP"])
 def test_the_denoiser_goes_by_its_name_of_the_release_too_in_any_case(given):
     assert parse(TrainConfig, f"--eps_model {given}") == parse(TrainConfig, f"--denoiser {given.lower()}")

@@ -24,7 +24,7 @@ from models.noise import CovarianceNoise, IndependentNoise
 from models.quantiles import equidistant_quantiles, pit_bounds, z_from_pit
 from models.scale import FluctuationScale
 from utils.config import RECIPES
-from utils.pipeline import validation_loss
+from utils.pipeline import validation_loss, validation_steps
 from utils.training.reproducibility import MemberNoise
 
 STEPS = 50
@@ -80,6 +80,17 @@ def make_published(mean_model, denoiser, scale=SCALE):
     return model
 
 
+class Quantiles(MeanModel):
+    """Normal quantiles with the standard deviation .1."""
+
+    def __init__(self):
+        super().__init__("quantiles")
+
+    def predict(self, context):
+        z = torch.special.ndtri(torch.tensor(QUANTILE_LEVELS)).view(1, -1, 1, 1)
+        return 0.1 * z.expand(len(context.history), -1, HORIZON, NODES)
+
+
 def exact_gaussian(mean, std):
     """The best prediction when each residual is N(mean, std^2) on its own: the endpoint only shifts it."""
     def predict(noisy, alpha_bar, endpoint):
@@ -129,6 +140,20 @@ def test_no_gradient_flows_through_the_mean():
     for part in (batch.context.history, batch.context.climatology):
         part.requires_grad_()
     assert not model.loss(batch.future, batch.context).requires_grad
+
+
+def test_the_endpoint_is_the_whole_fluctuation_scale_where_that_depends_on_the_state():
+    """By the quantiles it is the spread of these times a table; members and loss get the same."""
+    margin = ResidualMargin(FluctuationScale("quantiles", NODES, HORIZON, SIZES[0]), ANY_VALUE, scaled=False,
+                            center=False, inputs=())
+    stub, batch = Stub(lambda noisy, alpha_bar, endpoint: torch.zeros_like(noisy)), make_batch()
+    model = Forecaster(Quantiles(), margin, IndependentNoise(), stub, BETA, "noise", "signed").eval()
+    margin.scale.table.fill_(2.0)
+    model.loss(batch.future, batch.context)
+    model.sample(batch.context, lambda index, first, last: torch.randn(last - first, HORIZON, NODES),
+                 Sampling(5, "random", "ancestral", 2, 1000))
+    for _, _, endpoint in stub.calls:
+        torch.testing.assert_close(endpoint.abs(), torch.full_like(endpoint, 2 * 0.1))
 
 
 # Loss
@@ -192,6 +217,12 @@ def test_steps_are_drawn_evenly_and_signs_independently_of_the_noise():
     assert abs(endpoint.mean()) < bound
     assert abs((noise * endpoint).mean()) < bound
     assert endpoint.abs().unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("first", [0, 1_000_000, 30_000_000, 10**9])
+def test_the_validation_steps_of_any_stretch_of_windows_are_all_steps_evenly(first):
+    visits = torch.bincount(validation_steps(first + torch.arange(2000), STEPS), minlength=STEPS)
+    assert len(visits) == STEPS and (visits - 2000 / STEPS).abs().max() <= 3
 
 
 @every_recipe

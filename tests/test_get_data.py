@@ -99,6 +99,13 @@ def test_a_file_is_found_by_its_path_before_its_bare_name(source, target):
     assert (target / "Urban/CrowdBM.npy").read_bytes() == CROWD
 
 
+def test_a_file_is_found_in_the_current_folder_itself(tmp_path, target, monkeypatch):
+    put(tmp_path / "here", "CrowdBM.npy")
+    monkeypatch.chdir(tmp_path / "here")
+    get_data.main(["--from", ".", "--data_dir", str(target)])
+    assert (target / "Urban/CrowdBM.npy").read_bytes() == CROWD
+
+
 def test_a_file_is_found_by_its_bare_name_below_a_path_with_spaces(tmp_path, target):
     put(tmp_path / "ein Übungs ordner", "CrowdBM.npy").chmod(0o444)
     get_data.main(["--from", str(tmp_path / "ein Übungs ordner"), "--data_dir", str(target)])

@@ -19,6 +19,7 @@ from models.margins import (
     QuantileMargin,
     ResidualMargin,
     ShapedMargin,
+    centred,
 )
 from models.mean import MeanModel
 from models.quantiles import equidistant_quantiles, pit_bounds, quantiles_at_z, smooth_members
@@ -243,11 +244,20 @@ def test_nodes_that_hardly_varied_have_members_as_wide_as_the_floor_of_the_scale
     assert float(z.min()) > 2, "the limit of z, 4, over factors of at most 1.5"
 
 
-def test_members_of_the_shaped_margin_have_the_mean_of_stage_1_and_the_skewness_of_its_quantiles():
+def test_members_of_the_shaped_margin_are_centred_in_z_and_have_the_mean_and_skewness_of_its_quantiles():
+    """The average of 19 quantiles leaves out the tails of this lognormal distribution; members have them."""
     margin, batch = make_shaped(center=True), make_batch()
     given, z = margin.given(Skewed(), batch.context), torch.randn(3, 400, HORIZON, NODES)
     members = margin.decode(z, given, batch.context, 400, "random")
-    torch.testing.assert_close(members.mean(1), given[:, 0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(members, margin.decode(z + 0.7, given, batch.context, 400, "random"), rtol=0, atol=1e-4)
+    size = margin.width * margin._unit(given, batch.context).unsqueeze(1) * centred(z) / given[:, 1:2]
+    torch.testing.assert_close(members, quantiles_at_z(given[:, 2:], size), rtol=0, atol=1e-4)
+    wanted = equidistant_quantiles(given[:, 2:], 1000).mean(1)
+    unit = make_shaped(center=True)
+    unit.width.fill_(1), unit.scale.table.fill_(1)
+    found = unit.decode(torch.randn(3, 4000, HORIZON, NODES), given, batch.context, 4000, "random").mean(1)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.03)
+    assert (wanted - given[:, 0]).min() > 0.04
     residual = members - members.mean(1, keepdim=True)
     skewness = residual.pow(3).mean() / residual.square().mean() ** 1.5
     assert 1 < float(skewness) < 3, "that of this lognormal distribution is 2.3"

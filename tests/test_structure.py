@@ -175,3 +175,15 @@ def test_every_module_says_what_it_is_for():
     silent = [file.relative_to(ROOT) for file in [*CODE, *TESTS]
               if file.stat().st_size and not ast.get_docstring(ast.parse(file.read_text()))]
     assert not silent
+
+
+@pytest.mark.parametrize("package", ["utils.scores", "utils.output", "models", "data"])
+def test_every_module_can_be_imported_first(package):
+    """Each in a program of its own would take minutes: modules loaded by the one before are forgotten."""
+    folder = ROOT / package.replace(".", "/")
+    names = [f"{package}.{path.stem}" for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
+    program = ("import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
+               "    for loaded in [own for own in sys.modules if own.split('.')[0] in {'data', 'models', 'utils'}]:\n"
+               "        del sys.modules[loaded]\n")
+    done = subprocess.run([sys.executable, "-c", program, *names], cwd=ROOT, capture_output=True, text=True)
+    assert names and done.returncode == 0, done.stderr

@@ -109,3 +109,12 @@ def test_the_classifier_is_judged_on_windows_that_it_was_not_fitted_to():
     observed[42:, 0] += 5
     assert two_sample_auc(observed, members) > 0.99
     assert two_sample_auc(observed[:10], members[:10]) is None
+
+
+@pytest.mark.parametrize("varying", [True, False])
+def test_equal_features_cannot_be_told_apart(varying):
+    """The sign of one node at one step, divided by its size: all equal, or two values."""
+    observed, members = torch.ones(400, 1).double(), torch.ones(400, 6, 1).double()
+    if varying:
+        observed[::2], members[::2] = -1, -1
+    assert two_sample_auc(observed, members) == pytest.approx(0.5, abs=1e-6)

@@ -254,14 +254,14 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=3)
         parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
-    given, typed = with_own_data(vars(given)), {word.split("=")[0].removeprefix("--") for word in arguments}
+    given, typed = with_own_data(vars(given)), {word.split("=")[0] for word in arguments}
     unused = {"on this stage, read by the other one": [item.name for item in others
                                                        if given.pop(item.name, None) is not None]}
     config = resolve(config_class, given)
     for kind, unread in WITHOUT_EFFECT.items():
         chosen = getattr(config, kind, None)
         unused[f"with --{kind} {chosen}"] = [name for name in unread.get(chosen, ()) if name in given]
-    notes = [", ".join(f"--{old} is now --{name}" for old, name in older.items() if old in typed)]
+    notes = [", ".join(f"--{old} is now --{name}" for old, name in older.items() if f"--{old}" in typed)]
     notes += [f"--{', --'.join(names)}: no effect {where}" for where, names in unused.items() if names]
     for note in filter(None, notes):
         print(f"note: {note}", file=sys.stderr)

@@ -268,16 +268,18 @@ def validation_batches(data: WindowedField, config):
     return data.batches("validation", config.val_batch_size, limit=config.val_windows)
 
 
+def validation_steps(start: torch.Tensor, count: int) -> torch.Tensor:
+    """A diffusion step below `count` for each window: by multiples of the golden ratio, so any stretch visits all."""
+    return (start.double() * GOLDEN_RATIO % 1 * count).long()
+
+
 def validation_loss(model: Forecaster, data: WindowedField, config, processes: Processes = SINGLE_PROCESS,
                     prepared=lambda batch: None) -> torch.Tensor:
-    """Loss on validation windows, each with a step and noise of its own that never change.
-
-    The steps follow the multiples of the golden ratio: any stretch of windows visits all of them evenly.
-    """
+    """Loss on validation windows, each with a step and noise of its own that never change."""
     def loss(batch):
         shape = 3, *batch.future.shape[1:]
         noise = keyed_normal(key(config.seed, batch.start), shape).transpose(0, 1)
-        step = (batch.start * GOLDEN_RATIO % 1 * len(model.alpha_bar)).long()
+        step = validation_steps(batch.start, len(model.alpha_bar))
         return model.loss(batch.future, batch.context, prepared=prepared(batch), step=step, noise=noise)
 
     return mean_over_windows(loss, validation_batches(data, config), processes)
