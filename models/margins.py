@@ -47,7 +47,7 @@ class Margin(nn.Module):
     inputs: tuple[str, ...] = ()
     """Names of the inputs that `features` gives to the denoiser."""
     center = False
-    """Whether members are centred on the stage-1 mean. The sign of z is then of no use: training takes either."""
+    """Whether the z of an ensemble are centred. The sign of z is then of no use: training takes either."""
 
     def __init__(self, support: tuple):
         super().__init__()
@@ -103,7 +103,7 @@ class ResidualMargin(Margin):
 
         z = (future - mean) / scale,    member = mean + width * scale * (z - mean of z over members) * sqrt(M / (M - 1))
 
-    With `center`, the mean of the members is the stage-1 mean. Members move to possible values of the `support` and
+    With `center`, z are centred over the members, whose mean is then the stage-1 mean. Members move to possible values of the `support` and
     keep their mean. Training residuals, which standardize z, may be smaller than later ones, or of another origin. So
     the width is estimated from validation residuals in blocks of time:
 
@@ -218,7 +218,8 @@ class ShapedMargin(ResidualMargin):
         member = quantile at the level Phi(width * scale / spread * z)
 
     Members are skewed or have heavy tails where stage 1 shows that; where its quantiles are those of a normal
-    distribution, z and members are those of `ResidualMargin`, as are width and centring. Nodes that hardly varied in
+    distribution, z and members are those of `ResidualMargin`, as are width and centring of z. The members' mean includes
+    the tails, which the average of quantiles, the stage-1 mean, leaves out. Nodes that hardly varied in
     training may vary later: no spread is below the floor of the scale.
     Source: normal quantile transform, Krzysztofowicz 1997, Journal of Hydrology 197, 286-292.
     """
