@@ -103,8 +103,8 @@ class ResidualMargin(Margin):
 
         z = (future - mean) / scale,    member = mean + width * scale * (z - mean of z over members) * sqrt(M / (M - 1))
 
-    With `center`, z are centred over the members, whose mean is then the stage-1 mean. Members move to possible values of the `support` and
-    keep their mean. Training residuals, which standardize z, may be smaller than later ones, or of another origin. So
+    With `center`, z are centred over the members, whose mean is then the stage-1 mean. Members move to possible values
+    of the `support` and keep their mean. Training residuals, which standardize z, may be smaller than later ones, or of another origin. So
     the width is estimated from validation residuals in blocks of time:
 
         ratio = size of z in a block / size of z in training,    size: 90 % quantile of |z|
@@ -218,8 +218,8 @@ class ShapedMargin(ResidualMargin):
         member = quantile at the level Phi(width * scale / spread * z)
 
     Members are skewed or have heavy tails where stage 1 shows that; where its quantiles are those of a normal
-    distribution, z and members are those of `ResidualMargin`, as are width and centring of z. The members' mean includes
-    the tails, which the average of quantiles, the stage-1 mean, leaves out. Nodes that hardly varied in
+    distribution, z and members are those of `ResidualMargin`, as are width and centring of z. The mean of the members
+    includes the tails, which the average of quantiles, the stage-1 mean, leaves out. Nodes that hardly varied in
     training may vary later: no spread is below the floor of the scale.
     Source: normal quantile transform, Krzysztofowicz 1997, Journal of Hydrology 197, 286-292.
     """

@@ -54,7 +54,8 @@ class CommonConfig:
     scaling: str = flag("auto", DATA, "mean and spread that standardize values: those of the field, as published "
                         "(field), of each node (node), of its logarithm (log); auto: log where changes grow with the "
                         "level of positive values, node where a spread differs by more than 10 times or a level by "
-                        "more than 10 spreads from the field's, else field; all but field leave outliers out", choices=("auto", "log", "node", "field"))
+                        "more than 10 spreads from the field's, else field; all but field leave outliers out",
+                        choices=("auto", "log", "node", "field"))
     split: str = flag("", DATA, "shares of training, validation and test windows, 0.6,0.2,0.2 if not given, or the two "
                       "times at which validation and test begin, as 2013-09-01,2013-11-01")
     training_span: str = flag("targets", DATA, "steps that scaler and spectral scale are estimated from: up to the "
@@ -155,8 +156,8 @@ class TrainConfig(CommonConfig):
                          "signs (signed), as published", choices=("none", "signed"))
     condition_mean: bool = flag(True, DIFFUSION, "give the denoiser the mean")
     condition_scale: bool = flag(True, DIFFUSION, "give the denoiser the logarithm of the fluctuation scale")
-    center: bool = flag(True, DIFFUSION, "centre the z of each ensemble, so that its mean has no sampling error; of plain "
-                         "residuals it is then the stage-1 mean")
+    center: bool = flag(True, DIFFUSION, "centre the z of each ensemble, so that its mean has no sampling error; that "
+                         "of plain residuals is then the stage-1 mean")
     denoiser: str = flag("mlp", NETWORK, "network: of the project (mlp), or that of the authors' release (stid)",
                          choices="denoiser", alias="eps_model")
     diffusion_channels: int = flag(32, NETWORK, "width of the input embedding", minimum=1, alias="channels")
