@@ -104,8 +104,8 @@ class ResidualMargin(Margin):
         z = (future - mean) / scale,    member = mean + width * scale * (z - mean of z over members) * sqrt(M / (M - 1))
 
     With `center`, z are centred over the members, whose mean is then the stage-1 mean. Members move to possible values
-    of the `support` and keep their mean. Training residuals, which standardize z, may be smaller than later ones, or of another origin. So
-    the width is estimated from validation residuals in blocks of time:
+    of the `support` and keep their mean. Training residuals, which standardize z, may be smaller than later ones, or of
+    another origin. So the width is estimated from validation residuals in blocks of time:
 
         ratio = size of z in a block / size of z in training,    size: 90 % quantile of |z|
         width = argmin_w of (n * mean of sqrt(w^2 + ratio^2) + WIDTH_PRIOR * sqrt(w^2 + 1)) / (n + WIDTH_PRIOR)
