@@ -44,7 +44,7 @@ ABLATION = CHANGES.keys() - {"published", "published_fast", "cost_untrained", DE
 ABLATION_SCORES = ("CRPS", "CRPS_sum", "energy_score", "QICE_ties", "coverage90")
 BASELINE_ROWS = [name for name, method in METHODS.items() if method.baseline]
 OTHERS = [*BASELINE_ROWS, "published", "published_fast"]  # rows that are not ours
-ALTERNATIVES = ["copula", "copula_smooth"]  # our other recipe
+ALTERNATIVES = ["copula", "copula_smooth"]  # the third recipe
 BEGIN, END = "<!-- results: written by scripts/paper/collect_results.py -->\n", "<!-- end of results -->"
 WRITTEN = "Written by `python -m scripts.paper.collect_results`."
 INTERVALS = ("a paired 95 % interval (none where the windows are worth fewer than 8 independent ones), seeds averaged: "
@@ -271,7 +271,7 @@ def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
 
 
 def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
-    """Every row of others, and of our other recipe, that has a better score than the default, in sentences."""
+    """Every row of others, and of the third recipe, that has a better score than the default, in sentences."""
     lines, published = [], read_published(lengths, " (published)")
     for data_name, group in runs.groupby("data_name", sort=False):
         rows = pd.concat([published[published.data_name == data_name], group[group.method.isin(OTHERS + ALTERNATIVES)]])
@@ -290,8 +290,8 @@ def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
     if not lines:
         return f"No published and no baseline row is ahead of the default in {scores}.\n"
     return (f"Where others are ahead of the default in {scores}; in brackets the default's score, with members of the "
-            "same kind where it has them. `copula` is our other recipe, rows `_smooth` have quantile members, and "
-            f"scripts/paper/benchmark.py describes the rest:\n\n{''.join(lines)}")
+            "same kind where it has them. `copula` is the third recipe of this project, rows `_smooth` have quantile "
+            f"members, and scripts/paper/benchmark.py describes the rest:\n\n{''.join(lines)}")
 
 
 def summary(runs: pd.DataFrame) -> str:
