@@ -160,10 +160,6 @@ class WindowedField:
         return self._values.device
 
     @property
-    def calendar_sizes(self) -> tuple[int, ...]:
-        return self.field.calendar.sizes
-
-    @property
     def support(self) -> tuple[float, float] | tuple[Tensor, Tensor]:
         """Smallest value of the field and distance between two values (0: none), standardized; (node,) if `by_node`."""
         return self.support_where(self.scaler.nonnegative)
@@ -208,7 +204,7 @@ class WindowedField:
         support = self.support
         mean, std = (sum(part) / len(part) if isinstance(part, tuple) else part
                      for part in (self.scaler.mean, self.scaler.std))
-        return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.calendar_sizes),
+        return {"num_nodes": self.num_nodes, "calendar_sizes": list(self.field.calendar.sizes),
                 "scaler_mean": mean, "scaler_std": std,
                 "support": None if support is ANY_VALUE else [
                     part.tolist() if isinstance(part, Tensor) else part for part in support],

@@ -23,6 +23,7 @@ without a network, validation windows (`data.calibration`) for those that build 
 import math
 from collections.abc import Callable, Iterable
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -80,7 +81,7 @@ def climatology(data, members: int, **_) -> Callable:
     is reached; a slot that training never saw takes the nearest one.
     """
     horizon = torch.arange(data.predict_len, device=data.device)
-    slots, size = data.field.calendar.slots[:, 0].to(data.device), data.calendar_sizes[0]
+    slots, size = data.field.calendar.slots[:, 0].to(data.device), data.field.calendar.sizes[0]
     path_class = _day_class(data).unfold(0, data.predict_len, 1).unique(dim=0, return_inverse=True)[1].to(data.device)
     paths = torch.arange(len(data.training) - data.predict_len + 1, device=data.device)  # by their first steps
     half = min(-(-members // 2), len(paths))
@@ -104,7 +105,7 @@ def ridge(data, **_) -> Callable:
 
     See `base.SimpleForecasters`; the root mean square error is that of training windows, per node and horizon.
     """
-    task = Task(data.num_nodes, data.history_len, data.predict_len, data.calendar_sizes, lags=len(data.lags))
+    task = Task(data.num_nodes, data.history_len, data.predict_len, data.field.calendar.sizes, lags=len(data.lags))
     forecasters = SimpleForecasters(task).to(data.device)
     which = forecasters.names.index("ridge by node")
     windows = thinned(data.batches("train", FIT_BATCH, limit=RIDGE_WINDOWS))
@@ -231,11 +232,8 @@ def _without_gaps(fields: Tensor) -> Tensor:
     """
     ended = (~fields[:, -1].isnan()).any(-1).nonzero()
     fields = fields[:int(ended.amax()) + 1] if len(ended) else fields
-    window = torch.arange(len(fields), device=fields.device).view(-1, 1, 1)
-    for _ in range(2):  # forward in time, then backward
-        nearest = (window * ~fields.isnan()).cummax(0).values
-        fields = fields.gather(0, nearest).flip(0)
-    return fields.nan_to_num()
+    filled = pd.DataFrame(fields.flatten(1).cpu().numpy()).ffill().bfill().fillna(0.0).to_numpy(copy=True)
+    return torch.from_numpy(filled).view_as(fields).to(fields.device)
 
 
 def _sample_fields(fields: Tensor, batch, noise: Callable) -> Tensor:
@@ -262,7 +260,7 @@ def _pick(allowed: Tensor, noise: Callable) -> Tensor:
 
 def _day_class(data) -> Tensor:
     """The class of each day: workday or weekend where the second cycle is the week, else its slot, else one class."""
-    slots, sizes = data.field.calendar.slots, data.calendar_sizes
+    slots, sizes = data.field.calendar.slots, data.field.calendar.sizes
     if len(sizes) == 1:
         return torch.zeros(len(slots), dtype=torch.long)
     return (slots[:, 1] >= 5).long() if sizes[1] == 7 else slots[:, 1]

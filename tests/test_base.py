@@ -34,7 +34,7 @@ def windows_of(values, history, horizon, interval=DAY, lags="auto"):
 
 
 def task_of(data):
-    return Task(data.num_nodes, data.history_len, data.predict_len, data.calendar_sizes, data.field.masked,
+    return Task(data.num_nodes, data.history_len, data.predict_len, data.field.calendar.sizes, data.field.masked,
                 lags=len(data.lags))
 
 

@@ -53,7 +53,7 @@ def test_481_windows_of_504_steps_are_split_289_96_96():
 @needs_real_data
 def test_mobilenj_gives_the_published_split_at_its_published_calendar():
     data = WindowedField(load_field("MobileNJ", SHARED), 12, 12)
-    assert lengths(data.starts) == (289, 96, 96) and data.num_nodes == 560 and data.calendar_sizes == (24, 7)
+    assert lengths(data.starts) == (289, 96, 96) and data.num_nodes == 560 and data.field.calendar.sizes == (24, 7)
     batch = data.batch(data.starts["test"][-1:])
     raw = np.load(SHARED / "CommTraffic/MobileNJ.npy").reshape(504, 560)
     np.testing.assert_allclose(data.scaler.physical(batch.future)[0], raw[-12:], rtol=1e-4, atol=1e-4 * raw.std())
@@ -64,7 +64,7 @@ def test_mobilenj_gives_the_published_split_at_its_published_calendar():
 def test_sst_trains_on_the_first_file_and_is_evaluated_on_the_second():
     data = WindowedField(load_field("SST", SHARED), 12, 12)
     assert lengths(data.starts) == (1980 - 23, 360 - 23, 1022 - 360 - 23)
-    assert len(data.training) == 1980 and data.calendar_sizes == (12,)
+    assert len(data.training) == 1980 and data.field.calendar.sizes == (12,)
     era5 = np.load(SHARED / "Climate/SST_ERA5.npy").reshape(1022, 500)
     for split, first in (("validation", 0), ("test", 360)):
         start = data.starts[split][:1]

@@ -1,8 +1,7 @@
 """Paired differences of two forecasts on the same windows, with intervals."""
 
-import math
-
 import torch
+from scipy.fft import dct
 from scipy.special import stdtrit
 
 from utils.scores import metrics
@@ -69,8 +68,7 @@ def half_width(values, block):
     if count < FEWEST_BLOCKS * block:
         return None
     cosines = round(count / (BLOCKS_PER_COSINE * block))
-    place = (torch.arange(count, dtype=values.dtype) + 0.5) * math.pi / count
-    weights = values @ (place.unsqueeze(1) * torch.arange(1, cosines + 1)).cos() * (2 / count) ** 0.5
+    weights = torch.from_numpy(dct(values.numpy(), norm="ortho"))[..., 1:cosines + 1]
     half = (weights.square().mean(-1) / count).sqrt() * stdtrit(cosines, (1 + CONFIDENCE) / 2)
     return half.item() if half.dim() == 0 else half
 
