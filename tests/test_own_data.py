@@ -65,7 +65,7 @@ def test_a_file_of_ones_own_goes_through_both_stages_and_is_opened_again(tmp_pat
     monkeypatch.chdir(tmp_path)  # from another folder
     content = load_checkpoint(folder / "model.pt")
     data = open_run_data(content, "", "cpu")
-    assert data.num_nodes == metadata["num_nodes"] and list(data.calendar_sizes) == metadata["calendar_sizes"]
+    assert data.num_nodes == metadata["num_nodes"] and list(data.field.calendar.sizes) == metadata["calendar_sizes"]
     assert data.field.spec.unit == metadata["unit"] and data.field.spec.nonnegative is metadata["nonnegative"]
     if name == "roads":
         assert data.field.graph[3, 2] == 1
