@@ -17,8 +17,7 @@ def fluctuation_scale(training: Tensor, scaler: Scaler, threshold: float = 0.1) 
         scale       = standard deviation of the fluctuation over time, at least FLOOR
 
     Shapes: training (time, node) in physical units -> (node,). Units: standardized.
-    Gaps (NaN) are filled with the node's mean, and the
-    variance is divided by the share that is observed.
+    Gaps (NaN) are filled with the node's mean, and the variance is divided by the share that is observed.
     Source: CoST Eq. 8-10 (arXiv:2502.11013); differs from the paper: the standard deviation, which has the
     residual's units and is what the authors' release computes; Eq. 10 prints the variance.
     """

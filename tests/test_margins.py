@@ -254,7 +254,8 @@ def test_members_of_the_shaped_margin_are_centred_in_z_and_have_the_mean_and_ske
     torch.testing.assert_close(members, quantiles_at_z(given[:, 2:], size), rtol=0, atol=1e-4)
     wanted = equidistant_quantiles(given[:, 2:], 1000).mean(1)
     unit = make_shaped(center=True)
-    unit.width.fill_(1), unit.scale.table.fill_(1)
+    unit.width.fill_(1)
+    unit.scale.table.fill_(1)
     found = unit.decode(torch.randn(3, 4000, HORIZON, NODES), given, batch.context, 4000, "random").mean(1)
     torch.testing.assert_close(found, wanted, rtol=0, atol=0.03)
     assert (wanted - given[:, 0]).min() > 0.04

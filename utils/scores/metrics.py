@@ -17,7 +17,6 @@ from torch import Tensor
 
 from data.constants import QUANTILE_LEVELS
 from data.scaling import add_at
-from models.quantiles import pinball
 
 MEDIAN, DECILES = 9, slice(1, None, 2)  # where they stand in QUANTILE_LEVELS, whose ends bound the 90 % interval
 COVERAGE = 0.9
@@ -63,6 +62,7 @@ def crps_quantile(quantiles, truth):
     Shapes: quantiles (batch, level, ...), truth (batch, ...) -> (batch, ...).
     Source: Laio and Tamea 2007 (CRPS by pinball losses); levels and norm: CSDI (arXiv:2107.03502).
     """
+    from models.quantiles import pinball  # only here: importing models imports this module
     return pinball(quantiles, truth).mean(1)
 
 
