@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Both stages on Oracle by the default recipe, with the settings of the tables; extra flags go to both.
+# Both stages on Oracle by the default recipe, with its presets; extra flags go to both.
 # stage 1: --recipe cost --history_len 12 --predict_len 12 --batch_size 64 --mean_epochs 16 --mean_lr 0.003 --networks 3 --lags none
 # stage 2: --recipe cost --history_len 12 --predict_len 12 --batch_size 64 --diffusion_epochs 20 --diffusion_lr 0.003 --nsample 50 --sampler adams --sample_steps 10 --lags none
 exec bash "$(dirname "${BASH_SOURCE[0]}")/run_dataset.sh" Oracle "$@"

@@ -27,8 +27,8 @@ from utils.program import run_main
 from utils.training.checkpoint import settings
 from utils.training.device import choose_device
 
-FLAGS = (*config.OF_OWN_FILE, "data_name", "missing", "null_value", "covariates", "lags", "split", "support", "scaling",
-         "history_len", "predict_len", "batch_size", "device")
+FLAGS = *config.OF_OWN_FILE, "null_value", "covariates", "lags", "split", "support", "scaling", "device"
+SUGGESTED = "data_name", "missing", "history_len", "predict_len", "batch_size"
 FEW_WINDOWS = 100
 SUITABLE = range(6, 49)  # periods, in steps, that are suitable lengths of history and forecast
 
@@ -83,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
                         help="the data file; its flags are those of main_pretrain.py for --data_path")
     parser.add_argument("--picture", type=config.picture_path, default=None, help="draw the field there (.png or .pdf)")
     parser.add_flags(config.PretrainConfig, CHOICES, FLAGS)
+    parser.add_flags(config.PretrainConfig, CHOICES, SUGGESTED, "suggested from the file")
     typed = vars(parser.parse_args(arguments))
     picture = typed.pop("picture")
     given = config.with_own_data(typed)

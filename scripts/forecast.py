@@ -150,7 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument("--split", choices=("test",), default="", help="forecast every window from the first of the "
                        "test on")
     parser.add_argument("--values", choices=VALUES, default=VALUES[0], help="what to write (default: both)")
-    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", *SAMPLING_FLAGS))
+    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device"))
+    parser.add_flags(TrainConfig, CHOICES, SAMPLING_FLAGS, "that of the run")
     given = vars(parser.parse_args(arguments))
     if given["rolling"] < 0:
         parser.error(f"--rolling {given['rolling']}: choose a number of windows")

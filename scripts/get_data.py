@@ -4,7 +4,7 @@
     python -m scripts.get_data --from DIR            import every known file found below DIR
     python -m scripts.get_data --download NAME ...   fetch datasets from the authors' release, over https
 
-A file is checked (SHA-256 where one is published, else the shape) before it takes its name. A refused file leaves
+A file is checked (SHA-256 where one is known, else the number of nodes) before it takes its name. A refused file leaves
 nothing behind, and no file is overwritten. TaxiBJ may also be the .zip of the release.
 """
 

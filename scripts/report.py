@@ -239,7 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
                         f"its pictures go beside it, for other.html into other_{PICTURES}")
     parser.add_argument("--overwrite", action="store_true", default=False, help="replace a page that exists")
     parser.add_paths()
-    parser.add_flags(TrainConfig, {}, ("data_dir", "device", "sample_batch"))
+    parser.add_flags(TrainConfig, {}, ("data_dir", "device"))
+    parser.add_flags(TrainConfig, {}, ("sample_batch",), "that of the run")
     flags = parser.parse_args(arguments)
     given = vars(flags)
     if given.get("test_windows", 0) < 0:

@@ -94,6 +94,14 @@ def test_every_published_and_simple_row_that_is_ahead_of_the_default_is_named_fr
     assert last == "- Tiny, 64 to 64: in IS climatology 1.50 (1.80); in CRPS_sum quantile 0.0390 (0.0400)."
 
 
+def test_the_commit_of_each_row_stands_below_the_table(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(collect_results, "RESULTS", tmp_path)
+    collect_results.write_tables(runs.assign(version=["abc1234", "def5678", "abc1234"]), (6, 4))
+    first, *others = runs.method
+    text = f"By `abc1234`: {first}, {others[1]}. By `def5678`: {others[0]}.\n"
+    assert (tmp_path / "6_4.md").read_text().endswith(text)
+
+
 def test_the_tables_are_written_where_there_is_something_to_write(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(collect_results, "RESULTS", tmp_path)
     write_joint(runs[runs.method == "gaussian"], (6, 4))

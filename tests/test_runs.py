@@ -5,8 +5,10 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from tests.tools import soak
 from tests.tools.children import in_child
 from utils import pipeline
 from utils.config import PretrainConfig, TrainConfig
-from utils.training import checkpoint, loop
+from utils.training import checkpoint, loop, runs
 from utils.training.checkpoint import STATES, damage, load_checkpoint, run_folder, save_checkpoint
 from utils.training.runs import LOCK, newest_state, open_run
 
@@ -441,7 +443,25 @@ def test_a_new_run_writes_down_its_settings_and_versions(stage, tmp_path):
     written = json.loads((folder / checkpoint.CONFIG).read_text())
     assert written["config"] == dataclasses.asdict(CONFIGS[stage])
     assert written["versions"]["torch"] == torch.__version__
+    assert re.fullmatch(r"|[0-9a-f]{7,40}(-dirty)?", written["versions"]["cost"])
     assert set(files(folder)) == {checkpoint.CONFIG, LOCK}
+
+
+def test_the_version_of_a_run_is_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
+    def git(*words):
+        return subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words],
+                              check=True, capture_output=True, text=True).stdout.strip()
+
+    module = tmp_path / "utils/training/runs.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    monkeypatch.setattr(runs, "__file__", str(module))
+    assert runs.code_version() == ""
+    for words in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "one")):
+        git(*words)
+    assert runs.code_version() == git("rev-parse", "--short", "HEAD")
+    module.write_text("# changed\n")
+    assert runs.code_version() == git("rev-parse", "--short", "HEAD") + "-dirty"
 
 
 @pytest.mark.parametrize("stage", CONFIGS)

@@ -49,8 +49,8 @@ class CommonConfig:
     graph: str = flag("", DATA, "graph of its nodes: a matrix (.csv, .npy) or edges from, to, weight (.csv)")
     unit: str = flag("", DATA, "unit of its values")
     support: str = flag("auto", DATA, "values that can occur; auto: as the dataset's card says, for --data_path "
-                        "nonnegative where the smallest training value is 0, and none above the largest one of a node "
-                        "where most equal it", choices=("auto", "any", "nonnegative"))
+                        "nonnegative where the smallest training value is 0; a node whose largest training value "
+                        "occurs in half of them or more gets nothing above it", choices=("auto", "any", "nonnegative"))
     scaling: str = flag("auto", DATA, "mean and spread that standardize values: those of the field, as published "
                         "(field), of each node (node), of its logarithm (log); auto: log where changes grow with the "
                         "level of positive values, node where a spread differs by more than 10 times or a level by "
@@ -156,8 +156,8 @@ class TrainConfig(CommonConfig):
                          "signs (signed), as published", choices=("none", "signed"))
     condition_mean: bool = flag(True, DIFFUSION, "give the denoiser the mean")
     condition_scale: bool = flag(True, DIFFUSION, "give the denoiser the logarithm of the fluctuation scale")
-    center: bool = flag(True, DIFFUSION, "centre the z of each ensemble, so that its mean has no sampling error; that "
-                         "of plain residuals is then the stage-1 mean")
+    center: bool = flag(True, DIFFUSION, "subtract their mean from the standardized residuals of an ensemble: its mean "
+                         "then has no sampling error")
     denoiser: str = flag("mlp", NETWORK, "network: of the project (mlp), or that of the authors' release (stid)",
                          choices="denoiser", alias="eps_model")
     diffusion_channels: int = flag(32, NETWORK, "width of the input embedding", minimum=1, alias="channels")
@@ -354,10 +354,11 @@ class FlagParser(argparse.ArgumentParser):
             self.add_argument(f"--{name}", default="", help=f"file of the run's --{name}, if it has moved; its content "
                               "must be the same")
 
-    def add_flags(self, config_class, choices: dict, names: tuple[str, ...] | None = None) -> None:
+    def add_flags(self, config_class, choices: dict, names: tuple[str, ...] | None = None, default: str = "") -> None:
         """Add the fields of a configuration (or those of `names`); flags not given are not set.
 
         choices: accepted values of the flags whose names are open lists, e.g. {"sampler": SAMPLERS}.
+        default: what a flag is where it is not given, in words, if not the default of the configuration.
         """
         groups = {}
         for item in dataclasses.fields(config_class):
@@ -365,7 +366,8 @@ class FlagParser(argparse.ArgumentParser):
                 continue
             name = item.metadata["group"]
             group = groups[name] = groups.get(name) or self.add_argument_group(name)
-            text = f"{item.metadata['help']} (default: {'none' if item.default in ('', None) else item.default})"
+            value = default or ("none" if item.default in ("", None) else item.default)
+            text = f"{item.metadata['help']} (default: {value})"
             if allowed := _allowed(item, choices):
                 text = f"{text}; one of {', '.join(allowed)}"
             kind = dict(action=argparse.BooleanOptionalAction) if item.type is bool else dict(

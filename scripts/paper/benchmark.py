@@ -26,6 +26,7 @@ from utils.pipeline import CHOICES, baseline_sampler, load_mean_model, open_wind
 from utils.program import run_main
 from utils.training import checkpoint
 from utils.training.device import choose_device
+from utils.training.runs import code_version
 
 OWN_FILE = ("data_path", *OF_OWN_FILE, "missing", "null_value", "covariates", "support")
 OWN_ROWS = (*SIMPLE, "copula", "cost")  # rows of a file of one's own, where none is named
@@ -153,7 +154,8 @@ class Task:
 def score(name: str, task: Task) -> tuple[dict, dict]:
     """Train what a method needs and score it: what its .json and its .csv hold."""
     method, device = METHODS[name], choose_device("auto")
-    facts = {"method": name, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
+    facts = {"method": name, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+             "version": code_version()}
     if method.stage_1:
         flags = STAGE_1[method.stage_1]
         mean_run = task.stage(method.stage_1, main_pretrain, flags)
@@ -198,12 +200,12 @@ def chosen(text: str, known, flag: str) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--data_names", default="MobileNJ,Los_Speed,BikeDC,SST,NYCFlights",
-                        help="datasets, comma-separated")
+                        help="datasets, comma-separated (default: %(default)s)")
     parser.add_argument("--methods", default="", help="rows of the tables, comma-separated; none named: "
                         f"those of the tables ({', '.join(METHODS)})")
-    parser.add_argument("--seeds", default="0,1,2", help="seeds of what is trained and drawn")
-    parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--save_dir", type=Path, default=Path("save"))
+    parser.add_argument("--seeds", default="0,1,2", help="seeds of what is trained and drawn (default: %(default)s)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="windows to score (default: %(default)s)")
+    parser.add_argument("--save_dir", type=Path, default=Path("save"), help="(default: %(default)s)")
     parser.add_argument("--test_windows", type=int, default=0, help="windows to score, evenly spread; "
                         "0: all, as the tables need")
     parser.add_flags(TrainConfig, {}, ("history_len", "predict_len", *OWN_FILE))

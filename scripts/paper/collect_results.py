@@ -149,6 +149,12 @@ def compared(ours: pd.DataFrame, theirs: pd.DataFrame, scores: Sequence[str], le
             if all(PAIRED[score][0] in run for run in ours + theirs) else "" for score in scores]
 
 
+def versions(runs: pd.DataFrame) -> str:
+    """Which rows are by which commit."""
+    rows = runs.groupby("version", sort=False).method.unique()
+    return " ".join(f"By `{version}`: {', '.join(methods)}." for version, methods in rows.items()) + "\n"
+
+
 def score_table(runs: pd.DataFrame, published: pd.DataFrame) -> Table:
     """All methods: published rows, then ours, one row per method and kind of members."""
     rows = [[row.method, row.ensemble, *(f"{row[score]:g}" if score in SCORES else "" for score in OURS), "", ""]
@@ -217,6 +223,8 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
     def tables(group: pd.DataFrame) -> Iterable[str]:
         yield markdown(*score_table(group, published[published.data_name == group.data_name.iloc[0]]))
         yield markdown(*differences(group, sum(lengths)))
+        if "version" in group:
+            yield versions(group)
 
     members = ", ".join(map(str, sorted(set(runs.members))))
     write_page("{}_{}".format(*lengths), runs, (
@@ -225,7 +233,7 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
         "deviation over seeds; minutes of one run on one CPU core (none: run on a GPU). Below each table the relative "
         f"difference of the default, {DEFAULT}, to every method with {INTERVALS}. Only members of one kind are "
         f"compared: random ones with {DEFAULTS['random']}, equidistant quantiles with {DEFAULTS['quantiles']}. QICE "
-        "counts ties as the papers do, QICE_ties shares them ([scores.md](../scores.md)). scripts/paper/benchmark.py "
+        "counts ties as the papers do, QICE_ties shares them ([scores.md](../scores.md)). [results](README.md#rows) "
         "says what each row is.\n"), tables)
 
 
@@ -261,11 +269,12 @@ def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
         return
     write_text(RESULTS / "ablation.md", (
         f"# Ablation, {lengths[0]} -> {lengths[1]}\n\n{WRITTEN} Two tables for each dataset: from the published system "
-        f"to the default, {DEFAULT}, one change at a time; then {DEFAULT} with one change alone, by its flags. Random "
+        f"to the default, {DEFAULT}, one change at a time; then {DEFAULT} with one change alone, by its flags. The "
+        f"default is that of the commit that ran the rows ([which](README.md)). Random "
         "members, mean ± standard deviation over seeds. The last column but one is the relative difference of a row's "
         f"CRPS to that of {DEFAULT} with a paired 95 % interval, over the seeds that both have: above 0 the row is "
         "worse. No interval is given where the test windows are worth fewer than 8 independent ones. Rows that were "
-        "not run are left out; [scores.md](../scores.md) defines the scores, scripts/paper/benchmark.py the rows.\n"
+        "not run are left out; [scores.md](../scores.md) defines the scores, [results](README.md#rows) the rows.\n"
     ) + sections(runs, lambda group: (markdown(*ablation_table(group, changes, sum(lengths)))
                                       for changes in (STEPS, SWITCHES))))
 
@@ -281,7 +290,8 @@ def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
         for score in LISTED:
             own = {kind: ours[score].get(kind, ours[score].mean()) for kind in DEFAULTS}  # or the only kind it has
             better = [f"{name} {number(value)} ({number(own[kind])})"
-                      for (name, kind), value in rows[score].mean().items() if value < own[kind]]
+                      for (name, kind), value in rows[score].mean().items()
+                      if value < own[kind] and number(value) != number(own[kind])]
             if better:
                 found.append(f"in {score} {', '.join(better)}")
         if found:
@@ -291,7 +301,7 @@ def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
         return f"No published and no baseline row is ahead of the default in {scores}.\n"
     return (f"Where others are ahead of the default in {scores}; in brackets the default's score, with members of the "
             "same kind where it has them. `copula` is the third recipe of this project, rows `_smooth` have quantile "
-            f"members, and scripts/paper/benchmark.py describes the rest:\n\n{''.join(lines)}")
+            f"members; [all rows](docs/results/README.md#rows):\n\n{''.join(lines)}")
 
 
 def summary(runs: pd.DataFrame) -> str:

@@ -20,7 +20,7 @@ STAGES = {PretrainConfig: "stage 1", TrainConfig: "stage 2"}
 SETTINGS = {PretrainConfig: ("mean_epochs", "mean_lr", "networks"),
             TrainConfig: ("diffusion_epochs", "diffusion_lr", "nsample", "sampler", "sample_steps")}
 SCRIPT = """#!/usr/bin/env bash
-# Both stages on {name} by the default recipe, with the settings of the tables; extra flags go to both.
+# Both stages on {name} by the default recipe, with its presets; extra flags go to both.
 {settings}
 exec bash "$(dirname "${{BASH_SOURCE[0]}}")/run_dataset.sh" {name} "$@"
 """

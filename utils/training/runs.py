@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -92,7 +93,7 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE
             return FINISHED
         saved = _state_to_resume(folder, given, config, made_by)
         _tidy(folder, saved)
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "cost": code_version()}
         checkpoint.write_json(folder / checkpoint.CONFIG, {
             "config": dataclasses.asdict(config), "built_on": made_by["built_on"], "versions": versions})
         return str(saved.path) if saved else ""
@@ -103,6 +104,15 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE
     if source and not saved:
         saved = SavedState(Path(source))
     return Run(folder, made_by, saved, lock, config.keep_states)
+
+
+def code_version() -> str:
+    """The commit of this program, with "-dirty" where tracked files differ from it; "" where git does not know it."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def _without_paths(settings: dict) -> dict:
