@@ -13,6 +13,7 @@ class Climatology:
 
         climatology(t) = mean of value(s) over reference steps s in the slot of t, s not in the window of t
 
+    Windows whose targets all lie behind the reference leave nothing out: their histories are known to a forecast too.
     Values are smoothed over a few neighbours where a cycle has many slots; then these are left out with the window.
     With a few days of data the mean of a slot would contain much of the value to be forecast, and two steps of a window
     a cycle apart would reveal each other.
@@ -51,11 +52,11 @@ class Climatology:
         """Climatology of each slot for windows of the last segment that lie outside its reference: (slot, node)."""
         return torch.where(self.counts[-1] > 0, self.sums[-1] / self.counts[-1].clamp_min(1), 0.0)
 
-    def __call__(self, steps: Tensor, segment: Tensor) -> Tensor:
+    def __call__(self, steps: Tensor, segment: Tensor, history_len: int) -> Tensor:
         """Climatology at consecutive `steps` (batch, step) of windows in `segment` (batch,): (batch, step, node)."""
         first, last = self.first[segment].unsqueeze(1), self.last[segment].unsqueeze(1)
         left_out = steps[:, :1] + torch.arange(-self.radius, steps.shape[1] + self.radius, device=steps.device)
-        inside = ((left_out >= first) & (left_out < last)).unsqueeze(-1)
+        inside = ((left_out >= first) & (left_out < last) & (steps[:, [history_len]] < last)).unsqueeze(-1)
         left_out = left_out.clamp(0, len(self.slots) - 1)
         slot, segment = self.slots[steps], segment.unsqueeze(1)
         own, weight = self.smoothed(left_out, first, last)

@@ -24,13 +24,18 @@ class Context:
         return self.history.shape[1]
 
     @property
-    def last(self) -> Tensor:
-        """The latest value of the history that is not missing: (batch, node)."""
-        if self.observed is None:
-            return self.history[:, -1]
+    def latest(self) -> Tensor:
+        """Step of the latest value of a history with gaps, its last step without any value: (batch, 1, node)."""
         steps = torch.arange(self.history_len, device=self.history.device).view(-1, 1)
-        latest = (steps * self.observed).amax(1, keepdim=True)
-        return self.history.gather(1, latest).squeeze(1)
+        return torch.where(self.observed, steps, -1).amax(1, keepdim=True) % self.history_len
+
+    def at_latest(self, values: Tensor) -> Tensor:
+        """Values (batch, H or more, node, ...) at that step: (batch, 1, node, ...)."""
+        if self.observed is None:
+            return values[:, self.history_len - 1:self.history_len]
+        trailing = values.shape[3:]
+        steps = self.latest.view(*self.latest.shape, *[1] * len(trailing))
+        return values.gather(1, steps.expand(-1, -1, -1, *trailing))
 
     @property
     def anomaly(self) -> Tensor:

@@ -54,10 +54,11 @@ class Field:
     kept: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     missing_share: float = 0.0
+    mask: bool = False  # whether later values may be missing, although none of these is
 
     @property
     def masked(self) -> bool:
-        return self.missing_share > 0
+        return self.mask or self.missing_share > 0
 
     def with_notes(self, *notes: str) -> "Field":
         return replace(self, notes=(*self.notes, *notes))
@@ -104,7 +105,7 @@ def load_field(name: str, data_dir: Path | str, own: OwnFile | None = None, miss
     return Field(
         name, spec, values, calendar, tuple(zip([0, *ends[:-1]], ends, strict=True)), names, first.coordinates,
         read_graph(graph, names) if graph else None, spec.grid or first.grid, first.axes, first.kept,
-        (first.notes if like else notes_on(first, values)) if own else (), missing_share,
+        (first.notes if like else notes_on(first, values)) if own else (), missing_share, missing == "mask",
     )
 
 
@@ -131,8 +132,8 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
         if table.times is not None:
             start, _ = first_step(table.times, wanted, table.zone)
     elif table.times is None and (wanted is None or not own.start):
-        raise ValueError(f"{path}: the file has no time stamps; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as "
-                         "2013-01-01T00:00)")
+        raise ValueError(f"{path}: the file has no time stamps, so that all its columns are nodes; give --freq (as "
+                         "5min, 1h, 1d, 1w, 1M) and --start (as 2013-01-01T00:00)")
     elif table.times is not None:
         table, wanted = on_regular_axis(table, path, wanted, gaps)
         start, rule = first_step(table.times, wanted, table.zone)

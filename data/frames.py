@@ -37,8 +37,9 @@ def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str,
     parts = [name for name in columns if name.lower() in PARTS]
     if time is None and "year" in map(str.lower, parts):
         if len(parts) > 1:
+            first = ".assign(day=1)" * ("day" not in map(str.lower, parts))
             raise ValueError(f"{source}: columns {', '.join(parts)}: write one column of times, as in pandas: "
-                             f"frame['time'] = pandas.to_datetime(frame[{parts}])")
+                             f"frame['time'] = pandas.to_datetime(frame[{parts}]{first})")
         time = parts[0]
     if frame.empty or len(frame.columns) == (time is not None):
         raise ValueError(f"{source}: {len(frame)} rows of columns {listed(columns)}; expected a time "

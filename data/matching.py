@@ -21,6 +21,8 @@ def match(table: Table, field, source: str) -> Table:
     rows that the table lacks are inserted as gaps.
     Raises: ValueError where the table is of another field: what differs, or the first time that is no step of it.
     """
+    if field.masked and table.kept is not None and table.node_names:
+        table = _with_empty_places(table, field)
     differing = [node_differences(table, field.node_names)]
     if not any(differing) and table.node_names is None and table.coordinates is not None and (
             field.coordinates is not None and not np.allclose(table.coordinates, field.coordinates, atol=1e-3)):
@@ -46,6 +48,20 @@ def node_differences(table: Table, names: Sequence[str]) -> str:
     if found is None:
         return "" if count == len(names) else f"{count} nodes (wanted {len(names)})"
     return name_differences(found, names)
+
+
+def _with_empty_places(table: Table, field) -> Table:
+    """A table of a grid with the places of the field that it left out, which have no value in its steps."""
+    found = set(table.node_names)
+    absent = np.array([place for place, name in enumerate(field.node_names) if name not in found], dtype=int)
+    values = as_real(table.values)
+    nothing = values.new_full((len(values), len(absent)), math.nan)
+    kept = np.arange(len(field.node_names)) if field.kept is None else np.asarray(field.kept)
+    coordinates = table.coordinates if table.coordinates is None else np.concatenate(
+        [table.coordinates, np.asarray(field.coordinates)[absent]])
+    return replace(table, values=torch.cat([values, nothing], dim=1), kept=np.concatenate([table.kept, kept[absent]]),
+                   node_names=(*table.node_names, *(field.node_names[place] for place in absent)),
+                   coordinates=coordinates)
 
 
 def in_order(table: Table, names: Sequence[str]) -> Table:

@@ -15,6 +15,8 @@ from .netcdf import read_xarray
 from .stamps import read_stamps
 from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, repeated, unreadable
 
+XARRAY = ".nc", ".zarr"  # endings of files that hold named variables
+
 
 def read_file(path: Path | str, variable: str = "") -> Table:
     """The table of any supported file, by the ending of its name; `variable`: which one of NetCDF or Zarr.
@@ -148,6 +150,6 @@ def read_parquet(path: Path) -> Table:
 
 
 READERS = {".npy": read_numpy, ".npz": read_numpy, ".csv": read_csv, ".csv.gz": read_csv, ".parquet": read_parquet,
-           ".nc": read_xarray, ".zarr": read_xarray,
+           **dict.fromkeys(XARRAY, read_xarray),
            **dict.fromkeys((".txt", ".txt.gz", ".tsv", ".tsv.gz", ".data", ".data.gz"), read_csv)}
 """How a file is read, by the ending of its name."""

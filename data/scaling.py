@@ -12,14 +12,15 @@ BLOCK = 1024  # time steps read at once, so that a memory map stays on disk
 WHOLE_WITHIN = 1e-3, 1e-6  # absolute, and as a share of the value and of the mean
 LARGEST_WHOLE = 2.0**24  # every larger float32 is a whole number
 UNLIKE = 10.0  # ratio of spreads, or distance in spreads of the field, from which a node needs a scale of its own
-EXTREMES = 3, 1 / 500  # number of values of a node that may be outliers: at least, and as a share
+EXTREMES = 3, 1 / 500, 1 / 10  # number of values of a node that may be outliers: at least, as a share, and at most
 OUTLYING = 3.0  # smallest ratio of the spread of all values of a node with outliers to that of the others
 BEYOND = 2.0  # outliers are cut at this multiple of the largest distance of another value from the mean
+NORMAL_QUARTILES = 1.349  # distance of the quartiles of a normal distribution, in standard deviations
 EVIDENCE = 2.0  # for logarithms: twice this is beyond the 95 % quantile of a chi-squared variable
 SAMPLE = 20_000, 64  # most steps and nodes of a `recent` part
 FINE = 10.0  # smallest value of whole numbers, in steps, whose logarithm varies smoothly enough
 LEAST_SHARE, MOST = 0.1, 1000.0  # of the smallest and largest training value of a node, where logarithms are cut
-ATOM = 0.5  # share of the training values of a node that equal its largest one, where that is a bound
+ATOM, LEAST_EQUAL = 0.5, 5  # least share and number of training values of a node that equal its largest one, a bound
 LEAST_LOG_SPREAD = 1e-3  # standard deviation of logarithms; a node that varies less may vary more later
 
 
@@ -93,7 +94,7 @@ class Scaler:
             "mean", "std", "whole", "nonnegative", "limit", "highest"))
         if self.least:
             return standardized.double().clamp(-limit, limit).mul_(std).add_(mean).exp_().clamp_max_(highest)
-        physical = standardized.double().mul_(std).add_(mean)
+        physical = (standardized.double() * std).add_(mean)
         if self.any_whole:
             nearest = physical.round()
             absolute, relative = WHOLE_WITHIN
@@ -145,10 +146,11 @@ class NodeStatistics:
         count, mean, std, low, high = _moments(training, least)
         limit = torch.full_like(std, math.inf)
         # the most distant values are outliers where the spread is more than OUTLYING times that of the others
-        extremes = (count * EXTREMES[1]).floor().clamp_min(EXTREMES[0])
+        fewest, share, most = EXTREMES
+        extremes = torch.minimum((count * share).floor().clamp_min(fewest), (count * most).floor())
         furthest = torch.maximum(high - mean, mean - low)
         may_have = furthest.square() * extremes >= (1 - OUTLYING**-2) * count * std.square()
-        for node in (may_have & (std > 0)).nonzero().flatten().tolist():
+        for node in (may_have & (std > 0) & (extremes > 0)).nonzero().flatten().tolist():
             values = logarithms(training[:, node:node + 1], least if least is None else least[node])
             edge = (values - mean[node]).abs().nan_to_num(-1.0).topk(int(extremes[node]), 0).values[-1]
             others = torch.where((values - mean[node]).abs() < edge, values, math.nan)
@@ -187,7 +189,8 @@ class NodeStatistics:
 
         It is the log likelihood ratio of normal changes, averaged over nodes. It must exceed EVIDENCE for changes over
         one step or for changes over a horizon, of which n / horizon are independent. Small counts and nodes with
-        outliers have no logarithms.
+        outliers have no logarithms, nor have fields whose nodes mostly have rare jumps: changes of the logarithm with
+        a standard deviation above OUTLYING times that of a normal distribution of the same quartiles.
         Source: Box and Cox 1964, with the likelihood of changes in place of that of residuals.
         """
         small = self.low < FINE
@@ -196,6 +199,11 @@ class NodeStatistics:
             return False
         values, gains = recent(training), []
         logarithm = values.log()
+        steps = logarithm.diff(dim=0)
+        quartiles = steps.nanquantile(torch.tensor([0.25, 0.75]).to(steps), dim=0)
+        spread = steps.square().nanmean(0).sqrt()
+        if (spread > OUTLYING * quartiles.diff(dim=0)[0] / NORMAL_QUARTILES).double().mean() > 0.5:
+            return False
         for span in (1, horizon):
             change, relative = (each[span:] - each[:-span] for each in (values, logarithm))
             seen = ~change.isnan()
@@ -217,7 +225,8 @@ class NodeStatistics:
         with larger `values` (time, node) after the training part. One infinity where no node has a bound.
         """
         equal = sum((block == self.high).sum(0) for block in training.split(BLOCK))
-        bounded = (equal >= ATOM * self.count) & (equal < self.count) & (by_node(values, torch.amax) <= self.high)
+        bounded = (equal >= (ATOM * self.count).clamp_min(LEAST_EQUAL)) & (equal < self.count)
+        bounded &= by_node(values, torch.amax) <= self.high
         return tuple(torch.where(bounded, self.high, math.inf).tolist()) if bool(bounded.any()) else math.inf
 
     def scaler(self, training: Tensor, scaling: str, horizon: int = 1) -> Scaler:

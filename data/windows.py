@@ -224,11 +224,11 @@ class WindowedField:
         """
         starts = starts.to(self.window_device)
         steps = starts.unsqueeze(1) + self._offsets
-        physical = self._values[steps].to(self.device)
+        physical = as_real(self._values[steps]).to(self.device)
         if known_until is not None:
             physical = physical.masked_fill((steps >= known_until).unsqueeze(-1).to(self.device), torch.nan)
         calendar = self._slots[starts + self.history_len - 1].to(self.device)
-        climatology = self._climatology(steps, self._segment(starts)).to(self.device)
+        climatology = self._climatology(steps, self._segment(starts), self.history_len).to(self.device)
         batch = Batch.of(self.scaler.standardize(physical), self.history_len, calendar, climatology,
                          starts.to(self.device), self.field.masked, self.covariates(steps),
                          self._lagged(steps) if self.lags else None, known_until is not None)

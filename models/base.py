@@ -56,16 +56,16 @@ def thinned(batches: WindowBatches) -> Batch:
     return Batch.join(replace(batches, starts=evenly(batches.starts, limit)))
 
 
-def from_last(context: Context) -> tuple[Tensor, Tensor]:
-    """Climatology (batch, 1 + F, node) and lags (batch, 1 + F, node, lag) from the last step of the history on."""
-    first = context.history_len - 1
-    climatology = context.climatology[:, first:]
-    return climatology, climatology[..., None][..., :0] if context.lags is None else context.lags[:, first:]
+def from_latest(context: Context) -> tuple[Tensor, Tensor]:
+    """Climatology (batch, 1 + F, node) and lags (batch, 1 + F, node, lag): at the latest value, then at the horizon."""
+    lags = context.climatology[..., None][..., :0] if context.lags is None else context.lags
+    return tuple(torch.cat([context.at_latest(values), values[:, context.history_len:]], dim=1)
+                 for values in (context.climatology, lags))
 
 
 def ridge_features(context: Context, last: Tensor, step: int) -> Tensor:
     """Inputs of ridge regression at a step of the horizon, as departures from the last value: (batch, node, P)."""
-    climatology, lags = from_last(context)
+    climatology, lags = from_latest(context)
     recent = context.history[:, -RECENT:-1].transpose(1, 2)
     known = climatology[:, [0, 1 + step]].transpose(1, 2)
     return torch.cat([recent, known, lags[:, 0], lags[:, 1 + step]], dim=-1) - last.unsqueeze(-1)
@@ -77,14 +77,15 @@ class SimpleForecasters(nn.Module):
         last value       history[-1]
         drift            last value + mean training change per node and step of the horizon, shrunk by `significant`
         level            climatology + exponentially weighted mean of the anomalies of the history
-        damped anomaly   climatology + phi^f * anomaly of the last value,    phi per node; 0 is the climatology
+        damped anomaly   climatology + phi^(f + age) * anomaly of the last value,    phi per node; 0: climatology
         ridge            last value + linear in departures from it: history, climatology, lags; the same for all nodes
         ridge by node    the same with weights for each node, shrunk towards those of all
         lag              the value so many steps earlier (seasonal naive), one for each lag
         lag with drift   the same + mean training change
 
-    Ridge regression is translation invariant, so it follows a trend. Its penalties are chosen by cross-validation over
-    stretches of training time that share no target.
+    The last value is the latest that was observed, its age the steps since then; climatology and lags beside it are
+    those of its step. Ridge regression is translation invariant, so it follows a trend. Its penalties are chosen by
+    cross-validation over stretches of training time that share no target.
     Units: standardized. Source: Hyndman and Athanasopoulos 2021 (Forecasting: principles and practice), section 5.2.
     """
 
@@ -101,18 +102,24 @@ class SimpleForecasters(nn.Module):
         self.register_buffer("ahead", torch.arange(1, steps + 1).view(-1, 1), persistent=False)
 
     def forward(self, context: Context) -> Tensor:
-        latest, (climatology, lags) = context.last, from_last(context)
-        last, now, climatology = latest.unsqueeze(1), climatology[:, :1], climatology[:, 1:]
-        damped = climatology + self.damping**self.ahead * (last - now)
+        last, (climatology, lags) = context.at_latest(context.history), from_latest(context)
+        now, climatology = climatology[:, :1], climatology[:, 1:]
+        damped = climatology + self.damping**self.ages(context) * (last - now)
         level = climatology + self.level(context).unsqueeze(1)
         ridges = torch.stack([
             self.intercept[:, step].unsqueeze(1)
-            + torch.einsum("bnp,knp->kbn", ridge_features(context, latest, step), self.weights[:, step])
+            + torch.einsum("bnp,knp->kbn", ridge_features(context, last.squeeze(1), step), self.weights[:, step])
             for step in range(len(self.ahead))], dim=2) + last
         found = [last.expand_as(climatology), last + self.drift[0], level, damped, *ridges]
         for lagged, drift in zip(lags[:, 1:].unbind(-1), self.drift[1:], strict=True):
             found += [lagged, lagged + drift]
         return torch.stack(found, dim=1)
+
+    def ages(self, context: Context) -> Tensor:
+        """Steps from the latest value to those of the horizon: (batch, F, node), or (F, 1) of a field without gaps."""
+        if context.observed is None:
+            return self.ahead
+        return self.ahead + context.history_len - 1 - context.latest
 
     @staticmethod
     def level(context: Context) -> Tensor:
@@ -124,9 +131,8 @@ class SimpleForecasters(nn.Module):
 
     def fit(self, windows: Batch) -> Tensor:
         """Fit all to training windows in the order of time; forecasts of these, of both ridges out of sample."""
-        future, target_mask, latest = windows.future, windows.counts, windows.context.last
-        last = latest.unsqueeze(1)
-        climatology, lags = from_last(windows.context)
+        future, target_mask, context = windows.future, windows.counts, windows.context
+        last, (climatology, lags) = context.at_latest(context.history), from_latest(context)
         anchors = torch.cat([last.expand_as(future).unsqueeze(0), lags[:, 1:].permute(3, 0, 1, 2)])
         change = (future - anchors) * target_mask
         rms = (change[0].square().sum((0, 1)) / target_mask.sum((0, 1)).clamp_min(1)).sqrt()
@@ -135,12 +141,13 @@ class SimpleForecasters(nn.Module):
         drift = change.sum(1) / count
         variance = (change.square().sum(1) / count - drift.square()).clamp_min(0)
         self.drift.copy_(significant(drift, variance / independent(windows.start, len(self.ahead))))
-        climatology, anomaly = climatology[:, 1:], last - climatology[:, :1]
-        errors = torch.stack([((climatology + phi**self.ahead * anomaly - future).abs() * target_mask).sum((0, 1))
+        climatology, anomaly, ages = climatology[:, 1:], last - climatology[:, :1], self.ages(context)
+        errors = torch.stack([((climatology + phi**ages * anomaly - future).abs() * target_mask).sum((0, 1))
                               for phi in DAMPING])
         self.damping.copy_(torch.tensor(DAMPING, device=future.device)[errors.argmin(0)])
-        left_out = torch.stack([self._fit_ridge(windows, latest, step) for step in range(len(self.ahead))], dim=2)
-        points = self(windows.context)
+        left_out = torch.stack([self._fit_ridge(windows, last.squeeze(1), step) for step in range(len(self.ahead))],
+                               dim=2)
+        points = self(context)
         points[:, CANDIDATES.index("ridge"):len(CANDIDATES)] = left_out.transpose(0, 1)
         return points
 
@@ -170,6 +177,7 @@ class SimpleForecasters(nn.Module):
 
         values (window, node, P + 1): features and target; number: of independent windows.
         """
+        number = max(number, 1)
         count = target_mask.sum(0).clamp_min(1).unsqueeze(-1)
         center = (values * target_mask.unsqueeze(-1)).sum(0) / count
         around = (values - center) * target_mask.unsqueeze(-1)
@@ -321,8 +329,8 @@ class Base(nn.Module):
     def _measure(self, residual: Tensor, counts: Tensor, bins: Tensor) -> None:
         """Spread, cycle and shape from residuals, their weights `counts` and `bins`, (window, F, node or none) each."""
         total = counts.sum(0)
-        number = float(total.amax())
-        square = (residual.square() * counts).sum(0) / total.clamp_min(1e-6)
+        squares = (residual.square() * counts).sum(0)
+        square = torch.where(total > 0, squares / total.clamp_min(1e-6), squares.sum() / total.sum().clamp_min(1e-6))
         self.spread.copy_(square.sqrt().clamp_min(1e-6))
         standardized = residual / self.spread
         squares, weight = (add_at(torch.zeros_like(self.cycle), bins.flatten(), part.flatten(0, 1))
@@ -333,8 +341,9 @@ class Base(nn.Module):
         counts = counts.flatten(0, 1)
         field = weighted_quantiles(standardized.flatten(), counts.flatten())
         field = (field - field.flip(0)) / 2
-        own = weighted_quantiles(standardized, counts)
-        self.shape.copy_(inflation(number) * (number * own + PRIOR * field.unsqueeze(1)) / (number + PRIOR))
+        own, number = weighted_quantiles(standardized, counts), total.amax(0)
+        shape = (number * own + PRIOR * field.unsqueeze(1)) / (number + PRIOR)
+        self.shape.copy_(inflation(float(number.amax())) * shape)
 
 
 def share_of(losses: Tensor, evidence: float, shift: Tensor | float = 0.0) -> Tensor:

@@ -28,7 +28,7 @@ class ITransformer(MeanModel):
         self.extra = ExtraInputs(task, channels)
         self.join = nn.Linear(channels + self.identity.width, width)
         layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout, "gelu", batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False) if layers else nn.Identity()
         self.project = nn.Linear(width, task.predict_len * self.outputs)
         self.initial = InitialForecast(task)
 

@@ -154,9 +154,10 @@ class ExtraInputs(nn.Module):
     def __init__(self, task: Task, channels: int):
         super().__init__()
         length, features = task.history_len + task.predict_len, task.covariates + task.lags
-        self.gaps = nn.Linear(task.history_len, channels, bias=False) if task.masked else None
         self.table = nn.Linear(length * features, channels, bias=False) if features else None
-        if task.masked:
+        self.gaps = None
+        if task.masked:  # without random numbers: a field without gaps has the weights that it has by --missing error
+            self.gaps = nn.utils.skip_init(nn.Linear, task.history_len, channels, bias=False)
             nn.init.zeros_(self.gaps.weight)
 
     def forward(self, hidden: Tensor, missing: Tensor | None, features: Tensor | None) -> Tensor:

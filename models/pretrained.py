@@ -33,6 +33,7 @@ from utils.training.reproducibility import MemberNoise
 from .build import build_forecaster, build_mean_model
 from .diffusion import SAMPLERS
 from .forecaster import Forecaster, Sampling
+from .margins import MEMBERS
 from .online import OnlineCalibration
 
 SAMPLING_FLAGS = ("nsample", "members", "seed", "sampler", "sample_steps", "sample_precision", "sample_batch")
@@ -119,7 +120,8 @@ class TrainedForecaster:
             window, step, node = wrong.nonzero()[0].tolist()
             raise ValueError(f"history: value {windows[window, step, node]} at step {step}, node {node}"
                              f"{f', window {window}' * (len(windows) > 1)}; expected finite numbers"
-                             + " (nan only where the file of training had gaps)" * (not self.field.masked))
+                             + (not self.field.masked) * (": a model that was trained with --missing mask, in both "
+                                                          "stages, forecasts from histories with gaps"))
         if warning := self.field.range_warning(values):
             warnings.warn(warning, stacklevel=2)
         position = torch.tensor([self.field.step_at(time) + steps - seen for time in start.ravel()])
@@ -188,7 +190,7 @@ class TrainedForecaster:
             raise ValueError(f"{unknown[0]}: no flag of sampling; the flags are {', '.join(SAMPLING_FLAGS)}")
         number = {"members": members} if isinstance(members, str) else {"nsample": members} if members else {}
         settings = {**self.checkpoint["config"], **flags, **number}
-        return known_settings(settings, TrainConfig, {"sampler": SAMPLERS}, "forecast")
+        return known_settings(settings, TrainConfig, {"sampler": SAMPLERS, "members": MEMBERS}, "forecast")
 
 
 def labelled(history, start, field: FieldSummary) -> tuple[np.ndarray, np.ndarray]:

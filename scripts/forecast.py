@@ -53,12 +53,14 @@ class Series:
         return history, covariates
 
 
-def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariates: str) -> Series:
+def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariates: str, variable: str = "") -> Series:
     """The field to forecast, of the run's own file or of another one of the same field, and its covariates."""
     config, field = run.checkpoint["config"], run.field
     if covariates and not field.covariates:
         raise ValueError(f"--covariates {covariates}: the run was trained without any")
-    found, position = open_run_field(run.checkpoint, data_dir, data_path)
+    if variable and not data_path:
+        raise ValueError(f"--variable {variable}: describes a newer file; give it by --data_path FILE")
+    found, position = open_run_field(run.checkpoint, data_dir, data_path, variable)
     first, last = found.segments[-1]
     values = found.values[first:last]
     if not field.covariates:
@@ -150,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument("--split", choices=("test",), default="", help="forecast every window from the first of the "
                        "test on")
     parser.add_argument("--values", choices=VALUES, default=VALUES[0], help="what to write (default: both)")
-    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device"))
+    parser.add_flags(TrainConfig, CHOICES, ("variable", "data_dir", "device"))
     parser.add_flags(TrainConfig, CHOICES, SAMPLING_FLAGS, "that of the run")
     given = vars(parser.parse_args(arguments))
     if given["rolling"] < 0:
@@ -165,7 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
     run = load_forecaster(given["run_folder"], device)
     used = given["data_path"], given["covariates"], *(run.checkpoint["config"][name] for name in PATHS)
     check_output(given["output"], used)
-    series = open_series(run, given["data_path"], given.get("data_dir", ""), given["covariates"])
+    series = open_series(run, given["data_path"], given.get("data_dir", ""), given["covariates"],
+                         given.get("variable", ""))
     windows = choose_windows(run, len(series.values), series.first, given["at"], given["rolling"], given["split"])
     horizon = run.checkpoint["config"]["history_len"] + series.first
     if seen := sum(begin + horizon < run.field.trained_steps for begin in windows):

@@ -80,6 +80,8 @@ def cautions(ours: dict, simple: dict[str, dict], trained: dict, settings: dict,
     texts += [f"{name.capitalize().replace('_', ' ')}, which needs no network, is as good or better: CRPS "
               f"{number(theirs['CRPS'])} against {number(ours['CRPS'])}."
               for name, theirs in simple.items() if ours["CRPS"] is not None and theirs["CRPS"] <= ours["CRPS"]]
+    if ours["CRPS"] is None:
+        return [*texts, "No target of these windows was observed: there are no scores."]
     if ours["QICE_ties"] > FAR_QICE * ours["QICE_floor"]:
         texts.append(f"Calibration: QICE_ties {number(ours['QICE_ties'])} is more than {FAR_QICE} times that of a "
                      f"calibrated ensemble ({number(ours['QICE_floor'])}); see the PIT histogram below.")

@@ -11,12 +11,14 @@ from data.constants import QUANTILE_LEVELS
 from data.context import Context
 from data.windows import Batch, WindowBatches, WindowedField, WindowSettings
 from models.base import (
+    CANDIDATES,
     OPTIMISM,
     SMOOTHING,
     Base,
     SimpleForecasters,
     convex_weights,
     independent,
+    ridge_features,
     share_of,
     shift_of,
     thinned,
@@ -114,7 +116,49 @@ def test_gaps_in_the_history_leave_the_latest_value_that_is_there():
     history = torch.tensor([[[1.0], [2.0], [0.0]]])  # the last is the climatology in a gap
     observed = torch.tensor([[[True], [True], [False]]])
     context = Context(history, torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 4, 1), observed)
-    assert context.last.item() == 2
+    assert context.at_latest(context.history).item() == 2
+
+
+def test_after_a_gap_simple_forecasters_go_on_from_the_latest_value_and_its_own_climatology():
+    """Anomaly 1 at all steps, 3 of 6 missing at the end: with phi = 1 the damped anomaly is 1 at all steps, as without
+    gaps; with phi = .5 it has halved once for each step since the latest value. Of a history without any value 0 is
+    left of it, and of one whose lags are the value of 4 steps before, the ridge is given those of the latest value.
+    """
+    climatology = 10 * torch.sin(torch.arange(9) * 2 * torch.pi / 12).view(1, 9, 1).repeat(1, 1, 2)
+    observed = torch.tensor([True, True, True, False, False, False]).view(1, 6, 1) * torch.tensor([True, False])
+    history = torch.where(observed, climatology[:, :6] + 1, climatology[:, :6])
+    lags = torch.arange(9.0).view(1, 9, 1, 1).expand(1, 9, 2, 1)
+    context = Context(history, torch.zeros(1, 2, dtype=torch.long), climatology, observed, lags=lags)
+    simple = SimpleForecasters(Task(2, 6, 3, (24, 7), masked=True, lags=1))
+    place = CANDIDATES.index("damped anomaly")
+    for phi, anomalies in ((1.0, (1, 1, 1)), (0.5, (0.5**4, 0.5**5, 0.5**6))):
+        simple.damping.fill_(phi)
+        anomaly = simple(context)[0, place] - climatology[0, 6:]
+        torch.testing.assert_close(anomaly[:, 0], torch.tensor(anomalies, dtype=torch.float32))
+        torch.testing.assert_close(anomaly[:, 1], torch.zeros(3))
+    now = ridge_features(context, torch.zeros(1, 2), 1)[0, :, 5:]  # climatology now and then, lag now and then
+    torch.testing.assert_close(now[0], torch.stack([climatology[0, 2, 0], climatology[0, 7, 0], lags[0, 2, 0, 0],
+                                                    lags[0, 7, 0, 0]]))
+
+
+def test_one_training_window_gives_finite_forecasts():
+    data = WindowedField(make_field(torch.rand(6, 2)), 2, 1, WindowSettings(split="0.3,0.3,0.4"))
+    assert len(data.starts["train"]) == 1
+    quantiles = fitted(data)(next(iter(data.batches("test", 4))).context)
+    assert quantiles.isfinite().all()
+
+
+def test_quantiles_of_a_node_that_was_hardly_observed_are_those_of_the_field():
+    """400 windows, worth 100 independent ones: node 0 is observed in 4 of them, node 1 in none."""
+    torch.manual_seed(0)
+    base = Base(Task(40, 4, 2, (1, 1)), len(QUANTILE_LEVELS))
+    counts = torch.full((400, 2, 40), 0.25)
+    counts[4:, :, 0] = counts[:, :, 1] = 0
+    residual = torch.randn(400, 2, 40)
+    base._measure(residual, counts, torch.zeros(400, 2, dtype=torch.long))
+    others = base.shape[:, 2:].mean(1)
+    assert (base.shape[:, 0] - others).abs().max() < 0.3 and (base.shape[:, 1] - others).abs().max() < 0.3
+    assert base.spread[:, 1].tolist() == pytest.approx([1.0, 1.0], abs=0.05)
 
 
 def test_no_quantile_lies_below_the_support():

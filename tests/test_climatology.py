@@ -12,6 +12,7 @@ import data.windows
 from data.climatology import Climatology
 from data.fields import load_field
 from data.scaling import Scaler
+from data.summary import FieldSummary
 from data.windows import SPLITS, WindowedField
 
 HOURLY, FIVE_MINUTES, MONTHLY = (1, "hour"), (5, "minute"), (1, "month")
@@ -29,11 +30,11 @@ def plain(values, slots, reference, **settings) -> Climatology:
 
 
 def at(climatology: Climatology, step: int, segment: int = 0) -> torch.Tensor:
-    return climatology(torch.tensor([[step]]), torch.tensor([segment]))[0, 0]
+    return climatology(torch.tensor([[step]]), torch.tensor([segment]), 0)[0, 0]
 
 
-def naive(values, slots, size, reference, step):
-    """By loops: mean over the reference steps of the slot, but not the step itself, of values smoothed inside it."""
+def naive(values, slots, size, reference, step, left_out):
+    """By loops: mean over the reference steps of the slot, but not `left_out`, of values smoothed inside it."""
     first, last = reference
     reach = size // 96
 
@@ -41,7 +42,7 @@ def naive(values, slots, size, reference, step):
         near = [values[min(max(other + shift, first), last - 1)] for shift in range(-reach, reach + 1)]
         return np.mean(near, axis=0)
 
-    found = [smoothed(other) for other in range(first, last) if slots[other] == slots[step] and other != step]
+    found = [smoothed(other) for other in range(first, last) if slots[other] == slots[step] and other != left_out]
     return np.mean(found, axis=0) if found else np.zeros(values.shape[1])
 
 
@@ -58,11 +59,24 @@ def test_the_climatology_is_that_of_a_plain_loop(interval, steps, start, cycle):
     assert data.field.calendar.sizes[0] == cycle
     standardized = (values.astype(np.float64) - data.scaler.mean) / data.scaler.std
     training = 0, len(data.training)
-    wanted = np.stack([naive(standardized, slots, cycle, training, step) for step in range(steps)])
+    without, whole = (np.stack([naive(standardized, slots, cycle, training, step, own * step - (not own))
+                                for step in range(steps)]) for own in (True, False))
     for split in SPLITS:
         for batch in data.batches(split, 16):
             for row, start in enumerate(batch.start.tolist()):
+                wanted = without if start + 4 < training[1] else whole  # a target in the training part
                 np.testing.assert_allclose(batch.context.climatology[row], wanted[start:start + 7], atol=1e-5)
+
+
+def test_a_window_whose_history_alone_is_in_the_reference_has_the_climatology_of_a_forecast():
+    """100 days, 14 + 7: the first test windows begin in the training part, their targets do not."""
+    data = WindowedField(make_field(random_values(100, 3), (1, "day")), 14, 7)
+    first = data.starts["test"][:1]
+    assert first < len(data.training) <= first + 14
+    batch, summary = data.batch(first), FieldSummary.of(data)
+    found = summary.batch(data.field.values[first:first + 14].unsqueeze(0), first, 7)
+    torch.testing.assert_close(found.context.climatology, batch.context.climatology)
+    assert torch.equal(found.context.history, batch.context.history)
 
 
 def test_after_the_training_part_it_is_the_plain_mean_of_the_slot():
@@ -102,7 +116,7 @@ def test_only_fine_cycles_are_smoothed(size, reach):
     values, slots = torch.zeros(size * 3, 1), torch.arange(size * 3) % size
     values[size + size // 2] = 60.0
     climatology = plain(values, slots, (0, size * 2))
-    found = climatology(torch.arange(size * 2, size * 3).unsqueeze(0), torch.tensor([0]))[0, :, 0]
+    found = climatology(torch.arange(size * 2, size * 3).unsqueeze(0), torch.tensor([0]), 0)[0, :, 0]
     seen = found.nonzero().flatten().tolist()
     assert seen == list(range(size // 2 - reach, size // 2 + reach + 1))
     assert found[seen].tolist() == pytest.approx([30 / (2 * reach + 1)] * len(seen))

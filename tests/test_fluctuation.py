@@ -94,3 +94,9 @@ def test_gaps_change_the_scale_little_and_what_stands_in_them_nothing():
     alone = fluctuation_scale(torch.cat([gappy[:, :1], values[:, 1:]], dim=1), scaler)
     assert torch.equal(alone[1:], fluctuation_scale(values, scaler)[1:]), "a node's gaps are its own"
     assert fluctuation_scale(gappy, scaler).isfinite().all()
+
+
+def test_a_node_that_is_not_observed_where_it_is_measured_gets_the_floor():
+    values = training(60, 2)
+    values[:, 1] = math.nan
+    assert fluctuation_scale(values, Scaler.fit(values)).tolist()[1] == pytest.approx(FLOOR)

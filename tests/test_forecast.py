@@ -185,6 +185,7 @@ def test_a_forecast_needs_no_data_and_follows_from_its_seed(work, monkeypatch):
     (np.zeros((6, NODES)), "2020-01-12", {"sampler": "dpm"}, "--sampler cannot be: 'dpm' is unknown"),
     (np.zeros((6, NODES)), "2020-01-12", {"sample_steps": 51}, "sample_steps 51: choose 1 to 50"),
     (np.zeros((6, NODES)), "2020-01-12", {"members": 1}, "--nsample cannot be: 1 is out of range"),
+    (np.zeros((6, NODES)), "2020-01-12", {"members": "quantile"}, "'quantile' is unknown; did you mean quantiles"),
     (np.zeros((6, NODES)), "2020-01-12", {"sample_precision": "half"}, "--sample_precision cannot be: 'half'"),
     (np.zeros((6, NODES)), "2020-01-12", {"temperature": 1}, "temperature: no flag of sampling; the flags are nsample"),
 ])
@@ -265,7 +266,7 @@ def test_a_newer_file_may_begin_anywhere_and_order_its_nodes_as_it_likes(work, t
     assert (first["members"] == second["members"]).all() and (first["times"] == second["times"]).all()
 
 
-def test_a_newer_file_without_names_has_the_places_of_the_run_in_its_order(tmp_path):
+def test_a_newer_file_of_any_format_without_names_has_the_places_of_the_run_in_its_order(tmp_path):
     hours = pd.date_range("2020-01-06", periods=STEPS, freq="h")
     stations = xarray.Dataset(
         {"flow": (("time", "s"), COUNTS), "station_name": ("s", list("abcd"))},
@@ -274,13 +275,19 @@ def test_a_newer_file_without_names_has_the_places_of_the_run_in_its_order(tmp_p
     newer = stations.drop_vars("station_name")
     newer.to_netcdf(tmp_path / "newer.nc")
     newer.assign(lat=newer.lat + 1).to_netcdf(tmp_path / "elsewhere.nc")
-    flags = [*TINY[2:], "--data_path", str(tmp_path / "own.nc"), "--save_dir", str(tmp_path)]
+    newer.assign(level=newer.flow + 1).rename(flow="count").to_netcdf(tmp_path / "two.nc")
+    pd.DataFrame(COUNTS, hours.rename("time"), list("abcd")).to_csv(tmp_path / "newer.csv")
+    flags = [*TINY[2:], "--data_path", str(tmp_path / "own.nc"), "--save_dir", str(tmp_path), "--variable", "flow"]
     assert main_pretrain.main(flags) == 0 and main_train.main(flags) == 0
     run = [str(tmp_path / "diffusion/own_6_4"), "--output"]
     assert forecast.main([*run, str(tmp_path / "a.npz")]) == 0
-    assert forecast.main([*run, str(tmp_path / "b.npz"), "--data_path", str(tmp_path / "newer.nc")]) == 0
-    first, second = loaded(tmp_path / "a.npz"), loaded(tmp_path / "b.npz")
-    assert (first["members"] == second["members"]).all()
+    first = loaded(tmp_path / "a.npz")["members"]
+    for name, more in (("newer.nc", ()), ("newer.csv", ()), ("two.nc", ("--variable", "count"))):
+        output = tmp_path / f"{name}.npz"
+        assert forecast.main([*run, str(output), "--data_path", str(tmp_path / name), *more]) == 0
+        assert (loaded(output)["members"] == first).all()
+    with pytest.raises(ValueError, match="--variable flow: describes a newer file; give it by --data_path"):
+        forecast.main([*run, str(tmp_path / "c.npz"), "--variable", "flow"])
     with pytest.raises(ValueError, match="elsewhere.nc: another field .*: nodes at other latitudes and longitudes"):
         forecast.main([*run, str(tmp_path / "c.npz"), "--data_path", str(tmp_path / "elsewhere.nc")])
 

@@ -9,8 +9,10 @@ import zarr
 from conftest import ROOT, random_values
 
 from data.fields import OwnFile, load_field
-from data.matching import in_order, node_differences
+from data.matching import in_order, match, node_differences
 from data.readers import read_file
+from data.summary import FieldSummary
+from data.windows import WindowedField
 
 STEPS, NODES = 6, 4
 HOURS = pd.date_range("2024-03-30", periods=STEPS, freq="h")
@@ -231,3 +233,29 @@ def test_a_newer_file_is_matched_by_names(tmp_path):
     run, table = read_file(tmp_path / "a.nc"), read_file(tmp_path / "b.nc")
     assert node_differences(table, run.node_names) == ""
     np.testing.assert_array_equal(in_order(table, run.node_names).values, run.values)
+
+
+def test_a_place_without_a_value_in_a_newer_grid_is_a_gap_where_values_may_be_missing(tmp_path):
+    """A cloud over one of the places; the first one is land in both files."""
+    values = np.arange(120.0).reshape(20, 2, 3) % 7
+    values[:, 0, 0] = np.nan
+    hours = pd.date_range("2020-01-06", periods=20, freq="h")
+    whole = xarray.Dataset({"sst": (("time", "lat", "lon"), values)},
+                           {"time": hours, "lat": [1.0, 2], "lon": [5.0, 6, 7]})
+    whole.to_netcdf(tmp_path / "a.nc")
+    clouded = whole.copy(deep=True)
+    clouded.sst[:, 1, 1] = np.nan
+    clouded.to_netcdf(tmp_path / "b.nc")
+    own = OwnFile(str(tmp_path / "a.nc"))
+    for missing in ("mask", "error"):
+        field = FieldSummary.of(WindowedField(load_field("Sea", "", own, missing), 3, 2))
+        table = read_file(tmp_path / "b.nc")
+        if missing == "error":
+            with pytest.raises(ValueError, match="b.nc: another field .*: nodes missing: lat 2 lon 6"):
+                match(table, field, "b.nc")
+        else:
+            found = match(table, field, "b.nc")
+            assert found.node_names == field.node_names
+            np.testing.assert_array_equal(found.values, clouded.sst.values.reshape(20, 6)[:, 1:])
+            np.testing.assert_array_equal(found.kept, field.kept)
+            np.testing.assert_allclose(found.coordinates, field.coordinates)

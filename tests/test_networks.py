@@ -14,6 +14,7 @@ from data.context import Context
 from models import MEAN_MODELS, build_mean_model
 from models.build import DENOISERS
 from models.denoiser import MLPDenoiser
+from models.itransformer import ITransformer
 from models.layers import Dropout, ExtraInputs, IdentityEmbedding, ResidualBlock, StepEmbedding, Task, TokenMixer
 from models.mean import OBJECTIVES, Ensemble
 from models.quantiles import pinball
@@ -762,3 +763,10 @@ def test_dropout_can_be_compiled_for_batches_of_several_sizes():
         expected = dropout(values)
         torch.manual_seed(batch)
         assert torch.equal(compiled(values), expected)
+
+
+def test_an_itransformer_without_layers_is_a_network_too():
+    model = ITransformer(make_task(), "mse", channels=8, layers=0)
+    context = Context(torch.zeros(2, HISTORY, NODES), torch.zeros(2, 2, dtype=torch.long),
+                      torch.zeros(2, HISTORY + HORIZON, NODES))
+    assert model.predict(context).shape == (2, 1, HORIZON, NODES)

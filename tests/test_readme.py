@@ -162,6 +162,11 @@ def test_what_is_said_of_files_of_ones_own_is_what_the_panel_shows():
     assert text in " ".join(README.split())
 
 
+def test_the_limit_that_the_skewed_oracle_shows_is_its_ratio():
+    runs = json.loads((ROOT / "docs/results/oracle_skew.json").read_text())["runs"]
+    assert f"CRPS is {100 * (runs[0]['ratio']['CRPS'] - 1):.1f} % above that of the exact forecaster" in README
+
+
 def test_the_lines_of_python_run_as_typed(tmp_path):
     """After the demo: here a small run on the first hours of its dataset, under the name of the demo's folder."""
     program, = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -258,3 +258,9 @@ def test_a_reader_is_warned_of_what_is_off_and_of_nothing_else(data, change, bas
     *special, seed = cautions(GOOD | change, simple, trained, {"diffusion_epochs": 5, "seed": 3}, data, 10)
     assert "One seed (3)" in seed
     assert (word is None and special == []) or (len(special) == 1 and word in special[0])
+
+
+def test_a_page_of_windows_without_observed_targets_says_so(data):
+    nothing = dict.fromkeys(("CRPS", "QICE_ties", "coverage90", "spread_skill"))
+    assert cautions(GOOD | nothing, {}, {}, {"seed": 3}, data, 10) == [
+        "No target of these windows was observed: there are no scores."]

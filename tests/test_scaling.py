@@ -1,5 +1,6 @@
 """One mean and one standard deviation, those of the training values, without overflow or cancellation."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -147,6 +148,22 @@ def test_outliers_do_not_squash_a_node_and_are_cut(scaling, spikes):
     assert node_scaler(np.delete(values, np.s_[100:100 + spikes], 0), "field").std == pytest.approx(5, abs=0.2)
 
 
+@pytest.mark.parametrize("count", [2, 5, 8, 12, 25])
+def test_of_few_normal_values_none_is_an_outlier(count):
+    torch.manual_seed(0)
+    assert NodeStatistics.of(torch.randn(count, 1000)).outlying.double().mean() < 0.01
+
+
+def test_a_largest_value_is_a_bound_where_it_occurs_often_enough():
+    training = torch.tensor([[1.0, 1.0], [2.0, 2.0], *[[math.nan, 2.0]] * 4])
+    assert NodeStatistics.of(training).upper_bounds(training, training) == (math.inf, 2.0)
+
+
+def test_values_in_float64_are_not_overwritten():
+    values = torch.ones(3, dtype=torch.float64)
+    assert Scaler(10.0, 2.0).physical(values).tolist() == [12.0] * 3 and values.tolist() == [1.0] * 3
+
+
 def test_heavy_tails_are_no_outliers():
     rain = np.random.default_rng(0).exponential(3, (2000, 3)) * (np.random.default_rng(1).random((2000, 3)) < 0.05)
     heavy = np.exp(2 * np.random.default_rng(2).normal(size=(2000, 3)))
@@ -239,6 +256,16 @@ def test_small_counts_and_outliers_have_no_logarithms():
     values = growing()
     assert node_scaler(values.round()).least and not node_scaler((values / 20).round()).least
     values[50] = 1e9
+    assert not node_scaler(values).least
+
+
+@pytest.mark.parametrize("jump, share", [(30, 0.05), (900, 0.12)])
+def test_series_with_rare_jumps_have_no_logarithms(jump, share):
+    """Members of their logarithms would be a thousand times as large as any value."""
+    random = np.random.default_rng(0)
+    level = np.exp(3.5 + 0.1 * random.normal(size=(400, 3)))
+    values = torch.from_numpy(level * np.where(random.random((400, 3)) < share, jump, 1))
+    assert not NodeStatistics.of(values).multiplicative(values, 12)
     assert not node_scaler(values).least
 
 

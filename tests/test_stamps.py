@@ -362,6 +362,11 @@ def test_columns_of_the_parts_of_a_time_are_refused_with_the_way_out(tmp_path):
         tmp_path / "a.csv", index=False)
     assert "columns year, month, day: write one column of times, as in pandas: frame['time'] = pandas.to_datetime(" in (
         refusal(tmp_path / "a.csv"))
+    frame = pd.DataFrame({"Year": [2023, 2023], "Month": [11, 12], "a": [0, 1]})
+    frame.to_csv(tmp_path / "b.csv", index=False)
+    advice = refusal(tmp_path / "b.csv").split("as in pandas: ")[1]
+    exec(advice, {"frame": frame, "pandas": pd})
+    assert list(frame.time) == [pd.Timestamp("2023-11-01"), pd.Timestamp("2023-12-01")]
 
 
 FORMATS = ["%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d %b %Y %H:%M",

@@ -296,7 +296,8 @@ def test_a_memory_mapped_field_gives_what_a_field_in_memory_gives(registered, mo
     assert inside.field.values.dtype == torch.float32 and str(mapped.field.values.dtype) == f"torch.{dtype}"
     assert mapped.metadata() == inside.metadata()
     assert torch.equal(scale_of(mapped), scale_of(inside))
-    for one, other in zip(inside.batches("test", 5), mapped.batches("test", 5), strict=True):
+    for one, other in zip([*inside.batches("test", 5), *inside.calibration(5)],
+                          [*mapped.batches("test", 5), *mapped.calibration(5)], strict=True):
         assert torch.equal(one.future, other.future)
         assert all(torch.equal(value, parts_of(other.context)[name]) for name, value in parts_of(one.context).items())
 

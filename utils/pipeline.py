@@ -12,6 +12,7 @@ import torch
 import models
 from data.covariates import read_covariates
 from data.fields import Field, OwnFile, load_field
+from data.readers import XARRAY
 from data.registry import DATASETS, data_dir_from
 from data.scaling import BLOCK
 from data.summary import FieldSummary
@@ -100,14 +101,19 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str, **mo
     return data
 
 
-def open_run_field(content: dict, data_dir: str, data_path: str = "") -> tuple[Field, int]:
+def open_run_field(content: dict, data_dir: str, data_path: str = "", variable: str = "") -> tuple[Field, int]:
     """The field that a checkpoint forecasts, from its own file or a newer one, and where its last segment begins.
 
-    That is a position in the series of the run. Raises: ValueError for another field, with the differences.
+    That is a position in the series of the run. variable: of the newer file, else that of the run for one of several
+    variables. Raises: ValueError for another field, with the differences.
     """
     field, config = FieldSummary.from_state(content["field"]), content["config"]
     config = config | {"node_table": "", "graph": "", "covariates": ""}  # the checkpoint holds what a forecast needs
-    config = config | {"data_path": data_path, "start": ""} if data_path else located(config)  # the start of its own
+    if data_path:  # its start is its own, and it may be of another format
+        variable = variable or config["variable"] * data_path.lower().rstrip("/").endswith(XARRAY)
+        config = config | {"data_path": data_path, "start": "", "variable": variable}
+    else:
+        config = located(config)
     found = read_field(config, data_dir, "mask", field)
     for note in found.notes:
         print(f"note: {config['data_path']}: {note}", file=sys.stderr)
