@@ -38,6 +38,14 @@ class Context:
         return values.gather(1, steps.expand(-1, -1, -1, *trailing))
 
     @property
+    def now(self) -> Tensor:
+        """The last value of the history; where it is missing, its climatology with the latest anomaly: (batch, 1, node)."""
+        last = self.history[:, -1:]
+        if self.observed is None:
+            return last
+        return torch.where(self.observed[:, -1:], last, last + self.at_latest(self.anomaly))
+
+    @property
     def anomaly(self) -> Tensor:
         """The history as a departure from the climatology: (batch, H, node)."""
         return self.history - self.climatology[:, :self.history_len]

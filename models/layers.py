@@ -187,7 +187,7 @@ class InitialForecast(nn.Module):
 
     def forward(self, context: Context) -> Tensor:
         share = self.share.sigmoid().unsqueeze(-1)
-        mixture = torch.lerp(context.future_climatology, context.history[:, -1:], share)
+        mixture = torch.lerp(context.future_climatology, context.now, share)
         if self.weights is None:
             return mixture
         parts = torch.cat([mixture.unsqueeze(-1), context.lags[:, context.history_len:]], dim=-1)
