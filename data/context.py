@@ -39,7 +39,7 @@ class Context:
 
     @property
     def now(self) -> Tensor:
-        """The last value of the history; where it is missing, its climatology with the latest anomaly: (batch, 1, node)."""
+        """The last value of the history; where it is missing, its climatology with the latest anomaly."""
         last = self.history[:, -1:]
         if self.observed is None:
             return last

@@ -132,8 +132,8 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
         if table.times is not None:
             start, _ = first_step(table.times, wanted, table.zone)
     elif table.times is None and (wanted is None or not own.start):
-        raise ValueError(f"{path}: the file has no time stamps, so that all its columns are nodes; give --freq (as "
-                         "5min, 1h, 1d, 1w, 1M) and --start (as 2013-01-01T00:00)")
+        raise ValueError(f"{path}: the file has no time stamps; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as "
+                         "2013-01-01T00:00); all its columns are then nodes")
     elif table.times is not None:
         table, wanted = on_regular_axis(table, path, wanted, gaps)
         start, rule = first_step(table.times, wanted, table.zone)

@@ -177,7 +177,8 @@ class InitialForecast(nn.Module):
 
         mixture = share * last value + (1 - share) * climatology,    initial = sum of weight * [mixture, lags]
 
-    `share` and the weights, with the sum 1, are learned for each step. A network predicts departures from the mixture.
+    In a gap the last value is `Context.now`. `share` and the weights, with the sum 1, are learned for each step. A
+    network predicts departures from the mixture.
     """
 
     def __init__(self, task: Task):

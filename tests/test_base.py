@@ -117,6 +117,9 @@ def test_gaps_in_the_history_leave_the_latest_value_that_is_there():
     observed = torch.tensor([[[True], [True], [False]]])
     context = Context(history, torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 4, 1), observed)
     assert context.at_latest(context.history).item() == 2
+    seasonal = dataclasses.replace(context, climatology=torch.tensor([[[0.5], [1.5], [4.0], [3.0]]]),
+                                   history=torch.tensor([[[1.0], [2.0], [4.0]]]))
+    assert seasonal.now.item() == 4.5  # an anomaly of .5 beside the climatology of the last step
 
 
 def test_after_a_gap_simple_forecasters_go_on_from_the_latest_value_and_its_own_climatology():
