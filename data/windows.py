@@ -33,6 +33,7 @@ class WindowSettings:
     training_span: str = "targets"
     scaling: str = "field"
     lags: str = "none"
+    highest: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class WindowedField:
                                  f"{training_steps} steps that train ({listed(unseen)}): leave them out of the file")
         self.measured = self.training if settings.training_span == "targets" else self.training[:-predict_len]
         self.field = self._fit_scaler(field, settings.scaling)
+        if settings.highest is not None:
+            self._bound(settings.highest)
         self.nearest_nodes = functools.cache(functools.partial(nearest_nodes, field))  # by their number
         self._values = field.values.to(device) if field.values.numel() * 4 <= MEMORY_LIMIT else field.values
         self._slots = field.calendar.slots.to(self.window_device)
@@ -149,6 +152,13 @@ class WindowedField:
         self.scaler = replace(self.scaler, nonnegative=tuple(nonnegative) if isinstance(nonnegative, list)
                               else nonnegative)
         return field.with_notes(*notes)
+
+    def _bound(self, highest: float) -> None:
+        """Bound what the scaler gives back. Raises: ValueError where a value is above `highest`."""
+        if (largest := float(by_node(self.field.values, torch.amax).max())) > highest:
+            raise ValueError(f"--highest {highest:g}: {self.field.name} has values up to {largest:g}")
+        bounds = np.broadcast_to(np.minimum(self.scaler.highest, highest), self.num_nodes)
+        self.scaler = replace(self.scaler, highest=tuple(bounds.tolist()))
 
     @property
     def num_nodes(self) -> int:

@@ -27,7 +27,7 @@ from utils.program import run_main
 from utils.training.checkpoint import settings
 from utils.training.device import choose_device
 
-FLAGS = *config.OF_OWN_FILE, "null_value", "covariates", "lags", "split", "support", "scaling", "device"
+FLAGS = *config.OF_OWN_FILE, "null_value", "covariates", "lags", "split", "support", "highest", "scaling", "device"
 SUGGESTED = "data_name", "missing", "history_len", "predict_len", "batch_size"
 FEW_WINDOWS = 100
 SUITABLE = range(6, 49)  # periods, in steps, that are suitable lengths of history and forecast
@@ -126,8 +126,14 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"scaling   by mean and spread of {data.scaler.basis}")
     print(f"windows   {', '.join(f'{len(data.starts[split])} {split}' for split in SPLITS)} of {chosen.history_len} + "
           f"{chosen.predict_len} steps")
-    if chosen.support == "auto" and by_node(field.values, torch.amin).min() > 0 and not data.scaler.least:
-        print("note: no value is negative: --support nonnegative keeps forecasts so, if negative values cannot occur")
+    lowest, highest = float(by_node(field.values, torch.amin).min()), float(by_node(field.values, torch.amax).max())
+    if chosen.support == "auto" and lowest > 0 and not data.scaler.least:
+        whole = " and whole" * data.scaler.any_whole
+        print(f"note: no value is negative: --support nonnegative keeps forecasts so{whole}, if negative values cannot "
+              "occur")
+    if chosen.highest is None and lowest >= 0 and highest in (1, 100):
+        print(f"note: no value is above {highest:g}: --highest {highest:g} keeps forecasts so, if larger ones cannot "
+              "occur")
     if windows < FEW_WINDOWS:
         print(f"note: {windows} training windows are few: the forecast may be no better than climatology")
     if data.lags and "lags" not in typed:

@@ -279,3 +279,18 @@ def test_check_and_training_agree_on_a_field_that_is_negative_only_after_the_tra
     assert "the smallest training value is 0, but later" in said["all"]
     assert main_pretrain.main([*shlex.split(line), "--dry_run"]) == 0
     assert "values: any" in capsys.readouterr().out
+
+
+def test_bounds_that_no_value_exceeds_are_noted_and_can_be_stated(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    times = pd.date_range("2024-01-01", periods=400, freq="h", name="time")
+    shares = np.clip(50 + 58 * np.sin(np.arange(400) / 4)[:, None] + random.normal(size=(400, 2)), 0, 100)
+    pd.DataFrame(shares, times, list("ab")).to_csv(tmp_path / "shares.csv")
+    pd.DataFrame(random.poisson(30, (400, 2)) + 1, times, list("ab")).to_csv(tmp_path / "counts.csv")
+    said = said_of(capsys, tmp_path / "shares.csv")["all"]
+    assert "note: no value is above 100: --highest 100 keeps forecasts so, if larger ones cannot occur" in said
+    said = said_of(capsys, tmp_path / "shares.csv", "--highest", "100")["all"]
+    assert "no value is above" not in said and said.count("--highest 100.0") == 2  # in the commands to train it
+    said = said_of(capsys, tmp_path / "counts.csv")["all"]
+    assert "--support nonnegative keeps forecasts so and whole, if negative values cannot occur" in said
+    assert "no value is above" not in said

@@ -406,3 +406,14 @@ def test_data_of_other_values_names_times_or_splits_have_another_fingerprint():
     }
     for what, other in others.items():
         assert other.fingerprint != fingerprint, what
+
+
+@pytest.mark.parametrize("scaling", ["field", "node"])
+def test_no_value_above_the_highest_comes_back_and_data_above_it_are_refused(scaling):
+    field = make_field(torch.rand(90, 3) * 100)
+    data = WindowedField(field, 6, 4, WindowSettings(scaling=scaling, highest=100.0))
+    assert data.scaler.physical(torch.full((2, 3), 50.0)).tolist() == [[100.0] * 3] * 2
+    values = data.scaler.standardize(field.values)
+    torch.testing.assert_close(data.scaler.physical(values).float(), field.values)
+    with pytest.raises(ValueError, match="--highest 50: .* has values up to 9"):
+        WindowedField(field, 6, 4, WindowSettings(scaling=scaling, highest=50.0))

@@ -51,6 +51,7 @@ class CommonConfig:
     support: str = flag("auto", DATA, "values that can occur; auto: as the dataset's card says, for --data_path "
                         "nonnegative where the smallest training value is 0; a node whose largest training value "
                         "occurs in half of them or more gets nothing above it", choices=("auto", "any", "nonnegative"))
+    highest: float = flag(None, DATA, "largest value that can occur, as 100 for percentages: no forecast is above it")
     scaling: str = flag("auto", DATA, "mean and spread that standardize values: those of the field, as published "
                         "(field), of each node (node), of its logarithm (log); auto: log where changes grow with the "
                         "level of positive values, node where a spread differs by more than 10 times or a level by "
