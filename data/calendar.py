@@ -168,7 +168,7 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
     if found != interval:
         kind = f"steps of the file are {in_words(found)}"
     elif distance <= 0:
-        kind = "stamps must ascend" if distance else "it occurs twice"
+        kind = "stamps must ascend: sort the rows" if distance else "it occurs twice"
     elif too_many:
         kind = f"{lacking}, many more than there are: is this stamp right?"
     elif distance % 1:

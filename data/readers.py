@@ -127,7 +127,18 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
         frame[name] = frame[name].str.strip().replace("", np.nan)
     blank = frame.isna().all(axis=1)
     frame = frame.iloc[:len(frame) - int(blank[::-1].cummin().sum())]  # without blank lines at the end
+    if separator == ";" and _perhaps_thousands(frame):
+        notes += ("its numbers are whole or have three decimals, as 1.001: they are read as decimals; write 1001 where "
+                  "the point separates thousands",)
     return from_frame(frame, str(path), lambda row: f"line {row + top + 2}", notes)
+
+
+def _perhaps_thousands(frame: pd.DataFrame) -> bool:
+    """Whether numbers below 1000 are whole, and all others have three decimals: a tenth of each at least."""
+    values = frame.select_dtypes("number").to_numpy(float)
+    values = values[np.isfinite(values)]
+    whole, three = values % 1 == 0, np.abs(values * 1000 - np.round(values * 1000)) < 1e-6
+    return bool((np.abs(values) < 1000).all() and (whole | three).all() and 0.1 < whole.mean() < 0.9)
 
 
 def _cells(line: str, separator: str) -> list[str]:

@@ -73,10 +73,11 @@ def rounded(times) -> np.ndarray:
 
 
 def _of_digits(text: pd.Series, where) -> np.ndarray:
-    """Times of consecutive plausible years, or of dates as 20240131 (also 202401, 2024013118 and 202401311830)."""
+    """Times of mostly consecutive plausible years, or of dates as 20240131 (202401, 2024013118, 202401311830)."""
     if text.str.fullmatch(r"\d+").all():
         values = np.unique(text.astype("int64"))
-        if values[0] in PLAUSIBLE_YEARS and values[-1] in PLAUSIBLE_YEARS and (np.diff(values) == 1).all():
+        mostly = 2 * (np.diff(values) == 1).sum() > len(values)  # a year may be missing
+        if values[0] in PLAUSIBLE_YEARS and values[-1] in PLAUSIBLE_YEARS and mostly:
             return text.to_numpy(str).astype("datetime64[Y]").astype("datetime64[s]")
         for digits, form in ((6, "%Y%m"), (8, "%Y%m%d"), (10, "%Y%m%d%H"), (12, "%Y%m%d%H%M")):
             if {int(value) // 10 ** (digits - 4) for value in values[[0, -1]]} <= {*PLAUSIBLE_YEARS}:
@@ -101,8 +102,9 @@ def _of_text(text: pd.Series, whole: pd.Series, where) -> tuple[np.ndarray, tupl
         raise ValueError(f"{where(row)}: time {whole[row]!r}; {ISO}: write it, {EXAMPLE}")
     (form, times), *other = found.items()
     if other and (times != other[0][1]).any():
-        ways = " or ".join(f"{form} ({times[0].astype('datetime64[D]')})" for form, times in found.items())
-        raise ValueError(f"{where(0)}: time {whole[0]!r} may be {ways}: write ISO 8601, {EXAMPLE}")
+        row = int((times != other[0][1]).argmax())
+        ways = " or ".join(f"{form} ({times[row].astype('datetime64[D]')})" for form, times in found.items())
+        raise ValueError(f"{where(row)}: time {whole[row]!r} may be {ways}: write ISO 8601, {EXAMPLE}")
     return times, (f"its times are read as {form}: the first one is {stamp(times[0])}",)
 
 

@@ -632,3 +632,14 @@ def test_a_file_that_does_not_fit_in_memory_is_not_called_damaged(tmp_path, monk
     monkeypatch.setitem(READERS, ".npy", too_large)
     with pytest.raises(MemoryError, match="cannot allocate"):
         read_file(tmp_path / "field.npy")
+
+
+def test_points_that_may_separate_thousands_are_noted(tmp_path):
+    """1.234 of a file with semicolons is one thousand in some countries; measurements have other decimals too."""
+    whole = np.random.default_rng(0).integers(900, 1100, (40, 2))
+    texts = {"counts": [[f"{value:,}".replace(",", ".") for value in row] for row in whole],
+             "lengths": (whole / 1000).tolist()}
+    for name, rows in texts.items():
+        lines = [f"2024-01-{1 + day:02};{a};{b}" for day, (a, b) in enumerate(rows[:31])]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["time;a;b", *lines]))
+        assert any("three decimals" in note for note in read_file(tmp_path / f"{name}.csv").notes) == (name == "counts")

@@ -340,6 +340,13 @@ def test_consecutive_years_are_years(tmp_path, name, ending):
     assert (field.calendar.times.astype("datetime64[Y]").astype(int) + 1970 == years).all()
 
 
+def test_a_year_that_is_missing_is_named_or_a_gap(tmp_path):
+    path = saved(tmp_path / "a.csv", np.delete(np.arange(1950, 1951 + STEPS), 3), name="year")
+    assert "line 5: time 1954-01-01T00:00, expected 1953-01 " in refusal(path)
+    field = opened(path, "mask")
+    assert len(field.values) == STEPS + 1 and field.values[3].isnan().all() and not field.values[4].isnan().any()
+
+
 @pytest.mark.parametrize("numbers", [np.arange(STEPS), np.arange(1950, 1950 + 2 * STEPS, 2),
                                      np.arange(STEPS) * 3600 + 1_704_067_200])
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
@@ -395,6 +402,8 @@ def test_dates_that_may_be_two_things_are_refused_with_both(tmp_path, form):
     message = refusal(saved(tmp_path / "a.csv", text))
     assert f"line 2: time {text[0]!r} may be" in message and "2024-01-02" in message and "2024-02-01" in message
     assert "pandas.to_datetime(frame['time'], format=" in message
+    text = pd.date_range("2024-01-01", periods=9, freq="MS").strftime("%d/%m/%Y")
+    assert "line 3: time '01/02/2024' may be" in refusal(saved(tmp_path / "a.csv", text))  # the first that differs
 
 
 @pytest.mark.parametrize("row, text", [(3, "soon"), (5, "13/13/2024"), (4, "2024-01-05")])
