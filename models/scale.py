@@ -36,8 +36,9 @@ class FluctuationScale(nn.Module):
               then also depends on the history
     global    the root mean square of all training residuals, one value for the field
 
-    No scale is below FLOOR, since nodes that never varied in training may vary later. Where values are multiples of a
-    `step` (counts; () or (node,), 0: of none) it is not below the error of rounding to it.
+    A node without any residual has the scale of the field. No scale is below FLOOR, since nodes that never varied in
+    training may vary later. Where values are multiples of a `step` (counts; () or (node,), 0: of none) it is not below
+    the error of rounding to it.
     Units: standardized. Source: CoST section 4.3 (spectrum).
     """
 
@@ -81,7 +82,8 @@ class FluctuationScale(nn.Module):
             self.table.copy_(rms.expand_as(self.table))
             return
         squares = (residual / state).square() * counts
-        node = squares.sum((0, 1)) / counts.sum((0, 1)).clamp_min(1)
+        seen = counts.sum((0, 1))
+        node = torch.where(seen > 0, squares.sum((0, 1)) / seen.clamp_min(1), squares.sum() / seen.sum().clamp_min(1))
         bins = self.bins(calendar).flatten()
         total, count = (add_at(torch.zeros_like(self.table), bins, part.flatten(0, 1))
                         for part in (squares, counts))
