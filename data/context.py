@@ -29,13 +29,13 @@ class Context:
         steps = torch.arange(self.history_len, device=self.history.device).view(-1, 1)
         return torch.where(self.observed, steps, -1).amax(1, keepdim=True) % self.history_len
 
-    def at_latest(self, values: Tensor) -> Tensor:
-        """Values (batch, H or more, node, ...) at that step: (batch, 1, node, ...)."""
+    def from_latest(self, values: Tensor) -> Tensor:
+        """Values (batch, H + n, node, ...) at that step, then at those after the history: (batch, 1 + n, node, ...)."""
         if self.observed is None:
-            return values[:, self.history_len - 1:self.history_len]
-        trailing = values.shape[3:]
-        steps = self.latest.view(*self.latest.shape, *[1] * len(trailing))
-        return values.gather(1, steps.expand(-1, -1, -1, *trailing))
+            return values[:, self.history_len - 1:]
+        latest, trailing = self.latest, values.shape[3:]
+        steps = latest.view(*latest.shape, *[1] * len(trailing)).expand(-1, -1, -1, *trailing)
+        return torch.cat([values.gather(1, steps), values[:, self.history_len:]], dim=1)
 
     @property
     def now(self) -> Tensor:
@@ -43,7 +43,7 @@ class Context:
         last = self.history[:, -1:]
         if self.observed is None:
             return last
-        return torch.where(self.observed[:, -1:], last, last + self.at_latest(self.anomaly))
+        return torch.where(self.observed[:, -1:], last, last + self.from_latest(self.anomaly))
 
     @property
     def anomaly(self) -> Tensor:

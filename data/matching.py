@@ -54,6 +54,8 @@ def _with_empty_places(table: Table, field) -> Table:
     """A table of a grid with the places of the field that it left out, which have no value in its steps."""
     found = set(table.node_names)
     absent = np.array([place for place, name in enumerate(field.node_names) if name not in found], dtype=int)
+    if not len(absent):
+        return table
     values = as_real(table.values)
     nothing = values.new_full((len(values), len(absent)), math.nan)
     kept = np.arange(len(field.node_names)) if field.kept is None else np.asarray(field.kept)

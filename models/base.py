@@ -11,7 +11,7 @@ from data.context import Context
 from data.scaling import add_at
 from data.windows import Batch, WindowBatches, evenly
 
-from .layers import Task
+from .layers import Task, pooled_mean
 from .quantiles import project_on_simplex
 
 CANDIDATES = ("last value", "drift", "level", "damped anomaly", "ridge", "ridge by node")
@@ -56,19 +56,21 @@ def thinned(batches: WindowBatches) -> Batch:
     return Batch.join(replace(batches, starts=evenly(batches.starts, limit)))
 
 
-def from_latest(context: Context) -> tuple[Tensor, Tensor]:
-    """Climatology (batch, 1 + F, node) and lags (batch, 1 + F, node, lag): at the latest value, then at the horizon."""
+Latest = tuple[Tensor, Tensor, Tensor]  # result of `from_latest`
+
+
+def from_latest(context: Context) -> Latest:
+    """Latest value (batch, 1, node); climatology (batch, 1 + F, node) and lags (batch, 1 + F, node, lag) from it on."""
     lags = context.climatology[..., None][..., :0] if context.lags is None else context.lags
-    return tuple(torch.cat([context.at_latest(values), values[:, context.history_len:]], dim=1)
-                 for values in (context.climatology, lags))
+    return tuple(map(context.from_latest, (context.history, context.climatology, lags)))
 
 
-def ridge_features(context: Context, last: Tensor, step: int) -> Tensor:
+def ridge_features(history: Tensor, latest: Latest, step: int) -> Tensor:
     """Inputs of ridge regression at a step of the horizon, as departures from the last value: (batch, node, P)."""
-    climatology, lags = from_latest(context)
-    recent = context.history[:, -RECENT:-1].transpose(1, 2)
+    last, climatology, lags = latest
+    recent = history[:, -RECENT:-1].transpose(1, 2)
     known = climatology[:, [0, 1 + step]].transpose(1, 2)
-    return torch.cat([recent, known, lags[:, 0], lags[:, 1 + step]], dim=-1) - last.unsqueeze(-1)
+    return torch.cat([recent, known, lags[:, 0], lags[:, 1 + step]], dim=-1) - last.transpose(1, 2)
 
 
 class SimpleForecasters(nn.Module):
@@ -102,13 +104,13 @@ class SimpleForecasters(nn.Module):
         self.register_buffer("ahead", torch.arange(1, steps + 1).view(-1, 1), persistent=False)
 
     def forward(self, context: Context) -> Tensor:
-        last, (climatology, lags) = context.at_latest(context.history), from_latest(context)
+        latest = last, climatology, lags = from_latest(context)
         now, climatology = climatology[:, :1], climatology[:, 1:]
         damped = climatology + self.damping**self.ages(context) * (last - now)
         level = climatology + self.level(context).unsqueeze(1)
         ridges = torch.stack([
             self.intercept[:, step].unsqueeze(1)
-            + torch.einsum("bnp,knp->kbn", ridge_features(context, last.squeeze(1), step), self.weights[:, step])
+            + torch.einsum("bnp,knp->kbn", ridge_features(context.history, latest, step), self.weights[:, step])
             for step in range(len(self.ahead))], dim=2) + last
         found = [last.expand_as(climatology), last + self.drift[0], level, damped, *ridges]
         for lagged, drift in zip(lags[:, 1:].unbind(-1), self.drift[1:], strict=True):
@@ -132,7 +134,7 @@ class SimpleForecasters(nn.Module):
     def fit(self, windows: Batch) -> Tensor:
         """Fit all to training windows in the order of time; forecasts of these, of both ridges out of sample."""
         future, target_mask, context = windows.future, windows.counts, windows.context
-        last, (climatology, lags) = context.at_latest(context.history), from_latest(context)
+        latest = last, climatology, lags = from_latest(context)
         anchors = torch.cat([last.expand_as(future).unsqueeze(0), lags[:, 1:].permute(3, 0, 1, 2)])
         change = (future - anchors) * target_mask
         rms = (change[0].square().sum((0, 1)) / target_mask.sum((0, 1)).clamp_min(1)).sqrt()
@@ -145,15 +147,15 @@ class SimpleForecasters(nn.Module):
         errors = torch.stack([((climatology + phi**ages * anomaly - future).abs() * target_mask).sum((0, 1))
                               for phi in DAMPING])
         self.damping.copy_(torch.tensor(DAMPING, device=future.device)[errors.argmin(0)])
-        left_out = torch.stack([self._fit_ridge(windows, last.squeeze(1), step) for step in range(len(self.ahead))],
-                               dim=2)
+        left_out = torch.stack([self._fit_ridge(windows, latest, step) for step in range(len(self.ahead))], dim=2)
         points = self(context)
         points[:, CANDIDATES.index("ridge"):len(CANDIDATES)] = left_out.transpose(0, 1)
         return points
 
-    def _fit_ridge(self, windows: Batch, last: Tensor, step: int) -> Tensor:
+    def _fit_ridge(self, windows: Batch, latest: Latest, step: int) -> Tensor:
         """Weights of both ridges at a step of the horizon; out-of-sample forecasts (2, batch, node)."""
-        features, steps = ridge_features(windows.context, last, step), len(self.ahead)
+        features, steps = ridge_features(windows.context.history, latest, step), len(self.ahead)
+        last = latest[0].squeeze(1)
         target_mask, target = windows.counts[:, step], windows.future[:, step] - last
         values = torch.cat([features, target.unsqueeze(-1)], dim=-1) / self.scale.unsqueeze(-1)
         left_out, start = [], windows.start
@@ -329,9 +331,7 @@ class Base(nn.Module):
     def _measure(self, residual: Tensor, counts: Tensor, bins: Tensor) -> None:
         """Spread, cycle and shape from residuals, their weights `counts` and `bins`, (window, F, node or none) each."""
         total = counts.sum(0)
-        squares = (residual.square() * counts).sum(0)
-        square = torch.where(total > 0, squares / total.clamp_min(1e-6), squares.sum() / total.sum().clamp_min(1e-6))
-        self.spread.copy_(square.sqrt().clamp_min(1e-6))
+        self.spread.copy_(pooled_mean((residual.square() * counts).sum(0), total).sqrt().clamp_min(1e-6))
         standardized = residual / self.spread
         squares, weight = (add_at(torch.zeros_like(self.cycle), bins.flatten(), part.flatten(0, 1))
                            for part in (standardized.square() * counts, counts))

@@ -206,6 +206,11 @@ def mean_over(values: Tensor, observed: Tensor | None) -> Tensor:
     return (values * (observed if values.dim() == 3 else observed.unsqueeze(1))).mean()
 
 
+def pooled_mean(total: Tensor, count: Tensor) -> Tensor:
+    """total / count; where the count is 0, the mean of all. Shapes: all alike."""
+    return torch.where(count > 0, total / count.clamp_min(1e-6), total.sum() / count.sum().clamp_min(1e-6))
+
+
 class StepEmbedding(nn.Module):
     """Embedding of the diffusion step: sines and cosines of many frequencies, then a small MLP.
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from data.scaling import add_at
 
+from .layers import pooled_mean
 from .recalibration import OUTERMOST
 
 BINS = 48  # of the calendar's first cycle, at most
@@ -82,8 +83,7 @@ class FluctuationScale(nn.Module):
             self.table.copy_(rms.expand_as(self.table))
             return
         squares = (residual / state).square() * counts
-        seen = counts.sum((0, 1))
-        node = torch.where(seen > 0, squares.sum((0, 1)) / seen.clamp_min(1), squares.sum() / seen.sum().clamp_min(1))
+        node = pooled_mean(squares.sum((0, 1)), counts.sum((0, 1)))
         bins = self.bins(calendar).flatten()
         total, count = (add_at(torch.zeros_like(self.table), bins, part.flatten(0, 1))
                         for part in (squares, counts))

@@ -17,6 +17,7 @@ from models.base import (
     Base,
     SimpleForecasters,
     convex_weights,
+    from_latest,
     independent,
     ridge_features,
     share_of,
@@ -116,7 +117,7 @@ def test_gaps_in_the_history_leave_the_latest_value_that_is_there():
     history = torch.tensor([[[1.0], [2.0], [0.0]]])  # the last is the climatology in a gap
     observed = torch.tensor([[[True], [True], [False]]])
     context = Context(history, torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 4, 1), observed)
-    assert context.at_latest(context.history).item() == 2
+    assert context.from_latest(context.history).item() == 2
     seasonal = dataclasses.replace(context, climatology=torch.tensor([[[0.5], [1.5], [4.0], [3.0]]]),
                                    history=torch.tensor([[[1.0], [2.0], [4.0]]]))
     assert seasonal.now.item() == 4.5  # an anomaly of .5 beside the climatology of the last step
@@ -139,7 +140,8 @@ def test_after_a_gap_simple_forecasters_go_on_from_the_latest_value_and_its_own_
         anomaly = simple(context)[0, place] - climatology[0, 6:]
         torch.testing.assert_close(anomaly[:, 0], torch.tensor(anomalies, dtype=torch.float32))
         torch.testing.assert_close(anomaly[:, 1], torch.zeros(3))
-    now = ridge_features(context, torch.zeros(1, 2), 1)[0, :, 5:]  # climatology now and then, lag now and then
+    latest = torch.zeros(1, 1, 2), *from_latest(context)[1:]
+    now = ridge_features(history, latest, 1)[0, :, 5:]  # climatology now and then, lag now and then
     torch.testing.assert_close(now[0], torch.stack([climatology[0, 2, 0], climatology[0, 7, 0], lags[0, 2, 0, 0],
                                                     lags[0, 7, 0, 0]]))
 
