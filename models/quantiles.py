@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 NORMAL_SCORE_LIMIT = 4.0  # z beyond the outermost quantiles is extrapolated, no further than this
+SMALLEST_DISTANCE = 1e-5  # of two quantiles between which z is interpolated, near the resolution of float32
 
 
 def pinball(quantiles: Tensor, truth: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def pit_bounds(quantiles: Tensor, truth: Tensor, minimum: float | Tensor, step: 
         upper = (quantiles < value.unsqueeze(1)).sum(1).clamp_(1, len(level_z) - 1)
         above = quantiles.gather(1, upper.unsqueeze(1)).squeeze(1)
         below = quantiles.gather(1, upper.unsqueeze(1) - 1).squeeze(1)
-        share = (value - below) / (above - below).clamp_min(1e-3)
+        share = (value - below) / (above - below).clamp_min(SMALLEST_DISTANCE)
         z = level_z[upper - 1] + share * (level_z[upper] - level_z[upper - 1])
         return z.clamp_(-NORMAL_SCORE_LIMIT, NORMAL_SCORE_LIMIT)
 

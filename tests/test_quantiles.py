@@ -205,6 +205,14 @@ def test_a_value_far_outside_has_a_level_below_1_in_float32_and_a_z_of_4(distanc
     torch.testing.assert_close(found, torch.tensor([-4.0, 4.0]).view(-1, 1, 1).expand(-1, 3, 4), rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-3])
+def test_z_of_a_node_that_hardly_varies_is_as_exact_as_that_of_any(spread):
+    z = torch.linspace(-2.5, 2.5, 101).view(-1, 1, 1).expand(-1, 3, 4)
+    quantiles = spread * normal_quantiles(shape=(101, 3, 4))
+    found = z_from_pit(quantiles, spread * z, torch.full_like(z, 0.5), NOWHERE)
+    torch.testing.assert_close(found, z, rtol=0, atol=5e-3)
+
+
 def test_equal_quantiles_give_finite_z():
     quantiles = torch.zeros(4, len(QUANTILE_LEVELS), 1, 1)
     values = torch.tensor([-1.0, 0.0, 1e-9, 1.0]).view(-1, 1, 1)
