@@ -12,7 +12,7 @@ from torch import Tensor
 from .calendar import Calendar, first_step, make_calendar, parse_interval
 from .matching import match, on_regular_axis
 from .nodes import numbered, read_graph, read_node_table
-from .readers import read_file
+from .readers import read_file, read_numpy, reader_of
 from .registry import DATASETS, DatasetSpec, get_spec, locate
 from .scaling import BLOCK, as_real, by_node
 from .stamps import PLAIN, parse_time, read_stamps, stamp
@@ -22,6 +22,7 @@ from .table import Table, listed
 CODES = [-999, -9999, -99999, -999.9, -999.25, -9999.9, -32767, -32768, -2147483647, -2147483648, 9999, 99999, 999999,
          1e20, 1e30, 1e34, 1e35, 1e36, 9.969209968386869e36]
 """Numbers that programs write for a missing value."""
+LONG_GRID = 8  # rows for each column from which on a grid may be nodes and their variables
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,10 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
         raise ValueError(f"--data_path {path}: {name} is a dataset of the registry; choose another --data_name for the "
                          "file")
     table = read_file(path, own.variable)
+    if reader_of(path) is read_numpy and table.grid and table.grid[0] >= LONG_GRID * table.grid[1]:
+        rows, columns = table.grid
+        table = table.with_notes(f"its arrays are taken for a grid of {rows} rows and {columns} columns; if they are "
+                                 f"{columns} variables of {rows} nodes, choose one of them: --variable 0")
     wanted = like.interval if like else parse_interval(own.freq) if own.freq else None
     if like:
         table = match(replace(table, unit="" if own.unit else table.unit), like, str(path))

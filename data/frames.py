@@ -14,15 +14,16 @@ from .table import INDEX, Table, as_tensor, check_finite, find, listed, repeated
 
 Where = Callable[[int], str]
 PARTS = ("year", "month", "day", "hour", "minute", "second")
+CLOCK = r"\d{1,2}[:.]\d\d([:.]\d\d)?( ?[AaPp][Mm])?"  # a time of day
 
 
 def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str, ...] = ()) -> Table:
     """A table of columns as (time, node); where(row): the place of a row in the file `source`.
 
     wide: a time column and one column of values per node; the time column has a name of times or is the first one,
-          if that holds times; it may be absent
+          if that holds times; it may be absent, or in parts: date and time, or year, month, day, hour, minute, second
     long: three columns: time, node, value; the rows in any order, absent pairs are missing values
-    An index that pandas wrote is left out, with a note.
+    An index that pandas or R wrote is left out, with a note.
     Raises: ValueError naming the first bad row.
     """
     timeless = find(frame.columns, "time") is None
@@ -30,17 +31,13 @@ def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str,
     if 0 < len(index) < len(frame.columns):
         frame = frame.drop(columns=index)
         notes += (f"{listed([name or 'the first column' for name in index])}: left out, an index of the table",)
+    frame = _with_one_time(frame, source, where)
     columns = list(frame.columns)
     time = find(columns, "time")
     if time is None and columns and ("" in columns or holds_times(frame.iloc[:, 0])):
         time = "" if "" in columns else columns[0]
-    parts = [name for name in columns if name.lower() in PARTS]
-    if time is None and "year" in map(str.lower, parts):
-        if len(parts) > 1:
-            first = ".assign(day=1)" * ("day" not in map(str.lower, parts))
-            raise ValueError(f"{source}: columns {', '.join(parts)}: write one column of times, as in pandas: "
-                             f"frame['time'] = pandas.to_datetime(frame[{parts}]{first})")
-        time = parts[0]
+    if time is None:
+        time = find(columns, "time", "year")
     if frame.empty or len(frame.columns) == (time is not None):
         raise ValueError(f"{source}: {len(frame)} rows of columns {listed(columns)}; expected a time "
                          "column and one column per node, or the columns time, node, value")
@@ -105,6 +102,28 @@ def numbers(column: pd.Series, source: str, where: Where) -> np.ndarray:
     values = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
     check_finite(values[:, None], source, lambda row, _: f"{where(row)}, column {column.name}")
     return values
+
+
+def _with_one_time(frame: pd.DataFrame, source: str, where: Where) -> pd.DataFrame:
+    """The frame with a column `time` in place of those of date and time, or of PARTS with the year, if it has such."""
+    named = {name.lower(): name for name in frame.columns}
+    parts = [named[name] for name in PARTS if name in named]
+    if {"date", "time"} <= named.keys() and frame[named["time"]].astype(str).str.strip().str.fullmatch(CLOCK).all():
+        parts = [named["date"], named["time"]]
+        date, clock = (frame[name].astype(str).str.strip() for name in parts)
+        times = date + " " + clock.str.replace(".", ":", regex=False)
+    elif find(frame.columns, "time") is None and "year" in named and len(parts) > 1:
+        found = frame[parts].apply(pd.to_numeric, errors="coerce").rename(columns=str.lower)
+        times = pd.to_datetime(found if "day" in found else found.assign(day=1), errors="coerce")
+        if (wrong := times.isna().to_numpy()).any():
+            row = int(wrong.argmax())
+            raise ValueError(f"{source}: {where(row)}: {', '.join(parts)} {frame[parts].iloc[row].tolist()}; expected "
+                             "the parts of a time")
+    else:
+        return frame
+    frame = frame.drop(columns=parts)
+    frame.insert(0, "time", times)
+    return frame
 
 
 def _is_index(column: pd.Series, years: bool) -> bool:

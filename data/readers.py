@@ -1,6 +1,7 @@
 """Files of many kinds as one table (time, node). No content of a file is ever run as code."""
 
 import csv
+import functools
 import gzip
 import itertools
 from collections.abc import Callable
@@ -15,32 +16,37 @@ from .netcdf import read_xarray
 from .stamps import read_stamps
 from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, repeated, unreadable
 
-XARRAY = ".nc", ".zarr"  # endings of files that hold named variables
+EXTRAS = "node_names", "times", "latitude", "longitude"  # keys that an .npz may have beside the values
+
+
+def reader_of(path: Path | str) -> Callable | None:
+    """The function of READERS for a file, None for an unknown kind."""
+    return next((read for ending, read in READERS.items() if str(path).rstrip("/").lower().endswith(ending)), None)
 
 
 def read_file(path: Path | str, variable: str = "") -> Table:
-    """The table of any supported file, by the ending of its name; `variable`: which one of NetCDF or Zarr.
+    """The table of any supported file, by the ending of its name.
+
+    variable: which one of NetCDF or Zarr, or its place from 0 on the last axis of an array (time, node, variable).
 
     Raises: ValueError naming the file, what was found and what would work; FileNotFoundError. No pickle is ever loaded.
     """
     path = Path(path).expanduser()
-    name = path.name.lower()
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
-    ending = next(filter(name.endswith, READERS), None)
-    if ending is None:
+    if (read := reader_of(path)) is None:
         raise ValueError(f"{path}: unknown kind of file; readable are {', '.join(READERS)}")
-    read = READERS[ending]
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
-    if variable and read is not read_xarray:
-        raise ValueError(f"{path}: --variable {variable} is for NetCDF and Zarr; this file holds one table")
+    if variable and read not in (read_xarray, read_numpy):
+        raise ValueError(f"{path}: --variable {variable} is for NetCDF, Zarr and arrays (time, node, variable); this "
+                         "file holds one table")
     try:
-        table = read(path, variable) if read is read_xarray else read(path)
+        table = read(path, variable) if read in (read_xarray, read_numpy) else read(path)
     except MemoryError:
         raise
     except Exception as error:  # a damaged file makes the libraries raise many kinds
-        raise unreadable(path, f"{ending} file", error) from error
+        raise unreadable(path, f"{''.join(path.suffixes)} file", error) from error
     if table.node_names and (twice := repeated(table.node_names)):
         raise ValueError(f"{path}: names of nodes occur twice: {listed(twice)}")
     times = table.times
@@ -51,17 +57,23 @@ def read_file(path: Path | str, variable: str = "") -> Table:
     return table
 
 
-def read_numpy(path: Path) -> Table:
-    """.npy, or .npz with the key `values` and, optionally, `node_names`, `times`, `latitude` and `longitude`."""
+def read_numpy(path: Path, variable: str = "") -> Table:
+    """.npy, or .npz with the key `values`, or one of any name, and optionally EXTRAS; variable: see `read_file`."""
     extras = {}
     array = np.load(path, allow_pickle=False, mmap_mode="c")
     if isinstance(array, np.lib.npyio.NpzFile):
         with array as archive:
             check_memory(path, sum(entry.file_size for entry in archive.zip.infolist()))
-            if "values" not in archive:
+            keys = [key for key in archive if key not in EXTRAS]
+            if "values" not in keys and len(keys) != 1:
                 raise ValueError(f"keys {', '.join(archive) or 'none'}; expected a key `values`")
-            extras = {key: archive[key] for key in ("node_names", "times", "latitude", "longitude") if key in archive}
-            array = np.asanyarray(archive["values"])  # zipfile gives bytes for what is no array
+            extras = {key: archive[key] for key in EXTRAS if key in archive}
+            array = np.asanyarray(archive["values" if "values" in keys else keys[0]])  # zipfile gives bytes for others
+    if variable:
+        if array.ndim != 3 or variable not in map(str, range(array.shape[2])):
+            raise ValueError(f"{path}: --variable {variable}: shape {array.shape}; expected a place from 0 on the last "
+                             "axis of (time, node, variable)")
+        array = array[..., int(variable)]
     values = as_tensor(array, str(path))
     for key, found in extras.items():
         expected = values.shape[key != "times"]
@@ -118,8 +130,13 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
     nodes = {} if None in (time, node) else {node: " {}".format}  # with a blank: a node may be called NA
     text = {name: str for name in names
             if name not in nodes and (not name or find([name], "time") or find([name], "node"))}
-    frame = pd.read_csv(path, names=names, header=None, sep=separator, dtype=text, converters=nodes, skiprows=top + 1,
-                        encoding=encoding, skip_blank_lines=False, skipinitialspace=True, low_memory=False)
+    read = functools.partial(
+        pd.read_csv, path, names=names, header=None, sep=separator, dtype=text, converters=nodes, skiprows=top + 1,
+        encoding=encoding, skip_blank_lines=False, skipinitialspace=True, low_memory=False)
+    frame = read()
+    commas = separator == ";" and _has_decimal_commas(frame.drop(columns=[*text, *nodes]))
+    if commas:
+        frame, notes = read(decimal=","), (*notes, "its commas are decimal ones")
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{path}: line {top + 2} holds more cells than the {len(header)} columns that line {top + 1} "
                          "names")
@@ -127,16 +144,26 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
         frame[name] = frame[name].str.strip().replace("", np.nan)
     blank = frame.isna().all(axis=1)
     frame = frame.iloc[:len(frame) - int(blank[::-1].cummin().sum())]  # without blank lines at the end
-    if separator == ";" and _perhaps_thousands(frame):
+    if separator == ";" and not commas and _perhaps_thousands(frame):
         notes += ("its numbers are whole or have three decimals, as 1.001: they are read as decimals; write 1001 where "
                   "the point separates thousands",)
     return from_frame(frame, str(path), lambda row: f"line {row + top + 2}", notes)
+
+
+def _has_decimal_commas(frame: pd.DataFrame) -> bool:
+    """Whether cells are numbers as 2,6, and not all of them as 1,001, where the comma may separate thousands."""
+    columns = [column for _, column in frame.select_dtypes(exclude="number").items()]
+    cells = pd.concat(columns).dropna().astype(str).str.strip() if columns else pd.Series(dtype=str)
+    cells = cells[cells.str.fullmatch(r"[+-]?\d+,\d+")]
+    return not cells.str.fullmatch(r"[+-]?\d{1,3},\d{3}").all()
 
 
 def _perhaps_thousands(frame: pd.DataFrame) -> bool:
     """Whether numbers below 1000 are whole, and all others have three decimals: a tenth of each at least."""
     values = frame.select_dtypes("number").to_numpy(float)
     values = values[np.isfinite(values)]
+    if not len(values):
+        return False
     whole, three = values % 1 == 0, np.abs(values * 1000 - np.round(values * 1000)) < 1e-6
     return bool((np.abs(values) < 1000).all() and (whole | three).all() and 0.1 < whole.mean() < 0.9)
 
@@ -161,6 +188,6 @@ def read_parquet(path: Path) -> Table:
 
 
 READERS = {".npy": read_numpy, ".npz": read_numpy, ".csv": read_csv, ".csv.gz": read_csv, ".parquet": read_parquet,
-           **dict.fromkeys(XARRAY, read_xarray),
+           **dict.fromkeys((".nc", ".zarr"), read_xarray),
            **dict.fromkeys((".txt", ".txt.gz", ".tsv", ".tsv.gz", ".data", ".data.gz"), read_csv)}
 """How a file is read, by the ending of its name."""

@@ -24,7 +24,17 @@ FIRST_ZONES = ("Europe/Berlin", "Europe/London", "Europe/Helsinki", "America/New
 """Preferred names where several time zones have the offsets of a file."""
 OFFSET = r"(?<=\d) ?(Z|UTC|[+-](?:0\d|1[0-5])(?::?[0-5]\d)?)$"  # at the end of a time of day
 ISO = "expected ISO 8601, as 2013-01-31T18:00"
-EXAMPLE = "as in pandas: frame['time'] = pandas.to_datetime(frame['time'], format='%d/%m/%Y')"
+EXAMPLE = "as in pandas: frame['time'] = pandas.to_datetime(frame['time'], format='{}')"
+DATES = [mark.join(order) for mark in "/.-" for order in (
+    ("%d", "%m", "%Y"), ("%m", "%d", "%Y"), ("%Y", "%m", "%d"), ("%d", "%m", "%y"), ("%m", "%d", "%y"),
+    ("%y", "%m", "%d"))]
+MONTHS = "%b %Y", "%B %Y", "%b-%Y", "%b-%y"
+CLOCKS = "", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p"
+MOST_GAPS = 10  # times of a series cover at most so many of their median steps for each step
+WEEK = "%G-W%V-%u"
+PERIODS = ((r"^(\d{4})[- ]?Q([1-4])$", lambda found: f"{found[1]}-{3 * int(found[2]) - 2:02}"),
+           (r"^(\d{4})M(\d\d)$", r"\1-\2"), (r"^(\d{4})-?W(\d\d)$", r"\1-W\2-1"))
+"""Names of quarters, months and weeks, and how they are written as a date: the first day."""
 
 
 @dataclass(frozen=True)
@@ -89,23 +99,41 @@ def _of_digits(text: pd.Series, where) -> np.ndarray:
 
 
 def _of_text(text: pd.Series, whole: pd.Series, where) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Wall times of texts without offset, and a note where they are not ISO 8601."""
+    """Wall times of texts without offset, and a note where they are not ISO 8601.
+
+    Of several formats that suit all of them, the only one that gives the times of a series is taken.
+    """
+    for pattern, date in PERIODS:
+        text = text.str.replace(pattern, date, regex=True)
     iso = pd.to_datetime(text.where(text.str[:1].str.isdigit()), format="ISO8601", errors="coerce")
     if iso.notna().all():
         return rounded(iso), ()
-    with warnings.catch_warnings(action="ignore"):  # that the first row tells day and month apart
-        forms = {guess_datetime_format(text[0], dayfirst=first) for first in (False, True)} if pd.isna(iso[0]) else {}
-    tried = {form: pd.to_datetime(text, format=form, errors="coerce") for form in forms if form}
-    found = {form: rounded(times) for form, times in sorted(tried.items()) if times.notna().all()}
+    forms = set()
+    if pd.isna(iso[0]):
+        with warnings.catch_warnings(action="ignore"):  # that the first row tells day and month apart
+            forms = {guess_datetime_format(text[0], dayfirst=first) for first in (False, True)} - {None}
+        forms |= {*map("".join, product(DATES, CLOCKS)), *MONTHS, WEEK}
+    tried = {form: pd.to_datetime(text, format=form, errors="coerce") for form in sorted(forms)
+             if pd.notna(pd.to_datetime(text[0], format=form, errors="coerce"))}
+    found = {form: rounded(times) for form, times in tried.items() if times.notna().all()}
+    of_series = {form: times for form, times in found.items() if _is_series(times)}
+    found = of_series if len(of_series) == 1 else found
     if not found:
         row = max(int(times.isna().to_numpy().argmax()) for times in (iso, *tried.values()))
-        raise ValueError(f"{where(row)}: time {whole[row]!r}; {ISO}: write it, {EXAMPLE}")
+        raise ValueError(f"{where(row)}: time {whole[row]!r}; {ISO}: write it, {EXAMPLE.format('%d/%m/%Y')}")
     (form, times), *other = found.items()
     if other and (times != other[0][1]).any():
         row = int((times != other[0][1]).argmax())
         ways = " or ".join(f"{form} ({times[row].astype('datetime64[D]')})" for form, times in found.items())
-        raise ValueError(f"{where(row)}: time {whole[row]!r} may be {ways}: write ISO 8601, {EXAMPLE}")
+        raise ValueError(f"{where(row)}: time {whole[row]!r} may be {ways}: write ISO 8601, {EXAMPLE.format(form)}")
     return times, (f"its times are read as {form}: the first one is {stamp(times[0])}",)
+
+
+def _is_series(times: np.ndarray) -> bool:
+    """Whether distinct times, by their first rows, rise or fall throughout, mostly in equal steps."""
+    steps = np.diff(pd.unique(times).astype(int))
+    return bool(len(steps)) and abs(np.sign(steps).sum()) == len(steps) and (
+        np.abs(steps).sum() <= MOST_GAPS * np.median(np.abs(steps)) * len(steps))
 
 
 def holds_times(column: pd.Series) -> bool:

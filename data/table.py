@@ -26,8 +26,8 @@ NAMES = {
     "longitude": ("lon", "longitude", "lng", "long", "nav_lon", "xlong", "clon"),
 }
 """Accepted names of columns and dimensions, by what they hold."""
-INDEX = re.compile(r"(unnamed: \d+|index|level_\d+|__index_level_\d+__)?", re.IGNORECASE)
-"""Names that pandas gives an index where it writes it."""
+INDEX = re.compile(r"(unnamed: \d+|index|level_\d+|__index_level_\d+__|rownames)?", re.IGNORECASE)
+"""Names that pandas or R gives an index where it writes it."""
 LOST = 0.01  # share of a change that rounding may be
 SHOWN = 5  # names that a message lists; of more it gives the number
 

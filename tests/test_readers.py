@@ -5,6 +5,7 @@ import importlib
 import json
 import pickle
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -643,3 +644,43 @@ def test_points_that_may_separate_thousands_are_noted(tmp_path):
         lines = [f"2024-01-{1 + day:02};{a};{b}" for day, (a, b) in enumerate(rows[:31])]
         (tmp_path / f"{name}.csv").write_text("\n".join(["time;a;b", *lines]))
         assert any("three decimals" in note for note in read_file(tmp_path / f"{name}.csv").notes) == (name == "counts")
+
+
+def test_an_npz_with_one_array_of_any_name_holds_the_values_and_variable_chooses_from_its_last_axis(tmp_path):
+    values = np.arange(48 * 40 * 3, dtype=np.float32).reshape(48, 40, 3)
+    np.savez(tmp_path / "traffic.npz", data=values)
+    np.save(tmp_path / "traffic.npy", values)
+    for name in ("traffic.npz", "traffic.npy"):
+        for place in range(3):
+            table = read_file(tmp_path / name, str(place))
+            assert table.grid is None and (table.values.numpy() == values[..., place]).all()
+        assert read_file(tmp_path / name).grid == (40, 3)
+        for wrong in ("3", "-1", "flow"):
+            with pytest.raises(ValueError, match=rf"{name}: --variable {wrong}: shape \(48, 40, 3\); expected a place"):
+                read_file(tmp_path / name, wrong)
+    np.save(tmp_path / "plain.npy", values[..., 0])
+    with pytest.raises(ValueError, match="--variable 0: shape"):
+        read_file(tmp_path / "plain.npy", "0")
+
+
+def test_a_long_and_narrow_grid_has_a_note_that_names_variable(tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((48, 40, 3)))
+    own = OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")
+    notes = " ".join(load_field("a", tmp_path, own).notes)
+    assert "grid of 40 rows and 3 columns" in notes and "--variable 0" in notes
+    assert "grid" not in " ".join(load_field("a", tmp_path, replace(own, variable="2")).notes)
+
+
+@pytest.mark.parametrize("cells, expected", [(["2,6", "-1", "0,25"], [2.6, -1, 0.25]), (["2.6", "-1", "0.25"], None)])
+def test_semicolons_allow_decimal_commas(tmp_path, cells, expected):
+    (tmp_path / "a.csv").write_text("time;a\n" + "".join(
+        f"2024-01-0{day};{cell}\n" for day, cell in enumerate(cells, 1)))
+    table = read_file(tmp_path / "a.csv")
+    assert table.values.flatten().tolist() == pytest.approx([2.6, -1, 0.25])
+    assert (table.notes == ("its commas are decimal ones",)) == (expected is not None)
+
+
+def test_commas_that_may_separate_thousands_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("time;a\n2024-01-01;1,001\n2024-01-02;999\n")
+    with pytest.raises(ValueError, match="line 2, column a: '1,001' is not a number; write 1234.5"):
+        read_file(tmp_path / "a.csv")

@@ -363,21 +363,40 @@ def test_dates_without_marks_between_their_digits_are_dates(tmp_path, text, freq
     assert (field.calendar.times == instants(times)).all()
 
 
-def test_columns_of_the_parts_of_a_time_are_refused_with_the_way_out(tmp_path):
+@pytest.mark.parametrize("upper", [str.lower, str.capitalize])
+def test_columns_of_the_parts_of_a_time_are_one_column_of_times(tmp_path, upper):
     times = pd.date_range("2023-12-20", periods=STEPS, freq="h")
-    pd.DataFrame({"year": times.year, "month": times.month, "day": times.day, "a": np.arange(STEPS)}).to_csv(
+    parts = {upper(name): getattr(times, name) for name in ("year", "month", "day", "hour")}
+    pd.DataFrame(parts | {"a": np.arange(STEPS)}).to_csv(tmp_path / "a.csv", index=False)
+    field = opened(tmp_path / "a.csv")
+    assert field.node_names == ("a",) and (field.calendar.times == instants(times)).all()
+
+
+def test_columns_of_years_and_months_are_the_first_days_of_months_also_of_a_long_table(tmp_path):
+    times = pd.date_range("2023-11-01", periods=STEPS, freq="MS").repeat(2)
+    pd.DataFrame({"Month": times.month, "Year": times.year, "station": ["a", "b"] * STEPS, "value": 1.5}).to_csv(
         tmp_path / "a.csv", index=False)
-    assert "columns year, month, day: write one column of times, as in pandas: frame['time'] = pandas.to_datetime(" in (
-        refusal(tmp_path / "a.csv"))
-    frame = pd.DataFrame({"Year": [2023, 2023], "Month": [11, 12], "a": [0, 1]})
-    frame.to_csv(tmp_path / "b.csv", index=False)
-    advice = refusal(tmp_path / "b.csv").split("as in pandas: ")[1]
-    exec(advice, {"frame": frame, "pandas": pd})
-    assert list(frame.time) == [pd.Timestamp("2023-11-01"), pd.Timestamp("2023-12-01")]
+    field = opened(tmp_path / "a.csv")
+    assert field.node_names == ("a", "b") and (field.calendar.times == instants(times[::2])).all()
+
+
+def test_parts_of_no_time_are_refused_by_their_line(tmp_path):
+    pd.DataFrame({"year": [2023] * 3, "month": [11, 12, 13], "a": range(3)}).to_csv(tmp_path / "a.csv", index=False)
+    assert "line 4: year, month [2023, 13]; expected the parts of a time" in refusal(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("form", ["%H:%M", "%H:%M:%S", "%H.%M.%S", "%I:%M %p"])
+def test_columns_of_date_and_time_of_day_are_one_column_of_times(tmp_path, form):
+    times = pd.date_range("2023-12-20", periods=STEPS, freq="h")
+    pd.DataFrame({"Date": times.strftime("%d/%m/%Y"), "Time": times.strftime(form), "a": np.arange(STEPS)}).to_csv(
+        tmp_path / "a.csv", index=False)
+    field = opened(tmp_path / "a.csv")
+    assert field.node_names == ("a",) and (field.calendar.times == instants(times)).all()
 
 
 FORMATS = ["%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d %b %Y %H:%M",
-           "%b %d, %Y %H:%M", "%d-%b-%Y %H:%M", "%Y/%m/%d %H:%M", "%d.%m.%Y %H:%M:%S.%f"]
+           "%b %d, %Y %H:%M", "%d-%b-%Y %H:%M", "%Y/%m/%d %H:%M", "%d.%m.%Y %H:%M:%S.%f", "%m/%d/%Y %I:%M %p",
+           "%m/%d/%y %H:%M", "%Y-%m-%d %I:%M:%S %p"]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -391,7 +410,25 @@ def test_dates_of_one_unambiguous_format_are_read_as_pandas_reads_them(tmp_path,
     assert (field.notes != ()) == (form != "%Y/%m/%d %H:%M")
 
 
-@pytest.mark.parametrize("text", ["12/20/23", "12/20/2023 12:00 AM", "Dec 2023", "2023Q4"])
+@pytest.mark.parametrize("form", ["%d.%m.%y", "%y-%m-%d", "%m/%d/%y"])
+def test_two_digit_years_are_read_in_the_order_that_gives_a_series(tmp_path, form):
+    times = pd.date_range("2012-12-20", periods=STEPS)
+    field = opened(saved(tmp_path / "a.csv", times.strftime(form)))
+    assert (field.calendar.times == instants(times)).all() and form in field.notes[0]
+
+
+@pytest.mark.parametrize("texts, frequency", [
+    (lambda times: times.strftime("%b %Y"), "MS"), (lambda times: times.strftime("%b-%y"), "MS"),
+    (lambda times: times.strftime("%YM%m"), "MS"), (lambda times: times.to_period("Q").astype(str), "QS"),
+    (lambda times: times.to_period("Q").strftime("%Y-Q%q"), "QS"), (lambda times: times.strftime("%G-W%V"), "W-MON"),
+    (lambda times: times.strftime("%GW%V"), "W-MON"),
+])
+def test_names_of_months_quarters_and_weeks_are_their_first_days(tmp_path, texts, frequency):
+    times = pd.date_range("2013-12-01", periods=STEPS, freq=frequency)
+    assert (opened(saved(tmp_path / "a.csv", texts(times))).calendar.times == instants(times)).all()
+
+
+@pytest.mark.parametrize("text", ["12/20/2023 noon", "20 Nivose", "2023Q5"])
 def test_other_dates_are_refused_with_the_way_out(tmp_path, text):
     assert f"line 2: time {text!r}; expected ISO 8601" in refusal(saved(tmp_path / "a.csv", [text] * STEPS))
 

@@ -44,7 +44,8 @@ class CommonConfig:
                           ".parquet, .nc or .zarr")
     freq: str = flag("", DATA, "interval of --data_path where it has no time stamps: 5min, 1h, 1d, 1w, 1M (months)")
     start: str = flag("", DATA, "time of its first step, ISO 8601, where it has no time stamps")
-    variable: str = flag("", DATA, "variable of a NetCDF or Zarr file")
+    variable: str = flag("", DATA, "variable of a NetCDF or Zarr file, or its place from 0 on the last axis of an "
+                         "array (time, node, variable)")
     node_table: str = flag("", DATA, "places of its nodes: a .csv with the columns name, lat, lon")
     graph: str = flag("", DATA, "graph of its nodes: a matrix (.csv, .npy) or edges from, to, weight (.csv)")
     unit: str = flag("", DATA, "unit of its values")
