@@ -19,9 +19,12 @@ from .stamps import PLAIN, parse_time, read_stamps, stamp
 from .synthetic import OracleSettings, make_oracle
 from .table import Table, listed
 
-CODES = [-999, -9999, -99999, -999.9, -999.25, -9999.9, -32767, -32768, -2147483647, -2147483648, 9999, 99999, 999999,
+CODES = [-2147483648, -2147483647, -99999, -32768, -32767, -9999.9, -9999, -999.9, -999.25, -999, 9999, 99999, 999999,
          1e20, 1e30, 1e34, 1e35, 1e36, 9.969209968386869e36]
 """Numbers that programs write for a missing value."""
+FAR_CODES = [-200, -99.9, -99, 0, 99.99, 999, 999.9, 9999.9, 32767]
+"""Such numbers that may also be values: they are noted where they are far from all others."""
+FAR = 1.0  # that distance, as a share of the range of the others
 LONG_GRID = 8  # rows for each column from which on a grid may be nodes and their variables
 
 
@@ -186,18 +189,24 @@ def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:
 
 
 def codes_for_missing(values: Tensor) -> dict[str, int]:
-    """Those of CODES that lie below or above all other values, as text, each with its number of occurrences."""
-    codes = torch.tensor(CODES, dtype=torch.float32)
-    counts, low, high = torch.zeros(len(codes), dtype=torch.long), math.inf, -math.inf
+    """Those of CODES and FAR_CODES beyond all other values of a node, as text, with the number of occurrences."""
+    codes = torch.tensor(CODES + FAR_CODES, dtype=torch.float32).sort().values
+    counts = torch.zeros(len(codes), values.shape[1], dtype=torch.long)
+    low, high = (torch.full(values.shape[1:], end) for end in (math.inf, -math.inf))
     for block in values.split(BLOCK):
         block = block.float()
         code = torch.isin(block, codes)
-        counts += (block[code].unsqueeze(-1) == codes).sum(0)
-        others = block[~(code | block.isnan())]
-        if len(others):
-            low, high = min(low, float(others.min())), max(high, float(others.max()))
-    return {str(np.float32(code)).removesuffix(".0"): count for code, count in zip(CODES, counts.tolist(), strict=True)
-            if count and not low <= code <= high}
+        place = torch.searchsorted(codes, block[code]), code.nonzero()[:, 1]
+        counts.index_put_(place, torch.ones(()).long(), accumulate=True)
+        others = block.masked_fill(code, math.nan)
+        low = low.minimum(others.nan_to_num(math.inf).amin(0))
+        high = high.maximum(others.nan_to_num(-math.inf).amax(0))
+    codes = codes.unsqueeze(1)
+    may_be_values = torch.isin(codes, torch.tensor(FAR_CODES))
+    margin = torch.where(may_be_values, FAR * (high - low), 0.0)
+    beyond = ((codes < low - margin) | (codes > high + margin)) & ~(may_be_values & (low >= high))
+    found = zip(codes[:, 0].numpy(), (counts * beyond).sum(1).tolist(), strict=True)
+    return {str(code).removesuffix(".0"): count for code, count in found if count}
 
 
 def check_missing(table: Table, source: str) -> None:

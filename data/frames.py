@@ -13,8 +13,12 @@ from .stamps import PLAUSIBLE_YEARS, Stamps, holds_times, read_stamps, stamp
 from .table import INDEX, Table, as_tensor, check_finite, find, listed, repeated
 
 Where = Callable[[int], str]
-PARTS = ("year", "month", "day", "hour", "minute", "second")
-CLOCK = r"\d{1,2}[:.]\d\d([:.]\d\d)?( ?[AaPp][Mm])?"  # a time of day
+PARTS = {"year": "year", "month": "month", "mo": "month", "day": "day", "dy": "day", "hour": "hour", "hr": "hour",
+         "minute": "minute", "second": "second"}
+"""Names of columns that hold a part of the time, and that part."""
+CLOCK = r"\d{1,2}([:.]\d\d){0,2}( ?[AaPp][Mm])?"  # a time of day, or its hour
+MOSTLY = 0.5  # share of rows with the time of another one, from which on a table is a long one
+MONTHS = {"jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"}
 
 
 def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str, ...] = ()) -> Table:
@@ -43,8 +47,8 @@ def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str,
                          "column and one column per node, or the columns time, node, value")
     node, value = find(columns, "node"), find(columns, "value")
     stamps = None if time is None else read_stamps(frame[time], lambda row: f"{source}: {where(row)}")
-    repeated_times = None not in (time, node) and bool(pd.Series(stamps.times).duplicated().any())
-    if value is None and repeated_times and len(columns) == 3 and find([time], "time"):
+    repeats = 0.0 if time is None else pd.Series(stamps.times).duplicated().mean()
+    if None not in (time, node) and value is None and len(columns) == 3 and (repeats or frame[node].nunique() == 1):
         value, = {*columns} - {time, node}  # a row per time and node: the third column holds the values
     if None not in (time, node, value):
         if len(columns) > 3:
@@ -52,10 +56,13 @@ def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str,
         table = _from_long(frame[node], numbers(frame[value], source, where), stamps, source, where)
     else:
         nodes = [column for column in columns if column != time]
-        values = np.stack([numbers(frame[name], source, where) for name in nodes], axis=1)
-        if repeated_times:
+        if repeats >= MOSTLY or repeats and node is not None:
             raise ValueError(f"{source}: columns {listed(columns)}: times occur twice, as in a long table, which "
-                             "has three: time, node, value")
+                             "has three: time, node, value; rename its columns so, and leave others out")
+        if {name.lower() for name in nodes} >= MONTHS:
+            raise ValueError(f"{source}: a column for each month; expected one column of times, as in pandas: "
+                             f"frame.melt({time!r}, var_name='month'), then the columns year, month and value")
+        values = np.stack([numbers(frame[name], source, where) for name in nodes], axis=1)
         table = Table(as_tensor(values, source), where=where, node_names=tuple(nodes)).with_stamps(stamps)
     return replace(table, notes=notes + table.notes)
 
@@ -97,7 +104,8 @@ def numbers(column: pd.Series, source: str, where: Where) -> np.ndarray:
         row = int(wrong.argmax())
         found = str(column.iloc[row])
         hint = ("; write 1234.5, not 1.234,5 or 1,234.5" if "," in found and any(map(str.isdigit, found)) else
-                "; a long table has three columns: time, node, value" if wrong.all() else "")
+                "; a long table has three columns: time, node, value; one with a row for each series must be "
+                "transposed: frame.T" if wrong.all() else "; a missing value is an empty cell")
         raise ValueError(f"{source}: {where(row)}, column {column.name}: {found!r} is not a number{hint}")
     values = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
     check_finite(values[:, None], source, lambda row, _: f"{where(row)}, column {column.name}")
@@ -105,25 +113,30 @@ def numbers(column: pd.Series, source: str, where: Where) -> np.ndarray:
 
 
 def _with_one_time(frame: pd.DataFrame, source: str, where: Where) -> pd.DataFrame:
-    """The frame with a column `time` in place of those of date and time, or of PARTS with the year, if it has such."""
+    """The frame with a column `time` in place of date and time of day, or of the year and its PARTS, if it has such."""
     named = {name.lower(): name for name in frame.columns}
-    parts = [named[name] for name in PARTS if name in named]
-    if {"date", "time"} <= named.keys() and frame[named["time"]].astype(str).str.strip().str.fullmatch(CLOCK).all():
-        parts = [named["date"], named["time"]]
-        date, clock = (frame[name].astype(str).str.strip() for name in parts)
-        times = date + " " + clock.str.replace(".", ":", regex=False)
-    elif find(frame.columns, "time") is None and "year" in named and len(parts) > 1:
-        found = frame[parts].apply(pd.to_numeric, errors="coerce").rename(columns=str.lower)
-        times = pd.to_datetime(found if "day" in found else found.assign(day=1), errors="coerce")
+    clock = next((named[name] for name in ("time", "hour", "hr") if name in named), None)
+    parts = {part: named[name] for name, part in PARTS.items() if name in named}
+    if "date" in named and clock and (text := _text(frame[clock])).str.fullmatch(CLOCK).all():
+        parts = {"date": named["date"], "time": clock}
+        text = text.str.replace(".", ":", regex=False).str.replace(r"^(\d+)$", r"\1:00", regex=True)
+        times = _text(frame[named["date"]]) + " " + text
+    elif find(frame.columns, "time") is None and "year" in parts and len(parts) > 1:
+        found = pd.DataFrame({part: pd.to_numeric(frame[name], errors="coerce") for part, name in parts.items()})
+        times = pd.to_datetime(found if "day" in parts else found.assign(day=1), errors="coerce")
         if (wrong := times.isna().to_numpy()).any():
             row = int(wrong.argmax())
-            raise ValueError(f"{source}: {where(row)}: {', '.join(parts)} {frame[parts].iloc[row].tolist()}; expected "
-                             "the parts of a time")
+            raise ValueError(f"{source}: {where(row)}: {listed(list(parts.values()))}: "
+                             f"{listed(frame[[*parts.values()]].iloc[row].tolist())}; expected the parts of a time")
     else:
         return frame
-    frame = frame.drop(columns=parts)
+    frame = frame.drop(columns=[*parts.values()])
     frame.insert(0, "time", times)
     return frame
+
+
+def _text(column: pd.Series) -> pd.Series:
+    return column.astype(str).str.strip()
 
 
 def _is_index(column: pd.Series, years: bool) -> bool:
@@ -152,5 +165,9 @@ def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, source: str, 
                          f"{names[place[row]]} occurs twice, first in {where(int((pair == pair[row]).argmax()))}")
     values = np.full((len(steps), len(names)), np.nan)
     values[step, place] = value
-    return Table(as_tensor(values, source), where=lambda step: where(first[step]),
-                 node_names=tuple(names)).with_stamps(replace(stamps, times=steps))
+    table = Table(as_tensor(values, source), where=lambda step: where(first[step]),
+                  node_names=tuple(names)).with_stamps(replace(stamps, times=steps))
+    if (absent := values.size - len(pair)) and (value % 1 == 0).all():
+        table = table.with_notes(f"{absent} of {values.size} pairs of time and node have no row and are missing; if "
+                                 "they are counts of zero, write rows with 0")
+    return table

@@ -35,7 +35,8 @@ def read_file(path: Path | str, variable: str = "") -> Table:
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
     if (read := reader_of(path)) is None:
-        raise ValueError(f"{path}: unknown kind of file; readable are {', '.join(READERS)}")
+        raise ValueError(f"{path}: unknown kind of file; readable are {', '.join(READERS)}; pandas converts others, as "
+                         "pandas.read_hdf(FILE).to_csv(FILE.csv)")
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
     if variable and read not in (read_xarray, read_numpy):
@@ -133,13 +134,17 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
     read = functools.partial(
         pd.read_csv, path, names=names, header=None, sep=separator, dtype=text, converters=nodes, skiprows=top + 1,
         encoding=encoding, skip_blank_lines=False, skipinitialspace=True, low_memory=False)
-    frame = read()
+    above = "; remove lines above that of the names, or begin them with #"
+    try:
+        frame = read()
+    except pd.errors.ParserError as error:  # a later line has more cells
+        raise ValueError(f"{error}{above}") from error
     commas = separator == ";" and _has_decimal_commas(frame.drop(columns=[*text, *nodes]))
     if commas:
         frame, notes = read(decimal=","), (*notes, "its commas are decimal ones")
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{path}: line {top + 2} holds more cells than the {len(header)} columns that line {top + 1} "
-                         "names")
+                         f"names{above}")
     for name in nodes:
         frame[name] = frame[name].str.strip().replace("", np.nan)
     blank = frame.isna().all(axis=1)

@@ -22,7 +22,7 @@ PLAUSIBLE_YEARS = range(1500, 2201)
 FIRST_ZONES = ("Europe/Berlin", "Europe/London", "Europe/Helsinki", "America/New_York", "America/Chicago",
                "America/Denver", "America/Los_Angeles", "Australia/Sydney")
 """Preferred names where several time zones have the offsets of a file."""
-OFFSET = r"(?<=\d) ?(Z|UTC|[+-](?:0\d|1[0-5])(?::?[0-5]\d)?)$"  # at the end of a time of day
+OFFSET = r"(?<=\d) ?(Z|UTC|GMT|(?:\+(?:0\d|1[0-4])|-(?:0\d|1[0-2]))(?::?[0-5]\d)?)$"  # at the end of a time
 ISO = "expected ISO 8601, as 2013-01-31T18:00"
 EXAMPLE = "as in pandas: frame['time'] = pandas.to_datetime(frame['time'], format='{}')"
 DATES = [mark.join(order) for mark in "/.-" for order in (
@@ -61,7 +61,7 @@ def read_stamps(column: pd.Series, where: Callable[[int], str]) -> Stamps:
     text = (column.astype("int64") if whole else column).astype(str).str.strip()
     if column.dtype.kind in "iufb" or text.str.fullmatch(r"-?\d{1,18}").all():
         return Stamps(_of_digits(text, where))
-    offset = text.str.extract(OFFSET)[0].where(text.str.contains(r"[T ]\d")).str.replace("Z|UTC", "+00", regex=True)
+    offset = text.str.extract(OFFSET)[0].where(text.str.contains(r"[T ]\d")).str.replace("Z|UTC|GMT", "+00", regex=True)
     if offset.isna().any() and offset.notna().any():
         row = int((offset.isna() != offset.isna().iloc[0]).to_numpy().argmax())
         raise ValueError(f"{where(row)}: time {text[row]!r} has {'no' if pd.isna(offset[row]) else 'an'} "
@@ -105,13 +105,15 @@ def _of_text(text: pd.Series, whole: pd.Series, where) -> tuple[np.ndarray, tupl
     """
     for pattern, date in PERIODS:
         text = text.str.replace(pattern, date, regex=True)
-    iso = pd.to_datetime(text.where(text.str[:1].str.isdigit()), format="ISO8601", errors="coerce")
+    plain = text.str.contains(r"^\d") & ~text.str.contains(r":\d\d ?[+-]")  # pandas takes 08:00-14:00 for an offset
+    iso = pd.to_datetime(text.where(plain), format="ISO8601", errors="coerce")
     if iso.notna().all():
         return rounded(iso), ()
     forms = set()
     if pd.isna(iso[0]):
         with warnings.catch_warnings(action="ignore"):  # that the first row tells day and month apart
-            forms = {guess_datetime_format(text[0], dayfirst=first) for first in (False, True)} - {None}
+            forms = {guess_datetime_format(text[0], dayfirst=first) for first in (False, True)}
+        forms = {form for form in forms if form and "%z" not in form.lower()}  # offsets are read before
         forms |= {*map("".join, product(DATES, CLOCKS)), *MONTHS, WEEK}
     tried = {form: pd.to_datetime(text, format=form, errors="coerce") for form in sorted(forms)
              if pd.notna(pd.to_datetime(text[0], format=form, errors="coerce"))}
@@ -120,7 +122,8 @@ def _of_text(text: pd.Series, whole: pd.Series, where) -> tuple[np.ndarray, tupl
     found = of_series if len(of_series) == 1 else found
     if not found:
         row = max(int(times.isna().to_numpy().argmax()) for times in (iso, *tried.values()))
-        raise ValueError(f"{where(row)}: time {whole[row]!r}; {ISO}: write it, {EXAMPLE.format('%d/%m/%Y')}")
+        first = "" if row else "; remove a line of units or types"
+        raise ValueError(f"{where(row)}: time {whole[row]!r}; {ISO}: write it, {EXAMPLE.format('%d/%m/%Y')}{first}")
     (form, times), *other = found.items()
     if other and (times != other[0][1]).any():
         row = int((times != other[0][1]).argmax())

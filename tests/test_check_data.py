@@ -190,8 +190,18 @@ def test_a_field_with_a_step_without_any_value_is_drawn(tmp_path):
     ([2, 9.969209968386869e36, 3], {"9.96921e+36": 1}), ([np.nan, np.nan], {}), ([np.nan, 3, -999], {"-999": 1}),
 ])
 def test_a_number_that_may_stand_for_missing_values_is_found(monkeypatch, values, odd):
-    assert codes_for_missing(torch.tensor(values, dtype=torch.float32)) == odd
+    values = torch.tensor(values, dtype=torch.float32)[:, None]
+    assert codes_for_missing(values) == odd
+    beside = 1e6 * torch.randn(len(values), 1)  # a node of other values hides none
     monkeypatch.setattr(fields, "BLOCK", 1)
+    assert codes_for_missing(torch.cat([beside, values], 1)) == odd
+
+
+@pytest.mark.parametrize("values, odd", [
+    ([39, 0, 52, 70, 0], {"0": 2}), ([1, 0, 2, 0], {}), ([5.1, 999.9, 3.2, 7], {"999.9": 1}), ([990, 999, 1010], {}),
+    ([2.5, -200, 9, -200], {"-200": 2}), ([-150, -200, -20], {}), ([12, 99.99, 48], {"99.99": 1}), ([0, 5], {}),
+])
+def test_a_number_that_may_be_a_value_or_missing_is_found_far_from_the_others(values, odd):
     assert codes_for_missing(torch.tensor(values, dtype=torch.float32)[:, None]) == odd
 
 

@@ -371,8 +371,15 @@ def test_a_large_file_says_its_memory_first(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("text, words", [
     ("time,a\n2024-01-01,1\n2024-01-02,x1\n", "line 3, column a: 'x1' is not a number"),
     ('time,a\n2024-01-01,1\n2024-01-02,"3,5"\n', "line 3, column a: '3,5' is not a number; write 1234.5"),
-    ("stamp,sensor,flow\n2024-01-01,a,1\n2024-01-01,b,2\n",
-     "line 2, column sensor: 'a' is not a number; a long table has three columns: time, node, value"),
+    ("stamp,place,flow\n2024-01-01,a,1\n2024-01-01,b,2\n2024-01-01,c,2\n",
+     "columns stamp, place, flow: times occur twice, as in a long table, which has three: time, node, value; rename"),
+    ("Page,2024-01-01,2024-01-02\nhome,1,2\n", "one with a row for each series must be transposed: frame.T"),
+    ("time,a\n2024-01-01,?\n2024-01-02,2\n", "'?' is not a number; a missing value is an empty cell"),
+    ("time,a\n-,degC\n2024-01-02,2\n", "remove a line of units or types"),
+    ("Year,Jan,Feb,Mar,Apr,May,Jun,Jul,Aug,Sep,Oct,Nov,Dec\n"
+     + "".join(f"{year}{',1' * 12}\n" for year in range(2020, 2026)),
+     "a column for each month; expected one column of times"),
+    ("latitude,longitude\n52.5,13.4\ntime,a,b\n2024-01-01,1,2\n", "remove lines above that of the names"),
     ("time,a\n2024-01-01,1\n\n2024-01-02,3\n", "line 3: no time; expected ISO 8601"),
     ("time,a\n2024-01-01,1\n31.1.2024,2\n", "line 3: time '31.1.2024'; expected ISO 8601, as 2013-01-31T18:00"),
     ("time,a\n2024-01-01,1\n2024-02-30,2\n", "line 3: time '2024-02-30'"),
@@ -684,3 +691,17 @@ def test_commas_that_may_separate_thousands_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("time;a\n2024-01-01;1,001\n2024-01-02;999\n")
     with pytest.raises(ValueError, match="line 2, column a: '1,001' is not a number; write 1234.5"):
         read_file(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("text", ["stamp,sensor,flow\n2024-01-01,a,1\n2024-01-01,b,2\n2024-01-02,a,3\n2024-01-02,b,4\n",
+                                  "id,time,speed\n7,2024-01-01,1\n7,2024-01-02,3\n"])
+def test_three_columns_of_times_nodes_and_values_are_a_long_table_by_any_names(tmp_path, text):
+    table = read_file(written(tmp_path / "a.csv", text))
+    assert table.node_names in (("a", "b"), ("7",)) and table.values[:, 0].tolist() == [1, 3]
+
+
+def test_absent_pairs_of_whole_numbers_are_noted(tmp_path):
+    text = "time,node,value\n2024-01-01,a,1\n2024-01-01,b,2\n2024-01-02,a,3\n"
+    note, = read_file(written(tmp_path / "a.csv", text)).notes
+    assert note.startswith("1 of 4 pairs of time and node have no row and are missing; if they are counts of zero")
+    assert read_file(written(tmp_path / "b.csv", text.replace("3", "3.5"))).notes == ()

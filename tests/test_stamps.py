@@ -363,10 +363,12 @@ def test_dates_without_marks_between_their_digits_are_dates(tmp_path, text, freq
     assert (field.calendar.times == instants(times)).all()
 
 
-@pytest.mark.parametrize("upper", [str.lower, str.capitalize])
+@pytest.mark.parametrize("upper", [str.lower, str.capitalize, str.upper])
 def test_columns_of_the_parts_of_a_time_are_one_column_of_times(tmp_path, upper):
     times = pd.date_range("2023-12-20", periods=STEPS, freq="h")
     parts = {upper(name): getattr(times, name) for name in ("year", "month", "day", "hour")}
+    if upper is str.upper:
+        parts = dict(zip(("YEAR", "MO", "DY", "HR"), parts.values(), strict=True))
     pd.DataFrame(parts | {"a": np.arange(STEPS)}).to_csv(tmp_path / "a.csv", index=False)
     field = opened(tmp_path / "a.csv")
     assert field.node_names == ("a",) and (field.calendar.times == instants(times)).all()
@@ -382,13 +384,14 @@ def test_columns_of_years_and_months_are_the_first_days_of_months_also_of_a_long
 
 def test_parts_of_no_time_are_refused_by_their_line(tmp_path):
     pd.DataFrame({"year": [2023] * 3, "month": [11, 12, 13], "a": range(3)}).to_csv(tmp_path / "a.csv", index=False)
-    assert "line 4: year, month [2023, 13]; expected the parts of a time" in refusal(tmp_path / "a.csv")
+    assert "line 4: year, month: 2023, 13; expected the parts of a time" in refusal(tmp_path / "a.csv")
 
 
-@pytest.mark.parametrize("form", ["%H:%M", "%H:%M:%S", "%H.%M.%S", "%I:%M %p"])
-def test_columns_of_date_and_time_of_day_are_one_column_of_times(tmp_path, form):
+@pytest.mark.parametrize("name, form", [
+    ("Time", "%H:%M"), ("time", "%H:%M:%S"), ("Time", "%H.%M.%S"), ("Time", "%I:%M %p"), ("Hour", "%H"), ("HR", "%H")])
+def test_columns_of_date_and_time_of_day_are_one_column_of_times(tmp_path, name, form):
     times = pd.date_range("2023-12-20", periods=STEPS, freq="h")
-    pd.DataFrame({"Date": times.strftime("%d/%m/%Y"), "Time": times.strftime(form), "a": np.arange(STEPS)}).to_csv(
+    pd.DataFrame({"Date": times.strftime("%d/%m/%Y"), name: times.strftime(form), "a": np.arange(STEPS)}).to_csv(
         tmp_path / "a.csv", index=False)
     field = opened(tmp_path / "a.csv")
     assert field.node_names == ("a",) and (field.calendar.times == instants(times)).all()
@@ -622,3 +625,12 @@ def test_a_checkpoint_of_an_earlier_version_states_no_time_zone(tmp_path):
     summary = summary_of(opened(saved(tmp_path / "a.csv", pd.date_range("2024-01-01", periods=STEPS, freq="h"))))
     state = {name: value for name, value in summary.state().items() if name not in ("time_zone", "rule")}
     assert dataclasses.asdict(FieldSummary.from_state(state))["time_zone"] == ""
+
+
+def test_gmt_is_utc_and_a_range_of_hours_is_no_offset(tmp_path):
+    times = pd.date_range("2023-12-20", periods=STEPS, freq="h")
+    field = opened(saved(tmp_path / "a.csv", times.strftime("%Y-%m-%d %H:%M GMT")))
+    assert (field.calendar.times == instants(times)).all() and field.calendar.zone == "UTC"
+    days = pd.date_range("2023-12-20", periods=STEPS)
+    assert "time '2023-12-20 08:00-14:00'; expected ISO 8601" in refusal(
+        saved(tmp_path / "b.csv", days.strftime("%Y-%m-%d 08:00-14:00")))
