@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 
 STEPS_PER_DAY = 24
-LEVEL = 50.0
-SPREAD_RANGE = (4.0, 12.0)
 
 
 @dataclass(frozen=True)
@@ -163,16 +161,15 @@ def seasonal_slot(step: Tensor) -> Tensor:
 
 
 def _random_seasons(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mean (slot, node), a daily wave along the first axis, weaker at weekends; spread, smallest at 03:00, by node."""
+    """Mean (slot, node), a daily wave, weaker at weekends; spread (slot, node) of 4 to 12, smallest at 03:00."""
     hour_angle = 2 * torch.pi * torch.arange(STEPS_PER_DAY, dtype=torch.float64)[:, None] / STEPS_PER_DAY
     offset = 4 * torch.randn(len(positions), generator=generator, dtype=torch.float64)
     amplitude, node_spread = torch.rand(2, len(positions), generator=generator, dtype=torch.float64)
 
     wave = (6 + 4 * amplitude) * torch.sin(hour_angle - torch.pi / 2 * positions[:, 0])
-    seasonal_mean = LEVEL + offset + torch.cat([wave, 0.6 * wave - 4])
-    low, high = SPREAD_RANGE
+    seasonal_mean = 50 + offset + torch.cat([wave, 0.6 * wave - 4])
     hour_spread = (1 - torch.cos(hour_angle - torch.pi / 4)) / 2
-    spread = low * (high / low) ** ((hour_spread + node_spread) / 2)
+    spread = 4 * 3 ** ((hour_spread + node_spread) / 2)
     return seasonal_mean, spread.repeat(2, 1)
 
 
