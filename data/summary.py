@@ -140,9 +140,7 @@ class FieldSummary:
 
     def calendar(self, step: int, count: int) -> Calendar:
         """Slots and stamps of `count` steps from the one at position `step`."""
-        size = step_size(self.interval)
-        start = np.datetime64(self.start, np.datetime_data(size)[0]) + (step - self.first_step) * size
-        return make_calendar(str(start), self.interval, count, self.time_zone, self.rule)
+        return make_calendar(self.start, self.interval, count, self.time_zone, self.rule, step - self.first_step)
 
 
 def _range(values: Tensor, each_node: bool = False) -> tuple:
