@@ -175,8 +175,8 @@ def name_differences(found: Iterable[str], names: Iterable[str]) -> str:
     """How the names of nodes that were found differ from these, whatever their order; "" where they are the same."""
     if twice := repeated(found):
         return f"nodes named twice: {listed(twice)}"
-    unknown, missing = ([name for name in one if name not in set(other)]
-                        for one, other in ((found, names), (names, found)))
+    unknown, missing = ([name for name in one if name not in others]
+                        for one, others in ((found, set(names)), (names, set(found))))
     if not missing:
         return f"nodes unknown to it: {listed(unknown)}" if unknown else ""
     return f"nodes {listed(unknown)} (wanted {listed(missing)})" if unknown else f"nodes missing: {listed(missing)}"
