@@ -126,7 +126,7 @@ class WindowedField:
         self._lag_steps = torch.tensor(self.lags, device=self.window_device)
         (_, first_end), *evaluated = field.segments
         references = [(0, training_steps)] + [(first, first + field.spec.validation_steps) for first, _ in evaluated]
-        self._evaluated_from = first_end if evaluated else len(field.values)
+        self._evaluated_from = first_end
         self._climatology = Climatology(self._values, self._slots[:, 0], field.calendar.sizes[0], self.scaler,
                                         references, field.masked)
 
@@ -289,8 +289,16 @@ class WindowBatches:
         return -(-len(self.starts) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        starts = self.starts.to(self.data.window_device)  # once, not at every step
-        return map(self._own_rows, starts.split(self.batch_size))
+        """The batches; of shared ones the rows of this process. One without any computes the first row at weight 0."""
+        rank, count = self.sharer
+        for chosen in self.starts.to(self.data.window_device).split(self.batch_size):
+            total = len(chosen)
+            first, last = rank * total // count, (rank + 1) * total // count
+            weight = (last - first) * count / total
+            if first == last:
+                first, last = 0, 1
+            yield replace(self.data.batch(chosen[first:last], self.known_until), weight=weight,
+                          rows=(first, last, total) if count > 1 else None)
 
     def share_batches(self, rank: int, count: int) -> "WindowBatches":
         """The same batches, reduced to the rows of process `rank` of `count`."""
@@ -301,17 +309,6 @@ class WindowBatches:
         if len(self.starts) < count:
             raise ValueError(f"{count} processes cannot share {len(self.starts)} windows: start fewer processes")
         return replace(self, starts=self.starts.tensor_split(count)[rank])
-
-    def _own_rows(self, chosen: Tensor) -> Batch:
-        """Rows of this process. A process without any computes the first row at weight 0."""
-        (rank, count), total = self.sharer, len(chosen)
-        if count == 1:
-            return self.data.batch(chosen, self.known_until)
-        first, last = rank * total // count, (rank + 1) * total // count
-        weight = (last - first) * count / total
-        if first == last:
-            first, last = 0, 1
-        return replace(self.data.batch(chosen[first:last], self.known_until), rows=(first, last, total), weight=weight)
 
 
 def evenly(starts: Tensor, limit: int) -> Tensor:
