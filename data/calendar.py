@@ -26,13 +26,9 @@ MOST_MISSING = 10  # missing rows for each row of a file; more mean a wrong stam
 
 @dataclass(frozen=True)
 class Calendar:
-    """Slots of every step of a regular series.
+    """Slots of every step of a regular series in those cycles that `make_calendar` finds for its interval."""
 
-    Cycles: for steps of less than a day the step of the day and the day of the week (Monday = 0), for steps of one day
-    the day of the week and the month, for longer ones the step of the year, for months the month (January = 0).
-    """
-
-    slots: Tensor  # (time, cycle) integers, of local time
+    slots: Tensor  # (time, cycle) integers, of local time; 0 is midnight, Monday, January
     sizes: tuple[int, ...]  # number of slots of each cycle
     names: tuple[str, ...]  # of the cycles
     times: np.ndarray  # (time,) datetime64, the stamps, in UTC where there is a time zone

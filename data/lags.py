@@ -26,7 +26,9 @@ def choose_lags(text: str, interval: Interval, predict_len: int, training: Tenso
     steps = len(training)
     if text == "auto":
         longest = int((1 - LAGGED_SHARE) * steps)
-        values = sample_of(training)
+        values = recent(training).T
+        values = (values - values.nanmean(1, keepdim=True)).nan_to_num()
+        values = values / values.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
         periods = [period for period in calendar_periods(interval) if period <= longest and repeats(values, period)]
         other = strongest_period(values, longest)
         if other and not any(abs(other / period - max(1, round(other / period))) < ALIKE for period in periods):
@@ -48,13 +50,6 @@ def calendar_periods(interval: Interval) -> list[int]:
     steps = cycles(interval)
     periods = [round(steps[name]) for name in (("day", "week") if steps["day"] > 1 else ("week", "year"))]
     return [period for period in periods if period > 1]
-
-
-def sample_of(training: Tensor) -> Tensor:
-    """The last steps of some nodes (`recent`), standardized, the mean where a value is missing: (node, time)."""
-    values = recent(training).T
-    values = (values - values.nanmean(1, keepdim=True)).nan_to_num()
-    return values / values.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def repeats(values: Tensor, period: int, least: float = 0.0) -> bool:
