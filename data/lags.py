@@ -81,16 +81,12 @@ def strongest_period(values: Tensor, longest: int) -> int | None:
     spectrum = torch.fft.rfft(change - change.mean(1, keepdim=True), n=2 * size)
     found = torch.fft.irfft(spectrum.abs().square(), n=2 * size)[:, :size].mean(0)
     found = (found / found[0].clamp_min(1e-12))[:longest + 2]
-    if len(found) < SHORTEST + 2:
-        return None
-    inner = found[SHORTEST:-1]
-    halfway = found[torch.arange(SHORTEST, len(found) - 1) // 2]
-    peak = (inner >= found[SHORTEST - 1:-2]) & (inner >= found[SHORTEST + 1:]) & (halfway < inner / 2)
-    peak &= inner > STANDARD_ERRORS / size**0.5
+    lag = torch.arange(len(found))
+    peak = (lag >= SHORTEST) & (found[lag // 2] < found / 2) & (found > STANDARD_ERRORS / size**0.5)
+    peak &= (found >= found.roll(1)) & (found >= found.roll(-1)) & (lag < len(found) - 1)
     if not peak.any():
         return None
-    high = peak & (inner > 0.9 * inner[peak].max())
-    first = int(high.nonzero()[0])
-    around = inner[first:first + max(1, (SHORTEST + first) // 4)]  # noise makes several peaks of a broad one
-    period = SHORTEST + first + int(around.argmax())
+    first = int((peak & (found > 0.9 * found[peak].max())).nonzero()[0])
+    around = found[first:-1][:max(1, first // 4)]  # noise makes several peaks of a broad one
+    period = first + int(around.argmax())
     return period if repeats(values, period, STRONG) else None

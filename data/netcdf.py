@@ -90,7 +90,7 @@ def _from_variable(dataset, variable: str, path: Path) -> Table:
         places = tuple(f"lat {latitude:g} lon {longitude:g}" for latitude, longitude in table.coordinates)
         table = replace(table, node_names=None if repeated(places) else places)  # six digits may not tell them apart
     kept = np.flatnonzero(~torch.stack([block.isnan().all(0) for block in table.values.split(BLOCK)]).all(0).numpy())
-    return table if len(kept) in (0, table.values.shape[1]) else table.at(kept, kept=kept)
+    return table if len(kept) in (0, table.values.shape[1]) else table.at(kept)
 
 
 def _stamps(array, time: str, path: Path) -> Stamps | None:

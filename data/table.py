@@ -62,12 +62,12 @@ class Table:
             return self
         return self.with_notes(*stamps.notes, times=stamps.times, zone=stamps.zone)
 
-    def at(self, places: np.ndarray, **changes) -> "Table":
-        """The table of some of its nodes, in this order, with other changes."""
-        names, coordinates = self.node_names, self.coordinates
+    def at(self, places: np.ndarray) -> "Table":
+        """The table of some of its nodes, in this order."""
+        names, coordinates, kept = self.node_names, self.coordinates, places if self.kept is None else self.kept[places]
         return replace(self, values=self.values[:, torch.from_numpy(places)],
                        node_names=names and tuple(names[place] for place in places),
-                       coordinates=None if coordinates is None else coordinates[places], **changes)
+                       coordinates=None if coordinates is None else coordinates[places], kept=self.grid and kept)
 
 
 def as_tensor(array: np.ndarray, source: str) -> Tensor:
