@@ -69,9 +69,8 @@ class OraclePredictive:
 
     def sample_z(self, members: int, generator: torch.Generator) -> Tensor:
         """z of joint futures, (batch, member, horizon, node)."""
-        batch, horizon, nodes = self.z.shape
-        shape, dtype = (batch, members, horizon, nodes), self.z.dtype
-        white = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(self.z)
+        shape = len(self.z), members, *self.z.shape[1:]
+        white = torch.randn(shape, generator=generator, dtype=self.z.dtype, device=generator.device).to(self.z)
         temporal_factor = torch.linalg.cholesky(self.temporal_covariance)
         return self.z[:, None] + temporal_factor.to(white) @ (white @ self.spatial_factor.T.to(white))
 

@@ -82,7 +82,7 @@ def as_tensor(array: np.ndarray, source: str) -> Tensor:
                          "(time, node, 1), none of them empty")
     values = array.reshape(len(array), -1)
     check_finite(values, source, lambda step, node: f"time step {step}, node {node}")
-    if array.nbytes // array.itemsize * 4 <= MEMORY_LIMIT or array.dtype.byteorder == ">":
+    if 4 * array.size <= MEMORY_LIMIT or array.dtype.byteorder == ">":
         values = np.ascontiguousarray(values, dtype=np.float64 if needs_float64(values) else np.float32)
     return torch.from_numpy(values)
 

@@ -124,9 +124,8 @@ class WindowedField:
             self._covariates = standardize(covariates.values, self.covariate_scalers).to(self.window_device)
         self.lags = choose_lags(settings.lags, field.spec.interval, predict_len, self.training)
         self._lag_steps = torch.tensor(self.lags, device=self.window_device)
-        (_, first_end), *evaluated = field.segments
+        (_, self._evaluated_from), *evaluated = field.segments
         references = [(0, training_steps)] + [(first, first + field.spec.validation_steps) for first, _ in evaluated]
-        self._evaluated_from = first_end
         self._climatology = Climatology(self._values, self._slots[:, 0], field.calendar.sizes[0], self.scaler,
                                         references, field.masked)
 
