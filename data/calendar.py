@@ -26,13 +26,9 @@ MOST_MISSING = 10  # missing rows for each row of a file; more mean a wrong stam
 
 @dataclass(frozen=True)
 class Calendar:
-    """Slots of every step of a regular series.
+    """Slots of every step of a regular series in those cycles that `make_calendar` finds for its interval."""
 
-    Cycles: for steps of less than a day the step of the day and the day of the week (Monday = 0), for steps of one day
-    the day of the week and the month, for longer ones the step of the year, for months the month (January = 0).
-    """
-
-    slots: Tensor  # (time, cycle) integers, of local time
+    slots: Tensor  # (time, cycle) integers, of local time; 0 is midnight, Monday, January
     sizes: tuple[int, ...]  # number of slots of each cycle
     names: tuple[str, ...]  # of the cycles
     times: np.ndarray  # (time,) datetime64, the stamps, in UTC where there is a time zone
@@ -45,22 +41,22 @@ class Calendar:
         return stamps_as_text(self.times[[0, -1]], self.zone).tolist()
 
 
-def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = "", rule: tuple = PLAIN) -> Calendar:
-    """Calendar of `num_steps` steps of `interval`, e.g. (5, "minute"), from the ISO time `start`.
+def make_calendar(start: str, interval: Interval, num_steps: int, zone: str = "", rule: tuple = PLAIN,
+                  first: int = 0) -> Calendar:
+    """Calendar of `num_steps` steps of `interval`, e.g. (5, "minute"), from step `first` after the ISO time `start`.
 
     start is local time for steps of whole days or months, else UTC where there is a time zone `zone`. rule: see
     `stamps.stamped`. Where the step does not divide the cycle, a slot is the part of the cycle in which a step begins.
     Source: STID's identities (arXiv:2208.05233); differs from the authors' release: slots come from the true
     interval, so that 5-minute data have 288 of them and not 2, and the weekday from the true start.
     """
-    count, unit = interval
+    (count, unit), size = interval, step_size(interval)
+    clock = np.datetime64(start, np.datetime_data(size)[0]) + np.arange(first, first + num_steps) * size
     if unit == "month":
-        clock = np.datetime64(start, "M") + np.arange(num_steps) * count
         cycle = 12 // math.gcd(12, count)  # steps until the same month
         found = {"month": (clock.astype(int) // count % cycle, cycle)}
     else:
         minutes = count * MINUTES[unit]
-        clock = np.datetime64(start, "m") + np.arange(num_steps) * minutes
         local = clock if _is_local(interval) else local_times(clock, zone).astype("datetime64[m]")
         days = local.astype("datetime64[D]")
         weekday = (days.astype(int) + 3) % 7  # 1970-01-01 was a Thursday
@@ -113,16 +109,15 @@ def clock_of(times: np.ndarray, interval: Interval, zone: str = "") -> np.ndarra
 
 def step_size(interval: Interval) -> np.timedelta64:
     count, unit = interval
-    return np.timedelta64(count, "M") if unit == "month" else np.timedelta64(count * MINUTES[unit] * 60, "s")
+    return np.timedelta64(count, "M") if unit == "month" else np.timedelta64(count * MINUTES[unit], "m")
 
 
 def first_step(times: np.ndarray, interval: Interval, zone: str = "") -> tuple[str, tuple | None]:
     """The arguments `start` and `rule` of `make_calendar` that give the stamps (time,); rule None: no rule does."""
     clock = clock_of(times, interval, zone)
-    if interval[1] == "month":
-        rule = stamp_rule(clock, local_times(times, zone).astype("datetime64[s]"), interval[0])
-        return str(clock[0].astype("datetime64[m]")), rule
     start = clock[0].astype("datetime64[m]")
+    if interval[1] == "month":
+        return str(start), stamp_rule(clock, local_times(times, zone).astype("datetime64[s]"), interval[0])
     seconds = int((clock[0] - start).astype(int))
     return str(start), ("start", seconds) if seconds else PLAIN
 

@@ -50,7 +50,7 @@ class Climatology:
 
     def table(self) -> Tensor:
         """Climatology of each slot for windows of the last segment that lie outside its reference: (slot, node)."""
-        return torch.where(self.counts[-1] > 0, self.sums[-1] / self.counts[-1].clamp_min(1), 0.0)
+        return self.sums[-1] / self.counts[-1].clamp_min(1)
 
     def __call__(self, steps: Tensor, segment: Tensor, history_len: int) -> Tensor:
         """Climatology at consecutive `steps` (batch, step) of windows in `segment` (batch,): (batch, step, node)."""

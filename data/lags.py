@@ -26,7 +26,9 @@ def choose_lags(text: str, interval: Interval, predict_len: int, training: Tenso
     steps = len(training)
     if text == "auto":
         longest = int((1 - LAGGED_SHARE) * steps)
-        values = sample_of(training)
+        values = recent(training).T
+        values = (values - values.nanmean(1, keepdim=True)).nan_to_num()
+        values = values / values.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
         periods = [period for period in calendar_periods(interval) if period <= longest and repeats(values, period)]
         other = strongest_period(values, longest)
         if other and not any(abs(other / period - max(1, round(other / period))) < ALIKE for period in periods):
@@ -48,13 +50,6 @@ def calendar_periods(interval: Interval) -> list[int]:
     steps = cycles(interval)
     periods = [round(steps[name]) for name in (("day", "week") if steps["day"] > 1 else ("week", "year"))]
     return [period for period in periods if period > 1]
-
-
-def sample_of(training: Tensor) -> Tensor:
-    """The last steps of some nodes (`recent`), standardized, the mean where a value is missing: (node, time)."""
-    values = recent(training).T
-    values = (values - values.nanmean(1, keepdim=True)).nan_to_num()
-    return values / values.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def repeats(values: Tensor, period: int, least: float = 0.0) -> bool:
@@ -86,16 +81,12 @@ def strongest_period(values: Tensor, longest: int) -> int | None:
     spectrum = torch.fft.rfft(change - change.mean(1, keepdim=True), n=2 * size)
     found = torch.fft.irfft(spectrum.abs().square(), n=2 * size)[:, :size].mean(0)
     found = (found / found[0].clamp_min(1e-12))[:longest + 2]
-    if len(found) < SHORTEST + 2:
-        return None
-    inner = found[SHORTEST:-1]
-    halfway = found[torch.arange(SHORTEST, len(found) - 1) // 2]
-    peak = (inner >= found[SHORTEST - 1:-2]) & (inner >= found[SHORTEST + 1:]) & (halfway < inner / 2)
-    peak &= inner > STANDARD_ERRORS / size**0.5
+    lag = torch.arange(len(found))
+    peak = (lag >= SHORTEST) & (found[lag // 2] < found / 2) & (found > STANDARD_ERRORS / size**0.5)
+    peak &= (found >= found.roll(1)) & (found >= found.roll(-1)) & (lag < len(found) - 1)
     if not peak.any():
         return None
-    high = peak & (inner > 0.9 * inner[peak].max())
-    first = int(high.nonzero()[0])
-    around = inner[first:first + max(1, (SHORTEST + first) // 4)]  # noise makes several peaks of a broad one
-    period = SHORTEST + first + int(around.argmax())
+    first = int((peak & (found > 0.9 * found[peak].max())).nonzero()[0])
+    around = found[first:-1][:max(1, first // 4)]  # noise makes several peaks of a broad one
+    period = first + int(around.argmax())
     return period if repeats(values, period, STRONG) else None

@@ -56,12 +56,11 @@ def _with_empty_places(table: Table, field) -> Table:
     absent = np.array([place for place, name in enumerate(field.node_names) if name not in found], dtype=int)
     if not len(absent):
         return table
-    values = as_real(table.values)
-    nothing = values.new_full((len(values), len(absent)), math.nan)
     kept = np.arange(len(field.node_names)) if field.kept is None else np.asarray(field.kept)
     coordinates = table.coordinates if table.coordinates is None else np.concatenate(
         [table.coordinates, np.asarray(field.coordinates)[absent]])
-    return replace(table, values=torch.cat([values, nothing], dim=1), kept=np.concatenate([table.kept, kept[absent]]),
+    values = torch.nn.functional.pad(as_real(table.values), (0, len(absent)), value=math.nan)
+    return replace(table, values=values, kept=np.concatenate([table.kept, kept[absent]]),
                    node_names=(*table.node_names, *(field.node_names[place] for place in absent)),
                    coordinates=coordinates)
 
@@ -70,9 +69,7 @@ def in_order(table: Table, names: Sequence[str]) -> Table:
     """A table of the nodes of these names in their order, where `node_differences` finds none."""
     if table.node_names is not None and table.node_names != tuple(names):
         place = {name: place for place, name in enumerate(table.node_names)}
-        places = np.array([place[name] for name in names])
-        on_grid = places if table.kept is None else table.kept[places]
-        table = table.at(places, kept=on_grid if table.grid is not None else None)
+        table = table.at(np.array([place[name] for name in names]))
     return replace(table, node_names=tuple(names))
 
 

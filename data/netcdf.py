@@ -23,7 +23,9 @@ def read_xarray(path: Path, variable: str) -> Table:
     xarray, package, options = optional("xarray", path), "netCDF4", {}
     if path.suffix.lower() == ".zarr":
         package, options = "zarr", {"consolidated": False}
-        _refuse_code(path)
+        for file in (*path.rglob(".z*"), *path.rglob("zarr.json")):  # metadata, which name the codecs
+            if file.is_file() and "pickle" in file.read_text(errors="replace"):
+                raise ValueError(f"{path}: it holds Python objects ({file.name} names pickle), which are never loaded")
     optional(package, path)
     with xarray.open_dataset(path, engine=package.lower(), decode_cf=False, **options) as stored:
         for array in stored.variables.values():
@@ -33,13 +35,6 @@ def read_xarray(path: Path, variable: str) -> Table:
         name = _choose_variable(dataset, variable, path)
         check_memory(path, 8 * dataset[name].size)
         return _from_variable(dataset, name, path)
-
-
-def _refuse_code(path: Path) -> None:
-    """Raises: ValueError for a Zarr store that would unpickle: its metadata name the codec."""
-    for file in (*path.rglob(".z*"), *path.rglob("zarr.json")):
-        if file.is_file() and "pickle" in file.read_text(errors="replace"):
-            raise ValueError(f"{path}: it holds Python objects ({file.name} names pickle), which are never loaded")
 
 
 def _choose_variable(dataset, variable: str, path: Path) -> str:
@@ -95,7 +90,7 @@ def _from_variable(dataset, variable: str, path: Path) -> Table:
         places = tuple(f"lat {latitude:g} lon {longitude:g}" for latitude, longitude in table.coordinates)
         table = replace(table, node_names=None if repeated(places) else places)  # six digits may not tell them apart
     kept = np.flatnonzero(~torch.stack([block.isnan().all(0) for block in table.values.split(BLOCK)]).all(0).numpy())
-    return table if len(kept) in (0, table.values.shape[1]) else table.at(kept, kept=kept)
+    return table if len(kept) in (0, table.values.shape[1]) else table.at(kept)
 
 
 def _stamps(array, time: str, path: Path) -> Stamps | None:

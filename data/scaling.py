@@ -76,8 +76,7 @@ class Scaler:
 
     def of_nodes(self, nodes: slice) -> "Scaler":
         """The scaler of some nodes."""
-        return replace(self, **{name: value[nodes] for name, value in vars(self).items()
-                                if isinstance(value, tuple)})
+        return replace(self, **{name: value[nodes] for name, value in vars(self).items() if isinstance(value, tuple)})
 
     def zero(self, device: torch.device | str = "cpu") -> Tensor:
         """Zero in standardized units, never cut: (), or (node,)."""
@@ -154,8 +153,6 @@ class NodeStatistics:
             values = logarithms(training[:, node:node + 1], least if least is None else least[node])
             edge = (values - mean[node]).abs().nan_to_num(-1.0).topk(int(extremes[node]), 0).values[-1]
             others = torch.where((values - mean[node]).abs() < edge, values, math.nan)
-            if others.isnan().all():
-                continue
             _, middle, spread, lowest, highest = _moments(others)
             if 0 < OUTLYING * spread < std[node]:
                 mean[node], std[node], limit[node] = middle, spread, BEYOND * max(highest - middle, middle - lowest)

@@ -41,8 +41,11 @@ class FieldSummary:
 
     @classmethod
     def of(cls, data: WindowedField) -> "FieldSummary":
-        field, (first, _) = data.field, data.field.segments[-1]
-        spec = field.spec
+        field, spec, (first, _) = data.field, data.field.spec, data.field.segments[-1]
+        low, high = (by_node(data.training, end) for end in (torch.amin, torch.amax))
+        value_range = float(low.min()), float(high.max())
+        if data.scaler.by_node:
+            value_range = tuple(low.tolist()), tuple(high.tolist())
         return cls(
             field.name, spec.unit, spec.cf_unit or spec.unit, spec.interval,
             str(clock_of(field.calendar.times[[first]], spec.interval, spec.time_zone)[0].astype("datetime64[m]")),
@@ -50,8 +53,7 @@ class FieldSummary:
             field.axes and tuple(map(torch.as_tensor, field.axes)),
             *(array if array is None else torch.as_tensor(array) for array in (field.kept, field.coordinates)),
             data.scaler, data.climatology.cpu(), field.masked, data.covariate_scalers,
-            _range(data.training, data.scaler.by_node),
-            data.lags, spec.time_zone, spec.rule,
+            value_range, data.lags, spec.time_zone, spec.rule,
         )
 
     @classmethod
@@ -87,7 +89,7 @@ class FieldSummary:
         if not beyond.any():
             return ""
         node = int(beyond.byte().argmax())
-        lowest, highest = _range(history[:, [node]])
+        lowest, highest = history[~history[:, node].isnan(), node].aminmax()
         return (f"the history holds values of node {self.node_names[node]} from {lowest:.6g} to {highest:.6g}, the "
                 f"training part held {low[node]:.6g} to {high[node]:.6g} ({self.unit}): is it in another unit?")
 
@@ -140,14 +142,4 @@ class FieldSummary:
 
     def calendar(self, step: int, count: int) -> Calendar:
         """Slots and stamps of `count` steps from the one at position `step`."""
-        size = step_size(self.interval)
-        start = np.datetime64(self.start, np.datetime_data(size)[0]) + (step - self.first_step) * size
-        return make_calendar(str(start), self.interval, count, self.time_zone, self.rule)
-
-
-def _range(values: Tensor, each_node: bool = False) -> tuple:
-    """Smallest and largest value of values (time, node); or tuples of those of each node."""
-    low, high = (by_node(values, end) for end in (torch.amin, torch.amax))
-    if each_node:
-        return tuple(low.tolist()), tuple(high.tolist())
-    return float(low.min()), float(high.max())
+        return make_calendar(self.start, self.interval, count, self.time_zone, self.rule, step - self.first_step)

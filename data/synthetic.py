@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 
 STEPS_PER_DAY = 24
-LEVEL = 50.0
-SPREAD_RANGE = (4.0, 12.0)
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,8 @@ class OraclePredictive:
 
     def sample_z(self, members: int, generator: torch.Generator) -> Tensor:
         """z of joint futures, (batch, member, horizon, node)."""
-        batch, horizon, nodes = self.z.shape
-        shape, dtype = (batch, members, horizon, nodes), self.z.dtype
-        white = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(self.z)
+        shape = len(self.z), members, *self.z.shape[1:]
+        white = torch.randn(shape, generator=generator, dtype=self.z.dtype, device=generator.device).to(self.z)
         temporal_factor = torch.linalg.cholesky(self.temporal_covariance)
         return self.z[:, None] + temporal_factor.to(white) @ (white @ self.spatial_factor.T.to(white))
 
@@ -145,11 +142,19 @@ def make_oracle(settings: OracleSettings = OracleSettings(), seed: int = 0) -> O
     """Simulate a field of hourly values; a longer series begins with the bits of the shorter one."""
     generator = torch.Generator().manual_seed(seed)
     positions = torch.rand(settings.nodes, 2, generator=generator, dtype=torch.float64)
-    seasonal_mean, spread = _random_seasons(positions, generator)
+    offset = 4 * torch.randn(settings.nodes, generator=generator, dtype=torch.float64)
+    amplitude, node_spread = torch.rand(2, settings.nodes, generator=generator, dtype=torch.float64)
+
+    hour_angle = 2 * torch.pi * torch.arange(STEPS_PER_DAY, dtype=torch.float64)[:, None] / STEPS_PER_DAY
+    wave = (6 + 4 * amplitude) * torch.sin(hour_angle - torch.pi / 2 * positions[:, 0])
+    seasonal_mean = 50 + offset + torch.cat([wave, 0.6 * wave - 4])  # a wave along the first axis, weaker at weekends
+    hour_spread = (1 - torch.cos(hour_angle - torch.pi / 4)) / 2
+    spread = (4 * 3 ** ((hour_spread + node_spread) / 2)).repeat(2, 1)  # 4 to 12, smallest at 03:00
+
     distance = (positions[:, None] - positions).norm(dim=-1)
     correlation = (1 - settings.nugget) * torch.exp(-distance / settings.length_scale)
-    identity = torch.eye(settings.nodes, dtype=torch.float64)
-    spatial_factor = torch.linalg.cholesky(correlation + settings.nugget * identity)
+    correlation.diagonal().add_(settings.nugget)
+    spatial_factor = torch.linalg.cholesky(correlation)
     z = _simulate(settings, spatial_factor, generator)
     slot = seasonal_slot(torch.arange(settings.steps))
     values = (seasonal_mean[slot] + spread[slot] * warp(z, settings.skew)).float()
@@ -160,20 +165,6 @@ def seasonal_slot(step: Tensor) -> Tensor:
     """Slot of each step of the series: hour of day, plus 24 on Saturday and Sunday; any integer tensor."""
     weekend = step // STEPS_PER_DAY % 7 >= 5
     return step % STEPS_PER_DAY + STEPS_PER_DAY * weekend
-
-
-def _random_seasons(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mean (slot, node), a daily wave along the first axis, weaker at weekends; spread, smallest at 03:00, by node."""
-    hour_angle = 2 * torch.pi * torch.arange(STEPS_PER_DAY, dtype=torch.float64)[:, None] / STEPS_PER_DAY
-    offset = 4 * torch.randn(len(positions), generator=generator, dtype=torch.float64)
-    amplitude, node_spread = torch.rand(2, len(positions), generator=generator, dtype=torch.float64)
-
-    wave = (6 + 4 * amplitude) * torch.sin(hour_angle - torch.pi / 2 * positions[:, 0])
-    seasonal_mean = LEVEL + offset + torch.cat([wave, 0.6 * wave - 4])
-    low, high = SPREAD_RANGE
-    hour_spread = (1 - torch.cos(hour_angle - torch.pi / 4)) / 2
-    spread = low * (high / low) ** ((hour_spread + node_spread) / 2)
-    return seasonal_mean, spread.repeat(2, 1)
 
 
 def _simulate(settings: OracleSettings, spatial_factor: Tensor, generator: torch.Generator) -> Tensor:

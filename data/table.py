@@ -62,12 +62,12 @@ class Table:
             return self
         return self.with_notes(*stamps.notes, times=stamps.times, zone=stamps.zone)
 
-    def at(self, places: np.ndarray, **changes) -> "Table":
-        """The table of some of its nodes, in this order, with other changes."""
-        names, coordinates = self.node_names, self.coordinates
+    def at(self, places: np.ndarray) -> "Table":
+        """The table of some of its nodes, in this order."""
+        names, coordinates, kept = self.node_names, self.coordinates, places if self.kept is None else self.kept[places]
         return replace(self, values=self.values[:, torch.from_numpy(places)],
                        node_names=names and tuple(names[place] for place in places),
-                       coordinates=None if coordinates is None else coordinates[places], **changes)
+                       coordinates=None if coordinates is None else coordinates[places], kept=self.grid and kept)
 
 
 def as_tensor(array: np.ndarray, source: str) -> Tensor:
@@ -82,7 +82,7 @@ def as_tensor(array: np.ndarray, source: str) -> Tensor:
                          "(time, node, 1), none of them empty")
     values = array.reshape(len(array), -1)
     check_finite(values, source, lambda step, node: f"time step {step}, node {node}")
-    if array.nbytes // array.itemsize * 4 <= MEMORY_LIMIT or array.dtype.byteorder == ">":
+    if 4 * array.size <= MEMORY_LIMIT or array.dtype.byteorder == ">":
         values = np.ascontiguousarray(values, dtype=np.float64 if needs_float64(values) else np.float32)
     return torch.from_numpy(values)
 
@@ -175,8 +175,8 @@ def name_differences(found: Iterable[str], names: Iterable[str]) -> str:
     """How the names of nodes that were found differ from these, whatever their order; "" where they are the same."""
     if twice := repeated(found):
         return f"nodes named twice: {listed(twice)}"
-    unknown, missing = ([name for name in one if name not in set(other)]
-                        for one, other in ((found, names), (names, found)))
+    unknown, missing = ([name for name in one if name not in others]
+                        for one, others in ((found, set(names)), (names, set(found))))
     if not missing:
         return f"nodes unknown to it: {listed(unknown)}" if unknown else ""
     return f"nodes {listed(unknown)} (wanted {listed(missing)})" if unknown else f"nodes missing: {listed(missing)}"

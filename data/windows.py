@@ -1,6 +1,7 @@
 """Windows of a field in batches: chronological split, scaler of the training part, windows gathered by index."""
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -104,11 +105,16 @@ class WindowedField:
                 raise ValueError(f"{field.name}: {len(unseen)} of {len(seen)} nodes have no value in the "
                                  f"{training_steps} steps that train ({listed(unseen)}): leave them out of the file")
         self.measured = self.training if settings.training_span == "targets" else self.training[:-predict_len]
+        self.num_nodes = field.values.shape[1]
         self.field = self._fit_scaler(field, settings.scaling)
-        if settings.highest is not None:
-            self._bound(settings.highest)
+        if (highest := settings.highest) is not None:
+            if (largest := float(by_node(field.values, torch.amax).max())) > highest:
+                raise ValueError(f"--highest {highest:g}: {field.name} has values up to {largest:g}")
+            bounds = np.broadcast_to(np.minimum(self.scaler.highest, highest), self.num_nodes)
+            self.scaler = replace(self.scaler, highest=tuple(bounds.tolist()))
         self.nearest_nodes = functools.cache(functools.partial(nearest_nodes, field))  # by their number
         self._values = field.values.to(device) if field.values.numel() * 4 <= MEMORY_LIMIT else field.values
+        self.window_device = self._values.device  # where windows are gathered: the CPU for a memory map
         self._slots = field.calendar.slots.to(self.window_device)
         self._offsets = torch.arange(history_len + predict_len, device=self.window_device)
         self._covariates, self.covariate_scalers = None, {}
@@ -118,9 +124,8 @@ class WindowedField:
             self._covariates = standardize(covariates.values, self.covariate_scalers).to(self.window_device)
         self.lags = choose_lags(settings.lags, field.spec.interval, predict_len, self.training)
         self._lag_steps = torch.tensor(self.lags, device=self.window_device)
-        (_, first_end), *evaluated = field.segments
+        (_, self._evaluated_from), *evaluated = field.segments
         references = [(0, training_steps)] + [(first, first + field.spec.validation_steps) for first, _ in evaluated]
-        self._evaluated_from = first_end if evaluated else len(field.values)
         self._climatology = Climatology(self._values, self._slots[:, 0], field.calendar.sizes[0], self.scaler,
                                         references, field.masked)
 
@@ -152,22 +157,6 @@ class WindowedField:
         self.scaler = replace(self.scaler, nonnegative=tuple(nonnegative) if isinstance(nonnegative, list)
                               else nonnegative)
         return field.with_notes(*notes)
-
-    def _bound(self, highest: float) -> None:
-        """Bound what the scaler gives back. Raises: ValueError where a value is above `highest`."""
-        if (largest := float(by_node(self.field.values, torch.amax).max())) > highest:
-            raise ValueError(f"--highest {highest:g}: {self.field.name} has values up to {largest:g}")
-        bounds = np.broadcast_to(np.minimum(self.scaler.highest, highest), self.num_nodes)
-        self.scaler = replace(self.scaler, highest=tuple(bounds.tolist()))
-
-    @property
-    def num_nodes(self) -> int:
-        return self.field.values.shape[1]
-
-    @property
-    def window_device(self) -> torch.device:
-        """Where windows are gathered: the device, or the CPU for a memory map."""
-        return self._values.device
 
     @property
     def support(self) -> tuple[float, float] | tuple[Tensor, Tensor]:
@@ -240,13 +229,10 @@ class WindowedField:
         calendar = self._slots[starts + self.history_len - 1].to(self.device)
         climatology = self._climatology(steps, self._segment(starts), self.history_len).to(self.device)
         batch = Batch.of(self.scaler.standardize(physical), self.history_len, calendar, climatology,
-                         starts.to(self.device), self.field.masked, self.covariates(steps),
+                         starts.to(self.device), self.field.masked,
+                         None if self._covariates is None else self._covariates[steps].to(self.device),
                          self._lagged(steps) if self.lags else None, known_until is not None)
         return replace(batch, truth=physical[:, self.history_len:])
-
-    def covariates(self, steps: Tensor) -> Tensor | None:
-        """Standardized covariates of the file at `steps` (batch, step): (batch, step, node or 1, covariate) or None."""
-        return None if self._covariates is None else self._covariates[steps].to(self.device)
 
     def _lagged(self, steps: Tensor) -> Tensor:
         """Values `lags` earlier than `steps` (batch, step), NaN before the segment: (batch, step, node, lag)."""
@@ -295,15 +281,23 @@ class WindowBatches:
     data: WindowedField
     starts: Tensor
     batch_size: int
-    sharer: tuple[int, int] | None = None
+    sharer: tuple[int, int] = (0, 1)  # number of the process, and of the processes that share each batch
     known_until: int | None = None  # see `WindowedField.batch`
 
     def __len__(self) -> int:
         return -(-len(self.starts) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        starts = self.starts.to(self.data.window_device)  # once, not at every step
-        return map(self._own_rows if self.sharer else self._batch, starts.split(self.batch_size))
+        """The batches; of shared ones the rows of this process. One without any computes the first row at weight 0."""
+        rank, count = self.sharer
+        for chosen in self.starts.to(self.data.window_device).split(self.batch_size):
+            total = len(chosen)
+            first, last = rank * total // count, (rank + 1) * total // count
+            weight = (last - first) * count / total
+            if first == last:
+                first, last = 0, 1
+            yield replace(self.data.batch(chosen[first:last], self.known_until), weight=weight,
+                          rows=(first, last, total) if count > 1 else None)
 
     def share_batches(self, rank: int, count: int) -> "WindowBatches":
         """The same batches, reduced to the rows of process `rank` of `count`."""
@@ -314,18 +308,6 @@ class WindowBatches:
         if len(self.starts) < count:
             raise ValueError(f"{count} processes cannot share {len(self.starts)} windows: start fewer processes")
         return replace(self, starts=self.starts.tensor_split(count)[rank])
-
-    def _batch(self, chosen: Tensor) -> Batch:
-        return self.data.batch(chosen, self.known_until)
-
-    def _own_rows(self, chosen: Tensor) -> Batch:
-        """Rows of this process. A process without any computes the first row at weight 0."""
-        (rank, count), total = self.sharer, len(chosen)
-        first, last = rank * total // count, (rank + 1) * total // count
-        weight = (last - first) * count / total
-        if first == last:
-            first, last = 0, 1
-        return replace(self._batch(chosen[first:last]), rows=(first, last, total), weight=weight)
 
 
 def evenly(starts: Tensor, limit: int) -> Tensor:
@@ -347,19 +329,11 @@ def split_windows(field: Field, history_len: int, predict_len: int,
     Source: CoST section 5.1 and the authors' release.
     """
     length = history_len + predict_len
-    if len(field.segments) == 1:
-        ranges = _ranges(field, split, history_len, length)
-    elif split:
-        raise ValueError(f"--split {split}: {field.name} is split by field: trained on one, evaluated on another")
-    else:
-        (_, train_end), (_, end) = field.segments
-        middle = train_end + field.spec.validation_steps
-        parts = ((0, train_end), (train_end, middle), (middle, end))
-        ranges = [(first, max(last - length + 1, first)) for first, last in parts]
-    starts = {split: torch.arange(*limits) for split, limits in zip(SPLITS, ranges, strict=True)}
-    for split, found in starts.items():
+    starts = {name: torch.arange(first, max(last - length + 1, first))
+              for name, (first, last) in zip(SPLITS, _parts(field, split, history_len, length), strict=True)}
+    for name, found in starts.items():
         if len(found) == 0:
-            raise ValueError(f"{field.name}: no {split} window: {len(field.values)} steps in all, a window takes "
+            raise ValueError(f"{field.name}: no {name} window: {len(field.values)} steps in all, a window takes "
                              f"--history_len {history_len} + --predict_len {predict_len} = {length}; choose shorter "
                              "lengths or a longer series")
     trained_steps = int(starts["train"][-1]) + length
@@ -370,28 +344,32 @@ def split_windows(field: Field, history_len: int, predict_len: int,
     return starts, trained_steps
 
 
-def _ranges(field: Field, split: str, history_len: int, length: int) -> list[tuple[int, int]]:
-    """Half-open ranges of the first steps of training, validation and test windows of one field."""
-    windows = max(len(field.values) - length + 1, 0)
-    parts = (split or "0.6,0.2,0.2").split(",")
-    if len(parts) == 2:
+def _parts(field: Field, split: str, history_len: int, length: int) -> list[tuple[int, int]]:
+    """Half-open ranges of the steps of which training, validation and test windows consist."""
+    steps, given = len(field.values), (split or "0.6,0.2,0.2").split(",")
+    if len(field.segments) == 2:
+        if split:
+            raise ValueError(f"--split {split}: {field.name} is split by field: trained on one, evaluated on another")
+        (_, first), (_, end) = field.segments
+        second = first + field.spec.validation_steps
+        return [(0, first), (first, second), (second, end)]
+    if len(given) == 2:
         first, second = (int(np.searchsorted(field.calendar.times, parse_time(part, "--split", field.calendar.zone)))
-                         for part in parts)
+                         for part in given)
         if first >= second:
             raise ValueError(f"--split {split}: validation must begin before the test, both within the data")
-        begins = (0, max(first - history_len, 0), max(second - history_len, 0))
-        ends = (first - length + 1, second - length + 1, windows)
-        return [(begin, max(begin, end)) for begin, end in zip(begins, ends, strict=True)]
+        return [(0, first), (max(first - history_len, 0), second), (max(second - history_len, 0), steps)]
     try:
-        shares = [float(part) for part in parts]
+        shares = [float(part) for part in given]
     except ValueError:
         shares = []
     if len(shares) != 3 or not min(shares) > 0 or not abs(sum(shares) - 1) < 1e-6:
         raise ValueError(f"--split {split}: expected three shares that add up to 1, as 0.6,0.2,0.2, or the two times "
                          "at which validation and test begin, as 2013-09-01,2013-11-01")
+    windows = max(steps - length + 1, 0)
     train, validation = round(shares[0] * windows), round(shares[1] * windows)
     bounds = (0, train, train + validation, windows)
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return [(first, end + length - 1) for first, end in itertools.pairwise(bounds)]
 
 
 def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, names: tuple[str, ...]) -> list[str]:
