@@ -162,7 +162,7 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
     distance, lacking = steps[step - 1], f"{int(missing[step - 1])} missing"
     if found != interval:
         kind = f"steps of the file are {in_words(found)}"
-    elif distance <= 0:
+    elif distance <= 0 or (steps < 0).sum() > 1:
         kind = "stamps must ascend: sort the rows" if distance else "it occurs twice"
     elif too_many:
         kind = f"{lacking}, many more than there are: is this stamp right?"

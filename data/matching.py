@@ -31,6 +31,8 @@ def match(table: Table, field, source: str) -> Table:
         differing.append(f"unit {table.unit} (wanted {field.unit})")
     if any(differing):
         raise ValueError(f"{source}: another field than the run was trained on: {'; '.join(filter(None, differing))}")
+    if table.grid and table.node_names is None and table.coordinates is None and field.coordinates is not None:
+        table = table.with_notes("it has no latitude and longitude: its places are taken in the order of the run")
     if table.times is not None:
         check_zone(table.zone, field.time_zone, source)
         first = table.where(0)

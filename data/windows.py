@@ -139,7 +139,7 @@ class WindowedField:
             self.scaler = statistics.scaler(self.measured, scaling, self.predict_len)
             if field.spec.nonnegative is not False and field.name not in DATASETS:
                 self.scaler = replace(self.scaler, highest=statistics.upper_bounds(self.measured, field.values))
-            notes = notes_on_scale(statistics, self.scaler, scaling, field.node_names)
+            notes = notes_on_scale(statistics, self.scaler, scaling, field)
             if self.scaler.least and (lowest := by_node(field.values, torch.amin).min()) <= 0:
                 notes.append(f"the logarithms of values are used, as training values are positive, but later there are "
                              f"values down to {lowest:g}: no forecast is below 0; see --scaling")
@@ -372,8 +372,10 @@ def _parts(field: Field, split: str, history_len: int, length: int) -> list[tupl
     return [(first, end + length - 1) for first, end in itertools.pairwise(bounds)]
 
 
-def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, names: tuple[str, ...]) -> list[str]:
-    """Notes on nodes that differ in scale, on outliers, on spreads near the resolution of the type, and on bounds."""
+def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, field: Field) -> list[str]:
+    """Notes on nodes that differ in scale or are constant, outliers, spreads near the type's resolution, and bounds."""
+    names, constant = field.node_names, statistics.low == statistics.high
+    varying = by_node(field.values, torch.amin) < by_node(field.values, torch.amax)
     unlike = "each node is scaled by its own mean and spread" + ", those of its logarithm" * bool(scaler.least)
     if not scaler.by_node:
         unlike = (f"one scale for all, as --scaling {scaling} says: nodes of small values have little weight; "
@@ -387,6 +389,7 @@ def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, nam
          f"{outlying}"),
         (statistics.unresolved, "the spread of {} is about the resolution of the file's numbers at that level: store "
          "the values in float64, or without the level"),
+        (constant & varying, "{} have one value in the training part and others later: forecasts of them hardly vary"),
         (torch.tensor(scaler.highest) < torch.inf, "{} mostly have their largest value: no forecast is above it; see "
          "--support"),
     )

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from data import table as table_module
 from data.constants import ANY_VALUE
 from data.fields import OwnFile, load_field
+from data.matching import match
 from data.nodes import numbered, read_graph, read_node_table
 from data.readers import READERS, read_file
 from data.summary import FieldSummary
@@ -705,3 +706,35 @@ def test_absent_pairs_of_whole_numbers_are_noted(tmp_path):
     note, = read_file(written(tmp_path / "a.csv", text)).notes
     assert note.startswith("1 of 4 pairs of time and node have no row and are missing; if they are counts of zero")
     assert read_file(written(tmp_path / "b.csv", text.replace("3", "3.5"))).notes == ()
+
+
+@pytest.mark.parametrize("later", [7.0, 9.0])
+def test_a_node_that_is_constant_in_training_and_not_later_is_noted(tmp_path, later):
+    values = np.concatenate([random_values(100, 2), np.full((100, 1), 7.0)], axis=1)
+    values[80:, 2] = later
+    np.save(tmp_path / "a.npy", values)
+    field = load_field("a", tmp_path, OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01"))
+    notes = " ".join(WindowedField(field, 6, 6, WindowSettings(scaling="node")).field.notes)
+    assert ("1 of 3 nodes (node 2) have one value in the training part and others later" in notes) == (later != 7)
+
+
+def test_a_newer_grid_without_latitude_and_longitude_is_taken_in_the_order_of_the_run_with_a_note(tmp_path):
+    values = random_values(60, 12).reshape(60, 3, 4)
+    places = {"lat": [52.0, 51.0, 50.0], "lon": [5.0, 6.0, 7.0, 8.0]}
+    times = pd.date_range("2024-01-01", periods=60, freq="h")
+    array = xarray.DataArray(values, {"time": times, **places}, ("time", "lat", "lon"), name="t2m")
+    array.lat.attrs["units"], array.lon.attrs["units"] = "degrees_north", "degrees_east"
+    array.to_dataset().to_netcdf(tmp_path / "a.nc")
+    array.drop_vars(["lat", "lon"]).to_dataset().to_netcdf(tmp_path / "newer.nc")
+    summary = FieldSummary.of(WindowedField(load_field("a", tmp_path, OwnFile(str(tmp_path / "a.nc"))), 6, 6))
+    for name, notes in (("a.nc", 0), ("newer.nc", 1)):
+        table = match(read_file(tmp_path / name), summary, name)
+        assert len(table.notes) == notes and (table.values.numpy() == values.reshape(60, 12).astype(np.float32)).all()
+
+
+def test_rows_in_no_order_are_refused_with_the_word_sort(tmp_path):
+    times = pd.date_range("2024-01-01", periods=60, freq="h").to_numpy()
+    frame = pd.DataFrame({"time": np.random.default_rng(0).permutation(times), "a": range(60)})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ValueError, match="stamps must ascend: sort the rows"):
+        load_field("a", tmp_path, OwnFile(str(tmp_path / "a.csv")))
