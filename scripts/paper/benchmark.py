@@ -9,6 +9,7 @@ scripts.paper.collect_results makes tables of them. Choices are made on `--split
 something there (spreads, residuals, recalibration) look better on it than they would elsewhere.
 """
 
+import itertools
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,14 +119,7 @@ METHODS = {
     "cost_smooth": Method("ours", stage_2=(), trained_as="cost", members="quantiles"),
     "cost": Method("ours", stage_2=(), change="mean and scale as inputs of the denoiser"),
 }
-"""The rows of the tables, from the last value to the default recipe.
-
-Members are random; rows `_smooth` are quantiles at equidistant levels in the rank order of the random members.
-`published` is the paper's system, `published_fast` its networks with DPM-Solver++ in 10 steps. cost_untrained is cost
-with the trained network replaced by the Gaussian that it starts from: the difference is what the diffusion learned.
-cost_global has one fluctuation scale for the field. Baselines stand on published inputs. The ablation: step_1 to
-step_6 lead to cost (`STEPS`), without_X is cost with one switch off, itransformer and dlinear have another backbone.
-"""
+"""The rows of the tables, from the last value to the default recipe; docs/results/README.md says what each is."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +137,7 @@ class Task:
         """Run a stage of the pipeline unless it is done; its folder. `kind` distinguishes runs of a stage."""
         arguments = ["--data_name", self.data_name, "--seed", str(self.seed), "--save_dir", str(self.save_dir),
                      "--run_name", f"{kind}_{self.seed}", *self.flags, *extra]
-        config_class, stage = PretrainConfig, "mean"
-        if program is main_train:
-            config_class, stage = TrainConfig, "diffusion"
-            arguments += ["--test_windows", "2"]  # its own forecast of the test split is not what is reported
+        stage, config_class = ("mean", PretrainConfig) if program is main_pretrain else ("diffusion", TrainConfig)
         program.main(arguments)
         return checkpoint.run_folder(str(self.save_dir), stage, parse_config(config_class, CHOICES, arguments))
 
@@ -163,7 +154,8 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
     else:  # without lags, the protocol of the published tables
         flags, mean_run = ("--lags", "none") if task.data_name in DATASETS else (), ""
     if method.stage_2 is not None:
-        folder = task.stage(method.trained_as or name, main_train, (*method.stage_2, "--mean_run", str(mean_run)))
+        folder = task.stage(method.trained_as or name, main_train, (
+            *method.stage_2, "--mean_run", str(mean_run), "--test_windows", "2"))  # it is not what is reported
         run = load_forecaster(folder, device)
         trained = checkpoint.read_json(folder / checkpoint.METRICS)
         facts |= {"minutes_stage_2": trained["seconds_train"] / 60, "best_epoch": trained["best_epoch"]}
@@ -171,10 +163,9 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
                     "test_windows": task.test_windows}
         if method.untrained:
             facts["minutes_stage_2"] = 0.0
-            torch.nn.init.zeros_(run.model.denoiser.project.weight)
-            torch.nn.init.zeros_(run.model.denoiser.project.bias)
-        data = open_windows(settings, "", device)
-        scores, windows = score_ensemble(run.model, settings, data, task.split, device)
+            for parameter in run.model.denoiser.project.parameters():
+                torch.nn.init.zeros_(parameter)
+        scores, windows = score_ensemble(run.model, settings, open_windows(settings, "", device), task.split, device)
         return {**scores, **facts}, windows
     config = parse_config(TrainConfig, CHOICES, ["--data_name", task.data_name, "--seed", str(task.seed), *task.flags,
                                                  *flags, "--mean_run", str(mean_run)])
@@ -191,9 +182,8 @@ def score(name: str, task: Task) -> tuple[dict, dict]:
 def chosen(text: str, known, flag: str) -> list[str]:
     """The items of a comma-separated flag. Raises: ValueError naming what is unknown."""
     items = [item for item in text.split(",") if item]
-    for item in items:
-        if item not in known:
-            raise ValueError(f"--{flag} {item}: choose from {', '.join(known)}")
+    if unknown := [item for item in items if item not in known]:
+        raise ValueError(f"--{flag} {unknown[0]}: choose from {', '.join(known)}")
     return items
 
 
@@ -217,31 +207,30 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--{next(iter(own))}: describes a file of your own; give it by --data_path FILE")
     data_names = [given["data_name"]] if own else chosen(given["data_names"], DATASETS, "data_names")
     flags = [text for name, value in {**lengths, **own}.items() for text in (f"--{name}", str(value))]
-    for seed in map(int, given["seeds"].split(",")):
-        for data_name in data_names:
-            task = Task(data_name, seed, given["split"], flags, given["save_dir"], given["test_windows"])
-            folder = given["save_dir"] / "benchmark" / given["split"] / "{}_{}_{}".format(data_name, *lengths.values())
-            folder.mkdir(parents=True, exist_ok=True)
-            of_tables = [name for name, method in METHODS.items()
-                         if data_name in (method.only or [data_name]) and (name in OWN_ROWS or not own)]
-            for name in named or of_tables:
-                path = folder / f"{name}_{seed}.json"
-                if path.exists():
-                    if (found := checkpoint.read_json(path)["test_windows"]) != given["test_windows"]:
-                        raise ValueError(f"{path} was scored with --test_windows {found}; choose another --save_dir")
-                    continue
-                print(f"--- {data_name}, {name}, seed {seed}", flush=True)
-                try:
-                    scores, windows = score(name, task)
-                except ValueError as error:
-                    if name in named or name not in SIMPLE:
-                        raise
-                    print(f"note: no row {name}: {error}", flush=True)
-                    continue
-                checkpoint.write_table(path.with_suffix(".csv"), windows)
-                checkpoint.write_json(path, {**scores, "test_windows": given["test_windows"]})
-                shown = ", ".join(f"{key} {scores[key]:.4g}" for key in SHOWN if scores[key] is not None)
-                print(f"{data_name} {name} {seed}: {shown}", flush=True)
+    for seed, data_name in itertools.product(map(int, given["seeds"].split(",")), data_names):
+        task = Task(data_name, seed, given["split"], flags, given["save_dir"], given["test_windows"])
+        folder = given["save_dir"] / "benchmark" / given["split"] / "{}_{}_{}".format(data_name, *lengths.values())
+        folder.mkdir(parents=True, exist_ok=True)
+        of_tables = [name for name, method in METHODS.items()
+                     if data_name in (method.only or [data_name]) and (name in OWN_ROWS or not own)]
+        for name in named or of_tables:
+            path = folder / f"{name}_{seed}.json"
+            if path.exists():
+                if (found := checkpoint.read_json(path)["test_windows"]) != given["test_windows"]:
+                    raise ValueError(f"{path} was scored with --test_windows {found}; choose another --save_dir")
+                continue
+            print(f"--- {data_name}, {name}, seed {seed}", flush=True)
+            try:
+                scores, windows = score(name, task)
+            except ValueError as error:
+                if name in named or name not in SIMPLE:
+                    raise
+                print(f"note: no row {name}: {error}", flush=True)
+                continue
+            checkpoint.write_table(path.with_suffix(".csv"), windows)
+            checkpoint.write_json(path, {**scores, "test_windows": given["test_windows"]})
+            shown = ", ".join(f"{key} {scores[key]:.4g}" for key in SHOWN if scores[key] is not None)
+            print(f"{data_name} {name} {seed}: {shown}", flush=True)
     return 0
 
 
