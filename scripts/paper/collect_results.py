@@ -7,7 +7,6 @@ joint_<H>_<F>.csv and .md; for 12 -> 12 also ablation.md and what stands between
 """
 
 import functools
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -42,9 +41,8 @@ STEPS = {name: CHANGES[name] for name in (
 SWITCHES = {name: change for name, change in CHANGES.items() if name not in STEPS} | {DEFAULT: "none"}
 ABLATION = CHANGES.keys() - {"published", "published_fast", "cost_untrained", DEFAULT}  # rows of no other table
 ABLATION_SCORES = ("CRPS", "CRPS_sum", "energy_score", "QICE_ties", "coverage90")
-BASELINE_ROWS = [name for name, method in METHODS.items() if method.baseline]
-OTHERS = [*BASELINE_ROWS, "published", "published_fast"]  # rows that are not ours
-ALTERNATIVES = ["copula", "copula_smooth"]  # the third recipe
+RIVALS = [*(name for name, method in METHODS.items() if method.baseline),
+          "published", "published_fast", "copula", "copula_smooth"]  # rows that are not ours, and the third recipe
 BEGIN, END = "<!-- results: written by scripts/paper/collect_results.py -->\n", "<!-- end of results -->"
 WRITTEN = "Written by `python -m scripts.paper.collect_results`."
 INTERVALS = ("a paired 95 % interval (none where the windows are worth fewer than 8 independent ones), seeds averaged: "
@@ -95,7 +93,7 @@ def read_published(lengths: tuple[int, int], suffix: str = "") -> pd.DataFrame:
 
 def minutes(runs: pd.DataFrame) -> str:
     """Minutes of both stages and the forecast, mean over the runs on a CPU, "" where there is none."""
-    parts = runs.loc[runs.device == "cpu", [column for column in runs if column.startswith("minutes")]]
+    parts = runs[runs.device == "cpu"].filter(regex="^minutes")
     return f"{parts.sum(axis=1).mean():.1f}" if len(parts) else ""
 
 
@@ -147,12 +145,6 @@ def compared(ours: pd.DataFrame, theirs: pd.DataFrame, scores: Sequence[str], le
     block = independent_block(ours[0]["start"], length)
     return [in_words(paired_difference(ours, theirs, score, block))
             if all(PAIRED[score][0] in run for run in ours + theirs) else "" for score in scores]
-
-
-def versions(runs: pd.DataFrame) -> str:
-    """Which rows are by which commit."""
-    rows = runs.groupby("version", sort=False).method.unique()
-    return " ".join(f"By `{version}`: {', '.join(methods)}." for version, methods in rows.items()) + "\n"
 
 
 def score_table(runs: pd.DataFrame, published: pd.DataFrame) -> Table:
@@ -224,7 +216,8 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
         yield markdown(*score_table(group, published[published.data_name == group.data_name.iloc[0]]))
         yield markdown(*differences(group, sum(lengths)))
         if "version" in group:
-            yield versions(group)
+            methods = group.groupby("version", sort=False).method.unique()
+            yield " ".join(f"By `{version}`: {', '.join(names)}." for version, names in methods.items()) + "\n"
 
     members = ", ".join(map(str, sorted(set(runs.members))))
     write_page("{}_{}".format(*lengths), runs, (
@@ -239,8 +232,7 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
 
 def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
     """The joint scores of one task as .csv and .md, where any run has them."""
-    runs = read_joint(runs)
-    if not len(runs):
+    if not len(runs := read_joint(runs)):
         return
 
     def tables(group: pd.DataFrame) -> Iterable[str]:
@@ -283,7 +275,7 @@ def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
     """Every row of others, and of the third recipe, that has a better score than the default, in sentences."""
     lines, published = [], read_published(lengths, " (published)")
     for data_name, group in runs.groupby("data_name", sort=False):
-        rows = pd.concat([published[published.data_name == data_name], group[group.method.isin(OTHERS + ALTERNATIVES)]])
+        rows = pd.concat([published[published.data_name == data_name], group[group.method.isin(RIVALS)]])
         rows = by_method(rows.reindex(columns=["method", "ensemble", *LISTED]))
         ours = group[group.method == group.ensemble.map(DEFAULTS)].groupby("ensemble")[list(LISTED)].mean()
         found = []
@@ -324,10 +316,11 @@ def summary(runs: pd.DataFrame) -> str:
 
 
 def replace_between_marks(text: str, table: str) -> str:
-    found = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if not found.search(text):
+    before, _, between = text.partition(BEGIN)
+    _, end, after = between.partition(END)
+    if not end:
         raise ValueError("README.md: the marks of the results table are missing")
-    return found.sub(lambda _: f"{BEGIN}\n{table}\n{END}", text)
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
 def main(arguments: list[str] | None = None) -> int:
