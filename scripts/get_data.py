@@ -110,9 +110,8 @@ def fetch(url: str) -> bytes:
     return bytes(content)
 
 
-def download(name: str, data_dir: Path):
+def download(name: str, spec: DatasetSpec, data_dir: Path) -> None:
     """Fetch the files of one dataset, with a message for each."""
-    spec = get_spec(name)
     reason = ("It is generated when it is used." if spec.synthetic else
               "It comes with the project." if spec.embedded else spec.private)
     if reason:
@@ -180,10 +179,8 @@ def main(argv=None):
     if args.folder:
         import_all(args.folder.expanduser(), data_dir)
     elif args.download:
-        for name in args.download:
-            get_spec(name)  # refuses an unknown name before anything is fetched
-        for name in args.download:
-            download(name, data_dir)
+        for name, spec in [(name, get_spec(name)) for name in args.download]:  # all known before one is fetched
+            download(name, spec, data_dir)
     elif args.about:
         for name, value in asdict(get_spec(args.about)).items():
             if value not in (None, (), {}, False):
