@@ -26,7 +26,7 @@ from utils.scores import metrics
 from utils.scores.evaluation import evaluate_ensemble, joint_scores
 from utils.scores.joint import SCORES as JOINT
 from utils.scores.joint import correlation_curve
-from utils.training.checkpoint import CONFIG, METRICS, read_json, write_json, write_text
+from utils.training.checkpoint import METRICS, read_json, write_json, write_text
 
 SHOWN = (*metrics.SCORES, "QICE_ties", "RMSE", "spread_skill")
 PARTS = "ours", "exact", "ratio", "around_stage_1", "ratio_around_stage_1"  # of a comparison, in the order shown
@@ -93,18 +93,16 @@ def compare_joint(ours: dict, exact: dict, curve: dict) -> dict:
 
 def compare(folder: Path) -> dict:
     """A run's scores, those of the exact forecaster, and their ratios."""
-    config = read_json(folder / CONFIG)["config"]
+    run = load_forecaster(folder)
+    config = run.checkpoint["config"]
     if config["data_name"] != "Oracle":
         raise ValueError(f"{folder}: a run on {config['data_name']}; only Oracle has an exact forecaster")
     ours = read_json(folder / METRICS)
-    if "members" not in ours:
-        raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
     shown = [name for name in SHOWN if name in ours]
-    data = open_windows(config, "", "cpu")
-    oracle = make_oracle(from_flags(OracleSettings, config, "oracle_"))
+    data, oracle = open_windows(config, "", "cpu"), make_oracle(from_flags(OracleSettings, config, "oracle_"))
     steps, nodes = oracle.values.shape
     exact, around = (score_exact(data, oracle, ours["members"], limit=config["test_windows"], ensemble=ours["ensemble"],
-                                 mean_model=model) for model in (None, load_forecaster(folder).model.mean_model))
+                                 mean_model=model) for model in (None, run.model.mean_model))
     found = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
                                            "recipe", "sampler", "sample_steps", "best_epoch", "epochs", "ensemble")}
     found |= {
@@ -118,16 +116,6 @@ def compare(folder: Path) -> dict:
     if "joint" in ours and not config["oracle_skew"]:  # with a skew, correlation depends on the history
         found["joint"] = compare_joint(ours["joint"], exact["joint"], exact_curve(data, oracle))
     return found
-
-
-def show(found: dict) -> None:
-    """Print a comparison."""
-    print("{nodes} nodes, length scale {length_scale:g}, skew {skew:g}, --denoiser {denoiser}, seed {seed}: {windows} "
-          "test windows, {members} members ({ensemble})".format(**found))
-    rows = [[name, *(f"{found[part][name]:.4g}" for part in PARTS)] for name in found["ours"]]
-    print(markdown(["score", *PARTS], rows))
-    if "joint" in found:
-        print(table([found]))
 
 
 def table(runs: list[dict]) -> str:
@@ -157,8 +145,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     runs = []
     for folder in given.run_folders:
-        runs.append(compare(folder))
-        show(runs[-1])
+        runs.append(found := compare(folder))
+        print("{nodes} nodes, length scale {length_scale:g}, skew {skew:g}, --denoiser {denoiser}, seed {seed}: "
+              "{windows} test windows, {members} members ({ensemble})".format(**found))
+        print(markdown(["score", *PARTS], [[name, *(f"{found[part][name]:.4g}" for part in PARTS)]
+                                           for name in found["ours"]]))
+        if "joint" in found:
+            print(table([found]))
     if given.json:
         write_json(given.json, runs[0] if len(runs) == 1 else {"runs": runs})
     if given.table:
