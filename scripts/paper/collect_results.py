@@ -328,13 +328,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--save_dir", type=Path, default=ROOT / "save")
     given = parser.parse_args(arguments)
     runs, readme = read_runs(given.save_dir / "benchmark" / "test"), ROOT / "README.md"
-    tasks = dict(list(runs.groupby(["history_len", "predict_len"])))
-    for lengths, group in tasks.items():
+    for lengths, group in runs.groupby(["history_len", "predict_len"]):
         write_tables(group, lengths)
         write_joint(group, lengths)
-    if (group := tasks.get((12, 12))) is not None:
-        write_ablation(group, (12, 12))
-        write_text(readme, replace_between_marks(readme.read_text(), f"{summary(group)}\n{ahead(group)}"))
+        if lengths == (12, 12):
+            write_ablation(group, lengths)
+            write_text(readme, replace_between_marks(readme.read_text(), f"{summary(group)}\n{ahead(group)}"))
     print(f"{len(runs)} runs in {RESULTS} and README.md")
     return 0
 
