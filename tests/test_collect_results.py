@@ -1,5 +1,7 @@
 """Tables hold what the runs scored, each joint score with its control, and older runs without are left out."""
 
+import re
+
 import pandas as pd
 import pytest
 from test_evaluation import MEMBERS, draw
@@ -15,6 +17,7 @@ from scripts.paper.collect_results import (
     read_runs,
     score_table,
     write_joint,
+    write_tables,
 )
 from utils.scores.evaluation import evaluate_ensemble
 from utils.training.checkpoint import read_json, write_json, write_table
@@ -100,6 +103,21 @@ def test_the_commit_of_each_row_stands_below_the_table(runs, tmp_path, monkeypat
     first, *others = runs.method
     text = f"By `abc1234`: {first}, {others[1]}. By `def5678`: {others[0]}.\n"
     assert (tmp_path / "6_4.md").read_text().endswith(text)
+
+
+def test_rows_that_are_kept_stay_as_they_are_and_their_differences_to_a_new_run_are_marked(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(collect_results, "RESULTS", tmp_path)
+    runs = runs.assign(version="abc1234")
+    for write, name in ((write_tables, "6_4"), (write_joint, "joint_6_4")):
+        write(runs, (6, 4))
+        table, page = pd.read_csv(tmp_path / f"{name}.csv"), (tmp_path / f"{name}.md").read_text()
+        write(runs[runs.method == "persistence"], (6, 4), keep=True)
+        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / f"{name}.csv"), table)
+        kept = (tmp_path / f"{name}.md").read_text()
+        line, = (line for line in page.splitlines() if re.match(r"\| persistence \| random \| [-+]\d", line))
+        assert kept == page.replace(line, re.sub(r"(\)|\]) \|", r"\1 * |", line)) != page
+        write(runs, (6, 4), keep=True)
+        assert (tmp_path / f"{name}.md").read_text() == page
 
 
 def test_the_tables_are_written_where_there_is_something_to_write(runs, tmp_path, monkeypatch):

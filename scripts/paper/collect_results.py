@@ -1,9 +1,11 @@
 """Collect what the benchmark scored into the tables of docs/results and the README.
 
-    python -m scripts.paper.collect_results [--save_dir save]
+    python -m scripts.paper.collect_results [--save_dir save] [--keep]
 
 Writes docs/results/<H>_<F>.csv (one row per run), .md (all rows beside every published one, with paired intervals) and
-joint_<H>_<F>.csv and .md; for 12 -> 12 also ablation.md and what stands between the `results` marks of README.md.
+joint_<H>_<F>.csv and .md; for 12 -> 12 also ablation.md and what stands between the `results` marks of README.md. With
+`--keep`, runs that save lacks stay as the .csv has them. Their differences stay as printed, with an asterisk where the
+other run is new.
 """
 
 import functools
@@ -61,10 +63,8 @@ def read_runs(folder: Path) -> pd.DataFrame:
             rows.append({**row, "path": path.with_suffix(".csv")})
     if not rows:
         raise ValueError(f"{folder}: no scored run; run python -m scripts.paper.benchmark first")
-    runs, order = pd.DataFrame(rows), {name: place for place, name in enumerate(METHODS)}
-    runs = runs.reindex(columns=runs.columns.union(OURS, sort=False))  # NaN where a run is older than a score
-    return runs.sort_values(["data_name", "method", "seed"], ignore_index=True,
-                            key=lambda column: column.map(order) if column.name == "method" else column)
+    runs = pd.DataFrame(rows)
+    return in_order(runs.reindex(columns=runs.columns.union(OURS, sort=False)))  # NaN where a run is older than a score
 
 
 def read_joint(runs: pd.DataFrame) -> pd.DataFrame:
@@ -82,6 +82,34 @@ def read_joint(runs: pd.DataFrame) -> pd.DataFrame:
                 **{f"texture_quarter_{number}": share for number, share in enumerate(quarters, 1)},
             })
     return pd.DataFrame(rows)
+
+
+def with_kept(runs: pd.DataFrame, page: str) -> pd.DataFrame:
+    """The runs, and those of a page of docs/results that are not among them, without the paths of their windows."""
+    key = ["data_name", "method", "seed"]
+    kept = pd.read_csv(RESULTS / f"{page}.csv").assign(path=None)
+    kept = kept[~kept.set_index(key).index.isin(runs.set_index(key).index)]
+    columns = [*kept, *runs.columns.difference(kept.columns, sort=False)]
+    return in_order(pd.concat([kept.dropna(axis=1, how="all"), runs]).reindex(columns=columns))
+
+
+def in_order(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs by dataset, place of the method in the tables, and seed."""
+    order = {name: place for place, name in enumerate(METHODS)}
+    return runs.sort_values(["data_name", "method", "seed"], ignore_index=True,
+                            key=lambda column: column.map(order) if column.name == "method" else column)
+
+
+def printed_differences(page: str) -> dict[tuple[str, str, str], list[str]]:
+    """The differences that a page of docs/results shows, by dataset, method and kind of members."""
+    found, data_name, inside = {}, "", False
+    for line in (RESULTS / f"{page}.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        data_name = line.removeprefix("## ") if line.startswith("## ") else data_name
+        inside = line.startswith("|") and (inside or cells[0] == f"{DEFAULT} against")
+        if inside:
+            found[data_name, *cells[:2]] = cells[2:]
+    return found
 
 
 def read_published(lengths: tuple[int, int], suffix: str = "") -> pd.DataFrame:
@@ -174,12 +202,23 @@ def texture_table(runs: pd.DataFrame) -> Table:
     return head, (method_rows(runs.dropna(subset=names), names) if names else [])
 
 
-def differences(runs: pd.DataFrame, length: int, scores: Sequence[str] = COMPARED) -> Table:
-    """The default against every other method, ensembles of one kind: relative differences with intervals."""
-    groups = dict(list(by_method(runs)))
-    rows = [[name, kind, *compared(groups[ours], theirs, scores, length)]
-            for (name, kind), theirs in groups.items()
-            if (ours := (DEFAULTS[kind], kind)) in groups and name not in DEFAULTS.values()]
+def differences(runs: pd.DataFrame, length: int, scores: Sequence[str] = COMPARED, printed=None) -> Table:
+    """The default against every other method, ensembles of one kind: relative differences with intervals.
+
+    printed: see `printed_differences`, for runs whose windows are not there.
+    """
+    groups, rows = dict(list(by_method(runs))), []
+    for (name, kind), theirs in groups.items():
+        if (ours := (DEFAULTS[kind], kind)) not in groups or name in DEFAULTS.values():
+            continue
+        absent = pd.concat([groups[ours], theirs]).path.isna()
+        if absent.any():
+            found = (printed or {}).get((runs.data_name.iloc[0], name, kind), [""] * len(scores))
+            mark = "" if absent.all() else " *"
+            found = [text and text.removesuffix(" *") + mark if mark else text for text in found]
+        else:
+            found = compared(groups[ours], theirs, scores, length)
+        rows.append([name, kind, *found])
     return [f"{DEFAULT} against", "members", *scores], rows
 
 
@@ -208,19 +247,21 @@ def write_page(name: str, runs: pd.DataFrame, text: str, tables: Callable[[pd.Da
     write_text(RESULTS / f"{name}.md", text + sections(runs[~runs.method.isin(ABLATION)], tables))
 
 
-def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
-    """The .csv and .md of one task."""
-    published = read_published(lengths, " (published)")
+def write_tables(runs: pd.DataFrame, lengths: tuple[int, int], keep: bool = False) -> pd.DataFrame:
+    """The .csv and .md of one task; the runs that they hold."""
+    published, page, printed = read_published(lengths, " (published)"), "{}_{}".format(*lengths), {}
+    if keep:
+        runs, printed = with_kept(runs, page), printed_differences(page)
 
     def tables(group: pd.DataFrame) -> Iterable[str]:
         yield markdown(*score_table(group, published[published.data_name == group.data_name.iloc[0]]))
-        yield markdown(*differences(group, sum(lengths)))
+        yield markdown(*differences(group, sum(lengths), printed=printed))
         if "version" in group:
             methods = group.groupby("version", sort=False).method.unique()
             yield " ".join(f"By `{version}`: {', '.join(names)}." for version, names in methods.items()) + "\n"
 
     members = ", ".join(map(str, sorted(set(runs.members))))
-    write_page("{}_{}".format(*lengths), runs, (
+    write_page(page, runs, (
         f"# {lengths[0]} -> {lengths[1]}: all rows\n\n{WRITTEN} Published: single seed, from the tables of "
         f"arXiv:2502.11013, as printed there. The others: every test window, {members} members, mean ± standard "
         "deviation over seeds; minutes of one run on one CPU core (none: run on a GPU). Below each table the relative "
@@ -228,24 +269,28 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
         f"compared: random ones with {DEFAULTS['random']}, equidistant quantiles with {DEFAULTS['quantiles']}. QICE "
         "counts ties as the papers do, QICE_ties shares them ([scores.md](../scores.md)). [results](README.md#rows) "
         "says what each row is.\n"), tables)
+    return runs
 
 
-def write_joint(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
+def write_joint(runs: pd.DataFrame, lengths: tuple[int, int], keep: bool = False) -> None:
     """The joint scores of one task as .csv and .md, where any run has them."""
     if not len(runs := read_joint(runs)):
         return
+    page, printed = "joint_{}_{}".format(*lengths), {}
+    if keep:
+        runs, printed = with_kept(runs, page), printed_differences(page)
 
     def tables(group: pd.DataFrame) -> Iterable[str]:
         scored = [score for score in joint.SCORES if group[score].notna().any()]
         yield markdown(*joint_table(group))
-        yield markdown(*differences(group, sum(lengths), scored))
+        yield markdown(*differences(group, sum(lengths), scored, printed))
         if (texture := texture_table(group))[1]:
             yield ("Texture, members / observed: squared difference to four nearest nodes and to the next step, and "
                    "share of the spectrum by quarter, smooth first, each over the variance (1 is right); AUC of a "
                    "classifier that tells members from errors (.5: it cannot).\n")
             yield markdown(*texture)
 
-    write_page("joint_{}_{}".format(*lengths), runs, (
+    write_page(page, runs, (
         f"# {lengths[0]} -> {lengths[1]}: joint scores\n\n{WRITTEN} In brackets the score of the control: the same "
         "members in another order at every node (for increments and autocorrelation: at every step), margins without "
         "dependence. Mean ± standard deviation over seeds; [scores.md](../scores.md) defines the scores, lower is "
@@ -326,13 +371,16 @@ def replace_between_marks(text: str, table: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--save_dir", type=Path, default=ROOT / "save")
+    parser.add_argument("--keep", action="store_true", default=False, help="keep the rows of docs/results that the "
+                        "folder lacks")
     given = parser.parse_args(arguments)
     runs, readme = read_runs(given.save_dir / "benchmark" / "test"), ROOT / "README.md"
     for lengths, group in runs.groupby(["history_len", "predict_len"]):
-        write_tables(group, lengths)
-        write_joint(group, lengths)
+        write_joint(group, lengths, given.keep)
         if lengths == (12, 12):
             write_ablation(group, lengths)
+        group = write_tables(group, lengths, given.keep)
+        if lengths == (12, 12):
             write_text(readme, replace_between_marks(readme.read_text(), f"{summary(group)}\n{ahead(group)}"))
     print(f"{len(runs)} runs in {RESULTS} and README.md")
     return 0
