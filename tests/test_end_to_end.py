@@ -68,7 +68,6 @@ def test_a_run_leaves_settings_log_weights_scores_and_a_picture(runs, recipe):
     folder = runs / "diffusion" / FOLDERS[recipe]
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "log.jsonl", "model.pt", "metrics.json", "forecast.png", "windows.csv", ".lock",
-        "model.pt.sha256",
     }
     assert (folder / "forecast.png").read_bytes().startswith(b"\x89PNG")
     metrics = read_json(folder / "metrics.json")

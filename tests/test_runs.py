@@ -96,8 +96,8 @@ POINTS = {
     "in the last epoch": lambda: call_at(loop, "seed_step", 2 * STEPS + 3, kill),
     "after a save in mid-epoch": lambda: call_at(loop, "seed_step", STEPS + 5, kill),
     "in validation": lambda: call_at(torch.Tensor, "double", 9, kill),
-    "between the rename and the digest of a save": lambda: call_at(Path, "replace", 11, kill),
-    "before the rename of a save": lambda: call_at(os, "fsync", 10, kill),
+    "at the rename of a save": lambda: call_at(Path, "replace", 7, kill),
+    "before the rename of a save": lambda: call_at(os, "fsync", 5, kill),
     "before the scores are written": lambda: call_at(checkpoint, "write_json", 2, kill),
 }
 
@@ -253,7 +253,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_is_taken(undisturbed, tm
     assert newest_state(folder).path != newest
     capfd.readouterr()
     assert run("mean", tmp_path) == 0
-    assert f"warning: {newest}: damaged, its SHA-256 is not the one in" in capfd.readouterr().err
+    assert f"warning: {newest}: damaged, or not a readable checkpoint; run" in capfd.readouterr().err
     assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
 
 
@@ -314,8 +314,7 @@ def test_a_finished_run_deletes_its_states_and_says_what_needs_them(tmp_path, ca
     """faults 41"""
     assert run("mean", tmp_path, "--no-keep_states") == 0
     folder = folder_of(tmp_path, "mean")
-    assert set(files(folder)) == {checkpoint.CONFIG, LOCK, checkpoint.LOG, checkpoint.METRICS, checkpoint.CHECKPOINT,
-                                  f"{checkpoint.CHECKPOINT}.sha256"}
+    assert set(files(folder)) == {checkpoint.CONFIG, LOCK, checkpoint.LOG, checkpoint.METRICS, checkpoint.CHECKPOINT}
     before = files(folder)
     assert run("mean", tmp_path) == 0 and files(folder) == before
     assert run("mean", tmp_path, "--run_name", "other", "--resume", str(folder)) == 2
@@ -340,7 +339,7 @@ def test_a_full_disk_during_training_gives_a_warning_and_training_continues(undi
 
     assert run("mean", tmp_path, before=full) == 0
     said, folder = capfd.readouterr().err, folder_of(tmp_path, "mean")
-    for name in (f"{STATES[0]}.sha256", checkpoint.CHECKPOINT + ".sha256", checkpoint.LOG):
+    for name in (STATES[0], checkpoint.CHECKPOINT, checkpoint.LOG):
         assert f"could not save: [Errno 28] No space left on device: '{folder / name}'; training continues" in said
     assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
 
@@ -495,6 +494,7 @@ def test_a_setting_that_the_finished_run_did_not_know_counts_as_a_difference(tmp
 
 def test_overwrite_replaces_a_finished_run(tmp_path):
     finish(tmp_path, TrainConfig())
+    (tmp_path / f"{checkpoint.CHECKPOINT}.sha256").touch()  # of an earlier version
     config = TrainConfig(diffusion_lr=0.5, overwrite=True)
     assert open_run(tmp_path, config, {})
     assert set(files(tmp_path)) == {checkpoint.CONFIG, LOCK}

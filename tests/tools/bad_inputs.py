@@ -142,7 +142,7 @@ def bad_checkpoint(random: np.random.Generator, folder: Path, pattern: Path) -> 
     run = folder / stage / RUN
     if name in checkpoint.STATES:
         (run / checkpoint.METRICS).unlink()  # not finished: it resumes
-    path, way = run / name, pick(random, ("bytes", "bytes without SHA-256", "entry"))
+    path, way = run / name, pick(random, ("bytes", "entry"))
     if way == "entry":
         content = checkpoint.load_checkpoint(path)
         how = strange_entry(random, content)
@@ -150,8 +150,6 @@ def bad_checkpoint(random: np.random.Generator, folder: Path, pattern: Path) -> 
     else:
         how, content = spoil(random, path.read_bytes())
         path.write_bytes(content)
-        if way != "bytes":
-            path.with_name(path.name + checkpoint.DIGEST).unlink()
 
     def checked() -> None:
         work(str(run))

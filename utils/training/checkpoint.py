@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -14,16 +13,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data.registry import sha256_of
-
 FORMAT_VERSION = 10  # 10: the noise has classes of the fluctuation scale
 CHECKPOINT, CONFIG, LOG, METRICS, PICTURE = "model.pt", "config.json", "log.jsonl", "metrics.json", "forecast.png"
 WINDOWS, REPORT, PICTURES = "windows.csv", "report.html", "pictures"
 STATES = "last_a.pt", "last_b.pt"  # the two newest states of a fit, written alternately
 FORMULA = "=", "+", "-", "@", "\t", "\r", "\n"  # a spreadsheet reads a cell with such a start as a formula
-DIGEST, TEMPORARY = ".sha256", ".tmp"  # suffixes of the SHA-256 of a checkpoint, and of files being written
-RUN_FILES = (CHECKPOINT, CONFIG, LOG, METRICS, PICTURE, WINDOWS, *STATES, CHECKPOINT + DIGEST, *(
-    name + DIGEST for name in STATES))
+TEMPORARY = ".tmp"  # suffix of files being written
+FOLDER = 0x10  # attribute in a zip archive; torch reads nothing from a part that has it
+RUN_FILES = CHECKPOINT, CONFIG, LOG, METRICS, PICTURE, WINDOWS, *STATES
 PARTS = "config", "mean_config", "data", "fingerprint", "field", "built_on", "weights", "state"  # each a dict
 
 
@@ -136,42 +133,24 @@ def csv_text(frame: pd.DataFrame, **options) -> str:
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
-    """Write a checkpoint and its SHA-256 beside it, as `sha256sum` does.
-
-    While the file is replaced, the digest file holds those of the old one and of the new one.
-    """
+    """Write a checkpoint as torch does: a zip archive, which holds a checksum of each of its parts."""
     data = io.BytesIO()
     torch.save({"format": FORMAT_VERSION, **content}, data)
-    digests = path.with_name(path.name + DIGEST)
-    before = b""
-    if path.exists():
-        before = digests.read_bytes() if digests.exists() else f"{sha256_of(path)}  {path.name}\n".encode()
-    line = f"{hashlib.sha256(data.getbuffer()).hexdigest()}  {path.name}\n".encode()
-    write_atomically(digests, lambda file: file.write(before + line))
     write_atomically(path, lambda file: file.write(data.getbuffer()))
-    write_atomically(digests, lambda file: file.write(line))
 
 
 def damage(path: Path) -> str | None:
-    """The damage of a checkpoint by its SHA-256, or without one by the checksums inside; None where it is whole."""
-    digests = path.with_name(path.name + DIGEST)
-    if not path.exists():
-        return f"{path}: not there"
-    if not digests.exists():
-        return f"{path}: damaged, its contents differ from their checksums" if _is_bad_archive(path) else None
-    for _ in range(5):  # another process may replace the file in between
-        if sha256_of(path) in digests.read_text(errors="replace").split():
-            return None
-    return f"{path}: damaged, its SHA-256 is not the one in {digests.name}"
-
-
-def _is_bad_archive(path: Path) -> bool:
-    """Whether a part of a zip archive, as torch writes them, differs from its checksum, which torch ignores."""
+    """The damage of a checkpoint by the checksums of its zip archive, which torch ignores; None where it is whole."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is not None
+            whole = archive.testzip() is None and not any(part.external_attr & FOLDER for part in archive.infolist())
+    except FileNotFoundError:
+        return f"{path}: not there"
+    except PermissionError:
+        raise
     except Exception:  # of many kinds for a damaged archive
-        return zipfile.is_zipfile(path)
+        whole = False
+    return None if whole else f"{path}: damaged, or not a readable checkpoint"
 
 
 @contextlib.contextmanager

@@ -204,7 +204,7 @@ def _lock(folder: Path):
 
 def _tidy(folder: Path, saved: SavedState | None) -> None:
     """Delete the results of an earlier run, and its log and checkpoints unless it is resumed."""
-    for left in folder.glob(f".*{checkpoint.TEMPORARY}"):
+    for left in (*folder.glob(f".*{checkpoint.TEMPORARY}"), *folder.glob("*.pt.sha256")):  # of an earlier version
         left.unlink()
     shutil.rmtree(folder / checkpoint.PICTURES, ignore_errors=True)
     outcome = checkpoint.METRICS, checkpoint.WINDOWS, checkpoint.PICTURE, checkpoint.REPORT
@@ -217,4 +217,3 @@ def _tidy(folder: Path, saved: SavedState | None) -> None:
 def _delete(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
-        (folder / f"{name}{checkpoint.DIGEST}").unlink(missing_ok=True)
