@@ -317,8 +317,6 @@ def test_a_finished_run_deletes_its_states_and_says_what_needs_them(tmp_path, ca
     assert set(files(folder)) == {checkpoint.CONFIG, LOCK, checkpoint.LOG, checkpoint.METRICS, checkpoint.CHECKPOINT}
     before = files(folder)
     assert run("mean", tmp_path) == 0 and files(folder) == before
-    assert run("mean", tmp_path, "--run_name", "other", "--resume", str(folder)) == 2
-    assert "a finished run keeps none without --keep_states" in capfd.readouterr().err
     spoil(folder / checkpoint.CHECKPOINT, "flipped")
     assert run("mean", tmp_path) == 2
     assert "a finished run keeps no state to make it from without --keep_states: --overwrite" in capfd.readouterr().err
@@ -395,22 +393,6 @@ def test_an_unfinished_run_of_other_settings_is_refused_with_what_differs(tmp_pa
     assert files(folder) == before
     assert run("mean", tmp_path, "--lr", "0.5", "--resume", "never") == 0
     assert checkpoint.read_json(folder / checkpoint.CONFIG)["config"]["mean_lr"] == 0.5
-
-
-def test_a_run_can_resume_from_the_folder_of_another_which_stays_unchanged(undisturbed, tmp_path, capfd):
-    folder = half_way(tmp_path, epochs=2)
-    before = files(folder)
-    assert run("mean", tmp_path, "--run_name", "copy", "--resume", str(folder)) == 0
-    copy = folder.with_name(folder.name + "_copy")
-    one, other = outcome(copy), outcome(folder_of(undisturbed, "mean"))
-    assert one["config"].pop("run_name") == "copy" and other["config"].pop("run_name") == ""
-    assert_same(one, other)
-    assert files(folder) == before
-    assert run("mean", tmp_path, "--run_name", "third", "--lr", "0.5", "--resume", str(folder)) == 2
-    assert "unfinished run with mean_lr 0.003 (wanted 0.5)" in capfd.readouterr().err
-    assert run("mean", tmp_path, "--run_name", "third", "--resume", str(tmp_path)) == 2
-    assert f"--resume {tmp_path}: no saved state of a run is there" in capfd.readouterr().err
-    assert not folder.with_name(folder.name + "_third").exists()
 
 
 CONFIGS = {"mean": PretrainConfig(), "diffusion": TrainConfig()}
@@ -519,13 +501,6 @@ def test_a_finished_run_on_another_mean_model_or_other_data_is_refused(tmp_path)
 
 # Unusual orders of commands
 
-def test_the_own_folder_by_another_spelling_is_the_own_folder(undisturbed, tmp_path):
-    folder = half_way(tmp_path, epochs=2)
-    (tmp_path / "link").symlink_to(folder)
-    assert run("mean", tmp_path, "--resume", str(tmp_path / "link")) == 0
-    assert_same(outcome(folder), outcome(folder_of(undisturbed, "mean")))
-
-
 def test_a_run_that_overwrites_another_resumes_too(undisturbed, tmp_path, capfd):
     shutil.copytree(undisturbed / "mean", tmp_path / "mean")
     assert run("mean", tmp_path, "--overwrite", before=lambda: call_at(loop, "seed_step", STEPS + 3, kill)) == -9
@@ -536,28 +511,6 @@ def test_a_run_that_overwrites_another_resumes_too(undisturbed, tmp_path, capfd)
         loop, "seed_step", 2 * STEPS + 1, counted.touch)) == 0
     assert not counted.exists()  # two epochs were left
     assert_same(outcome(folder_of(tmp_path, "mean")), outcome(folder_of(undisturbed, "mean")))
-
-
-def test_resuming_from_another_folder_leaves_another_run_in_the_own_one(tmp_path, capfd):
-    folder = half_way(tmp_path)
-    other = ["--run_name", "b", "--lr", "0.5"]
-    assert run("mean", tmp_path, *other, before=lambda: call_at(loop, "seed_step", STEPS + 3, kill)) == -9
-    target = folder.with_name(folder.name + "_b")
-    before = files(target)
-    assert run("mean", tmp_path, "--run_name", "b", "--resume", str(folder)) == 2
-    assert "holds an unfinished run with mean_lr 0.5 (wanted 0.003)" in capfd.readouterr().err
-    assert files(target) == before
-
-
-def test_resuming_from_another_folder_again_takes_the_own_newer_state(tmp_path):
-    folder, again = half_way(tmp_path), ["--run_name", "b", "--resume"]
-    killed = run("mean", tmp_path, *again, str(folder), before=lambda: call_at(loop, "seed_step", STEPS + 3, kill))
-    target = folder.with_name(folder.name + "_b")
-    assert killed == -9 and newest_state(target).reached == (False, 3, 0)
-    counted = tmp_path / "steps"
-    assert run("mean", tmp_path, *again, str(folder), before=lambda: call_at(
-        loop, "seed_step", STEPS + 1, counted.touch)) == 0
-    assert not counted.exists()
 
 
 def test_stage_2_waits_for_the_end_of_stage_1(tmp_path, capfd):

@@ -471,11 +471,6 @@ def folder_in_use(folder, _):
     first_stage(folder, "--overwrite")
 
 
-@provokes("--resume")
-def nothing_to_resume(folder, _):
-    first_stage(folder, "--run_name", "new", "--resume", folder)
-
-
 def damage(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

@@ -88,8 +88,8 @@ class CommonConfig:
     save_dir: str = flag("save", RUN, "folder of the run folders")
     run_name: str = flag("", RUN, "suffix of the run folder, to keep variants apart")
     overwrite: bool = flag(False, RUN, "run again although the run folder holds a finished run")
-    resume: str = flag("auto", RUN, "auto: resume an unfinished run of these settings; never: start over; or the "
-                       "folder of a run to resume from")
+    resume: str = flag("auto", RUN, "resume an unfinished run of these settings (auto), or start over (never)",
+                       choices=("auto", "never"))
     save_minutes: float = flag(10.0, RUN, "minutes between saved states, beside those after each epoch", above=0)
     keep_states: bool = flag(False, RUN, "keep the saved states of a finished run, to replace a damaged model.pt")
     dry_run: bool = flag(False, RUN, "print the resolved settings and the sizes, then stop")

@@ -86,12 +86,11 @@ def open_run(folder: Path, config, built_on: dict, processes: Processes = SINGLE
         nonlocal lock, saved
         if _is_finished(folder, config, made_by):
             return FINISHED
-        given = _state_of_another_folder(config, made_by)
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
         if _is_finished(folder, config, made_by):  # by the program that held the lock until now
             return FINISHED
-        saved = _state_to_resume(folder, given, config, made_by)
+        saved = _state_to_resume(folder, config, made_by)
         _tidy(folder, saved)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "cost": code_version()}
         checkpoint.write_json(folder / checkpoint.CONFIG, {
@@ -150,40 +149,26 @@ def _is_finished(folder: Path, config, made_by: dict) -> bool:
     return False
 
 
-def _state_of_another_folder(config, made_by: dict) -> SavedState | None:
-    """The newest state in the folder that `--resume` names, None where it names none."""
-    if config.resume in ("auto", "never"):
-        return None
-    origin = Path(config.resume).expanduser()
-    if not (state := newest_state(origin)):
-        raise ValueError(f"--resume {config.resume}: no saved state of a run is there (a finished run keeps none "
-                         "without --keep_states); give the folder of a run, auto or never")
-    _refuse_another(origin, "an unfinished run", state.content, made_by, moved=True)
-    return state
-
-
-def _state_to_resume(folder: Path, given: SavedState | None, config, made_by: dict) -> SavedState | None:
-    """The furthest state of this run, in its own folder or `given` by --resume; None to start at the beginning."""
-    states = [given] if given else []
+def _state_to_resume(folder: Path, config, made_by: dict) -> SavedState | None:
+    """The furthest state of this run; None to start at the beginning."""
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by torchrun: it always resumes
     replaced = config.overwrite and (folder / checkpoint.METRICS).exists()
-    if restarted or not (replaced or config.resume == "never"):
-        try:
-            if own := newest_state(folder):
-                _refuse_another(folder, "an unfinished run", own.content, made_by)
-                states.append(own)
-        except ValueError:
-            if not config.overwrite:
-                raise
-    return max(states, key=lambda state: state.reached, default=None)
+    if not restarted and (replaced or config.resume == "never"):
+        return None
+    try:
+        if saved := newest_state(folder):
+            _refuse_another(folder, "an unfinished run", saved.content, made_by)
+        return saved
+    except ValueError:
+        if not config.overwrite:
+            raise
+        return None
 
 
-def _refuse_another(folder: Path, what: str, found: dict, made_by: dict, moved: bool = False) -> None:
-    """Raises: ValueError with the differences of the run that was found; the name of one that `moved` may differ."""
+def _refuse_another(folder: Path, what: str, found: dict, made_by: dict) -> None:
+    """Raises: ValueError with the differences of the run that was found."""
     with checkpoint.built_from(folder):
-        found_config = _without_paths(found["config"])
-        found_config |= {"run_name": made_by["config"]["run_name"]} if moved else {}
-        differing = [*checkpoint.differences(found_config, made_by["config"]),
+        differing = [*checkpoint.differences(_without_paths(found["config"]), made_by["config"]),
                      *checkpoint.differences(found["built_on"], made_by["built_on"])]
     if differing:
         raise ValueError(f"{folder} holds {what} with {', '.join(differing)}; choose --run_name NAME to keep both, or "
@@ -208,10 +193,9 @@ def _tidy(folder: Path, saved: SavedState | None) -> None:
         left.unlink()
     shutil.rmtree(folder / checkpoint.PICTURES, ignore_errors=True)
     outcome = checkpoint.METRICS, checkpoint.WINDOWS, checkpoint.PICTURE, checkpoint.REPORT
-    here = saved and saved.path.parent.samefile(folder)
-    _delete(folder, outcome if here else (*outcome, checkpoint.LOG, checkpoint.CHECKPOINT, *checkpoint.STATES))
+    _delete(folder, outcome if saved else (*outcome, checkpoint.LOG, checkpoint.CHECKPOINT, *checkpoint.STATES))
     if saved:
-        print(f"resuming {saved.path.parent} at epoch {saved.progress['epoch']}, step {saved.progress['step']}")
+        print(f"resuming {folder} at epoch {saved.progress['epoch']}, step {saved.progress['step']}")
 
 
 def _delete(folder: Path, names: Iterable[str]) -> None:
