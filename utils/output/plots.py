@@ -86,32 +86,26 @@ def _with_legend_above(figure: plt.Figure) -> plt.Figure:
 
 def write_figure(figure: plt.Figure, path: Path) -> None:
     """Write a figure in the format that the ending of `path` says, .png or .pdf; it is closed."""
-    _finish(figure)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=130, format=path.suffix[1:].lower()))
-    plt.close(figure)
+    ending = path.suffix[1:].lower()
+    write_atomically(path, lambda file: file.write(picture_files(figure, ending)[ending]))
 
 
-def picture_files(figure: plt.Figure) -> dict[str, bytes]:
-    """A figure as PNG and PDF, the same bytes each time, by the ending of the file; the figure is closed."""
-    files = {}
-    _finish(figure)
+def picture_files(figure: plt.Figure, *endings: str) -> dict[str, bytes]:
+    """A figure as PNG and PDF, or one of them, the same bytes each time, by the ending; the figure is closed."""
+    for text in figure.findobj(matplotlib.text.Text):
+        text.set_parse_math(False)  # names and units are the user's: a dollar sign begins no formula
+    for legend in figure.findobj(matplotlib.legend.Legend):
+        legend.set_frame_on(False)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, not for each format
+    files = {}
     with matplotlib.rc_context({"pdf.fonttype": 42}):
-        for ending, metadata in {"png": {}, "pdf": {"CreationDate": None}}.items():
+        for ending in endings or ("png", "pdf"):
             file = io.BytesIO()
-            figure.savefig(file, format=ending, dpi=130, metadata=metadata)
+            figure.savefig(file, format=ending, dpi=130, metadata={"CreationDate": None} if ending == "pdf" else {})
             files[ending] = file.getvalue()
     plt.close(figure)
     return files
-
-
-def _finish(figure: plt.Figure) -> None:
-    """Take dollar signs in names and units, which are the user's, as they are, and the frames from legends."""
-    for text in figure.findobj(matplotlib.text.Text):
-        text.set_parse_math(False)
-    for legend in figure.findobj(matplotlib.legend.Legend):
-        legend.set_frame_on(False)
 
 
 def maps(layers: dict[str, np.ndarray], unit: str, places=None) -> plt.Figure:

@@ -189,7 +189,7 @@ def _lock(folder: Path):
 
 def _tidy(folder: Path, saved: SavedState | None) -> None:
     """Delete the results of an earlier run, and its log and checkpoints unless it is resumed."""
-    for left in (*folder.glob(f".*{checkpoint.TEMPORARY}"), *folder.glob("*.pt.sha256")):  # of an earlier version
+    for left in (*folder.glob(f".*{checkpoint.TEMPORARY}"), *folder.glob("*.pt.sha256")):  # digests of before
         left.unlink()
     shutil.rmtree(folder / checkpoint.PICTURES, ignore_errors=True)
     outcome = checkpoint.METRICS, checkpoint.WINDOWS, checkpoint.PICTURE, checkpoint.REPORT
