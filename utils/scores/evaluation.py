@@ -42,24 +42,24 @@ def evaluate_ensemble(sample, batches, physical, members: int, kind: str = "rand
     """
     data, starts = batches.data, []
     scores = EnsembleScores(data.predict_len, data.num_nodes, members, threshold)
-    together, texture = (joint_scores(data), texture_scores(data)) if joint else (None, None)
-    for batch in progress(own_windows(batches, processes), "forecasting"):
+    dependence = (joint_scores(data), texture_scores(data)) if joint else ()
+    for batch in progress(batches.share_windows(processes.rank, processes.count), "forecasting"):
         chunk = physical(sample(batch)), batch.truth.double(), batch.target_mask
         scores.update(*chunk)
-        if joint:
-            together.update(*chunk, batch.start)
-            texture.update(*chunk, batch.start)
+        for each in dependence:
+            each.update(*chunk, batch.start)
         if watch:
             watch(*chunk)
         starts.append(batch.start.cpu())
-    for each in (scores, together, texture) if joint else (scores,):
+    for each in (scores, *dependence):
         each.sums = {name: processes.add(value) for name, value in each.sums.items()}
-    windows = {name: processes.join_rows(value) for name, value in
-               {**scores.by_window(), **(together.by_window() if joint else {}), "start": torch.cat(starts)}.items()}
+    rows = scores.by_window() | (dependence[0].by_window() if joint else {}) | {"start": torch.cat(starts)}
+    windows = {name: processes.join_rows(value) for name, value in rows.items()}
     found = scores.compute(kind)
     found["per_node"] = named_nodes(found["per_node"], data.field.node_names)
     if not joint:
         return found, windows
+    together, texture = dependence
     own = {name: found[name] for name in ("energy_score", "variogram_score")}
     features = {name: processes.join_rows(value) for name, value in texture.by_window().items()}
     return {**found, "joint": {**own, **together.compute(), "texture": texture.compute(features)}}, windows
@@ -89,11 +89,6 @@ def texture_scores(data) -> TextureScores:
     return TextureScores(spread, data.nearest_nodes(min(FAR.stop, data.num_nodes)))
 
 
-def own_windows(batches, processes: Processes):
-    """The batches of this process: all of them, or those of its share of the windows."""
-    return batches.share_windows(processes.rank, processes.count) if processes.count > 1 else batches
-
-
 def cross_check(sample, batches, physical) -> dict:
     """CRPS of some windows, one in each batch, by our estimator and by properscoring, and their largest difference."""
     checks = []
@@ -115,7 +110,7 @@ def evaluate_mean(predict, batches, physical, processes: Processes = SINGLE_PROC
     predict(batch) -> (batch, horizon, node), standardized. Missing targets count in nothing.
     """
     totals, windows = 0, 0
-    for batch in own_windows(batches, processes):
+    for batch in batches.share_windows(processes.rank, processes.count):
         error = (physical(predict(batch)) - batch.truth).where(batch.counts.bool(), 0.0)
         totals = totals + torch.stack([each.sum((0, 2), dtype=torch.float64)
                                        for each in (error.abs(), error.square(), batch.counts)])
@@ -133,7 +128,7 @@ def evaluate_mean(predict, batches, physical, processes: Processes = SINGLE_PROC
 def mean_over_windows(value, batches, processes: Processes = SINGLE_PROCESS) -> Tensor:
     """Mean of `value(batch)` weighted by the windows of each batch; stays on the device."""
     total, windows = 0, 0
-    for batch in own_windows(batches, processes):
+    for batch in batches.share_windows(processes.rank, processes.count):
         total = total + value(batch).double() * len(batch.start)
         windows += len(batch.start)
     return processes.add(total) / processes.add(torch.as_tensor(windows))

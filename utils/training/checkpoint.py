@@ -94,12 +94,9 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"{path}: it is read-only; choose another name")
     if path.name in RUN_FILES and any((folder / name).exists() for name in (CONFIG, CHECKPOINT)):
         raise ValueError(f"{path}: a file of the run in that folder, never replaced; choose another name")
-    try:
-        with naming(path, temporary):
-            temporary.touch()
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with naming(path, temporary):
+        temporary.touch()
+        temporary.unlink()
 
 
 def read_json(path: Path) -> dict:
@@ -144,9 +141,7 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             whole = archive.testzip() is None and not any(part.external_attr & FOLDER for part in archive.infolist())
-    except FileNotFoundError:
-        return f"{path}: not there"
-    except PermissionError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception:  # of many kinds for a damaged archive
         whole = False
@@ -166,12 +161,10 @@ def built_from(source: Path | str):
 
 def load_checkpoint(path: Path) -> dict:
     """Read a checkpoint on the CPU, without running code in it. Raises: ValueError if damaged or of another format."""
-    if path.exists() and (damaged := damage(path)):
+    if damaged := damage(path):
         raise ValueError(f"{damaged}; run its training again, with --overwrite if it had finished")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); train it again") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):

@@ -139,7 +139,8 @@ def _is_finished(folder: Path, config, made_by: dict) -> bool:
     if config.overwrite or not (folder / checkpoint.METRICS).exists():
         return False
     _refuse_another(folder, "a finished run", checkpoint.read_json(folder / checkpoint.CONFIG), made_by)
-    if not (damaged := checkpoint.damage(folder / checkpoint.CHECKPOINT)):
+    weights = folder / checkpoint.CHECKPOINT
+    if not (damaged := checkpoint.damage(weights) if weights.exists() else f"{weights}: not there"):
         print(f"{folder} holds a finished run of these settings: nothing to do (--overwrite runs it again)")
         return True
     if not any((folder / name).exists() for name in checkpoint.STATES):
