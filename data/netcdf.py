@@ -1,5 +1,7 @@
 """NetCDF and Zarr as one table (time, node): values after the CF conventions, names and places of the nodes."""
 
+import contextlib
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -16,6 +18,7 @@ from .table import Table, as_tensor, check_memory, find, listed, optional, outsi
 NORTH, EAST = ({f"degree{s}{mark}" for s in ("", "s") for mark in (f"_{word}", f"_{word[0].upper()}", word[0].upper())}
                for word in ("north", "east"))
 """Units of latitude and longitude after CF."""
+MONTHS_SINCE = re.compile(r"months? since (\d{4}-\d\d)")
 
 
 def read_xarray(path: Path, variable: str) -> Table:
@@ -28,9 +31,12 @@ def read_xarray(path: Path, variable: str) -> Table:
                 raise ValueError(f"{path}: it holds Python objects ({file.name} names pickle), which are never loaded")
     optional(package, path)
     with xarray.open_dataset(path, engine=package.lower(), decode_cf=False, **options) as stored:
-        for array in stored.variables.values():
+        for name, array in stored.variables.items():
             if package == "zarr" and array.attrs.get("_FillValue") == 0:
                 del array.attrs["_FillValue"]  # Zarr has one for any array, 0 where nobody chose one
+            if found := MONTHS_SINCE.match(str(array.attrs.get("units", ""))):  # which xarray does not decode
+                months = np.datetime64(found[1], "M") + np.floor(array.values).astype("timedelta64[M]")
+                stored = stored.assign({name: (array.dims, months.astype("datetime64[ns]"))})
         dataset = xarray.decode_cf(stored, decode_timedelta=False)
         name = _choose_variable(dataset, variable, path)
         check_memory(path, 8 * dataset[name].size)
@@ -94,10 +100,19 @@ def _from_variable(dataset, variable: str, path: Path) -> Table:
 
 
 def _stamps(array, time: str, path: Path) -> Stamps | None:
-    """The stamps of a variable, if any. Those of the calendar of a climate model are its digits, taken as dates."""
-    if time not in array.coords:
+    """The stamps of a variable, if any: its coordinate of the name `time`, else one of times along that dimension.
+
+    Those of the calendar of a climate model are its digits, taken as dates. Numbers that are no dates are no stamps.
+    """
+    others = (each for each in array.coords.values() if each.dims == (time,) and each.dtype.kind == "M")
+    coordinate = array.coords[time] if time in array.coords else next(others, None)
+    if coordinate is None:
         return None
-    stamps = array.coords[time].values
+    stamps = coordinate.values
+    if stamps.dtype.kind in "iuf":
+        with contextlib.suppress(ValueError):
+            return read_stamps(pd.Series(stamps), str)
+        return None
     if not hasattr(stamps.flat[0], "calendar"):
         return read_stamps(pd.Series(stamps), lambda step: f"{path}: coordinate {time}, step {step}")
     calendar = stamps.flat[0].calendar

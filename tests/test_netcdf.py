@@ -259,3 +259,33 @@ def test_a_place_without_a_value_in_a_newer_grid_is_a_gap_where_values_may_be_mi
             np.testing.assert_array_equal(found.values, clouded.sst.values.reshape(20, 6)[:, 1:])
             np.testing.assert_array_equal(found.kept, field.kept)
             np.testing.assert_allclose(found.coordinates, field.coordinates)
+
+
+# Times
+
+def test_months_since_a_date_are_months(tmp_path):
+    values = random_values(STEPS, NODES)
+    times = ("T", np.arange(STEPS) + 240.5, {"units": "months since 1960-01-01", "calendar": "360"})
+    xarray.Dataset({"v": (("T", "node"), values)}, {"T": times}).to_netcdf(tmp_path / "a.nc")
+    table = read_file(tmp_path / "a.nc")
+    assert (table.times == pd.date_range("1980-01-01", periods=STEPS, freq="MS").to_numpy()).all()
+    assert (table.values.numpy() == values).all()
+
+
+def test_times_along_a_dimension_without_times_of_its_own_are_its_stamps(tmp_path):
+    xarray.Dataset({"T2": (("Time", "node"), VALUES)}, {"XTIME": ("Time", HOURS)}).to_netcdf(tmp_path / "a.nc")
+    assert (read_file(tmp_path / "a.nc").times == HOURS.to_numpy()).all()
+
+
+def test_times_that_are_plain_numbers_leave_the_flags_to_say_when(tmp_path):
+    xarray.Dataset({"v": (("time", "node"), VALUES)}, {"time": np.arange(STEPS) / 24}).to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(ValueError, match="the file has no time stamps; give --freq .* and --start"):
+        load_field("a", ROOT, OwnFile(str(tmp_path / "a.nc")))
+    field = load_field("a", ROOT, OwnFile(str(tmp_path / "a.nc"), "1h", "2024-03-30"))
+    assert (field.calendar.times == HOURS.to_numpy()).all()
+
+
+def test_years_as_numbers_are_still_times(tmp_path):
+    years = np.arange(1950, 1950 + STEPS)
+    xarray.Dataset({"v": (("year", "node"), VALUES)}, {"year": years}).to_netcdf(tmp_path / "a.nc")
+    assert str(read_file(tmp_path / "a.nc").times[0]) == "1950-01-01T00:00:00"
