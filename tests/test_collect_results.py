@@ -89,12 +89,15 @@ def test_every_published_and_simple_row_that_is_ahead_of_the_default_is_named_fr
     assert "No published and no baseline row" in ahead(ours[ours.method == "cost"])
     pd.DataFrame({"data_name": ["Tiny", "Other"], "method": "Old", "CRPS": [0.059, 0.001], "IS": [3.0, 0.1],
                   "QICE": [0.02, 0.0]}).to_csv(tmp_path / "published_12_12.csv", index=False)
-    assert ahead(ours).splitlines()[2:] == [
-        "- Tiny, 12 to 12: in CRPS Old (published) 0.0590 (0.0600); in IS climatology 1.90 (2.00), quantile 1.70 "
-        "(1.80); in CRPS_sum quantile 0.0390 (0.0400)."]
+    assert ahead(ours).splitlines()[4:] == [
+        "| Tiny | CRPS | random | 0.0600 | Old (published) 0.0590 |",
+        "| Tiny | IS | random | 2.00 | climatology 1.90 |",
+        "| Tiny | IS | quantiles | 1.80 | quantile 1.70 |",
+        "| Tiny | CRPS_sum | quantiles | 0.0400 | quantile 0.0390 |"]
     alone = ours[(ours.ensemble == "quantiles") | (ours.method == "climatology")]  # the default has one kind
-    last = ahead(alone.assign(IS=[1.8, 1.5, 1.9, 9.0]), (64, 64)).splitlines()[-1]
-    assert last == "- Tiny, 64 to 64: in IS climatology 1.50 (1.80); in CRPS_sum quantile 0.0390 (0.0400)."
+    assert ahead(alone.assign(IS=[1.8, 1.5, 1.9, 9.0])).splitlines()[4:] == [
+        "| Tiny | IS | random | 1.80 | climatology 1.50 |",
+        "| Tiny | CRPS_sum | quantiles | 0.0400 | quantile 0.0390 |"]
 
 
 def test_the_commit_of_each_row_stands_below_the_table(runs, tmp_path, monkeypatch):

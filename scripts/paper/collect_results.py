@@ -9,6 +9,7 @@ other run is new.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -316,29 +317,25 @@ def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
                                       for changes in (STEPS, SWITCHES))))
 
 
-def ahead(runs: pd.DataFrame, lengths: tuple[int, int] = (12, 12)) -> str:
-    """Every row of others, and of the third recipe, that has a better score than the default, in sentences."""
-    lines, published = [], read_published(lengths, " (published)")
+def ahead(runs: pd.DataFrame) -> str:
+    """The README's table of every row of others, and of the third recipe, that has a better score than the default."""
+    found, published = [], read_published((12, 12), " (published)")
     for data_name, group in runs.groupby("data_name", sort=False):
-        rows = pd.concat([published[published.data_name == data_name], group[group.method.isin(RIVALS)]])
-        rows = by_method(rows.reindex(columns=["method", "ensemble", *LISTED]))
+        rivals = pd.concat([published[published.data_name == data_name], group[group.method.isin(RIVALS)]])
         ours = group[group.method == group.ensemble.map(DEFAULTS)].groupby("ensemble")[list(LISTED)].mean()
-        found = []
-        for score in LISTED:
-            own = {kind: ours[score].get(kind, ours[score].mean()) for kind in DEFAULTS}  # or the only kind it has
-            better = [f"{name} {number(value)} ({number(own[kind])})"
-                      for (name, kind), value in rows[score].mean().items()
-                      if value < own[kind] and number(value) != number(own[kind])]
+        for score, (kind, rows) in itertools.product(LISTED, rivals.groupby("ensemble", sort=False)):
+            own = ours[score].get(kind, ours[score].mean())  # or the only kind it has
+            values = rows.reindex(columns=["method", score]).groupby("method", sort=False)[score].mean()
+            better = [f"{name} {number(value)}" for name, value in values.sort_values(kind="stable").items()
+                      if value < own and number(value) != number(own)]
             if better:
-                found.append(f"in {score} {', '.join(better)}")
-        if found:
-            lines.append(f"- {data_name}, {lengths[0]} to {lengths[1]}: {'; '.join(found)}.\n")
+                found.append([data_name, score, kind, number(own), ", ".join(better)])
     scores = f"{', '.join(LISTED[:-1])} and {LISTED[-1]}"
-    if not lines:
+    if not found:
         return f"No published and no baseline row is ahead of the default in {scores}.\n"
-    return (f"Where others are ahead of the default in {scores}; in brackets the default's score, with members of the "
-            "same kind where it has them. `copula` is the third recipe of this project, rows `_smooth` have quantile "
-            f"members; [all rows](docs/results/README.md#rows):\n\n{''.join(lines)}")
+    return (f"Where others are ahead of the default in {scores}, by members of the same kind where it has them. "
+            "`copula` is the third recipe of this project; [all rows](docs/results/README.md#rows):\n\n"
+            + markdown(["dataset", "score", "members", "default", "ahead of it, the best first"], found))
 
 
 def summary(runs: pd.DataFrame) -> str:
