@@ -26,7 +26,7 @@ from models.layers import own_rows
 from models.margins import OVERSAMPLED
 from models.quantiles import smooth_members, to_support
 from utils.config import DATA_FLAGS, PATHS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
-from utils.scores.evaluation import evaluate_ensemble, mean_over_windows, rows_at_once
+from utils.scores.evaluation import evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
 from utils.training import checkpoint
 from utils.training.device import autocast
 from utils.training.distributed import SINGLE_PROCESS, Processes
@@ -138,7 +138,7 @@ def statistics_batches(data: WindowedField, config, split: str = "train"):
 def check_shares(data: WindowedField, processes: Processes, **limits: int) -> None:
     """Refuse more processes than windows to score, of which there are at most `limits` of each split."""
     for split, limit in limits.items():
-        data.batches(split, 1, limit=limit).share_windows(processes.rank, processes.count)
+        own_windows(data.batches(split, 1, limit=limit), processes)
 
 
 def note_few_windows(data: WindowedField) -> None:

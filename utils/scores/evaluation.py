@@ -43,7 +43,7 @@ def evaluate_ensemble(sample, batches, physical, members: int, kind: str = "rand
     data, starts = batches.data, []
     scores = EnsembleScores(data.predict_len, data.num_nodes, members, threshold)
     dependence = (joint_scores(data), texture_scores(data)) if joint else ()
-    for batch in progress(batches.share_windows(processes.rank, processes.count), "forecasting"):
+    for batch in progress(own_windows(batches, processes), "forecasting"):
         chunk = physical(sample(batch)), batch.truth.double(), batch.target_mask
         scores.update(*chunk)
         for each in dependence:
@@ -89,6 +89,11 @@ def texture_scores(data) -> TextureScores:
     return TextureScores(spread, data.nearest_nodes(min(FAR.stop, data.num_nodes)))
 
 
+def own_windows(batches, processes: Processes):
+    """The batches of this process: all of them, or those of its share of the windows."""
+    return batches.share_windows(processes.rank, processes.count) if processes.count > 1 else batches
+
+
 def cross_check(sample, batches, physical) -> dict:
     """CRPS of some windows, one in each batch, by our estimator and by properscoring, and their largest difference."""
     checks = []
@@ -110,7 +115,7 @@ def evaluate_mean(predict, batches, physical, processes: Processes = SINGLE_PROC
     predict(batch) -> (batch, horizon, node), standardized. Missing targets count in nothing.
     """
     totals, windows = 0, 0
-    for batch in batches.share_windows(processes.rank, processes.count):
+    for batch in own_windows(batches, processes):
         error = (physical(predict(batch)) - batch.truth).where(batch.counts.bool(), 0.0)
         totals = totals + torch.stack([each.sum((0, 2), dtype=torch.float64)
                                        for each in (error.abs(), error.square(), batch.counts)])
@@ -128,7 +133,7 @@ def evaluate_mean(predict, batches, physical, processes: Processes = SINGLE_PROC
 def mean_over_windows(value, batches, processes: Processes = SINGLE_PROCESS) -> Tensor:
     """Mean of `value(batch)` weighted by the windows of each batch; stays on the device."""
     total, windows = 0, 0
-    for batch in batches.share_windows(processes.rank, processes.count):
+    for batch in own_windows(batches, processes):
         total = total + value(batch).double() * len(batch.start)
         windows += len(batch.start)
     return processes.add(total) / processes.add(torch.as_tensor(windows))
