@@ -375,7 +375,8 @@ def _parts(field: Field, split: str, history_len: int, length: int) -> list[tupl
 def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, field: Field) -> list[str]:
     """Notes on nodes that differ in scale or are constant, outliers, spreads near the type's resolution, and bounds."""
     names, constant = field.node_names, statistics.low == statistics.high
-    varying = by_node(field.values, torch.amin) < by_node(field.values, torch.amax)
+    if constant.any():
+        constant &= by_node(field.values, torch.amin) < by_node(field.values, torch.amax)
     unlike = "each node is scaled by its own mean and spread" + ", those of its logarithm" * bool(scaler.least)
     if not scaler.by_node:
         unlike = (f"one scale for all, as --scaling {scaling} says: nodes of small values have little weight; "
@@ -389,7 +390,7 @@ def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, fie
          f"{outlying}"),
         (statistics.unresolved, "the spread of {} is about the resolution of the file's numbers at that level: store "
          "the values in float64, or without the level"),
-        (constant & varying, "{} have one value in the training part and others later: forecasts of them hardly vary"),
+        (constant, "{} have one value in the training part and others later: forecasts of them hardly vary"),
         (torch.tensor(scaler.highest) < torch.inf, "{} mostly have their largest value: no forecast is above it; see "
          "--support"),
     )
