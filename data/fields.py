@@ -25,7 +25,7 @@ CODES = [-2147483648, -2147483647, -99999, -32768, -32767, -9999.9, -9999, -999.
 FAR_CODES = [-200, -99.9, -99, 0, 99.99, 999, 999.9, 9999.9, 32767]
 """Such numbers that may also be values: they are noted where they are far from all others."""
 FAR = 1.0  # that distance, as a share of the range of the others
-LONG_GRID = 8  # rows for each column from which on a grid may be nodes and their variables
+MOST_VARIABLES = 8  # columns of a grid, with more than twice as many rows, that may be variables of nodes
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
         raise ValueError(f"--data_path {path}: {name} is a dataset of the registry; choose another --data_name for the "
                          "file")
     table = read_file(path, own.variable)
-    if reader_of(path) is read_numpy and table.grid and table.grid[0] >= LONG_GRID * table.grid[1]:
-        rows, columns = table.grid
+    rows, columns = table.grid or (0, 0)
+    if reader_of(path) is read_numpy and columns <= MOST_VARIABLES and rows > 2 * columns:
         table = table.with_notes(f"its arrays are taken for a grid of {rows} rows and {columns} columns; if they are "
                                  f"{columns} variables of {rows} nodes, choose one of them: --variable 0")
     wanted = like.interval if like else parse_interval(own.freq) if own.freq else None
@@ -190,7 +190,8 @@ def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:
 
 def codes_for_missing(values: Tensor) -> dict[str, int]:
     """Those of CODES and FAR_CODES beyond all other values of a node, as text, with the number of occurrences."""
-    codes = torch.tensor(CODES + FAR_CODES, dtype=torch.float32).sort().values
+    texts = sorted(CODES + FAR_CODES)
+    codes = torch.tensor(texts, dtype=torch.float32)
     counts = torch.zeros(len(codes), values.shape[1], dtype=torch.long)
     low, high = (torch.full(values.shape[1:], end) for end in (math.inf, -math.inf))
     for block in values.split(BLOCK):
@@ -205,8 +206,7 @@ def codes_for_missing(values: Tensor) -> dict[str, int]:
     may_be_values = torch.isin(codes, torch.tensor(FAR_CODES))
     margin = torch.where(may_be_values, FAR * (high - low), 0.0)
     beyond = ((codes < low - margin) | (codes > high + margin)) & ~(may_be_values & (low >= high))
-    found = zip(codes[:, 0].numpy(), (counts * beyond).sum(1).tolist(), strict=True)
-    return {str(code).removesuffix(".0"): count for code, count in found if count}
+    return {str(text): count for text, count in zip(texts, (counts * beyond).sum(1).tolist(), strict=True) if count}
 
 
 def check_missing(table: Table, source: str) -> None:

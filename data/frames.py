@@ -13,10 +13,11 @@ from .stamps import PLAUSIBLE_YEARS, Stamps, holds_times, read_stamps, stamp
 from .table import INDEX, Table, as_tensor, check_finite, find, listed, repeated
 
 Where = Callable[[int], str]
-PARTS = {"year": "year", "month": "month", "mo": "month", "day": "day", "dy": "day", "hour": "hour", "hr": "hour",
-         "minute": "minute", "second": "second"}
-"""Names of columns that hold a part of the time, and that part."""
-CLOCK = r"\d{1,2}([:.]\d\d){0,2}( ?[AaPp][Mm])?"  # a time of day, or its hour
+PARTS = {"mo": "month", "dy": "day", "hr": "hour", "min": "minute", **{
+    name: name for name in ("year", "month", "day", "hour", "minute", "second")}}
+"""Names of columns that hold a part of the time, and that part; a full name goes before a short one."""
+LARGEST_PARTS = {"month": 12, "day": 31, "hour": 24, "minute": 59, "second": 60}
+CLOCK = r"\d{1,2}[:.]\d\d([:.]\d\d)?( ?[AaPp][Mm])?"  # a time of day
 MOSTLY = 0.5  # share of rows with the time of another one, from which on a table is a long one
 MONTHS = {"jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"}
 
@@ -54,6 +55,8 @@ def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str,
         if len(columns) > 3:
             raise ValueError(f"{source}: columns {listed(columns)}; a long table has three: time, node, value")
         table = _from_long(frame[node], numbers(frame[value], source, where), stamps, source, where)
+        if not repeats:
+            notes += (f"column {node} is taken for the name of the node",)
     else:
         nodes = [column for column in columns if column != time]
         if repeats >= MOSTLY or repeats and node is not None:
@@ -113,30 +116,40 @@ def numbers(column: pd.Series, source: str, where: Where) -> np.ndarray:
 
 
 def _with_one_time(frame: pd.DataFrame, source: str, where: Where) -> pd.DataFrame:
-    """The frame with a column `time` in place of date and time of day, or of the year and its PARTS, if it has such."""
+    """The frame with a column `time` in place of its parts, if it has such and no column of whole times.
+
+    Parts are `date` and `time`, a time of day; `date`, which repeats, and `hour`; year, month and others of PARTS.
+    """
     named = {name.lower(): name for name in frame.columns}
-    clock = next((named[name] for name in ("time", "hour", "hr") if name in named), None)
     parts = {part: named[name] for name, part in PARTS.items() if name in named}
-    if "date" in named and clock and (text := _text(frame[clock])).str.fullmatch(CLOCK).all():
-        parts = {"date": named["date"], "time": clock}
-        text = text.str.replace(".", ":", regex=False).str.replace(r"^(\d+)$", r"\1:00", regex=True)
-        times = _text(frame[named["date"]]) + " " + text
-    elif find(frame.columns, "time") is None and "year" in parts and len(parts) > 1:
-        found = pd.DataFrame({part: pd.to_numeric(frame[name], errors="coerce") for part, name in parts.items()})
+    clock = named.get("time") or parts.get("hour")
+    if "date" in named and clock and "minute" not in parts:
+        parts = {"date": named["date"], "clock": clock}
+        date, text = (frame[name].astype(str).str.strip() for name in parts.values())
+        text = text if "time" in named else text + ":00"
+        repeats = "time" in named or date.duplicated().any()
+        if not (repeats and text.str.fullmatch(CLOCK).all()) or date.str.contains(":").any():
+            return frame
+        times = date + " " + text.str.replace(".", ":", regex=False)
+    elif {"year", "month"} <= parts.keys() and ("month" in named or frame[named["year"]].duplicated().any()):
+        if find(frame.columns, "time", "") is not None or holds_times(frame.iloc[:, 0]):
+            return frame
+        found = pd.DataFrame({part: pd.to_numeric(frame[name], errors="coerce").astype("float64")
+                              for part, name in parts.items()})
         times = pd.to_datetime(found if "day" in parts else found.assign(day=1), errors="coerce")
-        if (wrong := times.isna().to_numpy()).any():
+        possible = found["year"].isin(PLAUSIBLE_YEARS) & (found % 1 == 0).all(axis=1) & (found >= 0).all(axis=1)
+        for part, largest in LARGEST_PARTS.items():
+            possible &= found.get(part, 1) <= largest
+        if (wrong := (times.isna() | ~possible).to_numpy()).any():
             row = int(wrong.argmax())
             raise ValueError(f"{source}: {where(row)}: {listed(list(parts.values()))}: "
-                             f"{listed(frame[[*parts.values()]].iloc[row].tolist())}; expected the parts of a time")
+                             f"{listed(frame[[*parts.values()]].iloc[row].tolist())}; expected the parts of a time, "
+                             "years of four digits")
     else:
         return frame
     frame = frame.drop(columns=[*parts.values()])
     frame.insert(0, "time", times)
     return frame
-
-
-def _text(column: pd.Series) -> pd.Series:
-    return column.astype(str).str.strip()
 
 
 def _is_index(column: pd.Series, years: bool) -> bool:

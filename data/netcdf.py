@@ -18,7 +18,7 @@ from .table import Table, as_tensor, check_memory, find, listed, optional, outsi
 NORTH, EAST = ({f"degree{s}{mark}" for s in ("", "s") for mark in (f"_{word}", f"_{word[0].upper()}", word[0].upper())}
                for word in ("north", "east"))
 """Units of latitude and longitude after CF."""
-MONTHS_SINCE = re.compile(r"months? since (\d{4}-\d\d)")
+MONTHS_SINCE = re.compile(r"months? since (1[7-9]\d\d|20\d\d)-(\d\d?)", re.IGNORECASE)
 
 
 def read_xarray(path: Path, variable: str) -> Table:
@@ -35,7 +35,8 @@ def read_xarray(path: Path, variable: str) -> Table:
             if package == "zarr" and array.attrs.get("_FillValue") == 0:
                 del array.attrs["_FillValue"]  # Zarr has one for any array, 0 where nobody chose one
             if found := MONTHS_SINCE.match(str(array.attrs.get("units", ""))):  # which xarray does not decode
-                months = np.datetime64(found[1], "M") + np.floor(array.values).astype("timedelta64[M]")
+                first = np.datetime64(f"{found[1]}-{found[2]:0>2}", "M")
+                months = first + np.floor(array.values).astype("timedelta64[M]")
                 stored = stored.assign({name: (array.dims, months.astype("datetime64[ns]"))})
         dataset = xarray.decode_cf(stored, decode_timedelta=False)
         name = _choose_variable(dataset, variable, path)
@@ -100,16 +101,18 @@ def _from_variable(dataset, variable: str, path: Path) -> Table:
 
 
 def _stamps(array, time: str, path: Path) -> Stamps | None:
-    """The stamps of a variable, if any: its coordinate of the name `time`, else one of times along that dimension.
+    """The stamps of a variable, if any: its coordinate `time`, else the only one of times along that dimension.
 
     Those of the calendar of a climate model are its digits, taken as dates. Numbers that are no dates are no stamps.
     """
-    others = (each for each in array.coords.values() if each.dims == (time,) and each.dtype.kind == "M")
-    coordinate = array.coords[time] if time in array.coords else next(others, None)
-    if coordinate is None:
+    found = [array.coords[time]] if time in array.coords else [
+        each for each in array.coords.values() if each.dims == (time,) and each.dtype.kind == "M"]
+    if len(found) != 1:
         return None
-    stamps = coordinate.values
+    stamps, unit = found[0].values, str(found[0].attrs.get("units", ""))
     if stamps.dtype.kind in "iuf":
+        if unit and not unit.startswith(("year", "day as")):
+            return None
         with contextlib.suppress(ValueError):
             return read_stamps(pd.Series(stamps), str)
         return None

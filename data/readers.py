@@ -142,6 +142,11 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
     commas = separator == ";" and _has_decimal_commas(frame.drop(columns=[*text, *nodes]))
     if commas:
         frame, notes = read(decimal=","), (*notes, "its commas are decimal ones")
+        for name, column in frame.drop(columns=[*text, *nodes]).select_dtypes(exclude="number").items():
+            if (points := column.astype(str).str.fullmatch(r" *[+-]?\d+\.\d+ *").to_numpy(bool)).any():
+                row = int(points.argmax())
+                raise ValueError(f"{path}: line {row + top + 2}, column {name}: {column.iloc[row]!r} in a file with "
+                                 "decimal commas; write 1234,5 without points")
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{path}: line {top + 2} holds more cells than the {len(header)} columns that line {top + 1} "
                          f"names{above}")
@@ -160,7 +165,7 @@ def _has_decimal_commas(frame: pd.DataFrame) -> bool:
     columns = [column for _, column in frame.select_dtypes(exclude="number").items()]
     cells = pd.concat(columns).dropna().astype(str).str.strip() if columns else pd.Series(dtype=str)
     cells = cells[cells.str.fullmatch(r"[+-]?\d+,\d+")]
-    return not cells.str.fullmatch(r"[+-]?\d{1,3},\d{3}").all()
+    return not cells.str.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}").all()
 
 
 def _perhaps_thousands(frame: pd.DataFrame) -> bool:

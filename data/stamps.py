@@ -30,7 +30,7 @@ DATES = [mark.join(order) for mark in "/.-" for order in (
     ("%y", "%m", "%d"))]
 MONTHS = "%b %Y", "%B %Y", "%b-%Y", "%b-%y"
 CLOCKS = "", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p"
-MOST_GAPS = 10  # times of a series cover at most so many of their median steps for each step
+MOST_GAPS, FEW_GAPS = 10, 2  # mean step over median step: larger ones are no series, smaller ones surely are
 WEEK = "%G-W%V-%u"
 PERIODS = ((r"^(\d{4})[- ]?Q([1-4])$", lambda found: f"{found[1]}-{3 * int(found[2]) - 2:02}"),
            (r"^(\d{4})M(\d\d)$", r"\1-\2"), (r"^(\d{4})-?W(\d\d)$", r"\1-W\2-1"))
@@ -103,7 +103,7 @@ def _of_text(text: pd.Series, whole: pd.Series, where) -> tuple[np.ndarray, tupl
 
     Of several formats that suit all of them, the only one that gives the times of a series is taken.
     """
-    for pattern, date in PERIODS:
+    for pattern, date in PERIODS if text.str.contains("[QMW]").any() else ():
         text = text.str.replace(pattern, date, regex=True)
     plain = text.str.contains(r"^\d") & ~text.str.contains(r":\d\d ?[+-]")  # pandas takes 08:00-14:00 for an offset
     iso = pd.to_datetime(text.where(plain), format="ISO8601", errors="coerce")
@@ -113,30 +113,30 @@ def _of_text(text: pd.Series, whole: pd.Series, where) -> tuple[np.ndarray, tupl
     if pd.isna(iso[0]):
         with warnings.catch_warnings(action="ignore"):  # that the first row tells day and month apart
             forms = {guess_datetime_format(text[0], dayfirst=first) for first in (False, True)}
-        forms = {form for form in forms if form and "%z" not in form.lower()}  # offsets are read before
+        forms = {form for form in forms if form and not re.match("%Y.%d", form) and "%z" not in form.lower()}
         forms |= {*map("".join, product(DATES, CLOCKS)), *MONTHS, WEEK}
     tried = {form: pd.to_datetime(text, format=form, errors="coerce") for form in sorted(forms)
              if pd.notna(pd.to_datetime(text[0], format=form, errors="coerce"))}
     found = {form: rounded(times) for form, times in tried.items() if times.notna().all()}
-    of_series = {form: times for form, times in found.items() if _is_series(times)}
-    found = of_series if len(of_series) == 1 else found
+    of_series = {form: times for form, times in found.items() if _is_series(times, MOST_GAPS)}
+    found = of_series if len(of_series) == 1 and _is_series(*of_series.values(), FEW_GAPS) else found
     if not found:
         row = max(int(times.isna().to_numpy().argmax()) for times in (iso, *tried.values()))
         first = "" if row else "; remove a line of units or types"
         raise ValueError(f"{where(row)}: time {whole[row]!r}; {ISO}: write it, {EXAMPLE.format('%d/%m/%Y')}{first}")
     (form, times), *other = found.items()
-    if other and (times != other[0][1]).any():
-        row = int((times != other[0][1]).argmax())
+    if differing := [int((times != values).argmax()) for _, values in other if (times != values).any()]:
+        row = min(differing)
         ways = " or ".join(f"{form} ({times[row].astype('datetime64[D]')})" for form, times in found.items())
         raise ValueError(f"{where(row)}: time {whole[row]!r} may be {ways}: write ISO 8601, {EXAMPLE.format(form)}")
     return times, (f"its times are read as {form}: the first one is {stamp(times[0])}",)
 
 
-def _is_series(times: np.ndarray) -> bool:
-    """Whether distinct times, by their first rows, rise or fall throughout, mostly in equal steps."""
+def _is_series(times: np.ndarray, gaps: int) -> bool:
+    """Whether distinct times, by their first rows, rise or fall, by `gaps` median steps on average at most."""
     steps = np.diff(pd.unique(times).astype(int))
     return bool(len(steps)) and abs(np.sign(steps).sum()) == len(steps) and (
-        np.abs(steps).sum() <= MOST_GAPS * np.median(np.abs(steps)) * len(steps))
+        np.abs(steps).sum() <= gaps * np.median(np.abs(steps)) * len(steps))
 
 
 def holds_times(column: pd.Series) -> bool:

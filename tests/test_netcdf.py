@@ -275,6 +275,9 @@ def test_months_since_a_date_are_months(tmp_path):
 def test_times_along_a_dimension_without_times_of_its_own_are_its_stamps(tmp_path):
     xarray.Dataset({"T2": (("Time", "node"), VALUES)}, {"XTIME": ("Time", HOURS)}).to_netcdf(tmp_path / "a.nc")
     assert (read_file(tmp_path / "a.nc").times == HOURS.to_numpy()).all()
+    two = {"valid": ("Time", HOURS), "reference": ("Time", HOURS - pd.Timedelta("3h"))}  # neither is the one
+    xarray.Dataset({"T2": (("Time", "node"), VALUES)}, two).to_netcdf(tmp_path / "b.nc")
+    assert read_file(tmp_path / "b.nc").times is None
 
 
 def test_times_that_are_plain_numbers_leave_the_flags_to_say_when(tmp_path):

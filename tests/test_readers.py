@@ -267,7 +267,8 @@ def test_variables_without_time_or_with_numbers_for_times_are_refused(tmp_path):
     xarray.Dataset({"t": (("x",), np.ones(3))}).to_netcdf(tmp_path / "a.nc")
     assert "no variable has a time axis; there are t ('x',)" in refusal(tmp_path / "a.nc")
     xarray.Dataset({"t": (("time", "x"), np.ones((3, 2)))}, {"time": [0, 1, 2]}).to_netcdf(tmp_path / "b.nc")
-    assert "time 0 is a number" in refusal(tmp_path / "b.nc")
+    assert "the file has no time stamps; give --freq" in refusal(
+        tmp_path / "b.nc", lambda path: load_field("b", ROOT, OwnFile(str(path))))
 
 
 # What is refused: files
@@ -699,6 +700,7 @@ def test_commas_that_may_separate_thousands_are_refused(tmp_path):
 def test_three_columns_of_times_nodes_and_values_are_a_long_table_by_any_names(tmp_path, text):
     table = read_file(written(tmp_path / "a.csv", text))
     assert table.node_names in (("a", "b"), ("7",)) and table.values[:, 0].tolist() == [1, 3]
+    assert (table.notes == ("column id is taken for the name of the node",)) == (table.node_names == ("7",))
 
 
 def test_absent_pairs_of_whole_numbers_are_noted(tmp_path):
@@ -738,3 +740,24 @@ def test_rows_in_no_order_are_refused_with_the_word_sort(tmp_path):
     frame.to_csv(tmp_path / "a.csv", index=False)
     with pytest.raises(ValueError, match="stamps must ascend: sort the rows"):
         load_field("a", tmp_path, OwnFile(str(tmp_path / "a.csv")))
+
+
+@pytest.mark.parametrize("cell, place", [("51.234", "line 2, column a"), ("2.5", "line 2, column a")])
+def test_points_beside_decimal_commas_are_refused(tmp_path, cell, place):
+    (tmp_path / "a.csv").write_text(f"time;a;b\n2024-01-01;{cell};2,5\n2024-01-02;{cell};2,6\n")
+    with pytest.raises(ValueError, match=f"{place}: '{cell}' in a file with decimal commas"):
+        read_file(tmp_path / "a.csv")
+
+
+def test_three_decimals_after_a_leading_zero_are_no_thousands(tmp_path):
+    (tmp_path / "a.csv").write_text("time;a\n2024-01-01;0,633\n2024-01-02;0,250\n")
+    assert read_file(tmp_path / "a.csv").values.flatten().tolist() == pytest.approx([0.633, 0.25])
+
+
+def test_the_noted_code_masks_what_it_names_in_float64(tmp_path):
+    values = 1e9 + np.random.default_rng(0).random((60, 1))
+    values[7] = 9.969209968386869e36
+    np.save(tmp_path / "a.npy", values)
+    own = OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")
+    code = re.search(r"--null_value=(\S+)", " ".join(load_field("a", ROOT, own).notes))[1]
+    assert load_field("a", ROOT, own, "mask", float(code)).missing_share == pytest.approx(1 / 60)

@@ -384,7 +384,8 @@ def test_columns_of_years_and_months_are_the_first_days_of_months_also_of_a_long
 
 def test_parts_of_no_time_are_refused_by_their_line(tmp_path):
     pd.DataFrame({"year": [2023] * 3, "month": [11, 12, 13], "a": range(3)}).to_csv(tmp_path / "a.csv", index=False)
-    assert "line 4: year, month: 2023, 13; expected the parts of a time" in refusal(tmp_path / "a.csv")
+    assert "line 4: year, month: 2023, 13; expected the parts of a time, years of four digits" in (
+        refusal(tmp_path / "a.csv"))
 
 
 @pytest.mark.parametrize("name, form", [
@@ -634,3 +635,41 @@ def test_gmt_is_utc_and_a_range_of_hours_is_no_offset(tmp_path):
     days = pd.date_range("2023-12-20", periods=STEPS)
     assert "time '2023-12-20 08:00-14:00'; expected ISO 8601" in refusal(
         saved(tmp_path / "b.csv", days.strftime("%Y-%m-%d 08:00-14:00")))
+
+
+@pytest.mark.parametrize("row, words", [
+    ({"year": 23, "month": 12, "day": 20}, "23, 12"), ({"year": 2023, "month": 12, "day": 20, "hour": 1200}, "1200"),
+    ({"year": 2023, "month": 12, "day": 20, "hour": 1, "minute": 90}, "90"), ({"year": 2023, "month": -1}, "-1"),
+    ({"year": 2023, "month": 12, "day": 1.5}, "1.5"),
+])
+def test_parts_outside_their_range_are_refused(tmp_path, row, words):
+    pd.DataFrame([row | {"a": step} for step in range(3)]).to_csv(tmp_path / "a.csv", index=False)
+    assert "expected the parts of a time" in (found := refusal(tmp_path / "a.csv")) and words in found
+
+
+@pytest.mark.parametrize("columns, nodes", [
+    ({"HR": 0}, ("HR", "a")), ({"HR": range(STEPS)}, ("HR", "a")), ({"time": range(STEPS)}, ("time", "a")),
+    ({"hour": 7, "minute": 30}, ("hour", "minute", "a")), ({"MO": 3, "TX": 4}, ("MO", "TX", "a")),
+])
+def test_columns_of_values_with_the_name_of_a_part_stay_nodes(tmp_path, columns, nodes):
+    days = pd.date_range("2023-12-20", periods=STEPS).strftime("%Y-%m-%d")
+    pd.DataFrame({"date": days, **columns, "a": np.arange(STEPS)}).to_csv(tmp_path / "a.csv", index=False)
+    field = opened(tmp_path / "a.csv")
+    assert field.node_names == nodes and field.calendar.times[0] == np.datetime64("2023-12-20")
+
+
+@pytest.mark.parametrize("first", ["Datum", "", "time"])
+def test_whole_times_go_before_their_parts(tmp_path, first):
+    times = pd.date_range("2023-12-20", periods=STEPS)
+    pd.DataFrame({first: times.strftime("%Y-%m-%d"), "year": times.year, "month": times.month}).to_csv(
+        tmp_path / "a.csv", index=False)
+    field = opened(tmp_path / "a.csv")
+    assert field.node_names == ("year", "month") and (field.calendar.times == instants(times)).all()
+
+
+@pytest.mark.parametrize("texts", [
+    ["12/12/01", "12/12/02", "12/12/03"],  # December of 2012, or a day of 2001 to 2003
+    ["01/04/2012 12:00", "01/04/2012 12:05", "03/04/2012 12:00", "03/04/2012 12:05"],  # a gap of two days or two months
+])
+def test_dates_that_give_several_series_are_refused(tmp_path, texts):
+    assert "may be" in refusal(saved(tmp_path / "a.csv", texts))
