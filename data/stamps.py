@@ -30,8 +30,9 @@ DATES = [mark.join(order) for mark in "/.-" for order in (
     ("%y", "%m", "%d"))]
 MONTHS = "%b %Y", "%B %Y", "%b-%Y", "%b-%y"
 CLOCKS = "", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p"
-MOST_GAPS, FEW_GAPS = 10, 2  # mean step over median step: larger ones are no series, smaller ones surely are
 WEEK = "%G-W%V-%u"
+"""Formats that are tried beside those that pandas finds: of dates, of months, of the time after a date, of a week."""
+MOST_GAPS, FEW_GAPS = 10, 2  # mean step over median step: larger ones are no series, smaller ones surely are
 PERIODS = ((r"^(\d{4})[- ]?Q([1-4])$", lambda found: f"{found[1]}-{3 * int(found[2]) - 2:02}"),
            (r"^(\d{4})M(\d\d)$", r"\1-\2"), (r"^(\d{4})-?W(\d\d)$", r"\1-W\2-1"))
 """Names of quarters, months and weeks, and how they are written as a date: the first day."""
