@@ -12,7 +12,7 @@ from torch import Tensor
 from .calendar import Calendar, first_step, make_calendar, parse_interval
 from .matching import match, on_regular_axis
 from .nodes import numbered, read_graph, read_node_table
-from .readers import read_file, read_numpy, reader_of
+from .readers import ending_of, read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
 from .scaling import BLOCK, as_real, by_node
 from .stamps import PLAIN, parse_time, read_stamps, stamp
@@ -130,7 +130,7 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
                          "file")
     table = read_file(path, own.variable)
     rows, columns = table.grid or (0, 0)
-    if reader_of(path) is read_numpy and columns <= MOST_VARIABLES and rows > 2 * columns:
+    if ending_of(path) in (".npy", ".npz") and columns <= MOST_VARIABLES and rows > 2 * columns:
         table = table.with_notes(f"its arrays are taken for a grid of {rows} rows and {columns} columns; if they are "
                                  f"{columns} variables of {rows} nodes, choose one of them: --variable 0")
     wanted = like.interval if like else parse_interval(own.freq) if own.freq else None
@@ -190,8 +190,8 @@ def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:
 
 def codes_for_missing(values: Tensor) -> dict[str, int]:
     """Those of CODES and FAR_CODES beyond all other values of a node, as text, with the number of occurrences."""
-    texts = sorted(CODES + FAR_CODES)
-    codes = torch.tensor(texts, dtype=torch.float32)
+    numbers = sorted(CODES + FAR_CODES)
+    codes = torch.tensor(numbers, dtype=torch.float32)
     counts = torch.zeros(len(codes), values.shape[1], dtype=torch.long)
     low, high = (torch.full(values.shape[1:], end) for end in (math.inf, -math.inf))
     for block in values.split(BLOCK):
@@ -206,7 +206,8 @@ def codes_for_missing(values: Tensor) -> dict[str, int]:
     may_be_values = torch.isin(codes, torch.tensor(FAR_CODES))
     margin = torch.where(may_be_values, FAR * (high - low), 0.0)
     beyond = ((codes < low - margin) | (codes > high + margin)) & ~(may_be_values & (low >= high))
-    return {str(text): count for text, count in zip(texts, (counts * beyond).sum(1).tolist(), strict=True) if count}
+    found = zip(numbers, (counts * beyond).sum(1).tolist(), strict=True)
+    return {str(number): count for number, count in found if count}
 
 
 def check_missing(table: Table, source: str) -> None:

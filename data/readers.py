@@ -19,9 +19,9 @@ from .table import Table, as_tensor, check_memory, find, listed, optional, outsi
 EXTRAS = "node_names", "times", "latitude", "longitude"  # keys that an .npz may have beside the values
 
 
-def reader_of(path: Path | str) -> Callable | None:
-    """The function of READERS for a file, None for an unknown kind."""
-    return next((read for ending, read in READERS.items() if str(path).rstrip("/").lower().endswith(ending)), None)
+def ending_of(path: Path | str) -> str | None:
+    """The ending of a file's name that is one of READERS, None for an unknown kind."""
+    return next(filter(str(path).rstrip("/").lower().endswith, READERS), None)
 
 
 def read_file(path: Path | str, variable: str = "") -> Table:
@@ -34,20 +34,22 @@ def read_file(path: Path | str, variable: str = "") -> Table:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
-    if (read := reader_of(path)) is None:
+    if (ending := ending_of(path)) is None:
         raise ValueError(f"{path}: unknown kind of file; readable are {', '.join(READERS)}; pandas converts others, as "
                          "pandas.read_hdf(FILE).to_csv(FILE.csv)")
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
-    if variable and read not in (read_xarray, read_numpy):
+    read = READERS[ending]
+    has_variables = read in (read_xarray, read_numpy)
+    if variable and not has_variables:
         raise ValueError(f"{path}: --variable {variable} is for NetCDF, Zarr and arrays (time, node, variable); this "
                          "file holds one table")
     try:
-        table = read(path, variable) if read in (read_xarray, read_numpy) else read(path)
+        table = read(path, variable) if has_variables else read(path)
     except MemoryError:
         raise
     except Exception as error:  # a damaged file makes the libraries raise many kinds
-        raise unreadable(path, f"{''.join(path.suffixes)} file", error) from error
+        raise unreadable(path, f"{ending} file", error) from error
     if table.node_names and (twice := repeated(table.node_names)):
         raise ValueError(f"{path}: names of nodes occur twice: {listed(twice)}")
     times = table.times

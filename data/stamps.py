@@ -32,7 +32,7 @@ MONTHS = "%b %Y", "%B %Y", "%b-%Y", "%b-%y"
 CLOCKS = "", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p"
 WEEK = "%G-W%V-%u"
 """Formats that are tried beside those that pandas finds: of dates, of months, of the time after a date, of a week."""
-MOST_GAPS, FEW_GAPS = 10, 2  # mean step over median step: larger ones are no series, smaller ones surely are
+MOST_GAPS, FEW_GAPS = 10, 2  # `_unevenness`: above the first it is no series, up to the second it surely is one
 PERIODS = ((r"^(\d{4})[- ]?Q([1-4])$", lambda found: f"{found[1]}-{3 * int(found[2]) - 2:02}"),
            (r"^(\d{4})M(\d\d)$", r"\1-\2"), (r"^(\d{4})-?W(\d\d)$", r"\1-W\2-1"))
 """Names of quarters, months and weeks, and how they are written as a date: the first day."""
@@ -119,8 +119,11 @@ def _of_text(text: pd.Series, whole: pd.Series, where) -> tuple[np.ndarray, tupl
     tried = {form: pd.to_datetime(text, format=form, errors="coerce") for form in sorted(forms)
              if pd.notna(pd.to_datetime(text[0], format=form, errors="coerce"))}
     found = {form: rounded(times) for form, times in tried.items() if times.notna().all()}
-    of_series = {form: times for form, times in found.items() if _is_series(times, MOST_GAPS)}
-    found = of_series if len(of_series) == 1 and _is_series(*of_series.values(), FEW_GAPS) else found
+    if len(found) > 1:
+        uneven = {form: _unevenness(times) for form, times in found.items()}
+        series = [form for form in found if uneven[form] <= MOST_GAPS]
+        if len(series) == 1 and uneven[series[0]] <= FEW_GAPS:
+            found = {series[0]: found[series[0]]}
     if not found:
         row = max(int(times.isna().to_numpy().argmax()) for times in (iso, *tried.values()))
         first = "" if row else "; remove a line of units or types"
@@ -133,11 +136,12 @@ def _of_text(text: pd.Series, whole: pd.Series, where) -> tuple[np.ndarray, tupl
     return times, (f"its times are read as {form}: the first one is {stamp(times[0])}",)
 
 
-def _is_series(times: np.ndarray, gaps: int) -> bool:
-    """Whether distinct times, by their first rows, rise or fall, by `gaps` median steps on average at most."""
+def _unevenness(times: np.ndarray) -> float:
+    """Mean step over median step of distinct times, by their first rows; infinite where they neither rise nor fall."""
     steps = np.diff(pd.unique(times).astype(int))
-    return bool(len(steps)) and abs(np.sign(steps).sum()) == len(steps) and (
-        np.abs(steps).sum() <= gaps * np.median(np.abs(steps)) * len(steps))
+    if not len(steps) or abs(np.sign(steps).sum()) < len(steps):
+        return np.inf
+    return np.abs(steps).mean() / np.median(np.abs(steps))
 
 
 def holds_times(column: pd.Series) -> bool:

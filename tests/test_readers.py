@@ -761,3 +761,8 @@ def test_the_noted_code_masks_what_it_names_in_float64(tmp_path):
     own = OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")
     code = re.search(r"--null_value=(\S+)", " ".join(load_field("a", ROOT, own).notes))[1]
     assert load_field("a", ROOT, own, "mask", float(code)).missing_share == pytest.approx(1 / 60)
+
+
+def test_a_damaged_file_is_named_by_the_ending_that_is_read(tmp_path):
+    (tmp_path / "daily.v2.npy").write_text("no array")
+    assert "daily.v2.npy: not a readable .npy file" in refusal(tmp_path / "daily.v2.npy")

@@ -12,7 +12,7 @@ import torch
 import models
 from data.covariates import read_covariates
 from data.fields import Field, OwnFile, load_field
-from data.readers import reader_of
+from data.readers import READERS, ending_of
 from data.registry import DATASETS, data_dir_from
 from data.scaling import BLOCK
 from data.summary import FieldSummary
@@ -110,7 +110,8 @@ def open_run_field(content: dict, data_dir: str, data_path: str = "", variable: 
     field, config = FieldSummary.from_state(content["field"]), content["config"]
     config = config | {"node_table": "", "graph": "", "covariates": ""}  # the checkpoint holds what a forecast needs
     if data_path:  # its start is its own, and it may be of another format
-        variable = variable or config["variable"] * (reader_of(data_path) is reader_of(config["data_path"]))
+        newer, older = (READERS.get(ending_of(path)) for path in (data_path, config["data_path"]))
+        variable = variable or config["variable"] * (newer is older)
         config = config | {"data_path": data_path, "start": "", "variable": variable}
     else:
         config = located(config)

@@ -85,13 +85,14 @@ def read_joint(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def with_kept(runs: pd.DataFrame, page: str) -> pd.DataFrame:
-    """The runs, and those of a page of docs/results that are not among them, without the paths of their windows."""
+def with_kept(runs: pd.DataFrame, page: str) -> tuple[pd.DataFrame, dict]:
+    """The runs and those that a page of docs/results alone has, without paths of windows; its `printed_differences`."""
     key = ["data_name", "method", "seed"]
     kept = pd.read_csv(RESULTS / f"{page}.csv").assign(path=None)
     kept = kept[~kept.set_index(key).index.isin(runs.set_index(key).index)]
     columns = [*kept, *runs.columns.difference(kept.columns, sort=False)]
-    return in_order(pd.concat([kept.dropna(axis=1, how="all"), runs]).reindex(columns=columns))
+    both = pd.concat([kept.dropna(axis=1, how="all"), runs]).reindex(columns=columns)
+    return in_order(both), printed_differences(page)
 
 
 def in_order(runs: pd.DataFrame) -> pd.DataFrame:
@@ -215,8 +216,8 @@ def differences(runs: pd.DataFrame, length: int, scores: Sequence[str] = COMPARE
         absent = pd.concat([groups[ours], theirs]).path.isna()
         if absent.any():
             found = (printed or {}).get((runs.data_name.iloc[0], name, kind), [""] * len(scores))
-            mark = "" if absent.all() else " *"
-            found = [text and text.removesuffix(" *") + mark if mark else text for text in found]
+            if not absent.all():
+                found = [text and f"{text.removesuffix(' *')} *" for text in found]
         else:
             found = compared(groups[ours], theirs, scores, length)
         rows.append([name, kind, *found])
@@ -250,9 +251,8 @@ def write_page(name: str, runs: pd.DataFrame, text: str, tables: Callable[[pd.Da
 
 def write_tables(runs: pd.DataFrame, lengths: tuple[int, int], keep: bool = False) -> pd.DataFrame:
     """The .csv and .md of one task; the runs that they hold."""
-    published, page, printed = read_published(lengths, " (published)"), "{}_{}".format(*lengths), {}
-    if keep:
-        runs, printed = with_kept(runs, page), printed_differences(page)
+    published, page = read_published(lengths, " (published)"), "{}_{}".format(*lengths)
+    runs, printed = with_kept(runs, page) if keep else (runs, {})
 
     def tables(group: pd.DataFrame) -> Iterable[str]:
         yield markdown(*score_table(group, published[published.data_name == group.data_name.iloc[0]]))
@@ -277,9 +277,8 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int], keep: bool = False
     """The joint scores of one task as .csv and .md, where any run has them."""
     if not len(runs := read_joint(runs)):
         return
-    page, printed = "joint_{}_{}".format(*lengths), {}
-    if keep:
-        runs, printed = with_kept(runs, page), printed_differences(page)
+    page = "joint_{}_{}".format(*lengths)
+    runs, printed = with_kept(runs, page) if keep else (runs, {})
 
     def tables(group: pd.DataFrame) -> Iterable[str]:
         scored = [score for score in joint.SCORES if group[score].notna().any()]
@@ -373,12 +372,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     runs, readme = read_runs(given.save_dir / "benchmark" / "test"), ROOT / "README.md"
     for lengths, group in runs.groupby(["history_len", "predict_len"]):
+        written = write_tables(group, lengths, given.keep)
         write_joint(group, lengths, given.keep)
         if lengths == (12, 12):
             write_ablation(group, lengths)
-        group = write_tables(group, lengths, given.keep)
-        if lengths == (12, 12):
-            write_text(readme, replace_between_marks(readme.read_text(), f"{summary(group)}\n{ahead(group)}"))
+            write_text(readme, replace_between_marks(readme.read_text(), f"{summary(written)}\n{ahead(written)}"))
     print(f"{len(runs)} runs in {RESULTS} and README.md")
     return 0
 
