@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     sample = ensemble_sampler(model, settings, device)
     try:
         draw_forecast(sample, data, folder / checkpoint.PICTURE)
-    except Exception as error:  # whatever goes wrong, a picture is not worth the scores
+    except Exception as error:  # a picture that fails must not lose the scores
         print(f"warning: {checkpoint.PICTURE} could not be drawn: {error}", file=sys.stderr)
     if config.cross_check:
         chosen = data.batches("test", 1, torch.Generator().manual_seed(config.seed), limit=config.cross_check)

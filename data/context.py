@@ -25,7 +25,7 @@ class Context:
 
     @property
     def latest(self) -> Tensor:
-        """Step of the latest value of a history with gaps, its last step without any value: (batch, 1, node)."""
+        """Step of the latest value of a history with gaps, or its last step if there is none: (batch, 1, node)."""
         steps = torch.arange(self.history_len, device=self.history.device).view(-1, 1)
         return torch.where(self.observed, steps, -1).amax(1, keepdim=True) % self.history_len
 

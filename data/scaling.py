@@ -38,7 +38,7 @@ class Scaler:
         standardized = (physical - mean) / std,    cut at +-limit
 
     With `least`, values are replaced by their logarithms, those below `least` by that of `least`. Missing values (NaN)
-    are left out. Of whole numbers (counts) `physical` rounds what is whole up to the rounding of float32, so that equal
+    are left out. Of whole numbers (counts) `physical` rounds values within the rounding error of float32, so that equal
     counts stay equal. `least` and a finite `highest` always have an entry for each node.
     """
 

@@ -382,7 +382,7 @@ def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, fie
         unlike = (f"one scale for all, as --scaling {scaling} says: nodes of small values have little weight; "
                   "--scaling node gives each its own")
     outlying = "they widen the scale, as --scaling field says" if scaling == "field" else (
-        "they do not count in its scale, and are cut for the networks; scores use them unchanged")
+        "its scale leaves them out, and they are clipped for the networks; scores use them unchanged")
     texts = (
         (statistics.unlike(), f"level or spread of {{}} differ by more than {UNLIKE:g} times from the spread of the "
          f"field: {unlike}"),

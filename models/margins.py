@@ -296,7 +296,7 @@ class EmpiricalMargin(Margin):
         self.register_buffer("table", torch.zeros(CLASSES, TABLE_LEVELS))
 
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
-        """The three parts of the index: (batch, 3, F, node), before the recalibration, which many zeros misguide."""
+        """The three parts of the index: (batch, 3, F, node), before the recalibration, unreliable with many zeros."""
         predicted = mean_model.uncalibrated.predict(context)
         parts = torch.stack([predicted.mean(1), predicted[:, -1], context.future_climatology], dim=1)
         return (parts - self.minimum).clamp_min(0)

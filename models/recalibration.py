@@ -38,7 +38,7 @@ class Recalibration(nn.Module):
         widening = max(1, spread of z of the later half around the shifts of the earlier half) ^ weight
 
     z is standard normal where the quantiles are calibrated. cycles: number of days, weeks or years behind a statistic.
-    Quantiles are never narrowed: the same windows have chosen the epoch, and later ones differ more from training.
+    Quantiles are never narrowed: the epoch was selected on these windows, and later ones differ more from training.
     Shapes: quantiles (batch, level, F, node), calendar (batch, cycle), shift (bin, F, node), widening ().
     Units: those of z.
     """

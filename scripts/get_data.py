@@ -71,7 +71,7 @@ def unpacked(content: bytes, source: Path | str, name: str) -> bytes:
             if len(entries) != 1:
                 raise ValueError(f"{source} is refused: {len(entries)} files in it are named {name}")
             if entries[0].file_size > LARGEST_FILE:
-                raise ValueError(f"{source} is refused: it unfolds to more than {LARGEST_FILE >> 20} MiB")
+                raise ValueError(f"{source} is refused: it decompresses to more than {LARGEST_FILE >> 20} MiB")
             return archive.read(entries[0])
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{source} is refused: not a whole archive without password ({error})") from None

@@ -52,8 +52,8 @@ CAPTIONS = {
                 "mean of the ensemble. Members should be as smooth as the observation."),
     "event": ("Reliability of the event", "Values above --threshold: share of events against forecast probability. On "
               "the diagonal: calibrated."),
-    "pit": ("PIT histogram", "Flat: calibrated. A hump: too wide. A bowl: too narrow. A slope: too high, where the "
-            "left bars are the higher ones, or too low."),
+    "pit": ("PIT histogram", "Flat: calibrated. Dome-shaped: too wide. U-shaped: too narrow. A slope: too high, where "
+            "the left bars are the higher ones, or too low."),
     "spread_skill": ("Spread against error", "On the diagonal the spread of the ensemble predicts the size of "
                      "the error. Groups of about equal size."),
     "correlation": ("Correlation between nodes", "Observed: of the errors of the mean. Forecast: of the members around "
@@ -281,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{ours['members']} members; {ours['windows']} windows of the {split} split, {first} to {last}. "
         f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
         {
-            "What to take care of": bullets(cautions(ours, simple, trained, settings, data,
+            "Warnings": bullets(cautions(ours, simple, trained, settings, data,
                                                      independent_block(starts, length))),
             "Scores": score_section(scores, unit),
             "Pictures": write_pictures(beside, pictures),

@@ -28,7 +28,8 @@ def test_every_configuration_is_compared_with_the_first_in_every_piece_of_work()
 
 def test_every_recipe_is_compared_as_it_runs():
     configs = variants(TINY)
-    assert {name: (config.recipe, config.sample_steps) for name, config in configs.items()} == {
+    assert configs.keys() == RECIPES.keys()
+    assert {name: (configs[name].recipe, configs[name].sample_steps) for name in ("cost", "published", "copula")} == {
         "cost": ("cost", 10), "published": ("published", 50), "copula": ("copula", 10)}
 
 

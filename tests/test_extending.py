@@ -74,8 +74,10 @@ def test_both_stages_run_with_the_examples(changed):
 
 def test_tests_that_go_over_all_entries_take_the_examples_and_pass(changed):
     assert in_copy(changed, "-m", "tests.tools.document_flags") == 0
-    chosen = "linear or heun or convolution or denoisers or flags or imports or registered"
-    tests = (f"tests/test_{name}.py" for name in ("networks", "diffusion", "document_flags", "structure", "registry"))
+    chosen = ("linear or heun or convolution or denoisers or flags or imports or registered or exactly_its_keys or "
+              "(unit_of_the_field and around)")
+    tests = (f"tests/test_{name}.py" for name in (
+        "networks", "diffusion", "document_flags", "structure", "registry", "metrics", "evaluation"))
     assert in_copy(changed, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests, "-k", chosen) == 0
 
 

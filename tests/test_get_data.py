@@ -267,7 +267,7 @@ def encrypted(path: Path) -> Path:
     (lambda path: archive_of(path, ("a.npy", TAXI)), "0 files in it are named TaxiBJ.npy"),
     (lambda path: archive_of(path, ("TaxiBJ.npy", TAXI), ("b/TaxiBJ.npy", TAXI)), "2 files in it are named TaxiBJ.npy"),
     (lambda path: archive_of(path, ("TaxiBJ.npy", CROWD)), "with 1024 nodes, found (30, 403, 1)"),
-    (lambda path: archive_of(path, ("TaxiBJ.npy", bytes((1 << 20) + 1))), "unfolds to more than 1 MiB"),
+    (lambda path: archive_of(path, ("TaxiBJ.npy", bytes((1 << 20) + 1))), "decompresses to more than 1 MiB"),
     (lambda path: encrypted(archive_of(path, ("TaxiBJ.npy", TAXI))), "not a whole archive without password"),
     (lambda path: path.write_bytes(archive_of(path, ("TaxiBJ.npy", TAXI)).read_bytes()[:-40]), "not a whole archive"),
 ], ids=["none", "two", "other nodes", "bomb", "encrypted", "truncated"])

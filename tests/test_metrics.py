@@ -389,8 +389,8 @@ def test_scores_are_their_written_definitions(counts):
 
 def test_a_report_has_exactly_its_keys_and_is_json():
     report = score(*forecast(dtype=torch.float32))
-    assert report.keys() == KEYS
-    assert report["per_horizon"].keys() == KEYS_PER_HORIZON
+    assert report.keys() == KEYS | metrics.SCORES.keys()
+    assert report["per_horizon"].keys() == KEYS_PER_HORIZON | metrics.SCORES.keys()
     assert all(len(values) == 3 for values in report["per_horizon"].values())
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert (report["windows"], report["members"]) == (6, 9)

@@ -264,7 +264,7 @@ def test_a_run_whose_states_are_all_damaged_is_refused_and_not_started_over(tmp_
         spoil(folder / name, "flipped")
     before = files(folder)
     assert run("mean", tmp_path) == 2
-    assert "no saved state of this run can be read; --resume never starts it over" in capfd.readouterr().err
+    assert "no saved state of this run can be read; give --resume never to start over" in capfd.readouterr().err
     assert files(folder) == before
     assert run("mean", tmp_path, "--resume", "never") == 0
 
@@ -306,7 +306,7 @@ def test_the_damaged_checkpoint_of_a_finished_run_is_made_again(undisturbed, tmp
     folder = folder_of(tmp_path, stage)
     spoil(folder / checkpoint.CHECKPOINT, "flipped")
     assert run(stage, tmp_path, before=lambda: call_at(loop, "seed_step", 1, kill)) == 0  # no step is taken
-    assert "made again from the run's last state" in capfd.readouterr().err
+    assert "restoring it from the last saved state" in capfd.readouterr().err
     assert_same(outcome(folder), outcome(folder_of(undisturbed, stage)))
 
 
@@ -319,7 +319,7 @@ def test_a_finished_run_deletes_its_states_and_says_what_needs_them(tmp_path, ca
     assert run("mean", tmp_path) == 0 and files(folder) == before
     spoil(folder / checkpoint.CHECKPOINT, "flipped")
     assert run("mean", tmp_path) == 2
-    assert "a finished run keeps no state to make it from without --keep_states: --overwrite" in capfd.readouterr().err
+    assert "the run has no saved state (--keep_states keeps it): --overwrite trains it again" in capfd.readouterr().err
     assert run("mean", tmp_path, "--overwrite") == 0
 
 

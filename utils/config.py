@@ -50,8 +50,9 @@ class CommonConfig:
     graph: str = flag("", DATA, "graph of its nodes: a matrix (.csv, .npy) or edges from, to, weight (.csv)")
     unit: str = flag("", DATA, "unit of its values")
     support: str = flag("auto", DATA, "values that can occur; auto: as the dataset's card says, for --data_path "
-                        "nonnegative where the smallest training value is 0; a node whose largest training value "
-                        "occurs in half of them or more gets nothing above it", choices=("auto", "any", "nonnegative"))
+                        "nonnegative where the smallest training value is 0 and no later one is below; if half of a "
+                        "node's training values or more equal its largest one, no forecast of it is above that",
+                        choices=("auto", "any", "nonnegative"))
     highest: float = flag(None, DATA, "largest value that can occur, as 100 for percentages: no forecast is above it")
     scaling: str = flag("auto", DATA, "mean and spread that standardize values: those of the field, as published "
                         "(field), of each node (node), of its logarithm (log); auto: log where changes grow with the "
@@ -70,15 +71,16 @@ class CommonConfig:
     null_value: float = flag(None, DATA, "a number that stands for a missing value in the file; needs --missing mask")
     covariates: str = flag("", DATA, "a file of variables that are known at every step, also in the future (holidays, "
                            "weather forecasts): a column for each, or an array (time, node, covariate)")
-    lags: str = flag("auto", DATA, "lags in steps, as 24,168: values so long before each step are inputs too; auto: a "
-                     "day, a week, a year or another period, where the training part repeats itself so; none: no lags")
+    lags: str = flag("auto", DATA, "lags in steps, as 24,168: values that many steps before each step are inputs too; "
+                     "auto: a day, a week, a year or another period, where the training part repeats itself so; none: "
+                     "no lags")
     oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
     oracle_length_scale: float = flag(0.3, DATA, "range of the correlation of Oracle, in sides of its square", above=0)
     oracle_skew: float = flag(0.0, DATA, "skewness of Oracle; 0: Gaussian", minimum=0, maximum=2)
     batch_size: int = flag(8, TRAINING, "windows per training step", minimum=1)
     val_batch_size: int = flag(32, TRAINING, "windows per validation step", minimum=1)
-    patience: int = flag(5, TRAINING, "stop after so many epochs without a better validation loss", minimum=1)
+    patience: int = flag(5, TRAINING, "stop after this many epochs without a better validation loss", minimum=1)
     lr_decay: float = flag(0.4, TRAINING, "factor on the learning rate after 40 %% of the epochs", above=0, maximum=1)
     weight_decay: float = flag(1e-5, TRAINING, "weight decay of Adam", minimum=0)
     amp: bool = flag(False, TRAINING, "train in bfloat16 where that is safe (autocast)")
@@ -127,7 +129,7 @@ class PretrainConfig(CommonConfig):
     base: str = flag("auto", TRAINING, "after training, mix the networks with the best simple forecasters (last "
                      "value, recent level, lags, ridge), by their skill in validation", choices=("auto", "none"))
     recalibrate: bool = flag(True, TRAINING, "correct biases and widths of quantiles that the validation part shows")
-    mean_epochs: int = flag(16, TRAINING, "most passes of stage 1 over the training windows", minimum=1, alias="epochs")
+    mean_epochs: int = flag(16, TRAINING, "epochs of stage 1, at most", minimum=1, alias="epochs")
     mean_lr: float = flag(3e-3, TRAINING, "learning rate of Adam in stage 1", above=0, alias="lr")
     mean_ema: float = flag(0.99, TRAINING, "decay of the averaged weights of stage 1, which are then scored and kept; "
                            "0: off", minimum=0, maximum=0.99999, alias="ema")
@@ -137,7 +139,8 @@ class PretrainConfig(CommonConfig):
 class TrainConfig(CommonConfig):
     """Flags of stage 2, the diffusion model of the residual."""
 
-    mean_run: str = flag("", DATA, "folder of the stage-1 run (else the one of the same dataset, lengths and run name)")
+    mean_run: str = flag("", DATA, "folder of the stage-1 run (else that of the same dataset, lengths, recipe and run "
+                         "name)")
     margin: str = flag("auto", DIFFUSION, "what is diffused: the residual over the fluctuation scale (scaled), also "
                        "mapped to a normal distribution by the quantiles of stage 1 (shaped), the residual (residual), "
                        "normal scores under these quantiles (quantile), or among training values of about the same "
@@ -166,7 +169,7 @@ class TrainConfig(CommonConfig):
     diffusion_layers: int = flag(2, NETWORK, "residual blocks of the denoiser", minimum=0, maximum=1000, alias="layers")
     diffusion_embedding: int = flag(32, NETWORK, "width of node and calendar parts", minimum=1, alias="embedding")
     diffusion_dropout: float = flag(0.15, NETWORK, "dropout of the denoiser", minimum=0, maximum=0.9, alias="dropout")
-    diffusion_epochs: int = flag(20, TRAINING, "most passes of stage 2 over the windows", minimum=1, alias="epochs")
+    diffusion_epochs: int = flag(20, TRAINING, "epochs of stage 2, at most", minimum=1, alias="epochs")
     diffusion_lr: float = flag(3e-3, TRAINING, "learning rate of Adam in stage 2", above=0, alias="lr")
     diffusion_ema: float = flag(0.99, TRAINING, "decay of the averaged weights of stage 2, which are then scored and "
                                 "kept; 0: off", minimum=0, maximum=0.99999, alias="ema")
@@ -184,7 +187,7 @@ class TrainConfig(CommonConfig):
     sample_precision: str = flag("float32", SAMPLING, "arithmetic of sampling", choices=("float32", "bfloat16"))
     test_windows: int = flag(0, SAMPLING, "test windows to score, evenly spread; 0: all", minimum=0)
     threshold: float = flag(None, SAMPLING, "also score the event of a value above this one, in the field's unit")
-    cross_check: int = flag(0, SAMPLING, "recompute CRPS of so many test windows with properscoring", minimum=0)
+    cross_check: int = flag(0, SAMPLING, "test windows whose CRPS is recomputed with properscoring", minimum=0)
 
 
 RECIPES = {

@@ -24,7 +24,7 @@ BOXES = [  # left, bottom, width, height, colour, title, text
     (10.3, 0.35, 2.4, 1.95, STAGE_2, "diffusion", "denoiser: learns to\nremove noise\n\nsampler: draws white"),
 ]
 ARROWS = [  # from, to, label
-    ((2.4, 3.9), (3.6, 3.9), ""), ((4.9, 3.35), (4.9, 2.3), "mean, fluctuation scale"),
+    ((2.4, 3.9), (3.6, 3.9), ""), ((4.9, 3.35), (4.9, 2.3), "mean, quantiles"),
     ((11.5, 3.9), (11.5, 2.3), ""),
     ((2.4, 1.92), (3.6, 1.92), "training"), ((6.2, 1.92), (7.1, 1.92), "z"), ((9.4, 1.92), (10.3, 1.92), "white"),
     ((10.3, 0.72), (9.4, 0.72), "white"), ((7.1, 0.72), (6.2, 0.72), "z"), ((3.6, 0.72), (2.4, 0.72), "forecast"),

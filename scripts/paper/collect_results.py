@@ -265,11 +265,11 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int], keep: bool = Fals
     write_page(page, runs, (
         f"# {lengths[0]} -> {lengths[1]}: all rows\n\n{WRITTEN} Published: single seed, from the tables of "
         f"arXiv:2502.11013, as printed there. The others: every test window, {members} members, mean ± standard "
-        "deviation over seeds; minutes of one run on one CPU core (none: run on a GPU). Below each table the relative "
-        f"difference of the default, {DEFAULT}, to every method with {INTERVALS}. Only members of one kind are "
-        f"compared: random ones with {DEFAULTS['random']}, equidistant quantiles with {DEFAULTS['quantiles']}. QICE "
-        "counts ties as the papers do, QICE_ties shares them ([scores.md](../scores.md)). [results](README.md#rows) "
-        "says what each row is.\n"), tables)
+        "deviation over seeds; minutes of network training and test forecast on one CPU core (none: run on a GPU). "
+        f"Below each table the relative difference of the default, {DEFAULT}, to every method with {INTERVALS}. Only "
+        f"members of one kind are compared: random ones with {DEFAULTS['random']}, equidistant quantiles with "
+        f"{DEFAULTS['quantiles']}. QICE counts ties as the papers do, QICE_ties shares them "
+        "([scores.md](../scores.md)). [results](README.md#rows) says what each row is.\n"), tables)
     return runs
 
 
@@ -332,8 +332,8 @@ def ahead(runs: pd.DataFrame) -> str:
     scores = f"{', '.join(LISTED[:-1])} and {LISTED[-1]}"
     if not found:
         return f"No published and no baseline row is ahead of the default in {scores}.\n"
-    return (f"Where others are ahead of the default in {scores}, by members of the same kind where it has them. "
-            "`copula` is the third recipe of this project; [all rows](docs/results/README.md#rows):\n\n"
+    return (f"Where others are ahead of the default in {scores}. Its value is that of members of the same kind, if it "
+            "has them. `copula` is the third recipe of this project; [all rows](docs/results/README.md#rows):\n\n"
             + markdown(["dataset", "score", "members", "default", "ahead of it, the best first"], found))
 
 

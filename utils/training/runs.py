@@ -130,7 +130,7 @@ def newest_state(folder: Path) -> SavedState | None:
         except ValueError as error:
             print(f"warning: {error}; going back to the state before it", file=sys.stderr)
     if paths and not found:
-        raise ValueError(f"{folder}: no saved state of this run can be read; --resume never starts it over")
+        raise ValueError(f"{folder}: no saved state of this run can be read; give --resume never to start over")
     return max(found, key=lambda state: state.reached, default=None)
 
 
@@ -144,9 +144,8 @@ def _is_finished(folder: Path, config, made_by: dict) -> bool:
         print(f"{folder} holds a finished run of these settings: nothing to do (--overwrite runs it again)")
         return True
     if not any((folder / name).exists() for name in checkpoint.STATES):
-        raise ValueError(f"{damaged}; a finished run keeps no state to make it from without --keep_states: --overwrite "
-                         "trains it again")
-    print(f"warning: {damaged}; it is made again from the run's last state", file=sys.stderr)
+        raise ValueError(f"{damaged}; the run has no saved state (--keep_states keeps it): --overwrite trains it again")
+    print(f"warning: {damaged}; restoring it from the last saved state", file=sys.stderr)
     return False
 
 
