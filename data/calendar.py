@@ -102,8 +102,9 @@ def clock_of(times: np.ndarray, interval: Interval, zone: str = "") -> np.ndarra
     local = local_times(times, zone).astype("datetime64[M]" if interval[1] == "month" else "datetime64[s]")
     if not zone or interval[1] == "month":
         return local
-    size = step_size(interval)
-    due = local[0] + np.round((local - local[0]) / size).astype(int) * size  # midnight may not exist: clocks change
+    size, clocks = step_size(interval), local - local.astype("datetime64[D]")
+    begin = local[0] - clocks[0] + np.sort(clocks)[(len(clocks) - 1) // 2]
+    due = begin + np.round((local - begin) / size).astype(int) * size  # midnight may not exist: clocks change
     return np.where(utc_times(due, zone) == times, due, local)
 
 

@@ -135,7 +135,9 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
                                  f"{columns} variables of {rows} nodes, choose one of them: --variable 0")
     wanted = like.interval if like else parse_interval(own.freq) if own.freq else None
     if like:
-        table = match(replace(table, unit="" if own.unit else table.unit), like, str(path))
+        if own.unit and table.unit not in ("", like.unit, like.cf_unit):
+            table = table.with_notes(f"its unit is {table.unit}; it is taken as {own.unit}, as --unit says", unit="")
+        table = match(table, like, str(path))
         start, rule = like.start, like.rule
         if table.times is not None:
             start, _ = first_step(table.times, wanted, table.zone)

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -70,15 +70,20 @@ def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str,
     return replace(table, notes=notes + table.notes)
 
 
-def from_data_frame(frame: pd.DataFrame, source: str) -> Table:
-    """A table of the columns of a frame; times from its index, if any. Raises: ValueError for what is no number."""
+def from_data_frame(frame: pd.DataFrame, source: str, wanted: Sequence[str]) -> Table:
+    """A table of the columns of a frame; times from its index, if any. Columns 0, 1, 2, ... are named only if `wanted`.
+
+    Raises: ValueError for what is no number.
+    """
     index, where = pd.Series(frame.index), "row {}".format
     stamps = read_stamps(index, lambda row: f"{source}: {where(row)}") if holds_times(index) else None
     columns = [numbers(frame.iloc[:, place].rename(str(name)), source, where)
                for place, name in enumerate(frame.columns)]
+    names = tuple(map(str, frame.columns))
+    numbered = frame.columns.equals(pd.RangeIndex(len(names))) and {*names} != {*wanted}
     return Table(
         torch.from_numpy(np.stack(columns, axis=1)) if columns else torch.zeros(len(frame), 0), where=where,
-        node_names=None if isinstance(frame.columns, pd.RangeIndex) else tuple(map(str, frame.columns)),
+        node_names=None if numbered else names,
     ).with_stamps(stamps)
 
 

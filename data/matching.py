@@ -27,6 +27,11 @@ def match(table: Table, field, source: str) -> Table:
     if not any(differing) and table.node_names is None and table.coordinates is not None and (
             field.coordinates is not None and not np.allclose(table.coordinates, field.coordinates, atol=1e-3)):
         differing.append("nodes at other latitudes and longitudes, or in another order, without names")
+    if table.node_names is None and table.grid and field.grid:
+        if tuple(table.grid) != tuple(field.grid):
+            differing.append("a grid of {} rows and {} columns (wanted {} and {})".format(*table.grid, *field.grid))
+        elif not np.array_equal(*(() if kept is None else np.asarray(kept) for kept in (table.kept, field.kept))):
+            differing.append("values at other places of the grid")
     if table.unit and table.unit not in (field.unit, field.cf_unit):
         differing.append(f"unit {table.unit} (wanted {field.unit})")
     if any(differing):

@@ -13,7 +13,7 @@ import pandas as pd
 
 from .frames import check_columns, from_frame
 from .netcdf import read_xarray
-from .stamps import read_stamps
+from .stamps import PLAUSIBLE_YEARS, read_stamps
 from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, repeated, unreadable
 
 EXTRAS = "node_names", "times", "latitude", "longitude"  # keys that an .npz may have beside the values
@@ -154,8 +154,10 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
                          f"names{above}")
     for name in nodes:
         frame[name] = frame[name].str.strip().replace("", np.nan)
-    blank = frame.isna().all(axis=1)
-    frame = frame.iloc[:len(frame) - int(blank[::-1].cummin().sum())]  # without blank lines at the end
+    blank = int(frame.isna().all(axis=1)[::-1].cummin().sum())  # lines at the end
+    frame = frame.iloc[:len(frame) - blank]
+    if blank and time is None:
+        notes += (f"lines without any value at its end are left out: {blank}",)
     if separator == ";" and not commas and _perhaps_thousands(frame):
         notes += ("its numbers are whole or have three decimals, as 1.001: they are read as decimals; write 1001 where "
                   "the point separates thousands",)
@@ -193,7 +195,10 @@ def read_parquet(path: Path) -> Table:
         content = optional("pyarrow.parquet", path).read_metadata(path)
         check_memory(path, 8 * content.num_rows * content.num_columns)
     frame = pd.read_parquet(path, engine="pyarrow")
-    frame = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+    if frame.index.name or not frame.index.equals(pd.RangeIndex(len(frame))):  # else only the numbers of the rows
+        index = frame.index
+        years = index.name is None and index.dtype.kind in "iu" and index.isin(PLAUSIBLE_YEARS).all()
+        frame = frame.reset_index(names="" if years else None)
     frame.columns = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in frame]
     check_columns(list(frame.columns), str(path))
     return from_frame(frame, str(path), lambda row: f"row {row + 1}")

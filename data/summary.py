@@ -9,7 +9,7 @@ from torch import Tensor
 from .calendar import Calendar, clock_of, in_words, make_calendar, step_size
 from .covariates import standardize
 from .scaling import Scaler, by_node
-from .stamps import PLAIN, offsets, parse_time, stamp, stamps_as_text
+from .stamps import PLAIN, local_times, offsets, parse_time, stamp, stamps_as_text
 from .windows import Batch, WindowedField
 
 
@@ -76,9 +76,8 @@ class FieldSummary:
         return max(self.lags, default=0)
 
     def range_warning(self, history: Tensor) -> str:
-        """A warning where values of a history (..., node) are outside of the training range by more than its width.
-
-        Of logarithms, where the scaler takes them.
+        """A warning where values of a history (..., node) are beyond the bounds of the forecasts, or outside of the
+        training range by more than its width; of logarithms, where the scaler takes them.
         """
         history = history.flatten(0, -2)
         low, high = (torch.tensor(end, dtype=history.dtype).expand(self.num_nodes) for end in self.value_range)
@@ -86,28 +85,36 @@ class FieldSummary:
                                    for each in (history, low, high))
         width = highest - lowest
         beyond = ((values < lowest - width) | (values > highest + width)).any(0)
-        if not beyond.any():
+        bound, nonnegative = (torch.as_tensor(self.scaler.part(name, "cpu")) for name in ("highest", "nonnegative"))
+        outside = ((history > bound) | (history < 0) & nonnegative).any(0)
+        if not (beyond | outside).any():
             return ""
-        node = int(beyond.byte().argmax())
+        node = int((beyond if beyond.any() else outside).byte().argmax())
         lowest, highest = history[~history[:, node].isnan(), node].aminmax()
         return (f"the history holds values of node {self.node_names[node]} from {lowest:.6g} to {highest:.6g}, the "
-                f"training part held {low[node]:.6g} to {high[node]:.6g} ({self.unit}): is it in another unit?")
+                f"training part held {low[node]:.6g} to {high[node]:.6g} ({self.unit}): "
+                + ("is it in another unit?" if beyond[node] else "forecasts keep the bounds of the run"))
 
-    def step_at(self, time: np.datetime64 | str) -> int:
+    def step_at(self, time: np.datetime64 | str, flag: str = "time") -> int:
         """Position in the series of the step at a time, which may be before its beginning or after its end.
 
-        A text without an offset is local time; a datetime64 is UTC where there is a time zone.
-        Raises: ValueError where no step begins at that time.
+        A text without an offset is local time; a datetime64 is UTC where there is a time zone. Of a month any day may
+        be given; with a time zone at midnight, or at the time of day of the stamps.
+        Raises: ValueError that begins with the flag where no step begins at that time.
         """
         if not isinstance(time, np.datetime64):
-            time = parse_time(str(time), "history_start", self.time_zone)
+            time = parse_time(str(time), flag, self.time_zone)
         time = time.astype("datetime64[s]")
         clock, = clock_of(np.array([time]), self.interval, self.time_zone)
         steps, after = divmod(clock - np.datetime64(self.start).astype(clock.dtype), step_size(self.interval))
         step = self.first_step + int(steps)
+        if self.interval[1] == "month" and self.time_zone:
+            local = local_times(np.array([time, self.times(step, 1)[0]], dtype="datetime64[s]"), self.time_zone)
+            given, usual = (local - local.astype("datetime64[D]")).astype(int)
+            after = given and given != usual
         if after and self.times(step, 1)[0] != time:
             first = stamp(self.times(self.first_step, 1)[0], self.time_zone)
-            raise ValueError(f"{stamp(time, self.time_zone)}: no step begins then; a step takes "
+            raise ValueError(f"{flag} {stamp(time, self.time_zone)}: no step begins then; a step takes "
                              f"{in_words(self.interval)}, one begins at {first}")
         return step
 

@@ -91,7 +91,7 @@ class TrainedForecaster:
         history_start  time of the first step of the history, one for each window; not needed with an index
         members   size of the ensemble; 0: that of the run; a text: the kind of its members (`MEMBERS`)
         covariates  (H + F, covariate) or (H + F, node, covariate), where the model was trained with such; or a
-                  DataFrame with a column for each covariate
+                  DataFrame with a column for each covariate, or one for each window
         online    result of `online`: members are corrected by the observations since its earlier forecasts
         flags     seed, sampler, sample_steps, sample_precision, sample_batch, as of main_train.py; default: the run's
 
@@ -103,7 +103,8 @@ class TrainedForecaster:
         settings = self._settings(members, flags)
         history, start = labelled(history, history_start, self.field)
         steps, nodes, seen = self.history_steps, self.field.num_nodes, settings["history_len"]
-        if history.ndim not in (2, 3) or history.shape[-2:] != (steps, nodes) or history.shape[:-2] != start.shape:
+        if 0 in history.shape or history.ndim not in (2, 3) or history.shape[-2:] != (steps, nodes) or (
+                history.shape[:-2] != start.shape):
             lags = listed(list(self.field.lags))
             lagged = f"; {self.field.max_lag} of these steps lie before the {seen} of the history, for the lags " \
                      f"{lags}: nan stands for missing ones" if self.field.max_lag else ""
@@ -118,13 +119,15 @@ class TrainedForecaster:
         wrong = ~values.isfinite() & ~may_miss
         if wrong.any():
             window, step, node = wrong.nonzero()[0].tolist()
-            raise ValueError(f"history: value {windows[window, step, node]} at step {step}, node {node}"
+            time, = self.field.as_text(self.field.times(self.field.step_at(start.ravel()[window]) + step, 1))
+            value = windows[window, step, node]
+            raise ValueError(f"history: value {value} at {time}, node {self.field.node_names[node]}"
                              f"{f', window {window}' * (len(windows) > 1)}; expected finite numbers"
-                             + (not self.field.masked) * (": a model that was trained with --missing mask, in both "
-                                                          "stages, forecasts from histories with gaps"))
+                             + bool(np.isnan(value)) * (": a model that was trained with --missing mask, in both "
+                                                        "stages, forecasts from histories with gaps"))
         if warning := self.field.range_warning(values):
             warnings.warn(warning, stacklevel=2)
-        position = torch.tensor([self.field.step_at(time) + steps - seen for time in start.ravel()])
+        position = torch.tensor([self.field.step_at(time, "history_start") + steps - seen for time in start.ravel()])
         covariates = self._covariates(covariates, start.shape, position, seen + settings["predict_len"])
         batch = self.field.batch(values.to(self.device), position, settings["predict_len"], covariates)
         members = self.field.scaler.physical(ensemble_sampler(self.model, settings, self.device)(batch))
@@ -156,20 +159,12 @@ class TrainedForecaster:
         position (window,), length: first step and number of steps of history and horizon.
         Raises: ValueError where they are not those that the model was trained with, at every step.
         """
-        names, nodes, zone = tuple(self.field.covariates), self.field.num_nodes, self.field.time_zone
+        names, nodes = tuple(self.field.covariates), self.field.num_nodes
         if isinstance(covariates, pd.DataFrame):
-            table = from_data_frame(covariates, "covariates")
-            if differing := node_differences(table, names).replace("nodes", "columns"):
-                raise ValueError(f"covariates: {differing}; the model was trained with {listed(list(names))}")
-            if table.times is not None:
-                check_zone(table.zone, zone, "covariates")
-                wanted = self.field.times(int(position[0]), length)
-                if not np.array_equal(*(clock_of(times, self.field.interval, zone) for times in (table.times, wanted))):
-                    first, last, begin, end = self.field.as_text(
-                        np.concatenate([table.times[[0, -1]], wanted[[0, -1]]]))
-                    raise ValueError(f"covariates: the index holds {len(table.times)} times from {first} to {last}; "
-                                     f"expected {length}, from {begin} to {end}, those of history and horizon")
-            covariates = in_order(table, names).values.numpy()
+            covariates = self._of_frame(covariates, names, int(position[0]), length)
+        elif isinstance(covariates, list | tuple) and len(covariates) == len(position):
+            covariates = [self._of_frame(one, names, step, length) if isinstance(one, pd.DataFrame) else one
+                          for one, step in zip(covariates, position.tolist(), strict=True)]
         if covariates is None and not names:
             return None
         found = np.asarray(() if covariates is None else covariates)
@@ -183,6 +178,20 @@ class TrainedForecaster:
         if not np.isfinite(found).all():
             raise ValueError("covariates: a value is missing or infinite; a forecast needs all of them")
         return torch.from_numpy(np.ascontiguousarray(found.reshape(-1, *found.shape[len(lead):]), dtype=np.float64))
+
+    def _of_frame(self, covariates: pd.DataFrame, names: tuple[str, ...], position: int, length: int) -> np.ndarray:
+        """Covariates (step, covariate) of one window from a frame, its columns and times checked."""
+        table = from_data_frame(covariates, "covariates", names)
+        if differing := node_differences(table, names).replace("nodes", "columns"):
+            raise ValueError(f"covariates: {differing}; the model was trained with {listed(list(names))}")
+        if table.times is not None:
+            check_zone(table.zone, zone := self.field.time_zone, "covariates")
+            wanted = self.field.times(position, length)
+            if not np.array_equal(*(clock_of(times, self.field.interval, zone) for times in (table.times, wanted))):
+                first, last, begin, end = self.field.as_text(np.concatenate([table.times[[0, -1]], wanted[[0, -1]]]))
+                raise ValueError(f"covariates: the index holds {len(table.times)} times from {first} to {last}; "
+                                 f"expected {length}, from {begin} to {end}, those of history and horizon")
+        return in_order(table, names).values.numpy()
 
     def _settings(self, members: int | str, flags: dict) -> dict:
         """The run's settings, with the given ones replaced. Raises: ValueError for unknown or impossible ones."""
@@ -208,12 +217,12 @@ def labelled(history, start, field: FieldSummary) -> tuple[np.ndarray, np.ndarra
             raise ValueError(f"history: windows of shapes {', '.join(map(str, sorted(shapes)))}; expected equal ones")
         return tuple(map(np.stack, zip(*parts, strict=True)))
     if isinstance(history, pd.DataFrame):
-        table = match(from_data_frame(history, "history"), field, "history")
+        table = match(from_data_frame(history, "history", field.node_names), field, "history")
         for note in table.notes:
             warnings.warn(f"history: {note}", stacklevel=3)
         history = table.values.numpy()
         if table.times is not None:
-            if start is not None and field.step_at(start) != field.step_at(table.times[0]):
+            if start is not None and field.step_at(start, "history_start") != field.step_at(table.times[0]):
                 raise ValueError(f"history_start {start}: the index of the history begins at "
                                  f"{stamp(table.times[0], field.time_zone)}; leave it out")
             start = table.times[0]

@@ -19,7 +19,6 @@ import torch
 
 from data.covariates import read_covariates
 from data.scaling import as_real
-from data.stamps import parse_time
 from data.table import listed
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
 from utils.config import PATHS, FlagParser, TrainConfig, output_path
@@ -87,7 +86,7 @@ def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "",
     if steps < history_len:
         raise ValueError(f"the data hold {steps} steps; a forecast sees {history_len}")
     if at:
-        begin = run.field.step_at(parse_time(at, "--at", run.field.time_zone)) - first - history_len
+        begin = run.field.step_at(at, "--at") - first - history_len
         if not 0 <= begin <= steps - history_len:
             raise ValueError(f"--at {at}: the data allow {time(history_len)} to {time(steps)}, the first step that is "
                              f"forecast after {history_len} observed ones")
@@ -170,8 +169,9 @@ def main(arguments: list[str] | None = None) -> int:
     series = open_series(run, given["data_path"], given.get("data_dir", ""), given["covariates"],
                          given.get("variable", ""))
     windows = choose_windows(run, len(series.values), series.first, given["at"], given["rolling"], given["split"])
-    horizon = run.checkpoint["config"]["history_len"] + series.first
-    if seen := sum(begin + horizon < run.field.trained_steps for begin in windows):
+    horizon, length = (run.checkpoint["config"][name] for name in ("history_len", "predict_len"))
+    horizon += series.first
+    if seen := sum(-length < begin + horizon < run.field.trained_steps for begin in windows):
         print(f"note: {seen} of {len(windows)} windows have futures that the model was trained on: no test of it",
               file=sys.stderr)
     if (short := run.field.max_lag - min(windows)) > 0:

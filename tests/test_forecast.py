@@ -180,7 +180,7 @@ def test_a_forecast_needs_no_data_and_follows_from_its_seed(work, monkeypatch):
 @pytest.mark.parametrize("history, start, flags, message", [
     (np.zeros((5, NODES)), "2020-01-12", {}, r"history of shape \(5, 4\), start of shape \(\); expected \(6, 4\)"),
     (np.zeros((2, 6, NODES)), "2020-01-12", {}, "one time, or a window axis before both"),
-    (np.full((6, NODES), np.nan), "2020-01-12", {}, "value nan at step 0, node 0; expected finite numbers"),
+    (np.full((6, NODES), np.nan), "2020-01-12", {}, "value nan at 2020-01-12T00:00, node node 0; expected"),
     (np.zeros((6, NODES)), "2020-01-12T00:30", {}, "no step begins then; a step takes 1 hour"),
     (np.zeros((6, NODES)), "2020-01-12", {"sampler": "dpm"}, "--sampler cannot be: 'dpm' is unknown"),
     (np.zeros((6, NODES)), "2020-01-12", {"sample_steps": 51}, "sample_steps 51: choose 1 to 50"),
@@ -297,7 +297,7 @@ def test_a_newer_file_of_any_format_without_names_has_the_places_of_the_run_in_i
 
 @pytest.mark.parametrize("flags, message", [
     (["--at", "soon"], "--at soon: expected a time in ISO 8601"),
-    (["--at", "2020-01-12T00:30"], "2020-01-12T00:30: no step begins then; a step takes 1 hour"),
+    (["--at", "2020-01-12T00:30"], "--at 2020-01-12T00:30: no step begins then; a step takes 1 hour"),
     (["--at", "2020-02-01"], "--at 2020-02-01: the data allow 2020-01-06T06:00 to 2020-01-12T06:00"),
     (["--at", "2020-01-06T05:00"], "the first step that is forecast after 6 observed ones"),
     (["--rolling", "142"], r"--rolling 142: the data hold 141 windows of 6 \+ 4 observed steps"),

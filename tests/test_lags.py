@@ -242,7 +242,7 @@ def test_what_lies_before_the_series_may_be_unknown_but_not_what_the_history_hol
     assert forecast.main([str(work / "auto/diffusion/days_6_4"), "--device", "cpu", "--output", str(output),
                           "--overwrite"]) == 0 and "too late" not in capsys.readouterr().err
     values[-2, 1] = np.nan
-    with pytest.raises(ValueError, match="value nan at step 172, node 1"):
+    with pytest.raises(ValueError, match="value nan at 2020-01-13T04:00, node node 1"):
         run.forecast(values, history_start="2020-01-06")
     with pytest.raises(ValueError, match=r"expected \(174, 4\)"):
         run.forecast(values[-HISTORY:], history_start="2020-01-13")

@@ -142,6 +142,8 @@ def test_mixed_units_go_through_both_stages_and_every_node_gets_a_forecast_of_it
     assert (abs(forecast.mean - level) < 2 * spread).all()
     with pytest.warns(UserWarning, match="values of node degrees from .* is it in another unit"):
         run.forecast(values[-6:] + [273.15, 0, 0, 0], "2024-01-07T10:00")
+    with pytest.warns(UserWarning, match="values of node counts from -1 to .*: forecasts keep the bounds of the run"):
+        run.forecast(np.where(values[-6:] == 0, -1, values[-6:]), "2024-01-07T10:00")
 
 
 def test_a_field_that_grows_in_proportion_is_forecast_by_its_logarithm(tmp_path, capsys):

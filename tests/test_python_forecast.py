@@ -102,6 +102,8 @@ def test_frames_of_several_windows_are_stacked(forecaster):
     (HISTORY.assign(a="much"), None, "history: row 0, column a: 'much' is not a number"),
     (HISTORY.reset_index(drop=True), None, "history_start: give the time of the first step of the history, or a Data"),
     (HISTORY.to_numpy(), None, "history_start: give the time"),
+    (np.zeros((0, 6, 4)), [], r"history of shape \(0, 6, 4\), start of shape \(0,\); expected \(6, 4\)"),
+    (HISTORY.to_numpy() * [1, np.inf, 1, 1], START, "value inf at 2020-01-12T00:00, node b; .* numbers$"),
     (FIELD[-5:], None, r"history of shape \(5, 4\), start of shape \(\); expected \(6, 4\)"),
     ([FIELD[-6:], FIELD[-5:]], None, r"history: windows of shapes \(5, 4\), \(6, 4\); expected equal ones"),
     ([FIELD[-6:]], [START, START], "history_start: 2 times for 1 histories"),
@@ -116,10 +118,21 @@ def test_columns_without_names_are_the_nodes_in_their_order(forecaster):
     assert (forecaster.forecast(pd.DataFrame(HISTORY.to_numpy(), HISTORY.index)).members == wanted).all()
 
 
+@pytest.mark.parametrize("names", [(2, 1, 0), (0, 1, 2), (101, 102, 103)])
+def test_columns_that_are_whole_numbers_are_names_where_the_run_has_them(tmp_path, names):
+    field = FIELD.iloc[:, :3].set_axis(map(str, names), axis=1)
+    forecaster = trained(tmp_path, field=field)
+    for order in (sorted(names), sorted(names, reverse=True)):
+        step = order[1] - order[0]
+        numbers = pd.RangeIndex(order[0], order[-1] + step, step)
+        history = field[-6:][list(map(str, order))].set_axis(numbers, axis=1)
+        assert (forecaster.forecast(history).members == forecaster.forecast(field[-6:]).members).all()
+
+
 def test_a_masked_value_is_a_missing_one(forecaster, special):
     mask = np.zeros((6, 4), dtype=bool)
     mask[2, 1] = True
-    with pytest.raises(ValueError, match="history: value nan at step 2, node 1; expected finite numbers"):
+    with pytest.raises(ValueError, match="history: value nan at 2020-01-12T02:00, node b; .* numbers: a model"):
         forecaster.forecast(np.ma.array(HISTORY.to_numpy(), mask=mask), START)
     whole, rain = FIELD[-34:-4].to_numpy(), np.zeros((10, 2))
     mask, gaps = np.zeros((30, 4), dtype=bool), whole.copy()
@@ -141,6 +154,12 @@ def test_covariates_in_a_frame_are_matched_by_name_and_time(special):
         special.forecast(history, covariates=frame[["rain"]])
     with pytest.raises(ValueError, match="covariates: the index holds 10 .*; expected 10, from 2020-01-11T20:00"):
         special.forecast(history, covariates=frame.set_axis(times + pd.Timedelta(hours=1)))
+    before = frame.set_axis(times - pd.Timedelta(hours=2))
+    for covariates in ([frame, before], [frame[["wind", "rain"]], before.to_numpy()]):
+        found = special.forecast([history, FIELD[-36:-6]], covariates=covariates)
+        assert (found.members[0] == wanted).all()
+    with pytest.raises(ValueError, match="covariates: the index holds 10 .*; expected 10, from 2020-01-11T18:00"):
+        special.forecast([history, FIELD[-36:-6]], covariates=[frame, frame])
 
 
 def test_a_history_that_is_too_short_for_the_lags_is_told_so(special):

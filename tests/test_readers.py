@@ -273,6 +273,47 @@ def test_variables_without_time_or_with_numbers_for_times_are_refused(tmp_path):
 
 # What is refused: files
 
+@pytest.mark.parametrize("name", ["year", None])
+def test_years_in_the_index_of_a_parquet_table_are_times(tmp_path, name):
+    years = pd.RangeIndex(1970, 2010, name=name)
+    pd.DataFrame({"x": random_values(40, 1)[:, 0]}, years).to_parquet(tmp_path / "a.parquet")
+    table = read_file(tmp_path / "a.parquet")
+    assert table.node_names == ("x",) and table.times[[0, -1]].astype("datetime64[Y]").astype(str).tolist() == [
+        "1970", "2009"]
+
+
+def test_numbers_of_rows_in_the_index_of_a_parquet_table_are_no_node(tmp_path):
+    for index in (None, pd.RangeIndex(5, 53)):
+        pd.DataFrame({"x": SERIES, "y": SERIES}, index).to_parquet(tmp_path / "a.parquet")
+        assert read_file(tmp_path / "a.parquet").node_names == ("x", "y")
+
+
+def test_last_lines_without_a_value_are_left_out_with_a_note(tmp_path):
+    table = read_file(written(tmp_path / "a.csv", "x,y\n1,2\n3,4\n,\n,\n"))
+    assert len(table.values) == 2 and table.notes == ("lines without any value at its end are left out: 2",)
+    assert read_file(written(tmp_path / "b.csv", "time,x\n2020-01-01,2\n2020-01-02,4\n,\n")).notes == ()
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda values: values.transpose(0, 2, 1), r"a grid of 4 rows and 3 columns \(wanted 3 and 4\)"),
+    (lambda values: values[:, ::-1, ::-1], "values at other places of the grid"),
+    (lambda values: values + 1, None),
+])
+def test_a_newer_grid_without_names_has_the_shape_and_the_land_of_the_run(tmp_path, change, message):
+    def file(name, values):
+        xarray.Dataset({"v": (("time", "y", "x"), values)}, {"time": HOURS[:24]}).to_netcdf(tmp_path / name)
+        return tmp_path / name
+
+    own = OwnFile(str(file("a.nc", grid_with_land())))
+    field = FieldSummary.of(WindowedField(load_field("Sea", "", own), 3, 2))
+    newer = read_file(file("b.nc", change(grid_with_land())))
+    if message:
+        with pytest.raises(ValueError, match=f"b.nc: another field .*: {message}"):
+            match(newer, field, "b.nc")
+    else:
+        assert torch.equal(match(newer, field, "b.nc").values, newer.values)
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.parquet", "a.nc"])
 def test_an_empty_file_of_any_kind_is_refused(tmp_path, name):
     """faults 2"""

@@ -305,6 +305,26 @@ def test_stamps_come_back_in_outputs_as_the_file_has_them(tmp_path, times, endin
     assert [summary.step_at(time) for time in instants(times[:5])] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("rule", ["MS", "ME"])
+def test_a_month_of_a_time_zone_begins_there_and_not_the_evening_before(tmp_path, rule):
+    times = pd.date_range("2000-01-01", periods=STEPS, freq=rule, tz="America/New_York")
+    summary = summary_of(opened(saved(tmp_path / "a.csv", times)))
+    assert [summary.step_at(time) for time in (*instants(times[:3]), "2000-02-01", "2000-02-17")] == [0, 1, 2, 1, 1]
+    with pytest.raises(ValueError, match="--at 2000-02-29T19:00-05:00: no step begins then; a step takes 1 month"):
+        summary.step_at(np.datetime64("2000-03-01"), "--at")
+
+
+@pytest.mark.parametrize("first", range(4))
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_days_that_begin_without_a_midnight_are_read(first, count):
+    """In Chile clocks go forward at midnight: 2021-09-05 begins at 01:00."""
+    days, zone = pd.date_range("2021-09-03", periods=STEPS, freq="D")[first:first + count], "America/Santiago"
+    times = instants(days.tz_localize(zone, nonexistent="shift_forward"))
+    assert regular_interval(times, str, (1, "day"), zone) == (1, "day")
+    wanted = days + pd.Timedelta(hours=1) if count == 1 and first == 2 else days
+    assert (clock_of(times, (1, "day"), zone) == wanted).all()
+
+
 def test_monthly_stamps_without_a_rule_are_noted(tmp_path):
     times = STAMPS["fifteenths"][:STEPS].to_numpy().astype("datetime64[D]") + np.arange(STEPS) ** 2 % 7
     field = opened(saved(tmp_path / "a.csv", times))
