@@ -157,8 +157,9 @@ def locate(name: str, data_dir: Path | str) -> tuple[Path, ...]:
                      if (folder / file).is_file()), None)
         if path is None:
             command = "python -m scripts.get_data" + f' --data_dir "{data_dir}"' * (data_dir != DEFAULT_DATA_DIR)
-            raise FileNotFoundError(f"{data_dir / file}, the data of {name}, is not there. " + (spec.private or (
-                f"Import a copy: {command} --from DIR; or fetch the authors' release: {command} --download {name}")))
+            released = f"; or fetch the authors' release: {command} --download {name}" * (_AS_PUBLISHED in spec.source)
+            raise FileNotFoundError(f"{data_dir / file}, the data of {name}, is not there. " + (
+                spec.private or f"Import a copy: {command} --from DIR{released}"))
         found.append(path)
     return tuple(found)
 
