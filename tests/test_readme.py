@@ -162,6 +162,17 @@ def test_what_is_said_of_files_of_ones_own_is_what_the_panel_shows():
     assert text in " ".join(README.split())
 
 
+def test_what_the_trained_network_gains_is_what_the_joint_scores_show():
+    runs = pd.read_csv(ROOT / "docs/results/joint_12_12.csv")
+    mean = runs[runs.ensemble == "random"].groupby(["data_name", "method"]).mean(numeric_only=True)
+    ours, start = (mean.xs(name, level="method") for name in ("cost", "cost_untrained"))
+    increments, maxima = (round(100 * (1 - ours[name] / start[name])["Los_Speed"])
+                          for name in ("CRPS_increments", "CRPS_max"))
+    near, before = (each.texture_near["SST"] for each in (ours, start))
+    assert f"lowers that of increments by {increments} % and that of regional maxima by {maxima} %." in README
+    assert f"between neighbours are {near:.2f} times those of the errors, without it {before:.2f} times." in README
+
+
 def test_the_limit_that_the_skewed_oracle_shows_is_its_ratio():
     runs = json.loads((ROOT / "docs/results/oracle_skew.json").read_text())["runs"]
     assert f"CRPS is {100 * (runs[0]['ratio']['CRPS'] - 1):.1f} % above that of the exact forecaster" in README
