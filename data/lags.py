@@ -28,7 +28,8 @@ def choose_lags(text: str, interval: Interval, predict_len: int, training: Tenso
         longest = int((1 - LAGGED_SHARE) * steps)
         values = recent(training).T
         values = (values - values.nanmean(1, keepdim=True)).nan_to_num()
-        values = values / values.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
+        size = values.square().mean(1, keepdim=True).sqrt()
+        values = values / torch.where(size > 0, size, 1.0)
         periods = [period for period in calendar_periods(interval) if period <= longest and repeats(values, period)]
         other = strongest_period(values, longest)
         if other and not any(abs(other / period - max(1, round(other / period))) < ALIKE for period in periods):

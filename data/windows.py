@@ -104,6 +104,10 @@ class WindowedField:
             if unseen := [field.node_names[node] for node in (seen == 0).nonzero().flatten()]:
                 raise ValueError(f"{field.name}: {len(unseen)} of {len(seen)} nodes have no value in the "
                                  f"{training_steps} steps that train ({listed(unseen)}): leave them out of the file")
+            first, last = (int(self.starts["validation"][end]) + history_len for end in (0, -1))
+            if field.values[first:last + predict_len].isnan().all():
+                raise ValueError(f"{field.name}: no target of the validation windows has a value, at the steps {first} "
+                                 f"to {last + predict_len - 1}: choose another --split")
         self.measured = self.training if settings.training_span == "targets" else self.training[:-predict_len]
         self.num_nodes = field.values.shape[1]
         self.field = self._fit_scaler(field, settings.scaling)
@@ -333,9 +337,10 @@ def split_windows(field: Field, history_len: int, predict_len: int,
               for name, (first, last) in zip(SPLITS, _parts(field, split, history_len, length), strict=True)}
     for name, found in starts.items():
         if len(found) == 0:
-            raise ValueError(f"{field.name}: no {name} window: {len(field.values)} steps in all, a window takes "
-                             f"--history_len {history_len} + --predict_len {predict_len} = {length}; choose shorter "
-                             "lengths or a longer series")
+            by_split, other = (f" by --split {split}", ", another split") if split else ("", "")
+            raise ValueError(f"{field.name}: no {name} window{by_split}: {len(field.values)} steps in all, a window "
+                             f"takes --history_len {history_len} + --predict_len {predict_len} = {length}; choose "
+                             f"shorter lengths{other} or a longer series")
     trained_steps = int(starts["train"][-1]) + length
     if int(starts["test"][0]) + history_len < trained_steps:
         raise ValueError(f"{field.name}: futures of training and test windows would overlap: "

@@ -107,9 +107,14 @@ def cautions(ours: dict, simple: dict[str, dict], trained: dict, settings: dict,
 
 def draw_pictures(scores: dict[str, dict], diagnostics: Diagnostics, logs: dict[str, list[dict]], window: dict,
                   data: WindowedField) -> Iterator[tuple[str, plt.Figure]]:
-    """Every picture of the report, with its name in CAPTIONS; window: see `plots.forecast_window`, of all nodes."""
+    """Every picture of the report, with its name in CAPTIONS; none without scores.
+
+    window: see `plots.forecast_window`, of all nodes.
+    """
     field, ours, nodes = data.field, scores[OURS], diagnostics.by_node()
     unit, joint, shown = field.spec.unit, ours["joint"], spread_out(nodes["CRPS"], DRAWN_NODES)
+    if not len(shown):  # no target was observed
+        return
     yield "forecast", plots.fan_charts(
         window["times"], *(window[part][..., shown] for part in ("history", "truth", "members")),
         [f"{window['names'][node]}: CRPS {number(nodes['CRPS'][node])}" for node in shown], unit)

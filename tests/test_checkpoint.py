@@ -283,4 +283,8 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path, layout):
 def test_real_numbers_that_differ_by_rounding_are_the_same():
     assert checkpoint.differences({"std": 0.9412491857241538}, {"std": 0.941249185724154}) == []
     assert checkpoint.differences({"std": 0.9412}, {"std": 0.9413}) == ["std 0.9412 (wanted 0.9413)"]
+    assert checkpoint.differences({"scaler_std": 1e-13, "mean": 1e-17}, {"scaler_std": 2e-13, "mean": 2e-17}) == [
+        "scaler_std 1e-13 (wanted 2e-13)", "mean 1e-17 (wanted 2e-17)"]
+    assert checkpoint.differences({"data": {"a": 1, "b": 2, "c": 3}, "d": 4}, {"data": {"a": 1, "b": 5}, "d": 4}) == [
+        "data b 2 (wanted 5)", "data c 3 (wanted None)"]
     assert checkpoint.differences({"facts": {"std": 0.1 + 0.2}}, {"facts": {"std": 0.3}}) == []

@@ -18,7 +18,7 @@ from data.fields import load_field
 from data.synthetic import OracleSettings, make_oracle
 from data.windows import WindowedField
 from models import Forecaster, load_forecaster
-from scripts import evaluate
+from scripts import evaluate, report
 from scripts.paper import score_oracle
 from utils import pipeline
 from utils.config import RECIPES, PretrainConfig, parse_config
@@ -413,6 +413,29 @@ def test_both_stages_run_on_a_field_with_gaps_and_say_how_much_is_missing(gappy,
     weights = load_forecaster(folder).model.mean_model.state_dict()
     learned = [weight.abs().max() for name, weight in weights.items() if name.endswith("extra.gaps.weight")]
     assert learned and min(learned) > 0, "stage 1 learned what a gap is"
+
+
+def test_a_test_part_without_observations_leaves_a_finished_run_without_scores(gappy, capsys):
+    def silent(values):
+        values[221 + 12:] = np.nan  # of 277 windows the last 56 are those of the test
+        return values
+
+    event = ["--threshold", "1", "--cross_check", "2"]
+    assert gappy(main_pretrain, change=silent)[0] == 0
+    _, save = gappy(main_train, *event, change=silent)
+    metrics = read_json(save / "diffusion/Tiny_12_12/metrics.json")
+    assert metrics["CRPS"] is None and metrics["Brier"] is None and metrics["cross_check"] == {}
+    assert "no observed value of the test windows differs from 0" in capsys.readouterr().out
+    run_folder, data_dir = str(save / "diffusion/Tiny_12_12"), str(save.with_name("Tiny_data"))
+    assert report.main([run_folder, "--data_dir", data_dir]) == 0
+    assert evaluate.main([run_folder, "--data_dir", data_dir, "--split", "test", *event[:2]]) == 0
+
+
+def test_stage_2_has_the_bound_of_stage_1(gappy):
+    gappy(main_pretrain, "--highest", "1e12")
+    with pytest.raises(ValueError, match=r"highest 1e\+?12 .wanted None.: .*|highest 1000000000000.0 .wanted None."):
+        gappy(main_train)
+    assert gappy(main_train, "--highest", "1e12")[0] == 0
 
 
 def test_stage_2_refuses_a_stage_1_model_of_data_without_gaps(gappy):

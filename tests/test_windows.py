@@ -127,6 +127,16 @@ def test_shares_of_the_flag_split_the_windows_and_those_of_the_default_change_no
     assert lengths(starts) == (289, 96, 96) and steps == split_windows(field, 12, 12)[1]
 
 
+def test_a_validation_part_without_any_target_is_refused():
+    values = random_values(120, 2)
+    values[70:97] = np.nan
+    data = WindowedField(make_field(values), 6, 4)
+    assert data.starts["validation"][[0, -1]].tolist() == [67, 88]
+    values[96:102] = np.nan
+    with pytest.raises(ValueError, match="no target of the validation windows has a value, at the steps 73 to 97"):
+        WindowedField(make_field(values), 6, 4)
+
+
 def test_times_of_the_flag_split_the_targets_so_that_none_belongs_to_two_parts():
     field = make_field(random_values(240, 2))  # from 6 January 2020
     data = WindowedField(field, 12, 6, WindowSettings(split="2020-01-11,2020-01-13T12:00"))
@@ -143,8 +153,8 @@ def test_times_of_the_flag_split_the_targets_so_that_none_belongs_to_two_parts()
     ("0.6,0.2", "--split 0.6: expected a time"), ("0.6,0.2,0.3", "three shares that add up to 1, as 0.6,0.2,0.2"),
     ("0.8,0.2,0", "three shares"), ("a,b,c", "three shares"), ("nan,0.5,0.5", "three shares"), ("1", "three shares"),
     ("2020-01-09,2020-01-08", "validation must begin before the test"), ("2020-01-09,soon", "--split soon: expected"),
-    ("2020-01-06,2020-01-08", "no train window"), ("2020-01-08,2021-01-01", "no test window"),
-    ("0.98,0.01,0.01", "no validation window"),
+    ("2020-01-06,2020-01-08", "no train window by --split 2020-01-06"), ("2020-01-08,2021-01-01", "no test window by"),
+    ("0.98,0.01,0.01", "no validation window by --split 0.98.*; choose shorter lengths, another split or a longer"),
 ])
 def test_a_split_that_is_none_or_leaves_a_part_empty_is_refused(split, words):
     """faults 15"""

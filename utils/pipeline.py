@@ -190,7 +190,7 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
     with checkpoint.built_from(path):
         settings = known_settings(content["config"], PretrainConfig, {}, path)
         found = {**settings, **content["data"], **content["fingerprint"]}
-        wanted = {**data.metadata(), **{name: getattr(config, name) for name in TASK}, **data.fingerprint}
+        wanted = {**data.metadata(), **{name: getattr(config, name) for name in (*TASK, "highest")}, **data.fingerprint}
         differing = checkpoint.differences(found, wanted)
     if settings["recipe"] != config.recipe and not config.mean_run:
         raise ValueError(f"{path}: stage 1 was trained with --recipe {settings['recipe']}, this stage has --recipe "

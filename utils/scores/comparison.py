@@ -98,7 +98,7 @@ def against_best(simple):
     if not simple:
         return "no simple forecaster can be fitted to compare with"
     if any(scores["CRPS"] is None for scores in simple.values()):
-        return "no value of the test windows differs from 0: CRPS, relative to their mean size, is undefined"
+        return "no observed value of the test windows differs from 0: CRPS, relative to their mean size, is undefined"
     best = min(simple, key=lambda name: simple[name]["CRPS"])
     if simple[best]["difference"] is None:
         return f"the CRPS of {best}, the best simple forecaster, is 0: nothing is better"

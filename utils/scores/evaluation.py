@@ -95,14 +95,21 @@ def own_windows(batches, processes: Processes):
 
 
 def cross_check(sample, batches, physical) -> dict:
-    """CRPS of some windows, one in each batch, by our estimator and by properscoring, and their largest difference."""
+    """CRPS of some windows, one in each batch, by our estimator and by properscoring, and their largest difference.
+
+    Windows without an observed target are left out; without any other it is empty.
+    """
     checks = []
     for batch in batches:
         observed = batch.counts.bool()
+        if not observed.any():
+            continue
         truth = batch.truth[observed].double().cpu()
         ordered = sort_members(physical(sample(batch)).movedim(1, -1)[observed].double().cpu())
         ours, theirs = crps_fair(ordered, truth), crps_by_properscoring(ordered, truth)
         checks.append(torch.stack([ours.mean(), theirs.mean(), (ours - theirs).abs().max()]))
+    if not checks:
+        return {}
     ours, theirs, difference = torch.stack(checks, dim=1)
     return {"windows": len(checks), "ours": ours.mean().item(), "properscoring": theirs.mean().item(),
             "largest_difference": difference.max().item()}

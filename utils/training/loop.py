@@ -265,7 +265,7 @@ class _Step:
         raise FloatingPointError(
             f"{self.where}: the loss is {value:g}" + (", a gradient is not finite" if math.isfinite(value) else "") +
             f"; its batch holds the windows that begin at time steps {', '.join(map(str, windows))}. Look at the data "
-            "there, or try a smaller learning rate; the best weights so far are kept")
+            "there, or try a smaller learning rate; the best weights so far, if any, are kept")
 
 
 def _attempt(write, *content) -> bool:

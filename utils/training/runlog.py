@@ -51,7 +51,7 @@ def print_scores(metrics: dict, unit: str) -> None:
             note = f"  (a calibrated ensemble: {metrics[floors[name]]:.4g})" if name in floors else ""
             note = f"  {unit}" if name in in_unit else note
             print(f"  {name:18} {metrics[name]:<9.4g}{note}")
-    if "threshold" in metrics:
+    if metrics.get("Brier") is not None:
         skill = metrics["Brier_skill"]
         print(f"  Brier score of values above {metrics['threshold']:g} {unit}: {metrics['Brier']:.4g}; skill against "
               f"their share, {metrics['event_rate']:.2%}: {'undefined' if skill is None else format(skill, '.3g')}")
@@ -62,8 +62,7 @@ def print_scores(metrics: dict, unit: str) -> None:
         if name.startswith("CRPS_") and name not in shown and score is not None:
             control = metrics["joint"]["control"][name]
             print(f"  {name:20}{score:.4g}  (the same members without dependence: {control:.4g})")
-    if "cross_check" in metrics:
-        check = metrics["cross_check"]
+    if check := metrics.get("cross_check"):
         print(f"  fair CRPS of {check['windows']} windows: {check['ours']:.6g}, by properscoring "
               f"{check['properscoring']:.6g}; largest difference {check['largest_difference']:.1e}")
     seconds = {"training": metrics.get("seconds_train"), "forecasting": metrics["seconds_sample"]}
