@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A first probabilistic forecast: both stages on NYCFlights, scores and a picture; the last line names their folder.
-# Three to five minutes of computing on 2 CPU cores after installation, with one network in stage 1 instead of three.
+# Two to four minutes of computing on 2 CPU cores after installation, with one network in stage 1 instead of three.
 # Extra flags go to both stages.
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh" requirements-lock.txt
 
