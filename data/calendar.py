@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .stamps import PLAIN, local_times, stamp, stamp_rule, stamped, stamps_as_text, utc_times
+from .stamps import PLAIN, local_times, stamp, stamp_rule, stamped, stamps_as_text, time_of_day, utc_times
 from .table import listed
 
 DAY = 1440  # minutes
@@ -102,7 +102,7 @@ def clock_of(times: np.ndarray, interval: Interval, zone: str = "") -> np.ndarra
     local = local_times(times, zone).astype("datetime64[M]" if interval[1] == "month" else "datetime64[s]")
     if not zone or interval[1] == "month":
         return local
-    size, clocks = step_size(interval), local - local.astype("datetime64[D]")
+    size, clocks = step_size(interval), time_of_day(local)
     begin = local[0] - clocks[0] + np.sort(clocks)[(len(clocks) - 1) // 2]
     due = begin + np.round((local - begin) / size).astype(int) * size  # midnight may not exist: clocks change
     return np.where(utc_times(due, zone) == times, due, local)

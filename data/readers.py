@@ -195,8 +195,8 @@ def read_parquet(path: Path) -> Table:
         content = optional("pyarrow.parquet", path).read_metadata(path)
         check_memory(path, 8 * content.num_rows * content.num_columns)
     frame = pd.read_parquet(path, engine="pyarrow")
-    if frame.index.name or not frame.index.equals(pd.RangeIndex(len(frame))):  # else only the numbers of the rows
-        index = frame.index
+    index = frame.index
+    if index.name or not index.equals(pd.RangeIndex(len(frame))):  # else only the numbers of the rows
         years = index.name is None and index.dtype.kind in "iu" and index.isin(PLAUSIBLE_YEARS).all()
         frame = frame.reset_index(names="" if years else None)
     frame.columns = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in frame]

@@ -110,6 +110,7 @@ class TrainedForecaster:
                      f"{lags}: nan stands for missing ones" if self.field.max_lag else ""
             raise ValueError(f"history of shape {history.shape}, start of shape {start.shape}; expected ({steps}, "
                              f"{nodes}), that is (step, node), and one time, or a window axis before both{lagged}")
+        position = torch.tensor([self.field.step_at(time, "history_start") + steps - seen for time in start.ravel()])
         windows = history.reshape(-1, steps, nodes)
         kind = np.float64 if self.field.scaler.precise else np.float32
         values, _ = mark_missing(torch.from_numpy(np.ascontiguousarray(windows, dtype=kind)), settings["null_value"])
@@ -119,7 +120,7 @@ class TrainedForecaster:
         wrong = ~values.isfinite() & ~may_miss
         if wrong.any():
             window, step, node = wrong.nonzero()[0].tolist()
-            time, = self.field.as_text(self.field.times(self.field.step_at(start.ravel()[window]) + step, 1))
+            time, = self.field.as_text(self.field.times(int(position[window]) + seen - steps + step, 1))
             value = windows[window, step, node]
             raise ValueError(f"history: value {value} at {time}, node {self.field.node_names[node]}"
                              f"{f', window {window}' * (len(windows) > 1)}; expected finite numbers"
@@ -127,7 +128,6 @@ class TrainedForecaster:
                                                         "stages, forecasts from histories with gaps"))
         if warning := self.field.range_warning(values):
             warnings.warn(warning, stacklevel=2)
-        position = torch.tensor([self.field.step_at(time, "history_start") + steps - seen for time in start.ravel()])
         covariates = self._covariates(covariates, start.shape, position, seen + settings["predict_len"])
         batch = self.field.batch(values.to(self.device), position, settings["predict_len"], covariates)
         members = self.field.scaler.physical(ensemble_sampler(self.model, settings, self.device)(batch))
@@ -161,9 +161,9 @@ class TrainedForecaster:
         """
         names, nodes = tuple(self.field.covariates), self.field.num_nodes
         if isinstance(covariates, pd.DataFrame):
-            covariates = self._of_frame(covariates, names, int(position[0]), length)
+            covariates = self._of_frame(covariates, int(position[0]), length)
         elif isinstance(covariates, list | tuple) and len(covariates) == len(position):
-            covariates = [self._of_frame(one, names, step, length) if isinstance(one, pd.DataFrame) else one
+            covariates = [self._of_frame(one, step, length) if isinstance(one, pd.DataFrame) else one
                           for one, step in zip(covariates, position.tolist(), strict=True)]
         if covariates is None and not names:
             return None
@@ -179,8 +179,9 @@ class TrainedForecaster:
             raise ValueError("covariates: a value is missing or infinite; a forecast needs all of them")
         return torch.from_numpy(np.ascontiguousarray(found.reshape(-1, *found.shape[len(lead):]), dtype=np.float64))
 
-    def _of_frame(self, covariates: pd.DataFrame, names: tuple[str, ...], position: int, length: int) -> np.ndarray:
+    def _of_frame(self, covariates: pd.DataFrame, position: int, length: int) -> np.ndarray:
         """Covariates (step, covariate) of one window from a frame, its columns and times checked."""
+        names = tuple(self.field.covariates)
         table = from_data_frame(covariates, "covariates", names)
         if differing := node_differences(table, names).replace("nodes", "columns"):
             raise ValueError(f"covariates: {differing}; the model was trained with {listed(list(names))}")

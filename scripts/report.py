@@ -286,8 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{ours['members']} members; {ours['windows']} windows of the {split} split, {first} to {last}. "
         f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
         {
-            "Warnings": bullets(cautions(ours, simple, trained, settings, data,
-                                                     independent_block(starts, length))),
+            "Warnings": bullets(cautions(ours, simple, trained, settings, data, independent_block(starts, length))),
             "Scores": score_section(scores, unit),
             "Pictures": write_pictures(beside, pictures),
             "By horizon": table(

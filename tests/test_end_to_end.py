@@ -433,7 +433,7 @@ def test_a_test_part_without_observations_leaves_a_finished_run_without_scores(g
 
 def test_stage_2_has_the_bound_of_stage_1(gappy):
     gappy(main_pretrain, "--highest", "1e12")
-    with pytest.raises(ValueError, match=r"highest 1e\+?12 .wanted None.: .*|highest 1000000000000.0 .wanted None."):
+    with pytest.raises(ValueError, match=r"does not fit: highest 1000000000000\.0 .wanted None.; "):
         gappy(main_train)
     assert gappy(main_train, "--highest", "1e12")[0] == 0
 
