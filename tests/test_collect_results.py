@@ -156,6 +156,14 @@ def test_the_ablation_leads_from_published_to_the_default_and_then_names_each_sw
     assert found["step_2"][-2] == "+0.0% [+0.0%, +0.0%]" and found["without_v"][-2].startswith("-66.7% [")
     assert found["cost"][-2] == found["cost_untrained"][-2] == ""  # no seed of cost_untrained is one of cost
     assert [table[-1][1] for table in rows.values()] == ["mean and scale as inputs of the denoiser", "none"]
+    kept = runs.method.isin(("published_fast", "without_v"))
+    collect_results.write_ablation(runs.assign(path=runs.path.mask(kept), version="abc1234"), (12, 12))
+    text = (tmp_path / "ablation.md").read_text()
+    assert "| -66.7% (no interval) | 1 |" in text.split("| without_v |")[1].split("\n")[0]
+    assert "| +0.0% [+0.0%, +0.0%] | 2 |" in text.split("| step_2 |")[1].split("\n")[0]
+    assert text.endswith("\nBy `abc1234`: cost, published_fast, step_2, without_v, cost_untrained.\n")
+    collect_results.write_ablation(runs.assign(path=None, CRPS=5.0), (12, 12))
+    assert (tmp_path / "ablation.md").read_text() == text  # nothing of it was run again
     short = ablation_runs(tmp_path, windows=20, methods={"cost": (0,), "without_v": (0,)})
     assert collect_results.ablation_table(short, {"without_v": "change"}, 24)[1][0][-2] == "+0.0% (no interval)"
 

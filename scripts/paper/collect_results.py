@@ -5,7 +5,7 @@
 Writes docs/results/<H>_<F>.csv (one row per run), .md (all rows beside every published one, with paired intervals) and
 joint_<H>_<F>.csv and .md; for 12 -> 12 also ablation.md and what stands between the `results` marks of README.md. With
 `--keep`, runs that save lacks stay as the .csv has them. Their differences stay as printed, with an asterisk where the
-other run is new.
+other run is new; in ablation.md they have no interval then.
 """
 
 import functools
@@ -168,9 +168,15 @@ def windows_of(path: Path) -> dict[str, torch.Tensor]:
 
 
 def compared(ours: pd.DataFrame, theirs: pd.DataFrame, scores: Sequence[str], length: int) -> list[str]:
-    """Relative differences on windows of `length` steps with intervals, "" where a run or score is missing."""
+    """Relative differences on windows of `length` steps with intervals, "" where a run or score is missing.
+
+    Without an interval where a run was kept: its windows are not there.
+    """
     if not len(ours) or not len(theirs):
         return [""] * len(scores)
+    if pd.concat([ours, theirs]).path.isna().any():
+        relative = ours[scores].mean() / theirs[scores].mean() - 1
+        return [in_words({"relative": relative[score], "lower": None}) for score in scores]
     ours, theirs = ([windows_of(path) for path in runs.path] for runs in (ours, theirs))
     block = independent_block(ours[0]["start"], length)
     return [in_words(paired_difference(ours, theirs, score, block))
@@ -243,6 +249,13 @@ def sections(runs: pd.DataFrame, tables: Callable[[pd.DataFrame], Iterable[str]]
                    for data_name, group in runs.groupby("data_name", sort=False))
 
 
+def commits(runs: pd.DataFrame) -> Iterable[str]:
+    """Which commit made which rows, in a line, if they say it."""
+    if "version" in runs:
+        methods = runs.groupby("version", sort=False).method.unique()
+        yield " ".join(f"By `{version}`: {', '.join(names)}." for version, names in methods.items()) + "\n"
+
+
 def write_page(name: str, runs: pd.DataFrame, text: str, tables: Callable[[pd.DataFrame], Iterable[str]]) -> None:
     """A page of docs/results with the `tables` of each dataset, and all runs of it as .csv."""
     write_text(RESULTS / f"{name}.csv", csv_text(runs.drop(columns="path"), float_format="%.6g"))
@@ -257,9 +270,7 @@ def write_tables(runs: pd.DataFrame, lengths: tuple[int, int], keep: bool = Fals
     def tables(group: pd.DataFrame) -> Iterable[str]:
         yield markdown(*score_table(group, published[published.data_name == group.data_name.iloc[0]]))
         yield markdown(*differences(group, sum(lengths), printed=printed))
-        if "version" in group:
-            methods = group.groupby("version", sort=False).method.unique()
-            yield " ".join(f"By `{version}`: {', '.join(names)}." for version, names in methods.items()) + "\n"
+        yield from commits(group)
 
     members = ", ".join(map(str, sorted(set(runs.members))))
     write_page(page, runs, (
@@ -299,21 +310,24 @@ def write_joint(runs: pd.DataFrame, lengths: tuple[int, int], keep: bool = False
 
 
 def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
-    """docs/results/ablation.md, where any row of it was run; random members, as the default has."""
-    runs = runs[runs.ensemble == "random"]
+    """docs/results/ablation.md, where any row of it was run now; random members, as the default has."""
+    runs = runs[(runs.ensemble == "random") & runs.method.isin(CHANGES)]
     runs = runs[runs.data_name.isin(runs.data_name[runs.method.isin(ABLATION)])]
-    if not len(runs):
+    if not runs[runs.method.isin(ABLATION)].path.notna().any():
         return
+
+    def tables(group: pd.DataFrame) -> Iterable[str]:
+        yield from (markdown(*ablation_table(group, changes, sum(lengths))) for changes in (STEPS, SWITCHES))
+        yield from commits(group)
+
     write_text(RESULTS / "ablation.md", (
         f"# Ablation, {lengths[0]} -> {lengths[1]}\n\n{WRITTEN} Two tables for each dataset: from the published system "
-        f"to the default, {DEFAULT}, one change at a time; then {DEFAULT} with one change alone, by its flags. The "
-        f"default is that of the commit that ran the rows ([which](README.md)). Random "
+        f"to the default, {DEFAULT}, one change at a time; then {DEFAULT} with one change alone, by its flags. Random "
         "members, mean ± standard deviation over seeds. The last column but one is the relative difference of a row's "
         f"CRPS to that of {DEFAULT} with a paired 95 % interval, over the seeds that both have: above 0 the row is "
-        "worse. No interval is given where the test windows are worth fewer than 8 independent ones. Rows that were "
-        "not run are left out; [scores.md](../scores.md) defines the scores, [results](README.md#rows) the rows.\n"
-    ) + sections(runs, lambda group: (markdown(*ablation_table(group, changes, sum(lengths)))
-                                      for changes in (STEPS, SWITCHES))))
+        "worse. No interval is given where the test windows are worth fewer than 8 independent ones, and for rows that "
+        "were kept (`--keep`). Rows that were never run are left out; [scores.md](../scores.md) defines the scores, "
+        "[results](README.md#rows) the rows.\n") + sections(runs, tables))
 
 
 def ahead(runs: pd.DataFrame) -> str:
@@ -375,7 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
         written = write_tables(group, lengths, given.keep)
         write_joint(group, lengths, given.keep)
         if lengths == (12, 12):
-            write_ablation(group, lengths)
+            write_ablation(written, lengths)
             write_text(readme, replace_between_marks(readme.read_text(), f"{summary(written)}\n{ahead(written)}"))
     print(f"{len(runs)} runs in {RESULTS} and README.md")
     return 0
