@@ -21,6 +21,7 @@ UNITS = {"min": (1, "minute"), "t": (1, "minute"), "h": (1, "hour"), "d": (1, "d
 """Units that `--freq` accepts as pandas writes them, beside the words themselves."""
 
 Interval = tuple[int, str]
+SUNDAY = 3  # 1970-01-01 plus so many days; most clocks are changed on a Sunday
 MOST_MISSING = 10  # missing rows for each row of a file; more mean a wrong stamp
 
 
@@ -173,7 +174,8 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
         kind = f"{lacking}: add a row for each, its values left empty, or give --missing mask"
         kind += f"; in all {missing_rows(times, interval, zone)}" if (missing > 0).sum() > 1 else ""
     expected = clock[step - 1] + size
-    if interval[1] != "month" and abs(clock[step] - expected) == np.timedelta64(1, "h") and not (
+    on_sunday = expected.astype("datetime64[D]").astype(int) % 7 == SUNDAY
+    if on_sunday and interval[1] != "month" and abs(clock[step] - expected) == np.timedelta64(1, "h") and not (
             zone and not _is_local(interval)):
         kind += "; write times of a zone with daylight saving with their offset from UTC, as 2013-01-31T00:00+01:00"
     asked = ", as --freq or the run says" if wanted else ""
@@ -211,7 +213,8 @@ def _most_frequent(times: np.ndarray, where: Callable[[int], str], zone: str = "
         if seconds % (DAY * 60) == 0:
             break  # days of the local clock; shorter steps are measured in UTC
     if seconds % 60:
-        raise ValueError(f"{where(1)}: steps of {seconds} seconds; the interval must be whole minutes")
+        raise ValueError(f"{where(1)}: steps of {seconds} seconds; the interval must be whole minutes: round the "
+                         "times, or average the values, as in pandas: frame.resample('1min').mean()")
     clock = local.astype("datetime64[M]")
     months = np.diff(clock).astype(int)
     if seconds >= 28 * DAY * 60 and (months > 0).any():

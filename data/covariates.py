@@ -40,6 +40,12 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
     """
     flag, table = f"--covariates {path}", read_file(path)
     values, names = _arranged(table, node_names, flag)
+    notes = list(table.notes)
+    if table.node_names is table.grid is None and values.shape[1] > 1:
+        notes.append("its columns are taken for the nodes: one covariate with a value for each; covariates of the "
+                     "whole field need names")
+    if table.times is None:
+        notes.append(f"it has no times: {table.where(first)} is taken as {calendar.ends[0]}, where the field begins")
     if str(path).lower().endswith(".npz"):
         with np.load(Path(path).expanduser(), allow_pickle=False) as archive:
             names = tuple(archive["covariate_names"].tolist()) if "covariate_names" in archive else names
@@ -67,13 +73,13 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
         beyond = ", beyond its end" * (step >= first + len(calendar.times))
         raise ValueError(f"{flag}: {table.where(step)}: time {stamp(table.times[step], zone)}, the field has "
                          f"{clock_text(due[step], calendar.interval, zone)} there{beyond}; give the same time axis")
-    return Covariates(str(path), names, as_real(values[first:]), table.notes)
+    return Covariates(str(path), names, as_real(values[first:]), tuple(notes))
 
 
 def _arranged(table: Table, node_names: tuple[str, ...], flag: str) -> tuple[Tensor, tuple[str, ...] | None]:
     """Values (time, node or 1, covariate) of a file in one of the layouts, and the names of its columns, if any."""
     nodes = len(node_names)
-    if set(table.node_names or ()) & set(node_names):
+    if {name.lower() for name in table.node_names or ()} & {name.lower() for name in node_names}:
         if differing := node_differences(table, node_names):
             raise ValueError(f"{flag}: {differing}; give one column for each node of the field, or, for covariates of "
                              "the whole field, other names than those of its nodes")

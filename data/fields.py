@@ -25,7 +25,7 @@ CODES = [-2147483648, -2147483647, -99999, -32768, -32767, -9999.9, -9999, -999.
 FAR_CODES = [-200, -99.9, -99, 0, 99.99, 999, 999.9, 9999.9, 32767]
 """Such numbers that may also be values: they are noted where they are far from all others."""
 FAR = 1.0  # that distance, as a share of the range of the others
-MOST_VARIABLES = 8  # columns of a grid, with more than twice as many rows, that may be variables of nodes
+MOST_VARIABLES = 8  # columns of a grid that may be variables of nodes
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
                          "file")
     table = read_file(path, own.variable)
     rows, columns = table.grid or (0, 0)
-    if ending_of(path) in (".npy", ".npz") and columns <= MOST_VARIABLES and rows > 2 * columns:
+    if ending_of(path) in (".npy", ".npz") and 0 < columns <= MOST_VARIABLES:
         table = table.with_notes(f"its arrays are taken for a grid of {rows} rows and {columns} columns; if they are "
                                  f"{columns} variables of {rows} nodes, choose one of them: --variable 0")
     wanted = like.interval if like else parse_interval(own.freq) if own.freq else None
@@ -138,18 +138,18 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
         if own.unit and table.unit not in ("", like.unit, like.cf_unit):
             table = table.with_notes(f"its unit is {table.unit}; it is taken as {own.unit}, as --unit says", unit="")
         table = match(table, like, str(path))
-        start, rule = like.start, like.rule
-        if table.times is not None:
-            start, _ = first_step(table.times, wanted, table.zone)
+        step = like.step_at(own.start, "--start") if own.start else like.first_step
+        times, rule = like.times(step, 1), like.rule
+        if table.times is None and not own.start:
+            table = table.with_notes(f"it has no times: its first step is taken as {like.as_text(times)[0]}, as of the "
+                                     "data of the run; --start says another one")
+        start, _ = first_step(times if table.times is None else table.times, wanted, table.zone)
     elif table.times is None and (wanted is None or not own.start):
         raise ValueError(f"{path}: the file has no time stamps; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as "
                          "2013-01-01T00:00); all its columns are then nodes")
     elif table.times is not None:
         table, wanted = on_regular_axis(table, path, wanted, gaps)
         start, rule = first_step(table.times, wanted, table.zone)
-        if own.start and parse_time(own.start, "--start", table.zone) != table.times[0]:
-            raise ValueError(f"--start {own.start}: the first time stamp of {path} is "
-                             f"{stamp(table.times[0], table.zone)}; leave the flag out")
         if rule is None:
             rule = PLAIN
             table = table.with_notes(f"its monthly times ({stamp(table.times[0], table.zone)}, ...) follow no known "
@@ -158,6 +158,9 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
         first = parse_time(own.start, "--start", "UTC")
         table = replace(table, zone=read_stamps(pd.Series([own.start]), str).zone)
         start, _ = first_step(np.array([first]), wanted, table.zone)
+    if own.start and table.times is not None and parse_time(own.start, "--start", table.zone) != table.times[0]:
+        raise ValueError(f"--start {own.start}: the first time stamp of {path} is "
+                         f"{stamp(table.times[0], table.zone)}; leave the flag out")
     if own.node_table:
         names, coordinates = read_node_table(own.node_table, table.node_names, table.values.shape[1])
         table = replace(table, node_names=names, coordinates=coordinates)

@@ -112,8 +112,10 @@ def numbers(column: pd.Series, source: str, where: Where) -> np.ndarray:
         row = int(wrong.argmax())
         found = str(column.iloc[row])
         hint = ("; write 1234.5, not 1.234,5 or 1,234.5" if "," in found and any(map(str.isdigit, found)) else
+                "; a missing value is an empty cell" if not wrong.all() else
+                "; a column of times that is not the first is called time" if holds_times(column) else
                 "; a long table has three columns: time, node, value; one with a row for each series must be "
-                "transposed: frame.T" if wrong.all() else "; a missing value is an empty cell")
+                "transposed: frame.T")
         raise ValueError(f"{source}: {where(row)}, column {column.name}: {found!r} is not a number{hint}")
     values = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
     check_finite(values[:, None], source, lambda row, _: f"{where(row)}, column {column.name}")

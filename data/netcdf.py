@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-from .scaling import BLOCK
 from .stamps import Stamps, read_stamps
 from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, repeated
 
@@ -22,7 +20,7 @@ MONTHS_SINCE = re.compile(r"months? since (1[7-9]\d\d|20\d\d)-(\d\d?)", re.IGNOR
 
 
 def read_xarray(path: Path, variable: str) -> Table:
-    """One variable (time, place) or (time, latitude, longitude) of NetCDF or Zarr; land is left out of a grid."""
+    """One variable (time, place) or (time, latitude, longitude) of NetCDF or Zarr."""
     xarray, package, options = optional("xarray", path), "netCDF4", {}
     if path.suffix.lower() == ".zarr":
         package, options = "zarr", {"consolidated": False}
@@ -96,8 +94,7 @@ def _from_variable(dataset, variable: str, path: Path) -> Table:
     if table.coordinates is not None:
         places = tuple(f"lat {latitude:g} lon {longitude:g}" for latitude, longitude in table.coordinates)
         table = replace(table, node_names=None if repeated(places) else places)  # six digits may not tell them apart
-    kept = np.flatnonzero(~torch.stack([block.isnan().all(0) for block in table.values.split(BLOCK)]).all(0).numpy())
-    return table if len(kept) in (0, table.values.shape[1]) else table.at(kept)
+    return table
 
 
 def _stamps(array, time: str, path: Path) -> Stamps | None:

@@ -16,6 +16,7 @@ from .netcdf import read_xarray
 from .stamps import PLAUSIBLE_YEARS, read_stamps
 from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, repeated, unreadable
 
+MOST_ROUND = 0.5  # share of numbers with decimals whose third one is 0, below which they may be thousands
 EXTRAS = "node_names", "times", "latitude", "longitude"  # keys that an .npz may have beside the values
 
 
@@ -25,7 +26,7 @@ def ending_of(path: Path | str) -> str | None:
 
 
 def read_file(path: Path | str, variable: str = "") -> Table:
-    """The table of any supported file, by the ending of its name.
+    """The table of any supported file, by the ending of its name; of a grid, the places with a value at any time.
 
     variable: which one of NetCDF or Zarr, or its place from 0 on the last axis of an array (time, node, variable).
 
@@ -36,7 +37,7 @@ def read_file(path: Path | str, variable: str = "") -> Table:
         raise FileNotFoundError(f"{path}: there is no such file")
     if (ending := ending_of(path)) is None:
         raise ValueError(f"{path}: unknown kind of file; readable are {', '.join(READERS)}; pandas converts others, as "
-                         "pandas.read_hdf(FILE).to_csv(FILE.csv)")
+                         "pandas.read_excel(FILE).to_csv('FILE.csv', index=False)")
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
     read = READERS[ending]
@@ -52,7 +53,7 @@ def read_file(path: Path | str, variable: str = "") -> Table:
         raise unreadable(path, f"{ending} file", error) from error
     if table.node_names and (twice := repeated(table.node_names)):
         raise ValueError(f"{path}: names of nodes occur twice: {listed(twice)}")
-    times = table.times
+    table, times = table.without_land(), table.times
     if times is not None and len(times) > 1 and (times[1:] < times[:-1]).all():
         return table.with_notes("its rows descend in time: they are taken in the opposite order",
                                 values=table.values.flip(0), times=times[::-1],
@@ -158,7 +159,7 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
     frame = frame.iloc[:len(frame) - blank]
     if blank and time is None:
         notes += (f"lines without any value at its end are left out: {blank}",)
-    if separator == ";" and not commas and _perhaps_thousands(frame):
+    if not commas and _perhaps_thousands(frame):
         notes += ("its numbers are whole or have three decimals, as 1.001: they are read as decimals; write 1001 where "
                   "the point separates thousands",)
     return from_frame(frame, str(path), lambda row: f"line {row + top + 2}", notes)
@@ -173,13 +174,18 @@ def _has_decimal_commas(frame: pd.DataFrame) -> bool:
 
 
 def _perhaps_thousands(frame: pd.DataFrame) -> bool:
-    """Whether numbers below 1000 are whole, and all others have three decimals: a tenth of each at least."""
+    """Whether numbers below 1000 are whole or have three decimals, the last one mostly not 0: a tenth of each at least.
+
+    Cells as 512 and 1.322, where the point may separate thousands, have such numbers.
+    """
     values = frame.select_dtypes("number").to_numpy(float)
     values = values[np.isfinite(values)]
     if not len(values):
         return False
-    whole, three = values % 1 == 0, np.abs(values * 1000 - np.round(values * 1000)) < 1e-6
-    return bool((np.abs(values) < 1000).all() and (whole | three).all() and 0.1 < whole.mean() < 0.9)
+    two, three = (np.abs(values * size - np.round(values * size)) < 1e-6 for size in (100, 1000))
+    whole = values % 1 == 0
+    return bool((np.abs(values) < 1000).all() and three.all() and 0.1 < whole.mean() < 0.9
+                and two[~whole].mean() < MOST_ROUND)
 
 
 def _cells(line: str, separator: str) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 BLOCK = 1024  # time steps read at once, so that a memory map stays on disk
 WHOLE_WITHIN = 1e-3, 1e-6  # absolute, and as a share of the value and of the mean
+LOST = 1e-5  # share of a value that the rounding of standardized ones may be
 LARGEST_WHOLE = 2.0**24  # every larger float32 is a whole number
 UNLIKE = 10.0  # ratio of spreads, or distance in spreads of the field, from which a node needs a scale of its own
 EXTREMES = 3, 1 / 500, 1 / 10  # number of values of a node that may be outliers: at least, as a share, and at most
@@ -103,6 +104,16 @@ class Scaler:
         if nonnegative is not False:
             physical = torch.where((physical < 0) & nonnegative, 0.0, physical)
         return physical.clamp_max_(highest)
+
+    def rounding(self, physical: Tensor) -> Tensor:
+        """How far `physical` may be from values (..., node) that were standardized, both in float64.
+
+        0 where that is no small share of a value: nodes much smaller than the field.
+        """
+        size = physical.abs()
+        if not self.least:
+            size = size + sum(abs(self.part(name, physical.device)) for name in ("mean", "std"))
+        return WHOLE_WITHIN[1] * size * (torch.finfo(torch.float32).eps * size <= LOST * physical.abs())
 
     def _standardize(self, physical: Tensor) -> Tensor:
         kind = torch.float64 if self.precise or self.by_node else torch.float32

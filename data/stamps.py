@@ -127,7 +127,7 @@ def _of_text(text: pd.Series, whole: pd.Series, where) -> tuple[np.ndarray, tupl
     if not found:
         row = max(int(times.isna().to_numpy().argmax()) for times in (iso, *tried.values()))
         first = "" if row else "; remove a line of units or types"
-        raise ValueError(f"{where(row)}: time {whole[row]!r}; {ISO}: write it, {EXAMPLE.format('%d/%m/%Y')}{first}")
+        raise ValueError(f"{where(row)}: time {whole[row]!r}; {ISO}: write all times so{first}")
     (form, times), *other = found.items()
     if differing := [int((times != values).argmax()) for _, values in other if (times != values).any()]:
         row = min(differing)

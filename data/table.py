@@ -69,6 +69,13 @@ class Table:
                        node_names=names and tuple(names[place] for place in places),
                        coordinates=None if coordinates is None else coordinates[places], kept=self.grid and kept)
 
+    def without_land(self) -> "Table":
+        """The table of those places of its grid that have a value at any time; of no grid: itself."""
+        if self.grid is None:
+            return self
+        empty = torch.stack([block.isnan().all(0) for block in self.values.split(BLOCK)]).all(0)
+        return self.at(np.flatnonzero(~empty.numpy())) if 0 < empty.sum() < len(empty) else self
+
 
 def as_tensor(array: np.ndarray, source: str) -> Tensor:
     """An array of real numbers (T,V), (T,H,W) or (T,V,1) as a tensor (time, node), stored as `Table` says.

@@ -112,7 +112,8 @@ class WindowedField:
         self.num_nodes = field.values.shape[1]
         self.field = self._fit_scaler(field, settings.scaling)
         if (highest := settings.highest) is not None:
-            if (largest := float(by_node(field.values, torch.amax).max())) > highest:
+            largest = float(by_node(field.values, torch.amax).max())
+            if largest > max(highest, float(torch.tensor(highest).to(as_real(field.values[:1]).dtype))):
                 raise ValueError(f"--highest {highest:g}: {field.name} has values up to {largest:g}")
             bounds = np.broadcast_to(np.minimum(self.scaler.highest, highest), self.num_nodes)
             self.scaler = replace(self.scaler, highest=tuple(bounds.tolist()))
@@ -345,7 +346,8 @@ def split_windows(field: Field, history_len: int, predict_len: int,
     if int(starts["test"][0]) + history_len < trained_steps:
         raise ValueError(f"{field.name}: futures of training and test windows would overlap: "
                          f"{len(starts['validation'])} validation windows lie between them, --predict_len "
-                         f"{predict_len} needs {predict_len - 1}; choose shorter lengths")
+                         f"{predict_len} needs {predict_len - 1}; choose shorter lengths, or by --split more for "
+                         "validation")
     return starts, trained_steps
 
 
@@ -358,16 +360,16 @@ def _parts(field: Field, split: str, history_len: int, length: int) -> list[tupl
         (_, first), (_, end) = field.segments
         second = first + field.spec.validation_steps
         return [(0, first), (first, second), (second, end)]
-    if len(given) == 2:
+    try:
+        shares = [float(part) for part in given]
+    except ValueError:
+        shares = []
+    if len(given) == 2 and not 0 < sum(shares) <= 2:  # a year is a number too
         first, second = (int(np.searchsorted(field.calendar.times, parse_time(part, "--split", field.calendar.zone)))
                          for part in given)
         if first >= second:
             raise ValueError(f"--split {split}: validation must begin before the test, both within the data")
         return [(0, first), (max(first - history_len, 0), second), (max(second - history_len, 0), steps)]
-    try:
-        shares = [float(part) for part in given]
-    except ValueError:
-        shares = []
     if len(shares) != 3 or not min(shares) > 0 or not abs(sum(shares) - 1) < 1e-6:
         raise ValueError(f"--split {split}: expected three shares that add up to 1, as 0.6,0.2,0.2, or the two times "
                          "at which validation and test begin, as 2013-09-01,2013-11-01")

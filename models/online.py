@@ -49,8 +49,11 @@ class OnlineCalibration:
         history: the observations before that step, NaN where missing; targets of earlier windows among them update
         shift and width, each once.
         Shapes: history (H, node), members (member, F, node) -> as members, in float64.
-        Raises: ValueError where the window does not come after the one before.
+        Raises: ValueError where the window does not come after the one before, or is of another shape.
         """
+        if self._step is not None and members.shape[1:] != self.shift.shape:
+            raise ValueError(f"windows of {tuple(members.shape[1:])} (step, node) after those of "
+                             f"{tuple(self.shift.shape)}: an online correction is of one run")
         if self._step is not None and step <= self._step:
             raise ValueError(f"a window from step {step} after one from step {self._step}: an online correction takes "
                              "windows in the order of time, each once")

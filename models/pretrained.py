@@ -4,6 +4,7 @@ This module alone of the package uses `utils`. It needs the checkpoint, which de
 """
 
 import copy
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from data.windows import Batch
 from utils.config import PretrainConfig, TrainConfig, known_settings
 from utils.output.forecasts import Forecast
 from utils.scores.evaluation import rows_at_once
-from utils.training.checkpoint import CHECKPOINT, built_from, load_checkpoint
+from utils.training.checkpoint import CHECKPOINT, METRICS, built_from, load_checkpoint
 from utils.training.device import choose_device
 from utils.training.reproducibility import MemberNoise
 
@@ -248,6 +249,9 @@ def load_forecaster(folder: Path | str, device: torch.device | str = "cpu") -> T
         runs = sorted(found.parent.name for found in path.parent.parent.glob(f"*/{CHECKPOINT}"))
         raise FileNotFoundError(f"{folder}: no run is there" + (f"; beside it are {', '.join(runs)}" if runs else ""))
     content = load_checkpoint(path)
+    if not path.with_name(METRICS).exists():
+        print(f"note: {folder}: the run has not finished, as it has no {METRICS}: these are its weights so far",
+              file=sys.stderr)
     if content.get("stage") != "diffusion":
         raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
     device = choose_device(str(device))

@@ -10,7 +10,7 @@ from pathlib import Path
 from data.windows import SPLITS
 from models import SAMPLING_FLAGS, load_forecaster
 from utils.config import PATHS, FlagParser, TrainConfig, output_path
-from utils.pipeline import CHOICES, open_run_data, score_ensemble
+from utils.pipeline import CHOICES, open_run_data, refuse_input, score_ensemble
 from utils.program import run_main
 from utils.training.checkpoint import write_json
 from utils.training.device import choose_device
@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given["online"] and processes.count > 1:
         raise ValueError("--online corrects one window after the other: start it in one process, without torchrun")
     run = load_forecaster(given["run_folder"], device)
+    refuse_input("--json", given["json"], run.checkpoint["config"], given.get("data_dir", ""),
+                 *(given[name] for name in PATHS))
     data = open_run_data(run.checkpoint, given.get("data_dir", ""), device, **{name: given[name] for name in PATHS})
     settings = {**run.checkpoint["config"], **{name: given[name] for name in CHANGEABLE if name in given}}
     if given["online"] and "test_windows" not in given:

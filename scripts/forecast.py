@@ -21,9 +21,9 @@ from data.covariates import read_covariates
 from data.scaling import as_real
 from data.table import listed
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
-from utils.config import PATHS, FlagParser, TrainConfig, output_path
+from utils.config import FlagParser, TrainConfig, output_path
 from utils.output.forecasts import VALUES, WRITERS, Forecast, check_output, write_forecasts
-from utils.pipeline import CHOICES, located, open_run_field
+from utils.pipeline import CHOICES, located, open_run_field, refuse_input
 from utils.program import run_main
 from utils.scores.evaluation import progress, rows_at_once
 from utils.training.device import choose_device
@@ -52,14 +52,16 @@ class Series:
         return history, covariates
 
 
-def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariates: str, variable: str = "") -> Series:
+def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariates: str, variable: str = "",
+                start: str = "") -> Series:
     """The field to forecast, of the run's own file or of another one of the same field, and its covariates."""
     config, field = run.checkpoint["config"], run.field
     if covariates and not field.covariates:
         raise ValueError(f"--covariates {covariates}: the run was trained without any")
-    if variable and not data_path:
-        raise ValueError(f"--variable {variable}: describes a newer file; give it by --data_path FILE")
-    found, position = open_run_field(run.checkpoint, data_dir, data_path, variable)
+    for flag, value in (("--variable", variable), ("--start", start)):
+        if value and not data_path:
+            raise ValueError(f"{flag} {value}: describes a newer file; give it by --data_path FILE")
+    found, position = open_run_field(run.checkpoint, data_dir, data_path, variable, start)
     first, last = found.segments[-1]
     values = found.values[first:last]
     if not field.covariates:
@@ -151,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument("--split", choices=("test",), default="", help="forecast every window from the first of the "
                        "test on")
     parser.add_argument("--values", choices=VALUES, default=VALUES[0], help="what to write (default: both)")
-    parser.add_flags(TrainConfig, CHOICES, ("variable", "data_dir", "device"))
+    parser.add_flags(TrainConfig, CHOICES, ("variable", "start", "data_dir", "device"))
     parser.add_flags(TrainConfig, CHOICES, SAMPLING_FLAGS, "that of the run")
     given = vars(parser.parse_args(arguments))
     if given["rolling"] < 0:
@@ -164,10 +166,12 @@ def main(arguments: list[str] | None = None) -> int:
     if given["online"] and processes.count > 1:
         raise ValueError("--online corrects one window after the other: start it in one process, without torchrun")
     run = load_forecaster(given["run_folder"], device)
-    used = given["data_path"], given["covariates"], *(run.checkpoint["config"][name] for name in PATHS)
-    check_output(given["output"], used)
-    series = open_series(run, given["data_path"], given.get("data_dir", ""), given["covariates"],
-                         given.get("variable", ""))
+    data_dir = given.get("data_dir", "")
+    refuse_input("--output", given["output"], run.checkpoint["config"], data_dir, given["data_path"],
+                 given["covariates"])
+    check_output(given["output"])
+    series = open_series(run, given["data_path"], data_dir, given["covariates"],
+                         given.get("variable", ""), given.get("start", ""))
     windows = choose_windows(run, len(series.values), series.first, given["at"], given["rolling"], given["split"])
     horizon, length = (run.checkpoint["config"][name] for name in ("history_len", "predict_len"))
     horizon += series.first

@@ -25,7 +25,7 @@ from utils.config import PATHS, FlagParser, TrainConfig, output_path
 from utils.output import plots
 from utils.output.forecasts import in_space
 from utils.output.report import bullets, number, page, paragraph, picture, table
-from utils.pipeline import open_run_data, score_ensemble, score_simple
+from utils.pipeline import open_run_data, refuse_input, score_ensemble, score_simple
 from utils.program import run_main
 from utils.scores.comparison import compare_simple, in_words, independent_block
 from utils.scores.diagnostics import Diagnostics
@@ -162,12 +162,14 @@ def read_logs(folder: Path, mean_run: str) -> dict[str, list[dict]]:
     """The lines of the logs of both stages, where they are still there.
 
     A checkpoint from elsewhere may name any `mean_run`: it is followed where it lies beside `folder`, as
-    save/mean/NAME beside save/diffusion/NAME.
+    save/mean/NAME beside save/diffusion/NAME. Training may have run in another folder, which a relative path is from.
     """
-    paths = {"stage 1": (Path(mean_run) / checkpoint.LOG).resolve(), "stage 2": folder / checkpoint.LOG}
-    if paths["stage 1"].parent.parent != folder.resolve().parent.with_name("mean"):
-        print(f"note: the log of stage 1 is left out: {paths.pop('stage 1')} lies elsewhere than the run",
-              file=sys.stderr)
+    paths, beside = {"stage 2": folder / checkpoint.LOG}, folder.resolve().parent.with_name("mean")
+    places = [(Path(place, mean_run) / checkpoint.LOG).resolve() for place in ("", *folder.resolve().parents)]
+    if found := next((path for path in places if path.parent.parent == beside), None):
+        paths = {"stage 1": found, **paths}
+    else:
+        print(f"note: the log of stage 1 is left out: {places[0]} lies elsewhere than the run", file=sys.stderr)
     return {stage: [json.loads(line) for line in path.read_text().splitlines()]
             for stage, path in paths.items() if path.is_file()}
 
@@ -255,11 +257,15 @@ def main(arguments: list[str] | None = None) -> int:
     folder, split, device = given["run_folder"], given["split"], choose_device(given.get("device", TrainConfig.device))
     run = load_forecaster(folder, device)
     model, content = run.model, run.checkpoint
-    data = open_run_data(content, given.get("data_dir", ""), device, **{name: given[name] for name in PATHS})
+    paths, data_dir = {name: given[name] for name in PATHS}, given.get("data_dir", "")
+    refuse_input("--output", given["output"], content["config"], data_dir, *paths.values())
+    data = open_run_data(content, data_dir, device, **paths)
     settings = content["config"] | {name: given[name] for name in ("sample_batch", "test_windows") if name in given}
     if output := given["output"]:
         beside = output.with_name(f"{output.stem}_{PICTURES}")
-        parser.refuse_existing("--output", [beside], flags)
+        parser.refuse_existing("--output: the folder of the pictures,", [beside], flags)
+        if beside.exists() and not beside.is_dir():
+            raise ValueError(f"--output {output}: its pictures need the folder {beside}, which is a file")
     else:
         output, beside = folder / REPORT, folder / PICTURES
         try:

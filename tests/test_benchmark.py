@@ -1,5 +1,7 @@
 """The benchmark: every row is made from its stages, scored once, and sees the lags that it names."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -68,3 +70,19 @@ def test_a_file_of_ones_own_is_scored_as_a_dataset_of_the_registry(tmp_path):
     assert sorted(found) == ["persistence_0", "ridge_0"]
     assert all(each["data_name"] == "mine" and each["windows"] == 11 for each in found.values())
     assert found["ridge_0"]["CRPS"] != found["persistence_0"]["CRPS"]
+    again = ["--methods", "persistence", "--seeds", "0", "--history_len", "6", "--predict_len", "3", "--save_dir",
+             str(tmp_path / "save"), "--data_path"]
+    (tmp_path / "same").mkdir()
+    shutil.copy(file, tmp_path / "same")
+    assert benchmark.main([*again, str(tmp_path / "same/mine.csv")]) == 0
+    with pytest.raises(ValueError, match="persistence_0.json was scored with own_file missing None .wanted mask.; ch"):
+        benchmark.main([*again, str(file), "--missing", "mask"])
+    file.write_text(file.read_text().replace(",1,2\n", ",1,3\n"))
+    with pytest.raises(ValueError, match="persistence_0.json was scored with own_file data_path [0-9a-f]{64} .wanted"):
+        benchmark.main([*again, str(file)])
+
+
+def test_seeds_that_are_no_numbers_are_named(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--seeds", "0,x"])
+    assert "--seeds 0,x: expected whole numbers, as 0,1,2" in capsys.readouterr().err

@@ -87,6 +87,7 @@ def test_every_published_and_simple_row_that_is_ahead_of_the_default_is_named_fr
     ours = pd.DataFrame(rows, columns=["method", "ensemble", "CRPS", "IS", "CRPS_sum"]).assign(
         data_name="Tiny", QICE=0.01, MAE=float("nan"), RMSE=float("nan"))
     assert "No published and no baseline row" in ahead(ours[ours.method == "cost"])
+    assert ahead(ours[ours.method == "climatology"]) == "The default was not run.\n"
     pd.DataFrame({"data_name": ["Tiny", "Other"], "method": "Old", "CRPS": [0.059, 0.001], "IS": [3.0, 0.1],
                   "QICE": [0.02, 0.0]}).to_csv(tmp_path / "published_12_12.csv", index=False)
     assert ahead(ours).splitlines()[4:] == [
@@ -111,6 +112,7 @@ def test_the_commit_of_each_row_stands_below_the_table(runs, tmp_path, monkeypat
 def test_rows_that_are_kept_stay_as_they_are_and_their_differences_to_a_new_run_are_marked(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(collect_results, "RESULTS", tmp_path)
     runs = runs.assign(version="abc1234")
+    assert len(write_tables(runs, (9, 9), keep=True)) == len(runs)  # there is nothing to keep yet
     for write, name in ((write_tables, "6_4"), (write_joint, "joint_6_4")):
         write(runs, (6, 4))
         table, page = pd.read_csv(tmp_path / f"{name}.csv"), (tmp_path / f"{name}.md").read_text()

@@ -535,6 +535,16 @@ def test_settings_of_a_checkpoint_that_no_command_line_could_give_are_refused(st
         known_settings({**settings, name: value}, stage, CHOICES, "model.pt")
 
 
+def test_settings_in_python_are_read_as_on_the_command_line():
+    settings = checkpoint_settings(TrainConfig())
+    names = {"sampler": "ADAMS", "members": "Quantiles", "sample_precision": "BFloat16", "nsample": np.int64(7)}
+    read = {"sampler": "adams", "members": "quantiles", "sample_precision": "bfloat16", "nsample": 7}
+    assert known_settings({**settings, **names}, TrainConfig, CHOICES, "forecast") == settings | read
+    for name, value in (("nsample", 50.0), ("nsample", True), ("seed", False), ("sampler", None)):
+        with pytest.raises(ValueError, match=f"^forecast: its --{name} cannot be: {value!r} is not of type"):
+            known_settings({**settings, name: value}, TrainConfig, CHOICES, "forecast")
+
+
 @both_stages
 def test_a_setting_that_a_checkpoint_does_not_know_yet_has_its_default(stage):
     settings = checkpoint_settings(stage())

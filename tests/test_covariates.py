@@ -66,6 +66,20 @@ def test_covariates_of_every_node_keep_their_node(tmp_path, kind):
     np.testing.assert_allclose(found.values, values, rtol=1e-6)
 
 
+def test_what_is_taken_from_a_file_without_names_or_times_is_noted(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((STEPS, NODES)))
+    by_node, begin = read_covariates(tmp_path / "a.npy", CALENDAR, NAMES).notes
+    assert by_node.startswith("its columns are taken for the nodes: one covariate with a value for each")
+    assert begin == "it has no times: time step 0 is taken as 2020-01-06T00:00, where the field begins"
+    assert read_covariates(saved(tmp_path / "b.csv", table()), CALENDAR, NAMES).notes == ()
+
+
+def test_names_of_nodes_in_another_case_are_refused(tmp_path):
+    frame = pd.DataFrame(np.ones((STEPS, NODES)), columns=[name.upper() for name in NAMES])
+    with pytest.raises(ValueError, match="nodes NODE 0, .*; give one column for each node of the field"):
+        read_covariates(saved(tmp_path / "a.csv", frame), CALENDAR, NAMES)
+
+
 @pytest.mark.parametrize("frame, words", [
     (table(start="2020-01-07"), "line 2: time 2020-01-07T00:00, the field has 2020-01-06T00:00 there"),
     (table(STEPS - 1), "59 steps, the field has 60; give one row for each, and more"),

@@ -127,7 +127,7 @@ def test_stage_2_refuses_a_stage_1_of_another_recipe_with_both_and_the_command(r
     assert f"stage 1 was trained with --recipe {other}, this stage has --recipe {mine}: give both the same" in said
     command = shlex.split(said.split("run: python main_pretrain.py ")[1])
     assert parse_config(PretrainConfig, pipeline.CHOICES, command) == parse_config(PretrainConfig, pipeline.CHOICES, [
-        *TINY[:6], "--save_dir", str(tmp_path), *suffix.split()])
+        *TINY[:6], "--save_dir", str(tmp_path), *suffix.split(), "--overwrite"])
     assert not (tmp_path / "diffusion").exists()
 
 

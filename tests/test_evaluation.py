@@ -8,7 +8,7 @@ import scoringrules
 import torch
 from conftest import make_field, random_values, with_gaps
 
-from data.windows import WindowBatches, WindowedField
+from data.windows import WindowBatches, WindowedField, WindowSettings
 from utils.scores import evaluation
 from utils.scores.comparison import against_best, compare_simple
 from utils.scores.evaluation import cross_check, evaluate_ensemble, evaluate_mean, mean_over_windows, rows_at_once
@@ -227,6 +227,27 @@ def test_a_node_a_billion_times_larger_leaves_the_truth_of_the_others_as_it_is()
                                    watch=lambda members, truth, observed: seen.append(truth))
     assert np.array_equal(torch.cat(seen).numpy(), truth)
     np.testing.assert_allclose(windows["abs_truth"], np.abs(truth).sum((1, 2)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("precise", [False, True])
+@pytest.mark.parametrize("scaling", ["field", "node", "log"])
+def test_members_of_an_observed_value_and_of_a_threshold_equal_it_whatever_its_decimals(scaling, precise):
+    """Values in tenths have the ties and events of the same ones times ten, which are whole."""
+    tenths = np.random.default_rng(0).integers(1, 9, size=(120, 3)).astype(np.float64)
+
+    def scores(values, threshold):
+        values = values if precise else values.astype(np.float32)
+        data = WindowedField(make_field(values), 6, 4, WindowSettings(scaling=scaling))
+        steps = 7 * torch.arange(21).unsqueeze(1) % 60 + torch.arange(4)  # of training, for 21 members
+        members = data.scaler.standardize(torch.from_numpy(values))[steps]
+        # each quantile that is scored is one of the 21 members, none an average of two
+        return evaluate_ensemble(lambda batch: members.expand(len(batch.start), -1, -1, -1), data.batches("test", 5),
+                                 data.scaler.physical, 21, threshold=threshold)[0]
+
+    whole, found = scores(tenths, 3.0), scores(tenths / 10, 0.3)
+    assert found["threshold"] == 0.3 and found["event_rate"] == whole["event_rate"] > 0
+    for name in ("QICE", "QICE_ties", "PIT_error", "coverage90", "Brier"):
+        assert found[name] == pytest.approx(whole[name], abs=1e-12), name
 
 
 # Missing values

@@ -20,7 +20,7 @@ import main_pretrain
 import main_train
 from data.registry import DATASETS, get_spec
 from models import OnlineCalibration, ensemble_sampler, load_forecaster
-from scripts import evaluate, forecast
+from scripts import evaluate, forecast, report
 from utils import pipeline
 from utils.config import RECIPES
 from utils.pipeline import open_run_data
@@ -336,6 +336,37 @@ def test_the_file_of_the_data_is_never_replaced(work, tmp_path):
     with pytest.raises(ValueError, match="that is the file of the data; choose another name"):
         ask(work, tmp_path / "." / "newer.csv", "--data_path", str(data), "--overwrite")
     assert data.read_text() == "time,a\n2020-01-01,1\n"
+    own = np.load(work / "counts.npy")
+    flags = [str(run_of(work)), "--data_dir", str(work), "--overwrite"]
+    for program, flag in ((forecast, "--output"), (evaluate, "--json"), (report, "--output")):
+        with pytest.raises(ValueError, match=f"{flag} .*counts.npy: that is the file of the data"):
+            program.main([*flags, flag, str(work / "counts.npy")])
+    assert np.array_equal(np.load(work / "counts.npy"), own)
+
+
+def test_a_newer_array_begins_where_its_start_says(work, tmp_path, capsys):
+    np.save(tmp_path / "newer.npy", COUNTS[30:])
+    newer = "--data_path", str(tmp_path / "newer.npy")
+    ask(work, tmp_path / "whole.npz", "--nsample", "3")
+    ask(work, tmp_path / "newer.npz", "--nsample", "3", *newer, "--start", "2020-01-07T06:00")
+    assert "it has no times" not in capsys.readouterr().err
+    whole, found = loaded(tmp_path / "whole.npz"), loaded(tmp_path / "newer.npz")
+    assert whole.keys() == found.keys() and all(np.array_equal(whole[name], found[name]) for name in whole)
+    ask(work, tmp_path / "other.npz", "--nsample", "3", *newer)
+    assert "it has no times: its first step is taken as 2020-01-06T00:00" in capsys.readouterr().err
+    for flags, message in (((), "describes a newer file"), ((*newer,), "no step begins then")):
+        with pytest.raises(ValueError, match=f"--start 2020-01-07T06:30.*{message}"):
+            ask(work, tmp_path / "x.npz", *flags, "--start", "2020-01-07T06:30")
+    (tmp_path / "newer.csv").write_text("time,node 0,node 1,node 2,node 3\n" + "".join(
+        f"2020-01-07T{hour:02}:00,1,1,1,1\n" for hour in range(6, 12)))
+    with pytest.raises(ValueError, match="--start 2020-01-07: the first time stamp of .* is 2020-01-07T06:00"):
+        ask(work, tmp_path / "x.npz", "--data_path", str(tmp_path / "newer.csv"), "--start", "2020-01-07")
+
+
+def test_a_run_that_has_not_finished_is_noted(work, tmp_path, capsys):
+    (tmp_path / "model.pt").write_bytes((run_of(work) / "model.pt").read_bytes())
+    load_forecaster(tmp_path)
+    assert "the run has not finished, as it has no metrics.json" in capsys.readouterr().err
 
 
 def test_forecasts_of_what_was_trained_on_are_no_test_and_said_so(work, tmp_path, capsys):

@@ -152,6 +152,13 @@ def test_calibrated_forecasts_of_many_zeros_stay_as_wide_as_they_are():
     assert flat.width == 1
 
 
+def test_windows_of_another_shape_are_refused():
+    online = OnlineCalibration()
+    online.correct(torch.zeros(3, 2), torch.zeros(5, 4, 2), 3)
+    with pytest.raises(ValueError, match=r"windows of \(4, 1\) \(step, node\) after those of \(4, 2\)"):
+        online.correct(torch.zeros(3, 1), torch.zeros(5, 4, 1), 4)
+
+
 def test_windows_in_another_order_are_refused():
     online, members = OnlineCalibration(), torch.randn(MEMBERS, HORIZON, NODES)
     online.correct(torch.zeros(HISTORY, NODES), members, 5)

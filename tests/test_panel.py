@@ -131,6 +131,8 @@ def test_what_is_scored_is_not_scored_again_and_a_simple_row_may_be_refused(one_
     monkeypatch.setattr(panel, "score", fake)
     line, folder = one_field()
     assert scored == [*panel.SIMPLE, panel.OURS] and line.refused == "no season" and math.isnan(line[f"CRPS_{refused}"])
+    with pytest.raises(ValueError, match="_0.json was scored with --test_windows 5; choose another --save_dir"):
+        one_field("--test_windows", "0")
     scored.clear()
     (folder / f"{panel.OURS}_0.json").unlink()
     one_field()

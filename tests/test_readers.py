@@ -523,6 +523,24 @@ def test_the_name_of_a_dataset_is_not_taken_by_a_file(tmp_path):
         load_field("SST", ROOT, own=OwnFile(str(tmp_path / "SST.npy"), "1h", "2024-01-01"))
 
 
+def test_an_array_leaves_out_land_and_a_newer_one_may_have_a_gap_at_a_place(tmp_path):
+    values = grid_with_land(100)
+    np.save(tmp_path / "a.npy", values)
+    own = OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")
+    field = load_field("Sea", "", own)
+    assert field.grid == (3, 4) and field.kept.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]
+    assert "2 of 12 places of the grid have no value at any time (land) and are left out" in field.notes
+    masked = FieldSummary.of(WindowedField(load_field("Sea", "", own, "mask"), 3, 2))
+    newer = values[50:].copy()
+    newer[:, 0, 1] = np.nan
+    np.save(tmp_path / "b.npy", newer)
+    found = match(read_file(tmp_path / "b.npy"), masked, "b.npy")
+    np.testing.assert_array_equal(found.values, newer.reshape(50, 12)[:, field.kept])
+    assert found.node_names == masked.node_names
+    with pytest.raises(ValueError, match="values at other places of the grid"):
+        match(read_file(tmp_path / "b.npy"), FieldSummary.of(WindowedField(field, 3, 2)), "b.npy")
+
+
 def test_more_nodes_than_steps_and_land_are_noted(tmp_path):
     """faults 6"""
     np.save(tmp_path / "a.npy", VALUES.T)
@@ -685,14 +703,15 @@ def test_a_file_that_does_not_fit_in_memory_is_not_called_damaged(tmp_path, monk
         read_file(tmp_path / "field.npy")
 
 
-def test_points_that_may_separate_thousands_are_noted(tmp_path):
-    """1.234 of a file with semicolons is one thousand in some countries; measurements have other decimals too."""
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_points_that_may_separate_thousands_are_noted(tmp_path, separator):
+    """1.234 is one thousand in some countries; measurements have other decimals too."""
     whole = np.random.default_rng(0).integers(900, 1100, (40, 2))
     texts = {"counts": [[f"{value:,}".replace(",", ".") for value in row] for row in whole],
              "lengths": (whole / 1000).tolist()}
     for name, rows in texts.items():
-        lines = [f"2024-01-{1 + day:02};{a};{b}" for day, (a, b) in enumerate(rows[:31])]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["time;a;b", *lines]))
+        lines = [separator.join((f"2024-01-{1 + day:02}", str(a), str(b))) for day, (a, b) in enumerate(rows[:31])]
+        (tmp_path / f"{name}.csv").write_text("\n".join([separator.join(("time", "a", "b")), *lines]))
         assert any("three decimals" in note for note in read_file(tmp_path / f"{name}.csv").notes) == (name == "counts")
 
 

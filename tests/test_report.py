@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 from string import Template
 from types import SimpleNamespace
 
@@ -203,6 +204,8 @@ def test_a_page_elsewhere_leaves_a_run_that_cannot_be_written_as_it_is(run, tmp_
 def test_a_checkpoint_never_leads_out_of_the_folder_of_its_runs(run, tmp_path, capsys):
     log = run.parents[1] / "mean" / run.name / "log.jsonl"
     assert set(report.read_logs(run, str(log.parent))) == {"stage 1", "stage 2"} and not capsys.readouterr().err
+    relative = Path(run.parents[1].name, "mean", run.name)  # training ran beside the folder of the runs
+    assert set(report.read_logs(run, str(relative))) == {"stage 1", "stage 2"} and not capsys.readouterr().err
     elsewhere = tmp_path / "mean" / run.name
     shutil.copytree(log.parent, elsewhere)
     (run.parents[1] / "mean/link").symlink_to(elsewhere)

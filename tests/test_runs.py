@@ -517,7 +517,7 @@ def test_stage_2_waits_for_the_end_of_stage_1(tmp_path, capfd):
     """faults 26"""
     half_way(tmp_path)
     assert run("diffusion", tmp_path) == 2
-    assert "stage 1 has not finished; the same command resumes it: python main_pretrain.py" in capfd.readouterr().err
+    assert "stage 1 has not finished; the command that began it resumes it" in capfd.readouterr().err
     assert not (tmp_path / "diffusion").exists()
 
 

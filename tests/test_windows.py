@@ -150,7 +150,7 @@ def test_times_of_the_flag_split_the_targets_so_that_none_belongs_to_two_parts()
 
 
 @pytest.mark.parametrize("split, words", [
-    ("0.6,0.2", "--split 0.6: expected a time"), ("0.6,0.2,0.3", "three shares that add up to 1, as 0.6,0.2,0.2"),
+    ("0.6,0.2", "--split 0.6,0.2: expected three"), ("0.6,0.2,0.3", "three shares that add up to 1, as 0.6,0.2,0.2"),
     ("0.8,0.2,0", "three shares"), ("a,b,c", "three shares"), ("nan,0.5,0.5", "three shares"), ("1", "three shares"),
     ("2020-01-09,2020-01-08", "validation must begin before the test"), ("2020-01-09,soon", "--split soon: expected"),
     ("2020-01-06,2020-01-08", "no train window by --split 2020-01-06"), ("2020-01-08,2021-01-01", "no test window by"),
@@ -425,5 +425,7 @@ def test_no_value_above_the_highest_comes_back_and_data_above_it_are_refused(sca
     assert data.scaler.physical(torch.full((2, 3), 50.0)).tolist() == [[100.0] * 3] * 2
     values = data.scaler.standardize(field.values)
     torch.testing.assert_close(data.scaler.physical(values).float(), field.values)
+    top = make_field(field.values.clamp_max(70.3))  # in float32 this is more than 70.3
+    assert WindowedField(top, 6, 4, WindowSettings(scaling=scaling, highest=70.3)).scaler.highest[0] == 70.3
     with pytest.raises(ValueError, match="--highest 50: .* has values up to 9"):
         WindowedField(field, 6, 4, WindowSettings(scaling=scaling, highest=50.0))

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import numbers
 import operator
 import os
 import re
@@ -140,7 +141,7 @@ class TrainConfig(CommonConfig):
     """Flags of stage 2, the diffusion model of the residual."""
 
     mean_run: str = flag("", DATA, "folder of the stage-1 run (else that of the same dataset, lengths, recipe and run "
-                         "name)")
+                         "name, or without a run name)")
     margin: str = flag("auto", DIFFUSION, "what is diffused: the residual over the fluctuation scale (scaled), also "
                        "mapped to a normal distribution by the quantiles of stage 1 (shaped), the residual (residual), "
                        "normal scores under these quantiles (quantile), or among training values of about the same "
@@ -415,6 +416,9 @@ def _reader(item: dataclasses.Field, choices: dict):
     return read
 
 
+KINDS = {int: numbers.Integral, float: numbers.Real, str: str, bool: bool}  # that values of a flag's type may have
+
+
 def known_settings(settings: dict, config_class, choices: dict, source: Path) -> dict:
     """All settings of a stage in a checkpoint `source`, with the default of flags that are newer than it.
 
@@ -423,13 +427,13 @@ def known_settings(settings: dict, config_class, choices: dict, source: Path) ->
     settings = {**settings_of(config_class()), **settings}
     for item in dataclasses.fields(config_class):
         value = settings.get(item.name, item.default)
-        if value == item.default:
+        if value is item.default:
             continue
         try:
-            if type(value) is not item.type and not (item.type is float and type(value) is int):
+            if not isinstance(value, KINDS[item.type]) or isinstance(value, bool) != (item.type is bool):
                 raise argparse.ArgumentTypeError(f"{value!r} is not of type {item.type.__name__}")
             if item.type is not bool:
-                _reader(item, choices)(str(value))
+                settings[item.name] = _reader(item, choices)(str(value))
         except argparse.ArgumentTypeError as error:
             raise ValueError(f"{source}: its --{item.name} cannot be: {error}") from None
     return settings

@@ -13,7 +13,7 @@ import models
 from data.covariates import read_covariates
 from data.fields import Field, OwnFile, load_field
 from data.readers import READERS, ending_of
-from data.registry import DATASETS, data_dir_from
+from data.registry import DATASETS, DEFAULT_DATA_DIR, data_dir_from
 from data.scaling import BLOCK
 from data.summary import FieldSummary
 from data.synthetic import OracleSettings
@@ -90,6 +90,17 @@ def located(settings: dict, **moved: str) -> dict:
     return settings
 
 
+def refuse_input(flag: str, output: Path | None, config: dict, data_dir: str, *others: str) -> None:
+    """Raises: ValueError where a file to write is one that a run of this configuration reads, or one of `others`."""
+    files = [config[name] for name in PATHS] + [*others]
+    if not config["data_path"]:
+        spec = DATASETS.get(config["data_name"])
+        files += [folder / file for file in (spec.files if spec else ())
+                  for folder in (data_dir_from(data_dir), DEFAULT_DATA_DIR)]
+    if output and any(file and output.resolve() == Path(file).expanduser().resolve() for file in files):
+        raise ValueError(f"{flag} {output}: that is the file of the data; choose another name")
+
+
 def open_run_data(content: dict, data_dir: str, device: torch.device | str, **moved: str) -> WindowedField:
     """The data that a checkpoint was trained on; moved: see `located`. Raises: ValueError with the differences."""
     like = FieldSummary.from_state(content["field"]) if "field" in content else None  # stage 1 keeps none
@@ -101,18 +112,19 @@ def open_run_data(content: dict, data_dir: str, device: torch.device | str, **mo
     return data
 
 
-def open_run_field(content: dict, data_dir: str, data_path: str = "", variable: str = "") -> tuple[Field, int]:
+def open_run_field(content: dict, data_dir: str, data_path: str = "", variable: str = "",
+                   start: str = "") -> tuple[Field, int]:
     """The field that a checkpoint forecasts, from its own file or a newer one, and where its last segment begins.
 
     That is a position in the series of the run. variable: of the newer file, else that of the run for one of several
-    variables. Raises: ValueError for another field, with the differences.
+    variables; start: of a newer file without times. Raises: ValueError for another field, with the differences.
     """
     field, config = FieldSummary.from_state(content["field"]), content["config"]
     config = config | {"node_table": "", "graph": "", "covariates": ""}  # the checkpoint holds what a forecast needs
-    if data_path:  # its start is its own, and it may be of another format
+    if data_path:  # it may be of another format
         newer, older = (READERS.get(ending_of(path)) for path in (data_path, config["data_path"]))
         variable = variable or config["variable"] * (newer is older)
-        config = config | {"data_path": data_path, "start": "", "variable": variable}
+        config = config | {"data_path": data_path, "start": start, "variable": variable}
     else:
         config = located(config)
     found = read_field(config, data_dir, "mask", field)
@@ -176,6 +188,7 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
     """
     folder = _mean_folder(config)
     path, command = folder / checkpoint.CHECKPOINT, _pretrain_command(config)
+    again = command + " --overwrite" * (folder == checkpoint.run_folder(config.save_dir, "mean", config))
     if config.dry_run and not path.exists():
         print(f"note: {path}: there is no stage-1 model yet")
         settings = checkpoint.settings(_mean_preset(config))
@@ -186,7 +199,7 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
     if content.get("stage") != "mean":
         raise ValueError(f"{folder}: not a stage-1 run; run first: {command}")
     if not (folder / checkpoint.METRICS).exists():
-        raise ValueError(f"{folder}: stage 1 has not finished; the same command resumes it: {command}")
+        raise ValueError(f"{folder}: stage 1 has not finished; the command that began it resumes it")
     with checkpoint.built_from(path):
         settings = known_settings(content["config"], PretrainConfig, {}, path)
         found = {**settings, **content["data"], **content["fingerprint"]}
@@ -194,13 +207,13 @@ def load_mean_model(config: TrainConfig, data: WindowedField) -> tuple[MeanModel
         differing = checkpoint.differences(found, wanted)
     if settings["recipe"] != config.recipe and not config.mean_run:
         raise ValueError(f"{path}: stage 1 was trained with --recipe {settings['recipe']}, this stage has --recipe "
-                         f"{config.recipe}: give both the same; run: {command}")
+                         f"{config.recipe}: give both the same; run: {again}")
     if differing:
-        others = as_flags({name: settings[name] for name in DATA_FLAGS
-                           if name in settings and name not in TASK and settings[name] != getattr(config, name)})
+        others = as_flags({name: settings[name] for name in DATA_FLAGS if name in settings and name not in TASK
+                           and settings[name] not in (None, getattr(config, name))})
         raise ValueError(f"{path}: the stage-1 model does not fit: {', '.join(differing)}; "
                          + (f"it was trained with {others}: give this stage the same, or " if others else "")
-                         + f"run: {command}")
+                         + f"run: {again}")
     with checkpoint.built_from(path):
         model = models.build_mean_model(settings, data.metadata())
         model.load_state_dict(content["weights"])

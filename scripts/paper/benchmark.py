@@ -18,11 +18,11 @@ import torch
 
 import main_pretrain
 import main_train
-from data.registry import DATASETS
+from data.registry import DATASETS, sha256_of
 from data.windows import SPLITS
 from models import load_forecaster
 from models.baselines import SIMPLE
-from utils.config import OF_OWN_FILE, FlagParser, PretrainConfig, TrainConfig, parse_config, with_own_data
+from utils.config import OF_OWN_FILE, PATHS, FlagParser, PretrainConfig, TrainConfig, parse_config, with_own_data
 from utils.pipeline import CHOICES, baseline_sampler, load_mean_model, open_windows, score_baseline, score_ensemble
 from utils.program import run_main
 from utils.training import checkpoint
@@ -187,6 +187,12 @@ def chosen(text: str, known, flag: str) -> list[str]:
     return items
 
 
+def contents(own: dict) -> dict:
+    """The flags of a file of one's own, with the digests of files in place of their paths."""
+    return {name: sha256_of(Path(value).expanduser()) if name in PATHS and Path(value).expanduser().is_file() else value
+            for name, value in own.items()}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--data_names", default="MobileNJ,Los_Speed,BikeDC,SST,NYCFlights",
@@ -207,7 +213,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--{next(iter(own))}: describes a file of your own; give it by --data_path FILE")
     data_names = [given["data_name"]] if own else chosen(given["data_names"], DATASETS, "data_names")
     flags = [text for name, value in {**lengths, **own}.items() for text in (f"--{name}", str(value))]
-    for seed, data_name in itertools.product(map(int, given["seeds"].split(",")), data_names):
+    scored = {"test_windows": given["test_windows"], **({"own_file": contents(own)} if own else {})}
+    try:
+        seeds = [*map(int, given["seeds"].split(","))]
+    except ValueError:
+        parser.error(f"--seeds {given['seeds']}: expected whole numbers, as 0,1,2")
+    for seed, data_name in itertools.product(seeds, data_names):
         task = Task(data_name, seed, given["split"], flags, given["save_dir"], given["test_windows"])
         folder = given["save_dir"] / "benchmark" / given["split"] / "{}_{}_{}".format(data_name, *lengths.values())
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,8 +227,9 @@ def main(arguments: list[str] | None = None) -> int:
         for name in named or of_tables:
             path = folder / f"{name}_{seed}.json"
             if path.exists():
-                if (found := checkpoint.read_json(path)["test_windows"]) != given["test_windows"]:
-                    raise ValueError(f"{path} was scored with --test_windows {found}; choose another --save_dir")
+                found = checkpoint.read_json(path)
+                if differing := checkpoint.differences({name: found.get(name) for name in scored}, scored):
+                    raise ValueError(f"{path} was scored with {', '.join(differing)}; choose another --save_dir")
                 continue
             print(f"--- {data_name}, {name}, seed {seed}", flush=True)
             try:
@@ -228,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"note: no row {name}: {error}", flush=True)
                 continue
             checkpoint.write_table(path.with_suffix(".csv"), windows)
-            checkpoint.write_json(path, {**scores, "test_windows": given["test_windows"]})
+            checkpoint.write_json(path, {**scores, **scored})
             shown = ", ".join(f"{key} {scores[key]:.4g}" for key in SHOWN if scores[key] is not None)
             print(f"{data_name} {name} {seed}: {shown}", flush=True)
     return 0

@@ -88,6 +88,8 @@ def read_joint(runs: pd.DataFrame) -> pd.DataFrame:
 def with_kept(runs: pd.DataFrame, page: str) -> tuple[pd.DataFrame, dict]:
     """The runs and those that a page of docs/results alone has, without paths of windows; its `printed_differences`."""
     key = ["data_name", "method", "seed"]
+    if not (RESULTS / f"{page}.csv").exists():
+        return runs, {}
     kept = pd.read_csv(RESULTS / f"{page}.csv").assign(path=None)
     kept = kept[~kept.set_index(key).index.isin(runs.set_index(key).index)]
     columns = [*kept, *runs.columns.difference(kept.columns, sort=False)]
@@ -333,7 +335,10 @@ def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
 def ahead(runs: pd.DataFrame) -> str:
     """The README's table of every row of others, and of the third recipe, that has a better score than the default."""
     found, published = [], read_published((12, 12), " (published)")
-    for data_name, group in runs.groupby("data_name", sort=False):
+    compared = runs[runs.data_name.isin(runs.data_name[runs.method.isin(DEFAULTS.values())])]
+    if not len(compared):
+        return "The default was not run.\n"
+    for data_name, group in compared.groupby("data_name", sort=False):
         rivals = pd.concat([published[published.data_name == data_name], group[group.method.isin(RIVALS)]])
         ours = group[group.method == group.ensemble.map(DEFAULTS)].groupby("ensemble")[list(LISTED)].mean()
         for score, (kind, rows) in itertools.product(LISTED, rivals.groupby("ensemble", sort=False)):
@@ -346,8 +351,9 @@ def ahead(runs: pd.DataFrame) -> str:
     scores = f"{', '.join(LISTED[:-1])} and {LISTED[-1]}"
     if not found:
         return f"No published and no baseline row is ahead of the default in {scores}.\n"
-    return (f"Where others are ahead of the default in {scores}. Its value is that of members of the same kind, if it "
-            "has them. `copula` is the third recipe of this project; [all rows](docs/results/README.md#rows):\n\n"
+    return (f"Scores in which another row is ahead of the default, of {scores}. The column `default` has the default "
+            "with members of the same kind, if there is such a row. `copula` is the third recipe of this project; "
+            "[all rows](docs/results/README.md#rows):\n\n"
             + markdown(["dataset", "score", "members", "default", "ahead of it, the best first"], found))
 
 

@@ -170,6 +170,9 @@ def run_field(name: str, seed: int, save_dir: Path, test_windows: int) -> None:
     entry, folder = FIELDS[name], save_dir / "panel"
     paths = {row: folder / "scores" / name / f"{row}_{seed}.json" for row in (*SIMPLE, OURS)}
     missing = [row for row, path in paths.items() if not path.exists()]
+    for path in paths.values():
+        if path.exists() and (found := read_json(path)["test_windows"]) != test_windows:
+            raise ValueError(f"{path} was scored with --test_windows {found}; choose another --save_dir")
     if not missing:
         return
     file, frame = folder / "data" / f"{name}.csv", entry.frame()

@@ -79,7 +79,7 @@ def compare_joint(ours: dict, exact: dict, curve: dict) -> dict:
 
     `gap`: the largest absolute difference over distances; that of the exact forecaster is sampling error.
     """
-    names = [name for name in JOINT if ours.get(name) is not None]  # a single step has no increments
+    names = [name for name in JOINT if ours.get(name) is not None and exact[name]]  # a single step has no increments
     lines = {name: ours["correlation"][name] for name in ("forecast", "control")}
     lines["exact"] = exact["correlation"]["forecast"]
     return {
@@ -98,11 +98,11 @@ def compare(folder: Path) -> dict:
     if config["data_name"] != "Oracle":
         raise ValueError(f"{folder}: a run on {config['data_name']}; only Oracle has an exact forecaster")
     ours = read_json(folder / METRICS)
-    shown = [name for name in SHOWN if name in ours]
     data, oracle = open_windows(config, "", "cpu"), make_oracle(from_flags(OracleSettings, config, "oracle_"))
     steps, nodes = oracle.values.shape
     exact, around = (score_exact(data, oracle, ours["members"], limit=config["test_windows"], ensemble=ours["ensemble"],
                                  mean_model=model) for model in (None, run.model.mean_model))
+    shown = [name for name in SHOWN if ours.get(name) is not None and exact[name] and around[name]]  # 0: of one node
     found = {name: ours[name] for name in ("data_name", "history_len", "predict_len", "windows", "members", "seed",
                                            "recipe", "sampler", "sample_steps", "best_epoch", "epochs", "ensemble")}
     found |= {

@@ -165,10 +165,8 @@ def write_forecasts(path: Path, parts: Iterable[Forecast], values: str = "both")
     write_atomically(path, lambda file: WRITERS[path.suffix][0](file, parts, values))
 
 
-def check_output(path: Path, sources: Iterable[str] = ()) -> None:
-    """Raises: ValueError, before the work, for an unknown ending, a file that is read, a missing package."""
-    if any(source and path.resolve() == Path(source).expanduser().resolve() for source in sources):
-        raise ValueError(f"--output {path}: that is the file of the data; choose another name")
+def check_output(path: Path) -> None:
+    """Raises: ValueError, before the work, for an unknown ending or a missing package."""
     if path.suffix not in WRITERS:
         raise ValueError(f"--output {path}: the ending says the format; choose one of {', '.join(WRITERS)}")
     require(*WRITERS[path.suffix][1])

@@ -41,10 +41,15 @@ def evaluate_ensemble(sample, batches, physical, members: int, kind: str = "rand
     those of every window with its `start`, which `utils.scores.comparison` pairs forecasts by.
     """
     data, starts = batches.data, []
-    scores = EnsembleScores(data.predict_len, data.num_nodes, members, threshold)
+    stored = torch.float64 if data.scaler.precise else torch.float32  # a threshold is rounded as observations are
+    limit = None if threshold is None else torch.tensor(threshold, dtype=stored, device=data.device).double()
+    scores = EnsembleScores(data.predict_len, data.num_nodes, members, limit)
     dependence = (joint_scores(data), texture_scores(data)) if joint else ()
     for batch in progress(own_windows(batches, processes), "forecasting"):
-        chunk = physical(sample(batch)), batch.truth.double(), batch.target_mask
+        drawn, truth = physical(sample(batch)), batch.truth.double()
+        for value in (truth.unsqueeze(1), *([] if limit is None else [limit.expand(data.num_nodes)])):
+            drawn = torch.where((drawn - value).abs() <= data.scaler.rounding(value), value, drawn)
+        chunk = drawn, truth, batch.target_mask
         scores.update(*chunk)
         for each in dependence:
             each.update(*chunk, batch.start)
@@ -57,6 +62,7 @@ def evaluate_ensemble(sample, batches, physical, members: int, kind: str = "rand
     windows = {name: processes.join_rows(value) for name, value in rows.items()}
     found = scores.compute(kind)
     found["per_node"] = named_nodes(found["per_node"], data.field.node_names)
+    found |= {} if threshold is None else {"threshold": threshold}
     if not joint:
         return found, windows
     together, texture = dependence
