@@ -10,6 +10,7 @@ nothing behind, and no file is overwritten. TaxiBJ may also be the .zip of the r
 
 import hashlib
 import io
+import time
 import urllib.request
 import zipfile
 import zlib
@@ -25,7 +26,6 @@ from data.registry import DATASETS, RELEASE_URL, DatasetSpec, data_dir_from, get
 from utils.config import FlagParser
 from utils.program import run_main
 from utils.training.checkpoint import write_atomically
-from utils.training.signals import time_limit
 
 LARGEST_FILE = 256 << 20  # bytes; the largest of the release has 50 million
 LONGEST_DOWNLOAD = 1800  # seconds for a file
@@ -96,13 +96,15 @@ class SameHost(urllib.request.HTTPRedirectHandler):
 
 def fetch(url: str) -> bytes:
     """The content of `url`: at most LARGEST_FILE bytes, in at most LONGEST_DOWNLOAD seconds."""
-    content = bytearray()
-    with time_limit(LONGEST_DOWNLOAD), urllib.request.build_opener(SameHost).open(url, timeout=60) as answer:
+    content, end = bytearray(), time.monotonic() + LONGEST_DOWNLOAD
+    with urllib.request.build_opener(SameHost).open(url, timeout=60) as answer:
         total = int(answer.headers.get("Content-Length") or 0)
         with tqdm(total=total or None, desc=url.split("/")[-1], unit="B", unit_scale=True, disable=None) as bar:
             while max(total, len(content)) <= LARGEST_FILE and (block := answer.read1(1 << 16)):
                 content += block
                 bar.update(len(block))
+                if time.monotonic() > end:
+                    raise TimeoutError(f"it took longer than {LONGEST_DOWNLOAD:g} seconds")
     if max(total, len(content)) > LARGEST_FILE:
         raise ValueError(f"{url} is refused: larger than {LARGEST_FILE >> 20} MiB, as no file of the release is")
     if total and len(content) != total:

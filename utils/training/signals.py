@@ -21,21 +21,6 @@ def stop_at_once(number: int, frame) -> None:
     raise Stopped(number)
 
 
-@contextlib.contextmanager
-def time_limit(seconds: float):
-    """Context with a time limit; in the main thread only. Raises: TimeoutError."""
-    def end(number: int, frame) -> None:
-        raise TimeoutError(f"it took longer than {seconds:g} seconds")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def handle(handler) -> dict:
     """Install `handler` for the signals, in the main thread only: the handlers before, by signal."""
     if threading.current_thread() is not threading.main_thread():
