@@ -586,7 +586,7 @@ def test_every_flag_of_the_other_stage_is_accepted_in_each_of_its_spellings(conf
         if item.name in own:
             continue
         spellings = [[f"--no-{item.name}"], [f"--{item.name}"]] if item.type is bool else [
-            [f"--{name}", str(item.default)] for name in {item.name, item.metadata["alias"]} - {None} - aliases]
+            [f"--{name}", str(item.default or 0)] for name in {item.name, item.metadata["alias"]} - {None} - aliases]
         for line in spellings:
             assert parse_config(config_class, CHOICES, line) == parse_config(config_class, CHOICES, [])
             assert f"--{item.name}: no effect on this stage" in capsys.readouterr().err

@@ -247,24 +247,21 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     Flags of the other stage are accepted and named in a note, so that one line of flags serves both programs.
     choices: see `FlagParser.add_flags`.
     """
-    parser = FlagParser(config_class.__doc__)
-    parser.add_flags(config_class, choices)
-    own = {item.name: item.metadata["alias"] for item in dataclasses.fields(config_class)}
-    older = {alias: name for name, alias in own.items() if alias}
+    parser, other_parser = FlagParser(config_class.__doc__), FlagParser("the other stage")
     other_stage = TrainConfig if config_class is PretrainConfig else PretrainConfig
-    others = [item for item in dataclasses.fields(other_stage) if item.name not in own]
-    for item in others:
-        names = [item.name, item.metadata["alias"], f"no-{item.name}" if item.type is bool else None]
-        parser.add_argument(*(f"--{name}" for name in names if name and name not in older), dest=item.name, nargs="?",
-                            const="", help=argparse.SUPPRESS)
+    parser.add_flags(config_class, choices)
+    other_parser.add_flags(other_stage, choices)
     arguments = sys.argv[1:] if arguments is None else arguments
-    given, unknown = parser.parse_known_args(arguments)
+    given, others = parser.parse_known_args(arguments)
+    others, unknown = other_parser.parse_known_args(others)
     if unknown:
-        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=3)
+        known = parser._option_string_actions | other_parser._option_string_actions
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=3)
         parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
     given, typed = with_own_data(vars(given)), {word.split("=")[0] for word in arguments}
-    unused = {"on this stage, read by the other one": [item.name for item in others
-                                                       if given.pop(item.name, None) is not None]}
+    older = {item.metadata["alias"]: item.name for item in dataclasses.fields(config_class) if item.metadata["alias"]}
+    unused = {"on this stage, read by the other one": [item.name for item in dataclasses.fields(other_stage)
+                                                       if item.name in others]}
     config = resolve(config_class, given)
     for kind, unread in WITHOUT_EFFECT.items():
         chosen = getattr(config, kind, None)
