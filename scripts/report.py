@@ -132,7 +132,8 @@ def draw_pictures(scores: dict[str, dict], diagnostics: Diagnostics, logs: dict[
     yield "spread_skill", plots.spread_against_skill(*diagnostics.spread_skill(SPREAD_GROUPS), unit)
     if joint["correlation"]["observed"]:
         yield "correlation", plots.correlation_curve(joint["correlation"])
-    yield "regions", plots.region_pit(joint)
+    yield "regions", plots.pit_histogram({"forecast": joint["PIT"]["regions"],
+                                          "control": joint["control"]["PIT"]["regions"]}, " of means over regions")
     yield "horizon", plots.scores_by_horizon(
         {name: each["per_horizon"] for name, each in scores.items()},
         {"CRPS": "share of mean |truth|", "RMSE": unit, "coverage90": "share"}, calendar.in_words(field.spec.interval))

@@ -109,7 +109,7 @@ PICTURES = {
     "training_curves": lambda: plots.training_curves({"stage 1": LOG, "stage 2": LOG[1:]}),
     "correlation_curve": lambda: plots.correlation_curve(CURVE),
     "correlation_curve without distances": lambda: plots.correlation_curve(CURVE | {"distance": None, "unit": None}),
-    "region_pit": lambda: plots.region_pit({"PIT": {"regions": LINE}, "control": {"PIT": {"regions": LINE}}}),
+    "pit_histogram of regions": lambda: plots.pit_histogram({"forecast": LINE, "control": LINE}, " of means"),
 }
 every_picture = pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
 

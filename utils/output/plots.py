@@ -238,12 +238,6 @@ def _curve(axes, x, y, name: str, look: tuple[str, str, str]) -> None:
     axes.plot(x, y, color=color, linestyle=style, marker=marker, markersize=3.5, label=name)
 
 
-def region_pit(joint: dict) -> plt.Figure:
-    """PIT histogram of means over random regions, of the ensemble and its control."""
-    return pit_histogram({"forecast": joint["PIT"]["regions"], "control": joint["control"]["PIT"]["regions"]},
-                         " of means over regions")
-
-
 def correlation_curve(curve: dict) -> plt.Figure:
     """Correlation between nodes against distance, see `joint.correlation_curve`; without, observed against forecast."""
     figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
