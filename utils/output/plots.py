@@ -207,9 +207,8 @@ def scores_by_horizon(forecasts: dict[str, dict], scores: dict[str, str], step: 
     """
     figure, panels = _panels(len(scores), 3.7, 3.3)
     for axes, (score, unit) in zip(panels, scores.items(), strict=True):
-        for (name, values), look in zip(forecasts.items(), cycle(LOOKS)):
-            line = np.array(values[score], dtype=float)
-            _curve(axes, np.arange(1, len(line) + 1), line, name, look)
+        lines = {name: values[score] for name, values in forecasts.items()}
+        _curves(axes, 1 + np.arange(max(map(len, lines.values()))), lines)
         axes.set(xlabel=f"horizon (steps of {step})", ylabel=f"{score} ({unit})")
         axes.xaxis.get_major_locator().set_params(integer=True)
     return _with_legend_above(figure)
@@ -219,9 +218,8 @@ def training_curves(stages: dict[str, list[dict]]) -> plt.Figure:
     """Training and validation loss of each epoch, a panel for each stage, from the lines of its `log.jsonl`."""
     figure, panels = _panels(len(stages), 4.6, 3.2)
     for axes, (stage, lines) in zip(panels, stages.items(), strict=True):
-        for name, look in zip(("validation", "training"), LOOKS, strict=False):
-            drawn = [line for line in lines if line[f"{name}_loss"] is not None]
-            _curve(axes, [line["epoch"] for line in drawn], [line[f"{name}_loss"] for line in drawn], name, look)
+        _curves(axes, [line["epoch"] for line in lines],
+                {name: [line[f"{name}_loss"] for line in lines] for name in ("validation", "training")})
         axes.set(xlabel="epoch (passes over the training windows)", ylabel="loss (standardized)", title=stage)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
@@ -233,9 +231,10 @@ def _panels(count: int, width: float, height: float) -> tuple[plt.Figure, np.nda
     return figure, panels[0]
 
 
-def _curve(axes, x, y, name: str, look: tuple[str, str, str]) -> None:
-    color, style, marker = look
-    axes.plot(x, y, color=color, linestyle=style, marker=marker, markersize=3.5, label=name)
+def _curves(axes, x, lines: dict[str, list[float | None]]) -> None:
+    """Draw values at x by name; one that does not exist leaves a gap."""
+    for (name, y), (color, style, marker) in zip(lines.items(), cycle(LOOKS)):
+        axes.plot(x, np.array(y, dtype=float), color=color, linestyle=style, marker=marker, markersize=3.5, label=name)
 
 
 def correlation_curve(curve: dict) -> plt.Figure:
@@ -243,8 +242,7 @@ def correlation_curve(curve: dict) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
     axes.axhline(0, color=INK, linewidth=0.6)
     if curve["distance"]:
-        for name, look in zip(("forecast", "observed", "control"), LOOKS, strict=True):
-            _curve(axes, curve["distance"], curve[name], name, look)
+        _curves(axes, curve["distance"], {name: curve[name] for name in ("forecast", "observed", "control")})
         axes.set(xlabel=f"distance between nodes ({curve['unit']})", ylabel="correlation (no unit)")
     else:
         axes.axline((0, 0), slope=1, color=INK, linestyle=":", label="right dependence")
