@@ -7,7 +7,6 @@ The windows are forecast once more and scored as after training. docs/report.md 
 """
 
 import json
-import platform
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
 from data import calendar
 from data.registry import sha256_of
@@ -220,19 +218,15 @@ def node_section(nodes: dict[str, np.ndarray], names: tuple[str, ...], unit: str
                  "mean |truth| are shares.", ["node", *columns], rows)
 
 
-def facts_section(folder: Path, content: dict, data: WindowedField, device: torch.device) -> str:
+def facts_section(folder: Path, content: dict, data: WindowedField) -> str:
     """Data card, settings of both stages, and versions: what is needed to repeat the run."""
     spec, (first, last) = data.field.spec, data.field.calendar.ends
     card = {"name": data.field.name, "first step": first, "last step": last, "steps": len(data.field.calendar.times),
             "missing values": f"{100 * data.field.missing_share:.2f} %",
             **{f"{split} windows": len(starts) for split, starts in data.starts.items()}}
     card |= {name: value for name, value in vars(spec).items() if value not in (None, "", (), {}, False)}
-    config = checkpoint.read_json(folder / checkpoint.CONFIG)
-    versions = {f"{name}, in training": version for name, version in config["versions"].items()} | {
-        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-        "system": f"{platform.system()} {platform.machine()}", "device of the report": str(device),
-        "SHA-256 of the weights": sha256_of(folder / checkpoint.CHECKPOINT),
-    }
+    versions = checkpoint.read_json(folder / checkpoint.CONFIG)["versions"]
+    versions |= {"SHA-256 of the weights": sha256_of(folder / checkpoint.CHECKPOINT)}
     parts = {"Data": card, "Settings of stage 2 (main_train.py)": content["config"],
              "Settings of stage 1 (main_pretrain.py)": content["mean_config"], "Versions": versions}
     return "".join(table(title, ["name", "value"], [[name, str(value)] for name, value in facts.items()])
@@ -301,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
                 [[place, *values] for place, values in enumerate(
                     zip(*(ours["per_horizon"][name] for name in BY_HORIZON), strict=True), 1)]),
             "By node": node_section(nodes, data.field.node_names, unit),
-            "Data, settings, versions": facts_section(folder, content, data, device),
+            "Data, settings, versions": facts_section(folder, content, data),
         })
     checkpoint.write_text(output, text)
     print(f"report: {output}\npictures: {beside}")
