@@ -44,7 +44,7 @@ OURS = "this run"  # its name in tables and pictures
 CAPTIONS = {
     "forecast": ("One window, nodes from the lowest to the highest CRPS", "The observation, the dashed line, should "
                  "leave the light band at one step in ten, and stay on neither side."),
-    "maps": ("Uncertainty and error by place", "Means over windows and horizon. Spread and error share their "
+    "maps": ("Uncertainty and error by place", "Means over windows and horizon. The maps of a row share their "
              "colours: they should look alike."),
     "members": ("Members beside the observation", "The last step of the same window, below as differences from the "
                 "mean of the ensemble. Members should be as smooth as the observation."),
@@ -118,12 +118,15 @@ def draw_pictures(scores: dict[str, dict], diagnostics: Diagnostics, logs: dict[
         [f"{window['names'][node]}: CRPS {number(nodes['CRPS'][node])}" for node in shown], unit)
     if field.grid or field.coordinates is not None:
         places = field.axes if field.grid else field.coordinates.T
-        layers = {title: in_space(field, nodes[name]) for title, name in (
-            ("mean forecast", "mean"), ("spread of the members", "spread"), ("RMSE of their mean", "RMSE"))}
-        yield "maps", plots.maps(layers, unit, places)
-        truth, members = window["truth"][-1], window["members"][:, -1]
-        layers = (in_space(field, each) for each in (truth, members[:DRAWN_MEMBERS], members.mean(0)))
-        yield "members", plots.member_maps(*layers, unit, places)
+        observed, mean, spread, error = (in_space(field, nodes[name]) for name in ("truth", "mean", "spread", "RMSE"))
+        yield "maps", plots.maps([{"mean observed": observed, "mean forecast": mean},
+                                  {"spread of the members": spread, "RMSE of their mean": error}], unit, places)
+        members = window["members"][:, -1]
+        layers = {f"member {number}": each for number, each in enumerate(members[:DRAWN_MEMBERS], 1)}
+        layers = {name: in_space(field, each) for name, each in {"observed": window["truth"][-1], **layers}.items()}
+        mean = in_space(field, members.mean(0))
+        yield "members", plots.maps([layers, {f"{name} - mean": each - mean for name, each in layers.items()}], unit,
+                                    places, differences=True)
     if "reliability" in ours:
         yield "event", plots.event_reliability(ours["reliability"])
     yield "pit", plots.pit_histogram({"forecast": ours["PIT"]})

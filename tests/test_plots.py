@@ -98,11 +98,10 @@ BY_HORIZON = {"this run": {"CRPS": [0.1, 0.2, 0.3]}, "persistence": {"CRPS": [0.
 PICTURES = {
     "fan_charts": lambda: plots.fan_charts(TIMES, np.zeros((6, 3)), np.ones((4, 3)), np.ones((9, 4, 3)), list("abc"),
                                            "mph"),
-    "maps of a grid": lambda: plots.maps({"mean": IMAGE, "spread": IMAGE}, "mph"),
-    "maps of latitudes and longitudes": lambda: plots.maps({"mean": IMAGE, "spread": IMAGE}, "mph", AXES),
-    "maps of points": lambda: plots.maps({"mean": VALUES, "spread": VALUES}, "mph", np.ones((2, NODES))),
-    "members on a grid": lambda: plots.member_maps(IMAGE, np.stack([IMAGE, IMAGE + 1]), IMAGE, "mph"),
-    "members at points": lambda: plots.member_maps(VALUES, VALUES[None], VALUES, "mph", np.ones((2, NODES))),
+    "maps of a grid": lambda: plots.maps([{"mean": IMAGE, "spread": IMAGE}], "mph"),
+    "maps of latitudes and longitudes": lambda: plots.maps([{"mean": IMAGE, "spread": IMAGE}], "mph", AXES),
+    "maps of points": lambda: plots.maps([{"mean": VALUES, "spread": VALUES}], "mph", np.ones((2, NODES))),
+    "members on a grid": lambda: plots.maps([{"member 1": IMAGE}, {"member 1 - mean": IMAGE}], "mph", None, True),
     "pit_histogram": lambda: plots.pit_histogram({"forecast": np.full(10, 0.1)}),
     "spread_against_skill": lambda: plots.spread_against_skill(LINE, LINE, "mph"),
     "scores_by_horizon": lambda: plots.scores_by_horizon(BY_HORIZON, {"CRPS": "share"}, "1 hour"),
@@ -168,26 +167,28 @@ def test_dollars_in_names_and_units_are_no_formula():
     assert len(plots.picture_files(figure)["png"]) > 1000
 
 
-def test_a_map_shows_each_node_in_its_place_and_spread_and_error_in_the_same_colours():
-    figure = plots.maps({"mean": IMAGE, "spread": IMAGE, "error": 2 * IMAGE}, "mph")
+def test_a_map_shows_each_node_in_its_place_and_a_row_in_the_same_colours():
+    rows = [{"mean": IMAGE, "observed": IMAGE - 1}, {"spread": IMAGE, "error": 2 * IMAGE},
+            {"a": IMAGE, "b": -2 * IMAGE}]
+    figure = plots.maps(rows, "mph", differences=True)
     panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
     images = [axes.collections[0] for axes in panels]
     np.testing.assert_array_equal(images[0].get_array(), IMAGE)
-    assert panels[0].get_ylim() == (2, 0)  # the first row on top
-    assert [image.get_clim() for image in images] == [(0, 5), (0, 10), (0, 10)]
+    assert all(axes.get_ylim() == (2, 0) for axes in panels)  # the first row on top
+    assert [image.get_clim() for image in images] == [(-1, 5)] * 2 + [(0, 10)] * 2 + [(-10, 10)] * 2
     plt.close(figure)
 
 
 def test_a_map_with_latitudes_has_the_north_on_top_whatever_their_order():
     for latitudes in (AXES[0], AXES[0][::-1]):
-        figure = plots.maps({"mean": IMAGE}, "mph", (latitudes, AXES[1]))
+        figure = plots.maps([{"mean": IMAGE}], "mph", (latitudes, AXES[1]))
         assert figure.axes[0].get_ylim() == (5, 25) and figure.axes[0].get_xlim() == (95, 125)
         plt.close(figure)
 
 
 def test_points_lie_at_their_coordinates():
     places = np.array([[10.0, 20.0]] * NODES) + VALUES[:, None]
-    figure = plots.maps({"mean": VALUES}, "mph", places.T)
+    figure = plots.maps([{"mean": VALUES}], "mph", places.T)
     points = figure.axes[0].collections[0]
     np.testing.assert_array_equal(points.get_offsets(), places[:, ::-1])  # longitude runs along x
     np.testing.assert_array_equal(points.get_array(), VALUES)
@@ -197,7 +198,7 @@ def test_points_lie_at_their_coordinates():
 def test_a_place_without_a_value_stays_grey_on_the_map():
     values = np.where(IMAGE == 2, np.nan, IMAGE)
     with warnings.catch_warnings(action="error"):
-        figure = plots.maps({"mean": values, "spread": values}, "mph")
+        figure = plots.maps([{"mean": values, "spread": values}], "mph")
     assert figure.axes[0].collections[0].get_array().mask.sum() == 1
     plt.close(figure)
 

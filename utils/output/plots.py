@@ -108,43 +108,27 @@ def picture_files(figure: plt.Figure, *endings: str) -> dict[str, bytes]:
     return files
 
 
-def maps(layers: dict[str, np.ndarray], unit: str, places=None) -> plt.Figure:
-    """Values of every node side by side, as points or as images of a grid, NaN in grey.
+def maps(rows: list[dict[str, np.ndarray]], unit: str, places=None, differences: bool = False) -> plt.Figure:
+    """Values of every node, as points or as images of a grid, NaN in grey; the layers of a row share their colours.
 
-    All layers but the first share their colours.
-    Shapes: layers (node,) each, with places (2, node), latitudes and longitudes in degrees; or (row, column), with
-    places where they are known: the latitudes of the rows and the longitudes of the columns.
+    differences: the last row has some, of both signs.
+    Shapes: rows of equally many layers, (node,) each, with places (2, node), latitudes and longitudes in degrees; or
+    (row, column), with places where they are known: the latitudes of the rows and the longitudes of the columns.
     """
-    figure, panels = _panels(len(layers), 3.7, 3.3)
-    shared = np.concatenate([values.ravel() for values in list(layers.values())[1:]] or [[0.0]])
-    across, along = _map_labels(places)
-    for place, (panel, (name, values)) in enumerate(zip(panels, layers.items(), strict=True)):
-        scale = shared if place else values
-        drawn = _map(panel, values, places, cmap=MAP_COLORS, vmin=np.nanmin(scale), vmax=np.nanmax(scale))
-        panel.set(xlabel=across, ylabel="" if place else along)
-        panel.set_title(name, fontsize=10)
-        figure.colorbar(drawn, ax=panel, location="bottom", label=unit, shrink=0.9)
-    return figure
-
-
-def member_maps(truth: np.ndarray, members: np.ndarray, mean: np.ndarray, unit: str, places=None) -> plt.Figure:
-    """The observation beside some members, and below the difference of each from the mean of the ensemble.
-
-    A row shares its colours. Shapes: truth, mean and each of the members as a layer of `maps`, places as there.
-    """
-    layers = np.stack([truth, *members])
-    names = ["observed", *(f"member {place}" for place in range(1, len(layers)))]
-    figure, panels = plt.subplots(2, len(layers), figsize=(3 * len(layers), 5), sharex=True, sharey=True,
+    columns = len(rows[0])
+    figure, panels = plt.subplots(len(rows), columns, figsize=(3 * columns, 2.5 * len(rows)), sharex=True, sharey=True,
                                   squeeze=False, layout="constrained")
-    largest = np.nanmax(np.abs(layers - mean))
-    rows = (("", layers, MAP_COLORS, np.nanmin(layers), np.nanmax(layers)),
-            (" - mean", layers - mean, SIGNED_COLORS, -largest, largest))
-    for line, (suffix, row, colors, low, high) in zip(panels, rows, strict=True):
-        for panel, name, values in zip(line, names, row, strict=True):
-            drawn = _map(panel, values, places, cmap=colors, vmin=low, vmax=high)
-            panel.set_title(name + suffix, fontsize=10)
+    for line, layers in zip(panels, rows, strict=True):
+        values = np.stack([*layers.values()])
+        low, high, colors = np.nanmin(values), np.nanmax(values), MAP_COLORS
+        if differences and layers is rows[-1]:
+            low, high, colors = -max(-low, high), max(-low, high), SIGNED_COLORS
+        for panel, (name, layer) in zip(line, layers.items(), strict=True):
+            drawn = _map(panel, layer, places, cmap=colors, vmin=low, vmax=high)
+            panel.set_title(name, fontsize=10)
         figure.colorbar(drawn, ax=line, label=unit)
-    across, along = _map_labels(places)
+    across, along = ("column (grid steps)", "row (grid steps)") if places is None else (
+        "longitude (degrees)", "latitude (degrees)")
     figure.supxlabel(across, fontsize=10)
     figure.supylabel(along, fontsize=10)
     return figure
@@ -157,12 +141,6 @@ def _map(panel, values: np.ndarray, places, **look):
         return panel.pcolormesh(places[1], places[0], np.ma.masked_invalid(values), rasterized=True, **look)
     panel.yaxis.set_inverted(True)  # the first row on top, as in a print of the array
     return panel.pcolormesh(np.ma.masked_invalid(values), rasterized=True, **look)
-
-
-def _map_labels(places) -> tuple[str, str]:
-    if places is None:
-        return "column (grid steps)", "row (grid steps)"
-    return "longitude (degrees)", "latitude (degrees)"
 
 
 def event_reliability(event: dict[str, list[float]]) -> plt.Figure:
