@@ -81,11 +81,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = config.FlagParser(__doc__.splitlines()[0])
     parser.add_argument("data_path", metavar="file",
                         help="the data file; its flags are those of main_pretrain.py for --data_path")
-    parser.add_argument("--picture", type=config.picture_path, default=None, help="draw the field there (.png or .pdf)")
+    parser.add_argument("--picture", type=config.output_path, default=None, help="draw the field there (.png or .pdf)")
     parser.add_flags(config.PretrainConfig, CHOICES, FLAGS)
     parser.add_flags(config.PretrainConfig, CHOICES, SUGGESTED, "suggested from the file")
     typed = vars(parser.parse_args(arguments))
     picture = typed.pop("picture")
+    if picture and picture.suffix.lower() not in (".png", ".pdf"):
+        parser.error(f"--picture {picture}: the ending says the format; choose .png or .pdf")
     given = config.with_own_data(typed)
     chosen = config.PretrainConfig(**given)
     config.check_config(chosen, parser)

@@ -329,7 +329,7 @@ class FlagParser(argparse.ArgumentParser):
 
         The default path of a flag belongs to the script and may exist.
         """
-        outputs = [action for action in self._actions if action.type in (output_path, picture_path)]
+        outputs = [action for action in self._actions if action.type is output_path]
         if outputs and "--overwrite" not in self._option_string_actions:
             self.add_argument("--overwrite", action="store_true", default=False,
                               help="replace files to write that exist")
@@ -446,10 +446,3 @@ def output_path(text: str) -> Path:
     except (ValueError, OSError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return Path(text)
-
-
-def picture_path(text: str) -> Path:
-    """The path of a flag that names a picture to write, see `output_path`."""
-    if Path(text).suffix.lower() not in (".png", ".pdf"):
-        raise argparse.ArgumentTypeError(f"{text}: the ending says the format; choose .png or .pdf")
-    return output_path(text)
