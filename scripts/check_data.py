@@ -33,15 +33,6 @@ FEW_WINDOWS = 100
 SUITABLE = range(6, 49)  # periods, in steps, that are suitable lengths of history and forecast
 
 
-def periodogram(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Periods, at most half the series (time,), in steps, and their shares of its variance without its trend."""
-    steps = np.arange(len(series))
-    straight = series - np.polyval(np.polyfit(steps, series, 1), steps) if len(series) > 2 else 0 * series
-    straight *= straight.std() > 1e-9 * np.abs(series).max()  # else it is rounding
-    power = np.abs(np.fft.rfft(straight * np.hanning(len(series)))) ** 2
-    return len(series) / np.arange(2, len(power)), power[2:] / max(power.sum(), 1e-300)
-
-
 def suggested_length(periods: tuple[int, ...], steps: int) -> int:
     """Length of history and forecast: a period where that is suitable, else 12; less for a short series."""
     length = next((period for period in periods if period in SUITABLE), 12)
@@ -100,15 +91,13 @@ def main(arguments: list[str] | None = None) -> int:
     if field.masked and "missing" not in given:
         print("note: values are missing: training refuses them without --missing mask")
     check_memory(Path(chosen.data_path), 8 * field.values.numel())  # with a copy in float32 without gaps
-    values = as_real(field.values)
-    periods = choose_lags("auto", field.spec.interval, 1, values)
+    periods = choose_lags("auto", field.spec.interval, 1, as_real(field.values))
     print(f"{typed['data_path']} can be read")
     for subject, words in description(field, periods).items():
         print(f"{subject:9} {words}", flush=True)
     if picture:
-        series = torch.where(values.isnan(), values.nanmean(0).nan_to_num(), values).double().mean(1).numpy()
-        draw_field(field.values.numpy(), local_times(field.calendar.times, field.calendar.zone), *periodogram(series),
-                   in_words(field.spec.interval), field.spec.unit, picture)
+        times = local_times(field.calendar.times, field.calendar.zone)
+        draw_field(field.values.numpy(), times, field.spec.unit, picture)
         print(f"picture   {picture}")
     length = suggested_length(periods, len(field.values))
     chosen = replace(chosen, **{"history_len": length, "predict_len": length, **given})

@@ -85,4 +85,4 @@ def test_a_file_of_ones_own_is_scored_as_a_dataset_of_the_registry(tmp_path):
 def test_seeds_that_are_no_numbers_are_named(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--seeds", "0,x"])
-    assert "--seeds 0,x: expected whole numbers, as 0,1,2" in capsys.readouterr().err
+    assert "--seeds: 0,x: expected whole numbers, as 0,1,2" in capsys.readouterr().err

@@ -14,12 +14,7 @@ import main_pretrain
 from data import fields
 from data.fields import OwnFile, codes_for_missing, load_field
 from scripts import check_data
-from scripts.check_data import (
-    description,
-    periodogram,
-    suggested_batch,
-    suggested_length,
-)
+from scripts.check_data import description, suggested_batch, suggested_length
 from utils.program import run_main
 
 QUICK = ["--device", "cpu"]
@@ -57,11 +52,6 @@ def test_covariates_are_checked_and_stand_in_the_suggested_command(hourly, tmp_p
     pd.DataFrame({"holiday": 1.0}, times[5:]).to_csv(tmp_path / "late.csv")
     with pytest.raises(ValueError, match="--covariates .*late.csv"):
         said_of(capsys, hourly, "--covariates", tmp_path / "late.csv")
-
-
-def test_the_shares_of_all_periods_add_up_to_the_variance_of_what_repeats():
-    periods, shares = periodogram(wave(960, 24))
-    assert periods.max() == 480 and periods.min() == 2 and shares.sum() == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("periods, steps, length", [
@@ -179,8 +169,7 @@ def test_a_field_with_a_step_without_any_value_is_drawn(tmp_path):
     values[4] = values[:, 1] = np.nan
     np.save(tmp_path / "a.npy", values)
     field = load_field("a", ROOT, own=OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01"), missing="mask")
-    check_data.draw_field(field.values.numpy(), field.calendar.times, *periodogram(wave(30, 6)), "1 hour", "mm",
-                          tmp_path / "a.png", most=10)
+    check_data.draw_field(field.values.numpy(), field.calendar.times, "mm", tmp_path / "a.png", most=10)
     assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.05
 
 

@@ -9,6 +9,7 @@ scripts.paper.collect_results makes tables of them. Choices are made on `--split
 something there (spreads, residuals, recalibration) look better on it than they would elsewhere.
 """
 
+import argparse
 import itertools
 import time
 from dataclasses import dataclass, field
@@ -187,6 +188,14 @@ def chosen(text: str, known, flag: str) -> list[str]:
     return items
 
 
+def seed_list(text: str) -> list[int]:
+    """The seeds of a flag. Raises: argparse.ArgumentTypeError for what is no whole number."""
+    try:
+        return [*map(int, text.split(","))]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected whole numbers, as 0,1,2") from None
+
+
 def contents(own: dict) -> dict:
     """The flags of a file of one's own, with the digests of files in place of their paths."""
     return {name: sha256_of(Path(value).expanduser()) if name in PATHS and Path(value).expanduser().is_file() else value
@@ -199,13 +208,12 @@ def main(arguments: list[str] | None = None) -> int:
                         help="datasets, comma-separated (default: %(default)s)")
     parser.add_argument("--methods", default="", help="rows of the tables, comma-separated; none named: "
                         f"those of the tables ({', '.join(METHODS)})")
-    parser.add_argument("--seeds", default="0,1,2", help="seeds of what is trained and drawn (default: %(default)s)")
+    parser.add_argument("--seeds", type=seed_list, default="0,1,2",
+                        help="seeds of what is trained and drawn (default: %(default)s)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="windows to score (default: %(default)s)")
     parser.add_argument("--save_dir", type=Path, default=Path("save"), help="(default: %(default)s)")
-    parser.add_argument("--test_windows", type=int, default=0, help="windows to score, evenly spread; "
-                        "0: all, as the tables need")
-    parser.add_flags(TrainConfig, {}, ("history_len", "predict_len", *OWN_FILE))
-    given = with_own_data(vars(parser.parse_args(arguments)))
+    parser.add_flags(TrainConfig, {}, ("history_len", "predict_len", "test_windows", *OWN_FILE))
+    given = {"test_windows": 0} | with_own_data(vars(parser.parse_args(arguments)))  # all, as the tables need
     named = chosen(given["methods"], METHODS, "methods")
     lengths = {name: given.get(name, getattr(TrainConfig, name)) for name in ("history_len", "predict_len")}
     own = {name: given[name] for name in OWN_FILE if name in given}
@@ -214,11 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     data_names = [given["data_name"]] if own else chosen(given["data_names"], DATASETS, "data_names")
     flags = [text for name, value in {**lengths, **own}.items() for text in (f"--{name}", str(value))]
     scored = {"test_windows": given["test_windows"], **({"own_file": contents(own)} if own else {})}
-    try:
-        seeds = [*map(int, given["seeds"].split(","))]
-    except ValueError:
-        parser.error(f"--seeds {given['seeds']}: expected whole numbers, as 0,1,2")
-    for seed, data_name in itertools.product(seeds, data_names):
+    for seed, data_name in itertools.product(given["seeds"], data_names):
         task = Task(data_name, seed, given["split"], flags, given["save_dir"], given["test_windows"])
         folder = given["save_dir"] / "benchmark" / given["split"] / "{}_{}_{}".format(data_name, *lengths.values())
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ Each field is written to save/panel/data/ as an own file, and given by --data_pa
 save/panel/scores/<field>/<row>_<seed>.json, from where an interrupted run resumes, then to docs/results/panel.*.
 """
 
+import argparse
 import importlib
 import importlib.util
 import itertools
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from models.baselines import SIMPLE
-from scripts.paper.benchmark import Task, score
+from scripts.paper.benchmark import Task, score, seed_list
 from utils.config import FlagParser, TrainConfig, output_path
 from utils.output.tables import markdown
 from utils.program import run_main
@@ -289,18 +290,17 @@ def page(table: pd.DataFrame) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_argument("--half", choices=HALVES, default="", help="only this half of the fields")
-    parser.add_argument("--seeds", default="0,1,2", help="seeds of what is trained and drawn")
-    parser.add_argument("--test_windows", type=int, default=TEST_WINDOWS,
-                        help="test windows to score, evenly spread, where there are more")
+    parser.add_argument("--seeds", type=seed_list, default="0,1,2", help="seeds of what is trained and drawn")
+    parser.add_flags(TrainConfig, {}, ("test_windows",), str(TEST_WINDOWS))
     parser.add_argument("--save_dir", type=Path, default=Path("save"))
     parser.add_argument("--table", type=output_path, default=ROOT / "docs/results/panel.md",
                         help="the table; the same as .csv lies beside it")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(arguments, argparse.Namespace(test_windows=TEST_WINDOWS))
     names = [name for name, entry in FIELDS.items() if given.half in ("", entry.half)]
     absent = sorted({FIELDS[name].package for name in names if not importlib.util.find_spec(FIELDS[name].package)})
     if absent:
         raise ValueError(f"not installed: {', '.join(absent)}; run pip install -r requirements-panel.txt")
-    for seed, name in itertools.product(map(int, given.seeds.split(",")), names):
+    for seed, name in itertools.product(given.seeds, names):
         run_field(name, seed, given.save_dir, given.test_windows)
     table = collect(given.save_dir / "panel" / "scores")
     if not len(table):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: E402
-from matplotlib.ticker import StrMethodFormatter  # noqa: E402
 
 from utils.training.checkpoint import write_atomically  # noqa: E402
 
@@ -230,19 +230,16 @@ def correlation_curve(curve: dict) -> plt.Figure:
     return figure
 
 
-def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, shares: np.ndarray, step: str, unit: str,
-               path: Path, most: int = 1000) -> None:
-    """Draw a field: median and range of its nodes over time, every node as a row, and shares of its periods (line,).
+def draw_field(values: np.ndarray, times: np.ndarray, unit: str, path: Path, most: int = 1000) -> None:
+    """Draw a field: median and range of its nodes over time, and every node as a row.
 
     Shapes: values (time, node), NaN where missing; times (time,). At most about `most` steps and nodes are drawn.
     """
     steps = slice(None, None, -(-len(values) // most))
     nodes = slice(None, None, -(-values.shape[1] // most))
     seen, when = np.ma.masked_invalid(values[steps]), times[steps]
-    some = seen.count(axis=1) > 0  # a step may have no value at all
-    low, middle, high = bands = np.full((3, len(seen)), np.nan)
-    bands[:, some] = np.nanquantile(values[steps][some], (0.05, 0.5, 0.95), axis=1)
-    figure, (over_time, image, spectrum) = plt.subplots(3, 1, figsize=(9, 9), layout="constrained")
+    low, middle, high = pd.DataFrame(values[steps]).quantile([0.05, 0.5, 0.95], axis=1).to_numpy()
+    figure, (over_time, image) = plt.subplots(2, 1, figsize=(9, 6), layout="constrained")
     over_time.fill_between(when, low, high, color=BLUE, alpha=0.25, linewidth=0, label="90 % of nodes")
     over_time.plot(when, middle, color=INK, linewidth=0.8, label="median of nodes")
     over_time.set(xlabel="time", ylabel=unit)
@@ -251,7 +248,4 @@ def draw_field(values: np.ndarray, times: np.ndarray, periods: np.ndarray, share
                              shading="nearest", rasterized=True)
     image.set(xlabel="time", ylabel="node (number)")
     figure.colorbar(drawn, ax=image, label=unit)
-    spectrum.semilogx(periods, 100 * shares, color=INK, linewidth=0.8)
-    spectrum.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # 10, 100: powers would need formulas
-    spectrum.set(xlabel=f"period (steps of {step})", ylabel="share of the variance\nof the node mean (%)")
     write_figure(figure, path)
