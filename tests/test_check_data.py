@@ -127,7 +127,8 @@ def test_a_number_that_stands_for_missing_values_is_counted_with_them(hourly, ca
     ("time,a\n2024-01-01,1\n2024-01-02,2\n2024-01-04,3\n", [], "line 4: time 2024-01-04T00:00, expected 2024-01-03"),
     ("time,a\n2024-01-01,1\n2024-01-02,2\n", [], "no validation window: 2 steps in all"),
     ("time,a\n2024-01-01,\n2024-01-02,\n", [], "a.csv: every value is missing"),
-    ("a\n1\n2\n", [], "no time stamps; give --freq"), ("a\n1\n", ["--freqq", "1h"], "unrecognized arguments"),
+    ("a\n1\n2\n", [], "no time stamps; give --freq"),
+    ("a\n1\n", ["--freqq", "1h"], "unknown argument --freqq; did you mean --freq"),
 ])
 def test_what_cannot_be_trained_is_one_line_and_status_2(tmp_path, capsys, text, flags, words):
     (tmp_path / "a.csv").write_text(text)

@@ -254,10 +254,7 @@ def parse_config(config_class, choices: dict, arguments: list[str] | None = None
     arguments = sys.argv[1:] if arguments is None else arguments
     given, others = parser.parse_known_args(arguments)
     others, unknown = other_parser.parse_known_args(others)
-    if unknown:
-        known = parser._option_string_actions | other_parser._option_string_actions
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=3)
-        parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    parser.refuse_unknown(unknown, *other_parser._option_string_actions)
     given, typed = with_own_data(vars(given)), {word.split("=")[0] for word in arguments}
     older = {item.metadata["alias"]: item.name for item in dataclasses.fields(config_class) if item.metadata["alias"]}
     unused = {"on this stage, read by the other one": [item.name for item in dataclasses.fields(other_stage)
@@ -344,6 +341,18 @@ class FlagParser(argparse.ArgumentParser):
             if path:
                 seen.add(path.absolute())
         return given, unknown
+
+    def parse_args(self, args=None, namespace=None):
+        given, unknown = self.parse_known_args(args, namespace)
+        self.refuse_unknown(unknown)
+        return given
+
+    def refuse_unknown(self, unknown: list[str], *others: str) -> None:
+        """An error for the first unknown argument, with flags like it, of this parser or of `others`."""
+        if unknown:
+            known = {*self._option_string_actions, *others}
+            near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=3)
+            self.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
 
     def refuse_existing(self, name: str, paths: Iterable[Path], given: argparse.Namespace) -> None:
         """Raises: ValueError where a file of the flag `name` exists, and `--overwrite` is not given."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from data.stamps import stamps_as_text
 from utils.config import PretrainConfig
 from utils.training.checkpoint import settings
 
@@ -16,14 +17,16 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     windows = ", ".join(f"{len(starts)} {split}" for split, starts in data.starts.items())
     values = data.field.values
-    first, last = data.field.calendar.ends
+    calendar = data.field.calendar
+    spans = " and ".join("from {} to {}".format(*stamps_as_text(calendar.times[[first, end - 1]], calendar.zone))
+                         for first, end in data.field.segments)
     lags = f"; lags: {', '.join(map(str, data.lags)) or 'none'}" if config.lags != "none" else ""
     missing = f"{data.field.missing_share:.3%} of the values missing, " if data.field.masked else ""
     bounded = data.metadata()["support"] is not None
     support = "of some nodes none negative" if bounded else "any"
     if data.field.spec.nonnegative or data.scaler.least:
         support = "none negative"
-    print(f"{config.data_name}: {len(values)} steps from {first} to {last}, {data.num_nodes} nodes, {missing}"
+    print(f"{config.data_name}: {len(values)} steps {spans}, {data.num_nodes} nodes, {missing}"
           f"unit: {data.field.spec.unit}; values: {support}, scaled by mean and spread of {data.scaler.basis}; "
           f"windows: {windows}{lags}")
     print(f"{trained:,} trained weights on {device}; run folder {folder}", flush=True)
