@@ -350,7 +350,7 @@ class FlagParser(argparse.ArgumentParser):
     def refuse_unknown(self, unknown: list[str], *others: str) -> None:
         """An error for the first unknown argument, with flags like it, of this parser or of `others`."""
         if unknown:
-            known = {*self._option_string_actions, *others}
+            known = dict.fromkeys([*self._option_string_actions, *others])
             near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=3)
             self.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
 
