@@ -38,7 +38,7 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
     the row of the field's first step.
     Raises: ValueError where a value or a node is missing, or a time is not that of the field's step.
     """
-    flag, table = f"--covariates {path}", read_file(path)
+    flag, table = f"--covariates {path}", read_file(path).without_land()
     values, names = _arranged(table, node_names, flag)
     notes = list(table.notes)
     if table.node_names is table.grid is None and values.shape[1] > 1:

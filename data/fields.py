@@ -124,7 +124,7 @@ def mark_missing(values: Tensor, null_value: float | None = None) -> tuple[Tenso
 
 def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[DatasetSpec, Table]:
     """The card of a file of the user's, and its table; gaps: rows that it lacks are inserted; like: as `load_field`."""
-    path, rule = Path(own.data_path), PLAIN
+    path = Path(own.data_path)
     if name in DATASETS and not like:
         raise ValueError(f"--data_path {path}: {name} is a dataset of the registry; choose another --data_name for the "
                          "file")
@@ -134,30 +134,30 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
         table = table.with_notes(f"its arrays are taken for a grid of {rows} rows and {columns} columns; if they are "
                                  f"{columns} variables of {rows} nodes, choose one of them: --variable 0")
     wanted = like.interval if like else parse_interval(own.freq) if own.freq else None
-    if like:
-        if own.unit and table.unit not in ("", like.unit, like.cf_unit):
-            table = table.with_notes(f"its unit is {table.unit}; it is taken as {own.unit}, as --unit says", unit="")
-        table = match(table, like, str(path))
-        step = like.step_at(own.start, "--start") if own.start else like.first_step
-        times, rule = like.times(step, 1), like.rule
-        if table.times is None and not own.start:
+    if like and own.unit and table.unit not in ("", like.unit, like.cf_unit):
+        table = table.with_notes(f"its unit is {table.unit}; it is taken as {own.unit}, as --unit says", unit="")
+    table = match(table, like, str(path)) if like else table.without_land()
+    times = table.times
+    if like and times is None:
+        times = like.times(like.step_at(own.start, "--start") if own.start else like.first_step, 1)
+        if not own.start:
             table = table.with_notes(f"it has no times: its first step is taken as {like.as_text(times)[0]}, as of the "
                                      "data of the run; --start says another one")
-        start, _ = first_step(times if table.times is None else table.times, wanted, table.zone)
-    elif table.times is None and (wanted is None or not own.start):
-        raise ValueError(f"{path}: the file has no time stamps; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start (as "
-                         "2013-01-01T00:00); all its columns are then nodes")
-    elif table.times is not None:
-        table, wanted = on_regular_axis(table, path, wanted, gaps)
-        start, rule = first_step(table.times, wanted, table.zone)
-        if rule is None:
-            rule = PLAIN
-            table = table.with_notes(f"its monthly times ({stamp(table.times[0], table.zone)}, ...) follow no known "
-                                     "rule: outputs have the first of each month")
-    else:
-        first = parse_time(own.start, "--start", "UTC")
+    elif times is None:
+        if wanted is None or not own.start:
+            raise ValueError(f"{path}: the file has no time stamps; give --freq (as 5min, 1h, 1d, 1w, 1M) and --start "
+                             "(as 2013-01-01T00:00); all its columns are then nodes")
+        times = np.array([parse_time(own.start, "--start", "UTC")])
         table = replace(table, zone=read_stamps(pd.Series([own.start]), str).zone)
-        start, _ = first_step(np.array([first]), wanted, table.zone)
+    elif not like:
+        table, wanted = on_regular_axis(table, path, wanted, gaps)
+        times = table.times
+    start, found = first_step(times, wanted, table.zone)
+    rule = like.rule if like else PLAIN if table.times is None else found
+    if rule is None:
+        rule = PLAIN
+        table = table.with_notes(f"its monthly times ({stamp(times[0], table.zone)}, ...) follow no known rule: "
+                                 "outputs have the first of each month")
     if own.start and table.times is not None and parse_time(own.start, "--start", table.zone) != table.times[0]:
         raise ValueError(f"--start {own.start}: the first time stamp of {path} is "
                          f"{stamp(table.times[0], table.zone)}; leave the flag out")
@@ -168,8 +168,7 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
     return DatasetSpec(
         domain="own data", place="see the file", unit=unit or "unit not stated", cf_unit=unit or "1",
         num_nodes=table.values.shape[1], interval=wanted, start=(start,), time_zone=table.zone, rule=rule,
-        source=str(path), files=(path.name,), shape=(tuple(table.values.shape),), graph=own.graph or None,
-        grid=table.grid if table.kept is None else None, nonnegative=None,
+        source=str(path), grid=table.grid if table.kept is None else None, nonnegative=None,
     ), table
 
 

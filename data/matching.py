@@ -21,8 +21,12 @@ def match(table: Table, field, source: str) -> Table:
     rows that the table lacks are inserted as gaps.
     Raises: ValueError where the table is of another field: what differs, or the first time that is no step of it.
     """
-    if field.masked and table.kept is not None and (table.node_names or table.grid == field.grid):
-        table = _with_empty_places(table, field)
+    wanted = False  # places without a value are gaps of the field, else they are left out as land
+    if field.masked and table.node_names is not None:
+        wanted = np.isin(table.node_names, field.node_names)
+    elif field.masked and table.grid == field.grid:
+        wanted = field.kept is None or np.isin(range(table.values.shape[1]), field.kept)
+    table = table.without_land(wanted)
     differing = [node_differences(table, field.node_names)]
     if not any(differing) and table.node_names is None and table.coordinates is not None and (
             field.coordinates is not None and not np.allclose(table.coordinates, field.coordinates, atol=1e-3)):
@@ -55,26 +59,6 @@ def node_differences(table: Table, names: Sequence[str]) -> str:
     if found is None:
         return "" if count == len(names) else f"{count} nodes (wanted {len(names)})"
     return name_differences(found, names)
-
-
-def _with_empty_places(table: Table, field) -> Table:
-    """A table of a grid with the places of the field that it left out, which have no value in its steps.
-
-    Places are those of the same name, without names those of the same number.
-    """
-    places = np.arange(len(field.node_names)) if field.kept is None else np.asarray(field.kept)
-    named, found = table.node_names is not None, {*(table.node_names or table.kept.tolist())}
-    wanted = field.node_names if named else places.tolist()
-    absent = np.array([place for place, each in enumerate(wanted) if each not in found], dtype=int)
-    if not len(absent):
-        return table
-    coordinates = table.coordinates if table.coordinates is None else np.concatenate(
-        [table.coordinates, np.asarray(field.coordinates)[absent]])
-    values = torch.nn.functional.pad(as_real(table.values), (0, len(absent)), value=math.nan)
-    names = (*table.node_names, *(field.node_names[place] for place in absent)) if named else None
-    table = replace(table, values=values, kept=np.concatenate([table.kept, places[absent]]), node_names=names,
-                    coordinates=coordinates)
-    return table if named else replace(table.at(np.argsort(table.kept)), kept=None if field.kept is None else places)
 
 
 def in_order(table: Table, names: Sequence[str]) -> Table:

@@ -26,7 +26,7 @@ def ending_of(path: Path | str) -> str | None:
 
 
 def read_file(path: Path | str, variable: str = "") -> Table:
-    """The table of any supported file, by the ending of its name; of a grid, the places with a value at any time.
+    """The table of any supported file, by the ending of its name.
 
     variable: which one of NetCDF or Zarr, or its place from 0 on the last axis of an array (time, node, variable).
 
@@ -53,7 +53,7 @@ def read_file(path: Path | str, variable: str = "") -> Table:
         raise unreadable(path, f"{ending} file", error) from error
     if table.node_names and (twice := repeated(table.node_names)):
         raise ValueError(f"{path}: names of nodes occur twice: {listed(twice)}")
-    table, times = table.without_land(), table.times
+    times = table.times
     if times is not None and len(times) > 1 and (times[1:] < times[:-1]).all():
         return table.with_notes("its rows descend in time: they are taken in the opposite order",
                                 values=table.values.flip(0), times=times[::-1],

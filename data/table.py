@@ -69,12 +69,13 @@ class Table:
                        node_names=names and tuple(names[place] for place in places),
                        coordinates=None if coordinates is None else coordinates[places], kept=self.grid and kept)
 
-    def without_land(self) -> "Table":
-        """The table of those places of its grid that have a value at any time; of no grid: itself."""
+    def without_land(self, wanted: np.ndarray | bool = False) -> "Table":
+        """The table of those places of its grid that have a value at any time, or are `wanted`; of no grid: itself."""
         if self.grid is None:
             return self
         empty = torch.stack([block.isnan().all(0) for block in self.values.split(BLOCK)]).all(0)
-        return self.at(np.flatnonzero(~empty.numpy())) if 0 < empty.sum() < len(empty) else self
+        kept = np.flatnonzero(~empty.numpy() | wanted)
+        return self.at(kept) if 0 < len(kept) < len(empty) else self
 
 
 def as_tensor(array: np.ndarray, source: str) -> Tensor:
