@@ -34,6 +34,7 @@ class Climatology:
                 mean, weight = self.smoothed(steps.unsqueeze(0), first, last)
                 add_at(table, slots[steps], mean[0])
                 add_at(count, slots[steps], weight[0])
+        self.means = self.sums / self.counts.clamp_min(1)  # for steps outside of the reference
 
     def smoothed(self, steps: Tensor, first, last) -> tuple[Tensor, Tensor]:
         """Mean at `steps` (batch, step) and their neighbours, and its weight 1; if `masked`, the sum and the number."""
@@ -47,10 +48,6 @@ class Climatology:
         if self.masked:
             return total, seen
         return total / (2 * self.radius + 1), torch.ones_like(total[..., :1])
-
-    def table(self) -> Tensor:
-        """Climatology of each slot for windows of the last segment that lie outside its reference: (slot, node)."""
-        return self.sums[-1] / self.counts[-1].clamp_min(1)
 
     def __call__(self, steps: Tensor, segment: Tensor, history_len: int) -> Tensor:
         """Climatology at consecutive `steps` (batch, step) of windows in `segment` (batch,): (batch, step, node)."""
@@ -67,6 +64,4 @@ class Climatology:
 
     def fill(self, values: Tensor, steps: Tensor, segment: Tensor) -> Tensor:
         """Values (..., node) at `steps` (...) in `segment` (...), missing ones filled with the mean of their slot."""
-        slot = self.slots[steps]
-        mean = self.sums[segment, slot] / self.counts[segment, slot].clamp_min(1)
-        return torch.where(values.isnan(), mean, values)
+        return torch.where(values.isnan(), self.means[segment, self.slots[steps]], values)

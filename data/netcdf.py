@@ -19,7 +19,7 @@ NORTH, EAST = ({f"degree{s}{mark}" for s in ("", "s") for mark in (f"_{word}", f
 MONTHS_SINCE = re.compile(r"months? since (1[7-9]\d\d|20\d\d)-(\d\d?)", re.IGNORECASE)
 
 
-def read_xarray(path: Path, variable: str) -> Table:
+def read_xarray(path: Path, variable: str = "") -> Table:
     """One variable (time, place) or (time, latitude, longitude) of NetCDF or Zarr."""
     xarray, package, options = optional("xarray", path), "netCDF4", {}
     if path.suffix.lower() == ".zarr":

@@ -41,12 +41,11 @@ def read_file(path: Path | str, variable: str = "") -> Table:
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
     read = READERS[ending]
-    has_variables = read in (read_xarray, read_numpy)
-    if variable and not has_variables:
+    if variable and read not in (read_xarray, read_numpy):
         raise ValueError(f"{path}: --variable {variable} is for NetCDF, Zarr and arrays (time, node, variable); this "
                          "file holds one table")
     try:
-        table = read(path, variable) if has_variables else read(path)
+        table = read(path, variable) if variable else read(path)
     except MemoryError:
         raise
     except Exception as error:  # a damaged file makes the libraries raise many kinds
@@ -123,7 +122,9 @@ def _read_text(path: Path, opened: Callable, encoding: str) -> Table:
     separator, widths = max(",;\t", key=lines[0].count), {len(line.split()) for line in lines if line.strip()}
     if separator not in lines[0] and len(widths) == 1 and widths != {1}:
         separator = r"\s+"  # blanks, where there is no other and all lines have as many cells
-    header, row = (_cells(line, separator) for line in [*lines, ""][:2])
+    cells = (line.split() if separator == r"\s+" else next(csv.reader([line.strip("\r\n")], delimiter=separator), [])
+             for line in [*lines, ""][:2])
+    header, row = ([cell.strip() for cell in line] for line in cells)
     check_columns(header, f"{path}: line {top + 1}")
     if all(name.isdigit() for name in header):
         notes = (f"line {top + 1} ({listed(header)}) was taken for the names of the columns",)
@@ -186,12 +187,6 @@ def _perhaps_thousands(frame: pd.DataFrame) -> bool:
     whole = values % 1 == 0
     return bool((np.abs(values) < 1000).all() and three.all() and 0.1 < whole.mean() < 0.9
                 and two[~whole].mean() < MOST_ROUND)
-
-
-def _cells(line: str, separator: str) -> list[str]:
-    """The cells of one line, without blanks around them."""
-    cells = line.split() if separator == r"\s+" else next(csv.reader([line.strip("\r\n")], delimiter=separator), [])
-    return [cell.strip() for cell in cells]
 
 
 def read_parquet(path: Path) -> Table:

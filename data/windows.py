@@ -157,10 +157,10 @@ class WindowedField:
             if bool((from_zero & (lowest < 0)).any()):
                 notes.append(f"the smallest training value is 0, but later there are values down to "
                              f"{lowest.min():g}: forecasts may be negative too")
-            nonnegative = (from_zero & (lowest >= 0)).tolist()
-            field = with_support(field, bool(np.all(nonnegative)))
-        self.scaler = replace(self.scaler, nonnegative=tuple(nonnegative) if isinstance(nonnegative, list)
-                              else nonnegative)
+            bounded = from_zero & (lowest >= 0)
+            nonnegative = tuple(bounded.tolist()) if self.scaler.by_node else bool(bounded)
+            field = with_support(field, bool(bounded.all()))
+        self.scaler = replace(self.scaler, nonnegative=nonnegative)
         return field.with_notes(*notes)
 
     @property
@@ -181,7 +181,7 @@ class WindowedField:
     @property
     def climatology(self) -> Tensor:
         """Climatology of each slot of the calendar's first cycle, for windows after the data: (slot, node)."""
-        return self._climatology.table()
+        return self._climatology.means[-1].clone()  # a checkpoint holds no other segment
 
     @functools.cached_property
     def fingerprint(self) -> dict:

@@ -39,11 +39,6 @@ def suggested_length(periods: tuple[int, ...], steps: int) -> int:
     return max(1, min(length, steps // 12))
 
 
-def suggested_batch(windows: int) -> int:
-    """About a hundred training steps an epoch."""
-    return int(2 ** np.clip(np.round(np.log2(max(windows, 1) / 100)), 3, 6))
-
-
 def description(field: Field, periods: tuple[int, ...]) -> dict[str, str]:
     """Description of a field in words, by subject."""
     values, spec = field.values, field.spec
@@ -113,7 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
     for note in data.field.notes[len(field.notes):]:
         print(f"note: {note}")
     windows = len(data.starts["train"])
-    chosen = replace(chosen, **{"batch_size": suggested_batch(windows), **given})
+    batch_size = int(2 ** np.clip(np.round(np.log2(windows / 100)), 3, 6))  # about a hundred training steps an epoch
+    chosen = replace(chosen, **{"batch_size": batch_size, **given})
     print(f"scaling   by mean and spread of {data.scaler.basis}")
     print(f"windows   {', '.join(f'{len(data.starts[split])} {split}' for split in SPLITS)} of {chosen.history_len} + "
           f"{chosen.predict_len} steps")

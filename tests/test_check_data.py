@@ -14,7 +14,7 @@ import main_pretrain
 from data import fields
 from data.fields import OwnFile, codes_for_missing, load_field
 from scripts import check_data
-from scripts.check_data import description, suggested_batch, suggested_length
+from scripts.check_data import description, suggested_length
 from utils.program import run_main
 
 QUICK = ["--device", "cpu"]
@@ -59,11 +59,6 @@ def test_covariates_are_checked_and_stand_in_the_suggested_command(hourly, tmp_p
 ])
 def test_one_period_is_suggested_where_it_is_a_suitable_length(periods, steps, length):
     assert suggested_length(periods, steps) == length
-
-
-@pytest.mark.parametrize("windows, batch", [(1, 8), (900, 8), (1957, 16), (5242, 64), (10**6, 64)])
-def test_the_suggested_batch_gives_about_a_hundred_steps_an_epoch(windows, batch):
-    assert suggested_batch(windows) == batch
 
 
 def test_the_description_counts_zeros_and_missing_values():
