@@ -4,7 +4,7 @@ The field is seasonal, correlated in space and time, and its spread depends on t
 
     values[t, v] = seasonal_mean[slot(t), v] + spread[slot(t), v] * warp(z[t, v])
     cov(z[t, v], z[s, u]) = temporal[t - s] * spatial[v, u]
-    temporal[lag] = slow_weight * slow_decay ** |lag| + (1 - slow_weight) * fast_decay ** |lag|
+    temporal[lag] = 0.6 * 0.95 ** |lag| + 0.4 * 0.6 ** |lag|
     spatial[v, u] = (1 - nugget) * exp(-distance[v, u] / length_scale) + nugget * (v == u)
 
 z is a stationary Gaussian process, so its distribution given the history is Gaussian too, with mean and covariance in
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 STEPS_PER_DAY = 24
+WEIGHTS, DECAYS = (0.6, 0.4), (0.95, 0.6)  # of the two parts of z: share of the variance, lag-one correlation
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,6 @@ class OracleSettings:
     length_scale: float = 0.3  # in sides of the square that the nodes lie in
     skew: float = 0.0
     nugget: float = 0.01
-    slow_weight: float = 0.6
-    slow_decay: float = 0.95  # lag-one correlation of a part of z, as is fast_decay
-    fast_decay: float = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +54,6 @@ class OraclePredictive:
     def z_std(self) -> Tensor:
         """Conditional standard deviation of z: (horizon, 1)."""
         return self.temporal_covariance.diagonal().sqrt().to(self.z).unsqueeze(1)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the future: (batch, horizon, node)."""
-        return self.values(self.z + self.skew * self.z_std.square() / 2)
 
     def values(self, z: Tensor) -> Tensor:
         """Futures by z: (..., horizon, node), after a batch axis."""
@@ -110,8 +103,7 @@ class OracleField:
 
     def temporal_covariance(self, lag: Tensor) -> Tensor:
         """Covariance of z at one node between times `lag` steps apart, for an integer tensor of any shape."""
-        slow, lag = self.settings.slow_weight, lag.abs().double()
-        return slow * self.settings.slow_decay**lag + (1 - slow) * self.settings.fast_decay**lag
+        return sum(weight * decay ** lag.abs().double() for weight, decay in zip(WEIGHTS, DECAYS, strict=True))
 
     def predictive(self, history: Tensor, first_step: Tensor, horizon: int) -> OraclePredictive:
         """Distribution of the `horizon` steps after `history`, given the history and nothing earlier.
@@ -175,8 +167,7 @@ def _simulate(settings: OracleSettings, spatial_factor: Tensor, generator: torch
 
     The recursion is unrolled over whole days: all shapes are fixed, so a longer series begins with the same bits.
     """
-    weight = torch.tensor([settings.slow_weight, 1 - settings.slow_weight], dtype=torch.float64)
-    decay = torch.tensor([settings.slow_decay, settings.fast_decay], dtype=torch.float64)[:, None, None]
+    weight, decay = (torch.tensor(parts, dtype=torch.float64)[:, None, None] for parts in (WEIGHTS, DECAYS))
     hour, nodes = torch.arange(STEPS_PER_DAY), len(spatial_factor)
     lag = (hour[:, None] - hour).clamp(min=0)
     carry = decay ** (hour[:, None] + 1)
@@ -187,5 +178,5 @@ def _simulate(settings: OracleSettings, spatial_factor: Tensor, generator: torch
     for _ in range(math.ceil(settings.steps / STEPS_PER_DAY)):
         part = carry * last + response @ white(len(decay), STEPS_PER_DAY, nodes)
         last = part[:, -1:]
-        days.append((weight.sqrt()[:, None, None] * part).sum(0) @ spatial_factor.T)
+        days.append((weight.sqrt() * part).sum(0) @ spatial_factor.T)
     return torch.cat(days)[:settings.steps]

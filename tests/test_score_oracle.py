@@ -24,7 +24,7 @@ def test_the_quantiles_of_the_exact_law_are_those_of_its_normal_margins_in_the_o
     law = field.predictive(data.scaler.physical(batch.context.history), batch.start, 12)
     drawn, found = (exact_members(law, 20, torch.Generator().manual_seed(3), kind) for kind in ("random", "quantiles"))
     assert torch.equal(found.argsort(1), drawn.argsort(1))
-    wanted = norm.ppf((np.arange(20)[:, None, None] + 0.5) / 20, law.mean[1], (law.spread * law.z_std)[1])
+    wanted = norm.ppf((np.arange(20)[:, None, None] + 0.5) / 20, law.values(law.z)[1], (law.spread * law.z_std)[1])
     np.testing.assert_allclose(found[1].sort(dim=0).values, wanted, rtol=1e-6)
 
 
@@ -43,7 +43,7 @@ def test_the_exact_law_around_a_wrong_mean_is_worse_and_around_its_own_better_as
     def own_mean(context):  # of the test windows, one batch of 8 after the other
         batch = next(batches)
         law = field.predictive(data.scaler.physical(batch.context.history), batch.start, 12)
-        return data.scaler.standardize(law.mean)
+        return data.scaler.standardize(law.values(law.z))
 
     batches = iter(data.batches("test", 8, limit=40))
     exact = score_exact(data, field, 20, limit=40)["CRPS"]
