@@ -58,11 +58,7 @@ class Field:
     kept: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     missing_share: float = 0.0
-    mask: bool = False  # whether later values may be missing, although none of these is
-
-    @property
-    def masked(self) -> bool:
-        return self.mask or self.missing_share > 0
+    masked: bool = False  # whether values may be missing: later ones, where none of these is
 
     def with_notes(self, *notes: str) -> "Field":
         return replace(self, notes=(*self.notes, *notes))
@@ -109,7 +105,8 @@ def load_field(name: str, data_dir: Path | str, own: OwnFile | None = None, miss
     return Field(
         name, spec, values, calendar, tuple(zip([0, *ends[:-1]], ends, strict=True)), names, first.coordinates,
         read_graph(graph, names) if graph else None, spec.grid or first.grid, first.axes, first.kept,
-        (first.notes if like else notes_on(first, values)) if own else (), missing_share, missing == "mask",
+        (first.notes if like else notes_on(first, values)) if own else (), missing_share,
+        missing == "mask" or missing_share > 0,
     )
 
 

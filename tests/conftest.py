@@ -77,7 +77,7 @@ def make_field(values, interval=(1, "hour"), start="2020-01-06", pair=None) -> F
     segments = ((0, pair[0]), (pair[0], len(values))) if pair else ((0, len(values)),)
     names = tuple(f"node {node}" for node in range(values.shape[1]))
     return Field("Tiny", spec, values, make_calendar(start, interval, len(values)), segments, names,
-                 missing_share=float(values.isnan().double().mean()))
+                 missing_share=float(values.isnan().double().mean()), masked=bool(values.isnan().any()))
 
 
 def parts_of(context: Context) -> dict[str, torch.Tensor]:

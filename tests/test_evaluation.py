@@ -210,7 +210,7 @@ def test_a_step_that_was_never_observed_leaves_the_other_errors_of_the_mean():
     values = random_values(120, 3)
     values[-2] = np.nan
     field = make_field(values)
-    data = WindowedField(dataclasses.replace(field, missing_share=1 / 120), 6, 4)
+    data = WindowedField(dataclasses.replace(field, missing_share=1 / 120, masked=True), 6, 4)
     batches = data.batches("test", 5)
     last = WindowBatches(data, batches.starts[-1:], 5)
     found = evaluate_mean(predict, last, data.scaler.physical)

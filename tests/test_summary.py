@@ -42,7 +42,7 @@ def test_a_window_of_the_test_is_bitwise_that_of_the_data_but_for_its_future(met
 def test_gaps_and_covariates_reach_a_window_as_they_do_from_the_data():
     values, steps = random_values(120, 3), 120
     values[::7, 1] = np.nan
-    field = dataclasses.replace(make_field(values), missing_share=0.1)
+    field = dataclasses.replace(make_field(values), missing_share=0.1, masked=True)
     beside = Covariates("a file", ("rain", "wind"), torch.randn(steps, 1, 2) * 5 + 3)
     data = WindowedField(field, 6, 4, covariates=beside)
     summary, start = FieldSummary.of(data), data.starts["test"][8]
