@@ -61,7 +61,3 @@ class Climatology:
         total = self.sums[segment, slot] - same_slot @ (inside * own)
         count = self.counts[segment, slot] - same_slot @ (inside * weight)
         return torch.where(count > 0, total / count.clamp_min(1), 0.0)
-
-    def fill(self, values: Tensor, steps: Tensor, segment: Tensor) -> Tensor:
-        """Values (..., node) at `steps` (...) in `segment` (...), missing ones filled with the mean of their slot."""
-        return torch.where(values.isnan(), self.means[segment, self.slots[steps]], values)

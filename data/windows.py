@@ -251,7 +251,8 @@ class WindowedField:
         steps = steps.to(self.window_device)
         values = self.scaler.standardize(self._values[steps])
         if self.field.masked:
-            values = self._climatology.fill(values, steps, self._segment(steps))
+            mean = self._climatology.means[self._segment(steps), self._slots[steps, 0]]
+            values = torch.where(values.isnan(), mean, values)
         return values.to(self.device)
 
     def _segment(self, steps: Tensor) -> Tensor:
