@@ -261,6 +261,18 @@ def test_a_place_without_a_value_in_a_newer_grid_is_a_gap_where_values_may_be_mi
             np.testing.assert_allclose(found.coordinates, field.coordinates)
 
 
+def test_a_gap_at_a_place_of_a_newer_grid_of_turned_rows_stays_at_its_place(tmp_path):
+    whole = xarray.Dataset({"sst": (("time", "lat", "lon"), np.arange(120.0).reshape(20, 2, 3))}, {
+        "time": pd.date_range("2020-01-06", periods=20, freq="h"), "lat": [1.0, 2], "lon": [5.0, 6, 7]})
+    whole.to_netcdf(tmp_path / "a.nc")
+    field = FieldSummary.of(WindowedField(load_field("Sea", "", OwnFile(str(tmp_path / "a.nc")), "mask"), 3, 2))
+    whole.sst[:, 0, 0] = np.nan
+    whole.isel(lat=[1, 0]).to_netcdf(tmp_path / "b.nc")
+    found = match(read_file(tmp_path / "b.nc"), field, "b.nc")
+    np.testing.assert_array_equal(found.values, whole.sst.values.reshape(20, 6))
+    assert found.kept.tolist() == [3, 4, 5, 0, 1, 2]
+
+
 # Times
 
 def test_months_since_a_date_are_months(tmp_path):
