@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -86,8 +87,8 @@ def pit_bounds(quantiles: Tensor, truth: Tensor, minimum: float | Tensor, step: 
     """
     level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype)
 
-    def z_at(value: Tensor) -> Tensor:
-        upper = (quantiles < value.unsqueeze(1)).sum(1).clamp_(1, len(level_z) - 1)
+    def z_at(value: Tensor, compare: Callable) -> Tensor:
+        upper = compare(quantiles, value.unsqueeze(1)).sum(1).clamp_(1, len(level_z) - 1)
         above = quantiles.gather(1, upper.unsqueeze(1)).squeeze(1)
         below = quantiles.gather(1, upper.unsqueeze(1) - 1).squeeze(1)
         share = (value - below) / (above - below).clamp_min(SMALLEST_DISTANCE)
@@ -96,8 +97,8 @@ def pit_bounds(quantiles: Tensor, truth: Tensor, minimum: float | Tensor, step: 
 
     rounded = torch.as_tensor(step).any()  # before the move: a device is not waited for
     minimum, step = (torch.as_tensor(part, dtype=truth.dtype, device=truth.device) for part in (minimum, step))
-    highest = z_at(truth + step / 2)
-    lowest = z_at(truth - step / 2) if rounded else highest
+    highest = z_at(truth + step / 2, torch.le)  # the last one of equal quantiles, the first one below
+    lowest = z_at(truth - step / 2, torch.lt) if rounded else highest
     return torch.stack([torch.special.ndtr(lowest) * (truth > minimum), torch.special.ndtr(highest)], dim=1)
 
 

@@ -532,7 +532,7 @@ def test_what_stands_in_a_gap_changes_nothing_of_an_empirical_margin():
 
 
 @pytest.mark.parametrize("zeros, nonnegative, chosen", [
-    (0.95, None, "empirical"), (0.95, True, "empirical"), (0.95, False, "shaped"), (0.8, None, "shaped"),
+    (0.5, None, "empirical"), (0.5, True, "empirical"), (0.5, False, "shaped"), (0.3, None, "shaped"),
 ])
 def test_the_margin_of_many_zeros_is_the_empirical_one_where_no_value_is_negative(zeros, nonnegative, chosen):
     """By the training part: the test, all zeros or none, decides nothing."""

@@ -222,6 +222,15 @@ def test_equal_quantiles_give_finite_z():
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.6, 0.9])
+def test_quantiles_that_are_equal_at_the_minimum_give_standard_normal_z(probability):
+    """As the base has them, whose quantiles are clamped."""
+    minimum = float(torch.special.ndtri(torch.tensor(probability)))
+    quantiles = normal_quantiles(shape=(20_000, 1, 1)).clamp_min(minimum)
+    z = z_from_pit(quantiles, torch.randn(20_000, 1, 1).clamp_min(minimum), torch.rand(20_000, 1, 1), minimum)
+    assert abs(float(z.mean())) < 0.1 and abs(float(z.std()) - 1) < 0.05  # linear between the last two levels
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 0.6, 0.9])
 def test_values_at_the_minimum_get_z_below_that_of_their_probability_evenly_in_level(probability):
     """A normal distribution of which all below its quantile at `probability` is at the minimum."""
     minimum = float(torch.special.ndtri(torch.tensor(probability)))

@@ -38,7 +38,7 @@ CHOICES = {
 }
 STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 40_000_000  # at most, that linear models are estimated from
 PREPARED_BYTES = 1 << 29  # of stage-1 output about the windows of a split, at most, that is kept for all epochs
-MANY_ZEROS = 0.9  # share of the training values from which on `--margin auto` is empirical
+MANY_ZEROS = 0.4, 0.9  # shares of the training values from which on `--margin auto` is empirical; of counts the second
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 WINDOWS_AT_ONCE = 8  # of a baseline
 TASK = "data_name", "history_len", "predict_len"  # flags that both stages must share
@@ -242,10 +242,10 @@ def choose_margin(config: TrainConfig, data: WindowedField, objective: str) -> T
         return config
     parts = data.training.split(BLOCK)
     zeros = sum(int((part == 0).sum()) for part in parts) / max(sum(int((~part.isnan()).sum()) for part in parts), 1)
-    if data.field.spec.nonnegative and zeros >= MANY_ZEROS:
+    counts = bool(torch.as_tensor(data.support[1]).any())
+    if data.field.spec.nonnegative and zeros >= MANY_ZEROS[counts]:
         print(f"note: {zeros:.0%} of the training values are 0: --margin empirical", file=sys.stderr)
         return dataclasses.replace(config, margin="empirical")
-    counts = torch.as_tensor(data.support[1]).any()
     shaped = objective == "quantiles" == config.scale and not counts
     return dataclasses.replace(config, margin="shaped" if shaped else "scaled")
 
