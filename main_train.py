@@ -16,7 +16,7 @@ from utils.config import TrainConfig, parse_config
 from utils.output.plots import draw_forecast
 from utils.program import run_main
 from utils.scores.comparison import against_best, compare_simple
-from utils.scores.evaluation import cross_check, own_windows
+from utils.scores.evaluation import cross_check
 from utils.training import checkpoint
 from utils.training.device import choose_device
 from utils.training.distributed import join
@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
                  "mean_run": str(mean_path.parent), "data": data.metadata(), "fingerprint": data.fingerprint,
                  "field": FieldSummary.of(data).state()}
     training = pipeline.prepare_windows(model, data.batches("train", config.val_batch_size))
-    validation = pipeline.prepare_windows(model, own_windows(pipeline.validation_batches(data, config), processes))
+    validation = pipeline.prepare_windows(model, pipeline.validation_batches(data, config).share_windows(
+        processes.rank, processes.count))
     goal = Goal(lambda batch: pipeline.training_loss(model, batch, training(batch), config, device),
                 lambda generator: pipeline.training_batches(data, config, processes, generator),
                 lambda scored: pipeline.validation_loss(scored, data, config, processes, validation), LEAST_GAIN)

@@ -94,7 +94,8 @@ def test_the_loss_of_stage_1_stays_on_the_device(name, objective):
 
 @every_recipe
 def test_validation_stays_on_the_device(recipe):
-    data = SimpleNamespace(predict_len=HORIZON, batches=lambda *args, **kwargs: [make_batch(), make_batch()])
+    batches = SimpleNamespace(share_windows=lambda rank, count: [make_batch(), make_batch()])
+    data = SimpleNamespace(predict_len=HORIZON, batches=lambda *args, **kwargs: batches)
     config = SimpleNamespace(seed=1, val_batch_size=BATCH, val_windows=0)
     assert validation_loss(make_forecaster(recipe).eval(), data, config).is_meta
 

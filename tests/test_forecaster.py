@@ -241,8 +241,8 @@ def test_validation_loss_of_a_window_does_not_depend_on_its_batch_or_on_earlier_
 
     def scored(*parts):
         torch.rand(len(parts))
-        data = SimpleNamespace(predict_len=HORIZON,
-                               batches=lambda *args, **kwargs: [pick(batch, part) for part in parts])
+        batches = SimpleNamespace(share_windows=lambda rank, count: [pick(batch, part) for part in parts])
+        data = SimpleNamespace(predict_len=HORIZON, batches=lambda *args, **kwargs: batches)
         return float(validation_loss(model, data, config))
 
     whole = scored(slice(None))

@@ -25,7 +25,7 @@ from models.layers import own_rows
 from models.margins import OVERSAMPLED
 from models.quantiles import smooth_members, to_support
 from utils.config import DATA_FLAGS, PATHS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
-from utils.scores.evaluation import evaluate_ensemble, mean_over_windows, own_windows, rows_at_once
+from utils.scores.evaluation import evaluate_ensemble, mean_over_windows, rows_at_once
 from utils.training import checkpoint
 from utils.training.device import autocast
 from utils.training.distributed import SINGLE_PROCESS, Processes
@@ -134,8 +134,7 @@ def open_run_field(content: dict, data_dir: str, data_path: str = "", variable: 
 
 def training_batches(data: WindowedField, config, processes: Processes, generator: torch.Generator):
     """Shuffled training batches of `--batch_size` windows, shared by the processes."""
-    whole = data.batches("train", config.batch_size, generator)
-    return whole.share_batches(processes.rank, processes.count) if processes.count > 1 else whole
+    return data.batches("train", config.batch_size, generator).share_batches(processes.rank, processes.count)
 
 
 def statistics_batches(data: WindowedField, config, split: str = "train"):
@@ -150,7 +149,7 @@ def statistics_batches(data: WindowedField, config, split: str = "train"):
 def check_shares(data: WindowedField, processes: Processes, **limits: int) -> None:
     """Refuse more processes than windows to score, of which there are at most `limits` of each split."""
     for split, limit in limits.items():
-        own_windows(data.batches(split, 1, limit=limit), processes)
+        data.batches(split, 1, limit=limit).share_windows(processes.rank, processes.count)
 
 
 # --- stage 1 -------------------------------------------------------------------------------------------------

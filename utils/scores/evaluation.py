@@ -45,7 +45,7 @@ def evaluate_ensemble(sample, batches, physical, members: int, kind: str = "rand
     limit = None if threshold is None else torch.tensor(threshold, dtype=stored, device=data.device).double()
     scores = EnsembleScores(data.predict_len, data.num_nodes, members, limit)
     dependence = (joint_scores(data), texture_scores(data)) if joint else ()
-    for batch in progress(own_windows(batches, processes), "forecasting"):
+    for batch in progress(batches.share_windows(processes.rank, processes.count), "forecasting"):
         drawn, truth = physical(sample(batch)), batch.truth.double()
         for value in (truth.unsqueeze(1), *([] if limit is None else [limit.expand(data.num_nodes)])):
             drawn = torch.where((drawn - value).abs() <= data.scaler.rounding(value), value, drawn)
@@ -95,11 +95,6 @@ def texture_scores(data) -> TextureScores:
     return TextureScores(spread, data.nearest_nodes(min(FAR.stop, data.num_nodes)))
 
 
-def own_windows(batches, processes: Processes):
-    """The batches of this process: all of them, or those of its share of the windows."""
-    return batches.share_windows(processes.rank, processes.count) if processes.count > 1 else batches
-
-
 def cross_check(sample, batches, physical) -> dict:
     """CRPS of some windows, one in each batch, by our estimator and by properscoring, and their largest difference.
 
@@ -128,7 +123,7 @@ def evaluate_mean(predict, batches, physical, processes: Processes = SINGLE_PROC
     predict(batch) -> (batch, horizon, node), standardized. Missing targets count in nothing.
     """
     totals, windows = 0, 0
-    for batch in own_windows(batches, processes):
+    for batch in batches.share_windows(processes.rank, processes.count):
         error = (physical(predict(batch)) - batch.truth).where(batch.counts.bool(), 0.0)
         totals = totals + torch.stack([each.sum((0, 2), dtype=torch.float64)
                                        for each in (error.abs(), error.square(), batch.counts)])
@@ -146,7 +141,7 @@ def evaluate_mean(predict, batches, physical, processes: Processes = SINGLE_PROC
 def mean_over_windows(value, batches, processes: Processes = SINGLE_PROCESS) -> Tensor:
     """Mean of `value(batch)` weighted by the windows of each batch; stays on the device."""
     total, windows = 0, 0
-    for batch in own_windows(batches, processes):
+    for batch in batches.share_windows(processes.rank, processes.count):
         total = total + value(batch).double() * len(batch.start)
         windows += len(batch.start)
     return processes.add(total) / processes.add(torch.as_tensor(windows))
