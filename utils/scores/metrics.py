@@ -113,18 +113,10 @@ def decile_counts(deciles, truth, observed):
     return torch.bincount(pairs, minlength=100 * horizon).view(horizon, 10, 10).double()
 
 
-def lowest_bins(pairs):
-    """Observations in each of the ten bins between deciles; one that equals deciles counts in the lowest it touches.
-
-    Shapes: pairs (..., 10, 10) of `decile_counts` -> (..., 10). Source: CARD (arXiv:2206.07275) and its code.
-    """
-    return pairs.sum(-1)
-
-
 def shared_bins(pairs):
-    """The same; one that equals deciles is spread evenly over the bins that it touches, below .. upto.
+    """Observations in each of the ten bins between deciles; one that equals deciles is spread over those it touches.
 
-    Source: Dunn and Smyth 1996, Czado et al. 2009.
+    Shapes: pairs (..., 10, 10) of `decile_counts` -> (..., 10). Source: Dunn and Smyth 1996, Czado et al. 2009.
     """
     each = torch.arange(10, device=pairs.device)
     low, high = each.view(10, 1, 1), each.view(10, 1)
@@ -310,12 +302,6 @@ SCORES = {
 }
 """Scores by their names in `metrics.json`; docs/scores.md defines them."""
 
-MOMENTS = {
-    "squared_error": Score(lambda chunk: (chunk.mean - chunk.truth).square(), "squared_error", by_window=False),
-    "variance": Score(Chunk.variance, "variance", by_window=False),
-}
-"""What RMSE and spread_skill are made of."""
-
 FIELDS = "fields", "paired_fields"
 BY_WINDOW = ("targets", "abs_truth", "abs_truth_sum",
              *(score.column for score in SCORES.values() if score.by_window))  # columns of windows.csv
@@ -362,7 +348,8 @@ class EnsembleScores:
         truth, observed = chunk.truth, chunk.observed
         check_finite(chunk.members, truth)
 
-        values = {score.column: score.value(chunk) for score in (*SCORES.values(), *MOMENTS.values())}
+        values = {score.column: score.value(chunk) for score in SCORES.values()}
+        values |= {"squared_error": (chunk.mean - truth).square(), "variance": chunk.variance()}
         if self.threshold is not None:
             event = truth > self.threshold
             probability = (chunk.members > self.threshold).mean(1, dtype=torch.float64)
@@ -429,7 +416,7 @@ class EnsembleScores:
         return {
             **{name: sums[score.column] / sums[score.per] for name, score in SCORES.items()},
             "CRPS_fair_physical": sums["crps_fair"] / targets,
-            "QICE": bin_error(lowest_bins(sums["deciles"])),
+            "QICE": bin_error(sums["deciles"].sum(-1)),  # by number below, as the code of CARD (arXiv:2206.07275)
             "QICE_ties": bin_error(shared_bins(sums["deciles"])),
             "RMSE": squared_error.sqrt(),
             "spread_skill": ((self.members + 1) / self.members * variance / squared_error).sqrt(),  # Fortin et al. 2014
