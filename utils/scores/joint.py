@@ -17,7 +17,7 @@ REGIONS, CENTRES, NEIGHBOURS = 32, 64, 9  # random regions; at most so many neig
 MAX_CORRELATED_NODES, CORRELATION_BINS = 128, 20
 CONTROL = "control "  # what names of the control's sums begin with
 AGGREGATES = "regions", "neighbourhoods", "max", "increments"
-BY_WINDOW = tuple(f"{what}_{name}" for name in AGGREGATES for what in ("crps", "abs_truth"))
+BY_WINDOW = tuple(f"{what}_{name}" for what in ("crps", "abs_truth") for name in AGGREGATES)
 SCORES = ("CRPS_sum", *(f"CRPS_{name}" for name in AGGREGATES), "energy_score", "variogram_score")
 """Those whose values a table compares; by distance, lag and rank there are others."""
 
@@ -117,20 +117,23 @@ class JointScores:
         chunk = {
             **self._space(members, truth, observed, seen), **self._time(near, truth, observed),
             **{CONTROL + name: value for name, value in without.items()},
-            **self._errors(truth - members.mean(1), observed),
-            **self._sizes(truth, observed), **metrics.field_counts(observed),
+            **self._errors(truth - members.mean(1), observed), **metrics.field_counts(observed),
         }
         self.sums = {name: self.sums.get(name, 0) + value.sum(0) for name, value in chunk.items()}
-        self._windows.append({name: value for name, value in chunk.items() if name in BY_WINDOW})
+        self._windows.append({name: chunk[name] for name in BY_WINDOW if name in chunk})
 
     def _space(self, members, truth, observed, seen):
-        """What the order of members by node changes: scores of means and maxima over sets, and products of nodes."""
+        """What the order of members by node changes: scores of means and maxima over sets, and products of nodes.
+
+        abs_truth: what the CRPS of all windows is divided by.
+        """
         found = self._over_sets(torch.cat([truth.unsqueeze(1), members], 1), observed)
         chunk = {"node products": _products(_around_mean(members[..., self.correlated]).flatten(0, 2))}
         for name, values in found.items():
             truth, ordered = values[:, 0], metrics.sort_members(values[:, 1:])
             crps = metrics.crps_quantile(metrics.member_quantiles(ordered), truth)
             chunk[f"crps_{name}"] = crps.sum((1, 2), dtype=torch.float64)
+            chunk[f"abs_truth_{name}"] = truth.abs().sum((1, 2))
             chunk[f"PIT_{name}"] = metrics.pit_counts(ordered, truth, seen[name]).unsqueeze(0)
         return chunk
 
@@ -149,23 +152,17 @@ class JointScores:
         return {name: values for name, values in found.items() if values.shape[-1]}
 
     def _time(self, members, truth, observed):
-        """What the order of members by step changes: scores of increments of some nodes, and products of steps."""
-        found = self._increments(torch.cat([truth[..., self.some].unsqueeze(1), members], 1), observed)
+        """What the order of members by step changes: scores of increments of some nodes, and products of steps.
+
+        An increment is 0 where one of its two steps is not observed.
+        """
+        both = observed[:, 1:, self.some] & observed[:, :-1, self.some]
+        found = torch.cat([truth[..., self.some].unsqueeze(1), members], 1).diff(dim=2).where(both.unsqueeze(1), 0)
         quantiles = metrics.member_quantiles(metrics.sort_members(found[:, 1:]))
         crps = metrics.crps_quantile(quantiles, found[:, 0])
         return {"crps_increments": crps.sum((1, 2), dtype=torch.float64),
+                "abs_truth_increments": found[:, 0].abs().sum((1, 2)),
                 "step products": _products(_around_mean(members).transpose(2, 3).flatten(0, 2))}
-
-    def _increments(self, fields, observed):
-        """Steps of fields (batch, row, horizon, some nodes), 0 where one of the two is not observed."""
-        both = observed[:, 1:, self.some] & observed[:, :-1, self.some]
-        return fields.diff(dim=2).where(both.unsqueeze(1), 0)
-
-    def _sizes(self, truth, observed):
-        """Sums of the absolute truth of all that is scored, by window: what a CRPS is divided by."""
-        sizes = {name: values[:, 0] for name, values in self._over_sets(truth.unsqueeze(1), observed).items()}
-        sizes["increments"] = self._increments(truth[..., self.some].unsqueeze(1), observed)[:, 0]
-        return {f"abs_truth_{name}": values.abs().sum((1, 2)) for name, values in sizes.items()}
 
     def _errors(self, error, observed):
         """Moments of the errors of the mean, between nodes and between steps. Shapes: error (batch, horizon, node)."""
