@@ -218,11 +218,8 @@ def _gaussian(point: Callable, std: Tensor) -> Callable:
 
 def _validation_residuals(data, point: Callable) -> Tensor:
     """future - point of every validation window: (window, F, node), NaN where missing."""
-    fields = []
-    for batch in data.calibration(FIT_BATCH):
-        residual = batch.future - point(batch)
-        fields.append(residual if batch.target_mask is None else residual.masked_fill(~batch.target_mask, math.nan))
-    return torch.cat(fields)
+    return torch.cat([(batch.future - point(batch)).where(batch.counts.bool(), math.nan)
+                      for batch in data.calibration(FIT_BATCH)])
 
 
 def _without_gaps(fields: Tensor) -> Tensor:

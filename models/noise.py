@@ -111,13 +111,15 @@ class CovarianceNoise(nn.Module):
 
     def whiten(self, z: Tensor, log_scale: Tensor) -> Tensor:
         """White coordinates; in training mode by the covariance of training fields alone."""
-        whitening = self.of_training if self.training else self.of_all
-        y = whitening.unfilter(z / self.spread, self._classes(log_scale))
+        whitening, classes = self.of_training if self.training else self.of_all, self._classes(log_scale)
+        y = _by_class(whitening.inverse_filters, z / self.spread / whitening.gain_of(classes), classes)
         return self._transform(y, whitening.inverse_root)
 
     def unwhiten(self, white: Tensor, log_scale: Tensor) -> Tensor:
         """z of white coordinates: the inverse of `whiten` in eval mode. log_scale may be that of one window for all."""
-        return self.spread * self.of_all.filter(self._transform(white, self.root), self._classes(log_scale))
+        classes = self._classes(log_scale)
+        filtered = _by_class(self.of_all.filters, self._transform(white, self.root), classes)
+        return self.spread * (self.of_all.gain_of(classes) * filtered)
 
     def learned(self, predicted: Tensor) -> Tensor:
         """A prediction in white coordinates without its components along the leading modes.
@@ -235,16 +237,8 @@ class Whitening(nn.Module):
             gain.copy_((weights @ variance).T.clamp_min(1e-6).rsqrt())
         return root
 
-    def filter(self, y: Tensor, classes: Tensor) -> Tensor:
-        """Filtered y (batch, F, node) by the classes (batch, node)."""
-        return self._gain_of(classes) * _by_class(self.filters, y, classes)
-
-    def unfilter(self, values: Tensor, classes: Tensor) -> Tensor:
-        """The inverse of `filter`."""
-        return _by_class(self.inverse_filters, values / self._gain_of(classes), classes)
-
-    def _gain_of(self, classes: Tensor) -> Tensor:
-        """The gain of each node and step: (batch, F, node)."""
+    def gain_of(self, classes: Tensor) -> Tensor:
+        """The gain of each node and step by the classes (batch, node): (batch, F, node)."""
         return self.gain.gather(0, classes.unsqueeze(1).expand(-1, self.gain.shape[1], -1))
 
 
