@@ -225,21 +225,17 @@ class ShapedMargin(ResidualMargin):
     """
 
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
-        """Mean, state and the conditional quantiles: (batch, 2 + level, F, node)."""
-        quantiles = self._quantiles(mean_model, context)
+        """Mean, state and conditional quantiles, whose spread is at least the floor: (batch, 2 + level, F, node)."""
+        quantiles = mean_model.predict(context)
+        missing = (self.scale.floor.clamp_min(LEAST_SPREAD) - quantile_spread(quantiles)).clamp_min(0)
+        level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype).view(-1, 1, 1)
+        quantiles = quantiles + missing.unsqueeze(1) * level_z
         return torch.cat([self._mean_and_state(quantiles), quantiles], dim=1)
 
     def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
         """Mean, state and the PIT bounds of the future: (batch, 4, F, node)."""
-        quantiles = self._quantiles(mean_model, context)
-        return torch.cat([self._mean_and_state(quantiles), pit_bounds(quantiles, future, *self.support)], dim=1)
-
-    def _quantiles(self, mean_model: MeanModel, context: Context) -> Tensor:
-        """The conditional quantiles; a spread below the floor of the scale is raised to it."""
-        quantiles = mean_model.predict(context)
-        missing = (self.scale.floor.clamp_min(LEAST_SPREAD) - quantile_spread(quantiles)).clamp_min(0)
-        level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype).view(-1, 1, 1)
-        return quantiles + missing.unsqueeze(1) * level_z
+        given = self.given(mean_model, context)
+        return torch.cat([given[:, :2], pit_bounds(given[:, 2:], future, *self.support)], dim=1)
 
     def _residual(self, future: Tensor, prepared: Tensor, uniform: Tensor) -> Tensor:
         return prepared[:, 1] * z_from_pit(prepared[:, 2:], uniform)
