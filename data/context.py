@@ -12,7 +12,7 @@ class Context:
     """Inputs of a forecast, and which targets count. Units: standardized. None for what the field does not have."""
 
     history: Tensor  # (batch, H, node), the climatology where a value is missing
-    calendar: Tensor  # (batch, cycle), slots of the last history step; those of the horizon follow from them
+    calendar: Tensor  # (batch, cycle), slots of the last history step; those of the horizon follow, of weeks within one
     climatology: Tensor  # (batch, H + F, node), see `data.climatology`
     observed: Tensor | None = None  # (batch, H, node), which values of the history are not missing
     target_mask: Tensor | None = None  # (batch, F, node), which values of the future count in a loss; None: all
