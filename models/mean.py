@@ -172,6 +172,10 @@ class RecalibratedMean(Wrapper):
         self.recalibration = Recalibration(task.num_nodes, task.predict_len, task.calendar_sizes[0])
         self.register_buffer("spread", torch.zeros(task.num_nodes))
 
+    @property
+    def uncalibrated(self) -> MeanModel:
+        return self.inner
+
     def predict(self, context: Context) -> Tensor:
         shift = self.spread * self.recalibration.shift[self.recalibration.bins(context.calendar)]
         return self.inner.predict(context) + shift.unsqueeze(1)

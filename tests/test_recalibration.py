@@ -232,6 +232,7 @@ def test_a_mean_that_is_off_is_moved_to_where_it_is_right_by_node_step_and_time(
     spread = torch.tensor([1.0, 0.1, 2.0, 1.0])
     windows = Windows(5 + spread * (offset + torch.randn(9600, HORIZON, NODES)))
     model = RecalibratedMean(Fixed(torch.full((9600, 1, HORIZON, NODES), 5.0)), TASK).eval()
+    assert model.uncalibrated is model.inner
     model.calibrate((), windows, (float("-inf"), 0.0))
     moved = torch.cat([model(batch.context) for batch in windows])
     assert ((moved - 5) / spread - offset).abs().mean() < 0.06
