@@ -538,6 +538,17 @@ def test_the_margin_of_many_zeros_is_the_empirical_one_where_no_value_is_negativ
     """By the training part: the test, all zeros or none, decides nothing."""
     values = torch.where(torch.rand(400, NODES) < zeros, 0.0, torch.rand(400, NODES))
     values[330:] = 0 if chosen == "shaped" else 1
+    check_margin(values, nonnegative, chosen)
+
+
+def test_zeros_at_night_alone_are_not_many():
+    """Solar power: 50 % zeros, at the same hours of each day."""
+    night = (torch.arange(400) % 24 < 12).unsqueeze(1)
+    check_margin(torch.where(night, 0.0, torch.rand(400, NODES) + 0.1), None, "shaped")
+    check_margin(torch.where(night | (torch.rand(400, NODES) < 0.5), 0.0, torch.rand(400, NODES)), None, "empirical")
+
+
+def check_margin(values, nonnegative, chosen):
     field = make_field(values)
     field = dataclasses.replace(field, spec=dataclasses.replace(field.spec, nonnegative=nonnegative))
     data = WindowedField(field, 6, 4)

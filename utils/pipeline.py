@@ -14,7 +14,7 @@ from data.covariates import read_covariates
 from data.fields import Field, OwnFile, load_field
 from data.readers import READERS, ending_of
 from data.registry import DATASETS, DEFAULT_DATA_DIR, data_dir_from
-from data.scaling import BLOCK
+from data.scaling import BLOCK, add_at
 from data.summary import FieldSummary
 from data.synthetic import OracleSettings
 from data.windows import Batch, WindowedField, WindowSettings, supported
@@ -38,7 +38,7 @@ CHOICES = {
 }
 STATISTICS_WINDOWS, STATISTICS_VALUES = 1000, 40_000_000  # at most, that linear models are estimated from
 PREPARED_BYTES = 1 << 29  # of stage-1 output about the windows of a split, at most, that is kept for all epochs
-MANY_ZEROS = 0.4, 0.9  # shares of the training values from which on `--margin auto` is empirical; of counts the second
+MANY_ZEROS = 0.4, 0.9  # shares of zeros from which on `--margin auto` is empirical, see `choose_margin`
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 WINDOWS_AT_ONCE = 8  # of a baseline
 TASK = "data_name", "history_len", "predict_len"  # flags that both stages must share
@@ -236,13 +236,22 @@ def _pretrain_command(config: TrainConfig) -> str:
 # --- stage 2 -------------------------------------------------------------------------------------------------
 
 def choose_margin(config: TrainConfig, data: WindowedField, objective: str) -> TrainConfig:
-    """The configuration with the margin that `--margin auto` stands for, on a stage 1 of this objective."""
+    """The configuration with the margin that `--margin auto` stands for, on a stage 1 of this objective.
+
+    It is empirical where no value is negative, and of the training values, or but for counts of those at times of the
+    calendar's first cycle at which their node is not always 0 (as sunshine at night is), the shares MANY_ZEROS are 0.
+    """
     if config.margin != "auto":
         return config
-    parts = data.training.split(BLOCK)
-    zeros = sum(int((part == 0).sum()) for part in parts) / max(sum(int((~part.isnan()).sum()) for part in parts), 1)
-    counts = bool(torch.as_tensor(data.support[1]).any())
-    if data.field.spec.nonnegative and zeros >= MANY_ZEROS[counts]:
+    calendar, sometimes = data.field.calendar, MANY_ZEROS[0]
+    zero, known = torch.zeros(2, calendar.sizes[0], data.num_nodes)
+    for part, slots in zip(data.training.split(BLOCK), calendar.slots[:, 0].split(BLOCK), strict=False):
+        for table, counted in ((zero, part == 0), (known, ~part.isnan())):
+            add_at(table, slots[:len(part)], counted.float())
+    zeros, varying = zero.sum() / known.sum(), zero < known
+    counts = torch.as_tensor(data.support[1]).any()
+    intermittent = not counts and zero[varying].sum() >= sometimes * known[varying].sum() > 0
+    if data.field.spec.nonnegative and (intermittent or zeros >= MANY_ZEROS[1]):
         print(f"note: {zeros:.0%} of the training values are 0: --margin empirical", file=sys.stderr)
         return dataclasses.replace(config, margin="empirical")
     shaped = objective == "quantiles" == config.scale and not counts
