@@ -11,7 +11,6 @@ import pytest
 from scripts.paper import panel
 from utils.config import PretrainConfig, parse_config
 from utils.pipeline import CHOICES, open_windows
-from utils.training.checkpoint import write_json
 
 TINY = "--channels 8 --layers 1 --epochs 1 --networks 1 --nsample 4 --sample_steps 2 --device cpu"
 
@@ -138,15 +137,6 @@ def test_what_is_scored_is_not_scored_again_and_a_simple_row_may_be_refused(one_
     (folder / f"{panel.OURS}_0.json").unlink()
     one_field()
     assert scored == [panel.OURS]
-
-
-def test_a_field_stands_in_the_table_over_the_seeds_that_all_its_rows_have(tmp_path):
-    (tmp_path / "electricity").mkdir()
-    for row in (*panel.SIMPLE, panel.OURS):
-        for seed in (0, 1) if row == panel.OURS else (1, 2):
-            write_json(tmp_path / f"electricity/{row}_{seed}.json", run(0.1 + seed, [1.0], seed))
-    line, = panel.collect(tmp_path).itertuples()
-    assert (line.field, line.seeds, line.CRPS, line.ratio) == ("electricity", 1, 1.1, 1)
 
 
 def test_an_error_of_our_own_row_is_an_error_of_the_run(one_field, monkeypatch):

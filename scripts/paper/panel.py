@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,15 +230,17 @@ def compare(runs: dict[str, list[dict]]) -> dict:
 
 
 def collect(folder: Path) -> pd.DataFrame:
-    """The table, a line for each field, over the seeds that all its rows have."""
+    """The table, a line for each field that has scores of all rows by the same seeds."""
     lines = []
     for name, entry in FIELDS.items():
-        runs = {row: {run["seed"]: run for run in map(read_json, (folder / name).glob(f"{row}_[0-9]*.json"))}
+        runs = {row: [read_json(path) for path in sorted((folder / name).glob(f"{row}_[0-9]*.json"))]
                 for row in (*SIMPLE, OURS)}
-        seeds = sorted(set.intersection(*map(set, runs.values())))
-        if not seeds:
+        if not min(map(len, runs.values())):
             continue
-        runs = {row: [found[seed] for seed in seeds] for row, found in runs.items()}
+        seeds = {row: sorted(run["seed"] for run in found) for row, found in runs.items()}
+        if any(found != seeds[OURS] for found in seeds.values()):
+            print(f"note: {name}: left out of the table, its rows have different seeds ({seeds})", file=sys.stderr)
+            continue
         history_len, predict_len = entry.lengths
         lines.append({"field": name, "half": entry.half, "kind": entry.kind, "history_len": history_len,
                       "predict_len": predict_len, **compare(runs),
