@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     result = fit(model, goal, plan, run, processes)
     seed_step(config.seed, 0)
     model.calibrate(pipeline.statistics_batches(data, config), data.calibration(config.val_batch_size), data.support)
+    if config.base != "none":
+        pipeline.note_few_windows(data)
     if model.summary and processes.first:
         print(model.summary)
     run.keep(model.state_dict(), result.best_epoch, result.best_loss)

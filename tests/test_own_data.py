@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray
-from conftest import ROOT, random_values
+from conftest import ROOT, make_field, random_values
 
 import main_pretrain
 import main_train
+from data.windows import WindowedField
 from models import load_forecaster
-from utils.pipeline import open_run_data
+from utils.pipeline import note_few_windows, open_run_data
 from utils.training.checkpoint import load_checkpoint
 
 TINY = ["--epochs", "1", "--history_len", "6", "--predict_len", "4", "--channels", "8", "--layers", "1", "--nsample",
@@ -196,3 +197,10 @@ def test_the_worked_example_prints_what_its_page_shows(tmp_path):
     printed = [subprocess.run([sys.executable, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True,
                               check=True).stdout for flags in (["-c", program], shlex.split(command))]
     assert printed[1] == shown
+
+
+def test_few_independent_validation_windows_are_noted(capsys):
+    note_few_windows(WindowedField(make_field(random_values(80, 2)), 6, 6))
+    assert "validation windows, whose futures overlap, are worth" in capsys.readouterr().err
+    note_few_windows(WindowedField(make_field(random_values(600, 2)), 6, 6))
+    assert capsys.readouterr().err == ""

@@ -19,6 +19,7 @@ from data.summary import FieldSummary
 from data.synthetic import OracleSettings
 from data.windows import Batch, WindowedField, WindowSettings, supported
 from models import Forecaster, MeanModel, OnlineCalibration
+from models.base import FEW_WINDOWS, independent
 from models.baselines import BASELINES, POOLED, SIMPLE, equidistant
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS
 from models.layers import own_rows
@@ -150,6 +151,16 @@ def check_shares(data: WindowedField, processes: Processes, **limits: int) -> No
     """Refuse more processes than windows to score, of which there are at most `limits` of each split."""
     for split, limit in limits.items():
         data.batches(split, 1, limit=limit).share_windows(processes.rank, processes.count)
+
+
+def note_few_windows(data: WindowedField) -> None:
+    """Print a note where the validation part holds few independent windows."""
+    starts = data.calibration(1).starts
+    found = independent(starts, data.predict_len)
+    if found < FEW_WINDOWS:
+        print(f"note: {data.field.name}: {len(starts)} validation windows, whose futures overlap, are worth {found} "
+              "independent ones: the share of the network beside the simple forecasters is that of the lowest "
+              "validation loss, with a penalty on large shares", file=sys.stderr)
 
 
 # --- stage 1 -------------------------------------------------------------------------------------------------
