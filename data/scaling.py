@@ -105,15 +105,20 @@ class Scaler:
             physical = torch.where((physical < 0) & nonnegative, 0.0, physical)
         return physical.clamp_max_(highest)
 
-    def rounding(self, physical: Tensor) -> Tensor:
-        """How far `physical` may be from values (..., node) that were standardized, both in float64.
+    def stored(self, value: float) -> float:
+        """A number in physical units as the field stores it."""
+        return float(torch.tensor(value, dtype=torch.float64 if self.precise else torch.float32))
 
-        0 where that is no small share of a value: nodes much smaller than the field.
+    def tied(self, members: Tensor, values: Tensor) -> Tensor:
+        """Members (..., node) of `physical`, equal to the values (float64) from which its rounding alone parts them.
+
+        Not where that is no small share of a value: nodes much smaller than the field.
         """
-        size = physical.abs()
+        size = values.abs()
         if not self.least:
-            size = size + sum(abs(self.part(name, physical.device)) for name in ("mean", "std"))
-        return WHOLE_WITHIN[1] * size * (torch.finfo(torch.float32).eps * size <= LOST * physical.abs())
+            size = size + sum(abs(self.part(name, values.device)) for name in ("mean", "std"))
+        rounding = WHOLE_WITHIN[1] * size * (torch.finfo(torch.float32).eps * size <= LOST * values.abs())
+        return torch.where((members - values).abs() <= rounding, values, members)
 
     def _standardize(self, physical: Tensor) -> Tensor:
         kind = torch.float64 if self.precise or self.by_node else torch.float32

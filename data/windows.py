@@ -113,7 +113,7 @@ class WindowedField:
         self.field = self._fit_scaler(field, settings.scaling)
         if (highest := settings.highest) is not None:
             largest = float(by_node(field.values, torch.amax).max())
-            if largest > max(highest, float(torch.tensor(highest).to(as_real(field.values[:1]).dtype))):
+            if largest > max(highest, self.scaler.stored(highest)):
                 raise ValueError(f"--highest {highest:g}: {field.name} has values up to {largest:g}")
             bounds = np.broadcast_to(np.minimum(self.scaler.highest, highest), self.num_nodes)
             self.scaler = replace(self.scaler, highest=tuple(bounds.tolist()))

@@ -249,11 +249,11 @@ def load_forecaster(folder: Path | str, device: torch.device | str = "cpu") -> T
         runs = sorted(found.parent.name for found in path.parent.parent.glob(f"*/{CHECKPOINT}"))
         raise FileNotFoundError(f"{folder}: no run is there" + (f"; beside it are {', '.join(runs)}" if runs else ""))
     content = load_checkpoint(path)
+    if content.get("stage") != "diffusion":
+        raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
     if not path.with_name(METRICS).exists():
         print(f"note: {folder}: the run has not finished, as it has no {METRICS}: these are its weights so far",
               file=sys.stderr)
-    if content.get("stage") != "diffusion":
-        raise ValueError(f"{folder}: not a stage-2 run; main_train.py makes one")
     device = choose_device(str(device))
     with built_from(path):
         content["config"] = known_settings(content["config"], TrainConfig, {"sampler": SAMPLERS}, path)

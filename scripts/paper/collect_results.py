@@ -335,10 +335,10 @@ def write_ablation(runs: pd.DataFrame, lengths: tuple[int, int]) -> None:
 def ahead(runs: pd.DataFrame) -> str:
     """The README's table of every row of others, and of the third recipe, that has a better score than the default."""
     found, published = [], read_published((12, 12), " (published)")
-    compared = runs[runs.data_name.isin(runs.data_name[runs.method.isin(DEFAULTS.values())])]
-    if not len(compared):
+    runs = runs[runs.data_name.isin(runs.data_name[runs.method.isin(DEFAULTS.values())])]
+    if not len(runs):
         return "The default was not run.\n"
-    for data_name, group in compared.groupby("data_name", sort=False):
+    for data_name, group in runs.groupby("data_name", sort=False):
         rivals = pd.concat([published[published.data_name == data_name], group[group.method.isin(RIVALS)]])
         ours = group[group.method == group.ensemble.map(DEFAULTS)].groupby("ensemble")[list(LISTED)].mean()
         for score, (kind, rows) in itertools.product(LISTED, rivals.groupby("ensemble", sort=False)):

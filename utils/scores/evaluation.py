@@ -41,14 +41,14 @@ def evaluate_ensemble(sample, batches, physical, members: int, kind: str = "rand
     those of every window with its `start`, which `utils.scores.comparison` pairs forecasts by.
     """
     data, starts = batches.data, []
-    stored = torch.float64 if data.scaler.precise else torch.float32  # a threshold is rounded as observations are
-    limit = None if threshold is None else torch.tensor(threshold, dtype=stored, device=data.device).double()
+    limit = threshold if threshold is None else data.scaler.stored(threshold)
     scores = EnsembleScores(data.predict_len, data.num_nodes, members, limit)
     dependence = (joint_scores(data), texture_scores(data)) if joint else ()
     for batch in progress(batches.share_windows(processes.rank, processes.count), "forecasting"):
-        drawn, truth = physical(sample(batch)), batch.truth.double()
-        for value in (truth.unsqueeze(1), *([] if limit is None else [limit.expand(data.num_nodes)])):
-            drawn = torch.where((drawn - value).abs() <= data.scaler.rounding(value), value, drawn)
+        truth = batch.truth.double()
+        drawn = data.scaler.tied(physical(sample(batch)), truth.unsqueeze(1))
+        if limit is not None:
+            drawn = data.scaler.tied(drawn, truth.new_tensor(limit))
         chunk = drawn, truth, batch.target_mask
         scores.update(*chunk)
         for each in dependence:
