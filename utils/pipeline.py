@@ -159,8 +159,8 @@ def note_few_windows(data: WindowedField) -> None:
     found = independent(starts, data.predict_len)
     if found < FEW_WINDOWS:
         print(f"note: {data.field.name}: {len(starts)} validation windows, whose futures overlap, are worth {found} "
-              "independent ones: the share of the network beside the simple forecasters is that of the lowest "
-              "validation loss, with a penalty on large shares", file=sys.stderr)
+              "independent ones: the network gets a share beside the simple forecasters only where it is clearly "
+              "better", file=sys.stderr)
 
 
 # --- stage 1 -------------------------------------------------------------------------------------------------
