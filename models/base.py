@@ -350,7 +350,8 @@ def share_of(losses: Tensor, evidence: float, shift: Tensor | float = 0.0) -> Te
     """The share of a network beside the base, by step and node, from validation losses of all shares.
 
     Losses of a node are averaged with 3 * PRIOR independent windows of the field's, those of a step with PRIOR of all
-    steps'. Of all shares whose loss exceeds the lowest by at most so many standard errors, by the jackknife over blocks,
+    steps'. Of all shares whose loss exceeds the lowest by no more than some standard errors (jackknife over blocks) it
+    is, with `evidence` independent windows,
 
         evidence >= FEW_WINDOWS: the largest,     max(0, 1 - shift) standard errors
         fewer independent windows: the smallest,  inflation(blocks) standard errors, and

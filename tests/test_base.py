@@ -273,7 +273,7 @@ def test_of_few_blocks_a_network_is_taken_whose_gain_is_more_than_training_on_th
 
 @pytest.mark.parametrize("blocks, share", [(2, 0), (4, 1)])
 def test_of_few_blocks_a_tie_goes_to_the_base(blocks, share):
-    """Losses of the network are .3 and .9 times the base's by turns: a gain of .4, with a standard error of .3 or .17."""
+    """Losses of the network are .3 and .9 times the base's by turns: a gain of .4, standard error .3 or .17."""
     gains = torch.tensor([0.7, 0.1]).repeat(blocks // 2)
     shares = torch.linspace(0, 1, 11).view(-1, 1, 1, 1)
     losses = (1 - shares * gains.view(1, -1, 1, 1)).expand(-1, -1, 3, 2).contiguous()
