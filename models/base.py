@@ -30,7 +30,7 @@ LEAST_DEVIATION = 1e-2  # of training targets, standardized, by which a shift is
 CYCLES = 3.0  # of evidence at which a bin has the shrinkage weight 1/2
 STEPS = 100  # of the search for weights
 SHARES = 11  # shares of the network that are tried, from 0 to 1
-FEW_WINDOWS = 10  # independent ones of validation, below which a tie goes to the base
+FEW_WINDOWS = 10  # independent ones of validation, below which the network must be clearly better
 BLOCKS = 8  # stretches of validation time from which a sampling error is estimated, at most
 OPTIMISM = 0.7  # share by which the loss is too low, for a model recalibrated on one independent window
 DOUBT = 2.0  # squared standard errors, over the square of an estimate, by which its share is reduced
@@ -350,16 +350,15 @@ def share_of(losses: Tensor, evidence: float, shift: Tensor | float = 0.0) -> Te
     """The share of a network beside the base, by step and node, from validation losses of all shares.
 
     Losses of a node are averaged with 3 * PRIOR independent windows of the field's, those of a step with PRIOR of all
-    steps'. Of all shares whose loss exceeds the lowest by no more than some standard errors (jackknife over blocks) it
-    is, with `evidence` independent windows,
+    steps'. With at least FEW_WINDOWS independent windows (`evidence`) it is the largest share whose loss exceeds the
+    lowest by at most max(0, 1 - shift) standard errors of their difference, by the jackknife over blocks. Where a node
+    has shifted (see `shift_of`), the network forecasts values unlike those that it was trained on, and a tie is not
+    enough. With fewer windows it is the share of the lowest loss, where
 
-        evidence >= FEW_WINDOWS: the largest,     max(0, 1 - shift) standard errors
-        fewer independent windows: the smallest,  inflation(blocks) standard errors, and
-            loss = validation loss * (1 + share * OPTIMISM / evidence)
+        loss = validation loss * (1 + share * OPTIMISM / evidence)
 
-    Where a node has shifted (see `shift_of`), the network forecasts values unlike those that it was trained on, and a
-    tie is not enough. The network was stopped and recalibrated on the same windows, so that few of them are no proof
-    that it helps. With less than two blocks the share is 0.
+    since the network was stopped and recalibrated on the same windows; but 0 where the loss of the base exceeds the
+    lowest by at most inflation(blocks) standard errors. With less than two blocks it is 0.
     Shapes: losses (share, block, F, node), shift (node,) -> (F, node).
     Source: the rule of one standard error, Breiman et al. 1984.
     """
@@ -386,7 +385,7 @@ def share_of(losses: Tensor, evidence: float, shift: Tensor | float = 0.0) -> Te
     each = around - around.gather(1, best.expand(blocks, *best.shape))
     error = ((each - each.mean(0)).square().sum(0) * (blocks - 1) / blocks).sqrt()
     if few:
-        return (above <= inflation(blocks) * error).float().argmax(0) / (len(losses) - 1)
+        return best[0].masked_fill(above[0] <= inflation(blocks) * error[0], 0) / (len(losses) - 1)
     error = error * (1 - torch.as_tensor(shift)).clamp_min(0)
     allowed = (above <= error) * torch.arange(len(losses), device=losses.device).view(-1, 1, 1)
     return allowed.amax(0) / (len(losses) - 1)
