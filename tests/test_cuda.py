@@ -36,7 +36,8 @@ import main_pretrain
 from utils.training.distributed import Processes
 
 def join(device):
-    torch.distributed.init_process_group("nccl", rank=0, world_size=1, device_id=device)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("nccl", store=store, rank=0, world_size=1, device_id=device)
     return Processes(0, 1, torch.distributed.new_group(backend="gloo"))
 
 parallel = Processes.parallel
@@ -46,7 +47,7 @@ main_pretrain.join = join
 
 
 def command(code: str, *arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": GPU, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": GPU}
     return subprocess.Popen([sys.executable, "-u", "-c", code, *arguments], env=environment, cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
