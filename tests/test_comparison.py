@@ -114,15 +114,20 @@ def test_windows_are_matched_by_their_start_from_numpy_as_from_torch():
     assert paired_difference(ours, shuffled, "CRPS", BLOCK) == paired_difference(ours, theirs, "CRPS", BLOCK)
 
 
-def test_the_windows_of_an_accumulator_can_be_compared_by_every_score():
+@pytest.mark.parametrize("gaps", [False, True], ids=["whole", "with gaps"])
+def test_the_windows_of_an_accumulator_can_be_compared_by_every_score(gaps):
+    """Gaps: single targets, all nodes of a step but one, a whole step, and a whole window."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(20, 2, 3, generator=generator)
+    observed = torch.ones_like(truth, dtype=torch.bool)
+    if gaps:
+        observed[::2, 0, 1] = observed[5, 1, 1:] = observed[6, 0] = observed[7] = False
     runs, reports = [], []
     for width in (1, 3):
         scores, joint = EnsembleScores(2, 3, 8), JointScores(3, torch.tensor([[0, 1], [1, 2], [2, 1]]))
         members = width * torch.randn(20, 8, 2, 3, generator=generator)
-        scores.update(members, truth)
-        joint.update(members, truth, None, torch.arange(20))
+        scores.update(members, truth, observed)
+        joint.update(members, truth, observed, torch.arange(20))
         runs.append(scores.by_window() | joint.by_window() | {"start": torch.arange(20)})
         reports.append(scores.compute() | joint.compute())
     for score in SCORES:

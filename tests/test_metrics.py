@@ -448,13 +448,15 @@ def test_the_scores_of_each_window_are_kept_in_the_order_seen(chunk):
     assert all(value.shape == (6,) and value.dtype == torch.float64 for value in windows.values())
     for name, (above, below) in {"CRPS": ("crps", "abs_truth"), "CRPS_fair": ("crps_fair", "abs_truth"),
                                  "CRPS_sum": ("crps_sum", "abs_truth_sum"), "IS": ("interval_score", "targets"),
-                                 "MAE": ("error_mean", "targets"), "MAE_median": ("error_median", "targets")}.items():
+                                 "MAE": ("error_mean", "targets"), "MAE_median": ("error_median", "targets"),
+                                 "energy_score": ("energy_score", "fields"),
+                                 "variogram_score": ("variogram_score", "paired_fields")}.items():
         assert (windows[above].sum() / windows[below].sum()).item() == pytest.approx(report[name]), name
     for b in range(6):
         alone = score(members[b:b + 1], truth[b:b + 1])
         assert (windows["crps"] / windows["abs_truth"])[b].item() == pytest.approx(alone["CRPS"])
         for name in ("energy_score", "variogram_score"):
-            assert windows[name][b].item() == pytest.approx(alone[name]), name
+            assert windows[name][b].item() == pytest.approx(3 * alone[name]), name
 
 
 def test_the_order_of_members_changes_nothing():

@@ -182,7 +182,7 @@ def compared(ours: pd.DataFrame, theirs: pd.DataFrame, scores: Sequence[str], le
     ours, theirs = ([windows_of(path) for path in runs.path] for runs in (ours, theirs))
     block = independent_block(ours[0]["start"], length)
     return [in_words(paired_difference(ours, theirs, score, block))
-            if all(PAIRED[score][0] in run for run in ours + theirs) else "" for score in scores]
+            if all(run.keys() >= {*PAIRED[score]} for run in ours + theirs) else "" for score in scores]
 
 
 def score_table(runs: pd.DataFrame, published: pd.DataFrame) -> Table:

@@ -6,11 +6,9 @@ from scipy.special import stdtrit
 
 from utils.scores import metrics
 from utils.scores.joint import AGGREGATES
-from utils.scores.metrics import FIELDS
 
-SCORES = {  # numerator and denominator in what `evaluate_ensemble` returns of windows; None: a mean over windows
-    **{name: (score.column, None if score.per in FIELDS else score.per)
-       for name, score in metrics.SCORES.items() if score.by_window},
+SCORES = {  # numerator and denominator in what `evaluate_ensemble` returns of windows
+    **{name: (score.column, score.per) for name, score in metrics.SCORES.items() if score.by_window},
     **{f"CRPS_{name}": (f"crps_{name}", f"abs_truth_{name}") for name in AGGREGATES},
 }
 CONFIDENCE = 0.95
@@ -31,7 +29,7 @@ def paired_difference(ours, theirs, score, block):
     Raises: ValueError for a score that is missing in a forecast, windows that differ, or a score of 0 of theirs.
     """
     ours, theirs = ([each] if isinstance(each, dict) else list(each) for each in (ours, theirs))
-    if not all(SCORES[score][0] in run for run in ours + theirs):
+    if not all(run.keys() >= {*SCORES[score]} for run in ours + theirs):
         raise ValueError(f"no {score} in the windows of every forecast: evaluate them again")
     runs = [_in_order(run) for run in ours + theirs]
     start = runs[0]["start"]
@@ -113,7 +111,5 @@ def _in_order(run):
 
 def _sums(runs, score):
     """Numerator and denominator of a score in every window, averaged over runs. Shapes: -> (2, windows), float64."""
-    above, below = SCORES[score]
-    pairs = [torch.stack([run[above], torch.ones_like(run[above]) if below is None else run[below]]).double()
-             for run in runs]
+    pairs = [torch.stack([run[name].double() for name in SCORES[score]]) for run in runs]
     return torch.stack(pairs).mean(0)

@@ -302,8 +302,7 @@ SCORES = {
 }
 """Scores by their names in `metrics.json`; docs/scores.md defines them."""
 
-FIELDS = "fields", "paired_fields"
-BY_WINDOW = ("targets", "abs_truth", "abs_truth_sum",
+BY_WINDOW = ("targets", "fields", "paired_fields", "abs_truth", "abs_truth_sum",
              *(score.column for score in SCORES.values() if score.by_window))  # columns of windows.csv
 
 
@@ -367,20 +366,13 @@ class EnsembleScores:
         if self.threshold is not None:
             sums["reliability"] = event_counts(probability, event, observed).unsqueeze(0)
         self.sums = {name: self.sums.get(name, 0) + value for name, value in sums.items()}
-        self._windows.append({name: by_step[name].sum(1) for name in (*BY_WINDOW, *FIELDS)})
+        self._windows.append({name: by_step[name].sum(1) for name in BY_WINDOW})
 
     def by_window(self):
-        """What each window adds to the scores, in the order seen: BY_WINDOW, each (windows,), float64, on the CPU.
-
-        Of a score that is a mean over fields, the mean over the observed steps of the horizon (0 where there is none).
-        """
+        """What each window adds to the scores, in the order seen: BY_WINDOW, each (windows,), float64, on the CPU."""
         if not self._windows:
             raise ValueError("no scores: not one window was forecast")
-        windows = {name: torch.cat([each[name] for each in self._windows]).cpu() for name in self._windows[0]}
-        for score in SCORES.values():
-            if score.by_window and score.per in FIELDS:
-                windows[score.column] = windows[score.column] / windows[score.per].clamp_min(1)
-        return {name: windows[name] for name in BY_WINDOW}
+        return {name: torch.cat([each[name] for each in self._windows]).cpu() for name in BY_WINDOW}
 
     def compute(self, kind="random"):
         """All scores of the windows seen, as plain numbers, defined in docs/scores.md; None for what does not exist.
