@@ -276,8 +276,8 @@ class NodeStatistics:
 
 
 def as_real(values: Tensor) -> Tensor:
-    """Values in float64 where they are stored so, else in float32."""
-    return values if values.dtype == torch.float64 else values.float()
+    """Values in float64 where they are stored so, or are whole numbers that float32 cannot hold; else in float32."""
+    return values.double() if is_precise(values) else values.float()
 
 
 def by_node(values: Tensor, end: Callable) -> Tensor:

@@ -296,19 +296,22 @@ def open_data_of(registered, values, name="Tiny"):
     return WindowedField(load_field(name, registered(values, name)), 6, 4)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "int64", "uint16"])
-def test_a_memory_mapped_field_gives_what_a_field_in_memory_gives(registered, monkeypatch, dtype):
-    folder = registered(random_values(90, 6).astype(dtype))
+@pytest.mark.parametrize("dtype, level", [
+    ("float32", 0), ("float16", 0), ("uint8", 0), ("int64", 0), ("uint16", 0), ("int32", 2**25 + 1)])
+def test_a_memory_mapped_field_gives_what_a_field_in_memory_gives(registered, monkeypatch, dtype, level):
+    folder = registered(random_values(90, 6).astype(dtype) + np.asarray(level, dtype))
     inside = WindowedField(load_field("Tiny", folder), 6, 4)
     for module in (data.table, data.windows):
         monkeypatch.setattr(module, "MEMORY_LIMIT", 90 * 6 * 4 - 1)
     mapped = WindowedField(load_field("Tiny", folder), 6, 4)
-    assert inside.field.values.dtype == torch.float32 and str(mapped.field.values.dtype) == f"torch.{dtype}"
+    assert inside.field.values.dtype == (torch.float64 if level else torch.float32)
+    assert str(mapped.field.values.dtype) == f"torch.{dtype}"
     assert mapped.metadata() == inside.metadata()
     assert torch.equal(scale_of(mapped), scale_of(inside))
     for one, other in zip([*inside.batches("test", 5), *inside.calibration(5)],
                           [*mapped.batches("test", 5), *mapped.calibration(5)], strict=True):
         assert torch.equal(one.future, other.future)
+        torch.testing.assert_close(other.truth, one.truth, rtol=0, atol=0, equal_nan=True)
         assert all(torch.equal(value, parts_of(other.context)[name]) for name, value in parts_of(one.context).items())
 
 
