@@ -1,12 +1,14 @@
 """Measure what a training step and a forecast cost with each recipe, beside the first one.
 
     python -m tests.tools.benchmark_speed --data_name MobileNJ --json speed.json
+    python -m tests.tools.benchmark_speed --data_path FILE --recipes cost
 
 The networks are untrained, which costs the same. Everything is measured in one run, because a time means little
 without another one of the same machine.
 """
 
 import json
+import resource
 import statistics
 import time
 
@@ -15,7 +17,16 @@ import torch
 from data.fluctuation import fluctuation_scale
 from data.registry import DATASETS
 from models import build_forecaster, build_mean_model, ensemble_sampler
-from utils.config import RECIPES, FlagParser, PretrainConfig, TrainConfig, output_path, resolve
+from utils.config import (
+    OF_OWN_FILE,
+    RECIPES,
+    FlagParser,
+    PretrainConfig,
+    TrainConfig,
+    output_path,
+    resolve,
+    with_own_data,
+)
 from utils.pipeline import CHOICES, TASK, open_windows, statistics_batches
 from utils.program import run_main
 from utils.training import checkpoint
@@ -34,12 +45,6 @@ def seconds_of(call, device: torch.device | str = "cpu") -> float:
     if gpu:
         torch.cuda.synchronize(device)
     return clock() - start
-
-
-def variants(config: TrainConfig) -> dict[str, TrainConfig]:
-    """The configurations that are compared, by recipe."""
-    return {name: resolve(TrainConfig, {"data_name": config.data_name, "data_dir": config.data_dir, "recipe": name})
-            for name in RECIPES}
 
 
 def compare(configs: dict[str, TrainConfig], device: torch.device, rounds: int) -> dict:
@@ -89,19 +94,23 @@ def compare(configs: dict[str, TrainConfig], device: torch.device, rounds: int) 
                     for what, of in seconds.items()},
         "ratio": {what: {name: statistics.median(one / other for one, other in zip(times, of[first], strict=True))
                          for name, times in of.items()} for what, of in seconds.items()},
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,  # Linux counts in KiB
     }
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
-    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device"))
-    parser.add_argument("--data_name", default="MobileNJ", help=f"one of {', '.join(DATASETS)}")
+    parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", "data_path", *OF_OWN_FILE))
+    parser.add_argument("--data_name", help=f"one of {', '.join(DATASETS)} (default: MobileNJ)")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated (default: %(default)s)")
     parser.add_argument("--json", type=output_path, default=None, help="write the numbers there")
     given = vars(parser.parse_args(arguments))
-    target = given.pop("json")
-    config = resolve(TrainConfig, given)
-    device = choose_device(config.device)
-    result = compare(variants(config), device, ROUNDS)
+    recipes, target = given.pop("recipes").split(","), given.pop("json")
+    given = {"data_name": "MobileNJ"} | with_own_data({name: value for name, value in given.items() if value})
+    if unknown := {*recipes} - {*RECIPES}:
+        parser.error(f"--recipes {unknown.pop()}: choose from {', '.join(RECIPES)}")
+    configs = {name: resolve(TrainConfig, {**given, "recipe": name}) for name in recipes}
+    result = compare(configs, choose_device(configs[recipes[0]].device), ROUNDS)
     print(json.dumps(result, indent=1))
     if target:
         checkpoint.write_json(target, result)
