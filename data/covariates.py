@@ -65,14 +65,14 @@ def read_covariates(path: Path | str, calendar: Calendar, node_names: tuple[str,
     elif first < 0:
         raise ValueError(f"{flag}: the file has no times; it begins with the data of the run, {-first} steps after "
                          "this field: give covariates with times, or those that begin with the field")
-    if len(values) < first + len(calendar.times):
-        raise ValueError(f"{flag}: {max(len(values) - first, 0)} steps, the field has {len(calendar.times)}; give one "
-                         "row for each, and more for forecasts beyond its end")
     if table.times is not None and (found != due).any():
         step, zone = int((found != due).argmax()), calendar.zone
         beyond = ", beyond its end" * (step >= first + len(calendar.times))
         raise ValueError(f"{flag}: {table.where(step)}: time {stamp(table.times[step], zone)}, the field has "
                          f"{clock_text(due[step], calendar.interval, zone)} there{beyond}; give the same time axis")
+    if len(values) < first + len(calendar.times):
+        raise ValueError(f"{flag}: {max(len(values) - first, 0)} steps, the field has {len(calendar.times)}; give one "
+                         "row for each, and more for forecasts beyond its end")
     return Covariates(str(path), names, as_real(values[first:]), tuple(notes))
 
 

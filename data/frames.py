@@ -75,6 +75,9 @@ def from_data_frame(frame: pd.DataFrame, source: str, wanted: Sequence[str]) -> 
 
     Raises: ValueError for what is no number.
     """
+    if frame.index.nlevels > 1:
+        raise ValueError(f"{source}: an index of {frame.index.nlevels} levels; expected the times alone, and a column "
+                         "for each node")
     index, where = pd.Series(frame.index), "row {}".format
     stamps = read_stamps(index, lambda row: f"{source}: {where(row)}") if holds_times(index) else None
     columns = [numbers(frame.iloc[:, place].rename(str(name)), source, where)

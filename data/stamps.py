@@ -145,7 +145,9 @@ def _unevenness(times: np.ndarray) -> float:
 
 
 def holds_times(column: pd.Series) -> bool:
-    """Whether the first cell of a column is a time and not a number."""
+    """Whether a column is of times, or its first cell is a time and not a number."""
+    if column.dtype.kind == "M" and column.notna().any():
+        return True
     if column.dtype.kind in "iufb" or not len(column) or pd.isna(column.iloc[0]):
         return False
     text = str(column.iloc[0]).strip()

@@ -270,12 +270,9 @@ class WindowedField:
         """Batches of the windows from the first of validation to the last before the test; targets after it are masked.
 
         They hold every value of validation that is known when the first test window is forecast. Statistics that are
-        applied to the test (spreads, residuals, recalibration) are measured on them. Where no window has all its
-        targets, they are the validation windows, with targets that the first test windows have too.
+        applied to the test (spreads, residuals, recalibration) are measured on them.
         """
         first, test = (int(self.starts[split][0]) for split in SPLITS[1:])
-        if test - first < self.predict_len:
-            return WindowBatches(self, evenly(self.starts["validation"], limit), batch_size)
         return WindowBatches(self, evenly(torch.arange(first, test), limit), batch_size,
                              known_until=test + self.history_len)
 
@@ -331,7 +328,7 @@ def split_windows(field: Field, history_len: int, predict_len: int,
     at which validation and test begin ("2013-09-01,2013-11-01"): then no target belongs to two splits.
     A pair of fields: the first one for training, the first `validation_steps` of the second for validation, its
     other steps for the test.
-    Raises: ValueError where a split would be empty, or training and test would share targets.
+    Raises: ValueError where a split would be empty, or no validation window would have all its targets before the test.
     Source: CoST section 5.1 and the authors' release.
     """
     length = history_len + predict_len
@@ -343,13 +340,11 @@ def split_windows(field: Field, history_len: int, predict_len: int,
             raise ValueError(f"{field.name}: no {name} window{by_split}: {len(field.values)} steps in all, a window "
                              f"takes --history_len {history_len} + --predict_len {predict_len} = {length}; choose "
                              f"shorter lengths{other} or a longer series")
-    trained_steps = int(starts["train"][-1]) + length
-    if int(starts["test"][0]) + history_len < trained_steps:
-        raise ValueError(f"{field.name}: futures of training and test windows would overlap: "
-                         f"{len(starts['validation'])} validation windows lie between them, --predict_len "
-                         f"{predict_len} needs {predict_len - 1}; choose shorter lengths, or by --split more for "
-                         "validation")
-    return starts, trained_steps
+    if int(starts["test"][0] - starts["validation"][0]) < predict_len:
+        raise ValueError(f"{field.name}: futures of all validation windows and the first test window would overlap: "
+                         f"{len(starts['validation'])} validation windows, --predict_len {predict_len} needs "
+                         f"{predict_len}; choose shorter lengths, or by --split more for validation")
+    return starts, int(starts["train"][-1]) + length
 
 
 def _parts(field: Field, split: str, history_len: int, length: int) -> list[tuple[int, int]]:

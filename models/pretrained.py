@@ -102,6 +102,8 @@ class TrainedForecaster:
         steps, or another one than the index has.
         """
         settings = self._settings(members, flags)
+        if online and not isinstance(online, OnlineCalibration):
+            raise ValueError(f"online: {online!r}; give the result of the method online of this forecaster")
         history, start = labelled(history, history_start, self.field)
         steps, nodes, seen = self.history_steps, self.field.num_nodes, settings["history_len"]
         if 0 in history.shape or history.ndim not in (2, 3) or history.shape[-2:] != (steps, nodes) or (
@@ -168,7 +170,7 @@ class TrainedForecaster:
                           for one, step in zip(covariates, position.tolist(), strict=True)]
         if covariates is None and not names:
             return None
-        found = np.asarray(() if covariates is None else covariates)
+        found = real_array(() if covariates is None else covariates, "covariates")
         if found.ndim == len(lead) + 2:
             found = found[..., None, :]
         if not names or found.shape not in [(*lead, length, each, len(names)) for each in (1, nodes)]:
@@ -176,14 +178,22 @@ class TrainedForecaster:
             raise ValueError(f"{given}; this model was trained with {', '.join(names) or 'none'}: expected "
                              f"(step, covariate) or (step, node, covariate), {length} steps of history and horizon, "
                              "after the window axis if there is one")
-        if not np.isfinite(found).all():
-            raise ValueError("covariates: a value is missing or infinite; a forecast needs all of them")
-        return torch.from_numpy(np.ascontiguousarray(found.reshape(-1, *found.shape[len(lead):]), dtype=np.float64))
+        found = found.reshape(-1, *found.shape[len(lead):])
+        if (wrong := ~np.isfinite(found)).any():
+            window, step, _, covariate = np.argwhere(wrong)[0].tolist()
+            time, = self.field.as_text(self.field.times(int(position[window]) + step, 1))
+            raise ValueError(f"covariates: {names[covariate]} is missing or infinite at {time}; a forecast needs all")
+        return torch.from_numpy(found)
 
     def _of_frame(self, covariates: pd.DataFrame, position: int, length: int) -> np.ndarray:
-        """Covariates (step, covariate) of one window from a frame, its columns and times checked."""
-        names = tuple(self.field.covariates)
+        """Covariates of one window from a frame, its columns and times checked.
+
+        Shape: (step, covariate), or (step, node, 1) of one covariate with a column for each node.
+        """
+        names, nodes = tuple(self.field.covariates), self.field.node_names
         table = from_data_frame(covariates, "covariates", names)
+        if by_node := len(names) == 1 and {*(table.node_names or ())} == {*nodes}:
+            names = nodes
         if differing := node_differences(table, names).replace("nodes", "columns"):
             raise ValueError(f"covariates: {differing}; the model was trained with {listed(list(names))}")
         if table.times is not None:
@@ -193,13 +203,16 @@ class TrainedForecaster:
                 first, last, begin, end = self.field.as_text(np.concatenate([table.times[[0, -1]], wanted[[0, -1]]]))
                 raise ValueError(f"covariates: the index holds {len(table.times)} times from {first} to {last}; "
                                  f"expected {length}, from {begin} to {end}, those of history and horizon")
-        return in_order(table, names).values.numpy()
+        values = in_order(table, names).values.numpy()
+        return values[..., None] if by_node else values
 
     def _settings(self, members: int | str, flags: dict) -> dict:
         """The run's settings, with the given ones replaced. Raises: ValueError for unknown or impossible ones."""
         if unknown := [name for name in flags if name not in SAMPLING_FLAGS]:
             raise ValueError(f"{unknown[0]}: no flag of sampling; the flags are {', '.join(SAMPLING_FLAGS)}")
         number = {"members": members} if isinstance(members, str) else {"nsample": members} if members else {}
+        if twice := number.keys() & flags.keys():
+            raise ValueError(f"members {members}: {twice.pop()} is given too; leave one of them out")
         settings = {**self.checkpoint["config"], **flags, **number}
         return known_settings(settings, TrainConfig, {"sampler": SAMPLERS, "members": MEMBERS}, "forecast")
 
@@ -210,6 +223,8 @@ def labelled(history, start, field: FieldSummary) -> tuple[np.ndarray, np.ndarra
     The times are objects for `FieldSummary.step_at`.
     Raises: ValueError where labels and field, or labels and `start`, contradict each other, or no time is given.
     """
+    if isinstance(start, pd.Index | pd.Series):
+        start = list(start)  # as an array, times without a zone would be UTC
     if isinstance(history, list | tuple) and any(isinstance(one, pd.DataFrame) for one in history):
         starts = [None] * len(history) if start is None else list(np.atleast_1d(np.asarray(start)))
         if len(starts) != len(history):
@@ -231,11 +246,26 @@ def labelled(history, start, field: FieldSummary) -> tuple[np.ndarray, np.ndarra
     if start is None:
         raise ValueError("history_start: give the time of the first step of the history, or a DataFrame whose index "
                          "holds the times")
-    history = np.ma.filled(np.ma.asarray(history, dtype=np.float64), np.nan)
+    history = real_array(history, "history")
     times = np.asarray(start)
     objects = np.empty(times.size, dtype=object)
     objects[:] = [*times.ravel()]  # those of a datetime64 array stay such
     return history, objects.reshape(times.shape)
+
+
+def real_array(values, name: str) -> np.ndarray:
+    """An array in float64, NaN where it is masked. Raises: ValueError for what is no array of numbers."""
+    if hasattr(values, "dims"):
+        raise ValueError(f"{name}: {type(values).__name__} with names of its axes; give its .to_pandas(), or its "
+                         ".to_numpy() in the order of the run")
+    try:
+        found = np.ma.asarray(values)
+        if found.dtype.kind not in "bMmc":
+            return np.ascontiguousarray(np.ma.filled(found.astype(np.float64), np.nan))
+        problem = f"values of type {found.dtype}"
+    except (TypeError, ValueError) as error:
+        problem = str(error)
+    raise ValueError(f"{name}: {problem}; expected an array of numbers, or a DataFrame")
 
 
 def load_forecaster(folder: Path | str, device: torch.device | str = "cpu") -> TrainedForecaster:

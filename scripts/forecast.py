@@ -70,10 +70,11 @@ def open_series(run: TrainedForecaster, data_path: str, data_dir: str, covariate
     beside = read_covariates(path, found.calendar, tuple(field.node_names), 0 if covariates else position - first)
     for note in beside.notes:
         print(f"note: --covariates {beside.source}: {note}", file=sys.stderr)
-    if beside.names != tuple(field.covariates):
+    if {*beside.names} != {*field.covariates}:
         raise ValueError(f"--covariates {beside.source}: {listed(beside.names)}; the run was trained with "
                          f"{listed(list(field.covariates))}")
-    return Series(values, position, field.max_lag, beside.values[first:])
+    places = [beside.names.index(name) for name in field.covariates]
+    return Series(values, position, field.max_lag, beside.values[first:][..., places])
 
 
 def choose_windows(run: TrainedForecaster, steps: int, first: int, at: str = "", rolling: int = 0,

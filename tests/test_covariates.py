@@ -84,7 +84,8 @@ def test_names_of_nodes_in_another_case_are_refused(tmp_path):
     (table(start="2020-01-07"), "line 2: time 2020-01-07T00:00, the field has 2020-01-06T00:00 there"),
     (table(STEPS - 1), "59 steps, the field has 60; give one row for each, and more"),
     (table().assign(rain=[*range(58), None, 3]), "1 values are missing, the first in line 60, rain; fill them"),
-    (table().drop(index=30), "59 steps"),
+    (table().drop(index=30), "line 32: time 2020-01-07T07:00, the field has 2020-01-07T06:00 there"),
+    (table(start="2020-01-07").iloc[:36], "line 2: time 2020-01-07T00:00, the field has 2020-01-06T00:00 there"),
     (pd.concat([table().drop(index=30), table(61).tail(1)]), "line 32: time 2020-01-07T07:00, the field has"),
 ])
 def test_a_file_that_does_not_fit_the_field_is_refused_with_its_first_bad_row(tmp_path, frame, words):

@@ -1,13 +1,17 @@
 """Forecasts from Python: names, times and masks of a history are checked; the forecaster has a readable repr."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import xarray
 from conftest import random_values
 
 import main_pretrain
 import main_train
 from models import load_forecaster
+from scripts import forecast as forecast_script
 
 NODES, STEPS = ("a", "b", "c", "d"), 150
 FIELD = pd.DataFrame(random_values(STEPS, 4), pd.date_range("2020-01-06", periods=STEPS, freq="h"), NODES)
@@ -66,6 +70,9 @@ def test_times_of_any_time_zone_are_those_of_data_that_state_one(tmp_path):
     for start in (START, pd.Timestamp(START), history.index[0], history.index[0].tz_convert("Asia/Tokyo"),
                   history.index[0].tz_convert(None).to_datetime64(), "2020-01-11T23:00Z"):
         assert (forecaster.forecast(history.to_numpy(), start).members == whole.members).all()
+    both = np.stack([local[-7:-1], history])
+    for starts in (local.index[[-7, -6]], FIELD.index[[-7, -6]], FIELD.index[[-7, -6]].to_series()):
+        assert (forecaster.forecast(both, starts).times[1] == whole.times).all(), "without a zone as a single time"
     with pytest.raises(ValueError, match="history: its times state no time zone, those of the data are of .*01:00"):
         forecaster.forecast(HISTORY)
     with pytest.raises(ValueError, match=r"the index of the history begins at 2020-01-12T00:00\+01:00"):
@@ -107,6 +114,14 @@ def test_frames_of_several_windows_are_stacked(forecaster):
     (FIELD[-5:], None, r"history of shape \(5, 4\), start of shape \(\); expected \(6, 4\)"),
     ([FIELD[-6:], FIELD[-5:]], None, r"history: windows of shapes \(5, 4\), \(6, 4\); expected equal ones"),
     ([FIELD[-6:]], [START, START], "history_start: 2 times for 1 histories"),
+    (HISTORY.set_axis([pd.NaT, *HISTORY.index[1:]]), START, "history: row 0: .*no time"),
+    (pd.concat({"x": HISTORY}), START, "history: an index of 2 levels; expected the times alone"),
+    (HISTORY.to_numpy() > 0, START, "history: values of type bool; expected an array of numbers"),
+    (HISTORY.to_numpy() + 1j, START, "history: values of type complex64; expected"),
+    (np.full((6, 4), np.timedelta64(5, "h")), START, "history: values of type timedelta64.*; expected"),
+    (np.full((6, 4), pd.NA), START, "history: float.. argument .*; expected an array of numbers, or a DataFrame"),
+    ([[1.0, 2.0], [1.0]], START, "history: .*; expected an array of numbers"),
+    (xarray.DataArray(HISTORY), START, "history: DataArray with names of its axes; give its .to_pandas"),
 ])
 def test_labels_that_contradict_the_field_are_refused(forecaster, history, start, message):
     with pytest.raises(ValueError, match=message):
@@ -150,6 +165,11 @@ def test_covariates_in_a_frame_are_matched_by_name_and_time(special):
     frame = pd.DataFrame({"rain": np.arange(10.), "wind": np.arange(10.) ** 2}, times)
     wanted = special.forecast(history, covariates=frame.to_numpy()).members
     assert (special.forecast(history, covariates=frame[["wind", "rain"]]).members == wanted).all()
+    assert (special.forecast(history, covariates=frame.to_numpy().astype(object)).members == wanted).all()
+    masked = np.ma.array(frame.to_numpy(), mask=[[False, True]] + [[False, False]] * 9)
+    for missing in (masked, frame.where(frame != 4)):
+        with pytest.raises(ValueError, match="covariates: wind is missing or infinite at 2020-01-1.T..:00; a forecast"):
+            special.forecast(history, covariates=missing)
     with pytest.raises(ValueError, match="covariates: columns missing: wind; the model was trained with rain, wind"):
         special.forecast(history, covariates=frame[["rain"]])
     with pytest.raises(ValueError, match="covariates: the index holds 10 .*; expected 10, from 2020-01-11T20:00"):
@@ -176,4 +196,33 @@ def test_forecaster_and_forecast_are_two_lines(forecaster, special):
     first, second = repr(forecaster.forecast(HISTORY)).splitlines()
     assert first == "Forecast of field: 5 members, 4 steps, 4 nodes, unit not stated"
     assert second.startswith("2020-01-12T06:00 to 2020-01-12T09:00; CoST")
-    assert "2 windows of 5 members" in repr(forecaster.forecast([HISTORY, HISTORY]))
+    both = repr(forecaster.forecast([HISTORY, FIELD[-10:-4]]))
+    assert "2 windows of 5 members" in both and "2020-01-12T02:00 to 2020-01-12T09:00" in both
+
+
+def test_covariates_of_a_file_are_matched_by_name_too(special, tmp_path):
+    path = Path(special.checkpoint["config"]["covariates"])
+    pd.read_csv(path)[["time", "wind", "rain"]].to_csv(tmp_path / "turned.csv", index=False)
+    found = []
+    for number, beside in enumerate((path, tmp_path / "turned.csv")):
+        output = tmp_path / f"{number}.csv"
+        assert forecast_script.main([str(path.parent / "diffusion/field_6_4"), "--split", "test", "--device", "cpu",
+                                     "--covariates", str(beside), "--output", str(output)]) == 0
+        found.append(output.read_text())
+    assert found[0] == found[1]
+
+
+def test_one_covariate_may_have_a_column_for_each_node(tmp_path):
+    beside = pd.DataFrame(random_values(STEPS, 4, seed=1), FIELD.index, NODES)
+    beside.rename_axis("time").to_csv(tmp_path / "by.csv")
+    forecaster = trained(tmp_path, "--covariates", str(tmp_path / "by.csv"))
+    frame = beside[-10:]
+    wanted = forecaster.forecast(FIELD[-10:-4], covariates=frame.to_numpy()[..., None]).members
+    assert (forecaster.forecast(FIELD[-10:-4], covariates=frame[["d", "b", "a", "c"]]).members == wanted).all()
+
+
+def test_arguments_that_exclude_each_other_or_are_none_of_this_forecaster_are_refused(forecaster):
+    with pytest.raises(ValueError, match="members 5: nsample is given too; leave one of them out"):
+        forecaster.forecast(HISTORY, members=5, nsample=10)
+    with pytest.raises(ValueError, match="online: True; give the result of the method online"):
+        forecaster.forecast(HISTORY, online=True)

@@ -5,7 +5,7 @@ import errno
 import importlib.util
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,7 +55,7 @@ class Forecast:
     def __repr__(self) -> str:
         windows, members, steps, nodes = self._windows.shape
         several = f"{windows} windows of " if self.members.ndim > 3 else ""
-        first, last = self.field.as_text(self.times.ravel()[[0, -1]])
+        first, last = self.field.as_text(np.array([self.times.min(), self.times.max()]))
         return (f"Forecast of {self.field.name}: {several}{members} members, {steps} steps, {nodes} nodes, "
                 f"{self.field.unit}\n{first} to {last}; {self.source}")
 
@@ -64,7 +64,7 @@ class Forecast:
         """Mean of the members: (F, node)."""
         return self.members.mean(-3)
 
-    def quantile(self, level: float | Iterable[float]) -> np.ndarray:
+    def quantile(self, level: float | Sequence[float]) -> np.ndarray:
         """Quantile of the members, linear between the sorted ones as in the scores: (F, node), or (level, F, node)."""
         levels = np.atleast_1d(level)
         if not ((levels >= 0) & (levels <= 1)).all():
