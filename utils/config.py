@@ -145,9 +145,9 @@ class TrainConfig(CommonConfig):
     margin: str = flag("auto", DIFFUSION, "what is diffused: the residual over the fluctuation scale (scaled), also "
                        "mapped to a normal distribution by the quantiles of stage 1 (shaped), the residual (residual), "
                        "normal scores under these quantiles (quantile), or among training values of about the same "
-                       "forecast (empirical); auto: empirical where no value can be negative and 40 %% of the "
-                       "training values are 0 (of counts 90 %%), times of the day or other cycle at which a node is "
-                       "always 0 aside; scaled for counts or without --scale quantiles, else shaped",
+                       "forecast (empirical); auto: empirical where no value can be negative and 90 %% of the "
+                       "training values are 0, or, but for counts, 40 %% of those at times of the day (or other "
+                       "cycle) at which their node is not always 0; scaled for counts or without --scale quantiles, else shaped",
                        choices="margin")
     noise: str = flag("covariance", DIFFUSION, "noise of the diffusion: with the covariance of residuals over nodes "
                       "and steps, by class of the fluctuation scale (covariance), or independent", choices="noise")
