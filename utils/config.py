@@ -147,7 +147,8 @@ class TrainConfig(CommonConfig):
                        "normal scores under these quantiles (quantile), or among training values of about the same "
                        "forecast (empirical); auto: empirical where no value can be negative and 90 %% of the "
                        "training values are 0, or, but for counts, 40 %% of those at times of the day (or other "
-                       "cycle) at which their node is not always 0; scaled for counts or without --scale quantiles, else shaped",
+                       "cycle) at which their node is not always 0; scaled for counts or without --scale quantiles, "
+                       "else shaped",
                        choices="margin")
     noise: str = flag("covariance", DIFFUSION, "noise of the diffusion: with the covariance of residuals over nodes "
                       "and steps, by class of the fluctuation scale (covariance), or independent", choices="noise")

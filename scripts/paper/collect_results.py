@@ -4,8 +4,8 @@
 
 Writes docs/results/<H>_<F>.csv (one row per run), .md (all rows beside every published one, with paired intervals) and
 joint_<H>_<F>.csv and .md; for 12 -> 12 also ablation.md and what stands between the `results` marks of README.md. With
-`--keep`, runs that save lacks stay as the .csv has them. Their differences stay as printed, with an asterisk where the
-other run is new; in ablation.md they have no interval then.
+`--keep`, runs that save lacks stay as the .csv has them. Differences of theirs that have an interval stay as printed,
+with an asterisk where the other run is new; others, and those of ablation.md, are computed again without an interval.
 """
 
 import functools
@@ -177,8 +177,9 @@ def compared(ours: pd.DataFrame, theirs: pd.DataFrame, scores: Sequence[str], le
     if not len(ours) or not len(theirs):
         return [""] * len(scores)
     if pd.concat([ours, theirs]).path.isna().any():
-        relative = ours[scores].mean() / theirs[scores].mean() - 1
-        return [in_words({"relative": relative[score], "lower": None}) for score in scores]
+        relative = ours[[*scores]].mean() / theirs[[*scores]].mean() - 1
+        return [in_words({"relative": relative[score], "lower": None}) if pd.notna(relative[score]) else ""
+                for score in scores]
     ours, theirs = ([windows_of(path) for path in runs.path] for runs in (ours, theirs))
     block = independent_block(ours[0]["start"], length)
     return [in_words(paired_difference(ours, theirs, score, block))
@@ -224,8 +225,10 @@ def differences(runs: pd.DataFrame, length: int, scores: Sequence[str] = COMPARE
         absent = pd.concat([groups[ours], theirs]).path.isna()
         if absent.any():
             found = (printed or {}).get((runs.data_name.iloc[0], name, kind), [""] * len(scores))
-            if not absent.all():
+            if not absent.all() and any("[" in text for text in found):
                 found = [text and f"{text.removesuffix(' *')} *" for text in found]
+            elif not absent.all():
+                found = compared(groups[ours], theirs, scores, length)
         else:
             found = compared(groups[ours], theirs, scores, length)
         rows.append([name, kind, *found])
