@@ -101,16 +101,19 @@ def test_the_results_in_the_readme_are_those_of_the_table():
         assert f"{wanted[row[1]]:.4f}" in row[head.index("default")]
 
 
-def test_the_figures_of_reliability_are_those_of_the_soak_and_of_the_benchmark_of_scale():
+def test_the_figures_of_reliability_are_those_of_the_soak_and_of_the_benchmark_of_speed():
     block = (ROOT / "docs/reliability.md").read_text().split("## Measured")[1].split("\n## ")[0]
-    soak, scale = (json.loads((ROOT / f"docs/results/{name}.json").read_text()) for name in ("soak", "scale"))
+    soak, *sizes = (json.loads((ROOT / f"docs/results/{name}.json").read_text())
+                    for name in ("soak", "speed_1000_nodes", "speed_10000_nodes"))
     for part in (soak["kills"], soak["inputs"]):
         assert f"| {part['tried']} | {part['survived']} | {part['lost']} |" in block
-    row = scale["rows"][-1]
-    assert f"{row['nodes']:,} nodes x {row['time_steps']:,} steps" in block
-    assert f"{row['train_1']:.2f} s per training window in stage 1, {row['train_2']:.2f} s in stage 2" in block
-    assert f"{row['forecast']:.1f} s per forecast" in block
-    assert f"{row['peak_mb'] / 1000:.1f} GB" in block and scale["linear"] and scale["memory_within_bound"]
+    for size in sizes:
+        step, forecast = (size["seconds"][what]["cost"] for what in ("training step", "forecast"))
+        nodes = size["nodes"]
+        assert (f"| [{nodes:,}](results/speed_{nodes}_nodes.json) | {step:.2g} s | {forecast:.2g} s | "
+                f"{size['peak_memory_mb'] / 1000:.1f} GB |") in block
+    small, large = (size["seconds"]["forecast"]["cost"] / size["nodes"] for size in sizes)
+    assert large < 1.5 * small, "about linear"
 
 
 def test_tables_replace_only_what_stands_between_the_marks():
