@@ -1,6 +1,8 @@
 """Correction of ensembles while observations arrive: quantile levels by adaptive conformal inference."""
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +45,13 @@ class OnlineCalibration:
         self.shift, self.width = torch.zeros(()), 1.0
         self._step, self._issued = None, []
 
+    def check_order(self, steps: Sequence[int]) -> None:
+        """Raises: ValueError where windows from these steps do not come after the one before, in the order of time."""
+        for before, step in itertools.pairwise([-math.inf if self._step is None else self._step, *steps]):
+            if step <= before:
+                raise ValueError(f"a window from step {step} after one from step {before}: an online correction takes "
+                                 "windows in the order of time, each once")
+
     def correct(self, history: Tensor, members: Tensor, step: int) -> Tensor:
         """The corrected members of the window whose first forecast step has the position `step` in the series.
 
@@ -54,9 +63,7 @@ class OnlineCalibration:
         if self._step is not None and members.shape[1:] != self.shift.shape:
             raise ValueError(f"windows of {tuple(members.shape[1:])} (step, node) after those of "
                              f"{tuple(self.shift.shape)}: an online correction is of one run")
-        if self._step is not None and step <= self._step:
-            raise ValueError(f"a window from step {step} after one from step {self._step}: an online correction takes "
-                             "windows in the order of time, each once")
+        self.check_order([step])
         members = members.double()
         history = logarithms(history.to(members), self.least)
         if self.least is not None:

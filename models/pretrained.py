@@ -133,9 +133,11 @@ class TrainedForecaster:
             warnings.warn(warning, stacklevel=2)
         covariates = self._covariates(covariates, start.shape, position, seen + settings["predict_len"])
         batch = self.field.batch(values.to(self.device), position, settings["predict_len"], covariates)
+        first = (position + seen).tolist()
+        if online:
+            online.check_order(first)
         members = self.field.scaler.physical(ensemble_sampler(self.model, settings, self.device)(batch))
         if online:
-            first = (position + seen).tolist()
             members = torch.stack([online.correct(*window)
                                  for window in zip(values[:, -seen:], members, first, strict=True)])
         times = np.stack([self.field.times(one + seen - 1, 1 + settings["predict_len"]) for one in position.tolist()])

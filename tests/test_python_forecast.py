@@ -226,3 +226,12 @@ def test_arguments_that_exclude_each_other_or_are_none_of_this_forecaster_are_re
         forecaster.forecast(HISTORY, members=5, nsample=10)
     with pytest.raises(ValueError, match="online: True; give the result of the method online"):
         forecaster.forecast(HISTORY, online=True)
+
+
+def test_windows_that_are_refused_leave_an_online_correction_as_it_was(forecaster):
+    online, windows = forecaster.online(), [FIELD[-8:-2], HISTORY]
+    for wrong in (windows[::-1], [HISTORY, HISTORY]):
+        with pytest.raises(ValueError, match="a window from step 1.. after one from step 150: .* in the order of time"):
+            forecaster.forecast(wrong, online=online)
+    wanted = forecaster.forecast(windows, online=forecaster.online()).members
+    assert (forecaster.forecast(windows, online=online).members == wanted).all()
