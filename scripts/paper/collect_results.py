@@ -223,14 +223,11 @@ def differences(runs: pd.DataFrame, length: int, scores: Sequence[str] = COMPARE
         if (ours := (DEFAULTS[kind], kind)) not in groups or name in DEFAULTS.values():
             continue
         absent = pd.concat([groups[ours], theirs]).path.isna()
-        if absent.any():
-            found = (printed or {}).get((runs.data_name.iloc[0], name, kind), [""] * len(scores))
-            if not absent.all() and any("[" in text for text in found):
-                found = [text and f"{text.removesuffix(' *')} *" for text in found]
-            elif not absent.all():
-                found = compared(groups[ours], theirs, scores, length)
-        else:
-            found = compared(groups[ours], theirs, scores, length)
+        found = (printed or {}).get((runs.data_name.iloc[0], name, kind), [""] * len(scores))
+        if not absent.all():
+            kept = absent.any() and any("[" in text for text in found)
+            found = ([text and f"{text.removesuffix(' *')} *" for text in found] if kept
+                     else compared(groups[ours], theirs, scores, length))
         rows.append([name, kind, *found])
     return [f"{DEFAULT} against", "members", *scores], rows
 
