@@ -156,8 +156,8 @@ def test_the_claim_of_the_first_lines_is_that_of_the_tables():
 def test_what_is_said_of_files_of_ones_own_is_what_the_panel_shows():
     table = pd.read_csv(ROOT / "docs/results/panel.csv")
     ratio, node = table.ratio, table.worst_node_ratio
-    assert f"On {(node > 1.1).sum()} some node is more than 10 % worse, at most by a factor of {node.max():.1f}" in (
-        " ".join(README.split()))
+    assert (f"On {(node > 1.1).sum()} the CRPS of at least one node is more than 10 % higher, "
+            f"at most {node.max():.1f} times as high") in " ".join(README.split())
     lower, worst = round(100 * (1 - np.exp(np.log(ratio).mean()))), round(100 * (ratio.max() - 1))
     assert f"On {len(ratio)} public fields of many kinds, the CRPS of the default is {lower} % lower" in README
     assert f"On {(ratio > 1.02).sum()} of them it is more than 2 % higher, at most {worst} %" in README
