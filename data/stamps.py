@@ -146,8 +146,8 @@ def _unevenness(times: np.ndarray) -> float:
 
 def holds_times(column: pd.Series) -> bool:
     """Whether a column is of times, or its first cell is a time and not a number."""
-    if column.dtype.kind == "M" and column.notna().any():
-        return True
+    if column.dtype.kind == "M":
+        return bool(column.notna().any())
     if column.dtype.kind in "iufb" or not len(column) or pd.isna(column.iloc[0]):
         return False
     text = str(column.iloc[0]).strip()

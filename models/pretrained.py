@@ -133,11 +133,10 @@ class TrainedForecaster:
             warnings.warn(warning, stacklevel=2)
         covariates = self._covariates(covariates, start.shape, position, seen + settings["predict_len"])
         batch = self.field.batch(values.to(self.device), position, settings["predict_len"], covariates)
-        first = (position + seen).tolist()
-        if online:
-            online.check_order(first)
         members = self.field.scaler.physical(ensemble_sampler(self.model, settings, self.device)(batch))
         if online:
+            first = (position + seen).tolist()
+            online.check_order(first)
             members = torch.stack([online.correct(*window)
                                  for window in zip(values[:, -seen:], members, first, strict=True)])
         times = np.stack([self.field.times(one + seen - 1, 1 + settings["predict_len"]) for one in position.tolist()])
@@ -263,7 +262,7 @@ def real_array(values, name: str) -> np.ndarray:
     try:
         found = np.ma.asarray(values)
         if found.dtype.kind not in "bMmc":
-            return np.ascontiguousarray(np.ma.filled(found.astype(np.float64), np.nan))
+            return np.ascontiguousarray(np.ma.filled(found.astype(np.float64, copy=False), np.nan))
         problem = f"values of type {found.dtype}"
     except (TypeError, ValueError) as error:
         problem = str(error)

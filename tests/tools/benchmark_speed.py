@@ -17,6 +17,7 @@ import torch
 from data.fluctuation import fluctuation_scale
 from data.registry import DATASETS
 from models import build_forecaster, build_mean_model, ensemble_sampler
+from scripts.paper.benchmark import chosen
 from utils.config import (
     OF_OWN_FILE,
     RECIPES,
@@ -102,13 +103,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = FlagParser(__doc__.splitlines()[0])
     parser.add_flags(TrainConfig, CHOICES, ("data_dir", "device", "data_path", *OF_OWN_FILE))
     parser.add_argument("--data_name", help=f"one of {', '.join(DATASETS)} (default: MobileNJ)")
-    parser.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--recipes", default="", help=f"comma-separated; none named: {', '.join(RECIPES)}")
     parser.add_argument("--json", type=output_path, default=None, help="write the numbers there")
     given = vars(parser.parse_args(arguments))
-    recipes, target = given.pop("recipes").split(","), given.pop("json")
+    recipes, target = chosen(given.pop("recipes"), RECIPES, "recipes") or [*RECIPES], given.pop("json")
     given = {"data_name": "MobileNJ"} | with_own_data({name: value for name, value in given.items() if value})
-    if unknown := {*recipes} - {*RECIPES}:
-        parser.error(f"--recipes {unknown.pop()}: choose from {', '.join(RECIPES)}")
     configs = {name: resolve(TrainConfig, {**given, "recipe": name}) for name in recipes}
     result = compare(configs, choose_device(configs[recipes[0]].device), ROUNDS)
     print(json.dumps(result, indent=1))
