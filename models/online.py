@@ -34,13 +34,15 @@ class OnlineCalibration:
     and alike for the share above the median of each node and step. An observation equal to the quantile counts by the
     share of its ties above the level. Ensembles of equal members and missing observations change nothing.
     With `least` (node,) all of it is of logarithms, as in `data.scaling.Scaler`; no member is above `highest` (node,).
+    `run` identifies the run whose forecasts are corrected.
     Units: any, the same in all calls.
     Source: Gibbs and Candes 2021 (arXiv:2106.00170), Eq. 2, with the delay of the horizon; on z in place of levels, as
     the quantile tracker of Angelopoulos et al. 2023 (arXiv:2307.16895).
     """
 
-    def __init__(self, support: tuple = ANY_VALUE, least: Tensor | None = None, highest: Tensor | float = math.inf):
-        self.support, self.least = support, least
+    def __init__(self, support: tuple = ANY_VALUE, least: Tensor | None = None, highest: Tensor | float = math.inf,
+                 run: dict | None = None):
+        self.support, self.least, self.run = support, least, run
         self.highest = logarithms(torch.as_tensor(highest), least)
         self.shift, self.width = torch.zeros(()), 1.0
         self._step, self._issued = None, []

@@ -102,8 +102,9 @@ class TrainedForecaster:
         steps, or another one than the index has.
         """
         settings = self._settings(members, flags)
-        if online and not isinstance(online, OnlineCalibration):
-            raise ValueError(f"online: {online!r}; give the result of the method online of this forecaster")
+        if online and (not isinstance(online, OnlineCalibration) or online.run != self._identity):
+            given = "that of another run" if isinstance(online, OnlineCalibration) else repr(online)
+            raise ValueError(f"online: {given}; give the result of the method online of this forecaster")
         history, start = labelled(history, history_start, self.field)
         steps, nodes, seen = self.history_steps, self.field.num_nodes, settings["history_len"]
         if 0 in history.shape or history.ndim not in (2, 3) or history.shape[-2:] != (steps, nodes) or (
@@ -155,7 +156,12 @@ class TrainedForecaster:
         least, highest, *flags = (scaler.part(name, self.device) for name in names)
         bounded, whole = map(torch.as_tensor, flags)
         support = ANY_VALUE if scaler.least else (torch.where(bounded, 0.0, -torch.inf), (bounded & whole).double())
-        return OnlineCalibration(support, least, highest)
+        return OnlineCalibration(support, least, highest, self._identity)
+
+    @property
+    def _identity(self) -> dict:
+        """Data and settings of both stages."""
+        return {part: self.checkpoint[part] for part in ("fingerprint", "mean_config", "config")}
 
     def _covariates(self, covariates, lead: tuple[int, ...], position: Tensor, length: int) -> Tensor | None:
         """Covariates as (window, H + F, node or 1, covariate), of a frame in the order of training.

@@ -1,5 +1,7 @@
 """Forecasts from Python: names, times and masks of a history are checked; the forecaster has a readable repr."""
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +228,9 @@ def test_arguments_that_exclude_each_other_or_are_none_of_this_forecaster_are_re
         forecaster.forecast(HISTORY, members=5, nsample=10)
     with pytest.raises(ValueError, match="online: True; give the result of the method online"):
         forecaster.forecast(HISTORY, online=True)
+    other = replace(forecaster, checkpoint={**forecaster.checkpoint, "mean_config": {}})
+    with pytest.raises(ValueError, match="online: that of another run; give the result of the method online"):
+        forecaster.forecast(HISTORY, online=other.online())
 
 
 def test_windows_that_are_refused_leave_an_online_correction_as_it_was(forecaster):
@@ -234,4 +239,5 @@ def test_windows_that_are_refused_leave_an_online_correction_as_it_was(forecaste
         with pytest.raises(ValueError, match="a window from step 1.. after one from step 150: .* in the order of time"):
             forecaster.forecast(wrong, online=online)
     wanted = forecaster.forecast(windows, online=forecaster.online()).members
-    assert (forecaster.forecast(windows, online=online).members == wanted).all()
+    stored = pickle.loads(pickle.dumps(online))
+    assert (forecaster.forecast(windows, online=stored).members == wanted).all()
