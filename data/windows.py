@@ -28,13 +28,15 @@ FINGERPRINT_VALUES = 1 << 24
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """Flags, see `split_windows`, `WindowedField`, `NodeStatistics.scaler` and `lags.choose_lags`."""
+    """Flags, see `split_windows`, `WindowedField`, `NodeStatistics.scaler`, `lags.choose_lags`; support: any values,
+    only `nonnegative` ones, or those of the card of the field (auto)."""
 
     split: str = ""
     training_span: str = "targets"
     scaling: str = "field"
     lags: str = "none"
     highest: float | None = None
+    support: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class WindowedField:
                                  f"to {last + predict_len - 1}: choose another --split")
         self.measured = self.training if settings.training_span == "targets" else self.training[:-predict_len]
         self.num_nodes = field.values.shape[1]
-        self.field = self._fit_scaler(field, settings.scaling)
+        self.field = self._fit_scaler(field, settings.scaling, settings.support)
         if (highest := settings.highest) is not None:
             largest = float(by_node(field.values, torch.amax).max())
             if largest > max(highest, self.scaler.stored(highest)):
@@ -134,21 +136,24 @@ class WindowedField:
         self._climatology = Climatology(self._values, self._slots[:, 0], field.calendar.sizes[0], self.scaler,
                                         references, field.masked)
 
-    def _fit_scaler(self, field: Field, scaling: str) -> Field:
+    def _fit_scaler(self, field: Field, scaling: str, support: str) -> Field:
         """Fit `scaler` and `alike`; the field with its support, and with notes on both."""
+        nonnegative = {"auto": field.spec.nonnegative, "any": False, "nonnegative": True}[support]
+        if support == "nonnegative" and (lowest := by_node(field.values, torch.amin).min()) < 0:
+            raise ValueError(f"--support nonnegative: {field.name} has values down to {lowest:g}; leave the flag out")
         if scaling == "field" and field.name in DATASETS:
             self.scaler, self.alike, notes = Scaler.fit(self.measured), True, []
         else:
             statistics = NodeStatistics.of(self.measured)
             self.alike = not bool(statistics.unlike().any())
             self.scaler = statistics.scaler(self.measured, scaling, self.predict_len)
-            if field.spec.nonnegative is not False and field.name not in DATASETS:
+            if nonnegative is not False and field.name not in DATASETS:
                 self.scaler = replace(self.scaler, highest=statistics.upper_bounds(self.measured, field.values))
             notes = notes_on_scale(statistics, self.scaler, scaling, field)
             if self.scaler.least and (lowest := by_node(field.values, torch.amin).min()) <= 0:
                 notes.append(f"the logarithms of values are used, as training values are positive, but later there are "
                              f"values down to {lowest:g}: no forecast is below 0; see --scaling")
-        nonnegative = field.spec.nonnegative
+        overall = nonnegative
         if nonnegative is None:
             from_zero, lowest = (by_node(values, torch.amin) for values in (self.training, field.values))
             if not self.scaler.by_node:
@@ -159,9 +164,9 @@ class WindowedField:
                              f"{lowest.min():g}: forecasts may be negative too")
             bounded = from_zero & (lowest >= 0)
             nonnegative = tuple(bounded.tolist()) if self.scaler.by_node else bool(bounded)
-            field = with_support(field, bool(bounded.all()))
+            overall = bool(bounded.all())
         self.scaler = replace(self.scaler, nonnegative=nonnegative)
-        return field.with_notes(*notes)
+        return replace(field, spec=replace(field.spec, nonnegative=overall)).with_notes(*notes)
 
     @property
     def support(self) -> tuple[float, float] | tuple[Tensor, Tensor]:
@@ -400,16 +405,3 @@ def notes_on_scale(statistics: NodeStatistics, scaler: Scaler, scaling: str, fie
     return [text.format(f"{int(chosen.sum())} of {len(names)} nodes "
                         f"({listed([names[node] for node in chosen.nonzero().flatten()])})")
             for chosen, text in texts if chosen.any()]
-
-
-def with_support(field: Field, nonnegative: bool) -> Field:
-    return replace(field, spec=replace(field.spec, nonnegative=nonnegative))
-
-
-def supported(field: Field, support: str) -> Field:
-    """The field with the support "auto", "any" or "nonnegative". Raises: ValueError where a value is outside of it."""
-    if support != "auto":
-        field = with_support(field, support == "nonnegative")
-    if support == "nonnegative" and (lowest := by_node(field.values, torch.amin).min()) < 0:
-        raise ValueError(f"--support nonnegative: {field.name} has values down to {lowest:g}; leave the flag out")
-    return field

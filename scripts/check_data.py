@@ -19,7 +19,7 @@ from data.lags import choose_lags
 from data.scaling import as_real, by_node
 from data.stamps import local_times
 from data.table import check_memory, listed
-from data.windows import SPLITS, WindowedField, WindowSettings, supported
+from data.windows import SPLITS, WindowedField, WindowSettings
 from utils import config
 from utils.output.plots import draw_field
 from utils.pipeline import CHOICES, from_flags, read_field
@@ -82,7 +82,6 @@ def main(arguments: list[str] | None = None) -> int:
         raise ValueError(f"{typed['data_path']}: every value is missing")
     for note in field.notes:
         print(f"note: {note}")
-    field = supported(field, chosen.support)
     if field.masked and "missing" not in given:
         print("note: values are missing: training refuses them without --missing mask")
     check_memory(Path(chosen.data_path), 8 * field.values.numel())  # with a copy in float32 without gaps

@@ -24,7 +24,7 @@ from data.matching import match
 from data.nodes import numbered, read_graph, read_node_table
 from data.readers import READERS, read_file
 from data.summary import FieldSummary
-from data.windows import WindowedField, WindowSettings, supported
+from data.windows import WindowedField, WindowSettings
 
 VALUES = random_values(48, 4)
 SERIES = VALUES[:, 0].astype(np.float64)
@@ -572,7 +572,7 @@ def test_missing_values_are_refused_with_the_line_and_the_node_of_the_first(tmp_
 def test_the_support_is_that_of_the_flag_or_of_the_training_part(tmp_path, values, support, nonnegative):
     np.save(tmp_path / "a.npy", values)
     own = OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")
-    data = WindowedField(supported(load_field("a", ROOT, own), support), 6, 4)
+    data = WindowedField(load_field("a", ROOT, own), 6, 4, WindowSettings(support=support))
     expected = data.training.min() == 0 if support == "auto" else nonnegative
     assert data.field.spec.nonnegative is bool(expected) and (data.support == ANY_VALUE) is not bool(expected)
 
@@ -586,8 +586,8 @@ def test_no_forecast_is_above_the_largest_value_of_a_node_that_mostly_has_it(tmp
     values[::round(1 / share), 1] = 310.5
     values[-1, 1] = 310.5 + later
     np.save(tmp_path / "a.npy", values)
-    field = supported(load_field("a", ROOT, OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")), support)
-    data = WindowedField(field, 6, 4, WindowSettings(scaling="auto"))
+    field = load_field("a", ROOT, OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01"))
+    data = WindowedField(field, 6, 4, WindowSettings(scaling="auto", support=support))
     assert any("1 of 3 nodes (node 1) mostly have their largest value" in note for note in data.field.notes) is bounded
     found = data.scaler.physical(torch.full((2, 3), 50.0))
     assert found[:, 1].eq(310.5).all().item() is bounded and found[:, [0, 2]].gt(311).all()
@@ -598,7 +598,8 @@ def test_no_forecast_is_above_the_largest_value_of_a_node_that_mostly_has_it(tmp
 def test_values_below_zero_contradict_a_nonnegative_support(tmp_path):
     np.save(tmp_path / "a.npy", VALUES - 20)
     with pytest.raises(ValueError, match="--support nonnegative: a has values down to -"):
-        supported(load_field("a", ROOT, OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")), "nonnegative")
+        WindowedField(load_field("a", ROOT, OwnFile(str(tmp_path / "a.npy"), "1h", "2024-01-01")), 6, 4,
+                      WindowSettings(support="nonnegative"))
 
 
 def test_a_field_that_is_negative_after_a_training_part_from_zero_on_is_not_nonnegative_and_says_so(tmp_path):

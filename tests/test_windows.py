@@ -15,7 +15,7 @@ from data.constants import ANY_VALUE
 from data.fields import load_field
 from data.fluctuation import fluctuation_scale
 from data.scaling import Scaler
-from data.windows import SPLITS, WindowedField, WindowSettings, split_windows, with_support
+from data.windows import SPLITS, WindowedField, WindowSettings, split_windows
 
 
 def lengths(starts: dict) -> tuple:
@@ -236,7 +236,7 @@ def test_the_minimum_is_the_standardized_zero_to_the_bit_where_values_cannot_be_
     assert WindowedField(field, 6, 4).support == ANY_VALUE == (float("-inf"), 0.0)
     for shift in range(40):  # as many scalers
         values[0, 0] = mean + shift
-        data = WindowedField(with_support(make_field(values), True), 6, 4)
+        data = WindowedField(make_field(values), 6, 4, WindowSettings(support="nonnegative"))
         assert torch.tensor(data.support[0]) == data.scaler.standardize(torch.zeros(100))[50]
 
 

@@ -17,7 +17,7 @@ from data.registry import DATASETS, DEFAULT_DATA_DIR, data_dir_from
 from data.scaling import BLOCK, add_at
 from data.summary import FieldSummary
 from data.synthetic import OracleSettings
-from data.windows import Batch, WindowedField, WindowSettings, supported
+from data.windows import Batch, WindowedField, WindowSettings
 from models import Forecaster, MeanModel, OnlineCalibration
 from models.base import FEW_WINDOWS, independent
 from models.baselines import BASELINES, POOLED, SIMPLE, equidistant
@@ -63,7 +63,7 @@ def read_field(settings: dict, data_dir: str, missing: str, like: FieldSummary |
 def open_windows(settings: dict, data_dir: str, device: torch.device | str,
                  like: FieldSummary | None = None) -> WindowedField:
     """The dataset of a configuration, as windows on the device; like: see `data.fields.load_field`."""
-    field = supported(read_field(settings, data_dir, settings["missing"], like), settings["support"])
+    field = read_field(settings, data_dir, settings["missing"], like)
     covariates = None
     if path := settings["covariates"]:
         covariates = read_covariates(path, field.calendar, field.node_names)
