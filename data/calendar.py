@@ -183,6 +183,18 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
                      f"({in_words(interval)} after {stamp(times[step - 1], zone)}{asked}): {kind}")
 
 
+def regular_axis(times: np.ndarray, where: Callable[[int], str], wanted: Interval | None, zone: str,
+                 gaps: bool) -> tuple[Interval, np.ndarray, np.ndarray]:
+    """The interval as by `regular_interval`, the stamps of all its steps, and which of them each row is."""
+    interval = regular_interval(times, where, wanted, zone, gaps)
+    clock = clock_of(times, interval, zone)
+    steps = ((clock - clock[0]) // step_size(interval)).astype(int)
+    start, rule = first_step(times, interval, zone)
+    whole = make_calendar(start, interval, int(steps[-1]) + 1, zone, rule or PLAIN).times.astype("datetime64[s]")
+    whole[steps] = times
+    return interval, whole, steps
+
+
 def clock_text(clock: np.datetime64, interval: Interval, zone: str) -> str:
     """A time of `clock_of` as text: a month, or a stamp."""
     if interval[1] == "month":

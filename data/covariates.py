@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .calendar import Calendar, clock_of, clock_text, step_size
-from .matching import in_order, node_differences
 from .readers import read_file
 from .scaling import Scaler, as_real
 from .stamps import check_zone, stamp
@@ -80,10 +79,10 @@ def _arranged(table: Table, node_names: tuple[str, ...], flag: str) -> tuple[Ten
     """Values (time, node or 1, covariate) of a file in one of the layouts, and the names of its columns, if any."""
     nodes = len(node_names)
     if {name.lower() for name in table.node_names or ()} & {name.lower() for name in node_names}:
-        if differing := node_differences(table, node_names):
+        if differing := table.node_differences(node_names):
             raise ValueError(f"{flag}: {differing}; give one column for each node of the field, or, for covariates of "
                              "the whole field, other names than those of its nodes")
-        return in_order(table, node_names).values.unsqueeze(2), None
+        return table.in_order(node_names).values.unsqueeze(2), None
     if table.grid is not None:
         if table.grid[0] != nodes or table.kept is not None:
             raise ValueError(f"{flag}: {table.grid} values in each step; expected (node, covariate) of {nodes} nodes, "

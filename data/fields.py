@@ -9,13 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .calendar import Calendar, first_step, make_calendar, parse_interval
-from .matching import match, on_regular_axis
+from .calendar import Calendar, Interval, first_step, make_calendar, missing_rows, parse_interval, regular_axis
 from .nodes import numbered, read_graph, read_node_table
 from .readers import ending_of, read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
 from .scaling import BLOCK, as_real, by_node
-from .stamps import PLAIN, parse_time, read_stamps, stamp
+from .stamps import PLAIN, check_zone, parse_time, read_stamps, stamp
 from .synthetic import OracleSettings, make_oracle
 from .table import Table, listed
 
@@ -167,6 +166,64 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
         num_nodes=table.values.shape[1], interval=wanted, start=(start,), time_zone=table.zone, rule=rule,
         source=str(path), grid=table.grid if table.kept is None else None, nonnegative=None,
     ), table
+
+
+def match(table: Table, field, source: str) -> Table:
+    """The table with the nodes of a field in its order, on its regular time axis; field: a `summary.FieldSummary`.
+
+    Used for the file of the run, a newer one, and tables of a Python program. Where values of the field may be missing,
+    rows that the table lacks are inserted as gaps.
+    Raises: ValueError where the table is of another field: what differs, or the first time that is no step of it.
+    """
+    wanted = False  # places without a value are gaps of the field, else they are left out as land
+    if field.masked and table.node_names is not None:
+        wanted = np.isin(table.node_names, field.node_names)
+    elif field.masked and table.grid == field.grid:
+        wanted = field.kept is None or np.isin(range(table.values.shape[1]), field.kept)
+    table = table.without_land(wanted)
+    differing = [table.node_differences(field.node_names)]
+    if not any(differing) and table.node_names is None and table.coordinates is not None and (
+            field.coordinates is not None and not np.allclose(table.coordinates, field.coordinates, atol=1e-3)):
+        differing.append("nodes at other latitudes and longitudes, or in another order, without names")
+    if table.node_names is None and table.grid and field.grid:
+        if tuple(table.grid) != tuple(field.grid):
+            differing.append("a grid of {} rows and {} columns (wanted {} and {})".format(*table.grid, *field.grid))
+        elif not np.array_equal(table.kept, field.kept):
+            differing.append("values at other places of the grid")
+    if table.unit and table.unit not in (field.unit, field.cf_unit):
+        differing.append(f"unit {table.unit} (wanted {field.unit})")
+    if any(differing):
+        raise ValueError(f"{source}: another field than the run was trained on: {'; '.join(filter(None, differing))}")
+    if table.grid and table.node_names is None and table.coordinates is None and field.coordinates is not None:
+        table = table.with_notes("it has no latitude and longitude: its places are taken in the order of the run")
+    if table.times is not None:
+        check_zone(table.zone, field.time_zone, source)
+        first = table.where(0)
+        table, _ = on_regular_axis(replace(table, zone=field.time_zone), source, field.interval, field.masked)
+        try:
+            field.step_at(table.times[0])
+        except ValueError as error:
+            raise ValueError(f"{source}: {first}: {error}") from error
+    return replace(table, zone=field.time_zone).in_order(field.node_names)
+
+
+def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, gaps: bool) -> tuple[Table, Interval]:
+    """A table with its stamps checked, and their interval: `wanted`, else that of the file.
+
+    gaps: missing rows are inserted without values, and noted; else they are refused.
+    Raises: ValueError for the first wrong stamp.
+    """
+    def where(step: int) -> str:
+        return f"{source}: {table.where(step)}"
+
+    interval, times, steps = regular_axis(table.times, where, wanted, table.zone, gaps)
+    if len(times) == len(steps):
+        return table, interval
+    note = f"{missing_rows(table.times, interval, table.zone)}: inserted as gaps"
+    given = as_real(table.values)
+    values = given.new_full((len(times), given.shape[1]), math.nan)
+    values[torch.from_numpy(steps)] = given
+    return table.with_notes(note, values=values, times=times, where=Table.where), interval
 
 
 def notes_on(table: Table, values: Tensor) -> tuple[str, ...]:

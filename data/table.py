@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,6 +68,21 @@ class Table:
         return replace(self, values=self.values[:, torch.from_numpy(places)],
                        node_names=names and tuple(names[place] for place in places),
                        coordinates=None if coordinates is None else coordinates[places], kept=self.grid and kept)
+
+    def node_differences(self, names: Sequence[str]) -> str:
+        """How the nodes differ from these names, in any order or, without names, in this one; else ""."""
+        if self.node_names is not None:
+            return name_differences(self.node_names, names)
+        count = self.values.shape[1]
+        return "" if count == len(names) else f"{count} nodes (wanted {len(names)})"
+
+    def in_order(self, names: Sequence[str]) -> "Table":
+        """The table of the nodes of these names in their order, where `node_differences` finds none."""
+        table = self
+        if self.node_names is not None and self.node_names != tuple(names):
+            place = {name: place for place, name in enumerate(self.node_names)}
+            table = self.at(np.array([place[name] for name in names]))
+        return replace(table, node_names=tuple(names))
 
     def without_land(self, wanted: np.ndarray | bool = False) -> "Table":
         """The table of those places of its grid that have a value at any time, or are `wanted`; of no grid: itself."""

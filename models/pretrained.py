@@ -17,9 +17,8 @@ from torch import Tensor
 
 from data.calendar import clock_of, in_words
 from data.constants import ANY_VALUE
-from data.fields import mark_missing
+from data.fields import mark_missing, match
 from data.frames import from_data_frame
-from data.matching import in_order, match, node_differences
 from data.stamps import check_zone, stamp
 from data.summary import FieldSummary
 from data.table import listed
@@ -201,7 +200,7 @@ class TrainedForecaster:
         table = from_data_frame(covariates, "covariates", names)
         if by_node := len(names) == 1 and {*(table.node_names or ())} == {*nodes}:
             names = nodes
-        if differing := node_differences(table, names).replace("nodes", "columns"):
+        if differing := table.node_differences(names).replace("nodes", "columns"):
             raise ValueError(f"covariates: {differing}; the model was trained with {listed(list(names))}")
         if table.times is not None:
             check_zone(table.zone, zone := self.field.time_zone, "covariates")
@@ -210,7 +209,7 @@ class TrainedForecaster:
                 first, last, begin, end = self.field.as_text(np.concatenate([table.times[[0, -1]], wanted[[0, -1]]]))
                 raise ValueError(f"covariates: the index holds {len(table.times)} times from {first} to {last}; "
                                  f"expected {length}, from {begin} to {end}, those of history and horizon")
-        values = in_order(table, names).values.numpy()
+        values = table.in_order(names).values.numpy()
         return values[..., None] if by_node else values
 
     def _settings(self, members: int | str, flags: dict) -> dict:

@@ -8,8 +8,7 @@ import xarray
 import zarr
 from conftest import ROOT, random_values
 
-from data.fields import OwnFile, load_field
-from data.matching import in_order, match, node_differences
+from data.fields import OwnFile, load_field, match
 from data.readers import read_file
 from data.summary import FieldSummary
 from data.windows import WindowedField
@@ -231,8 +230,8 @@ def test_a_newer_file_is_matched_by_names(tmp_path):
     both.to_netcdf(tmp_path / "a.nc")
     both.isel(s=[2, 0, 3, 1]).to_netcdf(tmp_path / "b.nc")
     run, table = read_file(tmp_path / "a.nc"), read_file(tmp_path / "b.nc")
-    assert node_differences(table, run.node_names) == ""
-    np.testing.assert_array_equal(in_order(table, run.node_names).values, run.values)
+    assert table.node_differences(run.node_names) == ""
+    np.testing.assert_array_equal(table.in_order(run.node_names).values, run.values)
 
 
 def test_a_place_without_a_value_in_a_newer_grid_is_a_gap_where_values_may_be_missing(tmp_path):

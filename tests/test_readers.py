@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from data import table as table_module
 from data.constants import ANY_VALUE
-from data.fields import OwnFile, load_field
-from data.matching import match
+from data.fields import OwnFile, load_field, match
 from data.nodes import numbered, read_graph, read_node_table
 from data.readers import READERS, read_file
 from data.summary import FieldSummary
