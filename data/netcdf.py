@@ -4,13 +4,12 @@ import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .stamps import Stamps, read_stamps
+from .stamps import Stamps, read_stamps, rounded
 from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, repeated
 
 NORTH, EAST = ({f"degree{s}{mark}" for s in ("", "s") for mark in (f"_{word}", f"_{word[0].upper()}", word[0].upper())}
@@ -117,8 +116,7 @@ def _stamps(array, time: str, path: Path) -> Stamps | None:
         return read_stamps(pd.Series(stamps), lambda step: f"{path}: coordinate {time}, step {step}")
     calendar = stamps.flat[0].calendar
     try:
-        half = timedelta(microseconds=500_000)  # digits are cut, so this rounds
-        times = np.array([(each + half).isoformat()[:19] for each in stamps], dtype="datetime64[s]")
+        times = rounded(found[0].to_index().to_datetimeindex(unsafe=True, time_unit="us"))
     except ValueError as error:
         raise ValueError(f"{path}: calendar {calendar} has days that no real year has; convert the file: xarray."
                          "open_dataset(FILE).convert_calendar('standard', align_on='date', missing=float('nan'))"
