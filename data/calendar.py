@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .stamps import PLAIN, local_times, stamp, stamp_rule, stamped, stamps_as_text, time_of_day, utc_times
+from .stamps import PLAIN, local_times, stamp, stamp_rule, stamped, stamps_as_text, utc_times
 from .table import listed
 
 DAY = 1440  # minutes
@@ -103,7 +103,7 @@ def clock_of(times: np.ndarray, interval: Interval, zone: str = "") -> np.ndarra
     local = local_times(times, zone).astype("datetime64[M]" if interval[1] == "month" else "datetime64[s]")
     if not zone or interval[1] == "month":
         return local
-    size, clocks = step_size(interval), time_of_day(local)
+    size, clocks = step_size(interval), local - local.astype("datetime64[D]")
     begin = local[0] - clocks[0] + np.sort(clocks)[(len(clocks) - 1) // 2]
     due = begin + np.round((local - begin) / size).astype(int) * size  # midnight may not exist: clocks change
     return np.where(utc_times(due, zone) == times, due, local)
@@ -141,9 +141,9 @@ def in_words(interval: Interval) -> str:
     return f"{count} {unit}{'s' if count > 1 else ''}"
 
 
-def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Interval | None = None, zone: str = "",
-                     gaps: bool = False) -> Interval:
-    """The interval between the stamps `times` (datetime64): `wanted`, else the most frequent.
+def regular_axis(times: np.ndarray, where: Callable[[int], str], wanted: Interval | None = None, zone: str = "",
+                 gaps: bool = False) -> tuple[Interval, np.ndarray]:
+    """The interval between the stamps `times` (time,), `wanted` or else the most frequent, and their steps from 0 on.
 
     where(step): file and place of a step, for messages. gaps: rows may be missing.
     Raises: ValueError for the first stamp at another distance from the one before; it lists all missing rows.
@@ -159,7 +159,7 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
     allowed = (steps == 1) | (missing > 0) & (gaps and found == interval)
     wrong = steps == steps.max() if too_many else ~allowed
     if not wrong.any():
-        return interval
+        return interval, ((clock - clock[0]) // size).astype(int)
     step = int(wrong.argmax()) + 1
     distance, lacking = steps[step - 1], f"{int(missing[step - 1])} missing"
     if found != interval:
@@ -181,18 +181,6 @@ def regular_interval(times: np.ndarray, where: Callable[[int], str], wanted: Int
     asked = ", as --freq or the run says" if wanted else ""
     raise ValueError(f"{where(step)}: time {stamp(times[step], zone)}, expected {clock_text(expected, interval, zone)} "
                      f"({in_words(interval)} after {stamp(times[step - 1], zone)}{asked}): {kind}")
-
-
-def regular_axis(times: np.ndarray, where: Callable[[int], str], wanted: Interval | None, zone: str,
-                 gaps: bool) -> tuple[Interval, np.ndarray, np.ndarray]:
-    """The interval as by `regular_interval`, the stamps of all its steps, and which of them each row is."""
-    interval = regular_interval(times, where, wanted, zone, gaps)
-    clock = clock_of(times, interval, zone)
-    steps = ((clock - clock[0]) // step_size(interval)).astype(int)
-    start, rule = first_step(times, interval, zone)
-    whole = make_calendar(start, interval, int(steps[-1]) + 1, zone, rule or PLAIN).times.astype("datetime64[s]")
-    whole[steps] = times
-    return interval, whole, steps
 
 
 def clock_text(clock: np.datetime64, interval: Interval, zone: str) -> str:

@@ -216,13 +216,16 @@ def on_regular_axis(table: Table, source: Path | str, wanted: Interval | None, g
     def where(step: int) -> str:
         return f"{source}: {table.where(step)}"
 
-    interval, times, steps = regular_axis(table.times, where, wanted, table.zone, gaps)
-    if len(times) == len(steps):
+    interval, steps = regular_axis(table.times, where, wanted, table.zone, gaps)
+    count = int(steps[-1]) + 1
+    if count == len(steps):
         return table, interval
+    start, rule = first_step(table.times, interval, table.zone)
+    times = make_calendar(start, interval, count, table.zone, rule or PLAIN).times.astype("datetime64[s]")
     note = f"{missing_rows(table.times, interval, table.zone)}: inserted as gaps"
     given = as_real(table.values)
-    values = given.new_full((len(times), given.shape[1]), math.nan)
-    values[torch.from_numpy(steps)] = given
+    values = given.new_full((count, given.shape[1]), math.nan)
+    times[steps], values[torch.from_numpy(steps)] = table.times, given
     return table.with_notes(note, values=values, times=times, where=Table.where), interval
 
 

@@ -201,11 +201,6 @@ def local_times(times: np.ndarray, zone: str) -> np.ndarray:
     return local.to_numpy().astype("datetime64[s]").reshape(seconds.shape)
 
 
-def time_of_day(local: np.ndarray) -> np.ndarray:
-    """Time since midnight of local times (time,): timedelta64."""
-    return local - local.astype("datetime64[D]")
-
-
 def utc_times(local: np.ndarray, zone: str) -> np.ndarray:
     """Local times (time,) in UTC: the first of an hour that occurs twice, the next time for one that is skipped."""
     if not zone:

@@ -9,7 +9,7 @@ from torch import Tensor
 from .calendar import Calendar, clock_of, in_words, make_calendar, step_size
 from .covariates import standardize
 from .scaling import Scaler, by_node
-from .stamps import PLAIN, local_times, offsets, parse_time, stamp, stamps_as_text, time_of_day
+from .stamps import PLAIN, local_times, parse_time, stamp, stamps_as_text
 from .windows import Batch, WindowedField
 
 
@@ -109,8 +109,8 @@ class FieldSummary:
         steps, after = divmod(clock - np.datetime64(self.start).astype(clock.dtype), step_size(self.interval))
         step = self.first_step + int(steps)
         if self.interval[1] == "month" and self.time_zone:
-            both = np.array([time, self.times(step, 1)[0]], dtype="datetime64[s]")
-            own, of_stamps = time_of_day(local_times(both, self.time_zone)).astype(int)
+            both = local_times(np.array([time, self.times(step, 1)[0]], dtype="datetime64[s]"), self.time_zone)
+            own, of_stamps = (both - both.astype("datetime64[D]")).astype(int)
             after = own and own != of_stamps
         if after and self.times(step, 1)[0] != time:
             first = stamp(self.times(self.first_step, 1)[0], self.time_zone)
@@ -142,10 +142,6 @@ class FieldSummary:
 
     def as_text(self, times: np.ndarray) -> np.ndarray:
         return stamps_as_text(times, self.time_zone)
-
-    def offsets(self, times: np.ndarray) -> np.ndarray:
-        """Offsets of stamps from UTC, in minutes."""
-        return offsets(times, self.time_zone)
 
     def calendar(self, step: int, count: int) -> Calendar:
         """Slots and stamps of `count` steps from the one at position `step`."""

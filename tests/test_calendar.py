@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.calendar import make_calendar, parse_interval, regular_interval
+from data.calendar import make_calendar, parse_interval, regular_axis
 
 
 @pytest.mark.parametrize("interval, sizes, names", [
@@ -122,12 +122,12 @@ def test_what_is_no_interval_is_refused_with_examples(text):
                                       (3, "month")])
 def test_stamps_of_a_regular_calendar_tell_its_interval(interval):
     times = make_calendar("1999-11-01", interval, 40).times
-    assert regular_interval(times, str) == interval == regular_interval(times, str, interval)
+    assert regular_axis(times, str)[0] == interval == regular_axis(times, str, interval)[0]
 
 
 def test_monthly_stamps_may_be_any_day_of_their_month():
     times = np.array(["1950-01-16T12", "1950-02-15", "1950-03-16T12", "1950-04-30"], "datetime64[s]")
-    assert regular_interval(times, str) == (1, "month")
+    assert regular_axis(times, str)[0] == (1, "month")
 
 
 @pytest.mark.parametrize("stamps, message", [
@@ -146,7 +146,7 @@ def test_monthly_stamps_may_be_any_day_of_their_month():
 def test_stamps_that_are_not_regular_are_refused_with_the_first_bad_row(stamps, message):
     """faults 18"""
     with pytest.raises(ValueError, match=message):
-        regular_interval(np.array(stamps, "datetime64[s]"), lambda step: f"row {step}")
+        regular_axis(np.array(stamps, "datetime64[s]"), lambda step: f"row {step}")
 
 
 def test_stamps_that_contradict_the_interval_of_the_flag_are_refused_with_both():
@@ -154,4 +154,4 @@ def test_stamps_that_contradict_the_interval_of_the_flag_are_refused_with_both()
     times = make_calendar("2013-01-01", (1, "day"), 5).times
     with pytest.raises(ValueError, match=r"time 2013-01-02T00:00, expected 2013-01-01T01:00 .*or the run says\): "
                                          "steps of the file are 1 day"):
-        regular_interval(times, str, (1, "hour"))
+        regular_axis(times, str, (1, "hour"))

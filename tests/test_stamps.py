@@ -13,7 +13,7 @@ from conftest import ROOT, random_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.calendar import clock_of, first_step, make_calendar, regular_interval
+from data.calendar import clock_of, first_step, make_calendar, regular_axis
 from data.covariates import read_covariates
 from data.fields import OwnFile, load_field
 from data.stamps import parse_time, stamp, stamp_rule, stamped
@@ -320,7 +320,7 @@ def test_days_that_begin_without_a_midnight_are_read(first, count):
     """In Chile clocks go forward at midnight: 2021-09-05 begins at 01:00."""
     days, zone = pd.date_range("2021-09-03", periods=STEPS, freq="D")[first:first + count], "America/Santiago"
     times = instants(days.tz_localize(zone, nonexistent="shift_forward"))
-    assert regular_interval(times, str, (1, "day"), zone) == (1, "day")
+    assert regular_axis(times, str, (1, "day"), zone)[0] == (1, "day")
     wanted = days + pd.Timedelta(hours=1) if count == 1 and first == 2 else days
     assert (clock_of(times, (1, "day"), zone) == wanted).all()
 
@@ -635,7 +635,7 @@ def test_a_calendar_is_found_again_from_its_stamps(steps, interval, zone, day):
     """Of four stamps or more: the three of December to February are as well 31 days apart."""
     start = str(np.datetime64("1971-01-01") + np.timedelta64(day, "D"))
     calendar = make_calendar(start, interval, steps + 2, zone)
-    assert regular_interval(calendar.times, str, None, zone) == interval
+    assert regular_axis(calendar.times, str, None, zone)[0] == interval
     found, rule = first_step(calendar.times, interval, zone)
     again = make_calendar(found, interval, steps + 2, zone, rule)
     assert (again.times == calendar.times).all() and torch.equal(again.slots, calendar.slots)

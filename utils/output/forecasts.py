@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from data.constants import QUANTILE_LEVELS
-from data.stamps import zone_of
+from data.stamps import offsets, zone_of
 from utils.scores.metrics import member_quantiles, sort_members
 from utils.training.checkpoint import csv_text, write_atomically
 
@@ -106,7 +106,7 @@ class Forecast:
                 "long_name": f"{kind} of the forecast of {field.name} ({field.unit})", "units": field.cf_unit}
         zone = {"time_zone": field.time_zone} if field.time_zone else {}
         if zone:
-            coordinates[OFFSET] = coordinates["time"][0], field.offsets(coordinates["time"][1])
+            coordinates[OFFSET] = coordinates["time"][0], offsets(coordinates["time"][1], field.time_zone)
         coordinates = {name: (axes, array, COORDINATES[name] | (zone if name in (ISSUED, "time") else {}))
                        for name, (axes, array) in coordinates.items()}
         return xarray.Dataset(variables, coordinates, {
@@ -205,7 +205,7 @@ def _write_npz(file, parts: Iterable[Forecast], values: str) -> None:
     for part in parts:
         arrays = {"issued": part.issued.reshape(-1), "times": part.times.reshape(-1, part.times.shape[-1])}
         if part.field.time_zone:
-            arrays |= {f"{name}_{OFFSET}": part.field.offsets(times) for name, times in arrays.items()}
+            arrays |= {f"{name}_{OFFSET}": offsets(times, part.field.time_zone) for name, times in arrays.items()}
         for name, array in {**arrays, **part.chosen(values)}.items():
             grown.setdefault(name, []).append(array)
     zone = {"time_zone": np.array(part.field.time_zone)} if part.field.time_zone else {}
