@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .scaling import BLOCK
-from .table import INDEX, find, listed, name_differences, outside_the_earth, unreadable
+from .table import INDEX, find, listed, name_differences, outside_the_earth, reading
 
 
 def read_node_table(path: Path | str, names: tuple[str, ...] | None,
@@ -47,10 +47,8 @@ def read_graph(path: Path | str, names: tuple[str, ...]) -> Tensor:
     ending = path.suffix.lower()
     if ending not in (".csv", ".npy"):
         raise ValueError(f"{path}: a graph is read from .csv or .npy (pickles are never loaded)")
-    try:
+    with reading(path, "graph"):
         matrix = _from_csv(path, names) if ending == ".csv" else np.load(path, allow_pickle=False)
-    except Exception as error:  # a damaged file makes NumPy raise many kinds
-        raise unreadable(path, "graph", error) from error
     if matrix.dtype.kind not in "biuf" or matrix.shape != (len(names), len(names)):
         raise ValueError(f"{path}: a graph of shape {matrix.shape}, type {matrix.dtype}; expected real numbers, "
                          f"({len(names)}, {len(names)}): a row and a column per node")
@@ -130,11 +128,9 @@ def _nearest_in_graph(graph: Tensor, count: int) -> list[list[int]]:
 
 def _read_csv(path: Path | str, header: int | None = 0) -> pd.DataFrame:
     """A small CSV as text."""
-    try:
+    with reading(path, "CSV file"):
         return pd.read_csv(path, header=header, dtype=str, keep_default_na=False, na_values=[""],  # a node may be NA
                            skipinitialspace=True, compression=None)
-    except (UnicodeDecodeError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise unreadable(path, "CSV file", error) from error
 
 
 def _as_numbers(table: pd.DataFrame, path: Path, first_line: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import pandas as pd
 from .frames import check_columns, from_frame
 from .netcdf import read_xarray
 from .stamps import PLAUSIBLE_YEARS, read_stamps
-from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, repeated, unreadable
+from .table import Table, as_tensor, check_memory, find, listed, optional, outside_the_earth, reading, repeated
 
 MOST_ROUND = 0.5  # share of numbers with decimals whose third one is 0, below which they may be thousands
 EXTRAS = "node_names", "times", "latitude", "longitude"  # keys that an .npz may have beside the values
@@ -44,12 +44,8 @@ def read_file(path: Path | str, variable: str = "") -> Table:
     if variable and read not in (read_xarray, read_numpy):
         raise ValueError(f"{path}: --variable {variable} is for NetCDF, Zarr and arrays (time, node, variable); this "
                          "file holds one table")
-    try:
+    with reading(path, f"{ending} file"):
         table = read(path, variable) if variable else read(path)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file makes the libraries raise many kinds
-        raise unreadable(path, f"{ending} file", error) from error
     if table.node_names and (twice := repeated(table.node_names)):
         raise ValueError(f"{path}: names of nodes occur twice: {listed(twice)}")
     times = table.times

@@ -1,5 +1,6 @@
 """What every reader makes of a file: one table (time, node), its values checked for what cannot be a field."""
 
+import contextlib
 import importlib
 import os
 import re
@@ -176,13 +177,17 @@ def optional(package: str, path: Path):
                          ) from error
 
 
-def unreadable(path: Path | str, kind: str, error: Exception) -> Exception:
-    """The error for a damaged file, in one line; `error` itself where it names the file."""
-    if str(error).startswith(f"{path}:"):
-        return error
-    detail = "it holds Python objects, which are never loaded" if "allow_pickle" in str(error) else (
-        " ".join(str(error).split()))
-    return ValueError(f"{path}: not a readable {kind}: {detail}")
+@contextlib.contextmanager
+def reading(path: Path | str, kind: str):
+    """Errors of a damaged file, of which libraries raise many kinds, as a ValueError in one line that names it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or str(error).startswith(f"{path}:"):
+            raise
+        pickled = "allow_pickle" in str(error)
+        detail = "it holds Python objects, which are never loaded" if pickled else " ".join(str(error).split())
+        raise ValueError(f"{path}: not a readable {kind}: {detail}") from error
 
 
 def find(names: Iterable[str], kind: str, *others: str) -> str | None:
