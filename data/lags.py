@@ -1,4 +1,6 @@
-"""Lags: values of the field a day, a week, a year or another period before each step of a window."""
+"""Lags: values of the field a day, a week, a year or another period before each step of a window, and their means."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,38 +14,66 @@ STANDARD_ERRORS = 2.0  # that a correlation must exceed
 SHORTEST = 4  # steps of a period that is not of the calendar
 STRONG = 0.3  # smallest correlation of a period that is not of the calendar
 ALIKE = 0.05  # largest relative distance at which a period is taken as a multiple of another one
+AVERAGED = 3  # times the shortest lag, at most, whose values are averaged
+AVERAGED_SHARE = 0.25  # of the training steps, which these may be earlier
+
+Lags = tuple[tuple[int, ...], ...]  # distances in steps, one of each lag, then several of each mean
 
 
-def choose_lags(text: str, interval: Interval, predict_len: int, training: Tensor) -> tuple[int, ...]:
-    """The lags that `--lags` names, in steps, shortest first: none, auto, or numbers (24,168).
+def choose_lags(text: str, interval: Interval, predict_len: int, training: Tensor) -> Lags:
+    """The lags that `--lags` names: none, auto, or numbers of steps (24,168); 24+48+72 is one lag, their mean.
 
-    auto: a day, a week and a year, and the strongest other period, where `training` (time, node) repeats itself so;
-    for a period shorter than the horizon a multiple of it. Lags that too few training steps have are left out.
+    auto: those of `repeated_periods`, and the mean over up to AVERAGED times the shortest of them.
     Raises: ValueError for a lag that is shorter than the horizon, or longer than the training part.
     """
     if text == "none":
         return ()
     steps = len(training)
     if text == "auto":
-        longest = int((1 - LAGGED_SHARE) * steps)
-        values = recent(training).T
-        values = (values - values.nanmean(1, keepdim=True)).nan_to_num()
-        size = values.square().mean(1, keepdim=True).sqrt()
-        values = values / torch.where(size > 0, size, 1.0)
-        periods = [period for period in calendar_periods(interval) if period <= longest and repeats(values, period)]
-        other = strongest_period(values, longest)
-        if other and not any(abs(other / period - max(1, round(other / period))) < ALIKE for period in periods):
-            periods.append(other)
-        lags = {-(-predict_len // period) * period for period in periods}
-        return tuple(sorted(lag for lag in lags if lag <= longest))
-    lags = sorted({int(part) for part in text.split(",")})
-    if lags[0] < predict_len:
-        raise ValueError(f"--lags {text}: {lags[0]} steps are shorter than the horizon, so they need future values; "
+        single = repeated_periods(interval, predict_len, training)
+        multiples = [single[0] * count for count in range(1, AVERAGED + 1)] if single else []
+        averaged = tuple(lag for lag in multiples if lag <= AVERAGED_SHARE * steps)
+        return (*((lag,) for lag in single), *([averaged] if len(averaged) > 1 else ()))
+    lags = sorted({tuple(map(int, part.split("+"))) for part in text.split(",")}, key=lambda lag: (len(lag) > 1, lag))
+    shortest, longest = min(map(min, lags)), max(map(max, lags))
+    if shortest < predict_len:
+        raise ValueError(f"--lags {text}: {shortest} steps are shorter than the horizon, so they need future values; "
                          f"choose lags of at least --predict_len {predict_len}")
-    if lags[-1] >= steps:
+    if longest >= steps:
         raise ValueError(f"--lags {text}: the training part has {steps} steps, none of them has a value "
-                         f"{lags[-1]} steps earlier; choose shorter lags")
+                         f"{longest} steps earlier; choose shorter lags")
     return tuple(lags)
+
+
+def repeated_periods(interval: Interval, predict_len: int, training: Tensor) -> list[int]:
+    """Steps of a day, a week, a year and the strongest other period, where `training` (time, node) repeats itself so.
+
+    Shortest first. For a period shorter than the horizon a multiple of it; those that too few steps have are left out.
+    """
+    longest = int((1 - LAGGED_SHARE) * len(training))
+    values = recent(training).T
+    values = (values - values.nanmean(1, keepdim=True)).nan_to_num()
+    size = values.square().mean(1, keepdim=True).sqrt()
+    values = values / torch.where(size > 0, size, 1.0)
+    periods = [period for period in calendar_periods(interval) if period <= longest and repeats(values, period)]
+    other = strongest_period(values, longest)
+    if other and not any(abs(other / period - max(1, round(other / period))) < ALIKE for period in periods):
+        periods.append(other)
+    lags = {-(-predict_len // period) * period for period in periods}
+    return sorted(lag for lag in lags if lag <= longest)
+
+
+def as_text(lags: Lags) -> list[str]:
+    """Each lag as `--lags` names it."""
+    return ["+".join(map(str, lag)) for lag in lags]
+
+
+def lagged(lags: Lags, values: Callable[[int], Tensor]) -> Tensor:
+    """The values of each lag, along a new last axis: the mean over its distances of those that are not NaN.
+
+    values(distance): values so many steps earlier.
+    """
+    return torch.stack([torch.stack([values(distance) for distance in lag]).nanmean(0) for lag in lags], dim=-1)
 
 
 def calendar_periods(interval: Interval) -> list[int]:

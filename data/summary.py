@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .calendar import Calendar, clock_of, in_words, make_calendar, step_size
 from .covariates import standardize
+from .lags import Lags, lagged
 from .scaling import Scaler, by_node
 from .stamps import PLAIN, local_times, parse_time, stamp, stamps_as_text
 from .windows import Batch, WindowedField
@@ -35,7 +36,7 @@ class FieldSummary:
     masked: bool  # whether values may be missing: NaN in a history
     covariates: dict[str, Scaler]
     value_range: tuple  # smallest and largest value of the training part; two tuples (node,) where `scaler.by_node`
-    lags: tuple[int, ...] = ()  # distances in steps of the earlier values that networks see, shortest first
+    lags: Lags = ()  # of the earlier values that networks see
     time_zone: str = ""
     rule: tuple = PLAIN
 
@@ -73,7 +74,7 @@ class FieldSummary:
 
     @property
     def max_lag(self) -> int:
-        return max(self.lags, default=0)
+        return max(map(max, self.lags), default=0)
 
     def range_warning(self, history: Tensor) -> str:
         """A warning where values of a history (..., node) are beyond the bounds of the forecasts, or outside of the
@@ -135,10 +136,10 @@ class FieldSummary:
         climatology = self.climatology[slots[..., 0]].to(history.device)
         if covariates is not None:
             covariates = standardize(covariates, self.covariates).to(history.device)
-        lagged = [whole[:, self.max_lag - lag:][:, :length] for lag in self.lags]
+        earlier = self.lags and lagged(self.lags, lambda lag: whole[:, self.max_lag - lag:][:, :length])
         return Batch.of(whole[:, self.max_lag:], history_len, slots[:, history_len - 1].to(history.device), climatology,
                         step.to(history.device), self.masked, covariates,
-                        torch.stack(lagged, dim=-1) if lagged else None)
+                        earlier if self.lags else None)
 
     def as_text(self, times: np.ndarray) -> np.ndarray:
         return stamps_as_text(times, self.time_zone)

@@ -15,7 +15,7 @@ from .constants import ANY_VALUE
 from .context import Context
 from .covariates import Covariates, standardize
 from .fields import Field
-from .lags import choose_lags
+from .lags import as_text, choose_lags, lagged
 from .nodes import nearest_nodes
 from .registry import DATASETS
 from .scaling import BLOCK, UNLIKE, NodeStatistics, Scaler, as_real, by_node
@@ -130,7 +130,6 @@ class WindowedField:
                                       for place, name in enumerate(covariates.names)}
             self._covariates = standardize(covariates.values, self.covariate_scalers).to(self.window_device)
         self.lags = choose_lags(settings.lags, field.spec.interval, predict_len, self.training)
-        self._lag_steps = torch.tensor(self.lags, device=self.window_device)
         (_, self._evaluated_from), *evaluated = field.segments
         references = [(0, training_steps)] + [(first, first + field.spec.validation_steps) for first, _ in evaluated]
         self._climatology = Climatology(self._values, self._slots[:, 0], field.calendar.sizes[0], self.scaler,
@@ -219,7 +218,7 @@ class WindowedField:
                     part.tolist() if isinstance(part, Tensor) else part for part in support],
                 "masked": self.field.masked,
                 "covariates": {name: scaler.mean for name, scaler in self.covariate_scalers.items()},
-                "lag_steps": list(self.lags)}
+                "lag_steps": as_text(self.lags)}
 
     def local_times(self, start: int) -> np.ndarray:
         """Stamps of the window that begins at `start`, in local time: (H + F,)."""
@@ -246,10 +245,14 @@ class WindowedField:
 
     def _lagged(self, steps: Tensor) -> Tensor:
         """Values `lags` earlier than `steps` (batch, step), NaN before the segment: (batch, step, node, lag)."""
-        earlier = steps.unsqueeze(-1) - self._lag_steps
-        inside = earlier >= self._segment(steps[:, :1]).unsqueeze(-1) * self._evaluated_from
-        values = self.scaler.standardize(self._values[earlier.clamp_min(0)])
-        return torch.where(inside.unsqueeze(-1), values, torch.nan).transpose(2, 3).to(self.device)
+        first = self._segment(steps[:, :1]) * self._evaluated_from
+
+        def values(distance: int) -> Tensor:
+            earlier = steps - distance
+            found = self.scaler.standardize(self._values[earlier.clamp_min(0)])
+            return torch.where((earlier >= first).unsqueeze(-1), found, torch.nan)
+
+        return lagged(self.lags, values).to(self.device)
 
     def standardized(self, steps: Tensor) -> Tensor:
         """Values at any steps of the series, gaps filled with the mean of their slot: (*steps.shape, node)."""

@@ -15,7 +15,7 @@ from .layers import Task, pooled_mean
 from .quantiles import project_on_simplex
 
 CANDIDATES = ("last value", "drift", "level", "damped anomaly", "ridge", "ridge by node")
-OF_LAGS = ("lag", "lag with drift")  # one each for every lag
+OF_LAGS = ("lag", "lag with drift", "lag with level")  # one each for every lag
 RECENT = 24  # steps of the history that ridge regression sees, at most
 SMOOTHING = 0.2  # weight of the latest step in the level
 DAMPING = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
@@ -73,6 +73,14 @@ def ridge_features(history: Tensor, latest: Latest, step: int) -> Tensor:
     return torch.cat([recent, known, lags[:, 0], lags[:, 1 + step]], dim=-1) - last.transpose(1, 2)
 
 
+def recent_mean(values: Tensor, context: Context) -> Tensor:
+    """Exponentially weighted mean of values (batch, H, node) over the observed steps of the history: (batch, node)."""
+    age = torch.arange(context.history_len - 1, -1, -1, device=values.device).view(-1, 1)
+    seen = torch.ones_like(values) if context.missing is None else 1 - context.missing
+    weight = (1 - SMOOTHING) ** age * seen
+    return (weight * values).sum(1) / weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny)
+
+
 class SimpleForecasters(nn.Module):
     """Point forecasts without a network, fitted on training windows: (batch, candidate, F, node).
 
@@ -84,17 +92,19 @@ class SimpleForecasters(nn.Module):
         ridge by node    the same with weights for each node, shrunk towards those of all
         lag              the value so many steps earlier (seasonal naive), one for each lag
         lag with drift   the same + mean training change
+        lag with level   the same + exponentially weighted mean of the change over the lag in the history
 
     The last value is the latest that was observed, its age the steps since then; climatology and lags beside it are
-    those of its step. Ridge regression is translation invariant, so it follows a trend. Its penalties are chosen by
-    cross-validation over stretches of training time that share no target.
+    those of its step. Ridge regression has no lags that are means, and is translation invariant, so it follows a trend.
+    Its penalties are chosen by cross-validation over stretches of training time that share no target.
     Units: standardized. Source: Hyndman and Athanasopoulos 2021 (Forecasting: principles and practice), section 5.2.
     """
 
     def __init__(self, task: Task):
         super().__init__()
         nodes, steps, lags = task.num_nodes, task.predict_len, task.lags
-        features = min(RECENT, task.history_len) + 1 + 2 * lags
+        self.single_lags = lags - task.averaged_lags
+        features = min(RECENT, task.history_len) + 1 + 2 * self.single_lags
         self.names = CANDIDATES + OF_LAGS * lags
         self.register_buffer("scale", torch.ones(nodes))
         self.register_buffer("drift", torch.zeros(1 + lags, steps, nodes))
@@ -104,17 +114,19 @@ class SimpleForecasters(nn.Module):
         self.register_buffer("ahead", torch.arange(1, steps + 1).view(-1, 1), persistent=False)
 
     def forward(self, context: Context) -> Tensor:
-        latest = last, climatology, lags = from_latest(context)
+        last, climatology, lags = from_latest(context)
+        latest = last, climatology, lags[..., :self.single_lags]
         now, climatology = climatology[:, :1], climatology[:, 1:]
         damped = climatology + self.damping**self.ages(context) * (last - now)
-        level = climatology + self.level(context).unsqueeze(1)
+        level = climatology + recent_mean(context.anomaly, context).unsqueeze(1)
         ridges = torch.stack([
             self.intercept[:, step].unsqueeze(1)
             + torch.einsum("bnp,knp->kbn", ridge_features(context.history, latest, step), self.weights[:, step])
             for step in range(len(self.ahead))], dim=2) + last
         found = [last.expand_as(climatology), last + self.drift[0], level, damped, *ridges]
-        for lagged, drift in zip(lags[:, 1:].unbind(-1), self.drift[1:], strict=True):
-            found += [lagged, lagged + drift]
+        for place, (lagged, drift) in enumerate(zip(lags[:, 1:].unbind(-1), self.drift[1:], strict=True)):
+            change = recent_mean(context.history - context.lags[:, :context.history_len, :, place], context)
+            found += [lagged, lagged + drift, lagged + change.unsqueeze(1)]
         return torch.stack(found, dim=1)
 
     def ages(self, context: Context) -> Tensor:
@@ -123,18 +135,11 @@ class SimpleForecasters(nn.Module):
             return self.ahead
         return self.ahead + context.history_len - 1 - context.latest
 
-    @staticmethod
-    def level(context: Context) -> Tensor:
-        """Exponentially weighted mean of the anomalies that were observed in the history: (batch, node)."""
-        age = torch.arange(context.history_len - 1, -1, -1, device=context.history.device).view(-1, 1)
-        seen = torch.ones_like(context.history) if context.missing is None else 1 - context.missing
-        weight = (1 - SMOOTHING) ** age * seen
-        return (weight * context.anomaly).sum(1) / weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny)
-
     def fit(self, windows: Batch) -> Tensor:
         """Fit all to training windows in the order of time; forecasts of these, of both ridges out of sample."""
         future, target_mask, context = windows.future, windows.counts, windows.context
-        latest = last, climatology, lags = from_latest(context)
+        last, climatology, lags = from_latest(context)
+        latest = last, climatology, lags[..., :self.single_lags]
         anchors = torch.cat([last.expand_as(future).unsqueeze(0), lags[:, 1:].permute(3, 0, 1, 2)])
         change = (future - anchors) * target_mask
         rms = (change[0].square().sum((0, 1)) / target_mask.sum((0, 1)).clamp_min(1)).sqrt()

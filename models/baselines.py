@@ -105,7 +105,8 @@ def ridge(data, **_) -> Callable:
 
     See `base.SimpleForecasters`; the root mean square error is that of training windows, per node and horizon.
     """
-    task = Task(data.num_nodes, data.history_len, data.predict_len, data.field.calendar.sizes, lags=len(data.lags))
+    task = Task(data.num_nodes, data.history_len, data.predict_len, data.field.calendar.sizes, lags=len(data.lags),
+                averaged_lags=sum(len(lag) > 1 for lag in data.lags))
     forecasters = SimpleForecasters(task).to(data.device)
     which = forecasters.names.index("ridge by node")
     windows = thinned(data.batches("train", FIT_BATCH, limit=RIDGE_WINDOWS))

@@ -28,7 +28,7 @@ def task_of(settings: dict, metadata: dict) -> Task:
     """The sizes of a configuration; metadata: of `WindowedField.metadata()` or of a checkpoint."""
     return Task(metadata["num_nodes"], settings["history_len"], settings["predict_len"],
                 tuple(metadata["calendar_sizes"]), metadata["masked"], len(metadata["covariates"]),
-                len(metadata["lag_steps"]))
+                len(metadata["lag_steps"]), sum("+" in lag for lag in metadata["lag_steps"]))
 
 
 def build_mean_model(settings: dict, metadata: dict) -> MeanModel:

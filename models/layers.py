@@ -47,6 +47,7 @@ class Task:
     masked: bool = False  # whether values may be missing
     covariates: int = 0  # number of covariates
     lags: int = 0  # number of lags
+    averaged_lags: int = 0  # how many of these, the last ones, are means
 
 
 class Dropout(nn.Module):

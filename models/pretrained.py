@@ -19,6 +19,7 @@ from data.calendar import clock_of, in_words
 from data.constants import ANY_VALUE
 from data.fields import mark_missing, match
 from data.frames import from_data_frame
+from data.lags import as_text
 from data.stamps import check_zone, stamp
 from data.summary import FieldSummary
 from data.table import listed
@@ -108,7 +109,7 @@ class TrainedForecaster:
         steps, nodes, seen = self.history_steps, self.field.num_nodes, settings["history_len"]
         if 0 in history.shape or history.ndim not in (2, 3) or history.shape[-2:] != (steps, nodes) or (
                 history.shape[:-2] != start.shape):
-            lags = listed(list(self.field.lags))
+            lags = listed(as_text(self.field.lags))
             lagged = f"; {self.field.max_lag} of these steps lie before the {seen} of the history, for the lags " \
                      f"{lags}: nan stands for missing ones" if self.field.max_lag else ""
             raise ValueError(f"history of shape {history.shape}, start of shape {start.shape}; expected ({steps}, "

@@ -15,7 +15,7 @@ import torch
 from data.calendar import cycles, in_words
 from data.covariates import read_covariates
 from data.fields import Field
-from data.lags import choose_lags
+from data.lags import as_text, repeated_periods
 from data.scaling import as_real, by_node
 from data.stamps import local_times
 from data.table import check_memory, listed
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     if field.masked and "missing" not in given:
         print("note: values are missing: training refuses them without --missing mask")
     check_memory(Path(chosen.data_path), 8 * field.values.numel())  # with a copy in float32 without gaps
-    periods = choose_lags("auto", field.spec.interval, 1, as_real(field.values))
+    periods = repeated_periods(field.spec.interval, 1, as_real(field.values))
     print(f"{typed['data_path']} can be read")
     for subject, words in description(field, periods).items():
         print(f"{subject:9} {words}", flush=True)
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     if windows < FEW_WINDOWS:
         print(f"note: {windows} training windows are few: the forecast may be no better than climatology")
     if data.lags and "lags" not in typed:
-        print(f"note: the networks see the values {' and '.join(map(str, data.lags))} steps earlier too (--lags auto); "
+        print(f"note: the networks see the values {' and '.join(as_text(data.lags))} steps earlier too (--lags auto); "
               "--lags none leaves them out")
     flags = {name: typed[name] for name in config.DATA_FLAGS if name in typed}
     flags |= {name: getattr(chosen, name) for name in ("history_len", "predict_len", "batch_size")}

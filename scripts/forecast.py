@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from data.covariates import read_covariates
+from data.lags import as_text
 from data.scaling import as_real
 from data.table import listed
 from models import SAMPLING_FLAGS, TrainedForecaster, load_forecaster
@@ -180,8 +181,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"note: {seen} of {len(windows)} windows have futures that the model was trained on: no test of it",
               file=sys.stderr)
     if (short := run.field.max_lag - min(windows)) > 0:
-        print(f"note: the data begin {short} steps too late for all lags ({listed(list(run.field.lags))}) of the first "
-              "window: the climatology replaces the missing steps", file=sys.stderr)
+        lags = listed(as_text(run.field.lags))
+        print(f"note: the data begin {short} steps too late for all lags ({lags}) of the first window: the climatology "
+              "replaces the missing steps", file=sys.stderr)
     flags = {name: given[name] for name in SAMPLING_FLAGS if name in given}
     drawn = forecasts(run, series, windows, flags, processes, given["online"])
     if not processes.first:

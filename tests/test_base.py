@@ -19,6 +19,7 @@ from models.base import (
     convex_weights,
     from_latest,
     independent,
+    recent_mean,
     ridge_features,
     share_of,
     shift_of,
@@ -80,7 +81,7 @@ def test_a_trend_with_season_is_forecast_better_than_last_value_climatology_and_
     base = fitted(data)
     found = {name: loss(of_candidate(base, name), data) for name in base.simple.names}
     ours = loss(base, data)
-    assert data.lags == (12,)
+    assert data.lags == ((12,), (12, 24))
     error = [(batch.future - batch.context.future_climatology).abs() for batch in data.batches("test", 32)]
     assert ours < 0.3 * found["last value"] and ours < 0.7 * found["level"] and ours < found["lag"]
     assert ours < 0.15 * torch.cat(error).mean()
@@ -140,6 +141,9 @@ def test_after_a_gap_simple_forecasters_go_on_from_the_latest_value_and_its_own_
         anomaly = simple(context)[0, place] - climatology[0, 6:]
         torch.testing.assert_close(anomaly[:, 0], torch.tensor(anomalies, dtype=torch.float32))
         torch.testing.assert_close(anomaly[:, 1], torch.zeros(3))
+    weight = (1 - SMOOTHING) ** torch.tensor([5, 4, 3])
+    change = (weight * (history - lags[:, :6, :, 0])[0, :3, 0]).sum() / weight.sum()
+    torch.testing.assert_close(simple(context)[0, -1], lags[0, 6:, :, 0] + torch.stack([change, torch.zeros(())]))
     latest = torch.zeros(1, 1, 2), *from_latest(context)[1:]
     now = ridge_features(history, latest, 1)[0, :, 5:]  # climatology now and then, lag now and then
     torch.testing.assert_close(now[0], torch.stack([climatology[0, 2, 0], climatology[0, 7, 0], lags[0, 2, 0, 0],
@@ -340,15 +344,18 @@ def test_a_tie_of_a_shifted_field_goes_to_the_base():
 
 
 def test_the_level_is_a_weighted_mean_of_the_anomalies_that_were_observed():
+    def level_of(context):
+        return recent_mean(context.anomaly, context)
+
     history, climatology = torch.tensor([[[1.0], [5.0], [2.0]]]), torch.tensor([[[0.5], [1.0], [1.0], [7.0]]])
     weights = [(1 - SMOOTHING) ** 2, 1 - SMOOTHING, 1.0]
     for seen in ([1, 1, 1], [1, 0, 1], [1, 0, 0], [0, 0, 0]):
         kept = [weight * each for weight, each in zip(weights, seen, strict=True)]
         expected = sum(w * a for w, a in zip(kept, [0.5, 4.0, 1.0], strict=True)) / max(sum(kept), 1e-9)
         observed = torch.tensor(seen).bool().view(1, 3, 1)
-        found = SimpleForecasters.level(Context(history, torch.zeros(1, 1), climatology, observed))
+        found = level_of(Context(history, torch.zeros(1, 1), climatology, observed))
         assert float(found) == pytest.approx(expected)
-    assert float(SimpleForecasters.level(Context(history, torch.zeros(1, 1), climatology))) == pytest.approx(
+    assert float(level_of(Context(history, torch.zeros(1, 1), climatology))) == pytest.approx(
         sum(w * a for w, a in zip(weights, [0.5, 4.0, 1.0], strict=True)) / sum(weights))
 
 

@@ -9,7 +9,7 @@ import main_pretrain
 import main_train
 from data.context import Context
 from data.covariates import Covariates
-from data.lags import calendar_periods, choose_lags
+from data.lags import calendar_periods, choose_lags, repeated_periods
 from data.summary import FieldSummary
 from data.windows import WindowedField, WindowSettings
 from models import MEAN_MODELS, ensemble_sampler, load_forecaster
@@ -47,7 +47,7 @@ def windows(values=None, lags="24,48", **metadata):
     ((12, "month"), 1, 1000, ()),
 ])
 def test_auto_takes_the_cycles_of_the_calendar_that_the_training_part_has_seen(interval, predict_len, steps, wanted):
-    assert choose_lags("auto", interval, predict_len, repeating(steps, calendar_periods(interval))) == wanted
+    assert repeated_periods(interval, predict_len, repeating(steps, calendar_periods(interval))) == [*wanted]
 
 
 @pytest.mark.parametrize("interval, steps, periods, wanted", [
@@ -60,7 +60,7 @@ def test_auto_takes_the_cycles_of_the_calendar_that_the_training_part_has_seen(i
 def test_auto_takes_a_period_of_the_field_s_own_and_none_that_it_does_not_repeat(interval, steps, periods, wanted):
     wander = torch.randn(steps, 3, generator=torch.Generator().manual_seed(1)).cumsum(0) / 50
     values = repeating(steps, periods) + wander
-    assert choose_lags("auto", interval, 12, values) == choose_lags("auto", interval, 12, values * 1e-25) == wanted
+    assert repeated_periods(interval, 12, values) == repeated_periods(interval, 12, values * 1e-25) == [*wanted]
 
 
 def test_a_random_walk_has_no_lags_but_seldom():
@@ -84,15 +84,26 @@ def repeating(steps, periods, nodes=3):
 def test_lags_are_those_that_are_named_each_once_shortest_first_or_none():
     hourly = (1, "hour")
     values = torch.zeros(200, 1)
-    assert choose_lags("168,24,24", hourly, 12, values) == (24, 168)
-    assert choose_lags("none", hourly, 12, values) == () and choose_lags("12", hourly, 12, values) == (12,)
+    assert choose_lags("168,24,24", hourly, 12, values) == ((24,), (168,))
+    assert choose_lags("none", hourly, 12, values) == () and choose_lags("12", hourly, 12, values) == ((12,),)
+    assert choose_lags("24,24+48,12", hourly, 12, values) == ((12,), (24,), (24, 48))
+    assert choose_lags("24+48,168", hourly, 12, values) == ((168,), (24, 48)), "means are last"
+
+
+@pytest.mark.parametrize("steps, wanted", [
+    (40, ((12,),)), (95, ((12,),)), (96, ((12,), (12, 24))), (1000, ((12,), (12, 24, 36))),
+])
+def test_auto_adds_the_mean_over_the_shortest_lag_where_the_training_part_is_long(steps, wanted):
+    assert choose_lags("auto", (1, "month"), 12, repeating(steps, [12])) == wanted
 
 
 @pytest.mark.parametrize("text, words", [
     ("24,3", "--lags 24,3: 3 steps are shorter than the horizon, so they need future values; choose lags of at least "
              "--predict_len 4"),
     ("0", "at least --predict_len 4"),
+    ("24+3", "--lags 24+3: 3 steps are shorter than the horizon"),
     ("100", "--lags 100: the training part has 94 steps, none of them has a value 100 steps earlier"),
+    ("24,48+96", "none of them has a value 96 steps earlier"),
 ])
 def test_lags_that_cannot_be_are_refused(text, words):
     with pytest.raises(ValueError) as caught:
@@ -124,14 +135,17 @@ def test_lags_are_features_behind_the_covariates_of_a_file():
     batch, only = data.batch(torch.tensor([80])), windows(lags="24").batch(torch.tensor([80]))
     assert torch.equal(batch.context.features[..., 1:], only.context.lags)
     assert torch.equal(batch.context.features[..., :1], batch.context.covariates.expand(-1, -1, NODES, -1))
-    assert list(data.metadata()["covariates"]) == ["a"] and data.metadata()["lag_steps"] == [24]
+    assert list(data.metadata()["covariates"]) == ["a"] and data.metadata()["lag_steps"] == ["24"]
 
 
 def test_a_missing_value_is_what_is_usual_and_no_step_looks_into_another_segment():
     values = torch.as_tensor(random_values(STEPS, NODES))
     values[70, 2] = torch.nan
-    batch = windows(values, "24").batch(torch.tensor([90]))
+    data = windows(values, "24,24+48")
+    batch, observed = data.batch(torch.tensor([90])), data.scaler.standardize(data.field.values)
     assert batch.context.lags[0, 4, 2, 0] == batch.context.climatology[0, 4, 2]
+    assert batch.context.lags[0, 4, 2, 1] == observed[46, 2], "a mean is of the values that there are"
+    torch.testing.assert_close(batch.context.lags[0, 5, :, 1], (observed[71] + observed[47]) / 2)
     pair = windows(random_values(STEPS, NODES), "24", pair=(80, 40))
     batch = pair.batch(torch.tensor([80, 100]))
     assert torch.equal(batch.context.lags[0, ..., 0], batch.context.climatology[0])
@@ -139,7 +153,7 @@ def test_a_missing_value_is_what_is_usual_and_no_step_looks_into_another_segment
     torch.testing.assert_close(batch.context.lags[1, 4:, :, 0], pair.scaler.standardize(pair.field.values[80:86]))
 
 
-@pytest.mark.parametrize("lags", ["auto", "4", "7,24"])
+@pytest.mark.parametrize("lags", ["auto", "4", "7,24", "5+7+24"])
 def test_what_a_test_window_knows_does_not_change_with_what_comes_after_its_history(lags):
     values = torch.as_tensor(random_values(STEPS, NODES)) / 20 + repeating(STEPS, [24], NODES)
     start = 135
@@ -154,7 +168,7 @@ def test_gaps_covariates_and_lags_reach_a_window_of_a_forecast_as_they_do_from_t
     values = random_values(220, NODES)
     values[::7, 1] = np.nan
     beside = Covariates("x.csv", ("a", "b"), torch.randn(220, 1, 2) * 5 + 3)
-    data = WindowedField(make_field(values, pair=pair), HISTORY, HORIZON, WindowSettings(lags="7,24"), beside)
+    data = WindowedField(make_field(values, pair=pair), HISTORY, HORIZON, WindowSettings(lags="7,24,7+14"), beside)
     summary, starts = FieldSummary.of(data), data.starts["test"][[0, 3, 20]]
     first, last = data.field.segments[-1]
     series = forecast.Series(data.field.values[first:last], first, summary.max_lag, beside.values[first:])
@@ -213,7 +227,7 @@ def test_lags_lower_the_error_of_a_field_that_repeats_itself(work):
 
 def test_a_forecast_of_a_test_window_is_that_of_the_evaluation(work):
     run = load_forecaster(work / "auto/diffusion/days_6_4")
-    assert run.field.lags == (24, 168) and run.history_steps == 168 + HISTORY
+    assert run.field.lags == ((24,), (168,), (24, 48, 72)) and run.history_steps == 168 + HISTORY
     data = open_run_data(run.checkpoint, "", "cpu")
     settings = run.checkpoint["config"]
     start = int(data.starts["test"][3])
@@ -238,7 +252,7 @@ def test_what_lies_before_the_series_may_be_unknown_but_not_what_the_history_hol
     assert forecast.main([str(work / "auto/diffusion/days_6_4"), "--data_path", str(tmp_path / "short.npy"), "--device",
                           "cpu", "--output", str(output)]) == 0
     assert np.load(output)["members"].shape[-2:] == (HORIZON, NODES)
-    assert "the data begin 30 steps too late for all lags (24, 168) of the first window" in capsys.readouterr().err
+    assert "the data begin 30 steps too late for all lags (24, 168, 24+48+72)" in capsys.readouterr().err
     assert forecast.main([str(work / "auto/diffusion/days_6_4"), "--device", "cpu", "--output", str(output),
                           "--overwrite"]) == 0 and "too late" not in capsys.readouterr().err
     values[-2, 1] = np.nan
@@ -249,12 +263,12 @@ def test_what_lies_before_the_series_may_be_unknown_but_not_what_the_history_hol
 
 
 def test_a_run_says_which_lags_it_takes(work, capsys):
-    for lags, said in (("auto", "; lags: 24, 168\n"), ("48", "; lags: 48\n"), ("none", " test\n")):
+    for lags, said in (("auto", "; lags: 24, 168, 24+48+72\n"), ("48", "; lags: 48\n"), ("none", " test\n")):
         assert main_pretrain.main([*own_flags(work, lags), "--dry_run"]) == 0
         assert said in capsys.readouterr().out
 
 
 def test_stage_2_refuses_a_stage_1_with_other_lags(work):
     flags = [*own_flags(work, "24"), "--save_dir", str(work / "auto")]
-    with pytest.raises(ValueError, match=r"does not fit: lag_steps \[24, 168\] .wanted \[24\].; .*--lags 24"):
+    with pytest.raises(ValueError, match=r"lag_steps \['24', '168', '24\+48\+72'\] .wanted \['24'\].; .*--lags 24"):
         main_train.main([*flags, "--run_name", "other", "--mean_run", str(work / "auto/mean/days_6_4")])

@@ -73,8 +73,8 @@ class CommonConfig:
     covariates: str = flag("", DATA, "a file of variables that are known at every step, also in the future (holidays, "
                            "weather forecasts): a column for each, or an array (time, node, covariate)")
     lags: str = flag("auto", DATA, "lags in steps, as 24,168: values that many steps before each step are inputs too; "
-                     "auto: a day, a week, a year or another period, where the training part repeats itself so; none: "
-                     "no lags")
+                     "24+48+72: their mean; auto: a day, a week, a year or another period, where the training part "
+                     "repeats itself so, and the mean over three times the shortest; none: no lags")
     oracle_nodes: int = flag(32, DATA, "nodes of the synthetic field Oracle", minimum=1)
     oracle_steps: int = flag(4000, DATA, "time steps of the synthetic field Oracle", minimum=1)
     oracle_length_scale: float = flag(0.3, DATA, "range of the correlation of Oracle, in sides of its square", above=0)
@@ -299,7 +299,7 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
     alone = [f"--{name}" for name in OF_OWN_FILE if getattr(config, name) and not config.data_path]
     if alone:
         parser.error(f"{', '.join(alone)}: describes a file of your own; give it by --data_path FILE")
-    if not re.fullmatch(r"none|auto|\d+(,\d+)*", config.lags):
+    if not re.fullmatch(r"none|auto|\d+([,+]\d+)*", config.lags):
         parser.error(f"--lags {config.lags}: expected auto, none, or numbers of steps, as 24,168")
     if config.null_value is not None and config.missing != "mask":
         parser.error(f"--null_value {config.null_value:g} says what is missing: add --missing mask")

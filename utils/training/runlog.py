@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from data.lags import as_text
 from data.stamps import stamps_as_text
 from utils.config import PretrainConfig
 from utils.training.checkpoint import settings
@@ -20,7 +21,7 @@ def describe_run(config, data, model: torch.nn.Module, folder: Path, device: tor
     calendar = data.field.calendar
     spans = " and ".join("from {} to {}".format(*stamps_as_text(calendar.times[[first, end - 1]], calendar.zone))
                          for first, end in data.field.segments)
-    lags = f"; lags: {', '.join(map(str, data.lags)) or 'none'}" if config.lags != "none" else ""
+    lags = f"; lags: {', '.join(as_text(data.lags)) or 'none'}" if config.lags != "none" else ""
     missing = f"{data.field.missing_share:.3%} of the values missing, " if data.field.masked else ""
     bounded = data.metadata()["support"] is not None
     support = "of some nodes none negative" if bounded else "any"
