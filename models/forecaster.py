@@ -37,7 +37,7 @@ class Forecaster(nn.Module):
 
         z = margin.encode(future | mean model, context)        models/margins.py
         white = noise.whiten(z, log_scale)                     models/noise.py
-        white ~ diffusion(white | context, mean, scale)        models/diffusion, models/denoiser.py
+        white ~ diffusion(white | context, mean, scale)        models/diffusion.py, models/denoiser.py
                                                                (Gaussian along the leading modes: `noise.learned`)
 
     The diffusion ends at N(endpoint, I). The endpoint is 0, or as published the fluctuation scale of each node with a

@@ -18,15 +18,17 @@ from models.diffusion import (
     adams,
     alpha_bar_of,
     ancestral,
+    angle_of,
     diffuse,
     dpm2m,
     draw_endpoint,
+    evenly_spaced,
+    half_log_snr,
     noise_to_velocity,
     posterior,
     velocity,
     velocity_to_clean,
 )
-from models.diffusion.samplers import angle_of, evenly_spaced, half_log_snr
 
 N = 50
 SPREADS = 0.7, 0.3, 0.1
