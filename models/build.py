@@ -6,17 +6,15 @@ import torch
 
 from data.constants import ANY_VALUE
 
+from .backbones import STID, DLinear, ITransformer
 from .denoiser import MLPDenoiser, PublishedDenoiser
 from .diffusion import NOISE_SCHEDULES
 from .forecaster import Forecaster
-from .itransformer import ITransformer
 from .layers import Task
-from .linear import DLinear
 from .margins import EmpiricalMargin, QuantileMargin, ResidualMargin, ShapedMargin
 from .mean import BesideBase, CommonModes, Ensemble, MeanModel, RecalibratedMean, RecalibratedQuantiles
 from .noise import CovarianceNoise, IndependentNoise
 from .scale import FluctuationScale
-from .stid import STID
 
 MEAN_MODELS = {"stid": STID, "itransformer": ITransformer, "dlinear": DLinear}
 DENOISERS = {"mlp": MLPDenoiser, "stid": PublishedDenoiser}

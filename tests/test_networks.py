@@ -12,13 +12,12 @@ import torch
 from data.constants import QUANTILE_LEVELS
 from data.context import Context
 from models import MEAN_MODELS, build_mean_model
+from models.backbones import STID, ITransformer
 from models.build import DENOISERS
 from models.denoiser import MLPDenoiser
-from models.itransformer import ITransformer
 from models.layers import Dropout, ExtraInputs, IdentityEmbedding, ResidualBlock, StepEmbedding, Task, TokenMixer
 from models.mean import OBJECTIVES, Ensemble
 from models.quantiles import pinball
-from models.stid import STID
 from utils.config import NETWORK, WITHOUT_EFFECT, PretrainConfig
 from utils.training import checkpoint
 
