@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,17 +19,6 @@ from .mean import MeanModel
 
 FULL_PRECISION = contextlib.nullcontext()
 PREDICTIONS = ("v", "noise")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of an ensemble: number and kind of members, sampler and its steps, samples per pass of the network."""
-
-    members: int
-    kind: str
-    sampler: str
-    steps: int
-    chunk: int
 
 
 class Forecaster(nn.Module):
@@ -122,19 +111,19 @@ class Forecaster(nn.Module):
         return mean_over(F.mse_loss(predicted.float(), target, reduction="none"), mask)
 
     @torch.no_grad()
-    def sample(self, context: Context, noise, sampling: Sampling) -> Tensor:
-        """Members of the joint forecast: (batch, member, F, node).
+    def sample(self, context: Context, noise, members: int, kind: str, sampler: str, steps: int, chunk: int) -> Tensor:
+        """Members of the joint forecast: (batch, member, F, node); kind: one of `margins.MEMBERS`.
 
         `noise(noise_index, first, last)` gives standard normal values (last - first, F, node) of the rows
         first..last-1 of the flattened (batch, sample) axis. Index 0 sets the endpoint signs, index 1 is the start of
-        the sampler, 2, 3, ... are for its steps. At most `sampling.chunk` rows pass through the network at a time,
-        which bounds memory and does not change the result. It is halved where memory runs out.
+        the sampler, 2, 3, ... are for its steps. At most `chunk` rows pass through the network at a time, which bounds
+        memory and does not change the result. It is halved where memory runs out.
         """
         assert not self.training, "members are drawn in eval mode"
-        batch, each = len(context.history), self.margin.num_samples(sampling.members, sampling.kind)
+        batch, each = len(context.history), self.margin.num_samples(members, kind)
         given = self.margin.given(self.mean_model, context)
         hidden, log_scale = self._encode(context, given), self.margin.log_scale(given, context)
-        rows, first, chunk, samples = batch * each, 0, sampling.chunk, []
+        rows, first, samples = batch * each, 0, []
         while first < rows:
             last = min(first + chunk, rows)
             if first // each == (last - 1) // each:  # one window: its inputs serve all rows
@@ -144,7 +133,7 @@ class Forecaster(nn.Module):
             try:
                 own_noise = partial(noise, first=first, last=last)
                 endpoint = self._endpoint(partial(own_noise, 0), context.calendar[window], given[window])
-                white = self._sample_rows(hidden[window], endpoint, own_noise, sampling)
+                white = self._sample_rows(hidden[window], endpoint, own_noise, SAMPLERS[sampler], steps)
                 samples.append(self.noise.unwhiten(white, log_scale[window]))
             except RuntimeError as error:
                 no_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -154,7 +143,7 @@ class Forecaster(nn.Module):
                 continue
             first = last
         z = torch.cat(samples).unflatten(0, (batch, each))
-        return self.margin.decode(z, given, context, sampling.members, sampling.kind)
+        return self.margin.decode(z, given, context, members, kind)
 
     def _endpoint(self, signs: Callable[[], Tensor], calendar: Tensor, given: Tensor) -> Tensor:
         """The endpoint of each value: 0, or the fluctuation scale with its sign."""
@@ -168,14 +157,14 @@ class Forecaster(nn.Module):
         inputs = torch.cat([*self.noise.inputs(context, anomalies), *values], dim=1)
         return self.denoiser.encode(inputs, context.calendar, context.missing, context.features)
 
-    def _sample_rows(self, hidden: Tensor, endpoint: Tensor, noise, sampling: Sampling) -> Tensor:
+    def _sample_rows(self, hidden: Tensor, endpoint: Tensor, noise, sampler: Callable, steps: int) -> Tensor:
         """White samples: the sampler's shifted variable plus the endpoint."""
         hidden = self.denoiser.condition(hidden, endpoint)
 
         def predict_velocity(shifted: Tensor, step: int) -> Tensor:
-            steps = torch.full((1,), step, device=shifted.device)
-            predicted = self.noise.learned(self.denoiser(shifted + endpoint, steps, hidden).float())
+            place = torch.full((1,), step, device=shifted.device)
+            predicted = self.noise.learned(self.denoiser(shifted + endpoint, place, hidden).float())
             return predicted if self.prediction == "v" else noise_to_velocity(shifted, predicted, self.alpha_bars[step])
 
-        return endpoint + SAMPLERS[sampling.sampler](
-            predict_velocity, noise(1), self.alpha_bars, sampling.steps, lambda noise_index: noise(2 + noise_index))
+        return endpoint + sampler(predict_velocity, noise(1), self.alpha_bars, steps,
+                                  lambda noise_index: noise(2 + noise_index))

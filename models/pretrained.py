@@ -33,7 +33,7 @@ from utils.training.reproducibility import MemberNoise
 
 from .build import build_forecaster, build_mean_model
 from .diffusion import SAMPLERS
-from .forecaster import Forecaster, Sampling
+from .forecaster import Forecaster
 from .margins import MEMBERS
 from .online import OnlineCalibration
 
@@ -49,10 +49,10 @@ def ensemble_sampler(model: Forecaster, settings: dict, device: torch.device) ->
 
     def sample(batch: Batch) -> Tensor:
         shape = settings["predict_len"], batch.context.history.shape[-1]
-        sampling = Sampling(settings["nsample"], settings["members"], settings["sampler"], settings["sample_steps"],
+        ensemble = settings["nsample"], settings["members"]
+        noise = MemberNoise(settings["seed"], batch.start, model.margin.num_samples(*ensemble), shape)
+        return model.sample(batch.context, noise, *ensemble, settings["sampler"], settings["sample_steps"],
                             rows_at_once(shape[1], device, settings["sample_batch"]))
-        samples = model.margin.num_samples(sampling.members, sampling.kind)
-        return model.sample(batch.context, MemberNoise(settings["seed"], batch.start, samples, shape), sampling)
 
     return sample
 

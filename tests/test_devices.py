@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from data.context import Context
 from data.windows import Batch
-from models import DENOISERS, MEAN_MODELS, Sampling, build_forecaster, build_mean_model, ensemble_sampler
+from models import DENOISERS, MEAN_MODELS, build_forecaster, build_mean_model, ensemble_sampler
 from models.diffusion import SAMPLERS
 from models.layers import Task
 from utils.config import RECIPES, PretrainConfig, TrainConfig, resolve
@@ -107,7 +107,7 @@ def test_every_sampler_stays_on_the_device(sampler, precision, recipe):
     model = make_forecaster(recipe)
     model.denoiser.round_to(precision)
     noise = MemberNoise(1, torch.arange(BATCH, device=META), 3, (HORIZON, NODES))
-    members = model.eval().sample(make_batch().context, noise, Sampling(3, "random", sampler, 4, chunk=4))
+    members = model.eval().sample(make_batch().context, noise, 3, "random", sampler, 4, chunk=4)
     assert members.is_meta and members.shape == (BATCH, 3, HORIZON, NODES)
     assert all(draw_with(make_forecaster(recipe), sampler, kind).is_meta for kind in ("random", "quantiles"))
 

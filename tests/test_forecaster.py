@@ -16,7 +16,7 @@ from data.windows import Batch
 from models import ensemble_sampler
 from models.denoiser import MLPDenoiser
 from models.diffusion import NOISE_SCHEDULES, SAMPLERS, alpha_bar_of
-from models.forecaster import Forecaster, Sampling
+from models.forecaster import Forecaster
 from models.layers import Task, own_rows
 from models.margins import QuantileMargin, ResidualMargin
 from models.mean import MeanModel
@@ -102,9 +102,8 @@ def exact_gaussian(mean, std):
 def sample(model, batch, members=5, sampler="dpm2m", steps=4, chunk=64, seed=1, kind=""):
     """Members of the kind of the recipe, unless named."""
     kind = kind or ("quantiles" if isinstance(model.margin, QuantileMargin) else "random")
-    sampling = Sampling(members, kind, sampler, steps, chunk)
     noise = MemberNoise(seed, batch.start, model.margin.num_samples(members, kind), (HORIZON, NODES))
-    return model.sample(batch.context, noise, sampling)
+    return model.sample(batch.context, noise, members, kind, sampler, steps, chunk)
 
 
 # The mean model is frozen
@@ -151,7 +150,7 @@ def test_the_endpoint_is_the_whole_fluctuation_scale_where_that_depends_on_the_s
     margin.scale.table.fill_(2.0)
     model.loss(batch.future, batch.context)
     model.sample(batch.context, lambda index, first, last: torch.randn(last - first, HORIZON, NODES),
-                 Sampling(5, "random", "ancestral", 2, 1000))
+                 5, "random", "ancestral", 2, 1000)
     for _, _, endpoint in stub.calls:
         torch.testing.assert_close(endpoint.abs(), torch.full_like(endpoint, 2 * 0.1))
 
@@ -389,7 +388,7 @@ def test_start_endpoint_and_sampler_draw_from_different_noise():
         return torch.randn(last - first, HORIZON, NODES)
 
     model, batch = make_forecaster("published").eval(), make_batch()
-    model.sample(batch.context, noise, Sampling(2, "random", "ancestral", 4, chunk=4))
+    model.sample(batch.context, noise, 2, "random", "ancestral", 4, chunk=4)
     assert sorted(taken) == sorted((noise_index, *rows) for noise_index in range(5) for rows in ((0, 4), (4, 6)))
 
 
@@ -397,7 +396,7 @@ def test_start_is_the_endpoint_plus_noise_and_the_denoiser_sees_that_endpoint():
     stub = Stub(lambda noisy, alpha_bar, endpoint: noisy - endpoint)
     model, batch = make_published(Zero(), stub), make_batch(2)
     noise = MemberNoise(1, batch.start, 3, (HORIZON, NODES))
-    model.eval().sample(batch.context, noise, Sampling(3, "random", "adams", 2, chunk=64))
+    model.eval().sample(batch.context, noise, 3, "random", "adams", 2, chunk=64)
     (noisy, step, endpoint), (_, last, _) = stub.calls
     assert torch.equal(endpoint, torch.where(noise(0, 0, 6) > 0, SCALE, -SCALE))
     torch.testing.assert_close(noisy, endpoint + noise(1, 0, 6))
