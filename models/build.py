@@ -12,7 +12,7 @@ from .diffusion import NOISE_SCHEDULES
 from .forecaster import Forecaster
 from .layers import Task
 from .margins import EmpiricalMargin, QuantileMargin, ResidualMargin, ShapedMargin
-from .mean import BesideBase, CommonModes, Ensemble, MeanModel, RecalibratedMean, RecalibratedQuantiles
+from .mean import CorrectedMean, MeanModel
 from .noise import CovarianceNoise, IndependentNoise
 from .scale import FluctuationScale
 
@@ -29,20 +29,14 @@ def task_of(settings: dict, metadata: dict) -> Task:
                 len(metadata["lag_steps"]), sum("+" in lag for lag in metadata["lag_steps"]))
 
 
-def build_mean_model(settings: dict, metadata: dict) -> MeanModel:
+def build_mean_model(settings: dict, metadata: dict) -> CorrectedMean:
     """The untrained stage-1 model of a configuration."""
     task, backbone = task_of(settings, metadata), MEAN_MODELS[settings["mean_model"]]
     wanted = inspect.signature(backbone).parameters.keys() - {"task", "objective"}
     flags = {name.removeprefix("mean_"): value for name, value in settings.items()
              if name.removeprefix("mean_") in wanted}
-    model = Ensemble([backbone(task, settings["objective"], **flags) for _ in range(settings["networks"])])
-    if settings["linear_modes"]:
-        model = CommonModes(model, task, settings["linear_modes"])
-    if settings["recalibrate"]:
-        model = (RecalibratedQuantiles if settings["objective"] == "quantiles" else RecalibratedMean)(model, task)
-    if settings["base"] == "auto":
-        model = BesideBase(model, task)
-    return model
+    networks = [backbone(task, settings["objective"], **flags) for _ in range(settings["networks"])]
+    return CorrectedMean(task, networks, settings["linear_modes"], settings["recalibrate"], settings["base"] == "auto")
 
 
 def build_forecaster(settings: dict, mean_model: MeanModel, metadata: dict) -> Forecaster:

@@ -260,7 +260,7 @@ class QuantileMargin(Margin):
 
     def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
         """The PIT bounds of the future under the uncalibrated quantiles: (batch, 2, F, node)."""
-        return pit_bounds(mean_model.uncalibrated.predict(context), future, *self.support)
+        return pit_bounds(mean_model.uncalibrated(context), future, *self.support)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
         return z_from_pit(prepared, uniform)
@@ -293,7 +293,7 @@ class EmpiricalMargin(Margin):
 
     def given(self, mean_model: MeanModel, context: Context) -> Tensor:
         """The three parts of the index: (batch, 3, F, node), before the recalibration, unreliable with many zeros."""
-        predicted = mean_model.uncalibrated.predict(context)
+        predicted = mean_model.uncalibrated(context)
         parts = torch.stack([predicted.mean(1), predicted[:, -1], context.future_climatology], dim=1)
         return (parts - self.minimum).clamp_min(0)
 

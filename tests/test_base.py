@@ -27,7 +27,7 @@ from models.base import (
     weighted_quantiles,
 )
 from models.layers import Task
-from models.mean import BesideBase, MeanModel
+from models.mean import CorrectedMean, MeanModel
 from models.quantiles import pinball
 
 MONTH, DAY = (1, "month"), (1, "day")
@@ -250,14 +250,13 @@ def with_truth(data, error):
 @pytest.mark.parametrize("error, least, most", [(0.02, 0.9, 1.0), (None, 0.0, 0.05)])
 def test_a_network_that_is_right_gets_nearly_all_and_one_of_no_use_nothing(error, least, most):
     data = windows_of(random_walk(800), 6, 4)
-    model = BesideBase(Oracle(data, error), task_of(data))
+    model = CorrectedMean(task_of(data), [Oracle(data, error)], base=True)
     batches = with_truth(data, error)
     assert (model.share == 1).all()
     model.calibrate(batches("train"), batches("validation"), (float("-inf"), 0.0))
     assert least <= model.share.min() and model.share.mean() <= most
     batch = next(iter(batches("test")))
-    parts = [part.predict(batch.context) if part is model.inner else part(batch.context)
-             for part in (model.base, model.inner)]
+    parts = model.base(batch.context), model.average(batch.context)
     torch.testing.assert_close(model.predict(batch.context), torch.lerp(*parts, model.share))
 
 
@@ -337,7 +336,7 @@ def test_a_tie_of_a_shifted_field_goes_to_the_base():
     for growth in (0.0, 4.0):
         torch.manual_seed(1)
         data = windows_of(torch.randn(900, 3) + growth * torch.arange(900).unsqueeze(1) / 900, 6, 4)
-        model = BesideBase(Tied(fitted(data)), task_of(data))
+        model = CorrectedMean(task_of(data), [Tied(fitted(data))], base=True)
         model.calibrate(data.batches("train", 32), data.calibration(32), (float("-inf"), 0.0))
         shares.append(float(model.share.mean()))
     assert shares[0] > 0.2 and shares[1] < 0.1
@@ -373,7 +372,7 @@ def test_a_candidate_that_fits_small_errors_of_validation_outweighs_one_that_fit
 
 def test_the_share_is_kept_by_a_checkpoint():
     data = windows_of(random_walk(300), 6, 4)
-    model, other = (BesideBase(Oracle(data, None), task_of(data)) for _ in range(2))
+    model, other = (CorrectedMean(task_of(data), [Oracle(data, None)], base=True) for _ in range(2))
     model.calibrate(data.batches("train", 32), data.calibration(32), (float("-inf"), 0.0))
     other.load_state_dict(model.state_dict())
     context = next(iter(data.batches("test", 8))).context

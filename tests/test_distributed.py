@@ -12,7 +12,7 @@ import torch
 from conftest import ON_ANY_STAGE_1, ROOT, random_values
 from test_runs import STAGES, TINY, assert_same, call_at, folder_of, outcome, send
 
-from models.mean import Ensemble
+from models.mean import CorrectedMean
 from scripts import evaluate, forecast
 from tests.tools.children import in_child, in_children
 from utils.config import RECIPES, FlagParser, output_path
@@ -106,9 +106,9 @@ def test_two_processes_learn_what_one_does_by_every_recipe_where_values_are_miss
 def test_an_infinite_loss_with_finite_gradients_in_one_process_stops_all(tmp_path, capfd):
     """faults 54"""
     def one_is_wrong():
-        right = Ensemble.loss
+        right = CorrectedMean.loss
         if rank() == 1:
-            Ensemble.loss = lambda self, *given: right(self, *given) + float("inf")
+            CorrectedMean.loss = lambda self, *given: right(self, *given) + float("inf")
 
     assert in_children(work("mean", tmp_path, before=one_is_wrong), 2) == [2, 2]
     assert "error: epoch 1, step 0: the loss is inf; its batch holds the windows" in capfd.readouterr().err
@@ -181,9 +181,9 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
 def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path, capfd):
     """faults 54"""
     def one_is_wrong():
-        right = Ensemble.loss
+        right = CorrectedMean.loss
         if rank() == 1:
-            Ensemble.loss = lambda self, *given: right(self, *given) * float("nan")
+            CorrectedMean.loss = lambda self, *given: right(self, *given) * float("nan")
 
     assert in_children(work("mean", tmp_path, before=one_is_wrong), 2) == [2, 2]
     errors = capfd.readouterr().err

@@ -16,7 +16,7 @@ from models.backbones import STID, ITransformer
 from models.build import DENOISERS
 from models.denoiser import MLPDenoiser
 from models.layers import Dropout, ExtraInputs, IdentityEmbedding, ResidualBlock, StepEmbedding, Task, TokenMixer
-from models.mean import OBJECTIVES, Ensemble
+from models.mean import OBJECTIVES, CorrectedMean
 from models.quantiles import pinball
 from utils.config import NETWORK, WITHOUT_EFFECT, PretrainConfig
 from utils.training import checkpoint
@@ -347,7 +347,7 @@ def test_flags_of_a_network_that_a_backbone_does_not_take_are_those_without_effe
 @every_backbone
 def test_an_ensemble_is_the_average_of_its_networks_whose_quantiles_are_sorted(backbone):
     context = windows(3)
-    model = Ensemble([make_backbone(backbone, "quantiles") for _ in range(3)]).eval()
+    model = CorrectedMean(make_task(), [make_backbone(backbone, "quantiles") for _ in range(3)]).eval()
     own = [network.predict(context) for network in model.networks]
     assert (own[0].diff(dim=1) < 0).any(), "an untrained network has its outputs in any order"
     found = [each.sort(1).values for each in own]
@@ -360,7 +360,7 @@ def test_an_ensemble_is_the_average_of_its_networks_whose_quantiles_are_sorted(b
 @every_backbone
 def test_the_networks_of_an_ensemble_are_trained_on_their_own_losses_and_judged_together(backbone):
     future, context = torch.randn(3, HORIZON, NODES), windows(3)
-    model = Ensemble([make_backbone(backbone, "quantiles", dropout=0.0) for _ in range(3)])
+    model = CorrectedMean(make_task(), [make_backbone(backbone, "quantiles", dropout=0.0) for _ in range(3)])
     own = [network.loss(future, context) for network in model.networks]
     torch.testing.assert_close(model.eval().loss(future, context), pinball(model.predict(context), future).mean())
     torch.testing.assert_close(model.train().loss(future, context), sum(own) / 3)
@@ -368,20 +368,31 @@ def test_the_networks_of_an_ensemble_are_trained_on_their_own_losses_and_judged_
 
 
 @every_backbone
-def test_a_built_mean_model_is_an_ensemble_whose_wrappers_change_nothing_until_calibrated(backbone):
+def test_a_built_mean_model_is_an_average_whose_corrections_change_nothing_until_calibrated(backbone):
     settings = checkpoint.settings(PretrainConfig(history_len=HISTORY, predict_len=HORIZON, mean_model=backbone,
                                                   mean_channels=8, mean_layers=2))
     metadata = {"num_nodes": NODES, "calendar_sizes": [24, 7], "masked": False, "covariates": {}, "lag_steps": []}
     for objective in OBJECTIVES:
         model = build_mean_model({**settings, "objective": objective}, metadata).eval()
-        context, networks = windows(), model.inner.inner.inner
-        assert len(networks.networks) == 3 and model.objective == objective
-        torch.testing.assert_close(model.predict(context), networks.predict(context), rtol=0, atol=1e-5)
+        context, alone = windows(), CorrectedMean(make_task(), [*model.networks]).eval()
+        assert len(model.networks) == 3 and model.objective == objective
+        assert None not in (model.modes, model.recalibration, model.base)
+        torch.testing.assert_close(model.predict(context), alone.predict(context), rtol=0, atol=1e-5)
         assert torch.equal(model.loss(torch.zeros(2, HORIZON, NODES), context),
-                           networks.loss(torch.zeros(2, HORIZON, NODES), context))
+                           alone.loss(torch.zeros(2, HORIZON, NODES), context))
     plain = build_mean_model({**settings, "linear_modes": 0, "base": "none", "recalibrate": False, "networks": 1},
                              metadata)
-    assert isinstance(plain, Ensemble) and len(plain.networks) == 1
+    assert plain.modes is plain.recalibration is plain.base is None and len(plain.networks) == 1
+
+
+def test_weights_of_earlier_versions_are_loaded():
+    """There each correction was a module around an inner one."""
+    one, other = (CorrectedMean(make_task(), [make_backbone("stid", "mse")], modes=2, recalibrate=True, base=True)
+                  for _ in range(2))
+    nested = {"networks": "inner.inner.inner.", "modes": "inner.inner.", "recalibration": "inner.", "spread": "inner."}
+    weights = {nested.get(name.split(".")[0], "") + name: value for name, value in one.state_dict().items()}
+    other.load_state_dict(weights)
+    assert all(torch.equal(value, one.state_dict()[name]) for name, value in other.state_dict().items())
 
 
 # Tokens

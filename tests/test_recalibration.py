@@ -7,7 +7,7 @@ from data.constants import QUANTILE_LEVELS
 from data.context import Context
 from data.windows import Batch
 from models.layers import Task
-from models.mean import MeanModel, RecalibratedMean, RecalibratedQuantiles
+from models.mean import CorrectedMean, MeanModel
 from models.quantiles import pit_bounds, z_from_pit
 from models.recalibration import BINS, OUTERMOST, WIDEST, Recalibration, spread_of
 
@@ -193,7 +193,7 @@ def test_right_quantiles_of_counts_are_left_alone(rate, smooth):
     truth = torch.poisson(torch.full((2400, HORIZON, NODES), rate))
     drawn = torch.poisson(torch.full((1_000_000,), rate)) + smooth * (torch.rand(1_000_000) - 0.5)
     quantiles = drawn.quantile(torch.tensor(QUANTILE_LEVELS)).view(1, -1, 1, 1).expand(2400, -1, HORIZON, NODES)
-    model = RecalibratedQuantiles(Fixed(quantiles), Task(NODES, 2, HORIZON, (24,)))
+    model = CorrectedMean(TASK, [Fixed(quantiles)], recalibrate=True).eval()
     model.calibrate((), Windows(truth), (0.0, 1.0))
     assert model.recalibration.widening < 1.03
 
@@ -231,9 +231,9 @@ def test_a_mean_that_is_off_is_moved_to_where_it_is_right_by_node_step_and_time(
     offset = torch.where(late, 0.4, -0.2) * torch.tensor([1.0, 0.5, 0.0, 1.0])
     spread = torch.tensor([1.0, 0.1, 2.0, 1.0])
     windows = Windows(5 + spread * (offset + torch.randn(9600, HORIZON, NODES)))
-    model = RecalibratedMean(Fixed(torch.full((9600, 1, HORIZON, NODES), 5.0)), TASK).eval()
-    assert model.uncalibrated is model.inner
+    model = CorrectedMean(TASK, [Fixed(torch.full((9600, 1, HORIZON, NODES), 5.0))], recalibrate=True).eval()
     model.calibrate((), windows, (float("-inf"), 0.0))
+    assert all((model.uncalibrated(batch.context) == 5).all() for batch in windows)
     moved = torch.cat([model(batch.context) for batch in windows])
     assert ((moved - 5) / spread - offset).abs().mean() < 0.06
     wanted = spread * (1 + offset.square().mean((0, 1))).sqrt()
@@ -243,7 +243,7 @@ def test_a_mean_that_is_off_is_moved_to_where_it_is_right_by_node_step_and_time(
 def test_before_it_is_calibrated_a_mean_is_that_of_its_network_and_few_days_move_it_little():
     future = 1 + 0.1 * torch.randn(24, HORIZON, NODES)
     inner = Fixed(torch.zeros(24, 1, HORIZON, NODES))
-    model, windows = RecalibratedMean(inner, TASK).eval(), Windows(future)
+    model, windows = CorrectedMean(TASK, [inner], recalibrate=True).eval(), Windows(future)
     assert (model(windows[0].context) == 0).all()
     model.calibrate((), windows, (float("-inf"), 0.0))
     torch.testing.assert_close(model(windows[0].context).mean(), future.mean() / 4, rtol=0.03, atol=0)  # 1 / (1 + 3)
@@ -255,7 +255,7 @@ def test_missing_values_move_no_mean_whatever_stands_there():
     observed[..., 3] = False
     found = []
     for value in (0.0, 1e6):
-        model = RecalibratedMean(Fixed(torch.zeros(240, 1, HORIZON, NODES)), TASK).eval()
+        model = CorrectedMean(TASK, [Fixed(torch.zeros(240, 1, HORIZON, NODES))], recalibrate=True).eval()
         model.calibrate((), Windows(future.where(observed, value), observed), (float("-inf"), 0.0))
         found.append(model.predict(Windows(future, observed)[0].context))
     assert torch.equal(*found) and found[0].abs().max() > 0.01 and (found[0][..., 3] == 0).all()
