@@ -76,7 +76,7 @@ class Forecaster(nn.Module):
     @torch.no_grad()
     def prepare(self, future: Tensor, context: Context) -> Tensor:
         """What `loss` needs of the mean model. It is the same at every epoch, so that it is computed once."""
-        return self.margin.prepare(self.mean_model, future, context)
+        return self.margin.given(self.mean_model, context, future)
 
     def loss(self, future: Tensor, context: Context, prepared: Tensor | None = None, step: Tensor | None = None,
              noise: Tensor | None = None, precision=FULL_PRECISION) -> Tensor:

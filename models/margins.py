@@ -54,18 +54,14 @@ class Margin(nn.Module):
         self.support = support
         self.register_buffer("validation_size", torch.ones(()), persistent=False)  # of z, over that of training
 
-    def given(self, mean_model: MeanModel, context: Context) -> Tensor:
-        """What a forecast needs of stage 1: (batch, ..., F, node)."""
+    def given(self, mean_model: MeanModel, context: Context, future: Tensor | None = None) -> Tensor:
+        """What a forecast needs of stage 1, or for a future (`prepared`) what a loss does: (batch, ..., F, node)."""
         raise NotImplementedError
-
-    def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
-        """What a loss needs of stage 1: (batch, ..., F, node)."""
-        return self.given(mean_model, context)
 
     def fit(self, training: tuple[Batch, Tensor], validation: tuple[Batch, Tensor], spectrum) -> None:
         """Estimate the parameters of the margin, if any.
 
-        training, validation: windows in the order of time, and what `prepare` gives for them; spectrum(): see
+        training, validation: windows in the order of time, and what `given` is for their futures; spectrum(): see
         `FluctuationScale.fit`.
         """
 
@@ -78,7 +74,7 @@ class Margin(nn.Module):
         return [], []
 
     def log_scale(self, given: Tensor, context: Context) -> Tensor:
-        """Logarithm of the scale that z is divided by, mean over steps, from `given` or `prepare`: (batch, node).
+        """Logarithm of the scale that z is divided by, mean over steps, given or prepared: (batch, node).
 
         Without one it is 0. The noise has classes by it.
         """
@@ -126,7 +122,7 @@ class ResidualMargin(Margin):
         self.scale, self.scaled, self.center, self.inputs = scale, scaled, center, inputs
         self.register_buffer("width", torch.ones(()))
 
-    def given(self, mean_model: MeanModel, context: Context) -> Tensor:
+    def given(self, mean_model: MeanModel, context: Context, future: Tensor | None = None) -> Tensor:
         """The mean and the part of the scale that depends on the history: (batch, 2, F, node)."""
         return self._mean_and_state(mean_model.predict(context))
 
@@ -224,18 +220,17 @@ class ShapedMargin(ResidualMargin):
     Source: normal quantile transform, Krzysztofowicz 1997, Journal of Hydrology 197, 286-292.
     """
 
-    def given(self, mean_model: MeanModel, context: Context) -> Tensor:
-        """Mean, state and conditional quantiles, whose spread is at least the floor: (batch, 2 + level, F, node)."""
+    def given(self, mean_model: MeanModel, context: Context, future: Tensor | None = None) -> Tensor:
+        """Mean, state and conditional quantiles, whose spread is at least the floor: (batch, 2 + level, F, node).
+
+        With a future its PIT bounds under these quantiles: (batch, 2 + 2, F, node).
+        """
         quantiles = mean_model.predict(context)
         missing = (self.scale.floor.clamp_min(LEAST_SPREAD) - quantile_spread(quantiles)).clamp_min(0)
         level_z = z_of_levels(quantiles.shape[1], quantiles.device, quantiles.dtype).view(-1, 1, 1)
         quantiles = quantiles + missing.unsqueeze(1) * level_z
-        return torch.cat([self._mean_and_state(quantiles), quantiles], dim=1)
-
-    def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
-        """Mean, state and the PIT bounds of the future: (batch, 4, F, node)."""
-        given = self.given(mean_model, context)
-        return torch.cat([given[:, :2], pit_bounds(given[:, 2:], future, *self.support)], dim=1)
+        shape = quantiles if future is None else pit_bounds(quantiles, future, *self.support)
+        return torch.cat([self._mean_and_state(quantiles), shape], dim=1)
 
     def _residual(self, future: Tensor, prepared: Tensor, uniform: Tensor) -> Tensor:
         return prepared[:, 1] * z_from_pit(prepared[:, 2:], uniform)
@@ -254,12 +249,10 @@ class QuantileMargin(Margin):
     Source: ensemble copula coupling, Schefzik et al. 2013 (arXiv:1302.7149).
     """
 
-    def given(self, mean_model: MeanModel, context: Context) -> Tensor:
-        """The conditional quantiles: (batch, level, F, node)."""
-        return mean_model.predict(context)
-
-    def prepare(self, mean_model: MeanModel, future: Tensor, context: Context) -> Tensor:
-        """The PIT bounds of the future under the uncalibrated quantiles: (batch, 2, F, node)."""
+    def given(self, mean_model: MeanModel, context: Context, future: Tensor | None = None) -> Tensor:
+        """Conditional quantiles, or PIT bounds of a future under uncalibrated ones: (batch, level or 2, F, node)."""
+        if future is None:
+            return mean_model.predict(context)
         return pit_bounds(mean_model.uncalibrated(context), future, *self.support)
 
     def encode(self, future: Tensor, prepared: Tensor, context: Context, uniform: Tensor) -> Tensor:
@@ -291,7 +284,7 @@ class EmpiricalMargin(Margin):
         self.register_buffer("edges", torch.zeros(CLASSES - 1))
         self.register_buffer("table", torch.zeros(CLASSES, TABLE_LEVELS))
 
-    def given(self, mean_model: MeanModel, context: Context) -> Tensor:
+    def given(self, mean_model: MeanModel, context: Context, future: Tensor | None = None) -> Tensor:
         """The three parts of the index: (batch, 3, F, node), before the recalibration, unreliable with many zeros."""
         predicted = mean_model.uncalibrated(context)
         parts = torch.stack([predicted.mean(1), predicted[:, -1], context.future_climatology], dim=1)

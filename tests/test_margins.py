@@ -161,7 +161,7 @@ def ensemble(margin, draws=40, members=40, kind="random", batch=3):
 def test_decoding_undoes_encoding(scaled):
     margin, batch = make_margin(scaled, center=False), make_batch()
     given = margin.given(Constant(), batch.context)
-    assert torch.equal(given, margin.prepare(Constant(), batch.future, batch.context))
+    assert torch.equal(given, margin.given(Constant(), batch.context, batch.future))
     assert (given[:, 0] == 0.5).all() and (given[:, 1] == 1).all(), "mean and state"
     z = margin.encode(batch.future, given, batch.context, torch.rand_like(batch.future))
     wanted = (batch.future - 0.5) / (margin.scale(batch.context.calendar) if scaled else 1)
@@ -209,7 +209,7 @@ def test_the_shaped_margin_maps_values_to_z_by_the_quantiles_and_back():
     factor = margin.scale(batch.context.calendar, given[:, 1]) / given[:, 1]
     z = torch.randn_like(batch.future).clamp(-1.5, 1.5)
     future = quantiles_at_z(given[:, 2:], (factor * z).unsqueeze(1)).squeeze(1)
-    prepared = margin.prepare(model, future, batch.context)
+    prepared = margin.given(model, batch.context, future)
     assert torch.equal(prepared[:, :2], given[:, :2]) and prepared.shape[1] == 4
     found = margin.encode(future, prepared, batch.context, torch.rand_like(future))
     torch.testing.assert_close(found, z, rtol=1e-3, atol=1e-3)
@@ -225,7 +225,7 @@ def test_the_shaped_margin_of_normal_quantiles_is_that_of_the_scaled_residual():
     torch.testing.assert_close(margin.decode(z, given, batch.context, 40, "random"),
                                plain.decode(z, given[:, :2], batch.context, 40, "random"), rtol=1e-4, atol=1e-4)
     future = 0.3 + 0.5 * torch.randn_like(batch.future)
-    found, wanted = (each.encode(future, each.prepare(model, future, batch.context), batch.context,
+    found, wanted = (each.encode(future, each.given(model, batch.context, future), batch.context,
                                  torch.rand_like(future)) for each in (margin, plain))
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
@@ -242,7 +242,7 @@ def test_nodes_that_hardly_varied_have_members_as_wide_as_the_floor_of_the_scale
     factor = margin.width * margin.scale(batch.context.calendar, given[:, 1])
     torch.testing.assert_close(members.std(1), factor, rtol=0.2, atol=0)
     future = torch.full_like(batch.future, 1.0)
-    z = margin.encode(future, margin.prepare(model, future, batch.context), batch.context, torch.rand_like(future))
+    z = margin.encode(future, margin.given(model, batch.context, future), batch.context, torch.rand_like(future))
     assert float(z.min()) > 2, "the limit of z, 4, over factors of at most 1.5"
 
 
@@ -273,7 +273,7 @@ def test_the_shaped_margin_of_exact_quantiles_has_the_scale_of_their_spread_and_
     def windows(margin, size):
         batch = make_batch(2000)
         future = (0.6 * size * torch.randn_like(batch.future)).exp()
-        return Batch(batch.context, future, torch.arange(2000)), margin.prepare(model, future, batch.context)
+        return Batch(batch.context, future, torch.arange(2000)), margin.given(model, batch.context, future)
 
     margin = ShapedMargin(FluctuationScale("quantiles", NODES, HORIZON, 24), ANY_VALUE)
     training = windows(margin, 1.0)
@@ -417,7 +417,7 @@ class Normal(MeanModel):
 
 def test_z_is_that_under_the_uncalibrated_quantiles_and_members_are_of_the_calibrated_ones():
     batch, margin = make_batch(WINDOWS), QuantileMargin(ANY_VALUE)
-    prepared = margin.prepare(Normal(1.0), batch.future, batch.context)
+    prepared = margin.given(Normal(1.0), batch.context, batch.future)
     assert torch.equal(prepared, pit_bounds(Normal().predict(batch.context), batch.future, *ANY_VALUE))
     z = margin.encode(batch.future, prepared, batch.context, torch.rand_like(batch.future))
     torch.testing.assert_close(z, batch.future.clamp(-4, 4), rtol=0, atol=1e-3)
@@ -471,7 +471,7 @@ def showers(windows):
 
 def fitted_to_showers():
     margin, model, batch = EmpiricalMargin((0.0, 0.0), HORIZON), Rain(), showers(4000)
-    margin.fit((batch, margin.prepare(model, batch.future, batch.context)), None, None)
+    margin.fit((batch, margin.given(model, batch.context, batch.future)), None, None)
     return margin, model
 
 
@@ -506,7 +506,7 @@ def test_the_index_of_an_empirical_margin_is_that_of_the_uncalibrated_quantiles(
 def test_z_among_values_of_the_same_forecast_is_standard_normal_and_members_undo_them():
     margin, model = fitted_to_showers()
     batch = showers(3000)
-    given = margin.prepare(model, batch.future, batch.context)
+    given = margin.given(model, batch.context, batch.future)
     z = margin.encode(batch.future, given, batch.context, torch.rand_like(batch.future))
     assert z.mean().abs() < 0.03 and z.std() == pytest.approx(1, abs=0.03)
     wet = batch.future > 0
@@ -524,7 +524,7 @@ def test_what_stands_in_a_gap_changes_nothing_of_an_empirical_margin():
     for filling in (0.0, 1e4):
         margin = EmpiricalMargin((0.0, 0.0), HORIZON)
         future = batch.future.where(context.target_mask, torch.tensor(filling))
-        margin.fit((Batch(context, future, batch.start), margin.prepare(model, future, context)), None, None)
+        margin.fit((Batch(context, future, batch.start), margin.given(model, context, future)), None, None)
         fits.append(margin.state_dict())
     for name, value in fits[0].items():
         assert torch.equal(value, fits[1][name]) and value.any(), name
