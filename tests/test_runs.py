@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -239,8 +240,10 @@ def half_way(tmp_path, epochs=1) -> Path:
 
 def spoil(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
-    if how == "flipped":
-        content[len(content) // 2] ^= 1
+    if how == "flipped":  # one bit of the largest part: between the parts there are bytes without meaning
+        with zipfile.ZipFile(path) as parts:
+            largest = max(parts.infolist(), key=lambda part: part.file_size)
+            content[content.index(parts.read(largest)) + largest.file_size // 2] ^= 1
     path.write_bytes({"empty": b"", "truncated": content[:-100], "flipped": content}[how])
 
 
