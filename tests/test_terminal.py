@@ -7,8 +7,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from utils.program import run_main
-from utils.training.terminal import Stream, printable
+from utils.program import Stream, printable, run_main
 
 
 @pytest.mark.parametrize("name, shown", [

@@ -17,10 +17,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils.program import one_line
 from utils.training.checkpoint import check_writable
 from utils.training.checkpoint import settings as settings_of
 from utils.training.distributed import rank_from_environment
-from utils.training.terminal import printable
 
 GROUPS = "recipe", "data", "network", "training", "diffusion", "sampling and scores", "run"
 RECIPE, DATA, NETWORK, TRAINING, DIFFUSION, SAMPLING, RUN = GROUPS
@@ -306,11 +306,6 @@ def check_config(config, parser: argparse.ArgumentParser) -> None:
     if isinstance(config, TrainConfig) and config.sample_steps > config.diffusion_steps:
         parser.error(f"--sample_steps {config.sample_steps}: choose 1 to {config.diffusion_steps}, "
                      "the number of --diffusion_steps")
-
-
-def one_line(message) -> str:
-    """A message without line breaks and control characters."""
-    return printable(" ".join(str(message).splitlines()))
 
 
 class FlagParser(argparse.ArgumentParser):

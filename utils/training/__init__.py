@@ -1,1 +1,1 @@
-"""The training loop, run folders, processes, devices and signals."""
+"""The training loop, run folders, processes and devices."""

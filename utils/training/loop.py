@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from utils.program import Stopped, deferred
 from utils.training.checkpoint import built_from
 from utils.training.distributed import SINGLE_PROCESS, Processes
 from utils.training.reproducibility import seed_of, seed_step
 from utils.training.runs import Run
-from utils.training.signals import Stopped, deferred
 
 DECAY_AT = 0.4  # share of the epochs after which the learning rate falls once
 
