@@ -18,8 +18,7 @@ from utils.program import run_main
 from utils.scores.comparison import against_best, compare_simple
 from utils.scores.evaluation import cross_check
 from utils.training import checkpoint
-from utils.training.device import choose_device
-from utils.training.distributed import join
+from utils.training.distributed import choose_device, join
 from utils.training.loop import Goal, Plan, fit
 from utils.training.reproducibility import seed_step
 from utils.training.runlog import describe_run, print_scores

@@ -28,7 +28,7 @@ from utils.config import PretrainConfig, TrainConfig, known_settings
 from utils.output.forecasts import Forecast
 from utils.scores.evaluation import rows_at_once
 from utils.training.checkpoint import CHECKPOINT, METRICS, built_from, load_checkpoint
-from utils.training.device import choose_device
+from utils.training.distributed import choose_device
 from utils.training.reproducibility import MemberNoise
 
 from .build import build_forecaster, build_mean_model

@@ -25,7 +25,7 @@ from utils.output.plots import draw_field
 from utils.pipeline import CHOICES, from_flags, read_field
 from utils.program import run_main
 from utils.training.checkpoint import settings
-from utils.training.device import choose_device
+from utils.training.distributed import choose_device
 
 FLAGS = *config.OF_OWN_FILE, "null_value", "covariates", "lags", "split", "support", "highest", "scaling", "device"
 SUGGESTED = "data_name", "missing", "history_len", "predict_len", "batch_size"

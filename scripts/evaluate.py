@@ -13,8 +13,7 @@ from utils.config import PATHS, FlagParser, TrainConfig, output_path
 from utils.pipeline import CHOICES, open_run_data, refuse_input, score_ensemble
 from utils.program import run_main
 from utils.training.checkpoint import write_json
-from utils.training.device import choose_device
-from utils.training.distributed import join
+from utils.training.distributed import choose_device, join
 from utils.training.runlog import print_scores
 
 CHANGEABLE = (*SAMPLING_FLAGS, "test_windows", "threshold")

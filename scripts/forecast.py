@@ -27,8 +27,7 @@ from utils.output.forecasts import VALUES, WRITERS, Forecast, check_output, writ
 from utils.pipeline import CHOICES, located, open_run_field, refuse_input
 from utils.program import run_main
 from utils.scores.evaluation import progress, rows_at_once
-from utils.training.device import choose_device
-from utils.training.distributed import SINGLE_PROCESS, Processes, join
+from utils.training.distributed import SINGLE_PROCESS, Processes, choose_device, join
 
 
 @dataclass(frozen=True)

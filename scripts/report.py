@@ -31,7 +31,7 @@ from utils.scores.joint import SCORES as JOINT_SCORES
 from utils.scores.texture import QUARTERS
 from utils.training import checkpoint
 from utils.training.checkpoint import PICTURES, REPORT
-from utils.training.device import choose_device
+from utils.training.distributed import choose_device
 from utils.training.runlog import FAR_COVERAGE
 
 SCORES = ("CRPS", "CRPS_nodes", "CRPS_sum", "QICE_ties", "coverage90", "IS", "MAE", "RMSE", "energy_score",

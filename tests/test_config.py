@@ -36,7 +36,7 @@ from utils.config import (
 from utils.pipeline import CHOICES
 from utils.program import run_main
 from utils.training.checkpoint import settings as checkpoint_settings
-from utils.training.device import autocast, choose_device
+from utils.training.distributed import autocast, choose_device
 
 STAGES = (PretrainConfig, TrainConfig)
 both_stages = pytest.mark.parametrize("stage", STAGES, ids=["stage 1", "stage 2"])

@@ -28,8 +28,7 @@ from models.quantiles import smooth_members, to_support
 from utils.config import DATA_FLAGS, PATHS, PretrainConfig, TrainConfig, as_flags, known_settings, resolve
 from utils.scores.evaluation import evaluate_ensemble, mean_over_windows, rows_at_once
 from utils.training import checkpoint
-from utils.training.device import autocast
-from utils.training.distributed import SINGLE_PROCESS, Processes
+from utils.training.distributed import SINGLE_PROCESS, Processes, autocast
 from utils.training.reproducibility import MemberNoise, key, keyed_normal
 
 CHOICES = {

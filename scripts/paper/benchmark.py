@@ -27,7 +27,7 @@ from utils.config import OF_OWN_FILE, PATHS, FlagParser, PretrainConfig, TrainCo
 from utils.pipeline import CHOICES, baseline_sampler, load_mean_model, open_windows, score_baseline, score_ensemble
 from utils.program import run_main
 from utils.training import checkpoint
-from utils.training.device import choose_device
+from utils.training.distributed import choose_device
 from utils.training.runs import code_version
 
 OWN_FILE = ("data_path", *OF_OWN_FILE, "missing", "null_value", "covariates", "support")

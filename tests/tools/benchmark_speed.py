@@ -31,7 +31,7 @@ from utils.config import (
 from utils.pipeline import CHOICES, TASK, open_windows, statistics_batches
 from utils.program import run_main
 from utils.training import checkpoint
-from utils.training.device import choose_device
+from utils.training.distributed import choose_device
 from utils.training.reproducibility import seed_step
 
 ROUNDS = 3  # in which all recipes take their turns

@@ -1,1 +1,1 @@
-"""The training loop, run folders, processes and devices."""
+"""The training loop, run folders, devices and processes."""
