@@ -12,7 +12,7 @@ from utils.program import run_main
 from utils.scores.evaluation import evaluate_mean
 from utils.training import checkpoint
 from utils.training.distributed import choose_device, join
-from utils.training.loop import Goal, Plan, fit
+from utils.training.loop import Goal, fit
 from utils.training.reproducibility import seed_step
 from utils.training.runlog import describe_run, print_scores
 from utils.training.runs import open_run
@@ -40,9 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     run.about = {"stage": "mean", "config": settings, "data": data.metadata(), "fingerprint": data.fingerprint}
     goal = Goal(lambda batch: pipeline.mean_loss(model, batch, config, device),
                 lambda generator: pipeline.training_batches(data, config, processes, generator),
-                lambda scored: pipeline.mean_validation_loss(scored, data, config, processes))
-    plan = Plan.of(config, config.mean_epochs, config.mean_lr, config.mean_ema)
-    result = fit(model, goal, plan, run, processes)
+                lambda scored: pipeline.mean_validation_loss(scored, data, config, processes),
+                config.mean_epochs, config.mean_lr, config.mean_ema)
+    result = fit(model, goal, config, run, processes)
     seed_step(config.seed, 0)
     model.calibrate(pipeline.statistics_batches(data, config), data.calibration(config.val_batch_size), data.support)
     if config.base != "none":

@@ -19,7 +19,7 @@ from utils.scores.comparison import against_best, compare_simple
 from utils.scores.evaluation import cross_check
 from utils.training import checkpoint
 from utils.training.distributed import choose_device, join
-from utils.training.loop import Goal, Plan, fit
+from utils.training.loop import Goal, fit
 from utils.training.reproducibility import seed_step
 from utils.training.runlog import describe_run, print_scores
 from utils.training.runs import open_run
@@ -60,9 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
         processes.rank, processes.count))
     goal = Goal(lambda batch: pipeline.training_loss(model, batch, training(batch), config, device),
                 lambda generator: pipeline.training_batches(data, config, processes, generator),
-                lambda scored: pipeline.validation_loss(scored, data, config, processes, validation), LEAST_GAIN)
-    plan = Plan.of(config, config.diffusion_epochs, config.diffusion_lr, config.diffusion_ema)
-    result = fit(model, goal, plan, run, processes)
+                lambda scored: pipeline.validation_loss(scored, data, config, processes, validation),
+                config.diffusion_epochs, config.diffusion_lr, config.diffusion_ema, LEAST_GAIN)
+    result = fit(model, goal, config, run, processes)
 
     scores, windows = pipeline.score_ensemble(model, settings, data, "test", device, processes)
     simple = pipeline.score_simple(settings, data, "test", processes, joint=False)

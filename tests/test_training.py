@@ -15,14 +15,16 @@ from conftest import random_values, with_gaps
 import main_pretrain
 from models import MEAN_MODELS
 from utils import pipeline
+from utils.config import CommonConfig
 from utils.training import loop
 from utils.training.checkpoint import load_checkpoint
-from utils.training.loop import Goal, Plan, fit
+from utils.training.loop import Goal, fit
 
 INPUTS = torch.randn(256, 3, generator=torch.Generator().manual_seed(3))
 TRUTH = torch.tensor([1.5, -2.0, 0.5])
 TARGETS = INPUTS @ TRUTH + 4
-PLAN = Plan(epochs=5, lr=0.05, ema=0.0, patience=5, lr_decay=0.4, weight_decay=0.0, save_minutes=10.0, seed=0)
+STAGE = {"epochs": 5, "lr": 0.05, "ema": 0.0}
+CONFIG = CommonConfig(patience=5, lr_decay=0.4, weight_decay=0.0, save_minutes=10.0, seed=0)
 
 
 def batches(generator):
@@ -63,9 +65,10 @@ class Memory:
         pass
 
 
-def fitted(model, loss=None, batches=batches, validate=lambda scored: 1.0, plan=PLAN, **options) -> Memory:
+def fitted(model, loss=None, batches=batches, validate=lambda scored: 1.0, stage=STAGE, **options) -> Memory:
     """What a fit leaves."""
-    fit(model, Goal(loss or squared_error(model), batches, validate), plan, run := Memory(), **options)
+    goal = Goal(loss or squared_error(model), batches, validate, **stage)
+    fit(model, goal, CONFIG, run := Memory(), **options)
     return run
 
 
@@ -93,8 +96,9 @@ class Run(Memory):
             error = (scored(INPUTS).squeeze(1) - TARGETS).square().mean()
             return next(scores) if scores else error
 
-        goal, plan = Goal(loss, batches, validate, least_gain), dataclasses.replace(PLAN, **settings)
-        self.result = fit(self.model, goal, plan, self)
+        stage = {name: settings.pop(name, default) for name, default in STAGE.items()}
+        goal = Goal(loss, batches, validate, **stage, least_gain=least_gain)
+        self.result = fit(self.model, goal, dataclasses.replace(CONFIG, **settings), self)
 
 
 def weights(model):
@@ -187,7 +191,7 @@ def test_training_stops_after_as_many_epochs_without_a_better_score_as_patience_
 def test_scores_that_are_never_finite_end_the_run_with_an_error_and_keep_nothing():
     model, run = torch.nn.Linear(3, 1), Memory()
     with pytest.raises(FloatingPointError, match="no validation loss was finite; try a smaller learning rate"):
-        fit(model, Goal(squared_error(model), batches, lambda scored: math.nan), PLAN, run)
+        fit(model, Goal(squared_error(model), batches, lambda scored: math.nan, **STAGE), CONFIG, run)
     assert not run.kept
 
 
@@ -206,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_weights_stay(
         return value * bad if next(steps) == 8 + at else value  # 8 steps an epoch: in the second
 
     with pytest.raises(FloatingPointError, match=f"epoch 2, step {at}: the loss is {bad}; its batch") as caught:
-        fit(model, Goal(loss, recorded, lambda scored: 1.0), PLAN, run)
+        fit(model, Goal(loss, recorded, lambda scored: 1.0, **STAGE), CONFIG, run)
     assert f"time steps {', '.join(map(str, orders[1][at].start.tolist()))}. Look at" in str(caught.value)
     assert [epoch for epoch, *_ in run.kept] == [1]
     assert all(value.isfinite().all() for value in run.given[0].values())
@@ -290,7 +294,7 @@ def test_the_averaged_weights_are_the_ones_scored_and_kept():
 
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 1)
-    fitted(model, loss, validate=validate, plan=dataclasses.replace(PLAN, epochs=1))
+    fitted(model, loss, validate=validate, stage=STAGE | {"epochs": 1})
     steps = [*steps[1:], model.weight.detach().clone()]
     expected = steps[0]
     for step in steps[1:]:
@@ -301,7 +305,7 @@ def test_the_averaged_weights_are_the_ones_scored_and_kept():
     model = torch.nn.Linear(3, 1)
     scored_weights = []
     run = fitted(model, loss, validate=lambda scored: scored_weights.append(weights(scored)) or 1.0,
-                 plan=dataclasses.replace(PLAN, epochs=1, ema=0.9))
+                 stage=STAGE | {"epochs": 1, "ema": 0.9})
     assert torch.allclose(model.weight, expected, atol=1e-6)
     assert same(weights(model), run.given[0]) and same(weights(model), scored_weights[0])
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from utils.config import CommonConfig
 from utils.program import Stopped, deferred
 from utils.training.checkpoint import built_from
 from utils.training.distributed import SINGLE_PROCESS, Processes
@@ -25,11 +26,12 @@ DECAY_AT = 0.4  # share of the epochs after which the learning rate falls once
 
 @dataclass(frozen=True)
 class Goal:
-    """What a fit minimises, and what its epochs are compared by.
+    """What a fit minimises, what its epochs are compared by, and the flags of its stage alone.
 
     loss(batch) -> scalar tensor; the parameters that require a gradient are trained
     batches(generator) -> iterable of shuffled training batches, with a length; a process loads its rows of each
     validate(model) -> validation loss; called after each epoch in eval mode without gradients
+    epochs, lr, ema: at most so many epochs, the learning rate of Adam, decay of the averaged weights (0: off)
     least_gain: where given, the weights before the first step, epoch 0, are a candidate too; they are kept unless the
                 validation loss falls by more than this share of it
     """
@@ -37,27 +39,10 @@ class Goal:
     loss: Callable
     batches: Callable
     validate: Callable
-    least_gain: float | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a fit descends and how long: flags of the stage, by their names without its prefix."""
-
     epochs: int
     lr: float
     ema: float
-    patience: int
-    lr_decay: float
-    weight_decay: float
-    save_minutes: float
-    seed: int
-
-    @classmethod
-    def of(cls, config, epochs: int, lr: float, ema: float) -> "Plan":
-        """The plan of a stage: the flags that both stages share, beside those of its own."""
-        return cls(epochs, lr, ema, config.patience, config.lr_decay, config.weight_decay, config.save_minutes,
-                   config.seed)
+    least_gain: float | None = None
 
 
 @dataclass
@@ -80,14 +65,16 @@ class Progress:
     lines: list = field(default_factory=list)
 
 
-def fit(model: nn.Module, goal: Goal, plan: Plan, run: Run, processes: Processes = SINGLE_PROCESS) -> Progress:
+def fit(model: nn.Module, goal: Goal, config: CommonConfig, run: Run,
+        processes: Processes = SINGLE_PROCESS) -> Progress:
     """Train `model`, keep its best weights in `run`, stop early; resume bit-exactly from the state of `run`.
 
     The weights of the best epoch are in `model` at the end. With `ema` the averaged weights are scored and kept.
-    Order, dropout and noise follow from (seed, epoch, step). processes: those that share the batches.
+    Order, dropout and noise follow from (seed, epoch, step). config: the flags that both stages share; processes: those
+    that share the batches.
     Raises: FloatingPointError at the step whose loss or gradient is not finite; Stopped after a signal.
     """
-    fitting = _Fit(model, goal, plan, run, processes)
+    fitting = _Fit(model, goal, config, run, processes)
     with deferred() as request:
         while not fitting.at.done:
             fitting.run_epoch(request)
@@ -97,14 +84,14 @@ def fit(model: nn.Module, goal: Goal, plan: Plan, run: Run, processes: Processes
 class _Fit:
     """A fit in progress: networks, optimiser, `at` where it stands, and the clocks of what is printed and saved."""
 
-    def __init__(self, model: nn.Module, goal: Goal, plan: Plan, run: Run, processes: Processes):
-        self.model, self.goal, self.plan, self.run, self.processes = model, goal, plan, run, processes
+    def __init__(self, model: nn.Module, goal: Goal, config: CommonConfig, run: Run, processes: Processes):
+        self.model, self.goal, self.config, self.run, self.processes = model, goal, config, run, processes
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.loss = processes.parallel(_Loss(model, goal.loss))  # from here on all have the weights of the first one
-        self.optimizer = torch.optim.Adam(self.trained, lr=plan.lr, weight_decay=plan.weight_decay)
+        self.optimizer = torch.optim.Adam(self.trained, lr=goal.lr, weight_decay=config.weight_decay)
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(
-            self.optimizer, [max(1, round(DECAY_AT * plan.epochs))], gamma=plan.lr_decay)
-        self.scored = copy.deepcopy(model) if plan.ema else model  # with the averaged weights
+            self.optimizer, [max(1, round(DECAY_AT * goal.epochs))], gamma=config.lr_decay)
+        self.scored = copy.deepcopy(model) if goal.ema else model  # with the averaged weights
         self.averaged = [weight for weight in self.scored.parameters() if weight.requires_grad]
         self.parts = {"model": model, "scored": self.scored, "optimizer": self.optimizer, "schedule": self.schedule}
         self.at = Progress(epoch=1 if goal.least_gain is None else 0)
@@ -136,7 +123,7 @@ class _Fit:
             self.schedule.step()
             self.epoch_seconds.append(now - start)
         self.print_epoch(training_loss, validation_loss)
-        at.done = at.epoch - at.lowest_epoch >= self.plan.patience or at.epoch == self.plan.epochs
+        at.done = at.epoch - at.lowest_epoch >= self.config.patience or at.epoch == self.goal.epochs
         at.epoch, at.step, at.loss = at.epoch + (not at.done), 0, 0.0
         self.save()
         number, = self.processes.largest(request.number)
@@ -146,8 +133,8 @@ class _Fit:
     def train_epoch(self, request) -> float:
         """Take the steps of an epoch that are left: its training loss. Raises: Stopped, after saving."""
         at, processes = self.at, self.processes
-        batches = self.goal.batches(torch.Generator().manual_seed(seed_of(self.plan.seed, at.epoch)))
-        self.bar.set_description_str(f"epoch {at.epoch}/{self.plan.epochs}", refresh=False)
+        batches = self.goal.batches(torch.Generator().manual_seed(seed_of(self.config.seed, at.epoch)))
+        self.bar.set_description_str(f"epoch {at.epoch}/{self.goal.epochs}", refresh=False)
         self.bar.reset(len(batches))
         self.bar.update(at.step)
         self.model.train()
@@ -159,7 +146,7 @@ class _Fit:
             total += taken.value / processes.count
             at.step += 1
             self.bar.update()
-            due = time.perf_counter() - self.saved > 60 * self.plan.save_minutes
+            due = time.perf_counter() - self.saved > 60 * self.config.save_minutes
             number, due, wrong = processes.largest(request.number, int(due), int(not before.finite))
             before.stop_if(wrong, processes)
             if number or due:
@@ -172,7 +159,7 @@ class _Fit:
 
     def take_step(self, batch) -> "_Step":
         at = self.at
-        seed_step(self.plan.seed, at.epoch, at.step)
+        seed_step(self.config.seed, at.epoch, at.step)
         self.optimizer.zero_grad(set_to_none=True)
         value = self.loss(batch)
         if self.processes.count > 1:
@@ -181,8 +168,8 @@ class _Fit:
         finite = value.isfinite() & torch.nn.utils.get_total_norm(
             [weight.grad for weight in self.trained if weight.grad is not None]).isfinite()
         self.optimizer.step()
-        if self.plan.ema:
-            decay = 0.0 if at.epoch == 1 and at.step == 0 else self.plan.ema  # it begins with the first step's weights
+        if self.goal.ema:
+            decay = 0.0 if at.epoch == 1 and at.step == 0 else self.goal.ema  # it begins with the first step's weights
             get_ema_multi_avg_fn(decay)(self.averaged, self.trained, None)
         return _Step(finite, value.detach(), batch, f"epoch {at.epoch}, step {at.step}")
 
@@ -210,10 +197,10 @@ class _Fit:
 
     def print_epoch(self, training_loss: float | None, validation_loss: float) -> None:
         """Print the line of an epoch; the first one, which starts things up, counts in no estimate."""
-        at, plan = self.at, self.plan
-        line = f"epoch {at.epoch}/{plan.epochs}  validation loss {validation_loss:.4f}  best {at.best_loss:.4f}"
+        at, goal = self.at, self.goal
+        line = f"epoch {at.epoch}/{goal.epochs}  validation loss {validation_loss:.4f}  best {at.best_loss:.4f}"
         if at.epoch:
-            left = statistics.median(self.epoch_seconds[1:] or self.epoch_seconds) * (plan.epochs - at.epoch)
+            left = statistics.median(self.epoch_seconds[1:] or self.epoch_seconds) * (goal.epochs - at.epoch)
             line += f"  training loss {training_loss:.4f}  {self.seconds():.0f} s, at most {left:.0f} s left"
         self.bar.clear()
         print(line, flush=True)
