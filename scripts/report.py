@@ -244,7 +244,6 @@ def main(arguments: list[str] | None = None) -> int:
                         "(default: as many as the run scored)")
     parser.add_argument("--output", type=output_path, default=None, help=f"the page (default: RUN_FOLDER/{REPORT}); "
                         f"its pictures go beside it, for other.html into other_{PICTURES}")
-    parser.add_argument("--overwrite", action="store_true", default=False, help="replace a page that exists")
     parser.add_paths()
     parser.add_flags(TrainConfig, {}, ("data_dir", "device"))
     parser.add_flags(TrainConfig, {}, ("sample_batch",), "that of the run")
@@ -261,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = content["config"] | {name: given[name] for name in ("sample_batch", "test_windows") if name in given}
     if output := given["output"]:
         beside = output.with_name(f"{output.stem}_{PICTURES}")
-        parser.refuse_existing("--output: the folder of the pictures,", [beside], flags)
+        parser.refuse_existing("--output: the folder of the pictures,", beside, flags)
         if beside.exists() and not beside.is_dir():
             raise ValueError(f"--output {output}: its pictures need the folder {beside}, which is a file")
     else:

@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -331,12 +330,13 @@ class FlagParser(argparse.ArgumentParser):
         seen = set()
         for action in outputs:
             path, name = getattr(given, action.dest, None), action.option_strings[0]
+            if not path:
+                continue
             if path != action.default:
-                self.refuse_existing(name, [path], given)
-            if path and path.absolute() in seen:
+                self.refuse_existing(name, path, given)
+            if path.absolute() in seen:
                 raise ValueError(f"{name} {path}: another flag writes there too; choose another name")
-            if path:
-                seen.add(path.absolute())
+            seen.add(path.absolute())
         return given, unknown
 
     def parse_args(self, args=None, namespace=None):
@@ -351,11 +351,11 @@ class FlagParser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=3)
             self.error(f"unknown argument {unknown[0]}" + (f"; did you mean {', '.join(near)}?" if near else ""))
 
-    def refuse_existing(self, name: str, paths: Iterable[Path], given: argparse.Namespace) -> None:
-        """Raises: ValueError where a file of the flag `name` exists, and `--overwrite` is not given."""
-        there = [path for path in paths if os.path.lexists(path)]
-        if there and not given.overwrite and not rank_from_environment():  # the first process may have written it
-            raise ValueError(f"{name} {there[0]}: it exists; choose another name, or --overwrite to replace it")
+    def refuse_existing(self, name: str, path: Path, given: argparse.Namespace) -> None:
+        """Raises: ValueError where the file of the flag `name` exists, and `--overwrite` is not given."""
+        another = rank_from_environment() > 0  # the first process may have written it
+        if os.path.lexists(path) and not given.overwrite and not another:
+            raise ValueError(f"{name} {path}: it exists; choose another name, or --overwrite to replace it")
 
     def add_paths(self) -> None:
         """Flags for files of a run that have moved since its training."""
