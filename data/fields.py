@@ -149,7 +149,7 @@ def open_own_file(name: str, own: OwnFile, gaps: bool, like=None) -> tuple[Datas
         table, wanted = on_regular_axis(table, path, wanted, gaps)
         times = table.times
     start, found = first_step(times, wanted, table.zone)
-    rule = like.rule if like else PLAIN if table.times is None else found
+    rule = like.rule if like else found
     if rule is None:
         rule = PLAIN
         table = table.with_notes(f"its monthly times ({stamp(times[0], table.zone)}, ...) follow no known rule: "
@@ -198,12 +198,16 @@ def match(table: Table, field, source: str) -> Table:
         table = table.with_notes("it has no latitude and longitude: its places are taken in the order of the run")
     if table.times is not None:
         check_zone(table.zone, field.time_zone, source)
+        clocks = (f"its offset from UTC is {table.zone}, that of the run {field.time_zone}: times of day are those of "
+                  "the run; to follow a clock that is changed, train with a file of both offsets"
+                  ) if table.zone != field.time_zone and field.time_zone[:1] in {"+", "-"} else ""
         first = table.where(0)
         table, _ = on_regular_axis(replace(table, zone=field.time_zone), source, field.interval, field.masked)
         try:
             field.step_at(table.times[0])
         except ValueError as error:
-            raise ValueError(f"{source}: {first}: {error}") from error
+            raise ValueError(f"{source}: {first}: {error}" + f" ({clocks})" * bool(clocks)) from error
+        table = table.with_notes(*[clocks] * bool(clocks))
     return replace(table, zone=field.time_zone).in_order(field.node_names)
 
 

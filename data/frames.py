@@ -31,7 +31,7 @@ def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str,
     An index that pandas or R wrote is left out, with a note.
     Raises: ValueError naming the first bad row.
     """
-    timeless = find(frame.columns, "time") is None
+    timeless = find(frame.select_dtypes(exclude="category").columns, "time") is None
     index = [name for name, column in frame.items() if _is_index(column, timeless)]
     if 0 < len(index) < len(frame.columns):
         frame = frame.drop(columns=index)
@@ -162,16 +162,16 @@ def _with_one_time(frame: pd.DataFrame, source: str, where: Where) -> pd.DataFra
     return frame
 
 
-def _is_index(column: pd.Series, years: bool) -> bool:
-    """Whether a column is an index that pandas wrote, or the key of a Parquet folder; years: without a name it may
-    hold years, which are times."""
+def _is_index(column: pd.Series, timeless: bool) -> bool:
+    """Whether a column is an index that pandas wrote, or the key of a Parquet folder; timeless: no other one holds
+    times, so that a key of that name does, or years without a name."""
     if isinstance(column.dtype, pd.CategoricalDtype):
-        return find([column.name], "node") is None
+        return find([column.name], "node") is None and not (timeless and find([column.name], "time") is not None)
     if not INDEX.fullmatch(column.name) or column.dtype.kind in "mMb":
         return False
     values = pd.to_numeric(column.dropna(), errors="coerce")
     return bool((values % 1 == 0).all() and values.is_unique
-                and not (years and not column.name and values.isin(PLAUSIBLE_YEARS).all()))
+                and not (timeless and not column.name and values.isin(PLAUSIBLE_YEARS).all()))
 
 
 def _from_long(node: pd.Series, value: np.ndarray, stamps: Stamps, source: str, where: Where) -> Table:

@@ -80,7 +80,7 @@ def read_numpy(path: Path, variable: str = "") -> Table:
             raise ValueError(f"{path}: {key} of shape {found.shape}; expected ({expected},)")
     table = Table(values, grid=array.shape[1:] if array.ndim == 3 and array.shape[2] > 1 else None)
     if "node_names" in extras:
-        table = replace(table, node_names=tuple(map(str, extras["node_names"].tolist())))
+        table = replace(table, node_names=tuple(extras["node_names"].astype(str).tolist()))
     if {"latitude", "longitude"} <= extras.keys():
         places = np.stack([extras["latitude"], extras["longitude"]], axis=1).astype(float)
         if (wrong := outside_the_earth(places)).any():
@@ -171,11 +171,15 @@ def _has_decimal_commas(frame: pd.DataFrame) -> bool:
 
 
 def _perhaps_thousands(frame: pd.DataFrame) -> bool:
-    """Whether numbers below 1000 are whole or have three decimals, the last one mostly not 0: a tenth of each at least.
+    """Whether numbers of a column are below 1000, and whole or with three decimals, the last one mostly not 0: a tenth
+    of each at least.
 
     Cells as 512 and 1.322, where the point may separate thousands, have such numbers.
     """
-    values = frame.select_dtypes("number").to_numpy(float)
+    return any(map(_perhaps_of_thousands, frame.select_dtypes("number").to_numpy(float).T))
+
+
+def _perhaps_of_thousands(values: np.ndarray) -> bool:
     values = values[np.isfinite(values)]
     if not len(values):
         return False

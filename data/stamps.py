@@ -60,7 +60,7 @@ def read_stamps(column: pd.Series, where: Callable[[int], str]) -> Stamps:
         return Stamps(rounded(column.dt.tz_convert(None) if zone else column), name_of(zone) if zone else "")
     whole = column.dtype.kind == "f" and (column % 1 == 0).all()
     text = (column.astype("int64") if whole else column).astype(str).str.strip()
-    if column.dtype.kind in "iufb" or text.str.fullmatch(r"-?\d{1,18}").all():
+    if column.dtype.kind in "iufb" or text.str.fullmatch(r"-?\d{1,18}|\d+\.\d").all():
         return Stamps(_of_digits(text, where))
     offset = text.str.extract(OFFSET)[0].where(text.str.contains(r"[T ]\d")).str.replace("Z|UTC|GMT", "+00", regex=True)
     if offset.isna().any() and offset.notna().any():

@@ -60,7 +60,8 @@ CAPTIONS = {
                 "same members in another order at every node, without dependence."),
     "horizon": ("Scores by horizon", "CRPS and RMSE are better when lower; coverage90 should be that of a "
                 "calibrated ensemble, given beside the scores above."),
-    "training": ("Training", "The weights of the lowest validation loss are the ones used."),
+    "training": ("Training", "The weights of the lowest validation loss are the ones used; stage 2 keeps its start "
+                 "unless the loss falls by more than half a percent."),
 }
 """Title of each picture, and how to read it."""
 WIDE = ("forecast", "maps", "members", "horizon", "training")

@@ -716,6 +716,12 @@ def test_points_that_may_separate_thousands_are_noted(tmp_path, separator):
         assert any("three decimals" in note for note in read_file(tmp_path / f"{name}.csv").notes) == (name == "counts")
 
 
+def test_whole_numbers_beside_a_column_of_three_decimals_are_no_thousands(tmp_path):
+    (tmp_path / "a.csv").write_text("time,holiday,wind\n" + "".join(
+        f"2024-01-{day:02},{day % 2},{1 + day / 37:.3f}\n" for day in range(1, 31)))
+    assert read_file(tmp_path / "a.csv").notes == ()
+
+
 def test_an_npz_with_one_array_of_any_name_holds_the_values_and_variable_chooses_from_its_last_axis(tmp_path):
     values = np.arange(48 * 40 * 3, dtype=np.float32).reshape(48, 40, 3)
     np.savez(tmp_path / "traffic.npz", data=values)

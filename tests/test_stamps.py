@@ -238,6 +238,31 @@ def test_a_newer_file_is_dated_by_its_instants_and_one_of_another_kind_of_time_i
         newer(aware, tmp_path / "m.csv")
 
 
+@pytest.mark.parametrize("frequency", ["h", "D"])
+def test_a_newer_file_of_another_fixed_offset_is_noted(tmp_path, capsys, frequency):
+    times = pd.date_range("2024-01-01", periods=STEPS, freq=frequency, tz="+01:00")
+    field, offset = opened(saved(tmp_path / "a.csv", times)), "its offset from UTC is +02:00, that of the run +01:00"
+    later = saved(tmp_path / "b.csv", (times + pd.Timedelta("60D")).tz_localize(None).tz_localize("+02:00"))
+    if frequency == "h":
+        assert newer(field, later)[1] == 60 * 24 - 1 and offset in capsys.readouterr().err
+    else:
+        with pytest.raises(ValueError, match=f"no step begins then.*{re.escape(offset)}"):
+            newer(field, later)
+    newer(field, tmp_path / "a.csv")
+    assert "offset" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("texts", [["1880.5", "1881.5", "1882.5"], ["2005.1", "2005.2", "2005.3", "2005.4", "2006.1"]])
+def test_decimal_years_in_a_column_of_text_are_refused(tmp_path, texts):
+    assert f"time {texts[0]} is a number" in refusal(saved(tmp_path / "a.csv", texts))
+
+
+def test_the_start_of_months_without_stamps_keeps_its_day(tmp_path):
+    np.save(tmp_path / "a.npy", random_values(STEPS, 2))
+    times = opened(tmp_path / "a.npy", freq="1M", start="2010-01-31").calendar.times
+    assert [str(time)[:10] for time in times[:3]] == ["2010-01-31", "2010-02-28", "2010-03-31"]
+
+
 def test_covariates_are_matched_by_their_instants_and_local_months(tmp_path):
     for name in ("spring in Berlin", "days over a spring", "months"):
         times = ZONED[name][:STEPS]

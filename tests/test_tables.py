@@ -87,6 +87,15 @@ def test_the_keys_of_a_parquet_folder_are_no_nodes(tmp_path):
     assert table.notes == ("part, year: left out, an index of the table",)
 
 
+def test_times_of_a_parquet_table_may_be_categories_but_a_key_beside_times_is_no_node(tmp_path):
+    frame = WIDE.reset_index()
+    frame.assign(time=pd.Categorical(frame["time"].astype(str))).to_parquet(tmp_path / "a.parquet", index=False)
+    assert is_wide(read_file(tmp_path / "a.parquet"))
+    frame.assign(date=frame["time"].dt.date.astype(str)).to_parquet(tmp_path / "b.parquet", partition_cols=["date"],
+                                                                    index=False)
+    assert is_wide(read_file(tmp_path / "b.parquet"))
+
+
 def test_a_parquet_folder_of_a_part_per_node_is_a_long_table(tmp_path):
     LONG.to_parquet(tmp_path / "a.parquet", partition_cols=["node"], index=False)
     table = read_file(tmp_path / "a.parquet")
