@@ -1,6 +1,6 @@
 """The part of a checkpoint that describes the field, so that a forecast needs no data file."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +12,11 @@ from .lags import Lags, lagged
 from .scaling import Scaler, by_node
 from .stamps import PLAIN, local_times, parse_time, stamp, stamps_as_text
 from .windows import Batch, WindowedField
+
+
+def far_outside(values: Tensor, lowest: Tensor | float, highest: Tensor | float) -> Tensor:
+    """Which values are outside of a range by more than its width."""
+    return (values < 2 * lowest - highest) | (values > 2 * highest - lowest)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class FieldSummary:
     lags: Lags = ()  # of the earlier values that networks see
     time_zone: str = ""
     rule: tuple = PLAIN
+    covariate_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)  # as value_range
 
     @classmethod
     def of(cls, data: WindowedField) -> "FieldSummary":
@@ -54,7 +60,7 @@ class FieldSummary:
             field.axes and tuple(map(torch.as_tensor, field.axes)),
             *(array if array is None else torch.as_tensor(array) for array in (field.kept, field.coordinates)),
             data.scaler, data.climatology.cpu(), field.masked, data.covariate_scalers,
-            value_range, data.lags, spec.time_zone, spec.rule,
+            value_range, data.lags, spec.time_zone, spec.rule, data.covariate_ranges,
         )
 
     @classmethod
@@ -84,8 +90,7 @@ class FieldSummary:
         low, high = (torch.tensor(end, dtype=history.dtype).expand(self.num_nodes) for end in self.value_range)
         values, lowest, highest = (each.clamp_min(0).log() if self.scaler.least else each
                                    for each in (history, low, high))
-        width = highest - lowest
-        beyond = ((values < lowest - width) | (values > highest + width)).any(0)
+        beyond = far_outside(values, lowest, highest).any(0)
         bound, nonnegative = (torch.as_tensor(self.scaler.part(name, "cpu")) for name in ("highest", "nonnegative"))
         outside = ((history > bound) | (history < 0) & nonnegative).any(0)
         if not (beyond | outside).any():
@@ -95,6 +100,14 @@ class FieldSummary:
         return (f"the history holds values of node {self.node_names[node]} from {lowest:.6g} to {highest:.6g}, the "
                 f"training part held {low[node]:.6g} to {high[node]:.6g} ({self.unit}): "
                 + ("is it in another unit?" if beyond[node] else "forecasts keep the bounds of the run"))
+
+    def covariate_warning(self, covariates: Tensor) -> str:
+        """A warning where values of a covariate (..., covariate) are outside of its training range by its width."""
+        for values, (name, (low, high)) in zip(covariates.unbind(-1), self.covariate_ranges.items(), strict=False):
+            if far_outside(values, low, high).any():
+                return (f"covariate {name} has values from {values.min():.6g} to {values.max():.6g}, the training part "
+                        f"held {low:.6g} to {high:.6g}: is it in another unit?")
+        return ""
 
     def step_at(self, time: np.datetime64 | str, flag: str = "time") -> int:
         """Position in the series of the step at a time, which may be before its beginning or after its end.

@@ -124,10 +124,11 @@ class WindowedField:
         self.window_device = self._values.device  # where windows are gathered: the CPU for a memory map
         self._slots = field.calendar.slots.to(self.window_device)
         self._offsets = torch.arange(history_len + predict_len, device=self.window_device)
-        self._covariates, self.covariate_scalers = None, {}
+        self._covariates, self.covariate_scalers, self.covariate_ranges = None, {}, {}
         if covariates is not None:
-            self.covariate_scalers = {name: Scaler.fit(covariates.values[:training_steps, :, place])
-                                      for place, name in enumerate(covariates.names)}
+            seen = dict(zip(covariates.names, covariates.values[:training_steps].unbind(-1), strict=True))
+            self.covariate_scalers = {name: Scaler.fit(values) for name, values in seen.items()}
+            self.covariate_ranges = {name: (float(values.min()), float(values.max())) for name, values in seen.items()}
             self._covariates = standardize(covariates.values, self.covariate_scalers).to(self.window_device)
         self.lags = choose_lags(settings.lags, field.spec.interval, predict_len, self.training)
         (_, self._evaluated_from), *evaluated = field.segments

@@ -133,6 +133,8 @@ class TrainedForecaster:
         if warning := self.field.range_warning(values):
             warnings.warn(warning, stacklevel=2)
         covariates = self._covariates(covariates, start.shape, position, seen + settings["predict_len"])
+        if covariates is not None and (warning := self.field.covariate_warning(covariates)):
+            warnings.warn(warning, stacklevel=2)
         batch = self.field.batch(values.to(self.device), position, settings["predict_len"], covariates)
         members = self.field.scaler.physical(ensemble_sampler(self.model, settings, self.device)(batch))
         if online:

@@ -123,8 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
     if windows < FEW_WINDOWS:
         print(f"note: {windows} training windows are few: the forecast may be no better than climatology")
     if data.lags and "lags" not in typed:
-        print(f"note: the networks see the values {' and '.join(as_text(data.lags))} steps earlier too (--lags auto); "
-              "--lags none leaves them out")
+        print(f"note: the forecast sees earlier values too: lags of {', '.join(as_text(data.lags))} steps "
+              "(--lags auto); --lags none leaves them out")
     flags = {name: typed[name] for name in config.DATA_FLAGS if name in typed}
     flags |= {name: getattr(chosen, name) for name in ("history_len", "predict_len", "batch_size")}
     line = config.as_flags(flags | ({"missing": "mask"} if field.masked else {}))

@@ -105,7 +105,7 @@ def test_flags_that_are_given_are_kept(hourly, capsys):
 @pytest.mark.parametrize("flags, proposed", [((), True), (("--lags", "none"), False), (("--lags", "24"), False)])
 def test_lags_are_proposed_where_nothing_is_said_of_them(hourly, capsys, flags, proposed):
     said = said_of(capsys, hourly, "--history_len", "8", "--predict_len", "4", "--device", "cpu", *flags)["all"]
-    assert ("the networks see the values 24 steps earlier too (--lags auto)" in said) == proposed
+    assert ("the forecast sees earlier values too: lags of 24 steps (--lags auto)" in said) == proposed
     assert " ".join(flags) in said.split("train it with")[1]
 
 

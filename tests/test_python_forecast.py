@@ -1,6 +1,8 @@
 """Forecasts from Python: names, times and masks of a history are checked; the forecaster has a readable repr."""
 
 import pickle
+import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,6 +214,18 @@ def test_covariates_of_a_file_are_matched_by_name_too(special, tmp_path):
                                      "--covariates", str(beside), "--output", str(output)]) == 0
         found.append(output.read_text())
     assert found[0] == found[1]
+
+
+def test_covariates_far_outside_of_their_training_range_give_a_warning(special):
+    steps = special.history_steps
+    history, near = FIELD[STEPS - steps - 4:STEPS - 4], pd.read_csv(special.checkpoint["config"]["covariates"])[-10:]
+    for factor, warned in ((1, False), (1000, True)):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            special.forecast(history, covariates=near[["rain", "wind"]] * [1, factor])
+        texts = [str(one.message) for one in found if "covariate" in str(one.message)]
+        assert bool(texts) == warned
+    assert re.match(r"covariate wind has values from .*, the training part held -\S+ to \S+: is it in", texts[0])
 
 
 def test_one_covariate_may_have_a_column_for_each_node(tmp_path):
