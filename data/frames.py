@@ -59,6 +59,9 @@ def from_frame(frame: pd.DataFrame, source: str, where: Where, notes: tuple[str,
             notes += (f"column {node} is taken for the name of the node",)
     else:
         nodes = [column for column in columns if column != time]
+        if repeats and {"quarter", "week"} & {name.lower() for name in nodes}:
+            raise ValueError(f"{source}: columns {listed(columns)}: times occur twice; write year and quarter or week "
+                             "in one column of times, as 2005Q1 or 2005-W01")
         if repeats >= MOSTLY or repeats and node is not None:
             raise ValueError(f"{source}: columns {listed(columns)}: times occur twice, as in a long table, which "
                              "has three: time, node, value; rename its columns so, and leave others out")

@@ -1,5 +1,6 @@
 """Stage 1: the contract of a network, and the mean model that corrects the average of several."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -179,12 +180,14 @@ class CorrectedMean(MeanModel):
 
     @property
     def summary(self) -> str:
-        """The share and the weights of the base in words, or ""."""
+        """The share and the weights of the base in words, those of all lags together, or ""."""
         if self.base is None:
             return ""
-        weights = self.base.weights.mean((1, 2)).tolist()
-        parts = [f"{name} {weight:.2f}" for name, weight in zip(self.base.simple.names, weights, strict=True)]
-        return f"share of the network {self.share.mean():.2f}, the remainder is a mixture of {', '.join(parts)}"
+        weights = Counter()
+        for name, weight in zip(self.base.simple.names, self.base.weights.mean((1, 2)).tolist(), strict=True):
+            weights[name] += weight
+        parts = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
+        return f"share of the network {self.share.mean():.2f}, the remainder is a mixture of {parts}"
 
     def compile_networks(self) -> None:
         """Compile the submodules named in `compiled`, for --compile."""

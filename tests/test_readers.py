@@ -439,6 +439,8 @@ def test_a_large_file_says_its_memory_first(tmp_path, monkeypatch, capsys):
      "line 4: time 2024-01-01T00:00 of node a occurs twice, first in line 2"),
     ("time,node,value\n2024-01-01,a,1\n2024-01-02,,2\n", "line 3: no node is named"),
     ("time,node,value,lat\n2024-01-01,a,1,2\n", "a long table has three: time, node, value"),
+    ("year,quarter,sales\n" + "".join(f"{2005 + k // 4},{1 + k % 4},{k}\n" for k in range(20)),
+     "times occur twice; write year and quarter or week in one column"),
 ])
 def test_the_first_bad_row_of_a_csv_is_named_by_its_line(tmp_path, text, words):
     """faults 7, 10"""
