@@ -14,7 +14,7 @@ from .nodes import numbered, read_graph, read_node_table
 from .readers import ending_of, read_file
 from .registry import DATASETS, DatasetSpec, get_spec, locate
 from .scaling import BLOCK, as_real, by_node
-from .stamps import PLAIN, check_zone, parse_time, read_stamps, stamp
+from .stamps import PLAIN, check_zone, offsets, parse_time, read_stamps, stamp
 from .synthetic import OracleSettings, make_oracle
 from .table import Table, listed
 
@@ -198,9 +198,11 @@ def match(table: Table, field, source: str) -> Table:
         table = table.with_notes("it has no latitude and longitude: its places are taken in the order of the run")
     if table.times is not None:
         check_zone(table.zone, field.time_zone, source)
-        clocks = (f"its offset from UTC is {table.zone}, that of the run {field.time_zone}: times of day are those of "
-                  "the run; to follow a clock that is changed, train with a file of both offsets"
-                  ) if table.zone != field.time_zone and field.time_zone[:1] in {"+", "-"} else ""
+        clocks = ""
+        if field.time_zone[:1] in {"+", "-"} and table.zone != "UTC" and (
+                offsets(table.times, table.zone) != offsets(table.times, field.time_zone)).any():
+            clocks = (f"its offset from UTC ({table.zone}) is not that of the run ({field.time_zone}): times of day "
+                      "are those of the run; to follow a clock that is changed, train with a file of both offsets")
         first = table.where(0)
         table, _ = on_regular_axis(replace(table, zone=field.time_zone), source, field.interval, field.masked)
         try:

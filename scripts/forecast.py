@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--at", default="", help="first time to forecast; the history ends just before "
                        "(else the first time after the data)")
-    which.add_argument("--rolling", type=int, default=None, help="forecast the last so many windows that were observed")
+    which.add_argument("--rolling", type=int, default=0, help="forecast the last so many windows that were observed")
     parser.add_argument("--online", action="store_true", default=False, help="correct the quantile levels of each "
                         "window of --rolling or --split by what has been observed of the windows before it")
     which.add_argument("--split", choices=("test",), default="", help="forecast every window from the first of the "
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_flags(TrainConfig, CHOICES, ("variable", "start", "data_dir", "device"))
     parser.add_flags(TrainConfig, CHOICES, SAMPLING_FLAGS, "that of the run")
     given = vars(parser.parse_args(arguments))
-    if given["rolling"] is not None and given["rolling"] < 1:
+    if given["rolling"] < 0:
         parser.error(f"--rolling {given['rolling']}: choose a number of windows")
     if given["online"] and not (given["rolling"] or given["split"]):
         parser.error("--online corrects a window by those before it: add --rolling N or --split test")

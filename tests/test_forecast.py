@@ -321,7 +321,6 @@ def test_a_history_that_does_not_fit_is_refused_by_name(work, tmp_path, monkeypa
 
 @pytest.mark.parametrize("flags, message", [
     (["--rolling", "-1"], "--rolling -1: choose a number of windows"),
-    (["--rolling", "0"], "--rolling 0: choose a number of windows"),
     (["--at", "2020-01-12", "--rolling", "3"], "not allowed with argument --at"),
     (["--nsample", "1"], "1 is out of range; choose a value at least 2"),
 ])

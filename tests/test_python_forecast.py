@@ -61,6 +61,7 @@ def test_a_start_may_be_any_kind_of_time(forecaster, start):
     assert forecaster.forecast(HISTORY.to_numpy(), start).times[0] == np.datetime64("2020-01-12T06:00")
 
 
+@pytest.mark.filterwarnings("ignore:history. its offset from UTC .Asia")
 def test_times_of_any_time_zone_are_those_of_data_that_state_one(tmp_path):
     local = FIELD.tz_localize("Europe/Berlin")
     forecaster = trained(tmp_path, field=local)
@@ -164,6 +165,7 @@ def test_a_masked_value_is_a_missing_one(forecaster, special):
     assert (special.forecast(whole, FIELD.index[-34], covariates=rain).members != wanted).any()
 
 
+@pytest.mark.filterwarnings("ignore:covariate rain has values")
 def test_covariates_in_a_frame_are_matched_by_name_and_time(special):
     history, times = FIELD[-34:-4], FIELD.index[-10:]
     frame = pd.DataFrame({"rain": np.arange(10.), "wind": np.arange(10.) ** 2}, times)

@@ -241,14 +241,16 @@ def test_a_newer_file_is_dated_by_its_instants_and_one_of_another_kind_of_time_i
 @pytest.mark.parametrize("frequency", ["h", "D"])
 def test_a_newer_file_of_another_fixed_offset_is_noted(tmp_path, capsys, frequency):
     times = pd.date_range("2024-01-01", periods=STEPS, freq=frequency, tz="+01:00")
-    field, offset = opened(saved(tmp_path / "a.csv", times)), "its offset from UTC is +02:00, that of the run +01:00"
+    field = opened(saved(tmp_path / "a.csv", times))
+    offset = "its offset from UTC (+02:00) is not that of the run (+01:00)"
     later = saved(tmp_path / "b.csv", (times + pd.Timedelta("60D")).tz_localize(None).tz_localize("+02:00"))
     if frequency == "h":
         assert newer(field, later)[1] == 60 * 24 - 1 and offset in capsys.readouterr().err
     else:
         with pytest.raises(ValueError, match=f"no step begins then.*{re.escape(offset)}"):
             newer(field, later)
-    newer(field, tmp_path / "a.csv")
+    for same in (times, times.tz_convert("UTC"), times.tz_convert("Europe/Berlin")):  # in winter
+        newer(field, saved(tmp_path / "c.csv", same))
     assert "offset" not in capsys.readouterr().err
 
 
