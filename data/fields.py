@@ -198,18 +198,18 @@ def match(table: Table, field, source: str) -> Table:
         table = table.with_notes("it has no latitude and longitude: its places are taken in the order of the run")
     if table.times is not None:
         check_zone(table.zone, field.time_zone, source)
-        clocks = ""
+        clocks = ()
         if field.time_zone[:1] in {"+", "-"} and table.zone != "UTC" and (
                 offsets(table.times, table.zone) != offsets(table.times, field.time_zone)).any():
             clocks = (f"its offset from UTC ({table.zone}) is not that of the run ({field.time_zone}): times of day "
-                      "are those of the run; to follow a clock that is changed, train with a file of both offsets")
+                      "are those of the run; to follow a clock that is changed, train with a file of both offsets",)
         first = table.where(0)
         table, _ = on_regular_axis(replace(table, zone=field.time_zone), source, field.interval, field.masked)
         try:
             field.step_at(table.times[0])
         except ValueError as error:
-            raise ValueError(f"{source}: {first}: {error}" + f" ({clocks})" * bool(clocks)) from error
-        table = table.with_notes(*[clocks] * bool(clocks))
+            raise ValueError(f"{source}: {first}: {error}" + "".join(f" ({note})" for note in clocks)) from error
+        table = table.with_notes(*clocks)
     return replace(table, zone=field.time_zone).in_order(field.node_names)
 
 

@@ -149,10 +149,9 @@ class FieldSummary:
         climatology = self.climatology[slots[..., 0]].to(history.device)
         if covariates is not None:
             covariates = standardize(covariates, self.covariates).to(history.device)
-        earlier = self.lags and lagged(self.lags, lambda lag: whole[:, self.max_lag - lag:][:, :length])
+        earlier = lagged(self.lags, lambda lag: whole[:, self.max_lag - lag:][:, :length]) if self.lags else None
         return Batch.of(whole[:, self.max_lag:], history_len, slots[:, history_len - 1].to(history.device), climatology,
-                        step.to(history.device), self.masked, covariates,
-                        earlier if self.lags else None)
+                        step.to(history.device), self.masked, covariates, earlier)
 
     def as_text(self, times: np.ndarray) -> np.ndarray:
         return stamps_as_text(times, self.time_zone)

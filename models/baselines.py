@@ -30,7 +30,7 @@ from torch import Tensor
 from data.calendar import season_of
 
 from .base import SimpleForecasters, thinned
-from .layers import Task
+from .build import task_of
 from .quantiles import quantiles_at_z, reorder, z_of_members
 
 FIT_BATCH = 64
@@ -105,9 +105,8 @@ def ridge(data, **_) -> Callable:
 
     See `base.SimpleForecasters`; the root mean square error is that of training windows, per node and horizon.
     """
-    task = Task(data.num_nodes, data.history_len, data.predict_len, data.field.calendar.sizes, lags=len(data.lags),
-                averaged_lags=sum(len(lag) > 1 for lag in data.lags))
-    forecasters = SimpleForecasters(task).to(data.device)
+    lengths = {"history_len": data.history_len, "predict_len": data.predict_len}
+    forecasters = SimpleForecasters(task_of(lengths, data.metadata())).to(data.device)
     which = forecasters.names.index("ridge by node")
     windows = thinned(data.batches("train", FIT_BATCH, limit=RIDGE_WINDOWS))
     error = windows.future - forecasters.fit(windows)[:, which]

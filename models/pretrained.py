@@ -102,7 +102,7 @@ class TrainedForecaster:
         steps, or another one than the index has.
         """
         settings = self._settings(members, flags)
-        if online and (not isinstance(online, OnlineCalibration) or online.run != self._identity):
+        if online and getattr(online, "run", None) != self._identity:
             given = "that of another run" if isinstance(online, OnlineCalibration) else repr(online)
             raise ValueError(f"online: {given}; give the result of the method online of this forecaster")
         history, start = labelled(history, history_start, self.field)

@@ -10,6 +10,7 @@ from conftest import make_field
 from data.constants import QUANTILE_LEVELS
 from data.context import Context
 from data.windows import Batch, WindowBatches, WindowedField, WindowSettings
+from models import build
 from models.base import (
     CANDIDATES,
     OPTIMISM,
@@ -38,8 +39,7 @@ def windows_of(values, history, horizon, interval=DAY, lags="auto"):
 
 
 def task_of(data):
-    return Task(data.num_nodes, data.history_len, data.predict_len, data.field.calendar.sizes, data.field.masked,
-                lags=len(data.lags))
+    return build.task_of({"history_len": data.history_len, "predict_len": data.predict_len}, data.metadata())
 
 
 def fitted(data):
